@@ -1,0 +1,99 @@
+"""Devices: joining the processes of a job, and the one mesh that everything uses.
+
+The mesh always has the same five axes, of explicit type, size 1 when unused, so that
+no code asks whether an axis exists:
+
+  replica   data parallel across slices; parameters are copies
+  fsdp      data parallel inside a slice; parameters and optimizer state are split
+  ring      context parallel, neighbours pass keys and values round
+  ulysses   context parallel, tokens and heads are exchanged all-to-all
+  tensor    heads and hidden units of one layer are split
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+
+AXES = ("replica", "fsdp", "ring", "ulysses", "tensor")
+
+# A job scheduler that starts several processes leaves one of these behind; JAX then
+# finds the coordinator by itself.
+_SCHEDULERS = {
+    "SLURM_NTASKS": lambda value: int(value) > 1,
+    "OMPI_COMM_WORLD_SIZE": lambda value: int(value) > 1,
+    "TPU_WORKER_HOSTNAMES": lambda value: "," in value,
+    "MEGASCALE_COORDINATOR_ADDRESS": bool,
+}
+
+
+def initialize() -> None:
+    """Joins the other processes of this job, where there are any.
+
+    Reads `SORA_COORDINATOR` (host:port), `SORA_NUM_PROCESSES` and `SORA_PROCESS_ID`;
+    without them it follows a scheduler that JAX knows (TPU pods, Slurm, Open MPI), and
+    on a single machine it does nothing. Must come before any other use of JAX.
+    """
+    if jax.distributed.is_initialized():
+        return
+    coordinator = os.environ.get("SORA_COORDINATOR")
+    if coordinator:
+        missing = [
+            name
+            for name in ("SORA_NUM_PROCESSES", "SORA_PROCESS_ID")
+            if not os.environ.get(name, "").isdigit()
+        ]
+        if missing:
+            raise ValueError(
+                f"SORA_COORDINATOR is set, so {' and '.join(missing)} must be set to "
+                "whole numbers as well"
+            )
+        jax.distributed.initialize(
+            coordinator_address=coordinator,
+            num_processes=int(os.environ["SORA_NUM_PROCESSES"]),
+            process_id=int(os.environ["SORA_PROCESS_ID"]),
+        )
+        return
+    for name, several in _SCHEDULERS.items():
+        if os.environ.get(name) and several(os.environ[name]):
+            jax.distributed.initialize()
+            return
+
+
+def make_mesh(
+    shape: Mapping[str, int] | None = None, devices: Sequence | None = None
+) -> jax.sharding.Mesh:
+    """Builds the mesh.
+
+    Args:
+      shape: size by axis name; axes left out have size 1, and one axis may be -1, which
+        takes what is left. By default all devices are on `fsdp`.
+      devices: the devices to use, all of the job's by default.
+
+    Raises:
+      ValueError: an axis name is unknown or the sizes do not multiply to the number of
+        devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = dict(shape or {"fsdp": -1})
+    unknown = sorted(set(shape) - set(AXES))
+    if unknown:
+        raise ValueError(f"mesh axes {unknown} are unknown; there are {list(AXES)}")
+    sizes = [shape.get(axis, 1) for axis in AXES]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(
+            f"mesh {shape}: sizes are positive, and at most one of them is -1"
+        )
+    product = 1
+    for size in sizes:
+        product *= 1 if size == -1 else size
+    if -1 in sizes and len(devices) % product == 0:
+        sizes[sizes.index(-1)] = len(devices) // product
+        product = len(devices)
+    if product != len(devices):
+        raise ValueError(
+            f"mesh {shape} has room for {product} devices, but there are "
+            f"{len(devices)}"
+        )
+    explicit = (jax.sharding.AxisType.Explicit,) * len(AXES)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=explicit, devices=devices)

@@ -1,0 +1,100 @@
+"""Logical axis names, and the one mapping from them to mesh axes.
+
+What used to be called pjit is `jax.jit` with shardings in today's JAX. The mesh is of
+explicit type: every array knows its layout while the program is traced, and an
+operation whose layout is not obvious must say what it wants. The model does so with
+the names below; this file turns them into mesh axes.
+
+  batch    rows of the global batch                (replica, fsdp)
+  tokens   spacetime patches of a row              (ring, ulysses)
+  heads    attention heads, or their channels      tensor
+  mlp      hidden units of the feed-forward part   tensor
+  embed    model width, of weights only            fsdp
+  layers   stacked blocks                          not split
+"""
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("replica", "fsdp"),
+    "tokens": ("ring", "ulysses"),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "embed": ("fsdp",),
+    "layers": (),
+}
+
+
+def _has_mesh() -> bool:
+    return not jax.sharding.get_abstract_mesh().empty
+
+
+def partition(*names: str | None) -> PartitionSpec:
+    """Returns the mesh axes of logical axes, whether or not a mesh is set.
+
+    Raises:
+      ValueError: a name is unknown, or a mesh axis would be used twice.
+    """
+    entries, used = [], set()
+    for name in names:
+        if name is not None and name not in RULES:
+            raise ValueError(f"logical axis {name!r} is unknown; there are {[*RULES]}")
+        axes = RULES[name] if name else ()
+        if used & set(axes):
+            raise ValueError(f"axes {names} would use mesh axes {used & set(axes)} twice")
+        used |= set(axes)
+        entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))
+    return PartitionSpec(*entries)
+
+
+def spec(*names: str | None) -> PartitionSpec | None:
+    """Returns the layout to hand to `out_sharding=`; None where no mesh is set."""
+    return partition(*names) if _has_mesh() else None
+
+
+def follow(x: jax.Array, *last: str | None) -> PartitionSpec | None:
+    """Returns the layout of `x` with its last axes replaced by the named ones."""
+    if not _has_mesh():
+        return None
+    kept = list(jax.typeof(x).sharding.spec)[: x.ndim - len(last)]
+    return PartitionSpec(*kept, *partition(*last))
+
+
+def reshard(x: jax.Array, *names: str | None) -> jax.Array:
+    """Moves `x` to the named layout; nothing where no mesh is set."""
+    return jax.reshard(x, partition(*names)) if _has_mesh() else x
+
+
+def gather_weight(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """Undoes the fsdp split of a weight just before it is used.
+
+    The gradient of this move is the reduce-scatter that returns it to its owners.
+    """
+    return reshard(weight, *(None if axis == "embed" else axis for axis in axes))
+
+
+def named(mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
+    """Returns a sharding that device_put and jit take."""
+    return NamedSharding(mesh, partition(*names))
+
+
+def check_divisible(mesh: jax.sharding.Mesh, sizes: dict[str, tuple[str, int]]) -> None:
+    """Checks that every dimension divides over its mesh axes.
+
+    Args:
+      mesh: the mesh.
+      sizes: what the dimension is called to the user -> (logical axis, size).
+
+    Raises:
+      ValueError: naming the dimension, its size and the mesh axes.
+    """
+    for label, (name, size) in sizes.items():
+        ways = 1
+        for axis in RULES[name]:
+            ways *= mesh.shape[axis]
+        if size % ways:
+            raise ValueError(
+                f"{label} is {size}, which does not divide over the {ways} shards of "
+                f"mesh axes {RULES[name]}"
+            )

@@ -1,0 +1,414 @@
+"""The denoiser: a spacetime diffusion transformer over latent tokens.
+
+Full 3D self-attention, text cross-attention, adaptive layer norm from one shared MLP
+with offsets per block (arXiv 2212.09748, 2310.00426), RMS query/key norm, 3D rotary
+positions: the block of Wan 2.1 / 2.2 (arXiv 2503.20314), to which imported weights fit
+one to one. Beyond it, off or zero at first: a noise level for every token, an embedding
+that says which tokens are given, the pooled text in the modulation, additive positions.
+
+Letters: b batch, n tokens, l text tokens, d width, c latent channels times the patch
+volume, h heads, e head size, k distinct noise levels of a row, m modulation vectors;
+on video grids t, h, w time, height, width and c latent channels.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.core import sharding
+from sora_jax.models import attention, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes and forms of the denoiser."""
+
+    in_channels: int = 16  # channels of the latent video
+    out_channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)  # latent voxels in a token: t, h, w
+    dim: int = 1536
+    num_layers: int = 30
+    num_heads: int = 12
+    mlp_dim: int = 8960
+    text_dim: int = 4096  # width of the text encoder's states
+    freq_dim: int = 256  # width of the noise level's sinusoid
+    mask_text: bool = True  # hide text padding (Wan: zero-padded and visible)
+    known_embedding: bool = True
+    pooled_text: bool = True
+    additive_positions: bool = False
+    rope_theta: float = 10_000.0
+    # Scale of time in the rotary and additive positions: one unit is one latent frame
+    # at time_scale latent frames a second. None counts latent frames, whatever the fps.
+    time_scale: float | None = None
+    temporal_stride: int = 4  # video frames in a latent frame, the first one aside
+    dtype: str = "float32"  # compute type; parameters are float32
+    remat: str = "none"  # "none", or "full": recompute each block in the backward pass
+
+    def __post_init__(self):
+        if self.dim % self.num_heads:
+            raise ValueError(
+                f"dim {self.dim} is not a multiple of num_heads {self.num_heads}"
+            )
+        if (self.dim // self.num_heads) % 2:
+            raise ValueError(f"head size {self.dim // self.num_heads} must be even")
+        if self.remat not in ("none", "full"):
+            raise ValueError(f"remat is {self.remat!r}; it is 'none' or 'full'")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def token_dim(self) -> int:
+        """Numbers in one input token."""
+        return self.in_channels * self.patch[0] * self.patch[1] * self.patch[2]
+
+
+def sinusoid(x: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
+    """[cos(x f_i), sin(x f_i)] with f_i = max_period^(-2i/width): [...] -> [..., width]."""
+    half = width // 2
+    frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / half)
+    angle = x.astype(jnp.float32)[..., None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def rope_split(head_dim: int) -> tuple[int, int, int]:
+    """How many of a head's channels turn with t, h and w: Wan's split."""
+    hw = 2 * (head_dim // 6)
+    return head_dim - 2 * hw, hw, hw
+
+
+def rope_tables(
+    pos_bn3: jax.Array, head_dim: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary angles, each [b, n, head_dim / 2], float32."""
+    angles = []
+    for axis, width in enumerate(rope_split(head_dim)):
+        frequency = theta ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+        angles.append(pos_bn3[..., axis].astype(jnp.float32)[..., None] * frequency)
+    angle_bne = jnp.concatenate(angles, axis=-1)
+    return jnp.cos(angle_bne), jnp.sin(angle_bne)
+
+
+def rotate(x_bnhe: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns neighbouring channel pairs by their angles (arXiv 2104.09864)."""
+    cos, sin = (table[:, :, None, :] for table in tables)
+    x32 = x_bnhe.astype(jnp.float32)
+    even, odd = x32[..., 0::2], x32[..., 1::2]
+    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return turned.reshape(x_bnhe.shape).astype(x_bnhe.dtype)
+
+
+def additive_positions(pos_bn3: jax.Array, d: int) -> jax.Array:
+    """A sinusoid of unit scale for each axis, side by side: [b, n, d].
+
+    Rotary positions tell distances, not places; small models learn "to the left of the
+    frame" far sooner when the place is in the token.
+    """
+    width = 2 * (d // 6)
+    parts = [sinusoid(pos_bn3[..., axis], width, 100.0) for axis in range(3)]
+    joined = jnp.concatenate(parts, axis=-1)
+    return jnp.pad(joined, ((0, 0), (0, 0), (0, d - joined.shape[-1])))
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with RMS norm of queries and keys over their full width."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        d = config.dim
+        into = {"axes": ("embed", "heads"), "rngs": rngs}
+        self.to_q = layers.Linear(d, d, **into)
+        self.to_k = layers.Linear(d, d, **into)
+        self.to_v = layers.Linear(d, d, **into)
+        self.norm_q = layers.RMSNorm(d, axis="heads", rngs=rngs)
+        self.norm_k = layers.RMSNorm(d, axis="heads", rngs=rngs)
+        self.to_out = layers.Linear(d, d, axes=("heads", "embed"), rngs=rngs)
+        self.num_heads = config.num_heads
+
+    def __call__(
+        self, x_bnd, context_bmd, *, rope=None, mask_bm=None, segments=(None, None)
+    ):
+        def heads(x):
+            return x.reshape(*x.shape[:2], self.num_heads, -1)
+
+        q_bnhe = heads(self.norm_q(self.to_q(x_bnd)))
+        k_bmhe = heads(self.norm_k(self.to_k(context_bmd)))
+        v_bmhe = heads(self.to_v(context_bmd))
+        if rope is not None:
+            q_bnhe, k_bmhe = rotate(q_bnhe, rope), rotate(k_bmhe, rope)
+        y_bnhe = attention.attention(q_bnhe, k_bmhe, v_bmhe, mask_bm, *segments)
+        return self.to_out(y_bnhe.reshape(x_bnd.shape))
+
+
+class Mlp(nnx.Module):
+    """Two matmuls with a tanh GELU in between."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        d, f = config.dim, config.mlp_dim
+        self.up = layers.Linear(d, f, axes=("embed", "mlp"), rngs=rngs)
+        self.down = layers.Linear(f, d, axes=("mlp", "embed"), rngs=rngs)
+
+    def __call__(self, x_bnd: jax.Array) -> jax.Array:
+        return self.down(jax.nn.gelu(self.up(x_bnd), approximate=True))
+
+
+class Block(nnx.Module):
+    """Self-attention, text cross-attention, MLP; the first and last are modulated."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        table = nnx.initializers.normal(config.dim**-0.5)
+        self.scale_shift_table = layers.param(
+            rngs, table, (6, config.dim), (None, None)
+        )
+        self.attn1 = Attention(config, rngs=rngs)
+        self.norm2 = layers.LayerNorm(config.dim, rngs=rngs)
+        self.attn2 = Attention(config, rngs=rngs)
+        self.ffn = Mlp(config, rngs=rngs)
+
+    def __call__(self, x_bnd, modulation_bk6d, pick, text_bld, inputs):
+        table = self.scale_shift_table[...] + modulation_bk6d
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            pick(table[:, :, i]) for i in range(6)
+        )
+        dtype = x_bnd.dtype
+        h_bnd = (layers.layer_norm(x_bnd) * (1 + scale1) + shift1).astype(dtype)
+        h_bnd = self.attn1(
+            h_bnd, h_bnd, rope=inputs["rope"], segments=inputs["self_segments"]
+        )
+        x_bnd = (x_bnd + h_bnd * gate1).astype(dtype)
+        x_bnd = x_bnd + self.attn2(
+            self.norm2(x_bnd),
+            text_bld,
+            mask_bm=inputs["text_mask"],
+            segments=inputs["text_segments"],
+        )
+        h_bnd = (layers.layer_norm(x_bnd) * (1 + scale2) + shift2).astype(dtype)
+        return (x_bnd + self.ffn(h_bnd) * gate2).astype(dtype)
+
+
+class TwoLayers(nnx.Module):
+    """linear, activation, linear: the embedders of noise level and text."""
+
+    def __init__(self, i: int, o: int, activation, *, rngs: nnx.Rngs):
+        self.linear_1 = layers.Linear(i, o, axes=("embed", None), rngs=rngs)
+        self.linear_2 = layers.Linear(o, o, axes=("embed", None), rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.linear_2(self.activation(self.linear_1(x)))
+
+
+def _gelu_tanh(x):
+    return jax.nn.gelu(x, approximate=True)
+
+
+class DiT(nnx.Module):
+    """The denoiser. See the head of this file; `Config` holds its sizes."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.config = config
+        d = config.dim
+        zeros = nnx.initializers.zeros
+        self.patch_embedding = layers.Linear(
+            config.token_dim, d, axes=(None, "embed"), rngs=rngs
+        )
+        self.time_embedder = TwoLayers(config.freq_dim, d, jax.nn.silu, rngs=rngs)
+        self.time_proj = layers.Linear(
+            d, 6 * d, axes=("embed", None), init=zeros, rngs=rngs
+        )
+        self.text_embedder = TwoLayers(config.text_dim, d, _gelu_tanh, rngs=rngs)
+        self.known = (
+            layers.param(rngs, zeros, (d,), (None,)) if config.known_embedding else None
+        )
+        self.pooled_text = (
+            layers.Linear(
+                config.text_dim, d, axes=("embed", None), init=zeros, rngs=rngs
+            )
+            if config.pooled_text
+            else None
+        )
+        self.blocks = layers.stack(
+            lambda r: Block(config, rngs=r), config.num_layers, rngs
+        )
+        self.scale_shift_table = layers.param(
+            rngs, nnx.initializers.normal(d**-0.5), (2, d), (None, None)
+        )
+        patch_volume = config.patch[0] * config.patch[1] * config.patch[2]
+        self.proj_out = layers.Linear(
+            d, config.out_channels * patch_volume, axes=("embed", None), init=zeros,
+            rngs=rngs,
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        x_bnc: jax.Array,
+        levels_bk: jax.Array,
+        level_index_bn: jax.Array | None,
+        known_bn: jax.Array | None,
+        pos_bn3: jax.Array,
+        text_bld: jax.Array,
+        text_mask_bl: jax.Array,
+        segments_bn: jax.Array | None = None,
+        text_segments_bl: jax.Array | None = None,
+    ) -> jax.Array:
+        """Predicts the velocity noise - clean of every token.
+
+        Args:
+          x_bnc: noised latent patches, each flattened in the order (t, h, w, channel).
+          levels_bk: the few distinct noise levels tau of a row, in [0, 1]. Modulation is
+            computed for these, not for every token.
+          level_index_bn: which of them is each token's; None where k is 1.
+          known_bn: 1 where the token is given; None where none is.
+          pos_bn3: (t, h, w) of each token, real-valued; b may be 1.
+          text_bld: states of the text encoder.
+          text_mask_bl: True at real text tokens.
+          segments_bn, text_segments_bl: ids, where several clips share a row.
+
+        Returns:
+          velocity_bnc, float32.
+        """
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        batched = ("batch", "tokens", None)
+        x_bnd = self.patch_embedding(sharding.reshard(x_bnc, *batched).astype(dtype))
+        if self.known is not None and known_bn is not None:
+            x_bnd = x_bnd + (known_bn[..., None] * self.known[...]).astype(dtype)
+        if config.additive_positions:
+            x_bnd = x_bnd + additive_positions(pos_bn3, config.dim).astype(dtype)
+
+        # Noise level and modulation in float32, for the k levels only.
+        level_bkd = self.time_embedder(sinusoid(levels_bk * 1000, config.freq_dim))
+        mask_bl = text_mask_bl if config.mask_text else None
+        if self.pooled_text is not None:
+            weight_bl1 = text_mask_bl[..., None].astype(jnp.float32)
+            total_bd = jnp.sum(text_bld.astype(jnp.float32) * weight_bl1, axis=1)
+            count_b1 = jnp.maximum(jnp.sum(weight_bl1, axis=1), 1)
+            level_bkd = level_bkd + self.pooled_text(total_bd / count_b1)[:, None]
+        modulation_bk6d = self.time_proj(jax.nn.silu(level_bkd))
+        modulation_bk6d = modulation_bk6d.reshape(*level_bkd.shape[:2], 6, config.dim)
+
+        pick = _picker(level_index_bn, levels_bk.shape[1])
+        text_bld = self.text_embedder(text_bld.astype(dtype))
+        inputs = {
+            "rope": rope_tables(pos_bn3, config.head_dim, config.rope_theta),
+            "text_mask": mask_bl,
+            "self_segments": (segments_bn, segments_bn),
+            "text_segments": (
+                (None, None)
+                if text_segments_bl is None
+                else (segments_bn, text_segments_bl)
+            ),
+        }
+
+        def body(x_bnd, block):
+            return block(x_bnd, modulation_bk6d, pick, text_bld, inputs), None
+
+        if config.remat == "full":
+            body = jax.checkpoint(body)
+        x_bnd, _ = jax.lax.scan(body, x_bnd, self.blocks)
+
+        table_bk2d = self.scale_shift_table[...] + level_bkd[:, :, None, :]
+        shift, scale = pick(table_bk2d[:, :, 0]), pick(table_bk2d[:, :, 1])
+        x_bnd = layers.layer_norm(x_bnd) * (1 + scale) + shift
+        return self.proj_out(x_bnd)
+
+    def apply_video(
+        self,
+        latents_bthwc: jax.Array,
+        levels_bk: jax.Array,
+        known_bthw: jax.Array | None,
+        text_bld: jax.Array,
+        text_mask_bl: jax.Array,
+        fps: float | jax.Array | None = None,
+    ) -> jax.Array:
+        """Predicts the velocity of whole latent videos of one size.
+
+        Args:
+          latents_bthwc: noised latents; sizes are multiples of the patch.
+          levels_bk: level 0 is that of the unknown tokens, level 1 (where k is 2) that
+            of the known ones.
+          known_bthw: 1 where a latent voxel is given; a token is known when all of its
+            voxels are.
+          text_bld, text_mask_bl: states of the text encoder.
+          fps: frames a second of the video, where positions are in seconds.
+
+        Returns:
+          velocity_bthwc, float32.
+        """
+        grid = latents_bthwc.shape[1:4]
+        x_bnc = patchify(latents_bthwc, self.config.patch)
+        known_bn = index_bn = None
+        if known_bthw is not None:
+            known_bnp = patchify(known_bthw[..., None], self.config.patch)
+            known_bn = jnp.min(known_bnp, axis=-1).astype(jnp.float32)
+            if levels_bk.shape[1] == 2:
+                index_bn = known_bn.astype(jnp.int32)
+        pos_1n3 = grid_positions(grid, self.config, fps)
+        velocity_bnc = self(
+            x_bnc, levels_bk, index_bn, known_bn, pos_1n3, text_bld, text_mask_bl
+        )
+        return unpatchify(velocity_bnc, grid, self.config.patch)
+
+
+def _picker(level_index_bn: jax.Array | None, k: int):
+    """Returns a function that spreads per-level vectors [b, k, d] over the tokens."""
+    if level_index_bn is None:
+        if k != 1:
+            raise ValueError(f"{k} noise levels a row need level_index_bn")
+        return lambda table_bkd: table_bkd
+    one_hot_bnk = jax.nn.one_hot(level_index_bn, k, dtype=jnp.float32)
+
+    def pick(table_bkd):
+        # A matmul with k rows: cheaper to differentiate than a gather, and it shards.
+        return jnp.einsum("bnk,bkd->bnd", one_hot_bnk, table_bkd)
+
+    return pick
+
+
+def grid_positions(
+    grid: tuple[int, int, int], config: Config, fps: float | jax.Array | None = None
+) -> jax.Array:
+    """(t, h, w) of every token of a latent grid: [1, n, 3], float32.
+
+    h and w count tokens. t counts latent frames where `config.time_scale` is None, as
+    Wan does; else it is the time in seconds of a latent's last video frame, times
+    `time_scale`, so that clips of different frame rates agree on what a second is.
+    """
+    t, h, w = (size // patch for size, patch in zip(grid, config.patch, strict=True))
+    time = jnp.arange(t, dtype=jnp.float32)
+    if config.time_scale is not None:
+        if fps is None:
+            raise ValueError("positions are in seconds (time_scale), so fps is needed")
+        frame = time * config.patch[0] * config.temporal_stride
+        time = frame / fps * config.time_scale
+    mesh = jnp.meshgrid(
+        time,
+        jnp.arange(h, dtype=jnp.float32),
+        jnp.arange(w, dtype=jnp.float32),
+        indexing="ij",
+    )
+    return jnp.stack(mesh, axis=-1).reshape(1, t * h * w, 3)
+
+
+def patchify(video_bthwc: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
+    """[b, t, h, w, c] -> [b, n, patch volume * c]; raises if sizes do not divide."""
+    b, *grid, c = video_bthwc.shape
+    if any(size % p for size, p in zip(grid, patch, strict=True)):
+        raise ValueError(f"latent size {grid} is not a multiple of the patch {patch}")
+    (pt, ph, pw), (t, h, w) = patch, (s // p for s, p in zip(grid, patch, strict=True))
+    x = video_bthwc.reshape(b, t, pt, h, ph, w, pw, c)
+    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(b, t * h * w, pt * ph * pw * c)
+
+
+def unpatchify(
+    x_bnc: jax.Array, grid: tuple[int, int, int], patch: tuple[int, int, int]
+) -> jax.Array:
+    """The inverse of `patchify` for a latent grid (t, h, w)."""
+    (pt, ph, pw), (t, h, w) = patch, (s // p for s, p in zip(grid, patch, strict=True))
+    b = x_bnc.shape[0]
+    x = x_bnc.reshape(b, t, h, w, pt, ph, pw, -1)
+    x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(b, *grid, -1)
