@@ -1,0 +1,167 @@
+"""Distances between two sets of feature vectors.
+
+The Frechet distance of two Gaussians (Dowson and Landau 1982; FID, arXiv 1706.08500;
+FVD, arXiv 1812.01717) is
+
+    |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2).
+
+With S = R^T R the last trace is the nuclear norm of R1 R2^T, so no matrix square root is
+needed, and the whole covariance part is the distance of two square roots after the best
+rotation, min_U |R1 - U R2|^2 (Bhatia, Jain and Lim 2019). Written that way it is a sum
+of squares: real and never negative, also for fewer samples than features.
+
+Letters: n samples, d features, r rows of a square root (at most min(n, d)).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from sora_jax.evals import statistics
+
+
+def frechet(features1_nd: np.ndarray, features2_nd: np.ndarray) -> float:
+    """Returns the Frechet distance of two sets of features [n, d], exactly.
+
+    The covariances are unbiased (n - 1). The sets may differ in size. Zero on a set and
+    itself.
+
+    Raises:
+      ValueError: unequal d, fewer than two samples, or values that are not finite.
+    """
+    (mean1_d, root1_rd), (mean2_d, root2_rd) = map(_root, (features1_nd, features2_nd))
+    return _distance(mean1_d, root1_rd, mean2_d, root2_rd)
+
+
+def frechet_from_moments(
+    moments1: statistics.Moments, moments2: statistics.Moments
+) -> float:
+    """Returns the Frechet distance of two sets of which only the moments are kept.
+
+    Equal to `frechet` up to the rounding of the covariances: an eigenvalue below
+    d * 1e-16 of the largest is lost.
+    """
+    (mean1_d, root1_dd), (mean2_d, root2_dd) = (
+        (moments.mean_d, _eigen_root(moments.covariance()))
+        for moments in (moments1, moments2)
+    )
+    return _distance(mean1_d, root1_dd, mean2_d, root2_dd)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extrapolation:
+    """A Frechet distance at several sample sizes and its limit.
+
+    Attributes:
+      at_n: the distance of all samples, biased upwards by about c / n.
+      limit: intercept of the line through (1 / n, distance); it has no c / n bias and
+        may therefore come out slightly below zero for equal distributions.
+      sizes: the sample sizes of the fit, the same for both sets.
+      values: mean distance at each size.
+    """
+
+    at_n: float
+    limit: float
+    sizes: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+def frechet_extrapolated(
+    features1_nd: np.ndarray,
+    features2_nd: np.ndarray,
+    *,
+    num_sizes: int = 8,
+    draws: int = 4,
+    seed: int = 0,
+) -> Extrapolation:
+    """Extrapolates the Frechet distance to infinitely many samples (arXiv 1911.07023).
+
+    Both sets are subsampled without replacement to the same sizes, between half of the
+    smaller set and all of it, and a line in 1 / n is fitted. The bias is linear in
+    1 / n only where n exceeds the number of features; with fewer samples the limit is
+    an underestimate of the bias, not a cure.
+
+    Args:
+      features1_nd, features2_nd: the two sets.
+      num_sizes: how many sizes are fitted.
+      draws: subsets drawn and averaged at each size.
+      seed: seed of the subsets.
+
+    Raises:
+      ValueError: a set holds fewer than 8 samples, or as `frechet`.
+    """
+    features1_nd = statistics.checked_features(features1_nd, least=8)
+    features2_nd = statistics.checked_features(features2_nd, least=8)
+    largest = min(len(features1_nd), len(features2_nd))
+    # Even steps in 1 / n, so that the fit does not lean on the large sizes.
+    inverse = np.linspace(2 / largest, 1 / largest, num_sizes)
+    sizes = sorted({round(1 / value) for value in inverse})
+    rng = np.random.default_rng(seed)
+
+    def subset_distance(size: int) -> float:
+        subsets = (
+            features_nd[rng.permutation(len(features_nd))[:size]]
+            for features_nd in (features1_nd, features2_nd)
+        )
+        return frechet(*subsets)
+
+    values = [np.mean([subset_distance(size) for _ in range(draws)]) for size in sizes]
+    _, limit = np.polyfit(1 / np.array(sizes), values, 1)
+    return Extrapolation(
+        frechet(features1_nd, features2_nd),
+        float(limit),
+        tuple(sizes),
+        tuple(map(float, values)),
+    )
+
+
+def frechet_interval(
+    features1_nd: np.ndarray,
+    features2_nd: np.ndarray,
+    *,
+    num_resamples: int = 100,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Returns a 95 % bootstrap interval of `frechet`, both sets resampled."""
+    features1_nd, features2_nd = map(np.asarray, (features1_nd, features2_nd))
+    return statistics.bootstrap(
+        lambda rng: frechet(
+            statistics.resample(features1_nd, rng),
+            statistics.resample(features2_nd, rng),
+        ),
+        frechet(features1_nd, features2_nd),
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+
+
+def _root(features_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean, and R with R^T R the unbiased covariance, without forming it."""
+    features_nd = statistics.checked_features(features_nd, least=2)
+    mean_d = features_nd.mean(axis=0)
+    scale = np.sqrt(len(features_nd) - 1)
+    return mean_d, np.linalg.qr((features_nd - mean_d) / scale, mode="r")
+
+
+def _eigen_root(covariance_dd: np.ndarray) -> np.ndarray:
+    values_d, vectors_dd = np.linalg.eigh(covariance_dd)
+    return np.sqrt(np.clip(values_d, 0, None))[:, None] * vectors_dd.T
+
+
+def _distance(mean1_d, root1_rd, mean2_d, root2_rd) -> float:
+    if mean1_d.shape != mean2_d.shape:
+        raise ValueError(
+            f"the sets have {mean1_d.size} and {mean2_d.size} features: they were not "
+            "made by the same network"
+        )
+    rows = max(len(root1_rd), len(root2_rd))
+    root1_rd, root2_rd = (
+        np.pad(root, ((0, rows - len(root)), (0, 0))) for root in (root1_rd, root2_rd)
+    )
+    left_rr, _, right_rr = np.linalg.svd(root1_rd @ root2_rd.T)
+    spread = np.square(root1_rd - left_rr @ right_rr @ root2_rd).sum()
+    # What lies below the rounding of the traces is no distance: zero on itself.
+    traces = np.square(root1_rd).sum() + np.square(root2_rd).sum()
+    if spread <= 4 * rows * np.finfo(np.float64).eps * traces:
+        spread = 0.0
+    return float(np.square(mean1_d - mean2_d).sum() + spread)

@@ -1,0 +1,88 @@
+"""Moments against NumPy in any split, intervals against their definitions."""
+
+import math
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies
+
+from sora_jax.evals import statistics
+
+
+@hypothesis.given(
+    sizes=strategies.lists(strategies.integers(1, 20), min_size=2, max_size=6),
+    seed=strategies.integers(0, 1000),
+)
+@hypothesis.settings(deadline=None, max_examples=30)
+def test_moments_are_the_same_in_any_split(sizes, seed):
+    rng = np.random.default_rng(seed)
+    # A mean of 1e6 beside a spread of 1: raw second moments would lose seven digits.
+    parts = [rng.normal(size=(size, 5)) + 1e6 for size in sizes]
+    merged = statistics.Moments.of(parts[0])
+    for part in parts[1:]:
+        merged = merged.merge(statistics.Moments.of(part))
+    whole = np.concatenate(parts)
+    assert merged.count == len(whole)
+    np.testing.assert_allclose(merged.mean_d, whole.mean(0), rtol=1e-14)
+    scale = np.abs(np.cov(whole.T)).max()
+    np.testing.assert_allclose(
+        merged.covariance(), np.cov(whole.T), rtol=0, atol=1e-9 * scale
+    )
+
+
+def test_moments_refuse_what_would_spoil_them():
+    with pytest.raises(ValueError, match="1 of 3 feature vectors hold NaN"):
+        statistics.Moments.of(np.array([[0.0], [math.nan], [1.0]]))
+    with pytest.raises(ValueError, match="2 samples or more"):
+        statistics.Moments.of(np.zeros((1, 3))).covariance()
+    with pytest.raises(ValueError, match="3 features cannot be merged"):
+        one = statistics.Moments.of(np.zeros((2, 3)))
+        one.merge(statistics.Moments.of(np.zeros((2, 4))))
+
+
+def test_wilson_against_the_defining_equation():
+    """The ends solve |p - share| = z sqrt(p (1 - p) / n)."""
+    z = 1.959963984540054
+    for successes, count in [(1, 10), (95, 100), (243, 256), (13, 15)]:
+        share = successes / count
+        for end in statistics.wilson(successes, count):
+            gap = z * math.sqrt(end * (1 - end) / count)
+            assert abs(share - end) == pytest.approx(gap, rel=1e-9)
+    assert statistics.wilson(0, 20)[0] == 0.0
+    assert statistics.wilson(20, 20)[1] == 1.0
+    assert statistics.wilson(20, 20)[0] < 0.9  # 20 of 20 does not prove .9
+    with pytest.raises(ValueError, match="5 of 4"):
+        statistics.wilson(5, 4)
+
+
+def test_wilson_covers():
+    """95 % intervals hold the true share in about 95 % of experiments."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for successes in rng.binomial(128, 0.93, size=2000):
+        low, high = statistics.wilson(int(successes), 128)
+        hits += low <= 0.93 <= high
+    assert 0.93 < hits / 2000 < 0.975
+
+
+def test_mean_interval_covers():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        _, low, high = statistics.mean_interval(
+            rng.exponential(size=60), seed=seed, num_resamples=200
+        )
+        hits += low <= 1 <= high
+    assert 0.86 < hits / 200 < 0.99
+
+
+def test_bootstrap_is_centred_on_the_point_and_repeatable():
+    values = np.arange(50.0)
+
+    def biased(rng):
+        return statistics.resample(values, rng).mean() + 100
+
+    low, high = statistics.bootstrap(biased, 24.5, seed=3)
+    assert low < 24.5 < high < 40
+    assert (low, high) == statistics.bootstrap(biased, 24.5, seed=3)
