@@ -398,9 +398,9 @@ def patchify(video_bthwc: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
     if any(size % p for size, p in zip(grid, patch, strict=True)):
         raise ValueError(f"latent size {grid} is not a multiple of the patch {patch}")
     (pt, ph, pw), (t, h, w) = patch, (s // p for s, p in zip(grid, patch, strict=True))
-    x = video_bthwc.reshape(b, t, pt, h, ph, w, pw, c)
+    x = _reshape(video_bthwc, (b, t, pt, h, ph, w, pw, c))
     x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return x.reshape(b, t * h * w, pt * ph * pw * c)
+    return _reshape(x, (b, t * h * w, pt * ph * pw * c))
 
 
 def unpatchify(
@@ -408,7 +408,17 @@ def unpatchify(
 ) -> jax.Array:
     """The inverse of `patchify` for a latent grid (t, h, w)."""
     (pt, ph, pw), (t, h, w) = patch, (s // p for s, p in zip(grid, patch, strict=True))
-    b = x_bnc.shape[0]
-    x = x_bnc.reshape(b, t, h, w, pt, ph, pw, -1)
+    b, c = x_bnc.shape[0], x_bnc.shape[-1] // (pt * ph * pw)
+    # Tokens that were split over the context axes come together for the video form.
+    x = sharding.reshard(x_bnc, "batch", None, None)
+    x = _reshape(x, (b, t, h, w, pt, ph, pw, c))
     x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
-    return x.reshape(b, *grid, -1)
+    return _reshape(x, (b, *grid, c))
+
+
+def _reshape(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Reshapes behind the batch axis, which keeps its layout."""
+    if x.shape[0] == 1:  # one table for all rows
+        return x.reshape(shape)
+    layout = sharding.spec("batch", *(None,) * (len(shape) - 1))
+    return jnp.reshape(x, shape, out_sharding=layout)
