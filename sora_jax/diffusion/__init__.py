@@ -1,0 +1,1 @@
+"""Rectified flow: noise levels, known tokens, guidance, samplers. Pure functions."""

@@ -1,0 +1,48 @@
+"""Rectified flow (Liu et al. 2022, arXiv:2209.03003): straight paths to noise.
+
+    x_tau = (1 - tau) x0 + tau noise,      velocity = d x_tau / d tau = noise - x0
+
+tau is the noise level: 0 is data, 1 is pure noise. It may be a scalar, one value a
+row [b], or one value a token [b, t, h, w]: its shape is a leading part of x's shape.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def per_token(tau: jax.Array | float, like: jax.Array) -> jax.Array:
+    """`tau` with trailing axes of size 1 so that it broadcasts against `like`.
+
+    Raises:
+      ValueError: the shape of tau is not a leading part of the shape of `like`.
+    """
+    tau = jnp.asarray(tau, jnp.float32)
+    if tau.shape != like.shape[: tau.ndim]:
+        raise ValueError(
+            f"tau has shape {tau.shape}, which is not a leading part of {like.shape}:"
+            " give a scalar, one level a row, or one level a token."
+        )
+    return tau.reshape(tau.shape + (1,) * (like.ndim - tau.ndim))
+
+
+def interpolate(x0: jax.Array, noise: jax.Array, tau: jax.Array | float) -> jax.Array:
+    """x_tau = (1 - tau) x0 + tau noise."""
+    tau = per_token(tau, x0)
+    return (1 - tau) * x0 + tau * noise
+
+
+def velocity(x0: jax.Array, noise: jax.Array) -> jax.Array:
+    """What the denoiser learns: noise - x0, the same at every tau."""
+    return noise - x0
+
+
+def to_x0(x_tau: jax.Array, velocity: jax.Array, tau: jax.Array | float) -> jax.Array:
+    """The clean data that a velocity implies: x_tau - tau velocity."""
+    return x_tau - per_token(tau, x_tau) * velocity
+
+
+def to_noise(
+    x_tau: jax.Array, velocity: jax.Array, tau: jax.Array | float
+) -> jax.Array:
+    """The noise that a velocity implies: x_tau + (1 - tau) velocity."""
+    return x_tau + (1 - per_token(tau, x_tau)) * velocity

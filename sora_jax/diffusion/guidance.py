@@ -1,0 +1,68 @@
+"""The null condition, and classifier-free guidance (Ho & Salimans 2022, 2207.12598).
+
+A condition is any pytree of arrays whose first axis is the row (token ids and mask,
+encoder states, ...). The same function replaces it by the null condition in training
+(dropout) and in sampling (guidance), so the two cannot drift apart.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Velocity = Callable[[jax.Array, jax.Array], jax.Array]
+ConditionedVelocity = Callable[[jax.Array, jax.Array, Any], jax.Array]
+
+
+def null_condition(condition: Any, null: Any, drop_b: jax.Array) -> Any:
+    """`condition`, with `null` in its place for the rows where drop_b is true.
+
+    Args:
+      condition: a pytree of arrays [b, ...].
+      null: the same tree; its leaves have b rows, or one row for all.
+      drop_b: bool [b].
+    """
+
+    def pick(given, empty):
+        drop = drop_b.reshape(drop_b.shape + (1,) * (given.ndim - 1))
+        return jnp.where(drop, empty.astype(given.dtype), given)
+
+    return jax.tree.map(pick, condition, null)
+
+
+def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Rows a0 b0 a1 b1 ...: both halves of a pair stay on the device of the row."""
+    pairs = jnp.stack([first, second], axis=1)
+    return pairs.reshape(2 * first.shape[0], *first.shape[1:])
+
+
+def guided(
+    velocity_fn: ConditionedVelocity,
+    condition: Any,
+    null: Any,
+    guidance_scale: jax.Array | float,
+) -> Velocity:
+    """v(x, tau) = v_null + s (v_condition - v_null), in one call on twice the rows.
+
+    Args:
+      velocity_fn: (x_b..., tau, condition) -> velocity_b...; must treat rows alone.
+      condition: a pytree of arrays [b, ...].
+      null: the same tree; its leaves have b rows, or one row for all.
+      guidance_scale: s. The Python number 1 needs no null half and computes none.
+    """
+    if isinstance(guidance_scale, int | float) and guidance_scale == 1:
+        return lambda x, tau: velocity_fn(x, tau, condition)
+
+    def guided_velocity(x: jax.Array, tau: jax.Array) -> jax.Array:
+        rows = x.shape[0]
+        everyone = jnp.ones((rows,), bool)
+        empty = null_condition(condition, null, everyone)
+        pairs = velocity_fn(
+            _interleave(x, x), tau, jax.tree.map(_interleave, condition, empty)
+        )
+        pairs = pairs.reshape(rows, 2, *pairs.shape[1:])
+        with_text, without = pairs[:, 0], pairs[:, 1]
+        return without + guidance_scale * (with_text - without)
+
+    return guided_velocity

@@ -1,0 +1,180 @@
+"""Known tokens: which tokens of a latent grid are given, in training and in tasks.
+
+A pattern names the latent frames that are given; a known token enters the denoiser at
+a small noise level of its own (`Config.known_tau`) and marked known. Training draws a
+pattern for each row; a task asks for one by name.
+
+Letters: n rows, t latent frames, h and w latent height and width.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Pattern(enum.StrEnum):
+    """Which latent frames are known."""
+
+    NONE = "none"  # text to video
+    FIRST_FRAME = "first_frame"  # image to video
+    HEAD = "head"  # the first k: extension forwards
+    TAIL = "tail"  # the last k: extension backwards
+    BOTH = "both"  # some at each end: in-betweening, joins
+    RANDOM = "random"  # any: filling in
+
+
+# The fewest latent frames of which a pattern leaves at least one to generate.
+_LEAST_FRAMES = {
+    Pattern.NONE: 1,
+    Pattern.FIRST_FRAME: 2,
+    Pattern.HEAD: 2,
+    Pattern.TAIL: 2,
+    Pattern.BOTH: 3,
+    Pattern.RANDOM: 2,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How often each pattern is trained, and how clean known tokens are.
+
+    known_tau is the noise level of known tokens in training and in sampling: slightly
+    above 0, so that the model looks at them without copying their every flaw.
+    """
+
+    probabilities: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {"none": 1.0}
+    )
+    known_tau: float = 0.02
+
+    def __post_init__(self):
+        object.__setattr__(self, "probabilities", dict(self.probabilities))
+        _checked(self.probabilities)
+        if not 0 <= self.known_tau < 1:
+            raise ValueError(f"known_tau must be in [0, 1), not {self.known_tau}.")
+
+
+def _checked(probabilities: Mapping[str, float]) -> dict[Pattern, float]:
+    names = [p.value for p in Pattern]
+    for name, probability in probabilities.items():
+        if name not in names:
+            raise ValueError(
+                f"No known-token pattern is called {name!r}: there are {', '.join(names)}."
+            )
+        if probability < 0:
+            raise ValueError(f"The probability of {name!r} is negative: {probability}.")
+    if abs(sum(probabilities.values()) - 1) > 1e-6:
+        raise ValueError(
+            "The probabilities of known-token patterns must sum to 1, not "
+            f"{sum(probabilities.values()):g}: {dict(probabilities)}."
+        )
+    return {Pattern(name): p for name, p in probabilities.items() if p > 0}
+
+
+def _check_room(pattern: Pattern, num_latent_frames: int) -> None:
+    least = _LEAST_FRAMES[pattern]
+    if num_latent_frames < least:
+        raise ValueError(
+            f"Pattern {pattern.value!r} needs at least {least} latent frames, not "
+            f"{num_latent_frames}: fewer leave nothing to generate."
+        )
+
+
+def mask(
+    pattern: str, grid: tuple[int, int, int], head: int = 1, tail: int = 1
+) -> np.ndarray:
+    """The known mask of one named pattern, bool [t, h, w].
+
+    Args:
+      pattern: any but "random", which only `sample_known` can draw.
+      grid: latent frames, height, width.
+      head: how many latent frames "head" and "both" give at the start.
+      tail: how many latent frames "tail" and "both" give at the end.
+    """
+    pattern = Pattern(pattern)
+    if pattern is Pattern.RANDOM:
+        raise ValueError('Pattern "random" is drawn: use sample_known.')
+    num_frames = grid[0]
+    _check_room(pattern, num_frames)
+    heads = {Pattern.FIRST_FRAME: 1, Pattern.HEAD: head, Pattern.BOTH: head}
+    tails = {Pattern.TAIL: tail, Pattern.BOTH: tail}
+    first, last = heads.get(pattern, 0), tails.get(pattern, 0)
+    if min(head, tail) < 1 or first + last >= num_frames and pattern != Pattern.NONE:
+        raise ValueError(
+            f"Pattern {pattern.value!r} with head {head} and tail {tail} must leave at "
+            f"least one of the {num_frames} latent frames unknown and give at least one."
+        )
+    frame = np.arange(num_frames)
+    known_t = (frame < first) | (frame >= num_frames - last)
+    return np.broadcast_to(known_t[:, None, None], grid).copy()
+
+
+def sample_known(
+    key: jax.Array,
+    n: int,
+    grid: tuple[int, int, int],
+    probabilities: Mapping[str, float],
+) -> jax.Array:
+    """Draws the known mask of n training rows, bool [n, t, h, w]. Pure in the key.
+
+    Each row draws a pattern, then how many latent frames it gives: uniform over the
+    counts that leave at least one frame unknown.
+
+    Raises:
+      ValueError: an unknown pattern, probabilities that do not sum to 1, or a grid
+        with too few latent frames for a pattern that may be drawn.
+    """
+    mix = _checked(probabilities)
+    num_frames = grid[0]
+    for pattern in mix:
+        _check_room(pattern, num_frames)
+    pattern_key, count_key, share_key, order_key = jax.random.split(key, 4)
+    names = list(mix)
+    drawn = jax.random.choice(
+        pattern_key, len(names), (n,), p=jnp.asarray(list(mix.values()), jnp.float32)
+    )
+    # counts in 1..t-1; "both" splits 2..t-1 between the two ends
+    count = jax.random.randint(count_key, (n,), 1, max(num_frames, 2))
+    pair = 2 + (count - 1) % max(num_frames - 2, 1)
+    front = 1 + jnp.floor(jax.random.uniform(share_key, (n,)) * (pair - 1))
+    rank_nt = jnp.argsort(jax.random.uniform(order_key, (n, num_frames)), axis=1)
+
+    frame_1t = jnp.arange(num_frames)[None]
+    count_n1, pair_n1, front_n1 = count[:, None], pair[:, None], front[:, None]
+    masks_nt = {
+        Pattern.NONE: jnp.zeros((1, num_frames), bool),
+        Pattern.FIRST_FRAME: frame_1t == 0,
+        Pattern.HEAD: frame_1t < count_n1,
+        Pattern.TAIL: frame_1t >= num_frames - count_n1,
+        Pattern.BOTH: (frame_1t < front_n1)
+        | (frame_1t >= num_frames - pair_n1 + front_n1),
+        Pattern.RANDOM: rank_nt < count_n1,
+    }
+    known_nt = jnp.zeros((n, num_frames), bool)
+    for index, pattern in enumerate(names):
+        known_nt = jnp.where((drawn == index)[:, None], masks_nt[pattern], known_nt)
+    return jnp.broadcast_to(known_nt[:, :, None, None], (n, *grid))
+
+
+def levels(
+    tau_n: jax.Array, known_nthw: jax.Array, known_tau: float
+) -> tuple[jax.Array, jax.Array]:
+    """The noise levels of rows with known tokens, as the denoiser takes them.
+
+    Returns:
+      levels_n2: float32 [n, 2], the row's level and the level of its known tokens.
+      level_index_nthw: int32, which of the two each token has.
+    A known token is never noisier than its row.
+    """
+    levels_n2 = jnp.stack([tau_n, jnp.minimum(tau_n, known_tau)], axis=-1)
+    return levels_n2.astype(jnp.float32), known_nthw.astype(jnp.int32)
+
+
+def token_tau(tau_n: jax.Array, known_nthw: jax.Array, known_tau: float) -> jax.Array:
+    """The noise level of every token, float32 [n, t, h, w]: see `levels`."""
+    tau = tau_n[:, None, None, None].astype(jnp.float32)
+    return jnp.where(known_nthw, jnp.minimum(tau, known_tau), tau)

@@ -1,0 +1,102 @@
+"""Which noise levels are trained, which are sampled, and which are logged together.
+
+tau in [0, 1] is the noise level (1 is pure noise); u in [0, 1] is a level before the
+shift. The shift s moves levels towards noise (Esser et al. 2024, arXiv:2403.03206,
+section 5.3.2), with the same s in training and in sampling:
+
+    tau = s u / (1 + (s - 1) u)
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Finer where the noisy input stops showing what only the caption can tell.
+BAND_EDGES = (0.0, 0.25, 0.5, 0.7, 0.85, 0.93, 0.97, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The distribution of training noise levels.
+
+    A share `logit_normal` of the samples is shift(sigmoid(mean + std z)), z normal;
+    the rest is uniform in tau (not shifted), so that no level is left untrained.
+    """
+
+    logit_normal: float = 0.9
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+    band_edges: tuple[float, ...] = BAND_EDGES
+
+    def __post_init__(self):
+        if not 0 <= self.logit_normal <= 1:
+            raise ValueError(
+                f"logit_normal is a share of samples: {self.logit_normal} is not in [0, 1]."
+            )
+        if self.std <= 0:
+            raise ValueError(f"std must be positive, not {self.std}.")
+        if self.shift <= 0:
+            raise ValueError(f"shift must be positive (1 is none), not {self.shift}.")
+        edges = tuple(self.band_edges)
+        object.__setattr__(self, "band_edges", edges)
+        if edges[0] != 0 or edges[-1] != 1 or list(edges) != sorted(set(edges)):
+            raise ValueError(f"band_edges must rise from 0 to 1, not {edges}.")
+
+
+def shift(u, s: float):
+    """s u / (1 + (s - 1) u): maps [0, 1] onto itself, towards 1 where s > 1."""
+    return s * u / (1 + (s - 1) * u)
+
+
+def unshift(tau, s: float):
+    """The inverse of `shift`."""
+    return shift(tau, 1 / s)
+
+
+def sample_tau(key: jax.Array, n: int, config: Config) -> jax.Array:
+    """Draws n training noise levels, float32 [n]: one from each of n quantile bins.
+
+    Stratified, so that every batch covers all levels in proportion (lower variance of
+    the gradient); the bins are dealt to the rows at random, so that a row's position,
+    or the host that holds it, says nothing about its level. Pure in the key.
+    """
+    order_key, place_key = jax.random.split(key)
+    bins = jax.random.permutation(order_key, n)
+    quantile = (bins + jax.random.uniform(place_key, (n,))) / n
+    quantile = jnp.minimum(quantile, 1 - 2**-24)
+    share = config.logit_normal
+    inner = jnp.clip(quantile / max(share, 1e-6), 1e-6, 1 - 1e-6)
+    normal = jax.scipy.special.ndtri(inner)
+    bell = shift(jax.nn.sigmoid(config.mean + config.std * normal), config.shift)
+    flat = jnp.clip((quantile - share) / max(1 - share, 1e-6), 0, 1)
+    return jnp.where(quantile < share, bell, flat).astype(jnp.float32)
+
+
+def schedule(num_steps: int, s: float = 1.0) -> np.ndarray:
+    """The sampler's levels: num_steps + 1 values, float32, from exactly 1 to exactly 0.
+
+    Equal steps in u, shifted by s: what diffusers' FlowMatchEulerDiscreteScheduler
+    gives for sigmas = linspace(1, 1 / num_steps, num_steps).
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, not {num_steps}.")
+    return shift(np.linspace(1.0, 0.0, num_steps + 1), s).astype(np.float32)
+
+
+def band_index(tau: jax.Array, edges: Sequence[float] = BAND_EDGES) -> jax.Array:
+    """The logging band of each level, int32: edges[i] <= tau < edges[i + 1].
+
+    tau = 1 belongs to the last band.
+    """
+    inner = jnp.asarray(edges[1:-1], jnp.float32)
+    return jnp.searchsorted(inner, tau, side="right").astype(jnp.int32)
+
+
+def band_names(edges: Sequence[float] = BAND_EDGES) -> list[str]:
+    """One name a band for metrics, e.g. "0.85-0.93"."""
+    pairs = zip(edges[:-1], edges[1:], strict=True)
+    return [f"{low:g}-{high:g}" for low, high in pairs]

@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.diffusion import guidance
+
+
+def _condition(rows=3):
+    rng = np.random.default_rng(0)
+    return {
+        "states": jnp.asarray(rng.normal(size=(rows, 4)), jnp.float32),
+        "ids": jnp.arange(rows) + 10,
+    }
+
+
+NULL = {"states": jnp.full((1, 4), -1.0), "ids": jnp.zeros((1,), jnp.int32)}
+
+
+def test_null_condition_replaces_only_the_dropped_rows_of_every_leaf():
+    condition = _condition()
+    dropped = guidance.null_condition(
+        condition, NULL, jnp.asarray([False, True, False])
+    )
+    np.testing.assert_array_equal(dropped["ids"], [10, 0, 12])
+    np.testing.assert_array_equal(dropped["states"][1], -np.ones(4))
+    np.testing.assert_array_equal(dropped["states"][0], condition["states"][0])
+    assert dropped["ids"].dtype == condition["ids"].dtype
+
+
+def _velocity(calls):
+    def velocity(x, tau, condition):
+        calls.append(x.shape[0])
+        scale = condition["ids"].astype(jnp.float32)[:, None]
+        return tau * x + scale * condition["states"]
+
+    return velocity
+
+
+def test_guidance_extrapolates_from_null_in_one_call_of_twice_the_rows():
+    x, condition, calls = jnp.ones((3, 4)), _condition(), []
+    velocity = _velocity(calls)
+    got = guidance.guided(velocity, condition, NULL, 3.5)(x, 0.5)
+    assert calls == [6]
+    everyone = guidance.null_condition(condition, NULL, jnp.ones(3, bool))
+    null = velocity(x, 0.5, everyone)
+    text = velocity(x, 0.5, condition)
+    np.testing.assert_allclose(got, null + 3.5 * (text - null), rtol=1e-5)
+
+
+def test_scale_one_computes_no_null_half():
+    x, condition, calls = jnp.ones((3, 4)), _condition(), []
+    velocity = _velocity(calls)
+    got = guidance.guided(velocity, condition, NULL, 1)(x, 0.5)
+    assert calls == [3]
+    np.testing.assert_array_equal(got, velocity(x, 0.5, condition))
+
+
+def test_scale_may_be_traced():
+    x, condition = jnp.ones((3, 4)), _condition()
+    velocity = _velocity([])
+    run = jax.jit(lambda s: guidance.guided(velocity, condition, NULL, s)(x, 0.5))
+    np.testing.assert_allclose(
+        run(2.0), guidance.guided(velocity, condition, NULL, 2.0)(x, 0.5), rtol=1e-6
+    )
