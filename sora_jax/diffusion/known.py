@@ -168,13 +168,13 @@ def levels(
     Returns:
       levels_n2: float32 [n, 2], the row's level and the level of its known tokens.
       level_index_nthw: int32, which of the two each token has.
-    A known token is never noisier than its row.
     """
-    levels_n2 = jnp.stack([tau_n, jnp.minimum(tau_n, known_tau)], axis=-1)
-    return levels_n2.astype(jnp.float32), known_nthw.astype(jnp.int32)
+    tau_n = tau_n.astype(jnp.float32)
+    levels_n2 = jnp.stack([tau_n, jnp.full_like(tau_n, known_tau)], axis=-1)
+    return levels_n2, known_nthw.astype(jnp.int32)
 
 
 def token_tau(tau_n: jax.Array, known_nthw: jax.Array, known_tau: float) -> jax.Array:
     """The noise level of every token, float32 [n, t, h, w]: see `levels`."""
     tau = tau_n[:, None, None, None].astype(jnp.float32)
-    return jnp.where(known_nthw, jnp.minimum(tau, known_tau), tau)
+    return jnp.where(known_nthw, known_tau, tau)
