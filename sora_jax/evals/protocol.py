@@ -1,0 +1,159 @@
+"""What a score was measured with, so that only like is compared with like.
+
+Published scores of one model differ by factors because of resizing, stride, sample count
+and code. A `Manifest` names all of that; two results whose manifests have different
+digests are not compared unless a person insists.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import sora_jax
+
+# Sources that decide a score; everything else may change without changing the digest.
+_SCORING = (
+    "evals/statistics.py",
+    "evals/distances.py",
+    "evals/temporal.py",
+    "evals/features.py",
+    "evals/toyworld.py",
+    "models/feature_net.py",
+    "toyworld/oracle.py",
+)
+
+
+class Evaluator(Protocol):
+    """What training and `evaluate` call alike."""
+
+    def run(self, subject: Any) -> Iterator[tuple[str, float]]:
+        """Yields (name, value) for a train state or a folder of samples."""
+
+
+class UnequalProtocols(ValueError):
+    """Two results were measured in different ways."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """How a set of scores was measured.
+
+    Attributes:
+      num_samples: clips a seed, by suite.
+      num_frames, height, width, fps: the clips that were scored.
+      resize: how clips were brought to the size of the feature network.
+      feature_weights: SHA-256 of the feature network's weights.
+      reference: SHA-256 over the reference clips of the Frechet distance.
+      seeds: seeds of the samples, each a whole set.
+      prompts: SHA-256 over the prompts in order.
+      sampler, num_inference_steps, guidance_scale, shift: how the clips were made;
+        None where they were given as files.
+      codec: what lay between the generator and the score ("none", or the file's codec).
+      code: version and digest of the code that scores.
+    """
+
+    num_samples: Mapping[str, int]
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    resize: str
+    feature_weights: str
+    reference: str
+    seeds: tuple[int, ...]
+    prompts: str
+    sampler: str | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    shift: float | None
+    codec: str = "none"
+    code: str = dataclasses.field(default_factory=lambda: code_version())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON values, sorted by name."""
+        fields = dataclasses.asdict(self) | {"seeds": list(self.seeds)}
+        fields["num_samples"] = dict(sorted(self.num_samples.items()))
+        return dict(sorted(fields.items()))
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of the canonical JSON of all fields."""
+        return digest(self.to_dict())
+
+
+def digest(fields: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of the canonical JSON of a manifest's fields."""
+    text = json.dumps(fields, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def text_digest(texts: Iterable[str]) -> str:
+    """Returns one SHA-256 over texts in order; where one ends and another starts counts."""
+    result = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        result.update(len(encoded).to_bytes(8, "big") + encoded)
+    return result.hexdigest()
+
+
+def code_version() -> str:
+    """Returns the version and a digest of the code that decides scores.
+
+    Comments, docstrings and layout are left out, so that they do not make old results
+    incomparable and a changed threshold does.
+    """
+    root = pathlib.Path(sora_jax.__file__).parent
+    sources = (bare_code((root / name).read_text()) for name in _SCORING)
+    return f"{sora_jax.__version__}+{text_digest(sources)[:12]}"
+
+
+def compare(
+    first: Mapping[str, Any], second: Mapping[str, Any], *, force: bool = False
+) -> dict[str, float]:
+    """Returns the differences second - first of two results' scores.
+
+    Args:
+      first, second: contents of two `scores.json`, each with "protocol" (the fields
+        of a manifest), "digest", and "scores" (name -> value).
+      force: compare although the protocols differ.
+
+    Raises:
+      UnequalProtocols: the digests differ and force is not set; the message names the
+        fields.
+      ValueError: a digest is not that of its manifest.
+    """
+    for result in (first, second):
+        if digest(result["protocol"]) != result["digest"]:
+            raise ValueError(
+                "a result's digest is not that of its protocol: it was edited by hand"
+            )
+    if first["digest"] != second["digest"] and not force:
+        protocols = first["protocol"], second["protocol"]
+        fields = [
+            f"{name}: {protocols[0].get(name)!r} and {protocols[1].get(name)!r}"
+            for name in sorted(protocols[0].keys() | protocols[1].keys())
+            if protocols[0].get(name) != protocols[1].get(name)
+        ]
+        raise UnequalProtocols(
+            "the results were measured differently and cannot be compared ("
+            + "; ".join(fields)
+            + "); force=True compares them nevertheless"
+        )
+    common = first["scores"].keys() & second["scores"].keys()
+    return {
+        name: second["scores"][name] - first["scores"][name] for name in sorted(common)
+    }
+
+
+def bare_code(source: str) -> str:
+    """Returns Python source without comments, docstrings and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)

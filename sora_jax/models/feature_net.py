@@ -1,0 +1,149 @@
+"""The toy state network: a clip of the toy world to its state, by way of 96 features.
+
+It plays the part that I3D plays for FVD: a Frechet distance needs features in which
+the content of a clip is spread out, and a network that must say what is where and how
+it moves has them. Trained once by `experiments/train_state_network.py`; its weights are
+shipped with `sora_jax/evals`.
+
+The frames are encoded one by one, then time is folded into the channels, so that each
+later convolution sees the whole clip at a place and the order of its frames matters.
+
+Letters: b clips, t frames, h height, w width, c channels, d features, k colours,
+s shapes, n objects counted, m moments (first, middle, last frame), x (right, down).
+"""
+
+import dataclasses
+import math
+
+import jax
+from flax import nnx
+
+from sora_jax.models import conv, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of the toy state network; the defaults are those of the shipped weights.
+
+    Attributes:
+      num_frames, size: the clips it takes, size in pixels (a multiple of 8).
+      frame_channels: channels of the two convolutions over single frames.
+      clip_channels: channels of the two convolutions over the folded clip.
+      features: width of the layer that the Frechet distance uses.
+      colours, shapes: how many there are in the toy world.
+      max_count: the most objects of one colour that are told apart.
+    """
+
+    num_frames: int = 9
+    size: int = 32
+    frame_channels: tuple[int, int] = (16, 24)
+    clip_channels: tuple[int, int] = (64, 48)
+    features: int = 96
+    colours: int = 7
+    shapes: int = 4
+    max_count: int = 5
+
+    def __post_init__(self):
+        if self.size % 8:
+            raise ValueError(f"size is {self.size}, it must be a multiple of 8")
+
+
+class StateNetwork(nnx.Module):
+    """Reads the state of toy-world clips.
+
+    Colours stand for objects: each head has one slot for every colour of the palette,
+    so that no order of the objects has to be chosen.
+    """
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.config = config
+        first, second = config.frame_channels
+        third, fourth = config.clip_channels
+        folded = config.num_frames * second
+        places = (config.size // 8) ** 2
+        self.frame1 = _Conv(5, 3, first, rngs)
+        self.frame2 = _Conv(3, first, second, rngs)
+        self.clip1 = _Conv(3, folded, third, rngs)
+        self.clip2 = _Conv(3, third, fourth, rngs)
+        self.to_features = _linear(places * fourth, config.features, rngs)
+        self.heads = nnx.Dict(
+            {
+                name: _linear(config.features, math.prod(shape), rngs)
+                for name, shape in head_shapes(config).items()
+            }
+        )
+
+    def features(self, video_bthwc: jax.Array) -> jax.Array:
+        """Returns features [b, d] of clips [b, t, h, w, 3] in [-1, 1], float32.
+
+        Raises:
+          ValueError: the clips are not of the configured shape.
+        """
+        config = self.config
+        expected = (config.num_frames, config.size, config.size, 3)
+        if video_bthwc.shape[1:] != expected:
+            raise ValueError(
+                f"the state network takes clips of {expected}, got "
+                f"{video_bthwc.shape[1:]}"
+            )
+        x = jax.nn.gelu(self.frame1(video_bthwc, stride=2))
+        x = jax.nn.gelu(self.frame2(x, stride=2))
+        b, t, h, w, c = x.shape
+        x = x.transpose(0, 2, 3, 1, 4).reshape(b, 1, h, w, t * c)
+        x = jax.nn.gelu(self.clip1(x, stride=1))
+        x = jax.nn.gelu(self.clip2(x, stride=2))
+        return self.to_features(x.reshape(b, -1))
+
+    def __call__(self, video_bthwc: jax.Array) -> dict[str, jax.Array]:
+        """Returns the features and what the heads read from them.
+
+        Returns:
+          features [b, d];
+          count [b, k, n]: logits of the number of objects of a colour (0 .. max);
+          shape [b, k, s]: logits of the shape of a colour's objects;
+          position [b, k, m, x]: their centre in the first, middle and last frame, in
+            frame widths from the frame's centre;
+          velocity [b, k, x]: pixels a frame;
+          radius [b, k]: pixels;
+          camera [b, 3]: motion of the background right and down in pixels a frame,
+            and the growth of its scale in the whole clip (natural logarithm);
+          side [b, 4]: logits of where the first of two colours is from the second:
+            left, right, above, below.
+        """
+        features_bd = self.features(video_bthwc)
+        x = jax.nn.gelu(features_bd)
+        read = {
+            name: self.heads[name](x).reshape(len(x), *shape)
+            for name, shape in head_shapes(self.config).items()
+        }
+        return {"features": features_bd, **read}
+
+
+def head_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each head's output for one clip."""
+    k = config.colours
+    return {
+        "count": (k, config.max_count + 1),
+        "shape": (k, config.shapes),
+        "position": (k, 3, 2),
+        "velocity": (k, 2),
+        "radius": (k,),
+        "camera": (3,),
+        "side": (4,),
+    }
+
+
+class _Conv(nnx.Module):
+    """A normed convolution over each frame; the kernel is k x k."""
+
+    def __init__(self, k: int, i: int, o: int, rngs: nnx.Rngs):
+        init = layers.fan_in_normal(k * k * i)
+        self.kernel = layers.param(rngs, init, (k, k, i, o), (None,) * 4)
+        self.norm = layers.LayerNorm(o, rngs=rngs)
+
+    def __call__(self, x_bthwc: jax.Array, *, stride: int) -> jax.Array:
+        return self.norm(conv.conv2d(x_bthwc, self.kernel[...], stride=stride))
+
+
+def _linear(i: int, o: int, rngs: nnx.Rngs) -> layers.Linear:
+    return layers.Linear(i, o, axes=(None, None), rngs=rngs)
