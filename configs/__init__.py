@@ -1,0 +1,1 @@
+"""Recipes: `base` holds every field once, each child changes a few."""

@@ -1,0 +1,101 @@
+"""Every field once, with its unit; recipes copy this and change what they need.
+
+The sections `model.*`, `noise`, `known`, `optim` and `loop` become the frozen
+dataclasses of the code that uses them, where their meaning stands field by field.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the config of the toy denoiser; see configs/toy.py."""
+    c = ml_collections.ConfigDict()
+    c.objective = "denoiser"  # "denoiser" or "vae"
+    c.seed = 0  # root of all randomness: weights, noise, data order
+
+    c.mesh = ml_collections.ConfigDict()  # devices on each axis; -1: what is left
+    c.mesh.replica = 1
+    c.mesh.fsdp = -1
+    c.mesh.ring = 1
+    c.mesh.ulysses = 1
+    c.mesh.tensor = 1
+
+    c.data = ml_collections.ConfigDict()
+    c.data.shards = ""  # folder of video shards (objective "vae")
+    c.data.latents = ""  # folder of a latent cache (objective "denoiser")
+    c.data.batch_size = 64  # rows of the global batch
+    c.data.num_workers = 0  # processes that decode; 0: threads
+    c.data.max_corrupt_share = 0.01  # of the records that were read; above: error
+    # Objective "vae": share of the run -> (frames, height, width, crops a clip).
+    c.data.crops = ((0.8, 5, 16, 16, 8), (0.2, 0, 0, 0, 1))  # 0: as they are
+
+    c.text = ml_collections.ConfigDict()
+    c.text.length = 24  # tokens a caption is cut or padded to
+    c.text.vocab_size = 512  # pieces of the tokenizer trained on the captions
+    c.text.dropout = 0.1  # share of rows that train without text
+    c.text.tiers = ml_collections.ConfigDict()  # how often which caption is taken
+    c.text.tiers.short = 0.6
+    c.text.tiers.medium = 0.4
+
+    c.model = ml_collections.ConfigDict()
+    c.model.dit = ml_collections.ConfigDict()  # models/dit.py: Config
+    c.model.dit.in_channels = 32
+    c.model.dit.out_channels = 32
+    c.model.dit.patch = (1, 1, 1)
+    c.model.dit.dim = 160
+    c.model.dit.num_layers = 5
+    c.model.dit.num_heads = 5
+    c.model.dit.mlp_dim = 640
+    c.model.dit.text_dim = 96
+    c.model.dit.freq_dim = 128
+    c.model.dit.additive_positions = True
+    c.model.dit.time_scale = 2.0  # latent frames a second that one unit stands for
+    c.model.dit.dtype = "float32"
+    c.model.dit.remat = "none"
+    c.model.text_encoder = ml_collections.ConfigDict()  # models/text_encoder.py
+    c.model.vae = ml_collections.ConfigDict()  # models/video_vae.py: Config
+
+    c.noise = ml_collections.ConfigDict()  # diffusion/timesteps.py: Config
+    c.noise.logit_normal = 0.9
+    c.noise.mean = 0.0
+    c.noise.std = 1.0
+    c.noise.shift = 5.0
+
+    c.known = ml_collections.ConfigDict()  # diffusion/known.py: Config
+    c.known.probabilities = ml_collections.ConfigDict({"none": 0.9, "first_frame": 0.1})
+    c.known.known_tau = 0.02
+
+    c.reconstruction = ml_collections.ConfigDict()  # training/objectives.py
+    c.reconstruction.gradient = 1.0
+    c.reconstruction.kl = 1e-6
+
+    c.optim = ml_collections.ConfigDict()  # training/optim.py: Config
+    c.optim.learning_rate = 2e-3
+    c.optim.learning_rate_factors = (("^text_encoder", 2.0),)
+    c.optim.warmup_steps = 50
+    c.optim.final_fraction = 0.05
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.95
+    c.optim.eps = 1e-8
+    c.optim.weight_decay = 0.0
+    c.optim.clip_norm = 1.0
+    c.optim.ema_decay = 0.995
+
+    c.loop = ml_collections.ConfigDict()  # training/loop.py: Config
+    c.loop.num_steps = 1000
+    c.loop.log_every = 20
+    c.loop.checkpoint_every = 200
+    c.loop.keep_checkpoints = 2
+    c.loop.eval_every = 0
+    c.loop.accumulation = 1
+    c.loop.max_skipped_in_a_row = 20
+
+    c.sample = ml_collections.ConfigDict()  # defaults of generate and evaluate
+    c.sample.num_frames = 9
+    c.sample.height = 32  # pixels
+    c.sample.width = 32
+    c.sample.fps = 8.0
+    c.sample.num_inference_steps = 20
+    c.sample.guidance_scale = 3.5
+    c.sample.sampler = "euler"
+    return c

@@ -1,0 +1,233 @@
+"""Checkpoints of a run, and weights as files; the only importer of Orbax.
+
+A run folder's `checkpoints/` holds whole train states, written while training goes on.
+A component folder (`vae/` in a denoiser's run, an exported model) holds
+`config.json` and `weights.safetensors`: numbers and literals only, no code.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import ml_collections
+import numpy as np
+import safetensors
+import safetensors.numpy
+from orbax.checkpoint import v1 as orbax
+
+from sora_jax.core import config as configs
+from sora_jax.core import paths
+from sora_jax.training import state as states
+
+# Orbax tells of every phase of every save; failures are raised, so nothing is lost.
+logging.getLogger("absl").setLevel(logging.WARNING)
+
+
+class Checkpointer:
+    """Saves and restores the train states of one run.
+
+    Args:
+      folder: the run's checkpoint folder.
+      every: steps between saves; `keep`: how many of the newest stay.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, *, every: int, keep: int):
+        self.every = every
+        self._orbax = orbax.training.Checkpointer(
+            pathlib.Path(folder).absolute(),
+            save_decision_policy=(
+                orbax.training.save_decision_policies.FixedIntervalPolicy(every)
+            ),
+            preservation_policy=orbax.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def latest(self) -> int | None:
+        """The newest finished step; None where there is none."""
+        newest = self._orbax.latest
+        return None if newest is None else newest.step
+
+    def save(
+        self, step: int, state: states.TrainState, meta: Mapping, *, force: bool = False
+    ) -> None:
+        """Saves in the background where the step is due, or now if forced.
+
+        Returns when the arrays are copied off the device. An error of the save before
+        is raised here.
+        """
+        if not (force or (step % self.every == 0)) or step == self.latest():
+            return
+        self._orbax.wait()
+        self._orbax.save_checkpointables_async(
+            step, {"state": _fields(state), "meta": dict(meta)}, force=True
+        )
+
+    def restore(
+        self, abstract: states.TrainState, step: int | None = None
+    ) -> tuple[states.TrainState, dict]:
+        """Reads a state into the shapes, dtypes and shardings of `abstract`.
+
+        Raises:
+          ValueError: the checkpoint's tree differs from the wanted one.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise FileNotFoundError(f"{self._orbax.directory} holds no checkpoint")
+        found = self._orbax.load_checkpointables(
+            step, {"state": _fields(abstract), "meta": None}
+        )
+        return states.TrainState(**found["state"]), found["meta"]
+
+    def close(self) -> None:
+        """Waits for the save in the background and raises its error, if any."""
+        self._orbax.close()
+
+    def wait(self) -> None:
+        """Waits until nothing is being written."""
+        self._orbax.wait()
+
+
+def _fields(state: states.TrainState) -> dict:
+    return {
+        field.name: getattr(state, field.name) for field in dataclasses.fields(state)
+    }
+
+
+def flatten(params: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
+    """{"a": {"b": x}} -> {"a.b": x}."""
+    flat = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + str(name)] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, np.ndarray], like: Mapping, where: str) -> dict:
+    """The inverse of `flatten`, strict about names and shapes.
+
+    Raises:
+      ValueError: naming every missing, unexpected and mis-shaped entry.
+    """
+    wanted = flatten(like)
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - flat.keys())]
+    problems += [
+        f"{name} is unexpected" for name in sorted(flat.keys() - wanted.keys())
+    ]
+    problems += [
+        f"{name} has shape {tuple(flat[name].shape)}, wanted {tuple(leaf.shape)}"
+        for name, leaf in sorted(wanted.items())
+        if name in flat and tuple(flat[name].shape) != tuple(leaf.shape)
+    ]
+    if problems:
+        raise ValueError(f"{where} does not fit the network: " + "; ".join(problems))
+
+    def rebuild(node, prefix):
+        return {
+            name: rebuild(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else flat[prefix + str(name)]
+            for name, value in node.items()
+        }
+
+    return rebuild(like, "")
+
+
+def save_weights(
+    folder: str | pathlib.Path, params: Mapping, config: Mapping | object
+) -> None:
+    """Writes a component folder: `weights.safetensors` and `config.json`.
+
+    Args:
+      folder: where to.
+      params: nested dict of float32 arrays.
+      config: the network's frozen dataclass, or a mapping of literals.
+    """
+    folder = pathlib.Path(folder)
+    if dataclasses.is_dataclass(config):
+        config = dataclasses.asdict(config)
+    flat = {
+        name: np.ascontiguousarray(leaf, np.float32)
+        for name, leaf in flatten(params).items()
+    }
+    paths.write_atomically(
+        folder / "weights.safetensors", safetensors.numpy.save(flat)
+    )
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    paths.write_atomically(folder / "config.json", text)
+
+
+def load_weights(folder: str | pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
+    """Reads a component folder: flat parameters and the config's fields.
+
+    Raises:
+      FileNotFoundError, ValueError: a file is missing or not what it claims to be.
+    """
+    folder = pathlib.Path(folder)
+    for name in ("config.json", "weights.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} lacks {name}")
+    try:
+        flat = safetensors.numpy.load_file(folder / "weights.safetensors")
+        config = json.loads((folder / "config.json").read_text())
+    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} is damaged: {error}") from error
+    return flat, config
+
+
+def weights_digest(folder: str | pathlib.Path) -> str:
+    """Returns 16 hex digits that name a component's weights and config."""
+    folder = pathlib.Path(folder)
+    joined = "".join(
+        paths.sha256_file(folder / name)
+        for name in ("config.json", "weights.safetensors")
+    )
+    return hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """What is needed to use a run: its config, averaged weights and step."""
+
+    config: ml_collections.ConfigDict
+    params: dict
+    step: int
+    folder: pathlib.Path
+
+
+def load_run(
+    folder: str | pathlib.Path, *, step: int | None = None, average: bool = True
+) -> LoadedRun:
+    """Reads the weights of a run folder onto the host.
+
+    Args:
+      folder: the run folder.
+      step: which checkpoint, by default the newest.
+      average: the moving average of the weights, or else the weights themselves.
+
+    Raises:
+      FileNotFoundError: the folder holds no run or no finished checkpoint.
+    """
+    folder = pathlib.Path(folder)
+    config = configs.read(folder)
+    checkpoints = (folder / "checkpoints").absolute()
+    if not checkpoints.is_dir():
+        raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
+    with orbax.training.Checkpointer(checkpoints) as reader:
+        newest = reader.latest
+        if newest is None:
+            raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
+        step = newest.step if step is None else step
+        name = "ema" if average else "params"
+        metadata = reader.checkpointables_metadata(step).metadata["state"]
+        # Host arrays, so that a run is read on any machine, whatever mesh wrote it.
+        wanted = jax.tree.map(
+            lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata
+        )
+        found = reader.load_checkpointables(step, {"state": wanted})
+    return LoadedRun(config, found["state"][name], step, folder)

@@ -1,0 +1,44 @@
+"""Floating point operations by formula, and the peak that a machine really reaches."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.models import dit
+
+
+def dit_forward_flops(config: dit.Config, tokens: int, text_tokens: int) -> int:
+    """FLOPs of one denoiser forward pass for one row (a multiply-add is two).
+
+    Per block 2 N (6 d^2 + 2 d f) for projections and MLP, 4 T d^2 for the text's keys
+    and values, 4 N^2 d + 4 N T d for attention; never halved, attention sees both ways.
+    Embedders and the modulation of a row's few noise levels are left out.
+    """
+    d, f, n, t = config.dim, config.mlp_dim, tokens, text_tokens
+    block = 2 * n * (6 * d * d + 2 * d * f) + 4 * t * d * d + 4 * n * n * d
+    block += 4 * n * t * d
+    ends = 2 * n * d * (config.token_dim * 2)
+    return config.num_layers * block + ends
+
+
+def matmul_peak(size: int = 1536, seconds: float = 0.5) -> float:
+    """Measures FLOP/s of a dense float32 matmul (bfloat16 on accelerators), one device.
+
+    The denominator of the utilisation that a run logs.
+    """
+    device = jax.local_devices()[0]
+    on_cpu = device.platform == "cpu"
+    dtype = jnp.float32 if on_cpu else jnp.bfloat16
+    size = size if on_cpu else 8192
+    with jax.default_device(device):
+        a = jnp.ones((size, size), dtype)
+        multiply = jax.jit(jnp.matmul)
+        multiply(a, a).block_until_ready()
+        best, spent = float("inf"), 0.0
+        while spent < seconds:
+            start = time.perf_counter()
+            multiply(a, a).block_until_ready()
+            elapsed = time.perf_counter() - start
+            best, spent = min(best, elapsed), spent + elapsed
+    return 2 * size**3 / best

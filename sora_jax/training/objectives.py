@@ -1,0 +1,174 @@
+"""What each kind of network learns.
+
+Letters: b rows, t, h, w latent time, height and width, c channels, l text tokens, d
+text width.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.core import sharding
+from sora_jax.diffusion import flow, guidance, known, timesteps
+from sora_jax.models import dit, text_encoder, video_vae
+from sora_jax.training import state as states
+
+
+def _rows(*names_after) -> jax.P | None:
+    return sharding.spec("batch", *names_after)
+
+
+class Denoiser:
+    """Rectified flow on latents, with text dropout and known tokens.
+
+    The loss of a clip is the mean of (velocity - (noise - x0))^2 over its unknown
+    voxels; clips weigh the same whatever their size (arXiv 2209.03003, 2403.03206).
+
+    Args:
+      dit_config, text_config: the networks. The text encoder is trained along.
+      noise: distribution of noise levels.
+      known_config: how often which tokens are given.
+      text_dropout: share of rows whose text is replaced by the null text.
+      null_ids: token ids of the null text, [l].
+      fps: frames a second of the training clips.
+
+    Batches: `latents` float32 [b, t, h, w, c] normalised to unit variance, `text_ids`
+    int32 [b, l], `text_mask` bool [b, l].
+    """
+
+    def __init__(
+        self,
+        dit_config: dit.Config,
+        text_config: text_encoder.Config,
+        noise: timesteps.Config,
+        known_config: known.Config,
+        *,
+        text_dropout: float,
+        null_ids,
+        fps: float,
+    ):
+        self.noise, self.known, self.fps = noise, known_config, fps
+        self.text_dropout = text_dropout
+        self.null_ids_1l = jnp.asarray(null_ids, jnp.int32)[None]
+        self.networks = states.Networks(
+            lambda rngs: {
+                "dit": dit.DiT(dit_config, rngs=rngs),
+                "text_encoder": text_encoder.TextEncoder(text_config, rngs=rngs),
+            }
+        )
+        self.metric_names = {"loss_band": timesteps.band_names(noise.band_edges)}
+
+    def draw(self, key, batch):
+        tau_key, noise_key, drop_key, known_key = jax.random.split(key, 4)
+        b, *grid, c = batch["latents"].shape
+        drawn = dict(batch)
+        drawn["tau"] = sharding.reshard(
+            timesteps.sample_tau(tau_key, b, self.noise), "batch"
+        )
+        drawn["noise"] = jax.random.normal(
+            noise_key, (b, *grid, c), out_sharding=_rows(None, None, None, None)
+        )
+        drop_b = jax.random.uniform(drop_key, (b,)) < self.text_dropout
+        drawn["drop"] = sharding.reshard(drop_b, "batch")
+        drawn["known"] = sharding.reshard(
+            known.sample_known(
+                known_key, b, tuple(grid), self.known.probabilities
+            ),
+            "batch", None, None, None,
+        )  # fmt: skip
+        return drawn
+
+    def loss(self, modules, batch):
+        text = {"ids": batch["text_ids"], "mask": batch["text_mask"]}
+        null = {"ids": self.null_ids_1l, "mask": self.null_ids_1l != 0}
+        text = guidance.null_condition(text, null, batch["drop"])
+        states_bld = modules["text_encoder"](text["ids"], text["mask"])
+
+        x0, noise, is_known = batch["latents"], batch["noise"], batch["known"]
+        tau_bthw = known.token_tau(batch["tau"], is_known, self.known.known_tau)
+        levels_bk, _ = known.levels(batch["tau"], is_known, self.known.known_tau)
+        velocity = modules["dit"].apply_video(
+            flow.interpolate(x0, noise, tau_bthw),
+            levels_bk,
+            is_known.astype(jnp.float32),
+            states_bld,
+            text["mask"],
+            self.fps,
+        )
+        error_bthw = jnp.mean(jnp.square(velocity - flow.velocity(x0, noise)), -1)
+        unknown_bthw = 1.0 - is_known
+        loss_b = jnp.sum(error_bthw * unknown_bthw, (1, 2, 3)) / jnp.sum(
+            unknown_bthw, (1, 2, 3)
+        )
+        band_b = timesteps.band_index(batch["tau"], self.noise.band_edges)
+        in_band_bk = jax.nn.one_hot(band_b, len(self.noise.band_edges) - 1)
+        metrics = {
+            "loss_band": (
+                jnp.einsum("b,bk->k", loss_b, in_band_bk, out_sharding=sharding.spec(None)),
+                jnp.sum(in_band_bk, 0),
+            )
+        }
+        weight = jnp.full((), loss_b.shape[0], jnp.float32)
+        return jnp.sum(loss_b), weight, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class ReconstructionWeights:
+    """How much each term of the video VAE's loss counts."""
+
+    gradient: float = 1.0  # L1 of differences between neighbours in t, h and w
+    kl: float = 1e-6
+
+
+class Reconstruction:
+    """The video VAE's loss: L1, L1 of neighbour differences, and a small KL.
+
+    Differences in space and time stand in for a perceptual network where none is at
+    hand: they keep edges and motion sharp.
+
+    Batches: `video` uint8 or float32 [b, t, h, w, 3]; float is in [-1, 1].
+    """
+
+    def __init__(self, config: video_vae.Config, weights: ReconstructionWeights):
+        self.weights = weights
+        self.networks = states.Networks(
+            lambda rngs: {"vae": video_vae.VideoVAE(config, rngs=rngs)}
+        )
+        self.metric_names = {}
+        self._config = config
+
+    def draw(self, key, batch):
+        b, t, h, w, _ = batch["video"].shape
+        shape = (b, *self._config.latent_grid((t, h, w)), self._config.latent_channels)
+        noise = jax.random.normal(
+            key, shape, out_sharding=_rows(None, None, None, None)
+        )
+        return dict(batch) | {"noise": noise}
+
+    def loss(self, modules, batch):
+        video = batch["video"]
+        if video.dtype == jnp.uint8:
+            video = video.astype(jnp.float32) / 127.5 - 1
+        mean, logvar = modules["vae"].encode(video)
+        latents = mean + jnp.exp(0.5 * logvar) * batch["noise"]
+        decoded = modules["vae"].decode(latents).astype(jnp.float32)
+        per_row = (1, 2, 3, 4)
+        l1_b = jnp.mean(jnp.abs(decoded - video), per_row)
+        edges_b = sum(
+            jnp.mean(jnp.abs(jnp.diff(decoded - video, axis=axis)), per_row)
+            for axis in (1, 2, 3)
+            if video.shape[axis] > 1
+        )
+        kl_b = 0.5 * jnp.sum(
+            jnp.square(mean) + jnp.exp(logvar) - 1 - logvar, per_row
+        ) / video[0, ..., 0].size  # fmt: skip
+        mse_b = jnp.mean(jnp.square(jnp.clip(decoded, -1, 1) - video), per_row) / 4
+        loss_b = l1_b + self.weights.gradient * edges_b + self.weights.kl * kl_b
+        weight = jnp.full((), loss_b.shape[0], jnp.float32)
+        metrics = {
+            "l1": (jnp.sum(l1_b), weight),
+            "kl": (jnp.sum(kl_b), weight),
+            "psnr": (jnp.sum(-10 * jnp.log10(jnp.maximum(mse_b, 1e-10))), weight),
+        }
+        return jnp.sum(loss_b), weight, metrics

@@ -1,0 +1,122 @@
+"""What a training run carries from step to step, and how networks become plain trees.
+
+Networks are nnx modules; they are split once into a definition without arrays and a
+plain nested dict of parameters. Everything after that is pure functions of dicts.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from sora_jax.core import sharding
+
+Params = dict
+Modules = dict[str, nnx.Module]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a checkpoint holds; positions and randomness follow from `step`.
+
+    params, ema: nested dicts by network, float32. opt_state: the optimizer's. step: how
+    many steps were taken, int32. skipped: how many of them were not finite and left
+    the parameters alone; skipped_in_a_row: the latest run of such steps.
+    """
+
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+    step: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """Networks without arrays: `bind` puts parameters in, `init` makes them.
+
+    Args:
+      make: builds the modules from `nnx.Rngs`; run only under tracing.
+    """
+
+    make: Callable[[nnx.Rngs], Modules]
+
+    def _split(self, modules: Modules):
+        return {name: nnx.split(module, nnx.Param) for name, module in modules.items()}
+
+    def _abstract(self):
+        # Built without arrays; the definitions hold names, shapes and metadata.
+        return self._split(nnx.eval_shape(lambda: self.make(nnx.Rngs(0))))
+
+    def bind(self, params: Params) -> Modules:
+        """Returns modules that compute with `params` (arrays or tracers)."""
+        modules = {}
+        for name, (graph, state) in self._abstract().items():
+            nnx.replace_by_pure_dict(state, params[name])
+            modules[name] = nnx.merge(graph, state)
+        return modules
+
+    def abstract(self) -> Params:
+        """Shapes and dtypes of all parameters, as `jax.ShapeDtypeStruct`."""
+        return {
+            name: nnx.to_pure_dict(state)
+            for name, (_, state) in self._abstract().items()
+        }
+
+    def partitions(self) -> Params:
+        """The layout of every parameter, from the logical names of its axes."""
+
+        def one(variable) -> PartitionSpec:
+            axes = variable.get_metadata("axes")
+            stacked = ("layers",) * (len(variable.get_value().shape) - len(axes))
+            return sharding.partition(*stacked, *axes)
+
+        result = {}
+        for name, (_, state) in self._abstract().items():
+            layouts = jax.tree.map(
+                one, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+            )
+            result[name] = nnx.to_pure_dict(layouts)
+        return result
+
+    def init(self, key: jax.Array) -> Params:
+        """Makes parameters in their layout; to be called under `jax.jit`."""
+        modules = self.make(nnx.Rngs(params=key))
+        params = {
+            name: nnx.to_pure_dict(state)
+            for name, (_, state) in self._split(modules).items()
+        }
+        return _place(params, self.partitions())
+
+
+def _place(params: Params, layouts: Params) -> Params:
+    if jax.sharding.get_abstract_mesh().empty:
+        return params
+    return jax.tree.map(jax.reshard, params, layouts)
+
+
+def init(
+    networks: Networks, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """Makes the state of step 0; to be called under `jax.jit`."""
+    params = networks.init(key)
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        step=zero,
+        skipped=zero,
+        skipped_in_a_row=zero,
+    )
+
+
+def count(params: Mapping) -> int:
+    """How many numbers a tree of parameters holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
