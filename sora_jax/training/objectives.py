@@ -140,7 +140,7 @@ class Reconstruction:
 
     def draw(self, key, batch):
         b, t, h, w, _ = batch["video"].shape
-        shape = (b, *self._config.latent_grid((t, h, w)), self._config.latent_channels)
+        shape = (b, *self._config.latent_shape(t, h, w))
         noise = jax.random.normal(
             key, shape, out_sharding=_rows(None, None, None, None)
         )
