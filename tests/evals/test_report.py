@@ -1,0 +1,193 @@
+"""The report page: escaped, self-contained, and playing in a real browser."""
+
+import html.parser
+import math
+import os
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from sora_jax.data import video_io
+from sora_jax.evals import curves, report
+
+HOSTILE = '<script>document.title="owned"</script> "red" & <b>circle</b>'
+
+
+def clip_mp4(seed: int) -> bytes:
+    rng = np.random.default_rng(seed)
+    frames = np.full((9, 32, 32, 3), 120, np.uint8)
+    y, x = rng.integers(6, 20, 2)
+    for t in range(9):
+        frames[t, y : y + 8, x - 4 + t : x + 4 + t] = (220, 40, 40)
+    return video_io.encode_mp4(frames, 8)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    steps = range(0, 4000, 10)
+    loss = {
+        "0.85-0.93": (steps, [math.exp(-step / 900) + 0.02 for step in steps]),
+        "0.93-1": (steps, [0.9 + 0.1 * math.exp(-step / 400) for step in steps]),
+    }
+    chart = curves.line_chart(
+        loss, label="loss by band", x_label="step", y_label="loss", log_y=True
+    )
+    entries = [
+        report.Entry(
+            prompt,
+            "motion",
+            [
+                report.Clip("seed 0", clip_mp4(number), {"colour": True, "dir": False}),
+                report.Clip("ground truth", clip_mp4(number + 10)),
+            ],
+        )
+        for number, prompt in enumerate([HOSTILE, "a red circle moves left", "third"])
+    ]
+    return report.write(
+        title=HOSTILE,
+        facts={"model": HOSTILE, "device": "cpu"},
+        figures=[
+            report.Figure("colour", report.Cell(0.98, 0.95, 0.99), 0.97, "worst seed"),
+            report.Figure("direction", report.Cell(0.91, 0.87, 0.94), 0.95, HOSTILE),
+        ],
+        entries=entries,
+        tables=[
+            report.Table(
+                "Motion",
+                HOSTILE,
+                ["colour", "direction"],
+                [
+                    (
+                        "model",
+                        [report.Cell(0.98, 0.95, 0.99, bar=True), report.Cell(None)],
+                    ),
+                    (HOSTILE, [report.Cell(12.345, digits=3), report.Cell(1.0)]),
+                ],
+            )
+        ],
+        charts=[report.Chart("Loss", HOSTILE, chart)],
+        failures=[HOSTILE],
+        config=f"name = {HOSTILE!r}\n",
+        protocol={"num_frames": 9, "prompts": HOSTILE},
+    )
+
+
+class Tags(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found, self.scripts = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.found and self.found[-1][0] == "script":
+            self.scripts.append(data)
+
+
+def test_what_users_give_is_escaped(page):
+    tags = Tags()
+    tags.feed(page)
+    assert sum(tag == "script" for tag, _ in tags.found) == 1
+    # The only bold text is that of the two figures.
+    assert sum(tag == "b" for tag, _ in tags.found) == 2
+    assert "&lt;script&gt;document.title=&quot;owned&quot;" in page
+    assert "<script>document" not in page
+
+
+def test_nothing_is_fetched(page):
+    tags = Tags()
+    tags.feed(page)
+    for tag, attrs in tags.found:
+        for name in ("src", "href", "poster", "srcset", "action"):
+            assert attrs.get(name, "data:").startswith("data:"), (tag, attrs)
+    assert not re.search(r"https?://|@import|url\(", page)
+    policy = next(attrs["content"] for _, attrs in tags.found if "http-equiv" in attrs)
+    assert "default-src 'none'" in policy
+
+
+def test_numbers_and_marks(page):
+    assert "0.980" in page and "0.950 … 0.990" in page
+    assert '<article class="figure met">' in page
+    assert '<article class="figure missed">' in page
+    assert '<span class="right">✓ colour' in page
+    assert '<span class="wrong">✗ dir' in page
+    assert '<td class="none">–</td>' in page
+
+
+def test_chart_places_points_on_a_log_scale():
+    svg = curves.line_chart(
+        {"a": ([0, 1, 2], [1.0, 10.0, 100.0])},
+        label="l", x_label="step", y_label="<loss>", log_y=True,
+    )  # fmt: skip
+    points = re.search(r'points="([^"]+)"', svg).group(1).split()
+    xy = np.array([[float(v) for v in point.split(",")] for point in points])
+    assert xy[1, 1] - xy[0, 1] == pytest.approx(xy[2, 1] - xy[1, 1], abs=0.11)
+    assert xy[0, 1] > xy[2, 1]  # larger is higher up
+    assert ">step</text>" in svg and "&lt;loss&gt;" in svg
+    for tick in (1, 10, 100):
+        assert f">{tick}</text>" in svg
+
+
+def test_chart_leaves_out_what_cannot_be_drawn():
+    broken = [1.0, None, math.nan, -1.0, 0.5]
+    svg = curves.line_chart(
+        {"a": (range(5), broken)},
+        label="l", x_label="x", y_label="y", log_y=True,
+    )  # fmt: skip
+    assert len(re.search(r'points="([^"]+)"', svg).group(1).split()) == 2
+    with pytest.raises(ValueError, match="no point"):
+        curves.line_chart(
+            {"a": ([0], [None])}, label="l", x_label="x", y_label="y", log_y=True
+        )
+
+
+def test_long_series_are_averaged():
+    noisy = np.exp(np.random.default_rng(0).normal(size=5000) * 0.1)
+    svg = curves.line_chart(
+        {"a": (range(5000), noisy)},
+        label="l", x_label="x", y_label="y", log_y=True,
+    )  # fmt: skip
+    assert len(re.search(r'points="([^"]+)"', svg).group(1).split()) <= 200
+
+
+def test_page_plays_in_chromium(page, tmp_path):
+    """All videos can play, nothing is complained about, the script tag stays text."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail(
+                "CI needs chromium for the report test: apt-get install chromium"
+            )
+        pytest.skip(
+            "chromium is not installed, so the report is not opened in a browser"
+        )
+    file = tmp_path / "report.html"
+    file.write_text(page)
+    result = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=10000",
+            "--dump-dom",
+            file.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    root = re.search(r"<html[^>]*>", result.stdout).group(0)
+    assert 'data-videos="6"' in root, root
+    assert 'data-ready="6"' in root, root
+    complaints = [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+    assert not complaints
+    assert "<title>&lt;script&gt;" in result.stdout
