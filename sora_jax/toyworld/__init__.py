@@ -1,0 +1,1 @@
+"""A procedural video world with exact state, captions and an oracle (NumPy only)."""

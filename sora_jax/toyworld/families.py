@@ -1,0 +1,221 @@
+"""The registry of scene families, and everything that is drawn from it.
+
+A family is one entry: what can be true (`choose`), how it comes about (`lay_out`), how
+it is told (`wording`) and when a video shows it (`rule`).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+from sora_jax.toyworld import generators, rules, wordings
+from sora_jax.toyworld.generators import Layout
+from sora_jax.toyworld.grammar import Wording, compose
+from sora_jax.toyworld.reading import Reading
+from sora_jax.toyworld.scene import (
+    SPLITS,
+    TONES,
+    Background,
+    Draws,
+    Scene,
+    Slots,
+    Tier,
+    find_tier,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One kind of scene; `rule` gives a verdict for each part and for "pass"."""
+
+    choose: Callable[[Draws, Tier, str], Slots]
+    lay_out: Callable[[Draws, Tier, str, Slots], Layout]
+    wording: Wording
+    rule: Callable[[Slots, Reading], dict[str, bool]]
+
+
+FAMILIES: dict[str, Family] = {
+    "attribute": Family(
+        generators.choose_attribute,
+        generators.lay_out_attribute,
+        wordings.ATTRIBUTE,
+        rules.attribute,
+    ),
+    "count": Family(
+        generators.choose_count,
+        generators.lay_out_count,
+        wordings.COUNT,
+        rules.count,
+    ),
+    "relation": Family(
+        generators.choose_relation,
+        generators.lay_out_relation,
+        wordings.RELATION,
+        rules.relation,
+    ),
+    "motion": Family(
+        generators.choose_motion,
+        generators.lay_out_motion,
+        wordings.MOTION,
+        rules.motion,
+    ),
+    "motion_binding": Family(
+        generators.choose_motion_binding,
+        generators.lay_out_motion_binding,
+        wordings.MOTION_BINDING,
+        rules.motion_binding,
+    ),
+    "camera": Family(
+        generators.choose_camera,
+        generators.lay_out_camera,
+        wordings.CAMERA,
+        rules.camera,
+    ),
+}
+
+BASE, BASE_SPREAD = 128.0, 30.0
+# Each of three waves; their sum is as strong as one wave of amplitude 20 to 25, which
+# an autoencoder of 30 dB cannot afford to drop.
+AMPLITUDE = (20 / math.sqrt(3), 25 / math.sqrt(3))
+
+
+def find_family(name: str) -> Family:
+    """The family of that name; ValueError names those that exist."""
+    try:
+        return FAMILIES[name]
+    except KeyError:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"no toy-world family {name!r}; there are {known}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _shares(weights: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
+    """Cumulative shares in the registry's order."""
+    given = dict(weights)
+    for name, weight in given.items():
+        find_family(name)
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise ValueError(f"the weight of family {name!r} is {weight}, not >= 0")
+    total = sum(given.values())
+    if total <= 0:
+        raise ValueError(f"family weights {given} have no positive sum")
+    shares, reached = [], 0.0
+    for name in FAMILIES:
+        if given.get(name, 0.0) > 0:
+            reached += given[name] / total
+            shares.append((name, reached))
+    return tuple(shares)
+
+
+def _background(draws: Draws, size_class: Tier) -> tuple[str, Background]:
+    level = draws.unit()
+    waves = []
+    turn = draws.uniform(0.0, math.pi)
+    for k in range(3):
+        # Three ways across the plane, so that every motion of the camera shows.
+        angle = turn + (k + draws.uniform(-0.25, 0.25)) * math.pi / 3
+        number = 2 * math.pi / draws.uniform(*size_class.wavelength)
+        wave = (
+            number * math.cos(angle),
+            number * math.sin(angle),
+            draws.uniform(0.0, 2 * math.pi),
+            draws.uniform(*AMPLITUDE),
+        )
+        waves.append(tuple(round(value, 4) for value in wave))
+    base = round(BASE + BASE_SPREAD * (2 * level - 1), 2)
+    return TONES[int(level * 3)], Background(base, tuple(waves))
+
+
+def scene(
+    tier: str,
+    split: str,
+    index: int,
+    families: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Scene:
+    """The scene at an index: a pure function of its arguments.
+
+    Args:
+      tier: "tw16", "tw32" or "tw64".
+      split: one of `scene.SPLITS`. Train, val and test never join the held-out pairs;
+        `test_comp` always does; `test_ood` goes beyond the ranges of speed, number and
+        size; `test_len` has twice the time.
+      index: any number >= 0.
+      families: weight by family, by which the index's family is drawn; all alike
+        when not given.
+      seed: another world of the same kind.
+
+    Raises:
+      ValueError: for an unknown tier, split or family, or weights without a sum.
+    """
+    size_class = find_tier(tier)
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+    draws = Draws(seed, f"scene/{tier}/{split}", index)
+    weights = families or dict.fromkeys(FAMILIES, 1.0)
+    at = draws.unit()
+    shares = _shares(tuple(sorted(weights.items())))
+    name = next((name for name, reached in shares if at < reached), shares[-1][0])
+    tone, background = _background(draws, size_class)
+    slots = FAMILIES[name].choose(draws, size_class, split)
+    layout = FAMILIES[name].lay_out(draws, size_class, split, slots)
+    frames = size_class.frames(split)
+    pos, vel, camera = generators.paths(layout, frames, size_class.size)
+    truth = dataclasses.replace(slots, tone=tone).factors() | layout.truth
+    return Scene(
+        tier=tier,
+        family=name,
+        split=split,
+        index=index,
+        seed=seed,
+        objects=layout.objects,
+        pos=pos,
+        vel=vel,
+        camera=camera,
+        background=background,
+        factors=truth,
+    )
+
+
+def prompts(
+    family: str,
+    count: int,
+    seed: int = 0,
+    tier: str = "tw32",
+    exclude_texts: AbstractSet[str] = frozenset(),
+    held_out: bool = False,
+    relations: Sequence[str] | None = None,
+) -> list[tuple[str, Slots]]:
+    """Prompts of one family: distinct texts with what they state.
+
+    They are worded like short and medium captions, in turn, and are drawn like them,
+    so they are as usual or unusual as captions are.
+
+    Args:
+      exclude_texts: texts that may not be used (the captions of the training set).
+      held_out: only held-out combinations, in place of none.
+      relations: allow only these (of "left", "right", "above", "below").
+
+    Raises:
+      ValueError: for unknown names, or where the grammar has too few other texts.
+    """
+    size_class, entry = find_tier(tier), find_family(family)
+    split = "test_comp" if held_out else "train"
+    found: dict[str, Slots] = {}
+    for index in range(200 * count + 1000):
+        if len(found) == count:
+            return list(found.items())
+        draws = Draws(seed, f"prompts/{tier}/{family}/{split}", index)
+        slots = entry.choose(draws, size_class, split)
+        if relations is not None and slots.relation not in relations:
+            continue
+        style = ("short", "medium")[len(found) % 2]
+        text, stated = compose(slots, entry.wording, style, draws)
+        if text not in exclude_texts and stated.family == family:
+            found.setdefault(text, stated)
+    raise ValueError(
+        f"only {len(found)} of {count} distinct prompts of family {family!r} found "
+        f"that are none of the {len(exclude_texts)} excluded texts; ask for fewer"
+    )

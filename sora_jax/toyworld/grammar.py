@@ -1,0 +1,387 @@
+"""From slots to sentences and back.
+
+A template is a `str.format` pattern over the fields of `Writer`; filling one in also
+records what has been said, so that parsing a caption can be held against exactly the
+slots that it states. The parser knows phrases, not templates, so it reads free text
+("a red circle moves left") as well.
+"""
+
+import dataclasses
+import re
+
+from sora_jax.toyworld import lexicon
+from sora_jax.toyworld.scene import (
+    CAMERAS,
+    DIRECTIONS,
+    SPEEDS,
+    Draws,
+    Slots,
+    Subject,
+)
+
+CONVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+CAPTION_TIERS = ("alt", "short", "medium", "dense", "structured")
+_MISSING, _WRONG, _UNRELATED = 0.3, 0.1, 0.1
+
+UNRELATED = (
+    "a sunny day at the beach",
+    "my cat asleep on the sofa",
+    "untitled clip from my phone",
+    "best moments of the summer",
+    "watch until the end",
+    "free stock footage",
+    "how to cook rice at home",
+    "holiday in the mountains",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """A family's templates: for each caption tier at least eight ways to say it.
+
+    A dense caption is one of `main` followed by one of each group of `extras`, the
+    groups in any order: what matters comes first, so cutting the text short keeps it.
+    A structured caption joins the first entry of `structured` and then the others, in
+    any order. Fields are the methods of `Writer`, with the subject's number behind.
+    """
+
+    short: tuple[str, ...]
+    medium: tuple[str, ...]
+    main: tuple[str, ...]
+    extras: tuple[tuple[str, ...], ...]
+    structured: tuple[str, ...]
+    alt: tuple[str, ...]
+
+
+class Writer:
+    """Fills templates with phrases for one set of slots, and notes what it says.
+
+    Fields: `a0 n0 the0` noun phrase of subject 0 with an indefinite, no, the definite
+    article; `s0` its plural; `dir0 way0` direction (`way` in a word or two); `speed0`,
+    `place0`; `verb ing rest` fillers; `rel` relation of 0 to 1, `conv` of 1 to 0;
+    `num`, `total`, `camera`, `tone`. In brief texts colours come without adjectives.
+    """
+
+    def __init__(self, slots: Slots, draws: Draws, brief: bool = False):
+        self.slots = slots
+        self.draws = draws
+        self.brief = brief
+        self.said: dict[str, object] = {}
+        self.said_of: list[dict[str, str]] = [{} for _ in slots.subjects]
+        self.named: set[int] = set()
+
+    def __getitem__(self, field: str) -> str:
+        if field[-1].isdigit():
+            return getattr(self, "_" + field[:-1])(int(field[-1]))
+        return getattr(self, "_" + field)()
+
+    def fill(self, template: str) -> str:
+        return " ".join(template.format_map(self).split())
+
+    def stated(self) -> Slots:
+        """What the filled templates say."""
+        subjects = tuple(Subject(**self.said_of[k]) for k in sorted(self.named))
+        return Slots(subjects, **self.said)
+
+    def _pick(self, phrases: tuple[str, ...]) -> str:
+        return phrases[0] if self.draws.chance(0.5) else self.draws.choice(phrases)
+
+    def _say_of(self, k: int, name: str, phrases: dict) -> str:
+        value = getattr(self.slots.subjects[k], name)
+        if value is None:
+            return ""
+        self.said_of[k][name] = value
+        return self._pick(phrases[value])
+
+    def _say(self, name: str, phrases: dict) -> str:
+        value = getattr(self.slots, name)
+        if value is None:
+            return ""
+        self.said[name] = value
+        return self._pick(phrases[value])
+
+    def _n(self, k: int) -> str:
+        self.named.add(k)
+        colour = self._say_of(k, "colour", lexicon.COLOURS)
+        if self.brief and colour:
+            colour = self.slots.subjects[k].colour
+        shape = self._say_of(k, "shape", lexicon.SHAPES)
+        return f"{colour} {shape or lexicon.THING[0]}".strip()
+
+    def _a(self, k: int) -> str:
+        noun = self._n(k)
+        return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+    def _the(self, k: int) -> str:
+        return f"the {self._n(k)}"
+
+    def _s(self, k: int) -> str:
+        noun = self._n(k)
+        return noun if self.slots.count == 1 else lexicon.plural(noun)
+
+    def _dir(self, k: int) -> str:
+        return self._say_of(k, "direction", lexicon.DIRECTION_PHRASES)
+
+    def _way(self, k: int) -> str:
+        value = self.slots.subjects[k].direction
+        if value is None:
+            return ""
+        self.said_of[k]["direction"] = value
+        return self._pick(lexicon.DIRECTION_PHRASES[value][:4])
+
+    def _speed(self, k: int) -> str:
+        return self._say_of(k, "speed", lexicon.SPEEDS)
+
+    def _place(self, k: int) -> str:
+        return self._say_of(k, "place", lexicon.PLACE_PHRASES)
+
+    def _verb(self) -> str:
+        return self._pick(lexicon.VERBS)
+
+    def _ing(self) -> str:
+        return self._pick(lexicon.MOVING)
+
+    def _rest(self) -> str:
+        return self._pick(lexicon.RESTS)
+
+    def _rel(self) -> str:
+        return self._say("relation", lexicon.RELATIONS)
+
+    def _conv(self) -> str:
+        value = self.slots.relation
+        self.said["relation"] = value
+        return self._pick(lexicon.RELATIONS[CONVERSE[value]])
+
+    def _num(self) -> str:
+        return self._say("count", lexicon.NUMBERS)
+
+    def _total(self) -> str:
+        number = self._say("total", lexicon.NUMBERS)
+        noun = self._pick(lexicon.OBJECT)
+        return f"{number} {noun if self.slots.total == 1 else lexicon.plural(noun)}"
+
+    def _camera(self) -> str:
+        phrases = {c: p[:-1] for c, p in lexicon.CAMERA_PHRASES.items()}
+        return self._say("camera", phrases)
+
+    def _tone(self) -> str:
+        return self._say("tone", lexicon.TONES)
+
+    # Values named as in a form, for structured captions.
+
+    def _key_dir(self, k: int) -> str:
+        self.said_of[k]["direction"] = value = self.slots.subjects[k].direction
+        return lexicon.DIRECTION_PHRASES[value][0]
+
+    def _key_speed(self, k: int) -> str:
+        self.said_of[k]["speed"] = value = self.slots.subjects[k].speed
+        return f"speed: {value}"
+
+    def _key_camera(self) -> str:
+        self.said["camera"] = self.slots.camera
+        return lexicon.CAMERA_PHRASES[self.slots.camera][-1]
+
+
+# -- Composition -----------------------------------------------------------------------
+
+
+def compose(
+    slots: Slots, wording: Wording, tier: str, draws: Draws
+) -> tuple[str, Slots]:
+    """A caption of the tier and exactly what it states. ValueError: unknown tier."""
+    if tier == "alt":
+        return _alt(slots, wording, draws)
+    if tier in ("short", "medium"):
+        writer = Writer(slots, draws, brief=tier == "short")
+        return writer.fill(draws.choice(getattr(wording, tier))), writer.stated()
+    writer = Writer(slots, draws)
+    if tier == "dense":
+        templates = [draws.choice(group) for group in draws.shuffled(wording.extras)]
+        templates.insert(0, draws.choice(wording.main))
+        text = " ".join(writer.fill(template) + "." for template in templates)
+    elif tier == "structured":
+        rest = draws.shuffled(wording.structured[1:])
+        text = "; ".join(writer.fill(t) for t in (wording.structured[0], *rest))
+    else:
+        tiers = ", ".join(CAPTION_TIERS)
+        raise ValueError(f"no caption tier is called {tier!r}; there are {tiers}")
+    return text, writer.stated()
+
+
+def _alt(slots: Slots, wording: Wording, draws: Draws) -> tuple[str, Slots]:
+    """As found on the web: attributes missing or wrong, or about something else."""
+    if draws.chance(_UNRELATED):
+        return draws.choice(UNRELATED), Slots()
+    subjects = list(slots.subjects)
+    for k, subject in enumerate(subjects):
+        others = subjects[:k] + subjects[k + 1 :]
+        subjects[k] = _spoil(subject, others, slots.held_out(), draws)
+    relation = slots.relation
+    if relation is not None and draws.chance(_WRONG):
+        relation = CONVERSE[relation]
+    camera = slots.camera
+    if camera is not None and draws.chance(_WRONG):
+        camera = draws.choice([name for name in CAMERAS if name != camera])
+    spoilt = dataclasses.replace(
+        slots, subjects=tuple(subjects), relation=relation, camera=camera
+    )
+    writer = Writer(spoilt, draws, brief=True)
+    return writer.fill(draws.choice(wording.alt)), writer.stated()
+
+
+def _spoil(
+    subject: Subject, others: list[Subject], held_out: bool, draws: Draws
+) -> Subject:
+    """Loses or mistakes attributes, but never states a held-out pair by mistake."""
+    values = {
+        "colour": [c for c in lexicon.COLOURS if c not in {o.colour for o in others}],
+        "shape": list(lexicon.SHAPES)[:4],
+        "direction": list(DIRECTIONS)[:4],
+        "speed": list(SPEEDS),
+    }
+    for name, choices in values.items():
+        value = getattr(subject, name)
+        fate = draws.unit()
+        wrong = draws.choice([choice for choice in choices if choice != value])
+        if value is None or fate > _MISSING + _WRONG:
+            continue
+        changed = dataclasses.replace(subject, **{name: wrong})
+        mistaken = Slots((changed,)).held_out() and not held_out
+        if fate < _MISSING or mistaken:
+            changed = dataclasses.replace(subject, **{name: None})
+        subject = changed
+    return subject
+
+
+# -- Parsing ---------------------------------------------------------------------------
+
+
+def _vocabulary() -> dict[str, tuple[str, object]]:
+    """Every phrase with the slot and value for which it stands."""
+    found: dict[str, tuple[str, object]] = {}
+
+    def add(kind: str, phrases: dict) -> None:
+        for value, forms in phrases.items():
+            for form in forms:
+                if found.setdefault(form, (kind, value)) != (kind, value):
+                    raise ValueError(f"the phrase {form!r} stands for two values")
+
+    add("colour", {name: (name,) for name in lexicon.COLOURS})
+    add("shape", lexicon.SHAPES)
+    for name, forms in lexicon.SHAPES.items():
+        add("shape", {name: tuple(lexicon.plural(form) for form in forms)})
+    add("thing", {None: lexicon.THING + ("things", "shapes")})
+    add("object", {None: lexicon.OBJECT + ("objects", "items")})
+    add("direction", lexicon.DIRECTION_PHRASES)
+    add("speed", lexicon.SPEEDS)
+    add("speed", {"slow": ("speed: slow",), "fast": ("speed: fast", "fast")})
+    add("relation", lexicon.RELATIONS)
+    add("number", lexicon.NUMBERS)
+    add("number", {n: (str(n),) for n in lexicon.NUMBERS})
+    add("camera", lexicon.CAMERA_PHRASES)
+    add("tone", lexicon.TONES)
+    add("place", lexicon.PLACE_PHRASES)
+    return found
+
+
+VOCABULARY = _vocabulary()
+_PATTERN = re.compile(
+    r"(?<!\w)(?:"
+    + "|".join(re.escape(p) for p in sorted(VOCABULARY, key=len, reverse=True))
+    + r")(?!\w)"
+)
+
+
+class _Reader:
+    """Assembles phrases, in their order, into slots."""
+
+    def __init__(self):
+        self.subjects: list[dict[str, str]] = []
+        self.found: dict[str, object] = {}
+        self.before: dict[str, str] = {}  # Said before the subject that it is about.
+        self.colour: str | None = None
+        self.number: int | None = None
+        self.current: dict[str, str] | None = None
+        self.inverted = False
+
+    def colour_(self, value: str) -> None:
+        self.colour = value
+
+    def number_(self, value: int) -> None:
+        self.number = value
+
+    def thing_(self, value: None) -> None:
+        self.shape_(value)
+
+    def shape_(self, value: str | None) -> None:
+        noun = {"colour": self.colour, "shape": value}
+        noun = {name: said for name, said in noun.items() if said is not None}
+        known = [
+            subject
+            for subject in self.subjects
+            if self.colour and noun.items() <= subject.items()
+        ]
+        if known:
+            self.current = known[0]
+        else:
+            self.current = noun
+            self.subjects.append(noun)
+        if self.number is not None:
+            self.found.setdefault("count", self.number)
+        for name, said in self.before.items():
+            self.current.setdefault(name, said)
+        self.before, self.colour, self.number = {}, None, None
+
+    def object_(self, value: None) -> None:
+        if self.number is not None and self.colour is None:
+            self.found.setdefault("total", self.number)
+            self.number = None
+        else:
+            self.shape_(value)
+
+    def _about(self, name: str, value: str) -> None:
+        current = self.current
+        if current is None or current.get(name, value) != value:
+            self.before[name] = value
+        else:
+            current[name] = value
+
+    def direction_(self, value: str) -> None:
+        self._about("direction", value)
+
+    def speed_(self, value: str) -> None:
+        self._about("speed", value)
+
+    def place_(self, value: str) -> None:
+        self._about("place", value)
+
+    def relation_(self, value: str) -> None:
+        self.inverted |= "relation" not in self.found and not self.subjects
+        self.found.setdefault("relation", value)
+
+    def camera_(self, value: str) -> None:
+        self.found.setdefault("camera", value)
+
+    def tone_(self, value: str) -> None:
+        self.found.setdefault("tone", value)
+
+    def slots(self) -> Slots:
+        if self.colour is not None:  # "something red"
+            self.shape_(None)
+        subjects = [Subject(**subject) for subject in self.subjects]
+        if self.inverted:  # "to the left of a yellow cross is a blue square"
+            subjects = subjects[1::-1] + subjects[2:]
+        return Slots(tuple(subjects), **self.found)
+
+
+def parse(text: str) -> Slots:
+    """What a text states, as far as the toy world has words for it.
+
+    The inverse of captioning: parsing any caption gives exactly what it says. Words
+    that state nothing are skipped; a text without any known phrase gives `Slots()`.
+    """
+    reader = _Reader()
+    for match in _PATTERN.finditer(" ".join(text.lower().split())):
+        kind, value = VOCABULARY[match.group()]
+        getattr(reader, kind + "_")(value)
+    return reader.slots()

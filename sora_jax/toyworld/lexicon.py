@@ -1,0 +1,363 @@
+"""The toy world's words: the phrases by which each value of each slot is said.
+
+The first phrase of a value is its usual one and is drawn half of the time. No phrase
+may stand for two values, nor be hidden in the wording around the slots: the parser
+finds phrases, longest first, and ignores every other word.
+"""
+
+from sora_jax.toyworld.scene import CAMERAS, DIRECTIONS, PALETTE, PLACES
+
+Phrases = dict[str, tuple[str, ...]]
+
+COLOUR_FORMS = (
+    "{}",
+    "bright {}",
+    "vivid {}",
+    "deep {}",
+    "solid {}",
+    "plain {}",
+    "pure {}",
+    "strong {}",
+    "{} coloured",
+)
+COLOURS: Phrases = {
+    name: tuple(form.format(name) for form in COLOUR_FORMS) for name in PALETTE
+}
+
+SHAPES: Phrases = {
+    "circle": (
+        "circle",
+        "disc",
+        "ball",
+        "dot",
+        "round shape",
+        "round disc",
+        "circular shape",
+        "round dot",
+    ),
+    "square": (
+        "square",
+        "box",
+        "block",
+        "tile",
+        "square shape",
+        "square block",
+        "square tile",
+        "square box",
+    ),
+    "triangle": (
+        "triangle",
+        "wedge",
+        "pyramid",
+        "triangle shape",
+        "triangular shape",
+        "triangular wedge",
+        "triangular tile",
+        "triangular block",
+    ),
+    "cross": (
+        "cross",
+        "plus",
+        "plus sign",
+        "cross shape",
+        "plus shape",
+        "cross sign",
+        "plus symbol",
+        "cross symbol",
+    ),
+    "ring": (
+        "ring",
+        "hoop",
+        "loop",
+        "donut",
+        "ring shape",
+        "hollow circle",
+        "round ring",
+        "hollow disc",
+    ),
+}
+THING = ("thing", "shape", "something")  # A subject whose shape is not given.
+
+_SIDES = {
+    "left": ("left", "left", "left side", "left edge", "leftwards", "leftward"),
+    "right": ("right", "right", "right side", "right edge", "rightwards", "rightward"),
+    "up": ("up", "top", "upper side", "top edge", "upwards", "upward"),
+    "down": ("down", "bottom", "lower side", "bottom edge", "downwards", "downward"),
+}
+
+
+def _directions() -> Phrases:
+    found: Phrases = {}
+    for name, (word, end, side, edge, wards, ward) in _SIDES.items():
+        found[name] = (
+            word,
+            wards,
+            ward,
+            f"to the {end}",
+            f"towards the {end}",
+            f"to the {side}",
+            f"towards the {side}",
+            f"towards the {edge}",
+        )
+    for name in DIRECTIONS:
+        if "-" not in name:
+            continue
+        rise, side = name.split("-")
+        end = f"{_SIDES[rise][1]} {side}"
+        found[name] = (
+            f"{rise} and {side}",
+            f"{rise} and to the {side}",
+            f"diagonally {rise} and {side}",
+            f"diagonally {rise} to the {side}",
+            f"to the {end}",
+            f"towards the {end}",
+            f"to the {end} corner",
+            f"towards the {end} corner",
+        )
+    return found
+
+
+DIRECTION_PHRASES = _directions()
+
+SPEEDS: Phrases = {
+    "slow": (
+        "slowly",
+        "at a slow pace",
+        "at a slow speed",
+        "at low speed",
+        "gently",
+        "calmly",
+        "without hurry",
+        "in a slow way",
+    ),
+    "fast": (
+        "quickly",
+        "at a fast pace",
+        "at a fast speed",
+        "at high speed",
+        "rapidly",
+        "swiftly",
+        "in a hurry",
+        "in a fast way",
+    ),
+}
+
+RELATIONS: Phrases = {
+    "left": (
+        "left of",
+        "to the left of",
+        "on the left of",
+        "at the left of",
+        "on the left side of",
+        "to the left side of",
+        "at the left side of",
+        "on the left hand of",
+    ),
+    "right": (
+        "right of",
+        "to the right of",
+        "on the right of",
+        "at the right of",
+        "on the right side of",
+        "to the right side of",
+        "at the right side of",
+        "on the right hand of",
+    ),
+    "above": (
+        "above",
+        "over",
+        "higher than",
+        "up above",
+        "further up than",
+        "on the upper side of",
+        "at the upper side of",
+        "somewhere above",
+    ),
+    "below": (
+        "below",
+        "under",
+        "lower than",
+        "down below",
+        "further down than",
+        "on the lower side of",
+        "at the lower side of",
+        "underneath",
+    ),
+}
+
+NUMBERS: dict[int, tuple[str, ...]] = {
+    1: (
+        "one",
+        "a single",
+        "exactly one",
+        "only one",
+        "just one",
+        "a lone",
+        "no more than one",
+        "one single",
+    ),
+    2: (
+        "two",
+        "a pair of",
+        "exactly two",
+        "only two",
+        "just two",
+        "a couple of",
+        "a group of two",
+        "a total of two",
+    ),
+    3: (
+        "three",
+        "a trio of",
+        "exactly three",
+        "only three",
+        "just three",
+        "a set of three",
+        "a group of three",
+        "a total of three",
+    ),
+    4: (
+        "four",
+        "a foursome of",
+        "exactly four",
+        "only four",
+        "just four",
+        "a set of four",
+        "a group of four",
+        "a total of four",
+    ),
+    5: (
+        "five",
+        "a handful of five",
+        "exactly five",
+        "only five",
+        "just five",
+        "a set of five",
+        "a group of five",
+        "a total of five",
+    ),
+}
+OBJECT = ("object", "item")  # What `total` counts.
+
+
+def _cameras() -> Phrases:
+    static = (
+        "the camera stays still",
+        "the camera stays fixed",
+        "the camera does not move",
+        "the camera holds still",
+        "the view stays fixed",
+        "the view does not move",
+        "the camera remains static",
+        "the view remains static",
+    )
+    found = {"static": (*static, "camera: static")}
+    for name in CAMERAS[1:]:
+        verb, way = name.split("-")
+        if verb == "zoom":
+            found[name] = (
+                f"the camera zooms {way}",
+                f"the view zooms {way}",
+                f"the camera slowly zooms {way}",
+                f"the camera keeps zooming {way}",
+                f"the view keeps zooming {way}",
+                f"the lens zooms {way}",
+                f"the shot zooms {way}",
+                f"the lens keeps zooming {way}",
+                f"camera: zoom {way}",
+            )
+            continue
+        end = _SIDES[way][1]
+        found[name] = (
+            f"the camera {verb}s {way}",
+            f"the camera {verb}s to the {end}",
+            f"the camera {verb}s {way}ward",
+            f"the view {verb}s {way}",
+            f"the view {verb}s to the {end}",
+            f"the camera keeps {verb}{'n' * (verb == 'pan')}ing {way}",
+            f"the view keeps {verb}{'n' * (verb == 'pan')}ing {way}",
+            f"the shot {verb}s {way}",
+            f"camera: {verb} {way}",
+        )
+    return found
+
+
+CAMERA_PHRASES = _cameras()
+
+TONES: Phrases = {
+    "dark": (
+        "dark grey",
+        "dark",
+        "dim grey",
+        "dim",
+        "shaded",
+        "dusky",
+        "dusky grey",
+        "shaded grey",
+    ),
+    "medium": (
+        "medium grey",
+        "grey",
+        "mid grey",
+        "neutral grey",
+        "middle grey",
+        "neutral",
+        "half bright",
+        "half bright grey",
+    ),
+    "light": (
+        "light grey",
+        "light",
+        "pale grey",
+        "pale",
+        "clear grey",
+        "whitish",
+        "whitish grey",
+        "bright grey",
+    ),
+}
+
+
+def _places() -> Phrases:
+    found: Phrases = {}
+    for name in sum(PLACES, ()):
+        if name == "centre":
+            words = ("centre", "middle", "central part", "middle part")
+            found[name] = tuple(f"{p} the {w}" for p in ("in", "near") for w in words)
+            continue
+        words = name.replace("-", " ")
+        other = words.replace("top", "upper").replace("bottom", "lower")
+        kind = "corner" if "-" in name else "edge"
+        found[name] = (
+            f"in the {other} part",
+            f"near the {words}",
+            f"at the {words}",
+            f"near the {other} part",
+            f"at the {words} {kind}",
+            f"near the {words} {kind}",
+            f"in the {other} area",
+            f"near the {other} area",
+        )
+    return found
+
+
+PLACE_PHRASES = _places()
+
+# Words that fill templates without stating anything.
+VERBS = ("moves", "goes", "travels", "slides", "glides", "heads", "shifts", "runs")
+MOVING = (
+    "moving",
+    "going",
+    "travelling",
+    "sliding",
+    "gliding",
+    "heading",
+    "shifting",
+    "running",
+)
+RESTS = ("is", "sits", "stands", "lies", "rests", "stays", "is seen", "is placed")
+
+
+def plural(noun: str) -> str:
+    """The plural of a phrase whose last word is a regular noun."""
+    return noun + ("es" if noun.endswith(("s", "x")) else "s")

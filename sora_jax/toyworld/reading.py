@@ -1,0 +1,278 @@
+"""Perception: frames back to objects, tracks and camera motion, without any model.
+
+Letters: T frames, H height, W width, N pixels or blobs, S shapes, P patch side.
+
+Every pixel's colour is split into grey and chroma (its offset from the grey axis).
+Mixing with the neutral background shortens the chroma but keeps its hue, so the hue
+names the palette colour and the length gives the coverage, whatever lies behind.
+Covered pixels of one colour that touch (8 neighbours) are a blob. Its shape is the one
+whose drawing at the measured place and area overlaps it best. The camera is tracked on
+the grey texture where nothing coloured is (see `camera`).
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from sora_jax.toyworld import camera
+from sora_jax.toyworld.render import AREA, distance
+from sora_jax.toyworld.scene import PALETTE, SHAPES, Tier, tier_of
+
+COLOURS = tuple(PALETTE)
+_RGB = np.array(list(PALETTE.values()), np.float32)
+# An orthonormal basis of the plane across the grey axis.
+_CHROMA = np.array([[1, -1, 0], [1, 1, -2]], np.float32).T / np.sqrt(
+    np.array([2, 6], np.float32)
+)
+_PALETTE_CHROMA = _RGB @ _CHROMA
+_LENGTH = np.linalg.norm(_PALETTE_CHROMA, axis=1)
+_HUES = _PALETTE_CHROMA / _LENGTH[:, None]
+
+COVERED = 0.4  # Coverage from which a pixel belongs to a blob,
+CORE = 0.75  # and from which its colour is taken as the blob's.
+REJECTION = 95.0  # Farthest that a blob's colour may lie from the palette's (of 255).
+PRESENT = 0.75  # Share of the frames in which something must be found.
+OVERLAP = 0.55  # Least overlap of a blob with the drawing of a shape.
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """One colour's largest blob through time; rows where `seen` is false are zero."""
+
+    colour: str
+    seen: np.ndarray  # bool[T]
+    centre: np.ndarray  # float64[T, 2], pixels
+    area: np.ndarray  # float64[T], pixels
+    overlap: np.ndarray  # float32[T, S]
+
+    @property
+    def present(self) -> bool:
+        return bool(self.seen.mean() >= PRESENT)
+
+    @functools.cached_property
+    def shape(self) -> str | None:
+        """The shape of most of the frames; None where nothing fits."""
+        scores = self.overlap[self.seen]
+        if not len(scores) or scores.max(axis=1).mean() < OVERLAP:
+            return None
+        votes = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
+        return SHAPES[int(np.argmax(votes + scores.mean(axis=0)))]
+
+    @functools.cached_property
+    def line(self) -> tuple[np.ndarray, float]:
+        """Least-squares velocity (pixels a frame) and RMS distance from that path."""
+        t = np.flatnonzero(self.seen).astype(np.float64)
+        points = self.centre[self.seen]
+        if len(t) < 2:
+            return np.zeros(2), 0.0
+        t -= t.mean()
+        points = points - points.mean(axis=0)
+        velocity = t @ points / (t @ t)
+        rest = points - t[:, None] * velocity
+        return velocity, float(np.sqrt((rest**2).sum(axis=1).mean()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What is seen in a clip: one row for each blob, largest first in each frame.
+
+    `frame, colour` int[N] (colour is an index of `COLOURS`), `rank` int[N] the place
+    by area in its frame, `area` float64[N], `centre` float64[N, 2], `overlap`
+    float32[N, S].
+    """
+
+    video: np.ndarray
+    tier: Tier
+    frame: np.ndarray
+    colour: np.ndarray
+    rank: np.ndarray
+    area: np.ndarray
+    centre: np.ndarray
+    overlap: np.ndarray
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.video)
+
+    @functools.cached_property
+    def camera(self) -> camera.Path:
+        """How the camera goes (tracked when first asked for)."""
+        return camera.track(self.video)
+
+    def counts(self, colour: str) -> np.ndarray:
+        """Number of blobs of the colour in each frame, int[T]."""
+        chosen = self.frame[self.colour == COLOURS.index(colour)]
+        return np.bincount(chosen, minlength=self.num_frames)
+
+    def track(self, colour: str, among: int) -> Track:
+        """The colour's largest blob where it is one of the frame's `among` largest."""
+        rows = np.flatnonzero(
+            (self.colour == COLOURS.index(colour)) & (self.rank < among)
+        )
+        frames, first = np.unique(self.frame[rows], return_index=True)
+        rows = rows[first]
+        seen = np.zeros(self.num_frames, bool)
+        seen[frames] = True
+        fields = []
+        for values in (self.centre, self.area, self.overlap):
+            field = np.zeros((self.num_frames, *values.shape[1:]), values.dtype)
+            field[frames] = values[rows]
+            fields.append(field)
+        return Track(colour, seen, *fields)
+
+    def tracks(self, among: int) -> list[Track]:
+        """The tracks that are present, those with most area first."""
+        found = [self.track(COLOURS[c], among) for c in np.unique(self.colour)]
+        found = [track for track in found if track.present]
+        return sorted(found, key=lambda track: -track.area.sum())
+
+
+def _cover(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest hue int[T, H, W] and coverage float32[T, H, W] of each pixel."""
+    chroma = video.reshape(-1, 3).astype(np.float32) @ _CHROMA
+    along = chroma @ _HUES.T
+    colour = along.argmax(axis=1)
+    coverage = along[np.arange(len(along)), colour] / _LENGTH[colour]
+    return colour.reshape(video.shape[:3]), coverage.reshape(video.shape[:3])
+
+
+def _components(kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """8-connected parts of equal kind > 0 in int[T, H, W].
+
+    Returns the flat indices int[N] of all pixels that have a kind and the part int[N]
+    (0, 1, ...) of each. Every pixel points at a lower one of its part; pointers are
+    joined along edges and shortened until nothing changes.
+    """
+    where = np.flatnonzero(kind)
+    order = np.zeros(kind.size, np.int64)
+    order[where] = np.arange(len(where))
+    order = order.reshape(kind.shape)
+    edges = []
+    for here, there in (
+        (np.s_[:, :, :-1], np.s_[:, :, 1:]),
+        (np.s_[:, :-1, :], np.s_[:, 1:, :]),
+        (np.s_[:, :-1, :-1], np.s_[:, 1:, 1:]),
+        (np.s_[:, :-1, 1:], np.s_[:, 1:, :-1]),
+    ):
+        joined = (kind[here] == kind[there]) & (kind[here] > 0)
+        edges.append((order[here][joined], order[there][joined]))
+    low, high = (np.concatenate(ends) for ends in zip(*edges, strict=True))
+    parent = np.arange(len(where))
+    while True:
+        a, b = parent[low], parent[high]
+        least = np.minimum(a, b)
+        if np.array_equal(a, b):
+            break
+        np.minimum.at(parent, a, least)
+        np.minimum.at(parent, b, least)
+        shorter = parent[parent]
+        while not np.array_equal(shorter, parent):
+            parent, shorter = shorter, shorter[shorter]
+    return where, np.unique(parent, return_inverse=True)[1]
+
+
+def _blur(patch: np.ndarray) -> np.ndarray:
+    """[1 2 1] / 4 along the last two axes."""
+    for axis in (-1, -2):
+        around = np.roll(patch, 1, axis) + np.roll(patch, -1, axis)
+        patch = 0.5 * patch + 0.25 * around
+    return patch
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(tier: Tier) -> tuple[str, ...]:
+    return tuple(shape for shape in SHAPES if shape in tier.shapes)
+
+
+def _overlaps(
+    seen_npp: np.ndarray, corner_n2: np.ndarray, centre_n2: np.ndarray, area_n, tier
+) -> np.ndarray:
+    """Overlap (intersection over union) of blobs with each shape's drawing.
+
+    Both are cut at `COVERED`, as the blob's pixels are; the drawing is taken sharp and
+    blurred, whichever fits better.
+    """
+    side = np.arange(seen_npp.shape[-1], dtype=np.float32) + np.float32(0.5)
+    away = (centre_n2 - corner_n2).astype(np.float32)
+    dx = side[None, None, :] - away[:, 0, None, None]
+    dy = side[None, :, None] - away[:, 1, None, None]
+    scores = np.zeros((len(area_n), len(SHAPES)), np.float32)
+    for shape in _shapes(tier):
+        radius = np.sqrt(area_n / AREA[shape]).astype(np.float32)[:, None, None]
+        drawn = np.clip(0.5 - distance(shape, dx, dy, radius), 0, 1)
+        best = np.zeros(len(area_n), np.float32)
+        for picture in (drawn, _blur(drawn)):
+            picture = np.where(picture >= COVERED, picture, 0)
+            both = np.minimum(picture, seen_npp).sum(axis=(1, 2))
+            either = np.maximum(picture, seen_npp).sum(axis=(1, 2))
+            best = np.maximum(best, both / np.maximum(either, 1e-6))
+        scores[:, SHAPES.index(shape)] = best
+    return scores
+
+
+def _check(video: np.ndarray) -> Tier:
+    video = np.asarray(video)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
+        raise ValueError(
+            f"a video is uint8[T, H, W, 3], not {video.dtype}{list(video.shape)}"
+        )
+    if video.shape[1] != video.shape[2] or not len(video):
+        raise ValueError(f"toy-world frames are square, not {video.shape[1:3]}")
+    return tier_of(video.shape[1])
+
+
+def read(video: np.ndarray) -> Reading:
+    """Reads a clip, uint8[T, H, W, 3] of a tier's size; ValueError for another."""
+    tier = _check(video)
+    colour, coverage = _cover(video)
+    covered = coverage >= COVERED
+    where, part = _components(np.where(covered, colour + 1, 0))
+    frames, size = video.shape[:2]
+    t, rest = np.divmod(where, size * size)
+    y, x = np.divmod(rest, size)
+    weight = np.minimum(coverage.ravel()[where], 1.0).astype(np.float64)
+    # Sums over the pixels of each part.
+    total = functools.partial(np.bincount, part)
+    area = total(weights=weight)
+    core = weight * (weight >= CORE)
+    rgb = video.reshape(-1, 3)[where].astype(np.float64)
+    mean = np.stack([total(weights=core * rgb[:, c]) for c in range(3)], axis=1)
+    with np.errstate(invalid="ignore"):
+        mean /= total(weights=core)[:, None]
+    centre = (
+        np.stack([total(weights=weight * (axis + 0.5)) for axis in (x, y)], axis=1)
+        / np.maximum(area, 1e-9)[:, None]
+    )
+    first = np.zeros(len(area), np.int64)
+    first[part] = np.arange(len(part))
+    frame, hue = t[first], colour.ravel()[where[first]]
+    # A blob is large enough and has its palette colour at its core (NaN: no core).
+    off = np.linalg.norm(mean - _RGB[hue], axis=1)
+    small = 0.3 * AREA["triangle"] * tier.small_radius[0] ** 2
+    kept = np.flatnonzero((area >= small) & (off <= REJECTION))
+    kept = kept[np.lexsort((-area[kept], frame[kept]))]
+    frame, hue, area, centre = frame[kept], hue[kept], area[kept], centre[kept]
+    starts = np.searchsorted(frame, frame)
+    rank = np.arange(len(frame)) - starts
+    patches, corner = _patches(part, kept, t, y, x, weight, frame, centre, area, size)
+    overlap = _overlaps(patches, corner, centre, area, tier)
+    return Reading(video, tier, frame, hue, rank, area, centre, overlap)
+
+
+def _patches(
+    part, kept, t, y, x, weight, frame, centre, area, size
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each kept blob's coverage alone, float32[N, P, P], and the patches' corners."""
+    reach = 1.5 * np.sqrt(area.max(initial=1.0) / AREA["triangle"]) * 1.2 + 2.0
+    side = int(min(2 * np.ceil(reach) + 1, 2 * size + 1))
+    corner = np.floor(centre) - side // 2
+    place = np.full(part.max(initial=-1) + 1, -1)
+    place[kept] = np.arange(len(kept))
+    blob = place[part]
+    row = y - corner[blob, 1].astype(np.int64) if len(kept) else y
+    column = x - corner[blob, 0].astype(np.int64) if len(kept) else x
+    inside = (blob >= 0) & (row >= 0) & (row < side) & (column >= 0) & (column < side)
+    patches = np.zeros((len(kept), side, side), np.float32)
+    patches[blob[inside], row[inside], column[inside]] = weight[inside]
+    return patches, corner

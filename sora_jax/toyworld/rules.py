@@ -1,0 +1,195 @@
+"""When a video shows what is stated: one rule a family.
+
+Each rule takes the stated slots and a reading, and gives a verdict for each part and
+"pass", their conjunction. What is not stated is not asked for; what cannot be read
+counts as not shown. An object must be among the largest of its frame, as many as are
+stated, in three quarters of the frames.
+"""
+
+import math
+
+import numpy as np
+
+from sora_jax.toyworld.reading import PRESENT, Reading, Track
+from sora_jax.toyworld.scene import DIRECTIONS, RELATIONS, Slots, Subject
+
+MOVING = 0.3  # Pixels a frame.
+WANDER = 0.12  # RMS distance from a straight path, as a share of its length,
+JITTER = 0.6  # plus this many pixels.
+APART = 3.0  # Least distance of the objects of a relation, pixels.
+SHIFT = 0.35  # Least shift of a moving camera, as a share of the slowest pan.
+UNEXPLAINED = 0.35  # Share of the texture's change that camera motion may leave.
+
+_CAMERA_ENDS = (
+    ("pan-left", "pan-right"),
+    ("tilt-up", "tilt-down"),
+    ("zoom-out", "zoom-in"),
+)
+
+Verdict = dict[str, bool]
+
+
+def _passed(parts: Verdict) -> Verdict:
+    return parts | {"pass": all(parts.values())}
+
+
+def _find(reading: Reading, subject: Subject, among: int) -> Track | None:
+    """The track that the words pick out: by colour, else by shape, else the largest."""
+    if subject.colour is not None:
+        track = reading.track(subject.colour, among)
+        return track if track.present else None
+    tracks = reading.tracks(among)
+    if subject.shape is not None:
+        tracks = [track for track in tracks if track.shape == subject.shape]
+    return tracks[0] if tracks else None
+
+
+def _shape(reading: Reading, subject: Subject, track: Track | None) -> bool:
+    if track is None:
+        return False
+    if subject.shape is None or not reading.tier.shape_readable:
+        return True
+    return track.shape == subject.shape
+
+
+def _direction(reading: Reading, subject: Subject, track: Track | None) -> bool:
+    """Moves evenly, and nearer to the stated direction than to any other."""
+    if track is None:
+        return False
+    if subject.direction is None:
+        return True
+    velocity, wander = track.line
+    speed = float(np.hypot(*velocity))
+    if speed <= MOVING or wander > JITTER + WANDER * speed * (len(track.seen) - 1):
+        return False
+    names = reading.tier.directions
+    along = [float(np.dot(velocity, DIRECTIONS[name])) for name in names]
+    return names[int(np.argmax(along))] == subject.direction
+
+
+def _speed(reading: Reading, subject: Subject, track: Track | None) -> bool:
+    if track is None:
+        return False
+    if subject.speed is None:
+        return True
+    speed = float(np.hypot(*track.line[0]))
+    fast = speed > reading.tier.speed_limit
+    return speed > MOVING and fast == (subject.speed == "fast")
+
+
+def attribute(slots: Slots, reading: Reading) -> Verdict:
+    """The stated colour and shape."""
+    subject = slots.subjects[0]
+    track = _find(reading, subject, 1)
+    return _passed(
+        {"colour": track is not None, "shape": _shape(reading, subject, track)}
+    )
+
+
+def count(slots: Slots, reading: Reading) -> Verdict:
+    """So many of the stated colour, and the shape, in three quarters of the frames."""
+    subject = slots.subjects[0] if slots.subjects else Subject()
+    wanted = slots.count
+    track = _find(reading, subject, max(wanted, 1))
+    if track is None:
+        return {"colour": False, "count": False, "shape": False, "pass": False}
+    found = reading.counts(track.colour) == wanted
+    return _passed(
+        {
+            "colour": True,
+            "count": bool(found.mean() >= PRESENT),
+            "shape": _shape(reading, subject, track),
+        }
+    )
+
+
+def _pair(slots: Slots, reading: Reading) -> list[Track | None]:
+    """Two tracks; none for both where the words pick out one and the same."""
+    tracks = [_find(reading, subject, 2) for subject in slots.subjects[:2]]
+    if all(tracks) and tracks[0].colour == tracks[1].colour:
+        return [None, None]
+    return tracks
+
+
+def relation(slots: Slots, reading: Reading) -> Verdict:
+    """The signed side of the first as seen from the second, with colours and shapes.
+
+    The side is that of the larger component of their mean offset.
+    """
+    first, second = _pair(slots, reading)
+    found = first is not None and second is not None
+    side = False
+    if found:
+        both = first.seen & second.seen
+        if both.mean() >= PRESENT:
+            offset = (first.centre[both] - second.centre[both]).mean(axis=0)
+            along = {name: float(offset @ unit) for name, unit in RELATIONS.items()}
+            seen = max(along, key=along.get)
+            side = seen == slots.relation and along[seen] >= APART
+    shapes = all(
+        _shape(reading, subject, track)
+        for subject, track in zip(slots.subjects, (first, second), strict=True)
+    )
+    return _passed({"side": side, "colours": found, "shapes": shapes})
+
+
+def motion(slots: Slots, reading: Reading) -> Verdict:
+    """The stated colour, shape, direction and speed of one object."""
+    subject = slots.subjects[0]
+    track = _find(reading, subject, 1)
+    return _passed(
+        {
+            "colour": track is not None,
+            "shape": _shape(reading, subject, track),
+            "direction": _direction(reading, subject, track),
+            "speed": _speed(reading, subject, track),
+        }
+    )
+
+
+def motion_binding(slots: Slots, reading: Reading) -> Verdict:
+    """Each of two objects has its own stated direction (and speed)."""
+    pairs = list(zip(slots.subjects, _pair(slots, reading), strict=True))
+    return _passed(
+        {
+            "colours": all(track is not None for _, track in pairs),
+            "shapes": all(_shape(reading, *pair) for pair in pairs),
+            "directions": all(_direction(reading, *pair) for pair in pairs),
+            "speeds": all(_speed(reading, *pair) for pair in pairs),
+        }
+    )
+
+
+def camera_class(reading: Reading) -> str | None:
+    """What the camera does; None where nothing explains the clip's texture.
+
+    Zoom is counted by the mean shift that it causes, a quarter of the frame's size
+    times the change of log magnification.
+    """
+    path = reading.camera
+    if not len(path.zoom) or np.median(path.error) > UNEXPLAINED:
+        return None
+    size, steps = reading.tier.size, len(path.zoom)
+    per_step = np.concatenate([path.shift, path.zoom[:, None] * size / 4], axis=1)
+    mean = per_step.mean(axis=0)
+    axis = int(np.argmax(np.abs(mean)))
+    limit = SHIFT * reading.tier.pan[0]
+    if np.abs(mean[axis]) < limit:
+        shaken = float(np.sqrt((per_step**2).sum(axis=1).mean()))
+        return "static" if shaken < 2 * limit else None
+    steady = np.sign(per_step[:, axis]) == np.sign(mean[axis])
+    if steady.sum() < math.ceil(PRESENT * steps):
+        return None
+    low, high = _CAMERA_ENDS[axis]
+    return high if mean[axis] > 0 else low
+
+
+def camera(slots: Slots, reading: Reading) -> Verdict:
+    """The stated camera motion, and the stated object in view."""
+    parts = {"camera": camera_class(reading) == slots.camera}
+    if slots.subjects:
+        subject = slots.subjects[0]
+        track = _find(reading, subject, 1)
+        parts["colour"] = track is not None
+        parts["shape"] = _shape(reading, subject, track)
+    return _passed(parts)

@@ -1,0 +1,404 @@
+"""Scenes of the toy world: tiers, palette, random draws and the state record.
+
+Letters: T frames, K objects, H height, W width. Coordinates are (x, y) in pixels,
+x to the right and y down; the centre of pixel i lies at i + 0.5. Speeds are in
+pixels a frame. A camera row is (cx, cy, log_zoom, shot): the world point shown at
+the frame's centre, the natural logarithm of the magnification, the shot's number.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+VERSION = 1  # Part of every random key: raise it when any pixel or caption changes.
+
+PALETTE: dict[str, tuple[int, int, int]] = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (235, 210, 40),
+    "magenta": (205, 60, 205),
+    "cyan": (40, 200, 210),
+    "orange": (240, 130, 20),
+}
+SHAPES = ("circle", "square", "triangle", "cross", "ring")
+
+_HALF = 0.5**0.5
+DIRECTIONS: dict[str, tuple[float, float]] = {
+    "left": (-1.0, 0.0),
+    "right": (1.0, 0.0),
+    "up": (0.0, -1.0),
+    "down": (0.0, 1.0),
+    "up-left": (-_HALF, -_HALF),
+    "up-right": (_HALF, -_HALF),
+    "down-left": (-_HALF, _HALF),
+    "down-right": (_HALF, _HALF),
+}
+# The unit vector from the second object to the first.
+RELATIONS: dict[str, tuple[float, float]] = {
+    "left": (-1.0, 0.0),
+    "right": (1.0, 0.0),
+    "above": (0.0, -1.0),
+    "below": (0.0, 1.0),
+}
+SPEEDS = ("slow", "fast")
+CAMERAS = (
+    "static",
+    "pan-left",
+    "pan-right",
+    "tilt-up",
+    "tilt-down",
+    "zoom-in",
+    "zoom-out",
+)
+TONES = ("dark", "medium", "light")
+PLACES = (
+    ("top-left", "top", "top-right"),
+    ("left", "centre", "right"),
+    ("bottom-left", "bottom", "bottom-right"),
+)
+SPLITS = ("train", "val", "test", "test_comp", "test_ood", "test_len")
+
+# Pairs that no training, validation or in-distribution test scene shows (or says).
+HELD_OUT_SHAPES = frozenset(
+    {("red", "cross"), ("green", "square"), ("blue", "triangle"), ("magenta", "circle")}
+)
+HELD_OUT_DIRECTIONS = frozenset(
+    {("red", "down"), ("yellow", "left"), ("cyan", "up"), ("orange", "right")}
+)
+
+Range = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tier:
+    """A size class: what fits into its frames and how fast things move there.
+
+    Radii are in pixels, speeds and pans in pixels a frame, zooms in log units a
+    frame. Speeds are chosen so that every path ends inside the frame.
+    """
+
+    name: str
+    num_frames: int
+    size: int
+    colours: tuple[str, ...]
+    shapes: tuple[str, ...]
+    directions: tuple[str, ...]
+    radius: Range
+    ood_radius: Range
+    small_radius: Range  # Where several objects share the frame.
+    slow: Range
+    fast: Range
+    pan: Range
+    zoom: Range
+    wavelength: Range
+    shape_readable: bool = True  # Does the oracle ask for the shape here?
+    fps: int = 8
+
+    @property
+    def speed_limit(self) -> float:
+        """The speed that divides slow from fast."""
+        return 0.5 * (self.slow[1] + self.fast[0])
+
+    def frames(self, split: str) -> int:
+        """Frames of a clip: twice the latents' time span in `test_len`."""
+        return 2 * self.num_frames - 1 if split == "test_len" else self.num_frames
+
+
+_FOUR = ("left", "right", "up", "down")
+TIERS: dict[str, Tier] = {
+    "tw16": Tier(
+        name="tw16",
+        num_frames=5,
+        size=16,
+        colours=("red", "green", "blue", "yellow"),
+        shapes=("circle", "square"),
+        directions=_FOUR,
+        radius=(2.6, 3.4),
+        ood_radius=(3.6, 4.2),
+        small_radius=(2.5, 2.7),
+        slow=(0.7, 0.95),
+        fast=(1.35, 1.55),
+        pan=(0.7, 0.9),
+        zoom=(0.05, 0.07),
+        wavelength=(10.0, 16.0),
+        shape_readable=False,
+    ),
+    "tw32": Tier(
+        name="tw32",
+        num_frames=9,
+        size=32,
+        colours=tuple(PALETTE),
+        shapes=SHAPES[:4],
+        directions=_FOUR,
+        radius=(4.0, 5.5),
+        ood_radius=(5.8, 6.6),
+        small_radius=(4.0, 4.8),
+        slow=(1.2, 1.4),
+        fast=(1.85, 2.1),
+        pan=(1.0, 1.3),
+        zoom=(0.035, 0.05),
+        wavelength=(10.0, 22.0),
+    ),
+    "tw64": Tier(
+        name="tw64",
+        num_frames=17,
+        size=64,
+        colours=tuple(PALETTE),
+        shapes=SHAPES,
+        directions=tuple(DIRECTIONS),
+        radius=(5.0, 9.0),
+        ood_radius=(9.5, 11.0),
+        small_radius=(5.0, 8.0),
+        slow=(0.8, 1.1),
+        fast=(1.6, 1.9),
+        pan=(0.9, 1.3),
+        zoom=(0.018, 0.026),
+        wavelength=(10.0, 32.0),
+    ),
+}
+
+
+def find_tier(name: str) -> Tier:
+    """The tier of that name; ValueError names those that exist."""
+    try:
+        return TIERS[name]
+    except KeyError:
+        known = ", ".join(TIERS)
+        raise ValueError(f"no toy-world tier {name!r}; there are {known}") from None
+
+
+def tier_of(size: int) -> Tier:
+    """The tier whose frames are `size` pixels wide; ValueError where there is none."""
+    for tier in TIERS.values():
+        if tier.size == size:
+            return tier
+    sizes = ", ".join(str(tier.size) for tier in TIERS.values())
+    raise ValueError(f"no toy-world tier has {size}-pixel frames; there are {sizes}")
+
+
+# -- Random draws ----------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4096)
+def _fold(seed: int, label: str) -> int:
+    text = f"toyworld/{VERSION}/{seed}/{label}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+
+
+class Draws:
+    """Random numbers that are a pure function of (seed, label, index).
+
+    The words come from Philox with key (hash of seed and label, index). Only its raw
+    stream is used, which NumPy guarantees across versions (unlike `Generator`'s).
+    """
+
+    def __init__(self, seed: int, label: str, index: int):
+        if index < 0:
+            raise ValueError(f"index must be >= 0, not {index}")
+        self._philox = np.random.Philox(key=_fold(seed, label) + (index << 64))
+        self._words: list[int] = []
+
+    def unit(self) -> float:
+        """A float in [0, 1)."""
+        if not self._words:
+            self._words = self._philox.random_raw(32).tolist()
+        return (self._words.pop() >> 11) * 2.0**-53
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * self.unit()
+
+    def chance(self, probability: float) -> bool:
+        return self.unit() < probability
+
+    def choice[Item](self, items: Sequence[Item]) -> Item:
+        return items[int(self.unit() * len(items))]
+
+    def shuffled[Item](self, items: Sequence[Item]) -> list[Item]:
+        left = list(items)
+        return [left.pop(int(self.unit() * len(left))) for _ in items]
+
+
+# -- What a scene or a caption states --------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One object as words give it; None is "not stated"."""
+
+    colour: str | None = None
+    shape: str | None = None
+    direction: str | None = None
+    speed: str | None = None
+    place: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Everything that a text can state; None is "not stated".
+
+    `relation` is the place of the first subject as seen from the second. `count` is
+    the number of like objects ("three red circles"), `total` of all objects.
+    """
+
+    subjects: tuple[Subject, ...] = ()
+    count: int | None = None
+    relation: str | None = None
+    camera: str | None = None
+    tone: str | None = None
+    total: int | None = None
+
+    @property
+    def family(self) -> str | None:
+        """The family whose rule measures what is stated; None where nothing is."""
+        moving = sum(subject.direction is not None for subject in self.subjects)
+        if self.relation is not None and len(self.subjects) == 2:
+            return "relation"
+        if len(self.subjects) == 2 and moving:
+            return "motion_binding"
+        if moving or any(subject.speed for subject in self.subjects):
+            return "motion"
+        if self.count is not None:
+            return "count"
+        if self.camera is not None:
+            return "camera"
+        if self.subjects:
+            return "attribute"
+        return None
+
+    def held_out(self) -> bool:
+        """Whether some subject joins what training scenes never join."""
+        return any(
+            (subject.colour, subject.shape) in HELD_OUT_SHAPES
+            or (subject.colour, subject.direction) in HELD_OUT_DIRECTIONS
+            for subject in self.subjects
+        )
+
+    def factors(self) -> dict[str, Any]:
+        """JSON-ready form: one list for each subject field, nothing that is None."""
+        names = (field.name for field in dataclasses.fields(Subject))
+        found: dict[str, Any] = {
+            name + "s": [getattr(subject, name) for subject in self.subjects]
+            for name in names
+        }
+        found = {name: values for name, values in found.items() if any(values)}
+        for name in ("count", "relation", "camera", "tone", "total"):
+            if (value := getattr(self, name)) is not None:
+                found[name] = value
+        return found
+
+    @classmethod
+    def from_factors(cls, factors: Mapping[str, Any]) -> "Slots":
+        """Inverse of `factors`."""
+        names = [field.name for field in dataclasses.fields(Subject)]
+        length = max((len(factors.get(name + "s", ())) for name in names), default=0)
+        subjects = tuple(
+            Subject(**{n: factors[n + "s"][k] for n in names if n + "s" in factors})
+            for k in range(length)
+        )
+        rest = {
+            name: factors[name]
+            for name in ("count", "relation", "camera", "tone", "total")
+            if name in factors
+        }
+        return cls(subjects, **rest)
+
+
+# -- State record ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+    """A thing in the world: what it is and how large (radius in pixels)."""
+
+    id: int
+    shape: str
+    colour: str
+    radius: float
+
+    @property
+    def mass(self) -> float:
+        return self.radius**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Background:
+    """Neutral grey: base + sum of amplitude sin(kx x + ky y + phase), of 255.
+
+    Waves are rows (kx, ky, phase, amplitude), in radians a pixel of the world.
+    """
+
+    base: float
+    waves: tuple[tuple[float, float, float, float], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """The exact state of one clip; pictures, captions and scores follow from it.
+
+    `pos` and `vel` are float64[T, K, 2] in the world, `camera` float64[T, 4];
+    `factors` is `Slots.factors()` of what is true. Later objects cover earlier ones.
+    """
+
+    tier: str
+    family: str
+    split: str
+    index: int
+    seed: int
+    objects: tuple[Object, ...]
+    pos: np.ndarray
+    vel: np.ndarray
+    camera: np.ndarray
+    background: Background
+    factors: dict[str, Any]
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.camera)
+
+    @property
+    def size(self) -> int:
+        return TIERS[self.tier].size
+
+    @property
+    def truth(self) -> Slots:
+        """All that could be said of the scene."""
+        return Slots.from_factors(self.factors)
+
+    def to_json(self) -> str:
+        """Compact JSON; `from_json` gives the very same scene."""
+        record = dataclasses.asdict(self)
+        for name in ("pos", "vel", "camera"):
+            record[name] = getattr(self, name).tolist()
+        return json.dumps(record, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Scene":
+        """The scene that `to_json` wrote; ValueError where `text` is not one."""
+        try:
+            record = json.loads(text)
+            count = len(record["objects"])
+            record["objects"] = tuple(Object(**item) for item in record["objects"])
+            back = record["background"]
+            waves = tuple(tuple(wave) for wave in back["waves"])
+            record["background"] = Background(back["base"], waves)
+            for name, shape in (("pos", (count, 2)), ("vel", (count, 2))):
+                values = np.asarray(record[name], np.float64)
+                record[name] = values.reshape(-1, *shape)
+            record["camera"] = np.asarray(record["camera"], np.float64).reshape(-1, 4)
+            return cls(**record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"not a toy-world scene's JSON (Scene.to_json writes it): {error}"
+            ) from error
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scene) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self.tier, self.family, self.split, self.index, self.seed))
