@@ -1,0 +1,345 @@
+"""Our parameters under the names and array layouts of diffusers and transformers.
+
+For WanTransformer3DModel, AutoencoderKLWan and UMT5EncoderModel, in both directions.
+Ours are nested dicts as `nnx.to_pure_dict` gives them; theirs are flat dicts from name
+to array, as a safetensors file holds them. Both directions are strict: every array has
+exactly one place, and one error names all that have none.
+
+Kernels of ours are [..., in, out], torch's [out, in, ...]; blocks of a transformer are
+stacked on a leading axis here and numbered there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from sora_jax.models import dit, text_encoder, video_vae
+
+Tree = Mapping[Any, Any]  # nested dicts of arrays
+Flat = dict[str, Any]
+# Parts of the denoiser that Wan has no place for. While they are zero, as they are at
+# first, the denoiser computes what Wan does.
+BEYOND_WAN = ("known", "pooled_text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Where one array stands on either side, and how its axes are arranged.
+
+    Ours (row `layer` of it, if stacked), reshaped to `split` where that is given, with
+    its axes in the order `axes` and with axes of size 1 added to the `ones` = (front,
+    back), is theirs.
+    """
+
+    theirs: str
+    ours: str
+    axes: tuple[int, ...]
+    ones: tuple[int, int] = (0, 0)
+    split: tuple[int, ...] | None = None
+    layer: int | None = None
+
+    def turned(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Their shape without the ones, from the shape of ours."""
+        shape = shape if self.layer is None else shape[1:]
+        return tuple((self.split or shape)[axis] for axis in self.axes)
+
+    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        front, back = self.ones
+        return (1,) * front + self.turned(shape) + (1,) * back
+
+    def export(self, array: Any) -> Any:
+        shape = self.their_shape(array.shape)
+        array = array if self.layer is None else array[self.layer]
+        array = array.reshape(self.split or array.shape)
+        return array.transpose(self.axes).reshape(shape)
+
+    def restore(self, array: Any, shape: tuple[int, ...]) -> np.ndarray:
+        array = np.asarray(array, np.float32).reshape(self.turned(shape))
+        array = array.transpose(np.argsort(self.axes))
+        return array.reshape(shape if self.layer is None else shape[1:])
+
+
+def _linear(theirs: str, ours: str, bias: bool = True, **where) -> Iterator[Entry]:
+    yield Entry(f"{theirs}.weight", f"{ours}.kernel", (1, 0), **where)
+    if bias:
+        where = {"layer": where.get("layer")}
+        yield Entry(f"{theirs}.bias", f"{ours}.bias", (0,), **where)
+
+
+def _conv(theirs: str, ours: str, rank: int) -> Iterator[Entry]:
+    axes = (rank + 1, rank, *range(rank))
+    yield Entry(f"{theirs}.weight", f"{ours}.kernel", axes)
+    yield Entry(f"{theirs}.bias", f"{ours}.bias", (0,))
+
+
+def _transformer(config: dit.Config) -> Iterator[Entry]:
+    patch = (*config.patch, config.in_channels, config.dim)
+    yield Entry(
+        "patch_embedding.weight", "patch_embedding.kernel", (4, 3, 0, 1, 2), split=patch
+    )
+    yield Entry("patch_embedding.bias", "patch_embedding.bias", (0,))
+    for part in ("time_embedder", "text_embedder"):
+        for linear in ("linear_1", "linear_2"):
+            yield from _linear(
+                f"condition_embedder.{part}.{linear}", f"{part}.{linear}"
+            )
+    yield from _linear("condition_embedder.time_proj", "time_proj")
+    yield Entry("scale_shift_table", "scale_shift_table", (0, 1), (1, 0))
+    yield from _linear("proj_out", "proj_out")
+    for layer in range(config.num_layers):
+        theirs = f"blocks.{layer}"
+        at = {"layer": layer}
+        table = "scale_shift_table"
+        yield Entry(f"{theirs}.{table}", f"blocks.{table}", (0, 1), (1, 0), **at)
+        for name in ("attn1", "attn2"):
+            for part in ("to_q", "to_k", "to_v"):
+                yield from _linear(
+                    f"{theirs}.{name}.{part}", f"blocks.{name}.{part}", **at
+                )
+            yield from _linear(
+                f"{theirs}.{name}.to_out.0", f"blocks.{name}.to_out", **at
+            )
+            for part in ("norm_q", "norm_k"):
+                ours = f"blocks.{name}.{part}.scale"
+                yield Entry(f"{theirs}.{name}.{part}.weight", ours, (0,), **at)
+        yield Entry(f"{theirs}.norm2.weight", "blocks.norm2.scale", (0,), **at)
+        yield Entry(f"{theirs}.norm2.bias", "blocks.norm2.bias", (0,), **at)
+        yield from _linear(f"{theirs}.ffn.net.0.proj", "blocks.ffn.up", **at)
+        yield from _linear(f"{theirs}.ffn.net.2", "blocks.ffn.down", **at)
+
+
+def _video_vae(config: video_vae.Config) -> Iterator[Entry]:
+    yield from _linear("quant_conv", "quant_conv", ones=(0, 3))
+    yield from _linear("post_quant_conv", "post_quant_conv", ones=(0, 3))
+    levels = range(len(config.channel_multipliers))
+    widths = {
+        "encoder": config.widths(config.base_dim),
+        "decoder": config.widths(config.decoder_base_dim or config.base_dim)[::-1],
+    }
+    for half in ("encoder", "decoder"):
+        yield from _conv(f"{half}.conv_in", f"{half}.conv_in", 3)
+        yield from _conv(f"{half}.conv_out", f"{half}.conv_out", 3)
+        yield Entry(f"{half}.norm_out.gamma", f"{half}.norm_out.scale", (0,), (0, 3))
+        middle = f"{half}.mid_block"
+        for i in range(2):
+            yield from _res_block(
+                f"{middle}.resnets.{i}", f"{middle}.resnets.{i}", False
+            )
+        attention = f"{middle}.attentions.0"
+        yield Entry(f"{attention}.norm.gamma", f"{attention}.norm.scale", (0,), (0, 2))
+        yield from _linear(f"{attention}.to_qkv", f"{attention}.to_qkv", ones=(0, 2))
+        yield from _linear(f"{attention}.proj", f"{attention}.proj", ones=(0, 2))
+    flat = 0  # Wan 2.1 numbers the encoder's blocks and halvings in one row
+    for level in levels:
+        ours = f"encoder.down_blocks.{level}"
+        for i in range(config.num_res_blocks):
+            theirs = f"{ours}.resnets.{i}"
+            if not config.residual_shortcuts:
+                theirs, flat = f"encoder.down_blocks.{flat}", flat + 1
+            before = widths["encoder"][max(level - 1, 0)]
+            changes = i == 0 and before != widths["encoder"][level]
+            yield from _res_block(theirs, f"{ours}.resnets.{i}", changes)
+        if level < levels[-1]:
+            theirs = f"{ours}.downsampler"
+            if not config.residual_shortcuts:
+                theirs, flat = f"encoder.down_blocks.{flat}", flat + 1
+            temporal = config.temporal_downsample[level]
+            yield from _resample(theirs, f"{ours}.downsampler", temporal)
+    for level in levels:
+        ours = f"decoder.up_blocks.{level}"
+        for i in range(config.num_res_blocks + 1):
+            before = widths["decoder"][max(level - 1, 0)]
+            if level and not config.residual_shortcuts:
+                before //= 2
+            changes = i == 0 and before != widths["decoder"][level]
+            yield from _res_block(f"{ours}.resnets.{i}", f"{ours}.resnets.{i}", changes)
+        if level < levels[-1]:
+            name = "upsampler" if config.residual_shortcuts else "upsamplers.0"
+            temporal = config.temporal_downsample[::-1][level]
+            yield from _resample(f"{ours}.{name}", f"{ours}.upsampler", temporal)
+
+
+def _res_block(theirs: str, ours: str, changes_width: bool) -> Iterator[Entry]:
+    for i in (1, 2):
+        yield Entry(f"{theirs}.norm{i}.gamma", f"{ours}.norm{i}.scale", (0,), (0, 3))
+        yield from _conv(f"{theirs}.conv{i}", f"{ours}.conv{i}", 3)
+    if changes_width:
+        shortcut = "conv_shortcut"
+        yield from _linear(f"{theirs}.{shortcut}", f"{ours}.{shortcut}", ones=(0, 3))
+
+
+def _resample(theirs: str, ours: str, temporal: bool) -> Iterator[Entry]:
+    yield from _conv(f"{theirs}.resample.1", f"{ours}.conv", 2)
+    if temporal:
+        yield from _conv(f"{theirs}.time_conv", f"{ours}.time_conv", 3)
+
+
+def _text_encoder(config: text_encoder.Config) -> Iterator[Entry]:
+    yield Entry("shared.weight", "embedding.table", (0, 1))
+    yield Entry("encoder.final_layer_norm.weight", "norm_out.scale", (0,))
+    for layer in range(config.num_layers):
+        at = {"layer": layer}
+        first, second = (f"encoder.block.{layer}.layer.{i}" for i in (0, 1))
+        for i, theirs in ((1, first), (2, second)):
+            norm = f"blocks.norm{i}.scale"
+            yield Entry(f"{theirs}.layer_norm.weight", norm, (0,), **at)
+        theirs = f"{first}.SelfAttention"
+        for part in "qkvo":
+            yield from _linear(
+                f"{theirs}.{part}", f"blocks.attention.{part}", False, **at
+            )
+        bias = "blocks.attention.distance_bias"
+        yield Entry(f"{theirs}.relative_attention_bias.weight", bias, (0, 1), **at)
+        for part, ours in (("wi_0", "gate"), ("wi_1", "up"), ("wo", "down")):
+            theirs = f"{second}.DenseReluDense.{part}"
+            yield from _linear(theirs, f"blocks.mlp.{ours}", False, **at)
+
+
+def to_diffusers_transformer(params: Tree, config: dit.Config) -> Flat:
+    """Returns the denoiser's parameters as WanTransformer3DModel's.
+
+    Raises:
+      ValueError: the parameters do not fit the config, or the denoiser does what Wan's
+        cannot; all such parts are named.
+    """
+    params = _flatten(params)
+    beyond = [path for path in params if path.split(".")[0] in BEYOND_WAN]
+    trained = [path for path in beyond if np.any(np.asarray(params[path]))]
+    forms = {
+        "mask_text": config.mask_text,
+        "additive_positions": config.additive_positions,
+        "time_scale": config.time_scale is not None,
+    }
+    trained += [f"config.{name}" for name, used in forms.items() if used]
+    if trained:
+        raise ValueError(
+            f"WanTransformer3DModel cannot express {', '.join(trained)} of this denoiser"
+        )
+    kept = {path: params[path] for path in params if path not in beyond}
+    return _export(_transformer(config), kept, "the denoiser")
+
+
+def from_diffusers_transformer(flat: Flat, config: dit.Config) -> Tree:
+    """Returns the denoiser's parameters, float32; what Wan does not have is zero.
+
+    Raises:
+      ValueError: naming all arrays that are missing, unexpected or of another shape.
+    """
+    shapes = _shapes(lambda: dit.DiT(config, rngs=nnx.Rngs(0)))
+    flat = dict(flat)
+    entries = [*_transformer(config)]
+    return _restore(entries, flat, shapes, "WanTransformer3DModel", BEYOND_WAN)
+
+
+def to_diffusers_vae(params: Tree, config: video_vae.Config) -> Flat:
+    """Returns the autoencoder's parameters as AutoencoderKLWan's."""
+    return _export(_video_vae(config), _flatten(params), "the video VAE")
+
+
+def from_diffusers_vae(flat: Flat, config: video_vae.Config) -> Tree:
+    """Returns the autoencoder's parameters, float32; raises as above."""
+    shapes = _shapes(lambda: video_vae.VideoVAE(config, nnx.Rngs(0)))
+    return _restore([*_video_vae(config)], flat, shapes, "AutoencoderKLWan")
+
+
+def to_transformers_text_encoder(params: Tree, config: text_encoder.Config) -> Flat:
+    """Returns the text encoder's parameters as UMT5EncoderModel's."""
+    return _export(_text_encoder(config), _flatten(params), "the text encoder")
+
+
+def from_transformers_text_encoder(flat: Flat, config: text_encoder.Config) -> Tree:
+    """Returns the text encoder's parameters, float32; raises as above.
+
+    The table of embeddings has two names there; a file may hold it under either.
+    """
+    flat = dict(flat)
+    tied = flat.pop("encoder.embed_tokens.weight", None)
+    if tied is not None and not np.array_equal(
+        flat.setdefault("shared.weight", tied), tied
+    ):
+        raise ValueError(
+            "shared.weight and encoder.embed_tokens.weight of UMT5EncoderModel are one "
+            "table, but they differ"
+        )
+    shapes = _shapes(lambda: text_encoder.TextEncoder(config, nnx.Rngs(0)))
+    return _restore([*_text_encoder(config)], flat, shapes, "UMT5EncoderModel")
+
+
+def _export(entries: Iterator[Entry], params: Flat, model: str) -> Flat:
+    entries = [*entries]
+    places = {entry.ours for entry in entries}
+    _check(f"parameters of {model}", {}, places - set(params), set(params) - places)
+    return {entry.theirs: entry.export(params[entry.ours]) for entry in entries}
+
+
+def _restore(
+    entries: list[Entry],
+    flat: Flat,
+    shapes: Tree,
+    model: str,
+    zero: tuple[str, ...] = (),
+) -> Tree:
+    ours = _flatten(shapes)
+    expected = {
+        entry.theirs: entry.their_shape(ours[entry.ours].shape) for entry in entries
+    }
+    wrong = {
+        name: f"{name} {tuple(flat[name].shape)} instead of {shape}"
+        for name, shape in expected.items()
+        if name in flat and tuple(flat[name].shape) != shape
+    }
+    _check(
+        f"weights of {model}",
+        wrong,
+        set(expected) - set(flat),
+        set(flat) - set(expected),
+    )
+    rows: dict[str, list[np.ndarray]] = {}
+    for entry in entries:
+        array = entry.restore(flat[entry.theirs], ours[entry.ours].shape)
+        rows.setdefault(entry.ours, []).append(array)
+
+    def build(path: str, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        if path not in rows and path.split(".")[0] in zero:
+            return np.zeros(shape.shape, np.float32)
+        stacked = len(rows[path][0].shape) < len(shape.shape)
+        return np.stack(rows[path]) if stacked else rows[path][0]
+
+    return _map(build, shapes)
+
+
+def _check(
+    what: str, wrong: Mapping[str, str], missing: set[str], unexpected: set[str]
+) -> None:
+    problems = []
+    if missing:
+        problems.append(f"missing: {', '.join(sorted(missing))}")
+    if unexpected:
+        problems.append(f"unexpected: {', '.join(sorted(unexpected))}")
+    if wrong:
+        problems.append(f"of another shape: {', '.join(wrong.values())}")
+    if problems:
+        raise ValueError(f"{what} do not fit the config; {'; '.join(problems)}")
+
+
+def _shapes(make: Callable[[], nnx.Module]) -> Tree:
+    """Returns the parameters that a module would have, as shapes."""
+    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
+
+
+def _map(function: Callable[[str, Any], Any], tree: Any, path: str = "") -> Any:
+    if isinstance(tree, Mapping):
+        inner = f"{path}." if path else ""
+        return {key: _map(function, tree[key], f"{inner}{key}") for key in tree}
+    return function(path, tree)
+
+
+def _flatten(tree: Tree) -> Flat:
+    """Returns {"a.b.0.c": array}."""
+    flat = {}
+    _map(flat.__setitem__, tree)
+    return flat
