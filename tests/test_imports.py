@@ -36,7 +36,7 @@ ONE_IMPORTER = {
     "orbax": "sora_jax/training/checkpoint.py",
     "grain": "sora_jax/data/loader.py",
     "tensorflow_datasets": "sora_jax/data/shards.py",
-    "array_record": "sora_jax/data/shards.py",
+    "array_record": "sora_jax/data/array_files.py",
     "av": "sora_jax/data/video_io.py",
     "jax.experimental.topologies": "sora_jax/core/mesh.py",
     "jax.experimental.pallas": "sora_jax/models/attention.py",

@@ -1,0 +1,1 @@
+"""Clip records, video shards, captions, tokens and the loader."""

@@ -1,0 +1,337 @@
+"""Folders of ArrayRecord files: written part by part, read by index, verified.
+
+A folder is written as numbered parts under `.partial/`; a part is whole or absent, so an
+interrupted job goes on with the parts that are missing. When all are there they get
+their final names, `index/00000.jsonl` beside each file says what is in it, and last of
+all the manifest is written, which makes the folder finished.
+
+ArrayRecord hashes every chunk, so a flipped byte raises inside the reader; readers of
+this module get the reason as a value and decide.
+"""
+
+import bisect
+import collections
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import secrets
+import shutil
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from array_record.python import array_record_module
+
+from sora_jax.core import paths
+from sora_jax.data import records
+
+FORMAT = 1
+# One record a chunk: what random access wants, and what TFDS and grain expect.
+_WRITER_OPTIONS = "group_size:1"
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_OPEN_FILES = 128
+
+
+class ShardsError(ValueError):
+    """A folder that cannot be written or read as it is asked for; says why."""
+
+
+# -- array record files ---------------------------------------------------------------
+
+
+def _write_file(path: pathlib.Path, raw_records: Iterable[bytes]) -> tuple[int, str]:
+    """Writes a whole file or nothing; returns its size and its SHA-256."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+        for raw in raw_records:
+            writer.write(raw)
+        writer.close()
+        descriptor = os.open(temporary, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        size, digest = temporary.stat().st_size, paths.sha256_file(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return size, digest
+
+
+class _Files:
+    """The records of several files under one index; safe to use from threads."""
+
+    def __init__(self, files: Sequence[pathlib.Path], counts: Sequence[int]):
+        self._files, self._counts = list(files), list(counts)
+        self._ends = list(itertools.accumulate(counts))
+        self._readers = collections.OrderedDict()
+        self._lock = threading.Lock()
+        for file in files:
+            if not file.exists():
+                raise ShardsError(f"{file} is missing; prepare the folder again")
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Returns (file, position in it) of a record."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        file = bisect.bisect_right(self._ends, index)
+        return file, index - (self._ends[file] - self._counts[file])
+
+    def path(self, file: int) -> pathlib.Path:
+        return self._files[file]
+
+    def _reader(self, file: int):
+        with self._lock:
+            reader = self._readers.get(file)
+            if reader is None:
+                reader = array_record_module.ArrayRecordReader(
+                    str(self._files[file]),
+                    _READER_OPTIONS,
+                    file_reader_buffer_size=32768,
+                )
+                self._readers[file] = reader
+                if len(self._readers) > _OPEN_FILES:
+                    self._readers.popitem(last=False)
+            self._readers.move_to_end(file)
+            return reader
+
+    def read(self, indices: Sequence[int]) -> list[bytes | str]:
+        """Returns each record's bytes, or the reason why they cannot be had."""
+        by_file = collections.defaultdict(list)
+        for place, index in enumerate(indices):
+            file, position = self.locate(index)
+            by_file[file].append((place, position))
+        result: list[bytes | str] = [""] * len(indices)
+        for file, wanted in by_file.items():
+            places, positions = zip(*wanted, strict=True)
+            raw = self._read_positions(file, positions)
+            for place, content in zip(places, raw, strict=True):
+                result[place] = content
+        return result
+
+    def _read_positions(self, file: int, positions: Sequence[int]) -> list[bytes | str]:
+        try:
+            reader = self._reader(file)
+            found = reader.num_records()
+            if found != self._counts[file]:
+                reason = f"the file has {found} records, not {self._counts[file]}"
+                return [reason] * len(positions)
+            return reader.read(list(positions))
+        except (RuntimeError, IndexError, ValueError) as error:
+            if len(positions) == 1:
+                return [str(error)]
+            # One of them is damaged; asked one by one, the others are still there.
+            return [self._read_positions(file, [p])[0] for p in positions]
+
+    def close(self) -> None:
+        with self._lock:
+            for reader in self._readers.values():
+                reader.close()
+            self._readers.clear()
+
+
+# -- building a folder ----------------------------------------------------------------
+
+
+def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) -> bool:
+    """Takes a folder for these settings; returns whether it is finished already.
+
+    Raises:
+      ShardsError: it was made with other settings, or is not ours.
+    """
+    begun = out / ".partial" / "settings.json"
+    for place in (out / manifest_name, begun):
+        if place.exists():
+            found = json.loads(place.read_text())["settings"]
+            if differences := _differences(found, settings):
+                raise ShardsError(
+                    f"{out} was made with other settings; choose another folder or "
+                    "delete this one:\n  " + "\n  ".join(differences)
+                )
+    if (out / manifest_name).exists():
+        shutil.rmtree(begun.parent, ignore_errors=True)
+        return True
+    if not begun.exists():
+        if out.exists() and {path.name for path in out.iterdir()} - {"report.json"}:
+            raise ShardsError(f"{out} is not empty and holds no shards of ours")
+        paths.write_atomically(begun, json.dumps({"settings": settings}, indent=1))
+    for leftover in begun.parent.glob(".*"):
+        leftover.unlink()
+    return False
+
+
+def _differences(found: Any, asked: Any, name: str = "") -> list[str]:
+    if isinstance(found, dict) and isinstance(asked, dict):
+        lines = []
+        for key in sorted({*found, *asked}):
+            inner = f"{name}.{key}" if name else key
+            lines += _differences(found.get(key), asked.get(key), inner)
+        return lines
+    return [] if found == asked else [f"{name}: {found} there, {asked} asked for"]
+
+
+def plain(value: Any) -> Any:
+    """Returns the value as JSON gives it back."""
+    return json.loads(json.dumps(value, sort_keys=True))
+
+
+def _part_file(folder: pathlib.Path, part: int) -> pathlib.Path:
+    return folder / ".partial" / f"{part:05d}.array_record"
+
+
+def _part_summary(folder: pathlib.Path, part: int) -> pathlib.Path:
+    return folder / ".partial" / f"{part:05d}.json"
+
+
+def has_part(folder: pathlib.Path, part: int) -> bool:
+    """Returns whether a part has been written as a whole."""
+    return _part_summary(folder, part).exists()
+
+
+def store_part(
+    folder: pathlib.Path,
+    part: int,
+    raw_and_entries: Iterable[tuple[bytes, Mapping[str, Any]]],
+    summary: dict[str, Any],
+) -> None:
+    """Writes one part's records, then the summary that says that they are whole.
+
+    `summary` may still be filled while the records are drawn.
+    """
+    entries: list[Mapping[str, Any]] = []
+
+    def raw_records():
+        for raw, entry in raw_and_entries:
+            entries.append(entry)
+            yield raw
+
+    size, digest = _write_file(_part_file(folder, part), raw_records())
+    written = {"index": entries, "bytes": size, "sha256": digest, **summary}
+    paths.write_atomically(_part_summary(folder, part), json.dumps(written))
+
+
+def collect(out: pathlib.Path, num_parts: int, prefix: str) -> tuple[list, list]:
+    """Moves the finished parts to their final names and writes their index.
+
+    Returns:
+      What the manifest says of each file, and the summaries of all parts.
+    """
+    summaries = [
+        json.loads(_part_summary(out, part).read_text()) for part in range(num_parts)
+    ]
+    kept = [part for part in range(num_parts) if summaries[part]["index"]]
+    files, seen = [], set()
+    for number, part in enumerate(kept):
+        name = f"{prefix}.array_record-{number:05d}-of-{len(kept):05d}"
+        if _part_file(out, part).exists():  # else an interrupted run has moved it
+            os.replace(_part_file(out, part), out / name)
+        entries = summaries[part]["index"]
+        ids = {entry["id"] for entry in entries}
+        if len(ids) < len(entries) or ids & seen:
+            raise ShardsError(f"{out / name} holds an id that occurs twice")
+        seen |= ids
+        index = "".join(json.dumps(entry) + "\n" for entry in entries)
+        paths.write_atomically(out / "index" / f"{number:05d}.jsonl", index)
+        files.append(
+            {
+                "file": name,
+                "count": len(entries),
+                "bytes": summaries[part]["bytes"],
+                "sha256": summaries[part]["sha256"],
+                "index_sha256": hashlib.sha256(index.encode()).hexdigest(),
+            }
+        )
+    return files, summaries
+
+
+def digest(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Hashes the ids and contents in their order, whatever the files look like."""
+    hashed = hashlib.sha256()
+    for summary in summaries:
+        for entry in summary["index"]:
+            hashed.update(f"{entry['id']} {entry['sha256']}\n".encode())
+    return hashed.hexdigest()
+
+
+# -- reading --------------------------------------------------------------------------
+
+
+class Records:
+    """What clips and latents have in common: records by index, verified."""
+
+    def __init__(self, folder: pathlib.Path, manifest: dict[str, Any]):
+        self.folder, self.manifest = folder, manifest
+        self._file_records = _Files(
+            [folder / file["file"] for file in manifest["files"]],
+            [file["count"] for file in manifest["files"]],
+        )
+        self._indices: dict[int, list[dict[str, Any]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._file_records)
+
+    def entry(self, index: int) -> dict[str, Any]:
+        """Returns what the index says of a record, without reading the record."""
+        file, position = self._file_records.locate(index)
+        if file not in self._indices:
+            path = self.folder / "index" / f"{file:05d}.jsonl"
+            if paths.sha256_file(path) != self.manifest["files"][file]["index_sha256"]:
+                raise ShardsError(f"{path} is not what was written; prepare it again")
+            lines = path.read_text().splitlines()
+            self._indices[file] = [json.loads(line) for line in lines]
+        return self._indices[file][position]
+
+    def captions(self, index: int) -> dict[str, str]:
+        """Returns a record's captions by tier, without reading the record."""
+        return self.entry(index)["captions"]
+
+    def read(self, indices: Sequence[int]) -> list[Any]:
+        """Returns the records, with a `records.CorruptRecord` for each damaged one."""
+        result = []
+        for index, raw in zip(indices, self._file_records.read(indices), strict=True):
+            entry = self.entry(index)
+            file = str(self._file_records.path(self._file_records.locate(index)[0]))
+            try:
+                if isinstance(raw, str):
+                    raise ValueError(raw)
+                result.append(self.parse(raw, entry))
+            except (ValueError, LookupError) as error:
+                reason = (
+                    error.reason if isinstance(error, records.CorruptRecord) else error
+                )
+                result.append(records.CorruptRecord(file, entry["id"], str(reason)))
+        return result
+
+    def __getitem__(self, index: int) -> Any:
+        """Returns one record; raises `records.CorruptRecord` if it is damaged."""
+        (result,) = self.read([index])
+        if isinstance(result, records.CorruptRecord):
+            raise result
+        return result
+
+    def parse(self, raw: bytes, entry: Mapping[str, Any]) -> Any:
+        """Returns the record; raises ValueError or LookupError if it is damaged."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Closes the files; a later read opens them again."""
+        self._file_records.close()
+
+
+def read_manifest(folder: pathlib.Path, name: str, what: str) -> dict[str, Any]:
+    """Returns the manifest of a finished folder; `what` it should hold, in words."""
+    if not (folder / name).exists():
+        unfinished = (folder / ".partial").exists()
+        raise ShardsError(
+            f"{folder} holds no finished {what}"
+            + (": prepare was interrupted; run it again" if unfinished else "")
+        )
+    manifest = json.loads((folder / name).read_text())
+    found = manifest["settings"]["format"]
+    if found != FORMAT:
+        raise ShardsError(f"{folder} has format {found}; this code reads {FORMAT}")
+    return manifest

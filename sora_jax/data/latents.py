@@ -1,0 +1,288 @@
+"""Cached latents: what the video VAE makes of each clip, computed once.
+
+A folder holds latents.array_record-* files whose records are safetensors bytes with one
+float32 tensor `latents` and the clip's id, captions, fps and state beside it, and
+`latents.json`: which VAE, which clips and which preprocessing they come from, and the
+mean and standard deviation of each channel. A cache of other weights or other clips is
+refused with the reason.
+
+Letters: n clips, t time, h height, w width, c channel.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import safetensors.numpy
+
+from sora_jax.core import paths, progress
+from sora_jax.data import array_files, records
+
+_MANIFEST = "latents.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentRecord:
+    """One clip's latents, float32[t, h, w, c], not normalised, and its text."""
+
+    id: str
+    latents: np.ndarray
+    captions: Mapping[str, str]
+    fps: float
+    state_json: str | None = None
+
+
+class Clips(Protocol):
+    """The clips that are encoded: `shards.Shards`."""
+
+    manifest: Mapping[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def read(
+        self, indices: Sequence[int]
+    ) -> list[records.ClipRecord | records.CorruptRecord]: ...
+
+
+# encode(clips) -> float32[n, t, h, w, c]
+Encode = Callable[[list[records.ClipRecord]], np.ndarray]
+
+
+def write_latents(
+    out_dir: str | os.PathLike,
+    clips: Clips,
+    encode: Encode,
+    *,
+    vae_digest: str,
+    preprocessing: Mapping[str, Any],
+    batch_size: int = 32,
+    clips_per_file: int = 512,
+) -> dict[str, Any]:
+    """Encodes all clips and stores the latents; goes on where it was interrupted.
+
+    A clip that is damaged is left out and listed in the manifest.
+
+    Args:
+      out_dir: a new folder, one that an interrupted run has left, or a finished one.
+      clips: where the clips come from.
+      encode: gives the latents of up to `batch_size` clips; the same clips must give
+        the same latents.
+      vae_digest: hash of the VAE's weights and config.
+      preprocessing: JSON values that say what is done to frames before encoding.
+      batch_size: clips in one call of `encode`.
+      clips_per_file: clips in one file; what an interruption can cost.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      ShardsError: the folder belongs to another VAE, other clips or other settings.
+      ValueError: `encode` gives something that is not finite or has a wrong shape.
+    """
+    out = pathlib.Path(out_dir)
+    settings = array_files.plain(
+        {
+            "format": array_files.FORMAT,
+            "vae": vae_digest,
+            "clips": clips.manifest["digest"],
+            "preprocessing": dict(preprocessing),
+            "clips_per_file": clips_per_file,
+        }
+    )
+    if array_files.claim(out, _MANIFEST, settings):
+        return json.loads((out / _MANIFEST).read_text())
+    parts = [
+        range(start, min(start + clips_per_file, len(clips)))
+        for start in range(0, len(clips), clips_per_file)
+    ]
+    missing = [p for p in range(len(parts)) if not array_files.has_part(out, p)]
+    ahead = sum(len(parts[part]) for part in missing)
+    with progress.Progress(
+        len(clips), "encode", "clips", start=len(clips) - ahead
+    ) as bar:
+        for part in missing:
+            summary: dict[str, Any] = {"dropped": []}
+            items = _encoded(clips, parts[part], encode, batch_size, summary, bar)
+            array_files.store_part(out, part, items, summary)
+    files, summaries = array_files.collect(out, len(parts), "latents")
+    if not files:
+        raise array_files.ShardsError(f"{out}: none of the clips could be read")
+    manifest = {
+        "settings": settings,
+        "count": sum(file["count"] for file in files),
+        "dropped": [item for summary in summaries for item in summary["dropped"]],
+        **_statistics(summaries),
+        "digest": array_files.digest(summaries),
+        "files": files,
+    }
+    paths.write_atomically(out / _MANIFEST, json.dumps(manifest, indent=1))
+    shutil.rmtree(out / ".partial")
+    return manifest
+
+
+def _encoded(clips, indices, encode, batch_size, summary, bar):
+    """Yields (bytes, index entry) and fills the part's summary with its sums."""
+    sums = np.zeros(())
+    squares = np.zeros(())
+    positions = 0
+    for start in range(0, len(indices), batch_size):
+        batch = []
+        for clip in clips.read(indices[start : start + batch_size]):
+            if isinstance(clip, records.CorruptRecord):
+                summary["dropped"].append({"id": clip.id, "reason": str(clip)})
+            else:
+                batch.append(clip)
+        if batch:
+            latents_nthwc = np.asarray(encode(batch), np.float32)
+            if latents_nthwc.ndim != 5 or len(latents_nthwc) != len(batch):
+                raise ValueError(
+                    f"encode gave {latents_nthwc.shape} for {len(batch)} clips; "
+                    "latents are [n, t, h, w, c]"
+                )
+            if not np.isfinite(latents_nthwc).all():
+                raise ValueError(f"latents of {batch[0].id!r} and on are not finite")
+            wide = latents_nthwc.astype(np.float64)
+            sums = sums + wide.sum((0, 1, 2, 3))
+            squares = squares + (wide**2).sum((0, 1, 2, 3))
+            positions += math.prod(latents_nthwc.shape[:4])
+            for clip, latents_thwc in zip(batch, latents_nthwc, strict=True):
+                yield _pack(clip, latents_thwc)
+        bar.update(min(batch_size, len(indices) - start))
+    summary |= {
+        "sums": sums.tolist(),
+        "squares": squares.tolist(),
+        "positions": positions,
+    }
+
+
+def _statistics(summaries: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    kept = [summary for summary in summaries if summary["positions"]]
+    positions = sum(summary["positions"] for summary in kept)
+    mean_c = sum(np.array(summary["sums"]) for summary in kept) / positions
+    square_c = sum(np.array(summary["squares"]) for summary in kept) / positions
+    std_c = np.sqrt(np.maximum(square_c - mean_c**2, 0))
+    return {"mean": mean_c.tolist(), "std": std_c.tolist()}
+
+
+def _pack(clip: records.ClipRecord, latents_thwc: np.ndarray):
+    latents_thwc = np.ascontiguousarray(latents_thwc)
+    digest = hashlib.sha256(latents_thwc.tobytes()).hexdigest()
+    entry = {
+        "id": clip.id,
+        "sha256": digest,
+        "shape": list(latents_thwc.shape),
+        "captions": dict(clip.captions),
+    }
+    text = {
+        "id": clip.id,
+        "sha256": digest,
+        "captions": json.dumps(dict(clip.captions)),
+        "fps": repr(float(clip.fps)),
+    }
+    if clip.state_json is not None:
+        text["state_json"] = clip.state_json
+    return safetensors.numpy.save({"latents": latents_thwc}, metadata=text), entry
+
+
+def _unpack(raw: bytes) -> tuple[LatentRecord, str]:
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    text = header["__metadata__"]
+    tensor = header["latents"]
+    if tensor["dtype"] != "F32":
+        raise ValueError(f"latents are F32, not {tensor['dtype']}")
+    content = raw[8 + length :]
+    if hashlib.sha256(content).hexdigest() != text["sha256"]:
+        raise ValueError("the SHA-256 of the latents is not the stored one")
+    record = LatentRecord(
+        id=text["id"],
+        latents=np.frombuffer(content, "<f4").reshape(tensor["shape"]),
+        captions=json.loads(text["captions"]),
+        fps=float(text["fps"]),
+        state_json=text.get("state_json"),
+    )
+    return record, text["sha256"]
+
+
+class Latents(array_files.Records):
+    """A finished cache; `[i]` gives a verified `LatentRecord`.
+
+    Records that have been read stay in memory until `memory_bytes` are used, so that
+    from the second epoch on nothing is read, parsed or hashed.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, manifest: dict[str, Any], memory_bytes: int
+    ):
+        super().__init__(folder, manifest)
+        self._memory_bytes = memory_bytes
+        self._kept: dict[int, LatentRecord] = {}
+        self._used = 0
+        self._keeping = threading.Lock()
+
+    def __reduce__(self):
+        return open_latents, (self.folder,), {"_memory_bytes": self._memory_bytes}
+
+    @property
+    def mean_std(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each channel, float32[c] each."""
+        mean, std = self.manifest["mean"], self.manifest["std"]
+        return np.asarray(mean, np.float32), np.asarray(std, np.float32)
+
+    def read(self, indices: Sequence[int]) -> list[LatentRecord | Any]:
+        """Returns the records, with a `records.CorruptRecord` for each damaged one."""
+        missing = [index for index in indices if index not in self._kept]
+        read = dict(zip(missing, super().read(missing), strict=True))
+        with self._keeping:
+            for index, record in read.items():
+                if index in self._kept or not isinstance(record, LatentRecord):
+                    continue
+                size = record.latents.nbytes + 1024
+                if self._used + size <= self._memory_bytes:
+                    self._kept[index] = record
+                    self._used += size
+        return [self._kept.get(index) or read[index] for index in indices]
+
+    def parse(self, raw: bytes, entry: Mapping[str, Any]) -> LatentRecord:
+        record, digest = _unpack(raw)
+        if (record.id, digest) != (entry["id"], entry["sha256"]):
+            raise ValueError(f"it is {record.id!r}, another one than in the index")
+        return record
+
+
+def open_latents(
+    folder: str | os.PathLike,
+    *,
+    vae_digest: str | None = None,
+    clips_digest: str | None = None,
+    memory_bytes: int = 1 << 30,
+) -> Latents:
+    """Opens a finished cache of latents.
+
+    Args:
+      folder: what `write_latents` has written.
+      vae_digest: the VAE that the latents must come from.
+      clips_digest: the clips (`manifest["digest"]` of the shards) they must come from.
+      memory_bytes: how much of the cache may stay in memory.
+
+    Raises:
+      ShardsError: there is none, or it comes from another VAE or other clips.
+    """
+    folder = pathlib.Path(folder)
+    manifest = array_files.read_manifest(folder, _MANIFEST, "latents")
+    for name, asked in (("vae", vae_digest), ("clips", clips_digest)):
+        found = manifest["settings"][name]
+        if asked is not None and found != asked:
+            raise array_files.ShardsError(
+                f"the latents in {folder} come from {name} {found[:12]}, not "
+                f"{asked[:12]}; encode them again into another folder"
+            )
+    return Latents(folder, manifest, memory_bytes)

@@ -1,0 +1,280 @@
+"""Batches whose content is a pure function of (seed, step, row).
+
+Row r of step s is example p = s * B + r of an endless sequence: epoch p // N of a data
+set of N records, in an order that depends on the seed and the epoch alone. So a run goes
+on at any step without any saved iterator state, and P processes that each read their
+rows [i * B / P, (i + 1) * B / P) see together what one process sees, whatever P is.
+
+A damaged record is replaced by the next valid one in the epoch's order, which is again a
+function of the data and (seed, step, row) only; it is counted and named, and too many of
+them end the run.
+
+Letters: n records, b rows of this process.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+from absl import flags
+
+from sora_jax.data import records
+
+# Longer than any run, and short enough for grain to count in.
+_ENDLESS = 1 << 40
+
+
+class Source(Protocol):
+    """Records by index: `shards.Shards` or `latents.Latents`."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> list[Any]:
+        """Returns the records, with a `records.CorruptRecord` for each damaged one."""
+
+
+# transform(record, rng) -> one example; rng depends on (seed, step, row) only.
+Transform = Callable[[Any, np.random.Generator], Mapping[str, np.ndarray]]
+
+
+class TooManyCorruptRecords(RuntimeError):
+    """More of the data is damaged than the run may silently replace."""
+
+
+# -- order ----------------------------------------------------------------------------
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: every bit of the result depends on every bit of x."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(places: np.ndarray, num: int, seed: int, epochs: np.ndarray) -> np.ndarray:
+    """Returns the index at each place of each epoch's order of `num` records.
+
+    A Feistel network of six rounds on the next even number of bits, walked until it
+    lands below num: a permutation for every (seed, epoch) that is computed for single
+    places, so nothing of the size of the data set is ever held.
+
+    Args:
+      places: int[k] in [0, num).
+      num: number of records.
+      seed: the run's seed.
+      epochs: int[k].
+    """
+    half = np.uint64(max(1, ((num - 1).bit_length() + 1) // 2))
+    low = np.uint64((1 << int(half)) - 1)
+    key = _mix(_mix(np.uint64(seed % (1 << 64))) + epochs.astype(np.uint64))
+    keys = [_mix(key + np.uint64(round_ + 1)) for round_ in range(6)]
+    result = places.astype(np.uint64)
+    walking = np.ones(len(result), bool)
+    while walking.any():
+        left, right = result >> half, result & low
+        for round_key in keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & low)
+        result = np.where(walking, (left << half) | right, result)
+        walking = result >= num
+    return result.astype(np.int64)
+
+
+def example_rng(seed: int, step: int, row: int) -> np.random.Generator:
+    """Returns the random numbers of one example."""
+    key = np.array([seed % (1 << 64), 0x6578616D706C65], np.uint64)
+    counter = np.array([0, 0, row, step], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+# -- batches --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The batches of one process as a sequence; `[i]` is step `start_step + i`.
+
+    An item is (batch, damaged): a dict of arrays with a leading b, and the damaged
+    records that were met, as (id, text).
+    """
+
+    source: Source
+    transform: Transform
+    seed: int
+    batch_size: int
+    start_step: int
+    num_steps: int
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, item: int) -> tuple[dict[str, np.ndarray], tuple]:
+        step = self.start_step + int(item)
+        share = self.batch_size // self.process_count
+        rows = np.arange(share, dtype=np.int64) + self.process_index * share
+        found, damaged = self._read(step * self.batch_size + rows)
+        examples = [
+            self.transform(record, example_rng(self.seed, step, int(row)))
+            for record, row in zip(found, rows, strict=True)
+        ]
+        batch = {
+            name: np.stack([example[name] for example in examples])
+            for name in examples[0]
+        }
+        return batch, tuple(damaged.items())
+
+    def _read(self, positions: np.ndarray) -> tuple[list[Any], dict[str, str]]:
+        """Returns the records at positions of the sequence, damaged ones replaced."""
+        num = len(self.source)
+        epochs, places = positions // num, positions % num
+        result: list[Any] = [None] * len(positions)
+        damaged: dict[str, str] = {}
+        wanted = np.arange(len(positions))
+        for _ in range(num):
+            indices = permute(places[wanted], num, self.seed, epochs[wanted])
+            again = []
+            for row, record in zip(
+                wanted, self.source.read(indices.tolist()), strict=True
+            ):
+                if isinstance(record, records.CorruptRecord):
+                    damaged[record.id] = str(record)
+                    again.append(row)
+                else:
+                    result[row] = record
+            if not again:
+                return result, damaged
+            wanted = np.array(again)
+            places[wanted] = (places[wanted] + 1) % num
+        raise TooManyCorruptRecords(f"all {num} records are damaged")
+
+
+class Loader:
+    """Iterates over batches that are made ahead; a context manager.
+
+    Attributes:
+      quarantine: the damaged records met so far, text by id.
+      num_replaced: how often a damaged record was replaced.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        *,
+        num_workers: int,
+        prefetch: int,
+        max_corrupt_fraction: float,
+    ):
+        self.quarantine: dict[str, str] = {}
+        self.num_replaced = 0
+        self._allowed = max_corrupt_fraction * len(batches.source)
+        self._num_records = len(batches.source)
+        self._closed = False
+        self._shared = num_workers > 0
+        dataset = grain.MapDataset.source(batches).to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+        )
+        if num_workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain's workers read theirs
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=num_workers, per_worker_buffer_size=prefetch
+                )
+            )
+        self._iterator = iter(dataset)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        batch, damaged = next(self._iterator)
+        if self._shared:
+            # Out of grain's shared memory, which is given back here and not at exit.
+            batch = {name: np.array(array) for name, array in batch.items()}
+        for record_id, text in damaged:
+            self.num_replaced += 1
+            if record_id not in self.quarantine:
+                self.quarantine[record_id] = text
+                logging.warning("%s; another clip takes its place", text)
+        if len(self.quarantine) > self._allowed:
+            raise TooManyCorruptRecords(
+                f"{len(self.quarantine)} of {self._num_records} records are damaged, "
+                f"more than the {self._allowed:g} that are allowed: "
+                + "; ".join(list(self.quarantine.values())[:3])
+            )
+        return batch
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops threads and processes and frees their memory; harmless twice."""
+        if not self._closed:
+            self._closed = True
+            self._iterator.close()
+
+
+def make_loader(
+    source: Source,
+    transform: Transform,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    prefetch: int = 2,
+    max_corrupt_fraction: float = 0.01,
+) -> Loader:
+    """Returns the loader of this process's rows of the steps from `start_step` on.
+
+    Args:
+      source: the records; picklable if there are workers.
+      transform: makes an example (a dict of arrays of equal shapes) of a record; pure
+        and picklable.
+      seed: of the order and of the examples' random numbers.
+      batch_size: rows of the global batch.
+      start_step: the first step; a resumed run gives the step that it goes on with.
+      num_steps: end after so many; endless if left out.
+      process_index, process_count: this process among those that share the batch.
+      num_workers: processes that make batches; 0 makes them in a thread, which is
+        right where a batch costs little, as with cached latents.
+      prefetch: batches that are made ahead (by each worker).
+      max_corrupt_fraction: damaged records that may be replaced, of all records.
+
+    Raises:
+      ValueError: sizes that do not fit together.
+    """
+    if len(source) == 0:
+        raise ValueError("the source has no records")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"a batch of {batch_size} rows cannot be shared by {process_count} processes"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process {process_index} is not among {process_count}")
+    batches = Batches(
+        source,
+        transform,
+        seed,
+        batch_size,
+        start_step,
+        _ENDLESS if num_steps is None else num_steps,
+        process_index,
+        process_count,
+    )
+    return Loader(
+        batches,
+        num_workers=num_workers,
+        prefetch=prefetch,
+        max_corrupt_fraction=max_corrupt_fraction,
+    )

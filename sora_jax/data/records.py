@@ -1,0 +1,109 @@
+"""The clip record: one encoded clip with its captions, its origin and its checksum.
+
+Letters: t time, h height, w width, c channel.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from sora_jax.data import video_io
+
+# From the noisy text that a clip came with to the captions that are written for it.
+TIERS = ("alt", "short", "medium", "dense", "structured")
+
+
+class CorruptRecord(ValueError):
+    """A stored record is not what was written; names the file and the record.
+
+    Attributes:
+      where: the shard file.
+      id: the id of the record.
+      reason: what is wrong with it.
+    """
+
+    def __init__(self, where: str, id: str, reason: str):
+        super().__init__(where, id, reason)
+        self.where, self.id, self.reason = where, id, reason
+
+    def __str__(self) -> str:
+        return f"{self.where}: record {self.id!r} is corrupt: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipRecord:
+    """One clip as it lies in a shard.
+
+    Attributes:
+      id: unique in the data set.
+      video: an encoded video file (H.264 in MP4; lossless for the toy world).
+      fps: frames a second.
+      num_frames, height, width: what `video` decodes to; num_frames is 1 + 4n.
+      captions: text by tier, one of TIERS; a tier without text is absent.
+      caption_sources: who wrote the tier: "original", "human", "oracle", "model:<id>".
+      shots: (first frame, one past the last) of each shot.
+      scores: named measures of the clip, such as motion.
+      licence, source: under which terms and from where the clip comes.
+      sha256: of `video`; computed where it is left out, checked by `verify`.
+      state_json: the toy world's scene, where there is one.
+    """
+
+    id: str
+    video: bytes
+    fps: float
+    num_frames: int
+    height: int
+    width: int
+    captions: Mapping[str, str]
+    caption_sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shots: tuple[tuple[int, int], ...] = ()
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    licence: str = ""
+    source: str = ""
+    sha256: str = ""
+    state_json: str | None = None
+
+    def __post_init__(self):
+        unknown = sorted({*self.captions, *self.caption_sources} - set(TIERS))
+        if unknown:
+            raise ValueError(
+                f"clip {self.id!r}: caption tiers {unknown} not in {TIERS}"
+            )
+        if self.num_frames % 4 != 1:
+            raise ValueError(
+                f"clip {self.id!r} has {self.num_frames} frames; clips have 1 + 4n"
+            )
+        if not self.sha256:
+            digest = hashlib.sha256(self.video).hexdigest()
+            object.__setattr__(self, "sha256", digest)
+
+    def frames(self) -> np.ndarray:
+        """Decodes the clip to uint8[t, h, w, c].
+
+        Raises:
+          CorruptRecord: the bytes decode to another size than the record says.
+          video_io.UnreadableVideo: the bytes do not decode at all.
+        """
+        frames_thwc = video_io.decode(self.video).frames
+        size = (self.num_frames, self.height, self.width)
+        if frames_thwc.shape[:3] != size:
+            raise CorruptRecord(
+                "video bytes", self.id, f"{frames_thwc.shape[:3]} frames, not {size}"
+            )
+        return frames_thwc
+
+
+def verify(record: ClipRecord, where: str = "record") -> ClipRecord:
+    """Returns the record if its bytes have its checksum.
+
+    Raises:
+      CorruptRecord: they have not.
+    """
+    found = hashlib.sha256(record.video).hexdigest()
+    if found != record.sha256:
+        raise CorruptRecord(
+            where, record.id, f"SHA-256 is {found[:12]}, not {record.sha256[:12]}"
+        )
+    return record

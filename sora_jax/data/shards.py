@@ -1,0 +1,296 @@
+"""Clips and latents in ArrayRecord files: written atomically, read by index, verified.
+
+A finished folder of clips holds
+    clips-<split>.array_record-00000-of-00032   the records, one clip each
+    dataset_info.json, features.json            so that TFDS reads the folder
+    index/00000.jsonl                           captions and sizes, without the videos
+    manifest.json                               settings, files, counts, digest
+    report.json                                 what was left out, and why
+and `tfds.builder_from_directory(folder).as_data_source()` gives the same clips.
+TensorFlow is not needed for either and is never imported.
+
+Reading checks twice: ArrayRecord's own hash of every chunk, and the SHA-256 of the clip.
+"""
+
+import collections
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import google.protobuf.message
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from sora_jax.core import paths, progress
+from sora_jax.data import array_files, records, workers
+from sora_jax.data.array_files import ShardsError
+from sora_jax.data.latents import open_latents as open_latents
+from sora_jax.data.latents import write_latents as write_latents
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """Something that did not become a clip."""
+
+    file: str
+    reason: str
+
+
+class Source(Protocol):
+    """Where clips come from; picklable, and the same clips whenever it is asked.
+
+    Attributes:
+      split: name of the split that is written.
+      settings: what decides the clips, as JSON values; a folder that was written with
+        other settings is refused.
+    """
+
+    split: str
+    settings: Mapping[str, Any]
+
+    def plan(self) -> tuple[list[Any], list[Skipped]]:
+        """Returns the parts (JSON values; one file of records each) and what cannot
+        be used at all."""
+
+    def expected(self, part: Any) -> int:
+        """Returns how many clips a part should give."""
+
+    def clips(
+        self, part: Any, note: workers.Note, avoid: Mapping[str, str]
+    ) -> Iterator[records.ClipRecord | Skipped]:
+        """Yields the clips of a part and what was left out of it."""
+
+
+# -- clips ----------------------------------------------------------------------------
+
+
+@functools.cache
+def _features() -> tfds.features.FeaturesDict:
+    text = tfds.features.Text
+    return tfds.features.FeaturesDict(
+        {
+            "id": text(),
+            "video": tfds.features.Scalar(dtype=np.object_),
+            "fps": np.float32,
+            "num_frames": np.int32,
+            "height": np.int32,
+            "width": np.int32,
+            "captions": {tier: text() for tier in records.TIERS},
+            "caption_sources": {tier: text() for tier in records.TIERS},
+            "shots": tfds.features.Tensor(shape=(None, 2), dtype=np.int32),
+            "scores_json": text(),
+            "licence": text(),
+            "source": text(),
+            "sha256": text(),
+            "state_json": text(),
+        }
+    )
+
+
+def _to_example(clip: records.ClipRecord) -> bytes:
+    example = {
+        "id": clip.id,
+        "video": clip.video,
+        "fps": clip.fps,
+        "num_frames": clip.num_frames,
+        "height": clip.height,
+        "width": clip.width,
+        "captions": {t: clip.captions.get(t, "") for t in records.TIERS},
+        "caption_sources": {t: clip.caption_sources.get(t, "") for t in records.TIERS},
+        "shots": np.asarray(clip.shots, np.int32).reshape(-1, 2),
+        "scores_json": json.dumps(dict(clip.scores), sort_keys=True),
+        "licence": clip.licence,
+        "source": clip.source,
+        "sha256": clip.sha256,
+        "state_json": clip.state_json or "",
+    }
+    features = _features()
+    return features.serialize_example(features.encode_example(example))
+
+
+def _from_example(raw: bytes) -> records.ClipRecord:
+    # Read from the protocol buffer itself: TFDS's own parser takes thirty times longer.
+    fields = tf_example_pb2.Example.FromString(raw).features.feature
+
+    def text(name: str) -> str:
+        return fields[name].bytes_list.value[0].decode()
+
+    def by_tier(name: str) -> dict[str, str]:
+        found = {tier: text(f"{name}/{tier}") for tier in records.TIERS}
+        return {tier: value for tier, value in found.items() if value}
+
+    def integer(name: str) -> int:
+        return fields[name].int64_list.value[0]
+
+    shots = iter(fields["shots"].int64_list.value)
+    return records.ClipRecord(
+        id=text("id"),
+        video=fields["video"].bytes_list.value[0],
+        fps=fields["fps"].float_list.value[0],
+        num_frames=integer("num_frames"),
+        height=integer("height"),
+        width=integer("width"),
+        captions=by_tier("captions"),
+        caption_sources=by_tier("caption_sources"),
+        shots=tuple(zip(shots, shots, strict=True)),
+        scores=json.loads(text("scores_json")),
+        licence=text("licence"),
+        source=text("source"),
+        sha256=text("sha256"),
+        state_json=text("state_json") or None,
+    )
+
+
+def _clip_entry(clip: records.ClipRecord) -> dict[str, Any]:
+    return {
+        "id": clip.id,
+        "sha256": clip.sha256,
+        "fps": clip.fps,
+        "num_frames": clip.num_frames,
+        "height": clip.height,
+        "width": clip.width,
+        "captions": dict(clip.captions),
+    }
+
+
+def _write_part(source: Source, out: str, parts: list, part: int, note, avoid) -> None:
+    skipped: list[dict[str, str]] = []
+
+    def clips():
+        for clip in source.clips(parts[part], note, avoid):
+            if isinstance(clip, Skipped):
+                skipped.append(dataclasses.asdict(clip))
+                continue
+            yield _to_example(clip), _clip_entry(clip)
+            note(finished=1)
+
+    array_files.store_part(pathlib.Path(out), part, clips(), {"skipped": skipped})
+
+
+def write(
+    out_dir: str | os.PathLike, source: Source, *, num_workers: int = 0
+) -> dict[str, Any]:
+    """Writes all clips of a source as shards; goes on where an earlier run stopped.
+
+    Args:
+      out_dir: a new folder, one that an interrupted run has left, or a finished one
+        (then nothing is done).
+      source: where the clips come from.
+      num_workers: processes; 0 works in this one.
+
+    Returns:
+      The manifest. `report.json` in the folder lists what was left out.
+
+    Raises:
+      ShardsError: the folder was made with other settings, or there is nothing usable.
+    """
+    out = pathlib.Path(out_dir)
+    settings = array_files.plain(
+        {"format": array_files.FORMAT, "split": source.split, **source.settings}
+    )
+    if array_files.claim(out, "manifest.json", settings):
+        return json.loads((out / "manifest.json").read_text())
+    plan_file = out / ".partial" / "plan.json"
+    if not plan_file.exists():
+        parts, skipped = source.plan()
+        plan = {"parts": parts, "skipped": [dataclasses.asdict(s) for s in skipped]}
+        paths.write_atomically(plan_file, json.dumps(plan))
+    plan = json.loads(plan_file.read_text())
+    _write_parts(out, source, plan["parts"], num_workers)
+    files, summaries = array_files.collect(
+        out, len(plan["parts"]), f"clips-{source.split}"
+    )
+    entries = [entry for summary in summaries for entry in summary["index"]]
+    skipped = plan["skipped"] + sum((s["skipped"] for s in summaries), [])
+    report = {"clips": len(entries), "skipped": skipped}
+    paths.write_atomically(out / "report.json", json.dumps(report, indent=1))
+    if not entries:
+        shutil.rmtree(out / ".partial")
+        reasons = "; ".join(f"{s['file']}: {s['reason']}" for s in skipped[:3])
+        raise ShardsError(f"nothing usable was found ({reasons or 'no video files'})")
+    _write_tfds_metadata(out, source.split, files)
+    manifest = {
+        "settings": settings,
+        "split": source.split,
+        "num_clips": len(entries),
+        "num_skipped": len(skipped),
+        **_overview(entries),
+        "digest": array_files.digest(summaries),
+        "files": files,
+    }
+    paths.write_atomically(out / "manifest.json", json.dumps(manifest, indent=1))
+    shutil.rmtree(out / ".partial")
+    return manifest
+
+
+def _write_parts(out: pathlib.Path, source: Source, parts: list, num_workers: int):
+    missing = [p for p in range(len(parts)) if not array_files.has_part(out, p)]
+    total = sum(map(source.expected, parts))
+    ahead = sum(source.expected(parts[part]) for part in missing)
+    with progress.Progress(total, "prepare", "clips", start=total - ahead) as bar:
+        task = functools.partial(_write_part, source, str(out), parts)
+        for _ in workers.run(
+            task, missing, num_workers=num_workers, on_finished=bar.update
+        ):
+            pass
+
+
+def _write_tfds_metadata(out: pathlib.Path, split: str, files: list[dict]) -> None:
+    info = tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[file["count"] for file in files],
+        num_bytes=sum(file["bytes"] for file in files),
+        filename_template=tfds.core.ShardedFileTemplate(
+            data_dir=out,
+            dataset_name="clips",
+            split=split,
+            filetype_suffix="array_record",
+        ),
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=out, features=_features(), split_infos=[info], check_data=False
+    )
+
+
+def _overview(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns how many captions each tier has, and the sizes that the clips have."""
+    tiers = collections.Counter(tier for entry in entries for tier in entry["captions"])
+    overview: dict[str, Any] = {
+        "captions": {tier: tiers[tier] for tier in records.TIERS if tiers[tier]}
+    }
+    for field in ("num_frames", "height", "width", "fps"):
+        values = sorted({entry[field] for entry in entries})
+        overview[field] = values[0] if len(values) == 1 else values
+    return overview
+
+
+class Shards(array_files.Records):
+    """A finished folder of clips; `[i]` gives a verified `records.ClipRecord`."""
+
+    def __reduce__(self):
+        return open, (self.folder,)
+
+    def parse(self, raw: bytes, entry: Mapping[str, Any]) -> records.ClipRecord:
+        try:
+            clip = _from_example(raw)
+        except google.protobuf.message.DecodeError as error:
+            raise ValueError(f"it does not parse: {error}") from None
+        if (clip.id, clip.sha256) != (entry["id"], entry["sha256"]):
+            raise ValueError(f"it is {clip.id!r}, another clip than in the index")
+        return records.verify(clip)
+
+
+def open(folder: str | os.PathLike) -> Shards:
+    """Opens a finished folder of clips.
+
+    Raises:
+      ShardsError: it is none, or a file is missing.
+    """
+    folder = pathlib.Path(folder)
+    return Shards(folder, array_files.read_manifest(folder, "manifest.json", "shards"))

@@ -1,0 +1,158 @@
+"""Text to token ids with sentencepiece, in the habits of T5.
+
+The class reads the tokenizers that `train` writes and the `spiece.model` of a UMT5
+folder alike; ids of padding, end and unknown come from the model.
+
+Letters: b batch, l length.
+"""
+
+import hashlib
+import io
+import os
+import pathlib
+import threading
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import sentencepiece
+
+from sora_jax.core import paths
+
+# What sentencepiece needs besides the words: pad, eos, unk and one piece for each byte.
+_FIXED_PIECES = 3 + 256
+_CACHED_TEXTS = 200_000
+
+
+def train(
+    texts: Iterable[str], path: str | os.PathLike, vocab_size: int = 1024
+) -> "Tokenizer":
+    """Trains a unigram tokenizer and writes it to a file.
+
+    Unigram language model (Kudo 2018) with byte fallback, so that any text can be
+    encoded. The same texts in any order give the same bytes. A corpus that is too small
+    for the vocabulary gets a smaller one.
+
+    Args:
+      texts: the captions; equal ones count as often as they occur.
+      path: the file to write.
+      vocab_size: the most pieces, with the 259 for padding, end, unknown and bytes.
+
+    Raises:
+      ValueError: there is no text, or vocab_size leaves no room for words.
+    """
+    if vocab_size < _FIXED_PIECES + 32:
+        raise ValueError(
+            f"a vocabulary has at least {_FIXED_PIECES + 32} pieces "
+            f"({_FIXED_PIECES} are bytes and marks), not {vocab_size}"
+        )
+    lines = sorted(text for text in map(str.strip, texts) if text)
+    if not lines:
+        raise ValueError("there is no caption to train the tokenizer on")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        character_coverage=1.0,
+        max_sentence_length=1 << 16,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        input_sentence_size=1_000_000,
+        shuffle_input_sentence=False,
+        minloglevel=2,
+    )
+    paths.write_atomically(path, model.getvalue())
+    return Tokenizer(path)
+
+
+class Tokenizer:
+    """Encodes texts to padded ids; remembers those that it has seen.
+
+    Attributes:
+      digest: SHA-256 of the model, hex.
+      vocab_size: number of ids.
+      pad_id, eos_id, unk_id: 0, 1 and 2 for ours.
+
+    Raises:
+      ValueError: the file is no sentencepiece model, or lacks padding or end.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._load(pathlib.Path(path).read_bytes(), str(path))
+
+    def _load(self, model: bytes, name: str) -> None:
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise ValueError(f"{name} is no sentencepiece model: {error}") from None
+        self.digest = hashlib.sha256(model).hexdigest()
+        self.vocab_size = self._processor.vocab_size()
+        self.pad_id = self._processor.pad_id()
+        self.eos_id = self._processor.eos_id()
+        self.unk_id = self._processor.unk_id()
+        if min(self.pad_id, self.eos_id) < 0:
+            raise ValueError(
+                f"{name} has no piece for padding or for the end of a text"
+            )
+        self._ids: dict[str, tuple[int, ...]] = {}
+        self._caching = threading.Lock()
+
+    def __getstate__(self) -> dict[str, bytes]:
+        return {"model": self._model}
+
+    def __setstate__(self, state: dict[str, bytes]) -> None:
+        self._load(state["model"], "the tokenizer")
+
+    def pieces(self, text: str) -> tuple[int, ...]:
+        """Returns a text's ids with the end mark, neither cut nor padded."""
+        found = self._ids.get(text)
+        if found is None:
+            found = (*self._processor.encode(text), self.eos_id)
+            with self._caching:
+                if len(self._ids) >= _CACHED_TEXTS:
+                    self._ids.clear()
+                self._ids[text] = found
+        return found
+
+    def encode(
+        self, texts: Sequence[str], length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes texts; one that is too long is cut and still ends with the end mark.
+
+        Args:
+          texts: b texts.
+          length: ids of each row.
+
+        Returns:
+          ids int32[b, l], padded with pad_id, and mask bool[b, l], true at the ids. The
+          empty text is one end mark.
+        """
+        if isinstance(texts, str):
+            raise TypeError("encode takes a list of texts, not one text")
+        ids_bl = np.full((len(texts), length), self.pad_id, np.int32)
+        mask_bl = np.zeros((len(texts), length), bool)
+        for row, text in enumerate(texts):
+            ids = self.pieces(text)
+            if len(ids) > length:
+                ids = (*ids[: length - 1], self.eos_id)
+            ids_bl[row, : len(ids)] = ids
+            mask_bl[row, : len(ids)] = True
+        return ids_bl, mask_bl
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of ids up to the first end mark, without padding."""
+        kept = []
+        for index in ids:
+            if index == self.eos_id:
+                break
+            if index != self.pad_id:
+                kept.append(int(index))
+        return self._processor.decode(kept)

@@ -1,0 +1,165 @@
+"""Runs the parts of a data job in processes that may die without taking the job along.
+
+A decoder that crashes on a hostile file, or never comes back from it, costs that one
+file: the process names each file before it touches it, so the parent knows which one to
+leave out when it starts the part again.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Note(Protocol):
+    """How a part tells the parent where it is."""
+
+    def __call__(self, item: str | None = None, finished: int = 0) -> None:
+        """Names the item that comes next, or counts finished ones."""
+
+
+# task(part, note, avoid) -> result; `avoid` maps items to the reason to leave them out.
+Task = Callable[[int, Note, Mapping[str, str]], Any]
+
+
+def run(
+    task: Task,
+    parts: Sequence[int],
+    *,
+    num_workers: int,
+    on_finished: Callable[[int], None] = lambda count: None,
+    stall_seconds: float = 300.0,
+) -> Iterator[tuple[int, Any]]:
+    """Yields (part, task's result) for every part, in the order of completion.
+
+    Args:
+      task: a picklable function; it must give the same result whenever it is run.
+      parts: numbers of the parts.
+      num_workers: processes; 0 runs everything in this one.
+      on_finished: called with the number of items that have just been finished.
+      stall_seconds: a process that says nothing for so long is killed.
+
+    Raises:
+      RuntimeError: a task failed, with its traceback; or a process died before it
+        named an item.
+    """
+    if num_workers == 0:
+
+        def note(item: str | None = None, finished: int = 0) -> None:
+            if finished:
+                on_finished(finished)
+
+        for part in parts:
+            yield part, task(part, note, {})
+        return
+    waiting = list(reversed(parts))
+    workers = [_Worker(task) for _ in range(min(num_workers, len(parts)))]
+    try:
+        for worker in workers:
+            worker.start(waiting.pop())
+        while busy := [worker for worker in workers if worker.part is not None]:
+            ready = multiprocessing.connection.wait(
+                [worker.connection for worker in busy], timeout=1.0
+            )
+            for worker in busy:
+                if worker.connection in ready:
+                    kind, content = worker.receive()
+                    if kind == "finished":
+                        on_finished(content)
+                    elif kind == "result":
+                        part = worker.part
+                        worker.part = None
+                        if waiting:
+                            worker.start(waiting.pop())
+                        yield part, content
+                elif time.monotonic() - worker.heard > stall_seconds:
+                    worker.replace(f"it took more than {stall_seconds:.0f} s")
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+class _Worker:
+    """One process and what is known about it."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.part: int | None = None
+        self.avoid: dict[str, str] = {}
+        self._spawn()
+
+    def _spawn(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve, args=(theirs, self.task), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.item: str | None = None
+        self.heard = time.monotonic()
+
+    def start(self, part: int, avoid: Mapping[str, str] | None = None) -> None:
+        self.part, self.avoid, self.item = part, dict(avoid or {}), None
+        self.heard = time.monotonic()
+        try:
+            self.connection.send((part, self.avoid))
+        except BrokenPipeError:
+            raise RuntimeError("a worker process died before its first part") from None
+
+    def receive(self) -> tuple[str, Any]:
+        """Returns one message; a dead process is replaced and gives ("died", None)."""
+        try:
+            kind, content = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            self.replace(f"the decoder died on it (exit code {self.process.exitcode})")
+            return "died", None
+        self.heard = time.monotonic()
+        if kind == "item":
+            self.item = content
+        elif kind == "error":
+            raise RuntimeError(f"part {self.part} failed in its process:\n{content}")
+        return kind, content
+
+    def replace(self, reason: str) -> None:
+        """Starts the part again in a new process, without the item that it was at."""
+        part, item, avoid = self.part, self.item, self.avoid
+        self.stop()
+        if item is None or item in avoid:
+            raise RuntimeError(f"the process of part {part} is gone: {reason}")
+        self._spawn()
+        self.start(part, {**avoid, item: reason})
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self.connection.close()
+
+
+def _serve(connection, task: Task) -> None:
+    # Ctrl-C reaches the whole group; the parent decides, and says so by closing.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def note(item: str | None = None, finished: int = 0) -> None:
+        if item is not None:
+            connection.send(("item", item))
+        if finished:
+            connection.send(("finished", finished))
+
+    while True:
+        try:
+            part, avoid = connection.recv()
+            try:
+                message = ("result", task(part, note, avoid))
+            except (BrokenPipeError, ConnectionResetError):
+                return
+            except Exception:
+                message = ("error", traceback.format_exc())
+            connection.send(message)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return  # the parent is gone
