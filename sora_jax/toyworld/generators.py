@@ -139,18 +139,16 @@ def lay_out_count(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout:
     number = slots.count
     cell = tier.size / 2
     high = min(high, (cell - GAP) / 2)
-    if number == 5:
-        high = low
     spots = draws.shuffled([(i + 0.5, j + 0.5) for i in (0, 1) for j in (0, 1)])
     spots = [(x * cell, y * cell) for x, y in spots[:number]]
     if number == 5:
-        edge = low + 2 * MARGIN
-        spots = [(edge, edge), (tier.size - edge, edge), (cell, cell)]
-        spots += [(x, tier.size - y) for x, y in spots[:2]]
+        high = low = min(low, tier.size / 8)
+        near, far = low + MARGIN, tier.size - low - MARGIN
+        spots = [(x, y) for x in (near, far) for y in (near, far)] + [(cell, cell)]
     things, start = [], []
     for k, (x, y) in enumerate(spots):
         thing = _thing(k, slots.subjects[0], draws.uniform(low, high))
-        free = MARGIN if number == 5 else cell / 2 - thing.radius - GAP / 2
+        free = 0.0 if number == 5 else cell / 2 - thing.radius - GAP / 2
         things.append(thing)
         start.append((x + draws.uniform(-free, free), y + draws.uniform(-free, free)))
     return Layout(tuple(things), tuple(start), ((0.0, 0.0),) * number)

@@ -17,7 +17,7 @@ MOVING = 0.3  # Pixels a frame.
 WANDER = 0.12  # RMS distance from a straight path, as a share of its length,
 JITTER = 0.6  # plus this many pixels.
 APART = 3.0  # Least distance of the objects of a relation, pixels.
-SHIFT = 0.35  # Least shift of a moving camera, as a share of the slowest pan.
+STARTS = 0.35  # Least pace of a moving camera, as a share of the tier's slowest.
 UNEXPLAINED = 0.35  # Share of the texture's change that camera motion may leave.
 
 _CAMERA_ENDS = (
@@ -163,22 +163,25 @@ def motion_binding(slots: Slots, reading: Reading) -> Verdict:
 def camera_class(reading: Reading) -> str | None:
     """What the camera does; None where nothing explains the clip's texture.
 
-    Zoom is counted by the mean shift that it causes, a quarter of the frame's size
-    times the change of log magnification.
+    Shifts and zooms are measured in units of the tier's slowest.
     """
     path = reading.camera
     if not len(path.zoom) or np.median(path.error) > UNEXPLAINED:
         return None
-    size, steps = reading.tier.size, len(path.zoom)
-    per_step = np.concatenate([path.shift, path.zoom[:, None] * size / 4], axis=1)
-    mean = per_step.mean(axis=0)
+    pace = np.concatenate(
+        [
+            path.shift / reading.tier.pan[0],
+            path.zoom[:, None] / reading.tier.zoom[0],
+        ],
+        axis=1,
+    )
+    mean = pace.mean(axis=0)
     axis = int(np.argmax(np.abs(mean)))
-    limit = SHIFT * reading.tier.pan[0]
-    if np.abs(mean[axis]) < limit:
-        shaken = float(np.sqrt((per_step**2).sum(axis=1).mean()))
-        return "static" if shaken < 2 * limit else None
-    steady = np.sign(per_step[:, axis]) == np.sign(mean[axis])
-    if steady.sum() < math.ceil(PRESENT * steps):
+    if np.abs(mean[axis]) < STARTS:
+        shaken = float(np.sqrt((pace**2).sum(axis=1).mean()))
+        return "static" if shaken < 2 * STARTS else None
+    steady = np.sign(pace[:, axis]) == np.sign(mean[axis])
+    if steady.sum() < math.ceil(PRESENT * len(pace)):
         return None
     low, high = _CAMERA_ENDS[axis]
     return high if mean[axis] > 0 else low

@@ -143,7 +143,7 @@ TIERS: dict[str, Tier] = {
         fast=(1.85, 2.1),
         pan=(1.0, 1.3),
         zoom=(0.035, 0.05),
-        wavelength=(10.0, 22.0),
+        wavelength=(12.0, 24.0),
     ),
     "tw64": Tier(
         name="tw64",
@@ -159,7 +159,7 @@ TIERS: dict[str, Tier] = {
         fast=(1.6, 1.9),
         pan=(0.9, 1.3),
         zoom=(0.018, 0.026),
-        wavelength=(10.0, 32.0),
+        wavelength=(12.0, 32.0),
     ),
 }
 

@@ -1,0 +1,277 @@
+"""Control table of the toy world's oracle: what must pass, and what must not.
+
+    python -m experiments.toyworld_controls --tier tw32 --clips 140
+
+Prints a Markdown table to stdout: for each family the share of clips that pass when
+the video is the scene's own (plain, blurred and noised, through a linear autoencoder of
+about 30 dB) or is tampered with. Behind each tampered figure stands, in brackets, the
+level that it must have: the share of scenes that are still true of the tampered video
+(a mirrored clip of something that moves up still moves up). A figure that is off by
+more than the tolerance is marked with "!", and the exit status is 1.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from sora_jax.toyworld import families, oracle, render
+from sora_jax.toyworld.scene import Scene, Slots, find_tier
+
+TOLERANCE = 0.03
+CEILING = 0.98
+
+_MIRRORED = {
+    "left": "right",
+    "right": "left",
+    "up-left": "up-right",
+    "up-right": "up-left",
+    "down-left": "down-right",
+    "down-right": "down-left",
+    "pan-left": "pan-right",
+    "pan-right": "pan-left",
+}
+_REVERSED = {
+    "left": "right",
+    "right": "left",
+    "up": "down",
+    "down": "up",
+    "up-left": "down-right",
+    "up-right": "down-left",
+    "down-left": "up-right",
+    "down-right": "up-left",
+    "pan-left": "pan-right",
+    "pan-right": "pan-left",
+    "tilt-up": "tilt-down",
+    "tilt-down": "tilt-up",
+    "zoom-in": "zoom-out",
+    "zoom-out": "zoom-in",
+}
+
+
+# -- What is done to the pictures ------------------------------------------------------
+
+
+def blur(video: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of uint8[T, H, W, 3], edges repeated; float32."""
+    reach = int(np.ceil(3 * sigma))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel /= kernel.sum()
+    out = video.astype(np.float32)
+    for axis in (1, 2):
+        padding = [(0, 0)] * 4
+        padding[axis] = (reach, reach)
+        padded = np.pad(out, padding, mode="edge")
+        size = video.shape[axis]
+        out = sum(
+            np.float32(k) * np.take(padded, np.arange(i, i + size), axis)
+            for i, k in enumerate(kernel)
+        )
+    return out
+
+
+def degrade(video: np.ndarray, sigma: float, noise: float, seed: int) -> np.ndarray:
+    """Blur, then Gaussian noise of that standard deviation (of 255), as uint8."""
+    out = blur(video, sigma)
+    out += np.random.default_rng(seed).normal(0.0, noise, out.shape)
+    return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+
+
+class LinearAutoencoder:
+    """Principal components of patches: of the first frame's 8 x 8, then 4 x 8 x 8.
+
+    As many components are kept as bring the clips that it is fitted on to the wanted
+    peak signal-to-noise ratio.
+    """
+
+    def __init__(self, clips: list[np.ndarray], psnr: float = 30.0):
+        error = 255.0**2 / 10 ** (psnr / 10)
+        self.codes = []
+        for part in range(2):
+            rows = np.concatenate([self._split(clip)[part] for clip in clips])
+            mean = rows.mean(axis=0)
+            values, vectors = np.linalg.eigh(np.cov(rows - mean, rowvar=False))
+            lost = np.cumsum(values) / rows.shape[1]  # When the least ones are dropped.
+            self.codes.append((mean, vectors[:, np.searchsorted(lost, error) :]))
+
+    @staticmethod
+    def _split(clip: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        frames, size = clip.shape[:2]
+        cells = size // 8
+        parts = []
+        for part, depth in ((clip[:1], 1), (clip[1:], 4)):
+            grid = part.astype(np.float32).reshape(-1, depth, cells, 8, cells, 8, 3)
+            rows = grid.transpose(0, 2, 4, 1, 3, 5, 6)
+            parts.append(rows.reshape(-1, depth * 8 * 8 * 3))
+        return parts[0], parts[1]
+
+    def __call__(self, clip: np.ndarray) -> np.ndarray:
+        size = clip.shape[1]
+        cells = size // 8
+        out = []
+        for rows, depth, code in zip(
+            self._split(clip), (1, 4), self.codes, strict=True
+        ):
+            mean, vectors = code
+            rows = (rows - mean) @ vectors @ vectors.T + mean
+            grid = rows.reshape(-1, cells, cells, depth, 8, 8, 3)
+            grid = grid.transpose(0, 3, 1, 4, 2, 5, 6)
+            out.append(grid.reshape(-1, size, size, 3))
+        return np.clip(np.rint(np.concatenate(out)), 0, 255).astype(np.uint8)
+
+
+def shuffled(video: np.ndarray, seed: int) -> np.ndarray:
+    """The frames in a random order in which most change their neighbours."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(len(video))
+        if np.mean(np.abs(np.diff(order)) == 1) <= 0.5:
+            return video[order]
+
+
+# -- What stays true of it -------------------------------------------------------------
+
+
+def renamed(slots: Slots, names: dict[str, str]) -> Slots:
+    """The slots with directions, relations and camera motion renamed."""
+    subjects = tuple(
+        dataclasses.replace(subject, direction=names.get(subject.direction))
+        if subject.direction in names
+        else subject
+        for subject in slots.subjects
+    )
+    return dataclasses.replace(
+        slots,
+        subjects=subjects,
+        relation=names.get(slots.relation, slots.relation),
+        camera=names.get(slots.camera, slots.camera),
+    )
+
+
+def stays_true(scene: Scene, control: str) -> bool:
+    """Whether the tampered video still shows all that is scored of the scene."""
+    slots = scene.truth
+    if control == "mirrored":
+        return renamed(slots, _MIRRORED) == slots
+    if control == "reversed":
+        names = {k: v for k, v in _REVERSED.items()}
+        relation = slots.relation  # A relation has no direction of time.
+        return dataclasses.replace(renamed(slots, names), relation=relation) == slots
+    moving = any(subject.direction for subject in slots.subjects)
+    return not moving and slots.camera in (None, "static")  # still, frames shuffled
+
+
+def same_claims(one: Scene, other: Scene) -> bool:
+    """Whether all that the family scores is the same in two scenes."""
+    readable = find_tier(one.tier).shape_readable
+
+    def claims(scene: Scene) -> Slots:
+        subjects = tuple(
+            dataclasses.replace(s, place=None, shape=s.shape if readable else None)
+            for s in scene.truth.subjects
+        )
+        return dataclasses.replace(scene.truth, subjects=subjects, tone=None)
+
+    return claims(one) == claims(other)
+
+
+# -- The table -------------------------------------------------------------------------
+
+TAMPERED: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "mirrored": lambda video, seed: video[:, :, ::-1],
+    "reversed": lambda video, seed: video[::-1],
+    "still": lambda video, seed: np.repeat(video[:1], len(video), axis=0),
+    "frames shuffled": shuffled,
+}
+
+
+def controls(
+    tier: str,
+    family: str,
+    clips: int,
+    split: str = "test",
+    autoencoder: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> dict[str, tuple[float, float | None]]:
+    """Pass rates with the level at which each must be (None: a ceiling to reach)."""
+    scenes = [families.scene(tier, split, i, {family: 1.0}) for i in range(clips)]
+    videos = [render.render(scene) for scene in scenes]
+
+    def rate(change: Callable[[np.ndarray, int], np.ndarray]) -> float:
+        verdicts = [
+            oracle.score(scene, change(video, i))["pass"]
+            for i, (scene, video) in enumerate(zip(scenes, videos, strict=True))
+        ]
+        return float(np.mean(verdicts))
+
+    found: dict[str, tuple[float, float | None]] = {
+        "truth": (rate(lambda video, i: video), 1.0),
+        "noise 8": (rate(lambda video, i: degrade(video, 0.01, 8, i)), None),
+        "blur .7, noise 8": (rate(lambda video, i: degrade(video, 0.7, 8, i)), None),
+        "blur 1, noise 8": (rate(lambda video, i: degrade(video, 1.0, 8, i)), None),
+    }
+    if autoencoder is not None:
+        found["30 dB"] = (rate(lambda video, i: autoencoder(video)), None)
+    readings = [oracle.read(video) for video in videos]
+    turned = readings[1:] + readings[:1]
+    pairs = list(zip(scenes, scenes[1:] + scenes[:1], strict=True))
+    found["captions shuffled"] = (
+        float(
+            np.mean(
+                [
+                    oracle.score(pair[0], r)["pass"]
+                    for pair, r in zip(pairs, turned, strict=True)
+                ]
+            )
+        ),
+        float(np.mean([same_claims(*pair) for pair in pairs])),
+    )
+    for name, change in TAMPERED.items():
+        level = float(np.mean([stays_true(scene, name) for scene in scenes]))
+        found[name] = (rate(change), level)
+    return found
+
+
+def main() -> int:
+    flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    flags.add_argument("--tier", default="tw32")
+    flags.add_argument("--split", default="test")
+    flags.add_argument("--clips", type=int, default=140)
+    options = flags.parse_args()
+    fitted = [
+        render.render(families.scene(options.tier, "train", i)) for i in range(300)
+    ]
+    autoencoder = LinearAutoencoder(fitted)
+    started = time.perf_counter()
+    wrong = 0
+    for number, family in enumerate(families.FAMILIES):
+        row = controls(options.tier, family, options.clips, options.split, autoencoder)
+        if number == 0:
+            print(
+                f"{options.tier}, split {options.split}, {options.clips} clips a row\n"
+            )
+            print("| family | " + " | ".join(row) + " |")
+            print("|---" * (len(row) + 1) + "|")
+        cells = []
+        for name, (share, level) in row.items():
+            off = share < CEILING if name == "truth" else False
+            text = f"{share:.3f}"
+            if level is not None and name != "truth":
+                off = abs(share - level) > TOLERANCE
+                text += f" ({level:.3f})"
+            wrong += off
+            cells.append(text + " !" * off)
+        print(f"| {family} | " + " | ".join(cells) + " |", flush=True)
+    psnr = [
+        10 * np.log10(255**2 / np.mean((clip - autoencoder(clip).astype(float)) ** 2))
+        for clip in fitted[:100]
+    ]
+    print(f"\nLinear autoencoder: {np.mean(psnr):.1f} dB.", end=" ")
+    print(f"Took {time.perf_counter() - started:.0f} s.")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
