@@ -19,7 +19,7 @@ import pathlib
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from array_record.python import array_record_module
@@ -288,6 +288,11 @@ class Records:
     def captions(self, index: int) -> dict[str, str]:
         """Returns a record's captions by tier, without reading the record."""
         return self.entry(index)["captions"]
+
+    def all_captions(self) -> Iterator[str]:
+        """Yields every caption of every record, as a tokenizer is trained on."""
+        for index in range(len(self)):
+            yield from self.captions(index).values()
 
     def read(self, indices: Sequence[int]) -> list[Any]:
         """Returns the records, with a `records.CorruptRecord` for each damaged one."""

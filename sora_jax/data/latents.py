@@ -120,6 +120,7 @@ def write_latents(
         "count": sum(file["count"] for file in files),
         "dropped": [item for summary in summaries for item in summary["dropped"]],
         **_statistics(summaries),
+        **_sizes(summaries),
         "digest": array_files.digest(summaries),
         "files": files,
     }
@@ -172,6 +173,15 @@ def _statistics(summaries: Sequence[Mapping[str, Any]]) -> dict[str, list[float]
     return {"mean": mean_c.tolist(), "std": std_c.tolist()}
 
 
+def _sizes(summaries: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+    """Returns the different shapes and frame rates that occur."""
+    entries = [entry for summary in summaries for entry in summary["index"]]
+    return {
+        "shape": [list(s) for s in sorted({tuple(e["shape"]) for e in entries})],
+        "fps": sorted({entry["fps"] for entry in entries}),
+    }
+
+
 def _pack(clip: records.ClipRecord, latents_thwc: np.ndarray):
     latents_thwc = np.ascontiguousarray(latents_thwc)
     digest = hashlib.sha256(latents_thwc.tobytes()).hexdigest()
@@ -179,6 +189,7 @@ def _pack(clip: records.ClipRecord, latents_thwc: np.ndarray):
         "id": clip.id,
         "sha256": digest,
         "shape": list(latents_thwc.shape),
+        "fps": float(clip.fps),
         "captions": dict(clip.captions),
     }
     text = {
@@ -230,6 +241,24 @@ class Latents(array_files.Records):
 
     def __reduce__(self):
         return open_latents, (self.folder,), {"_memory_bytes": self._memory_bytes}
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(t, h, w, c) of the latents, which all have the same."""
+        return self._common("shape")
+
+    @property
+    def fps(self) -> float:
+        """Frames a second of the clips, which is the same for all."""
+        return self._common("fps")
+
+    def _common(self, field: str) -> Any:
+        values = self.manifest[field]
+        if len(values) != 1:
+            raise array_files.ShardsError(
+                f"the latents in {self.folder} differ in {field}: {values}"
+            )
+        return tuple(values[0]) if field == "shape" else values[0]
 
     @property
     def mean_std(self) -> tuple[np.ndarray, np.ndarray]:

@@ -166,11 +166,11 @@ class Loader:
         *,
         num_workers: int,
         prefetch: int,
-        max_corrupt_fraction: float,
+        max_corrupt_share: float,
     ):
         self.quarantine: dict[str, str] = {}
         self.num_replaced = 0
-        self._allowed = max_corrupt_fraction * len(batches.source)
+        self._allowed = max_corrupt_share * len(batches.source)
         self._num_records = len(batches.source)
         self._closed = False
         self._shared = num_workers > 0
@@ -233,7 +233,7 @@ def make_loader(
     process_count: int = 1,
     num_workers: int = 0,
     prefetch: int = 2,
-    max_corrupt_fraction: float = 0.01,
+    max_corrupt_share: float = 0.01,
 ) -> Loader:
     """Returns the loader of this process's rows of the steps from `start_step` on.
 
@@ -249,7 +249,7 @@ def make_loader(
       num_workers: processes that make batches; 0 makes them in a thread, which is
         right where a batch costs little, as with cached latents.
       prefetch: batches that are made ahead (by each worker).
-      max_corrupt_fraction: damaged records that may be replaced, of all records.
+      max_corrupt_share: damaged records that may be replaced, of all records.
 
     Raises:
       ValueError: sizes that do not fit together.
@@ -276,5 +276,5 @@ def make_loader(
         batches,
         num_workers=num_workers,
         prefetch=prefetch,
-        max_corrupt_fraction=max_corrupt_fraction,
+        max_corrupt_share=max_corrupt_share,
     )
