@@ -12,12 +12,15 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 JOIN = """
+import os
 import jax
 from sora_jax.core import mesh
 mesh.initialize()
 from jax.experimental import multihost_utils
 ids = multihost_utils.process_allgather(jax.numpy.array([jax.process_index()]))
-print(jax.process_count(), jax.device_count(), jax.local_device_count(), ids.tolist())
+counts = [jax.process_count(), jax.device_count(), jax.local_device_count()]
+# One write, for the collectives' library prints from a thread of its own.
+os.write(1, f"\\n{counts} {ids.tolist()}\\n".encode())
 """
 INDEX = "import os; index = int(os.environ['SORA_PROCESS_ID'])\n"
 
@@ -38,9 +41,9 @@ def test_processes_find_each_other():
     process = pod(JOIN, processes=2, devices=3)
     lines = process.communicate(timeout=60)[0].splitlines()
     assert process.returncode == 0
-    assert sorted(line for line in lines if "6 3" in line) == [
-        "[0] 2 6 3 [[0], [1]]",
-        "[1] 2 6 3 [[0], [1]]",
+    assert sorted(line for line in lines if "6, 3" in line) == [
+        "[0] [2, 6, 3] [[0], [1]]",
+        "[1] [2, 6, 3] [[0], [1]]",
     ]
 
 
