@@ -30,8 +30,9 @@ def attention(
 
     Queries stay where they are; keys and values are gathered over the context axes.
     """
-    k_bmhe = sharding.reshard(k_bmhe, "batch", None, "heads", None)
-    v_bmhe = sharding.reshard(v_bmhe, "batch", None, "heads", None)
+    heads = "heads" if k_bmhe.shape[2] > 1 else None  # a single one is not split
+    k_bmhe = sharding.reshard(k_bmhe, "batch", None, heads, None)
+    v_bmhe = sharding.reshard(v_bmhe, "batch", None, heads, None)
     scores_bhnm = jnp.einsum(
         "bnhe,bmhe->bhnm", q_bnhe, k_bmhe, preferred_element_type=jnp.float32
     )
