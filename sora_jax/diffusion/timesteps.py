@@ -93,7 +93,7 @@ def band_index(tau: jax.Array, edges: Sequence[float] = BAND_EDGES) -> jax.Array
     tau = 1 belongs to the last band.
     """
     # Counted, not searched: searchsorted does not take an array that is split.
-    inner = jnp.asarray(edges[1:-1], jnp.float32)
+    inner = jnp.asarray(edges[1:-1], jnp.float32).reshape((1,) * tau.ndim + (-1,))
     return jnp.sum(tau[..., None] >= inner, axis=-1, dtype=jnp.int32)
 
 
