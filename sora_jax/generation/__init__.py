@@ -1,0 +1,1 @@
+"""From a prompt, and what else is given, to videos."""

@@ -1,0 +1,278 @@
+"""What is asked of a pipeline: resolved, checked, and written down beside the result.
+
+Every wrong input is refused before anything is computed, with the nearest right one.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sora_jax.diffusion import samplers
+
+MAX_PROMPT_CHARACTERS = 4000
+MAX_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a model uses where a call says nothing; it comes from the run's config.
+
+    shift and known_tau are those of training. batch_size clips are computed at a time,
+    always that many, so that a clip does not depend on its company; chunk_steps solver
+    steps are one compiled program.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    text_length: int
+    shift: float
+    known_tau: float = 0.02
+    num_inference_steps: int = 20
+    guidance_scale: float = 3.5
+    sampler: str = "euler"
+    batch_size: int = 8
+    chunk_steps: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Strides:
+    """Which video sizes a model can make.
+
+    Frames number 1 + time * n, where 1 + n latent frames are a multiple of
+    patch_time; height and width are multiples of height and width.
+    """
+
+    time: int
+    patch_time: int
+    height: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A checked call: one prompt, negative prompt, seed and picture for each clip."""
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    images: tuple[np.ndarray, ...] | None
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def recipe(self, index: int) -> dict:
+        """Everything that this call says about one clip, as JSON can hold it."""
+        values = {
+            "prompt": self.prompts[index],
+            "negative_prompt": self.negative_prompts[index],
+            "seed": self.seeds[index],
+            "image_sha256": None,
+        }
+        if self.images is not None:
+            pixels = np.ascontiguousarray(self.images[index])
+            values["image_sha256"] = hashlib.sha256(pixels.tobytes()).hexdigest()
+        shared = ("num_frames", "height", "width", "fps", "num_inference_steps")
+        shared += ("guidance_scale", "sampler")
+        return values | {name: getattr(self, name) for name in shared}
+
+
+def _nearest(value: int, possible: Sequence[int]) -> str:
+    """ "81", or "77 or 81": the possible values on both sides of an impossible one."""
+    below = [p for p in possible if p < value][-1:]
+    above = [p for p in possible if p > value][:1]
+    return " or ".join(str(p) for p in below + above)
+
+
+def check_size(num_frames: int, height: int, width: int, strides: Strides) -> None:
+    """Raises ValueError, with the nearest possible value, for an impossible size."""
+    for name, value in (
+        ("num_frames", num_frames),
+        ("height", height),
+        ("width", width),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ValueError(f"{name} is a whole number, not {value!r}")
+    period = strides.time * strides.patch_time
+    first = 1 + strides.time * (strides.patch_time - 1)
+    if num_frames < first or (num_frames - first) % period:
+        lowest = first + max(0, (num_frames - first) // period) * period
+        raise ValueError(
+            f"num_frames is {num_frames}; this model makes {first} + {period} n frames: "
+            f"the nearest is {_nearest(num_frames, [lowest, lowest + period])}"
+        )
+    for name, value, stride in (
+        ("height", height, strides.height),
+        ("width", width, strides.width),
+    ):
+        if value < stride or value % stride:
+            lowest = max(1, value // stride) * stride
+            raise ValueError(
+                f"{name} is {value}; this model makes multiples of {stride}: the "
+                f"nearest is {_nearest(value, [lowest, lowest + stride])}"
+            )
+
+
+def _texts(value: str | Sequence[str], name: str, empty_allowed: bool) -> list[str]:
+    texts = [value] if isinstance(value, str) else list(value)
+    for index, text in enumerate(texts):
+        where = name if len(texts) == 1 else f"{name} {index}"
+        if not isinstance(text, str):
+            raise ValueError(f"{where} is text, not {type(text).__name__}")
+        if not empty_allowed and not text.strip():
+            raise ValueError(f"{where} is empty: say what the video should show")
+        if len(text) > MAX_PROMPT_CHARACTERS:
+            raise ValueError(
+                f"{where} has {len(text)} characters; "
+                f"at most {MAX_PROMPT_CHARACTERS} are read"
+            )
+    return texts
+
+
+def check_lengths(
+    texts: Sequence[str], count: Callable[[str], int], text_length: int
+) -> None:
+    """Raises ValueError for a text of more tokens than the model was trained to read."""
+    for text in dict.fromkeys(texts):
+        if count(text) > text_length:
+            raise ValueError(
+                f"a prompt has {count(text)} tokens; this model reads {text_length}: "
+                f"shorten {text[:60]!r}"
+            )
+
+
+def _per_clip(values: list, count: int, name: str) -> tuple:
+    """One value for each clip, from one for all or one for each."""
+    if len(values) == 1:
+        values = values * count
+    if len(values) != count:
+        raise ValueError(f"there are {len(values)} {name} for {count} clips")
+    return tuple(values)
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> tuple[int, ...]:
+    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+        seeds = [int(seed) + index for index in range(count)]
+    elif isinstance(seed, str) or not isinstance(seed, Sequence | np.ndarray):
+        raise ValueError(f"seed is a whole number or one for each clip, not {seed!r}")
+    else:
+        seeds = list(seed)
+        if len(seeds) != count:
+            raise ValueError(f"there are {len(seeds)} seeds for {count} clips")
+    for value in seeds:
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or not 0 <= value < 2**32:
+            raise ValueError(f"a seed is a whole number in [0, 2^32), not {value!r}")
+    return tuple(int(value) for value in seeds)
+
+
+def _images(image, count: int) -> tuple[np.ndarray, ...] | None:
+    if image is None:
+        return None
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        image = [image]
+    elif not isinstance(image, list | tuple | np.ndarray):
+        raise ValueError(
+            "image is an array [height, width, 3] or one for each clip, "
+            f"not {type(image).__name__}"
+        )
+    return _per_clip([np.asarray(picture) for picture in image], count, "images")
+
+
+def check(
+    settings: Settings,
+    strides: Strides,
+    *,
+    prompt: str | Sequence[str],
+    negative_prompt: str | Sequence[str],
+    height: int | None,
+    width: int | None,
+    num_frames: int | None,
+    num_inference_steps: int | None,
+    guidance_scale: float | None,
+    num_videos_per_prompt: int,
+    seed: int | Sequence[int],
+    image,
+    sampler: str | None,
+    fps: float | None,
+    batch_size: int | None,
+    output_type: str,
+) -> Request:
+    """Resolves and checks the arguments of a call; see `Pipeline.__call__`.
+
+    Raises:
+      ValueError: one sentence: which argument, what it was, what would be right.
+    """
+
+    def or_default(value, name):
+        return getattr(settings, name) if value is None else value
+
+    prompts = _texts(prompt, "prompt", empty_allowed=False)
+    if not prompts:
+        raise ValueError("there is no prompt: give at least one")
+    if not isinstance(num_videos_per_prompt, int) or num_videos_per_prompt < 1:
+        raise ValueError(
+            f"num_videos_per_prompt is at least 1, not {num_videos_per_prompt!r}"
+        )
+    negatives = _texts(negative_prompt, "negative_prompt", empty_allowed=True)
+    negatives = _per_clip(negatives, len(prompts), "negative prompts")
+    images = _images(image, len(prompts))
+
+    def repeated(values):
+        return tuple(v for v in values for _ in range(num_videos_per_prompt))
+
+    count = len(prompts) * num_videos_per_prompt
+    request = Request(
+        prompts=repeated(prompts),
+        negative_prompts=repeated(negatives),
+        seeds=_seeds(seed, count),
+        images=None if images is None else repeated(images),
+        num_frames=or_default(num_frames, "num_frames"),
+        height=or_default(height, "height"),
+        width=or_default(width, "width"),
+        fps=or_default(fps, "fps"),
+        num_inference_steps=or_default(num_inference_steps, "num_inference_steps"),
+        guidance_scale=or_default(guidance_scale, "guidance_scale"),
+        sampler=or_default(sampler, "sampler"),
+        batch_size=or_default(batch_size, "batch_size"),
+    )
+    check_size(request.num_frames, request.height, request.width, strides)
+    if images is not None and request.num_frames == 1:
+        raise ValueError(
+            "num_frames is 1: with an image given, nothing is left to make"
+        )
+    steps = request.num_inference_steps
+    if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        raise ValueError(
+            f"num_inference_steps is a whole number from 1 to {MAX_STEPS}, not {steps!r}"
+        )
+    if not isinstance(request.batch_size, int) or request.batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, not {request.batch_size!r}")
+    if not (0 <= request.guidance_scale <= 100):
+        raise ValueError(
+            f"guidance_scale is from 0 to 100 (1 is none), not {request.guidance_scale!r}"
+        )
+    if not 0 < request.fps <= 1000:
+        raise ValueError(f"fps is a rate above 0, not {request.fps!r}")
+    _one_of("sampler", request.sampler, [s.value for s in samplers.Sampler])
+    _one_of("output_type", output_type, ["np", "latent"])
+    return request
+
+
+def _one_of(name: str, value: str, possible: list[str]) -> None:
+    if value not in possible:
+        near = difflib.get_close_matches(str(value), possible, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} {value!r} is unknown; there are {possible}{hint}")

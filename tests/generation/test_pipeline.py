@@ -1,0 +1,188 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax.core import mesh, rng
+from sora_jax.data import video_io
+from sora_jax.generation import pipeline
+from tests.generation import tiny
+
+
+@pytest.fixture(scope="module")
+def trio(pipe):
+    """Three clips made together; the second is "a cat" with seed 3."""
+    return pipe(["a dog", "a cat", "x"], seed=[0, 3, 5]).frames
+
+
+def test_frames_have_the_shape_and_range_of_a_video(trio):
+    assert trio.shape == (3, 9, 16, 16, 3) and trio.dtype == np.float32
+    assert trio.min() >= 0 and trio.max() <= 1 and trio.std() > 0.01
+
+
+def test_a_seed_gives_the_same_clip_alone_and_in_any_company(pipe, trio):
+    alone = pipe("a cat", seed=3).frames
+    np.testing.assert_array_equal(alone[0], trio[1])
+    # five clips are two batches of four places
+    five = pipe(["a", "b", "c", "d", "a cat"], seed=[9, 8, 7, 6, 3]).frames
+    np.testing.assert_array_equal(five[4], trio[1])
+    np.testing.assert_array_equal(pipe("a dog", seed=0).frames[0], trio[0])
+
+
+def test_seed_prompt_guidance_and_negative_prompt_all_matter(pipe, trio):
+    for changes in (
+        {"seed": 4},
+        {"prompt": "a dog"},
+        {"guidance_scale": 3.0},
+        {"guidance_scale": 1.0},
+        {"negative_prompt": "x"},
+        {"sampler": "heun"},
+        {"num_inference_steps": 5},
+        {"fps": 4.0},
+    ):
+        other = pipe(**({"prompt": "a cat", "seed": 3} | changes)).frames
+        assert np.abs(other[0] - trio[1]).max() > 1e-4, changes
+
+
+def test_noise_is_a_function_of_the_seed_alone(pipe):
+    request = pipe.check_inputs(
+        prompt=["a", "b"], negative_prompt="", height=None, width=None,
+        num_frames=None, num_inference_steps=None, guidance_scale=None,
+        num_videos_per_prompt=1, seed=[5, 2**32 - 1], image=None, sampler=None,
+        fps=None, batch_size=None, output_type="np",
+    )  # fmt: skip
+    noise, given = pipe.prepare_latents(request, [0, 1])
+    assert given is None
+    for row, seed in enumerate(request.seeds):
+        key = rng.key(seed, "noise")
+        np.testing.assert_array_equal(noise[row], jax.random.normal(key, (3, 2, 2, 4)))
+
+
+def test_no_step_leaves_the_noise_and_many_steps_converge(pipe):
+    def latents(steps, sampler):
+        return pipe(
+            "a cat", num_inference_steps=steps, sampler=sampler, output_type="latent"
+        ).frames
+
+    fine = latents(200, "heun")
+    coarse, finer = latents(5, "euler"), latents(80, "euler")
+    assert np.abs(finer - fine).max() < 0.3 * np.abs(coarse - fine).max()
+
+
+def test_image_to_video_keeps_the_picture_as_its_first_latent(pipe):
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    got = pipe(["a cat", "x"], image=picture, output_type="latent").frames
+    vae = tiny.networks()["vae"]
+    video = picture[None, None].astype(np.float32) / 127.5 - 1
+    want = jax.jit(lambda video: vae.normalize(vae.encode(video)[0]))(video)
+    np.testing.assert_allclose(got[:, :1], np.concatenate([want] * 2), atol=1e-5)
+    free = pipe(["a cat", "x"], output_type="latent").frames
+    assert np.abs(got[:, 1:] - free[:, 1:]).max() > 1e-3
+    other = pipe("a cat", image=255 - picture, output_type="latent").frames
+    assert np.abs(other[0, 1:] - got[0, 1:]).max() > 1e-3
+
+
+def test_one_image_for_each_clip(pipe):
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    both = pipe(["a", "b"], image=pictures, output_type="latent").frames
+    second = pipe("b", seed=1, image=pictures[1], output_type="latent").frames
+    np.testing.assert_array_equal(both[1], second[0])
+
+
+def test_other_sizes_than_the_trained_one(pipe):
+    frames = pipe("a cat", num_frames=5, height=24, width=8, batch_size=1).frames
+    assert frames.shape == (1, 5, 24, 8, 3)
+    latents = pipe("a cat", num_frames=1, batch_size=1, output_type="latent").frames
+    assert latents.shape == (1, 1, 2, 2, 4)
+
+
+def test_callback_sees_every_step_and_may_change_the_latents(pipe):
+    seen = []
+
+    def watch(pipe, step, tau, tensors):
+        seen.append((step, tau, tensors["latents"].shape))
+
+    latents = pipe(
+        "a cat", seed=3, callback_on_step_end=watch, output_type="latent"
+    ).frames
+    assert [step for step, _, _ in seen] == [0, 1, 2, 3]
+    assert seen[-1][1] == 0.0 and {shape for _, _, shape in seen} == {(1, 3, 2, 2, 4)}
+    unwatched = pipe("a cat", seed=3, output_type="latent").frames
+    np.testing.assert_allclose(latents, unwatched, atol=1e-5)
+
+    def zero(pipe, step, tau, tensors):
+        return {"latents": 0 * tensors["latents"]} if step == 3 else None
+
+    zeroed = pipe("a", callback_on_step_end=zero, output_type="latent").frames
+    np.testing.assert_array_equal(zeroed, np.zeros_like(zeroed))
+    with pytest.raises(ValueError, match="returned latents of shape"):
+        pipe("a", callback_on_step_end=lambda *_: {"latents": np.zeros(3)})
+
+
+def test_progress_counts_clip_steps(pipe):
+    done = []
+    pipe(["a"] * 5, progress=done.append)
+    assert done == [12, 4, 3, 1] and sum(done) == 5 * 4
+
+
+def test_chunks_of_any_number_of_steps_are_compiled_once(pipe):
+    pipe("a", num_inference_steps=4)
+    before = pipeline._denoise_chunk._cache_size()
+    pipe(["a", "b"], num_inference_steps=7, guidance_scale=5.0, fps=6.0, seed=9)
+    assert pipeline._denoise_chunk._cache_size() == before
+
+
+def test_weights_that_give_no_numbers_are_reported(pipe):
+    broken = tiny.networks()
+    bias = broken["dit"].proj_out.bias
+    bias[...] = bias[...] * np.nan
+    spoiled = pipeline.Pipeline(
+        **broken, tokenizer=tiny.Letters(), settings=tiny.SETTINGS
+    )
+    with pytest.raises(FloatingPointError, match="not finite"):
+        spoiled("a cat", output_type="latent")
+
+
+def test_long_prompts_are_refused(pipe):
+    with pytest.raises(ValueError, match="25 tokens; this model reads 24"):
+        pipe("x" * 24)
+
+
+@pytest.mark.parametrize(
+    "shape", [{"replica": 2, "fsdp": 4}, {"replica": 2, "fsdp": 2, "tensor": 2}]
+)
+def test_eight_devices_make_the_same_clips(trio, shape):
+    picture = np.full((16, 16, 3), 0.25)
+    with jax.set_mesh(mesh.make_mesh(shape)):
+        pipe = pipeline.Pipeline(
+            **tiny.networks(), tokenizer=tiny.Letters(), settings=tiny.SETTINGS
+        )
+        frames = pipe(["a dog", "a cat", "x"], seed=[0, 3, 5]).frames
+        np.testing.assert_allclose(frames, trio, atol=1e-4)
+        assert pipe("a", image=picture).frames.shape == (1, 9, 16, 16, 3)
+
+
+def test_decoding_undoes_what_encoding_normalises(pipe):
+    assert tiny.VAE.latent_std != (1.0,) * 4
+    latents = np.random.default_rng(0).normal(size=(1, 3, 2, 2, 4)).astype(np.float32)
+    vae = tiny.networks()["vae"]
+    std, mean = np.asarray(tiny.VAE.latent_std), np.asarray(tiny.VAE.latent_mean)
+    video = jax.jit(vae.decode)((latents * std + mean).astype(np.float32))
+    want = np.clip(np.asarray(video) / 2 + 0.5, 0, 1)
+    np.testing.assert_allclose(pipe.decode_latents(latents), want, atol=1e-5)
+
+
+def test_a_saved_clip_holds_its_recipe_inside_and_beside(tmp_path, pipe):
+    output = pipe("a cat", seed=3, fps=6.0)
+    path = tmp_path / "out" / "clip.mp4"
+    pipeline.save(output.frames[0], path, output.recipes[0])
+    video = video_io.decode(path)
+    assert video.frames.shape == (9, 16, 16, 3) and video.fps == 6.0
+    sidecar = json.loads(path.with_suffix(".json").read_text())
+    recipe = {k: v for k, v in sidecar.items() if k != "video_sha256"}
+    assert recipe == json.loads(json.dumps(output.recipes[0]))
+    assert (recipe["prompt"], recipe["seed"], recipe["shift"]) == ("a cat", 3, 3.0)
+    assert json.dumps(output.recipes[0], sort_keys=True).encode() in path.read_bytes()
+    with pytest.raises(ValueError, match="written as .mp4"):
+        pipeline.save(output.frames[0], tmp_path / "clip.gif", output.recipes[0])

@@ -1,0 +1,127 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from sora_jax.generation import request
+
+SETTINGS = request.Settings(
+    num_frames=9, height=32, width=32, fps=8.0, text_length=24, shift=5.0
+)
+STRIDES = request.Strides(time=4, patch_time=1, height=16, width=16)
+
+
+def ask(strides=STRIDES, **changes):
+    arguments = {
+        "prompt": "a cat", "negative_prompt": "", "height": None, "width": None,
+        "num_frames": None, "num_inference_steps": None, "guidance_scale": None,
+        "num_videos_per_prompt": 1, "seed": 0, "image": None, "sampler": None,
+        "fps": None, "batch_size": None, "output_type": "np",
+    }  # fmt: skip
+    return request.check(SETTINGS, strides, **(arguments | changes))
+
+
+def test_what_is_not_said_comes_from_the_settings():
+    asked = ask()
+    for field in dataclasses.fields(request.Request):
+        if hasattr(SETTINGS, field.name):
+            assert getattr(asked, field.name) == getattr(SETTINGS, field.name)
+    assert ask(num_frames=13, guidance_scale=0.0).num_frames == 13
+    assert ask(num_frames=13, guidance_scale=0.0).guidance_scale == 0.0
+
+
+def test_clip_i_of_one_seed_has_seed_plus_i():
+    assert ask(prompt=["a", "b", "c"], seed=7).seeds == (7, 8, 9)
+    assert ask(prompt=["a", "b"], seed=[5, np.int64(5)]).seeds == (5, 5)
+    asked = ask(prompt=["a", "b"], negative_prompt=["x", "y"], num_videos_per_prompt=2)
+    assert asked.prompts == ("a", "a", "b", "b") and asked.seeds == (0, 1, 2, 3)
+    assert asked.negative_prompts == ("x", "x", "y", "y")
+
+
+def test_a_recipe_is_json_and_tells_clips_apart():
+    image = np.zeros((4, 4, 3), np.uint8)
+    asked = ask(prompt=["a", "b"], image=[image, image + 1], seed=3)
+    first, second = asked.recipe(0), asked.recipe(1)
+    assert json.loads(json.dumps(first)) == first
+    assert (first["prompt"], first["seed"]) == ("a", 3)
+    assert first["image_sha256"] != second["image_sha256"]
+    assert ask().recipe(0)["image_sha256"] is None
+
+
+@pytest.mark.parametrize(
+    "num_frames, nearest",
+    [(10, "9 or 13"), (0, "1"), (2, "1 or 5"), (-7, "1"), (12, "9 or 13")],
+)
+def test_impossible_frame_counts_name_the_nearest(num_frames, nearest):
+    with pytest.raises(ValueError, match=f"the nearest is {nearest}$"):
+        ask(num_frames=num_frames)
+
+
+def test_time_patches_restrict_frame_counts():
+    strides = dataclasses.replace(STRIDES, patch_time=2)
+    assert ask(strides, num_frames=5).num_frames == 5
+    assert ask(strides, num_frames=13).num_frames == 13
+    with pytest.raises(ValueError, match=r"makes 5 \+ 8 n.*nearest is 5 or 13$"):
+        ask(strides, num_frames=9)
+    with pytest.raises(ValueError, match="nearest is 5$"):
+        ask(strides, num_frames=1)
+
+
+@pytest.mark.parametrize(
+    "size, message",
+    [
+        ({"height": 40}, "height is 40; .* multiples of 16: the nearest is 32 or 48$"),
+        ({"width": 1}, "width is 1; .* nearest is 16$"),
+        ({"width": 0}, "width is 0; .* nearest is 16$"),
+        ({"height": -16}, "height is -16; .* nearest is 16$"),
+        ({"height": 32.0}, "height is a whole number, not 32.0"),
+    ],
+)
+def test_impossible_sizes_name_the_nearest(size, message):
+    with pytest.raises(ValueError, match=message):
+        ask(**size)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": ["a", " \n"]}, "prompt 1 is empty"),
+        ({"prompt": []}, "no prompt"),
+        ({"prompt": ["a", 3]}, "prompt 1 is text, not int"),
+        ({"prompt": "x" * 4001}, "4001 characters; at most 4000"),
+        ({"negative_prompt": ["", "", ""]}, "3 negative prompts for 1 clips"),
+        ({"seed": -1}, r"in \[0, 2\^32\), not -1"),
+        ({"seed": 2**32}, r"in \[0, 2\^32\)"),
+        ({"seed": [1, 2]}, "2 seeds for 1 clips"),
+        ({"seed": "3"}, "whole number or one for each clip"),
+        ({"seed": [1.5]}, "whole number"),
+        ({"seed": True}, "whole number"),
+        ({"num_inference_steps": 0}, "from 1 to 1000, not 0"),
+        ({"num_inference_steps": 2.5}, "whole number"),
+        ({"guidance_scale": -1.0}, "guidance_scale is from 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is from 0"),
+        ({"fps": 0.0}, "fps is a rate above 0"),
+        ({"batch_size": 0}, "batch_size is at least 1"),
+        ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is at least 1"),
+        ({"sampler": "huen"}, "'huen' is unknown.*did you mean 'heun'"),
+        ({"output_type": "pil"}, "'pil' is unknown; there are .*latent"),
+        ({"image": "a.png"}, "image is an array"),
+        ({"image": [np.zeros((4, 4, 3))] * 2}, "2 images for 1 clips"),
+        (
+            {"image": np.zeros((4, 4, 3)), "num_frames": 1},
+            "num_frames is 1: with an image given",
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_sentence(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        ask(**changes)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_prompts_beyond_the_models_length_are_refused():
+    request.check_lengths(["abc", ""], len, 3)
+    with pytest.raises(ValueError, match="has 4 tokens; this model reads 3"):
+        request.check_lengths(["abc", "abcd"], len, 3)
