@@ -132,7 +132,7 @@ def install(folder: pathlib.Path, files: list[pathlib.Path], kind: str) -> None:
             return
         marker = folder / ".installing"
         if marker.exists() or not _works(folder):
-            _create(folder)
+            create(folder)
         (folder / ".installed").unlink(missing_ok=True)
         marker.touch()
         _pip_install(folder, files + fitting_files(kind), lock.fileno())
@@ -154,7 +154,12 @@ def _works(folder: pathlib.Path) -> bool:
     return answer.stdout == f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
-def _create(folder: pathlib.Path) -> None:
+def create(folder: pathlib.Path) -> None:
+    """Makes the folder an empty virtual environment of this Python.
+
+    Raises:
+      Failed: with what venv said.
+    """
     again = "again " if folder.exists() else ""
     say(f"making {folder} {again}with Python {sys.version.split()[0]}")
     command = [sys.executable, "-m", "venv", "--clear", os.fspath(folder)]
