@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 
 LOW_CHROMA = 45.0  # Spread of a pixel's channels above which it is no background.
+FAINT = 2.0  # Standard deviation of grey (of 255) below which nothing can be tracked.
 _STEPS = 12
 _SMOOTH = 1.2  # Standard deviation of the low pass, pixels.
 _EDGE = 2  # Pixels at the frame's edge that are left out.
@@ -23,7 +24,7 @@ class Path:
 
     `shift` float64[D, 2] is the camera's motion in pixels, `zoom` float64[D] the
     change of log magnification, `error` float64[D] the share of the texture's change
-    that the motion leaves unexplained.
+    that the motion leaves unexplained (1 where there is no texture).
     """
 
     shift: np.ndarray
@@ -110,7 +111,8 @@ def track(video: np.ndarray) -> Path:
         area = np.maximum(used.sum(axis=(1, 2)), 1.0)
         mean = (first * used).sum(axis=(1, 2)) / area
         texture = (((first - mean[:, None, None]) * used) ** 2).sum(axis=(1, 2))
-        error = (rest**2).sum(axis=1) / np.maximum(texture, 1e-6)
+        bare = texture < FAINT**2 * area
+        error = np.where(bare, 1.0, (rest**2).sum(axis=1) / np.maximum(texture, 1e-6))
         if np.abs(step).max(initial=0.0) < 1e-3:
             break
         motion += np.clip(step, (-1, -1, -0.1), (1, 1, 0.1))

@@ -128,13 +128,10 @@ class Reading:
         return sorted(found, key=lambda track: -track.area.sum())
 
 
-def _cover(video: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest hue int[T, H, W] and coverage float32[T, H, W] of each pixel."""
+def _cover(video: np.ndarray) -> np.ndarray:
+    """Coverage of each pixel if it shows that colour, float32[T, H, W, 7]."""
     chroma = video.reshape(-1, 3).astype(np.float32) @ _CHROMA
-    along = chroma @ _HUES.T
-    colour = along.argmax(axis=1)
-    coverage = along[np.arange(len(along)), colour] / _LENGTH[colour]
-    return colour.reshape(video.shape[:3]), coverage.reshape(video.shape[:3])
+    return (chroma @ (_HUES / _LENGTH[:, None]).T).reshape(*video.shape[:3], -1)
 
 
 def _components(kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -180,33 +177,58 @@ def _blur(patch: np.ndarray) -> np.ndarray:
     return patch
 
 
-@functools.lru_cache(maxsize=8)
-def _shapes(tier: Tier) -> tuple[str, ...]:
-    return tuple(shape for shape in SHAPES if shape in tier.shapes)
+def _grown(mask_npp: np.ndarray) -> np.ndarray:
+    """The mask and its 8 neighbours."""
+    for axis in (-1, -2):
+        mask_npp = mask_npp | np.roll(mask_npp, 1, axis) | np.roll(mask_npp, -1, axis)
+    return mask_npp
 
 
-def _overlaps(
-    seen_npp: np.ndarray, corner_n2: np.ndarray, centre_n2: np.ndarray, area_n, tier
-) -> np.ndarray:
-    """Overlap (intersection over union) of blobs with each shape's drawing.
+def _patches(
+    coverage: np.ndarray, parts: np.ndarray, blobs: "_Blobs"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each blob's own coverage, and where nothing else is, both [N, P, P].
 
-    Both are cut at `COVERED`, as the blob's pixels are; the drawing is taken sharp and
-    blurred, whichever fits better.
+    A blob's coverage goes two pixels beyond its edge, unclipped, so that neither blur
+    nor noise changes its sum; what touches another blob is left out.
     """
-    side = np.arange(seen_npp.shape[-1], dtype=np.float32) + np.float32(0.5)
-    away = (centre_n2 - corner_n2).astype(np.float32)
-    dx = side[None, None, :] - away[:, 0, None, None]
-    dy = side[None, :, None] - away[:, 1, None, None]
-    scores = np.zeros((len(area_n), len(SHAPES)), np.float32)
-    for shape in _shapes(tier):
-        radius = np.sqrt(area_n / AREA[shape]).astype(np.float32)[:, None, None]
+    half = int(np.ceil(0.9 * np.sqrt(blobs.area.max(initial=1.0)))) + 3
+    border = ((0, 0), (half, half), (half, half))
+    window = np.arange(2 * half + 1)
+    column = np.floor(blobs.centre[:, 0]).astype(int)[:, None, None] + window
+    row = np.floor(blobs.centre[:, 1]).astype(int)[:, None, None] + window[:, None]
+    frame, colour = blobs.frame[:, None, None], blobs.colour[:, None, None]
+    shown = np.pad(coverage, (*border, (0, 0)))[frame, row, column, colour]
+    part = np.pad(parts, border, constant_values=-1)[frame, row, column]
+    own = part == blobs.part[:, None, None]
+    near = _grown(own)
+    free = ~(_grown((part >= 0) & ~own) & ~near)
+    return np.where(_grown(near) & free, shown, np.float32(0)), free
+
+
+def _overlaps(shown_npp: np.ndarray, free_npp: np.ndarray, tier: Tier) -> np.ndarray:
+    """Overlap (soft intersection over union) of blobs with each shape's drawing.
+
+    The drawing has the blob's area and centre; it is taken sharp and with two degrees
+    of blur, whichever fits best.
+    """
+    area = np.maximum(shown_npp.sum(axis=(1, 2)), 1.0)
+    side = np.arange(shown_npp.shape[-1], dtype=np.float32)
+    x = (shown_npp.sum(axis=1) @ side / area)[:, None, None]
+    y = (shown_npp.sum(axis=2) @ side / area)[:, None, None]
+    dx, dy = side - x, side[:, None] - y
+    seen = np.clip(shown_npp, 0, 1)
+    scores = np.zeros((len(area), len(SHAPES)), np.float32)
+    for shape in tier.shapes:
+        radius = np.sqrt(area / np.float32(AREA[shape]))[:, None, None]
         drawn = np.clip(0.5 - distance(shape, dx, dy, radius), 0, 1)
-        best = np.zeros(len(area_n), np.float32)
-        for picture in (drawn, _blur(drawn)):
-            picture = np.where(picture >= COVERED, picture, 0)
-            both = np.minimum(picture, seen_npp).sum(axis=(1, 2))
-            either = np.maximum(picture, seen_npp).sum(axis=(1, 2))
+        best = np.zeros(len(area), np.float32)
+        for _ in range(3):
+            picture = drawn * free_npp
+            both = np.minimum(picture, seen).sum(axis=(1, 2))
+            either = np.maximum(picture, seen).sum(axis=(1, 2))
             best = np.maximum(best, both / np.maximum(either, 1e-6))
+            drawn = _blur(drawn)
         scores[:, SHAPES.index(shape)] = best
     return scores
 
@@ -222,57 +244,63 @@ def _check(video: np.ndarray) -> Tier:
     return tier_of(video.shape[1])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Blobs:
+    """Rows of `Reading`, with the number of the part that each blob is."""
+
+    part: np.ndarray
+    frame: np.ndarray
+    colour: np.ndarray
+    area: np.ndarray
+    centre: np.ndarray
+
+
+def _blobs(
+    video: np.ndarray,
+    coverage: np.ndarray,
+    where: np.ndarray,
+    part: np.ndarray,
+    tier: Tier,
+) -> _Blobs:
+    """The parts that are large enough and of a palette colour, ordered."""
+    size = tier.size
+    y, x = np.divmod(where % (size * size), size)
+    shown = coverage.reshape(-1, len(COLOURS))[where]
+    hue = shown.argmax(axis=1)
+    weight = np.minimum(shown[np.arange(len(hue)), hue], 1.0)
+    core = np.where(weight >= CORE, weight, 0)
+    rgb = video.reshape(-1, 3)[where]
+
+    def total(values: np.ndarray) -> np.ndarray:
+        return np.bincount(part, weights=values).astype(np.float64)
+
+    area = total(weight)
+    centre = np.stack([total(weight * x), total(weight * y)], axis=1)
+    centre = centre / area[:, None] + 0.5
+    mean = np.stack([total(core * rgb[:, c]) for c in range(3)], axis=1)
+    mean /= np.maximum(total(core), 1e-6)[:, None]  # Without a core: black, rejected.
+    first = np.zeros(len(area), np.int64)
+    first[part] = np.arange(len(part))
+    frame, hue = where[first] // (size * size), hue[first]
+    small = 0.3 * AREA["triangle"] * tier.small_radius[0] ** 2
+    off = np.linalg.norm(mean - _RGB[hue], axis=1)
+    kept = np.flatnonzero((area >= small) & (off <= REJECTION))
+    kept = kept[np.lexsort((-area[kept], frame[kept]))]
+    return _Blobs(kept, frame[kept], hue[kept], area[kept], centre[kept])
+
+
 def read(video: np.ndarray) -> Reading:
     """Reads a clip, uint8[T, H, W, 3] of a tier's size; ValueError for another."""
     tier = _check(video)
-    colour, coverage = _cover(video)
-    covered = coverage >= COVERED
-    where, part = _components(np.where(covered, colour + 1, 0))
-    frames, size = video.shape[:2]
-    t, rest = np.divmod(where, size * size)
-    y, x = np.divmod(rest, size)
-    weight = np.minimum(coverage.ravel()[where], 1.0).astype(np.float64)
-    # Sums over the pixels of each part.
-    total = functools.partial(np.bincount, part)
-    area = total(weights=weight)
-    core = weight * (weight >= CORE)
-    rgb = video.reshape(-1, 3)[where].astype(np.float64)
-    mean = np.stack([total(weights=core * rgb[:, c]) for c in range(3)], axis=1)
-    with np.errstate(invalid="ignore"):
-        mean /= total(weights=core)[:, None]
-    centre = (
-        np.stack([total(weights=weight * (axis + 0.5)) for axis in (x, y)], axis=1)
-        / np.maximum(area, 1e-9)[:, None]
+    coverage = _cover(video)
+    kind = np.where(coverage.max(axis=3) >= COVERED, coverage.argmax(axis=3) + 1, 0)
+    where, part = _components(kind)
+    blobs = _blobs(video, coverage, where, part, tier)
+    parts = np.full(kind.size, -1)
+    parts[where] = part
+    overlap = _overlaps(*_patches(coverage, parts.reshape(kind.shape), blobs), tier)
+    frame = blobs.frame
+    rank = np.arange(len(frame)) - np.searchsorted(frame, frame)
+    return Reading(
+        video, tier, frame, blobs.colour, rank, blobs.area, blobs.centre, overlap
     )
-    first = np.zeros(len(area), np.int64)
-    first[part] = np.arange(len(part))
-    frame, hue = t[first], colour.ravel()[where[first]]
-    # A blob is large enough and has its palette colour at its core (NaN: no core).
-    off = np.linalg.norm(mean - _RGB[hue], axis=1)
-    small = 0.3 * AREA["triangle"] * tier.small_radius[0] ** 2
-    kept = np.flatnonzero((area >= small) & (off <= REJECTION))
-    kept = kept[np.lexsort((-area[kept], frame[kept]))]
-    frame, hue, area, centre = frame[kept], hue[kept], area[kept], centre[kept]
-    starts = np.searchsorted(frame, frame)
-    rank = np.arange(len(frame)) - starts
-    patches, corner = _patches(part, kept, t, y, x, weight, frame, centre, area, size)
-    overlap = _overlaps(patches, corner, centre, area, tier)
-    return Reading(video, tier, frame, hue, rank, area, centre, overlap)
-
-
-def _patches(
-    part, kept, t, y, x, weight, frame, centre, area, size
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each kept blob's coverage alone, float32[N, P, P], and the patches' corners."""
-    reach = 1.5 * np.sqrt(area.max(initial=1.0) / AREA["triangle"]) * 1.2 + 2.0
-    side = int(min(2 * np.ceil(reach) + 1, 2 * size + 1))
-    corner = np.floor(centre) - side // 2
-    place = np.full(part.max(initial=-1) + 1, -1)
-    place[kept] = np.arange(len(kept))
-    blob = place[part]
-    row = y - corner[blob, 1].astype(np.int64) if len(kept) else y
-    column = x - corner[blob, 0].astype(np.int64) if len(kept) else x
-    inside = (blob >= 0) & (row >= 0) & (row < side) & (column >= 0) & (column < side)
-    patches = np.zeros((len(kept), side, side), np.float32)
-    patches[blob[inside], row[inside], column[inside]] = weight[inside]
-    return patches, corner
