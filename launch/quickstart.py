@@ -1,0 +1,425 @@
+"""The whole recipe on one machine, started by launch/quickstart inside .venv.
+
+    shards -> video VAE -> latents -> denoiser -> videos -> scores and report
+
+Each stage is one of the jobs of `sora_jax`, run as a person would run it; its command
+is printed, and all that it prints is kept in OUT/logs. A stage that has finished is not
+run again; one that was stopped goes on where it was. OUT/timing.json says what each
+stage took and how much memory was in use.
+"""
+
+import argparse
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import pty
+import resource
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FAMILIES = "attribute:0.25,motion:0.6,relation:0.15"
+PROMPTS = (
+    "a red circle moves left",
+    "a blue square moves right",
+    "a green triangle moves up",
+    "a yellow circle moves down",
+    "a purple square moves up",
+    "a cyan triangle moves left",
+    "a red square left of a blue circle",
+    "a green circle right of a yellow triangle",
+)
+SAMPLE_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One job of the recipe.
+
+    Attributes:
+      name: what the user sees.
+      command: the arguments of Python.
+      product: the file that the job writes last.
+    """
+
+    name: str
+    command: list[str]
+    product: pathlib.Path
+
+
+class Stopped(Exception):
+    """The user, or the system, asked to stop."""
+
+
+def stages(args: argparse.Namespace) -> list[Stage]:
+    """Returns the recipe for the given sizes."""
+    out = args.out
+
+    def job(name: str, **flags: object) -> list[str]:
+        given = {flag: value for flag, value in flags.items() if value is not None}
+        return ["-m", f"sora_jax.{name}"] + [
+            f"--{flag}={value}" for flag, value in given.items()
+        ]
+
+    return [
+        Stage(
+            "shards",
+            job(
+                "prepare",
+                source=f"toyworld:{args.tier}",
+                families=FAMILIES,
+                num_clips=args.num_clips,
+                workers=args.workers,
+                out=out / "shards",
+            ),
+            out / "shards" / "dataset_info.json",
+        ),
+        Stage(
+            "video VAE",
+            job(
+                "train",
+                config="configs/toy_vae.py",
+                workdir=out / "vae",
+                **{
+                    "config.data.shards": out / "shards",
+                    "config.loop.num_steps": args.vae_steps,
+                },
+            ),
+            out / "vae" / "vae" / "weights.safetensors",
+        ),
+        Stage(
+            "latents",
+            job(
+                "prepare",
+                source=f"shards:{out / 'shards'}",
+                vae=out / "vae",
+                out=out / "latents",
+            ),
+            out / "latents" / "latents.json",
+        ),
+        Stage(
+            "denoiser",
+            job(
+                "train",
+                config="configs/toy.py",
+                workdir=out / "model",
+                **{
+                    "config.data.latents": out / "latents",
+                    "config.loop.num_steps": args.denoiser_steps,
+                },
+            ),
+            out / "model" / "metrics.jsonl",
+        ),
+        Stage(
+            "videos",
+            job(
+                "generate",
+                model=out / "model",
+                prompts=out / "prompts.txt",
+                out=out / "videos",
+            ),
+            out / "videos",
+        ),
+        Stage(
+            "scores and report",
+            job(
+                "evaluate",
+                model=out / "model",
+                shards=out / "shards",
+                out=out / "scores",
+                num_prompts=args.num_scored,
+            ),
+            out / "scores" / "report.html",
+        ),
+    ]
+
+
+class Record:
+    """What was done, kept in timing.json after each stage and each interruption."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.data = {"stages": {}, "install_seconds": 0, "peak_bytes": {}}
+        if path.exists():
+            self.data = json.loads(path.read_text())
+
+    def stage(self, stage: Stage) -> dict:
+        """Returns the entry of a stage.
+
+        Raises:
+          ValueError: the stage was run with another command.
+        """
+        new = {"command": stage.command, "seconds": 0.0, "finished": False}
+        entry = self.data["stages"].setdefault(stage.name, new)
+        if entry["command"] != stage.command:
+            changed = sorted(set(stage.command) ^ set(entry["command"]))
+            raise ValueError(
+                f"{self.path.parent} was begun with other settings (stage "
+                f"'{stage.name}': {' '.join(changed)}); choose another --out, or "
+                "remove that folder"
+            )
+        return entry
+
+    def count_memory(self, sampled: int) -> None:
+        """Raises the peaks to what was seen."""
+        largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        peaks = self.data["peak_bytes"]
+        for name, value in (
+            ("all_processes_sampled", sampled),
+            ("largest_process", largest),
+        ):
+            peaks[name] = max(peaks.get(name, 0), value)
+
+    def total_seconds(self) -> float:
+        """Returns the seconds of the installation and of all stages."""
+        stages = self.data["stages"].values()
+        return self.data["install_seconds"] + sum(entry["seconds"] for entry in stages)
+
+    def write(self) -> None:
+        """Writes the file so that it is never half there."""
+        self.data["total_seconds"] = round(self.total_seconds(), 1)
+        temporary = self.path.with_suffix(".new")
+        temporary.write_text(json.dumps(self.data, indent=2) + "\n")
+        temporary.replace(self.path)
+
+
+class Child:
+    """A job whose output is shown and kept, and whose memory is measured.
+
+    It has a process group of its own: Ctrl-C comes to us, and we ask it to save and
+    end. Where we write to a terminal it is given one too, so that its progress line is
+    rewritten in place.
+    """
+
+    def __init__(self, command: list[str], log: pathlib.Path):
+        self.peak_bytes = 0
+        self.log = open(log, "ab")
+        self._line = b""
+        terminal = sys.stderr.isatty()
+        if terminal:
+            self.output, theirs = pty.openpty()
+            self._copy_terminal(theirs)
+        else:
+            self.output, theirs = os.pipe()
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            process_group=0,
+        )
+        os.close(theirs)
+
+    def wait(self) -> int:
+        """Passes output on until the job ends; returns its exit code."""
+        sampled = 0.0
+        while True:
+            ended = self.process.poll() is not None
+            if time.monotonic() - sampled >= SAMPLE_SECONDS:
+                self.peak_bytes = max(self.peak_bytes, resident_bytes(os.getpid()))
+                sampled = time.monotonic()
+            # After the end what is left is read, but a worker that outlives the job
+            # and holds the output open is not waited for.
+            ready, _, _ = select.select([self.output], [], [], 0 if ended else 0.2)
+            data = self._read() if ready else b""
+            if data:
+                self._pass_on(data)
+            elif ended:
+                return self.process.returncode
+            elif ready:  # the job has closed its output and has still to end
+                time.sleep(0.05)
+
+    def ask_to_stop(self) -> None:
+        """Sends SIGTERM to the job, which tells its own workers."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        """Ends what is left of the job."""
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        os.close(self.output)
+        self.log.close()
+
+    def _copy_terminal(self, theirs: int) -> None:
+        size = fcntl.ioctl(sys.stderr, termios.TIOCGWINSZ, b"\0" * 8)
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self.output, 65536)
+        except OSError:  # a terminal's way to say that the other end was closed
+            return b""
+
+    def _pass_on(self, data: bytes) -> None:
+        sys.stderr.buffer.write(data)
+        sys.stderr.buffer.flush()
+        *lines, self._line = (self._line + data).split(b"\n")
+        for line in lines:  # of a line that was rewritten, its last form
+            self.log.write(line.rstrip(b"\r").split(b"\r")[-1].removeprefix(b"\x1b[K"))
+            self.log.write(b"\n")
+        self.log.flush()
+
+
+def resident_bytes(root: int) -> int:
+    """Returns the memory of a process and its descendants.
+
+    The sum of their resident sets: what two of them share counts twice. 0 where there
+    is no /proc.
+    """
+    parents, sizes = {}, {}
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            pages = int((folder / "statm").read_text().split()[1])
+        except (OSError, IndexError):  # it has ended in between
+            continue
+        parents[int(folder.name)], sizes[int(folder.name)] = parent, pages
+    family = {root}
+    while new := {p for p, parent in parents.items() if parent in family} - family:
+        family |= new
+    return sum(sizes.get(p, 0) for p in family) * os.sysconf("SC_PAGE_SIZE")
+
+
+def run_stage(stage: Stage, entry: dict, record: Record, log: pathlib.Path) -> int:
+    """Runs a stage, keeps the record; returns its exit code.
+
+    Raises:
+      Stopped: it was asked to stop, and has saved what it had.
+    """
+    began = time.monotonic()
+    child = Child([sys.executable, *stage.command], log)
+    asked = []
+
+    def stop(number, frame):
+        if asked:  # asked twice: at once
+            child.process.kill()
+        asked.append(number)
+        say("stopping; the job saves what it has (once more to end it at once)")
+        child.ask_to_stop()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        code = child.wait()
+    finally:
+        child.close()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        entry["seconds"] = round(entry["seconds"] + time.monotonic() - began, 1)
+        record.count_memory(child.peak_bytes)
+        record.write()
+    entry["finished"] = code == 0 and stage.product.exists()
+    record.write()
+    if asked and not entry["finished"]:
+        raise Stopped
+    return code
+
+
+def say(sentence: str) -> None:
+    """Prints a line that says where it comes from."""
+    print(f"quickstart: {sentence}", file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Formats a duration as 3m05s."""
+    return f"{round(seconds) // 60}m{round(seconds) % 60:02d}s"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs what is left of the recipe; returns the exit code."""
+    logs = args.out / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    (args.out / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    record = Record(args.out / "timing.json")
+    record.data["install_seconds"] += int(os.environ.get("SORA_SETUP_SECONDS") or 0)
+    again = f"./launch/quickstart {shlex.join(sys.argv[1:])}".rstrip()
+    todo = stages(args)
+    try:
+        entries = [record.stage(stage) for stage in todo]
+    except ValueError as error:
+        say(f"{error}.")
+        return 2
+    for index, (stage, entry) in enumerate(zip(todo, entries, strict=True)):
+        title = f"{index + 1}/{len(todo)} {stage.name}"
+        if entry["finished"] and stage.product.exists():
+            say(f"{title}: finished before, in {clock(entry['seconds'])}")
+            continue
+        for later in entries[index:]:
+            later["finished"] = False
+        log = logs / f"{stage.name.replace(' ', '_')}.log"
+        say(f"{title}: python {shlex.join(stage.command)}")
+        try:
+            code = run_stage(stage, entry, record, log)
+        except Stopped:
+            say(f"stopped during '{stage.name}'; to go on, run {again}")
+            return 130
+        if not entry["finished"]:
+            what = f"exit code {code}" if code else f"it has not made {stage.product}"
+            say(f"'{stage.name}' failed ({what}); what it printed is in {log}.")
+            return code or 1
+        say(f"{title}: done in {clock(entry['seconds'])}")
+    print_summary(record, args.out)
+    return 0
+
+
+def print_summary(record: Record, out: pathlib.Path) -> None:
+    """Prints what it took and where the results are."""
+    rows = {"install": record.data["install_seconds"]}
+    rows |= {name: entry["seconds"] for name, entry in record.data["stages"].items()}
+    peaks = {name: v / 2**30 for name, v in record.data["peak_bytes"].items()}
+    for name, seconds in rows.items():
+        print(f"  {name:<18} {clock(seconds):>7}")
+    print(f"  {'total':<18} {clock(record.total_seconds()):>7}")
+    print(
+        f"peak memory: {peaks['all_processes_sampled']:.2f} GiB over all processes, "
+        f"{peaks['largest_process']:.2f} GiB in the largest"
+    )
+    print(f"videos: {out / 'videos'}")
+    print(f"report: {out / 'scores' / 'report.html'}")
+    print(f"timing: {record.path}", flush=True)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Returns the sizes that the command line asks for."""
+    parser = argparse.ArgumentParser(prog="launch/quickstart", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    default = ROOT / "runs" / "quickstart"
+    parser.add_argument("--out", type=pathlib.Path, default=default, help="the folder")
+    parser.add_argument("--tier", default="tw32", help="size of the toy world's clips")
+    parser.add_argument("--num_clips", type=int, help="clips to learn from")
+    parser.add_argument("--vae_steps", type=int, help="training steps; None: config's")
+    parser.add_argument("--denoiser_steps", type=int, help="the same")
+    parser.add_argument("--num_scored", type=int, help="prompts that are scored")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--smoke", action="store_true", help="a minute, learns nothing")
+    args = parser.parse_args(arguments)
+    args.out = args.out.absolute()
+    sizes = {"num_clips": 8000}
+    if args.smoke:
+        sizes = {
+            "num_clips": 64,
+            "vae_steps": 4,
+            "denoiser_steps": 4,
+            "num_scored": 8,
+        }
+    for name, size in sizes.items():
+        if getattr(args, name) is None:
+            setattr(args, name, size)
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(run(parse()))

@@ -1,0 +1,211 @@
+"""The quickstart's stages: skipped, resumed, stopped and failed, with small jobs."""
+
+import contextlib
+import json
+import os
+import pathlib
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from launch import quickstart
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Stands for a training job: saves its step when it is told to end, and goes on there.
+JOB = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1]); folder.mkdir(exist_ok=True)
+state = folder / "state"
+step = int(state.read_text()) if state.exists() else 0
+def stop(number, frame):
+    state.write_text(str(step)); print("saved"); sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, lambda *_: print("Ctrl-C reached the job"))
+print("starting at", step)
+while step < int(sys.argv[2]):
+    step += 1
+    time.sleep(0.1)
+(folder / "product").touch()
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch):
+    """Replaces the recipe; the test fills the list with (name, steps)."""
+    recipe = []
+
+    def stages(args):
+        return [
+            quickstart.Stage(
+                name,
+                ["-c", program, str(args.out / name), str(steps)],
+                args.out / name / "product",
+            )
+            for name, program, steps in recipe
+        ]
+
+    monkeypatch.setattr(quickstart, "stages", stages)
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", "--out", "my runs"])
+    monkeypatch.setenv("SORA_SETUP_SECONDS", "0")
+    return recipe
+
+
+def run(tmp_path):
+    return quickstart.run(quickstart.parse(["--out", str(tmp_path / "my runs")]))
+
+
+def test_finished_stages_are_skipped_and_later_ones_follow(jobs, tmp_path, capfd):
+    jobs += [("a", JOB, 1), ("b", JOB, 1)]
+    assert run(tmp_path) == 0
+    first = capfd.readouterr()
+    assert first.err.count("starting at 0") == 2
+    assert re.search(r"report: .*my runs/scores/report\.html", first.out)
+    assert run(tmp_path) == 0
+    again = capfd.readouterr()
+    assert "starting" not in again.err and again.err.count("finished before") == 2
+    # What a removed product was made into is made again as well.
+    (tmp_path / "my runs" / "a" / "product").unlink()
+    assert run(tmp_path) == 0
+    assert capfd.readouterr().err.count("starting at 0") == 2
+
+    timing = json.loads((tmp_path / "my runs" / "timing.json").read_text())
+    seconds = [timing["stages"][name]["seconds"] for name in "ab"]
+    assert all(0.2 <= s < 30 for s in seconds)  # two runs of each
+    assert timing["total_seconds"] == pytest.approx(sum(seconds), abs=0.11)
+    assert "starting at 0" in (tmp_path / "my runs/logs/a.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_stage_saves_and_goes_on(jobs, tmp_path, number):
+    """Run in a process of its own, which is sent the signal."""
+    program = (
+        "import sys; sys.argv[0] = 'quickstart.py'\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from launch import quickstart\n"
+        "args = quickstart.parse()\n"
+        "quickstart.stages = lambda args: [quickstart.Stage('a', ['-c', "
+        f"{JOB!r}, str(args.out / 'a'), '20'], args.out / 'a' / 'product')]\n"
+        "sys.exit(quickstart.run(args))\n"
+    )
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, "-c", program, "--out", tmp_path / "my runs"],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    process = start()
+    lines = []
+    while "starting at 0" not in (lines[-1:] or [""])[0]:
+        lines.append(process.stderr.readline())
+    time.sleep(0.5)
+    os.kill(process.pid, number)
+    rest = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert "saved" in rest and "Ctrl-C reached the job" not in rest
+    assert "stopped during 'a'; to go on, run ./launch/quickstart --out '" in rest
+    step = int((tmp_path / "my runs" / "a" / "state").read_text())
+    assert 0 < step < 20
+
+    process = start()
+    rest = process.communicate(timeout=30)[1]
+    assert process.returncode == 0
+    assert f"starting at {step}" in rest
+
+
+def test_a_failure_is_one_sentence_with_the_log(jobs, tmp_path, capfd):
+    jobs += [("a", "print('the reason'); raise SystemExit(3)", 1), ("b", JOB, 1)]
+    assert run(tmp_path) == 3
+    log = tmp_path / "my runs" / "logs" / "a.log"
+    sentence = f"quickstart: 'a' failed (exit code 3); what it printed is in {log}."
+    assert capfd.readouterr().err.splitlines()[-1] == sentence
+    assert log.read_text() == "the reason\n"
+    assert not (tmp_path / "my runs" / "b").exists()
+    # A job that ends well without its product has not finished either.
+    jobs[0] = ("c", "pass", 1)
+    assert run(tmp_path) == 1
+    assert "has not made" in capfd.readouterr().err
+
+
+def test_other_settings_refuse_the_folder(jobs, tmp_path, capfd):
+    jobs += [("a", JOB, 1)]
+    assert run(tmp_path) == 0
+    jobs[0] = ("a", JOB, 2)
+    assert run(tmp_path) == 2
+    assert "begun with other settings (stage 'a': 1 2)" in capfd.readouterr().err
+
+
+def test_memory_of_all_descendants_is_measured(jobs, tmp_path):
+    grab = "import sys, time; x = bytearray(80 << 20); time.sleep(1.5)"
+    program = (
+        "import subprocess, sys, pathlib\n"
+        f"two = [subprocess.Popen([sys.executable, '-c', {grab!r}]) for _ in 'ab']\n"
+        "[process.wait() for process in two]\n"
+        "folder = pathlib.Path(sys.argv[1]); folder.mkdir(); (folder / 'product').touch()"
+    )
+    jobs += [("a", program, 1)]
+    assert run(tmp_path) == 0
+    peaks = json.loads((tmp_path / "my runs/timing.json").read_text())["peak_bytes"]
+    assert 160 << 20 < peaks["all_processes_sampled"] < 1 << 30
+    assert peaks["largest_process"] > 80 << 20
+
+
+def test_a_workers_open_output_is_not_waited_for(jobs, tmp_path):
+    left = "import time; time.sleep(60)"
+    program = (
+        "import subprocess, sys, pathlib\n"
+        f"subprocess.Popen([sys.executable, '-c', {left!r}])\n"
+        "folder = pathlib.Path(sys.argv[1]); folder.mkdir(); (folder / 'product').touch()"
+    )
+    jobs += [("a", program, 1)]
+    began = time.monotonic()
+    assert run(tmp_path) == 0
+    assert time.monotonic() - began < 20
+
+
+def test_a_job_on_a_terminal_sees_one(tmp_path):
+    """A rewritten progress line reaches the terminal; the log keeps its last form."""
+    program = (
+        "import pathlib, sys\n"
+        "from launch import quickstart\n"
+        "job = 'import os, sys; print(sys.stderr.isatty(), os.get_terminal_size(2)."
+        'columns); sys.stderr.write(chr(13) + chr(27) + "[K1/2" + chr(13) + chr(27) + '
+        '"[K2/2" + chr(10))\'\n'
+        "log = pathlib.Path(sys.argv[1])\n"
+        "child = quickstart.Child([sys.executable, '-c', job], log)\n"
+        "code = child.wait(); child.close(); sys.exit(code)\n"
+    )
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path / "log"], cwd=ROOT, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):
+        while data := os.read(ours, 1024):
+            seen += data
+    os.close(ours)
+    assert process.wait(timeout=20) == 0
+    assert b"True" in seen and b"1/2" in seen
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0].startswith("True") and lines[1] == "2/2"
+
+
+def test_the_recipe_runs_jobs_and_configs_that_exist(tmp_path):
+    args = quickstart.parse(["--out", str(tmp_path), "--smoke"])
+    recipe = quickstart.stages(args)
+    assert len({stage.name for stage in recipe}) == len(recipe)
+    for stage in recipe:
+        module = stage.command[1].replace(".", "/") + ".py"
+        assert (ROOT / module).is_file(), module
+        for argument in stage.command:
+            if argument.startswith("--config="):
+                assert (ROOT / argument.partition("=")[2]).is_file()
