@@ -14,11 +14,14 @@ Letters: n records, b rows of this process.
 
 import dataclasses
 import logging
+import math
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
 import numpy as np
+import numpy.random.bit_generator
 from absl import flags
 
 from sora_jax.data import records
@@ -47,6 +50,10 @@ class TooManyCorruptRecords(RuntimeError):
 # -- order ----------------------------------------------------------------------------
 
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_EXAMPLES = np.uint64(0x6578616D706C6573)  # keeps examples' numbers and order apart
+
+
 def _mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser: every bit of the result depends on every bit of x."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -57,9 +64,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def permute(places: np.ndarray, num: int, seed: int, epochs: np.ndarray) -> np.ndarray:
     """Returns the index at each place of each epoch's order of `num` records.
 
-    A Feistel network of six rounds on the next even number of bits, walked until it
-    lands below num: a permutation for every (seed, epoch) that is computed for single
-    places, so nothing of the size of the data set is ever held.
+    A Feistel network of three rounds on Z_a x Z_b, with a b just above num, walked
+    until it lands below num (Black and Rogaway 2002): a permutation for every (seed,
+    epoch) that is computed for single places, so nothing of the size of the data set is
+    ever held.
 
     Args:
       places: int[k] in [0, num).
@@ -67,26 +75,45 @@ def permute(places: np.ndarray, num: int, seed: int, epochs: np.ndarray) -> np.n
       seed: the run's seed.
       epochs: int[k].
     """
-    half = np.uint64(max(1, ((num - 1).bit_length() + 1) // 2))
-    low = np.uint64((1 << int(half)) - 1)
-    key = _mix(_mix(np.uint64(seed % (1 << 64))) + epochs.astype(np.uint64))
-    keys = [_mix(key + np.uint64(round_ + 1)) for round_ in range(6)]
+    a = math.isqrt(num - 1) + 1
+    b = -(-num // a)
+    seeds = np.full(len(places), seed % (1 << 64), np.uint64)
+    keys = _mix(_mix(seeds) + epochs.astype(np.uint64))
+    a, b = np.uint64(a), np.uint64(b)
     result = places.astype(np.uint64)
-    walking = np.ones(len(result), bool)
-    while walking.any():
-        left, right = result >> half, result & low
-        for round_key in keys:
-            left, right = right, left ^ (_mix(right ^ round_key) & low)
-        result = np.where(walking, (left << half) | right, result)
-        walking = result >= num
+    pending = np.arange(len(result))
+    while len(pending):
+        left, right = np.divmod(result[pending], b)
+        key = keys[pending]
+        for _ in range(3):
+            key = _mix(key + _GOLDEN)
+            left = (left + _mix(right ^ key)) % a
+            key = _mix(key + _GOLDEN)
+            right = (right + _mix(left ^ key)) % b
+        result[pending] = left * b + right
+        pending = pending[result[pending] >= num]
     return result.astype(np.int64)
 
 
-def example_rng(seed: int, step: int, row: int) -> np.random.Generator:
-    """Returns the random numbers of one example."""
-    key = np.array([seed % (1 << 64), 0x6578616D706C65], np.uint64)
-    counter = np.array([0, 0, row, step], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+class _Words(numpy.random.bit_generator.ISeedSequence):
+    """Hands a bit generator its state: ten times faster than hashing a seed."""
+
+    def __init__(self, words: np.ndarray):
+        self.words = words
+
+    def generate_state(self, n_words: int, dtype=np.uint64) -> np.ndarray:
+        return self.words[:n_words]
+
+
+def example_rngs(
+    seed: int, step: int, rows: Sequence[int]
+) -> Iterator[np.random.Generator]:
+    """Yields the random numbers of each row, a function of (seed, step, row)."""
+    seeds = np.full(len(rows), seed % (1 << 64), np.uint64) ^ _EXAMPLES
+    keys = _mix(_mix(seeds) + np.uint64(step)) + np.asarray(rows, np.uint64)
+    words = _mix(_mix(keys)[:, None] + _GOLDEN * np.arange(1, 5, dtype=np.uint64))
+    for row_words in words:
+        yield np.random.Generator(np.random.PCG64(_Words(row_words)))
 
 
 # -- batches --------------------------------------------------------------------------
@@ -115,41 +142,45 @@ class Batches:
     def __getitem__(self, item: int) -> tuple[dict[str, np.ndarray], tuple]:
         step = self.start_step + int(item)
         share = self.batch_size // self.process_count
-        rows = np.arange(share, dtype=np.int64) + self.process_index * share
-        found, damaged = self._read(step * self.batch_size + rows)
-        examples = [
-            self.transform(record, example_rng(self.seed, step, int(row)))
-            for record, row in zip(found, rows, strict=True)
-        ]
+        first = self.process_index * share
+        examples, damaged = self._examples(step, range(first, first + share))
         batch = {
             name: np.stack([example[name] for example in examples])
             for name in examples[0]
         }
         return batch, tuple(damaged.items())
 
-    def _read(self, positions: np.ndarray) -> tuple[list[Any], dict[str, str]]:
-        """Returns the records at positions of the sequence, damaged ones replaced."""
+    def _examples(self, step: int, rows: range) -> tuple[list[Any], dict[str, str]]:
+        """Returns the examples of a step's rows, and the damaged records met."""
         num = len(self.source)
+        positions = step * self.batch_size + np.arange(rows.start, rows.stop)
         epochs, places = positions // num, positions % num
-        result: list[Any] = [None] * len(positions)
+        examples: list[Any] = [None] * len(rows)
         damaged: dict[str, str] = {}
-        wanted = np.arange(len(positions))
+        wanted = np.arange(len(rows))
         for _ in range(num):
             indices = permute(places[wanted], num, self.seed, epochs[wanted])
             again = []
-            for row, record in zip(
-                wanted, self.source.read(indices.tolist()), strict=True
-            ):
-                if isinstance(record, records.CorruptRecord):
-                    damaged[record.id] = str(record)
-                    again.append(row)
-                else:
-                    result[row] = record
+            found = self.source.read(indices.tolist())
+            randoms = example_rngs(self.seed, step, np.array(rows)[wanted])
+            for i, record, random in zip(wanted.tolist(), found, randoms, strict=True):
+                try:
+                    if isinstance(record, records.CorruptRecord):
+                        raise record
+                    examples[i] = self.transform(record, random)
+                except records.CorruptRecord as error:
+                    damaged[error.id] = str(error)
+                    again.append(i)
             if not again:
-                return result, damaged
+                return examples, damaged
             wanted = np.array(again)
             places[wanted] = (places[wanted] + 1) % num
         raise TooManyCorruptRecords(f"all {num} records are damaged")
+
+
+def _ignore_interrupt(worker: int, count: int) -> None:
+    # Ctrl-C reaches the whole group; the parent closes its workers when it ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Loader:
@@ -183,7 +214,8 @@ class Loader:
             dataset = dataset.mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=num_workers, per_worker_buffer_size=prefetch
-                )
+                ),
+                worker_init_fn=_ignore_interrupt,
             )
         self._iterator = iter(dataset)
 

@@ -83,10 +83,12 @@ class ClipRecord:
         """Decodes the clip to uint8[t, h, w, c].
 
         Raises:
-          CorruptRecord: the bytes decode to another size than the record says.
-          video_io.UnreadableVideo: the bytes do not decode at all.
+          CorruptRecord: they do not decode, or to another size than the record says.
         """
-        frames_thwc = video_io.decode(self.video).frames
+        try:
+            frames_thwc = video_io.decode(self.video).frames
+        except video_io.UnreadableVideo as error:
+            raise CorruptRecord("video bytes", self.id, str(error)) from None
         size = (self.num_frames, self.height, self.width)
         if frames_thwc.shape[:3] != size:
             raise CorruptRecord(

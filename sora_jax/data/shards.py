@@ -49,9 +49,11 @@ class Source(Protocol):
       split: name of the split that is written.
       settings: what decides the clips, as JSON values; a folder that was written with
         other settings is refused.
+      unit: plural name of what `expected` counts.
     """
 
     split: str
+    unit: str
     settings: Mapping[str, Any]
 
     def plan(self) -> tuple[list[Any], list[Skipped]]:
@@ -59,7 +61,7 @@ class Source(Protocol):
         be used at all."""
 
     def expected(self, part: Any) -> int:
-        """Returns how many clips a part should give."""
+        """Returns how many items a part has, each counted by one `note(finished=1)`."""
 
     def clips(
         self, part: Any, note: workers.Note, avoid: Mapping[str, str]
@@ -168,7 +170,6 @@ def _write_part(source: Source, out: str, parts: list, part: int, note, avoid) -
                 skipped.append(dataclasses.asdict(clip))
                 continue
             yield _to_example(clip), _clip_entry(clip)
-            note(finished=1)
 
     array_files.store_part(pathlib.Path(out), part, clips(), {"skipped": skipped})
 
@@ -208,7 +209,12 @@ def write(
     )
     entries = [entry for summary in summaries for entry in summary["index"]]
     skipped = plan["skipped"] + sum((s["skipped"] for s in summaries), [])
-    report = {"clips": len(entries), "skipped": skipped}
+    overview = _overview(entries)
+    report = {
+        "clips": len(entries),
+        "without_caption": overview["without_caption"],
+        "skipped": skipped,
+    }
     paths.write_atomically(out / "report.json", json.dumps(report, indent=1))
     if not entries:
         shutil.rmtree(out / ".partial")
@@ -220,7 +226,7 @@ def write(
         "split": source.split,
         "num_clips": len(entries),
         "num_skipped": len(skipped),
-        **_overview(entries),
+        **overview,
         "digest": array_files.digest(summaries),
         "files": files,
     }
@@ -233,7 +239,7 @@ def _write_parts(out: pathlib.Path, source: Source, parts: list, num_workers: in
     missing = [p for p in range(len(parts)) if not array_files.has_part(out, p)]
     total = sum(map(source.expected, parts))
     ahead = sum(source.expected(parts[part]) for part in missing)
-    with progress.Progress(total, "prepare", "clips", start=total - ahead) as bar:
+    with progress.Progress(total, "prepare", source.unit, start=total - ahead) as bar:
         task = functools.partial(_write_part, source, str(out), parts)
         for _ in workers.run(
             task, missing, num_workers=num_workers, on_finished=bar.update
@@ -262,7 +268,8 @@ def _overview(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns how many captions each tier has, and the sizes that the clips have."""
     tiers = collections.Counter(tier for entry in entries for tier in entry["captions"])
     overview: dict[str, Any] = {
-        "captions": {tier: tiers[tier] for tier in records.TIERS if tiers[tier]}
+        "captions": {tier: tiers[tier] for tier in records.TIERS if tiers[tier]},
+        "without_caption": sum(not entry["captions"] for entry in entries),
     }
     for field in ("num_frames", "height", "width", "fps"):
         values = sorted({entry[field] for entry in entries})
