@@ -79,7 +79,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
                 workers=args.workers,
                 out=out / "shards",
             ),
-            out / "shards" / "dataset_info.json",
+            out / "shards" / "manifest.json",
         ),
         Stage(
             "video VAE",
@@ -403,7 +403,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vae_steps", type=int, help="training steps; None: config's")
     parser.add_argument("--denoiser_steps", type=int, help="the same")
     parser.add_argument("--num_scored", type=int, help="prompts that are scored")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--workers", type=int, help="processes that make shards")
     parser.add_argument("--smoke", action="store_true", help="a minute, learns nothing")
     args = parser.parse_args(arguments)
     args.out = args.out.absolute()
