@@ -147,24 +147,15 @@ class Pipeline:
         Raises:
           FileNotFoundError, ValueError: the folder is not a finished denoiser's run.
         """
-        folder = pathlib.Path(folder)
-        run = checkpoint.load_run(folder)
-        config = run.config
+        return cls.from_run(checkpoint.load_run(folder))
+
+    @classmethod
+    def from_run(cls, run: checkpoint.LoadedRun) -> "Pipeline":
+        """Makes the pipeline of a run; its parameters may be other than those saved."""
+        config, folder = run.config, run.folder
         tokenizer = tokenizers.Tokenizer(folder / "tokenizer.model")
         vae = latents.load_vae(folder / "vae")
-        dit_config = configs.build(dits.Config, config.model.dit, "model.dit")
-        text_config = configs.build(
-            text_encoders.Config,
-            dict(config.model.text_encoder)
-            | {"vocab_size": tokenizer.vocab_size, "dim": dit_config.text_dim},
-            "model.text_encoder",
-        )
-        networks = states.Networks(
-            lambda rngs: {
-                "dit": dits.DiT(dit_config, rngs=rngs),
-                "text_encoder": text_encoders.TextEncoder(text_config, rngs=rngs),
-            }
-        )
+        networks = networks_of(config, tokenizer)
         sample = dict(config.sample) | {
             "text_length": config.text.length,
             "shift": config.noise.shift,
@@ -382,6 +373,23 @@ class Pipeline:
             **self.source,
             "versions": {"sora_jax": sora_jax.__version__, "jax": jax.__version__},
         }
+
+
+def networks_of(config: Mapping, tokenizer: tokenizers.Tokenizer) -> states.Networks:
+    """The networks {"dit", "text_encoder"} of a denoiser run's config."""
+    dit_config = configs.build(dits.Config, config.model.dit, "model.dit")
+    text_config = configs.build(
+        text_encoders.Config,
+        dict(config.model.text_encoder)
+        | {"vocab_size": tokenizer.vocab_size, "dim": dit_config.text_dim},
+        "model.text_encoder",
+    )
+    return states.Networks(
+        lambda rngs: {
+            "dit": dits.DiT(dit_config, rngs=rngs),
+            "text_encoder": text_encoders.TextEncoder(text_config, rngs=rngs),
+        }
+    )
 
 
 def _split(module: nnx.Module):
