@@ -41,6 +41,9 @@ flags.DEFINE_integer("num_inference_steps", None, "Solver steps.")
 flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 is no guidance.")
 flags.DEFINE_string("sampler", None, "euler or heun.")
 flags.DEFINE_integer("batch_size", None, "Clips that are computed at a time.")
+flags.DEFINE_string(
+    "mesh", "replica=-1", "Devices on each mesh axis, such as fsdp=4,tensor=2."
+)
 
 # What one call of the pipeline shares; the rest is given for each clip.
 SHARED = ("num_frames", "height", "width", "fps", "num_inference_steps")
@@ -73,6 +76,17 @@ def clips() -> list[dict]:
         | {"file": f}
         for index, (row, f) in enumerate(zip(rows, files, strict=True))
     ]
+
+
+def mesh_shape() -> dict[str, int]:
+    """What --mesh says: by default every device has a copy of the weights."""
+    shape = {}
+    for part in FLAGS.mesh.split(","):
+        axis, _, size = part.partition("=")
+        if not size.removeprefix("-").isdigit():
+            raise ValueError(f"--mesh is like fsdp=4,tensor=2, not {FLAGS.mesh!r}")
+        shape[axis.strip()] = int(size)
+    return shape
 
 
 def shared(clip: dict) -> tuple:
@@ -151,21 +165,21 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     meshes.initialize()
-    with jax.set_mesh(meshes.make_mesh()):
-        try:
-            wanted = clips()
-            pipe = pipeline.Pipeline.from_pretrained(FLAGS.model)
-            batches, steps = plan(pipe, wanted)
-        except (ValueError, FileNotFoundError) as error:
-            raise SystemExit(f"generate: {error}") from None
-        todo = sum(len(batch) for batch in batches)
-        first = jax.process_index() == 0
-        if first and todo < len(wanted):
-            print(f"{len(wanted) - todo} of {len(wanted)} clips were finished before")
-        if todo:
-            make(pipe, batches, steps)
-        if first:
-            print(f"{todo} clip{'s' * (todo != 1)} written: {FLAGS.out}")
+    try:
+        wanted = clips()
+        jax.set_mesh(meshes.make_mesh(mesh_shape()))
+        pipe = pipeline.Pipeline.from_pretrained(FLAGS.model)
+        batches, steps = plan(pipe, wanted)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"generate: {error}") from None
+    todo = sum(len(batch) for batch in batches)
+    first = jax.process_index() == 0
+    if first and todo < len(wanted):
+        print(f"{len(wanted) - todo} of {len(wanted)} clips were finished before")
+    if todo:
+        make(pipe, batches, steps)
+    if first:
+        print(f"{todo} clip{'s' * (todo != 1)} written: {FLAGS.out}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sora_jax.core import sharding
+
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
 ConditionedVelocity = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
@@ -34,7 +36,18 @@ def null_condition(condition: Any, null: Any, drop_b: jax.Array) -> Any:
 def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
     """Rows a0 b0 a1 b1 ...: both halves of a pair stay on the device of the row."""
     pairs = jnp.stack([first, second], axis=1)
-    return pairs.reshape(2 * first.shape[0], *first.shape[1:])
+    shape = (2 * first.shape[0], *first.shape[1:])
+    return jnp.reshape(pairs, shape, out_sharding=sharding.follow(first))
+
+
+def _deinterleave(pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The inverse of `_interleave`."""
+    layout = sharding.follow(pairs)
+    if layout is not None:
+        layout = jax.P(*layout[:1], None, *layout[1:])
+    shape = (pairs.shape[0] // 2, 2, *pairs.shape[1:])
+    pairs = jnp.reshape(pairs, shape, out_sharding=layout)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def guided(
@@ -58,11 +71,11 @@ def guided(
         rows = x.shape[0]
         everyone = jnp.ones((rows,), bool)
         empty = null_condition(condition, null, everyone)
-        pairs = velocity_fn(
-            _interleave(x, x), tau, jax.tree.map(_interleave, condition, empty)
+        with_text, without = _deinterleave(
+            velocity_fn(
+                _interleave(x, x), tau, jax.tree.map(_interleave, condition, empty)
+            )
         )
-        pairs = pairs.reshape(rows, 2, *pairs.shape[1:])
-        with_text, without = pairs[:, 0], pairs[:, 1]
         return without + guidance_scale * (with_text - without)
 
     return guided_velocity

@@ -1,7 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from sora_jax.core import mesh, sharding
 from sora_jax.diffusion import guidance
 
 
@@ -62,3 +64,21 @@ def test_scale_may_be_traced():
     np.testing.assert_allclose(
         run(2.0), guidance.guided(velocity, condition, NULL, 2.0)(x, 0.5), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("shape", [{"replica": 8}, {"replica": 2, "fsdp": 4}])
+def test_pairs_stay_on_the_device_of_their_row(shape):
+    x, condition = jnp.ones((8, 4)), _condition(8)
+    velocity = _velocity([])
+    want = guidance.guided(velocity, condition, NULL, 2.0)(x, 0.5)
+    devices = mesh.make_mesh(shape)
+    with jax.set_mesh(devices):
+        rows = sharding.named(devices, "batch")
+        put = jax.device_put((x, condition), rows)
+        program = jax.jit(
+            lambda x, condition: guidance.guided(velocity, condition, NULL, 2.0)(x, 0.5)
+        )
+        got = program(*put)
+        assert got.sharding.is_equivalent_to(rows, 2)
+        assert "all-" not in program.lower(*put).compile().as_text()
+        np.testing.assert_allclose(got, want, rtol=1e-6)

@@ -39,7 +39,7 @@ class Letters:
         return ids_bl, ids_bl != 0
 
 
-def networks() -> dict[str, nnx.Module]:
+def networks(text: text_encoder.Config = TEXT) -> dict[str, nnx.Module]:
     """Random weights everywhere: those that start at zero would hide mistakes."""
     rng = np.random.default_rng(0)
 
@@ -50,7 +50,7 @@ def networks() -> dict[str, nnx.Module]:
     made = {}
     for name, make in (
         ("dit", lambda: dit.DiT(DIT, rngs=nnx.Rngs(0))),
-        ("text_encoder", lambda: text_encoder.TextEncoder(TEXT, rngs=nnx.Rngs(0))),
+        ("text_encoder", lambda: text_encoder.TextEncoder(text, rngs=nnx.Rngs(0))),
         ("vae", lambda: video_vae.VideoVAE(VAE, rngs=nnx.Rngs(0))),
     ):
         graph, state = nnx.split(nnx.eval_shape(make), nnx.Param)

@@ -1,0 +1,164 @@
+"""The job, on a run folder as training leaves it, with tiny random weights."""
+
+import dataclasses
+import importlib
+import json
+
+import jax
+import numpy as np
+import optax
+import PIL.Image
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from flax import nnx
+
+from configs import base
+from sora_jax.core import config as configs
+from sora_jax.core import mesh, paths
+from sora_jax.data import tokenizer, video_io
+from sora_jax.generation import pipeline
+from sora_jax.training import checkpoint, state
+from tests.generation import tiny
+
+CAPTIONS = ["a red circle moves left", "a blue square moves right", "a cat"]
+
+
+def fields(config) -> dict:
+    return dict(vars(config))
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    pieces = tokenizer.train(CAPTIONS, folder / "tokenizer.model", 320)
+    c = base.get_config()
+    c.model.dit.update(fields(tiny.DIT))
+    text = fields(tiny.TEXT)
+    del text["vocab_size"]  # the tokenizer says it
+    c.model.text_encoder.update(text)
+    c.sample.update({"height": 16, "width": 16, "num_inference_steps": 4})
+    paths.write_atomically(folder / "config.py.txt", configs.to_text(c))
+
+    words = dataclasses.replace(tiny.TEXT, vocab_size=pieces.vocab_size)
+    params = {
+        name: jax.device_get(nnx.to_pure_dict(nnx.split(module, nnx.Param)[1]))
+        for name, module in tiny.networks(words).items()
+    }
+    checkpoint.save_weights(folder / "vae", params.pop("vae"), tiny.VAE)
+    optimizer = optax.sgd(1.0)
+    whole = state.TrainState(
+        params=jax.tree.map(np.zeros_like, params),  # never used: ema is
+        ema=params,
+        opt_state=optimizer.init(params),
+        step=np.array(7, np.int32),
+        skipped=np.array(0, np.int32),
+        skipped_in_a_row=np.array(0, np.int32),
+    )
+    writer = checkpoint.Checkpointer(folder / "checkpoints", every=1, keep=1)
+    writer.save(7, whole, {"seed": 0})
+    writer.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generate(run_folder):
+    """Calls the job with flags; they are taken away again, other jobs have the same."""
+    known = set(flags.FLAGS)
+    job = importlib.import_module("sora_jax.generate")
+
+    def call(**values):
+        values = {"model": str(run_folder)} | {k: v for k, v in values.items()}
+        with flagsaver.flagsaver(**values):
+            with jax.set_mesh(jax.sharding.get_mesh()):  # the job sets its own
+                job.main(["generate"])
+
+    yield call
+    for name in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, name)
+
+
+def test_a_run_folder_becomes_a_pipeline(run_folder):
+    with jax.set_mesh(mesh.make_mesh({"replica": -1})):
+        pipe = pipeline.Pipeline.from_pretrained(run_folder)
+        output = pipe("a red circle moves left", output_type="latent")
+    assert output.frames.shape == (1, 3, 2, 2, 4) and output.frames.std() > 0.1
+    assert (pipe.settings.shift, pipe.settings.fps) == (5.0, 8.0)
+    recipe = output.recipes[0]
+    assert recipe["step"] == 7 and recipe["model"] == run_folder.name
+    config = configs.read(run_folder)
+    assert recipe["config_digest"] == configs.digest(config)
+    assert recipe["vae_digest"] == checkpoint.weights_digest(run_folder / "vae")
+
+
+def test_one_prompt_makes_one_file(generate, tmp_path, capsys):
+    out = tmp_path / "clip.mp4"
+    generate(prompt="a cat", seed=3, out=str(out), fps=6.0)
+    video = video_io.decode(out)
+    assert video.frames.shape == (9, 16, 16, 3) and video.fps == 6.0
+    recipe = json.loads(out.with_suffix(".json").read_text())
+    assert recipe["prompt"] == "a cat" and recipe["seed"] == 3
+    assert f"1 clip written: {out}" in capsys.readouterr().out
+
+
+def test_a_list_is_made_once_and_goes_on_where_it_was(generate, tmp_path, capsys):
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt,seed,num_frames\na cat,5,\na red circle,,5\na cat,,\n")
+    out = tmp_path / "clips"
+    generate(prompts=str(prompts), out=str(out), seed=10, batch_size=2)
+    files = sorted(out.glob("*.mp4"))
+    assert [f.name for f in files] == [
+        "00000-a-cat.mp4", "00001-a-red-circle.mp4", "00002-a-cat.mp4",
+    ]  # fmt: skip
+    recipes = [json.loads(f.with_suffix(".json").read_text()) for f in files]
+    assert [recipe["seed"] for recipe in recipes] == [5, 11, 12]
+    assert [len(video_io.decode(f).frames) for f in files] == [9, 5, 9]
+
+    times = [f.stat().st_mtime_ns for f in files]
+    files[1].with_suffix(".json").unlink()  # as if it had been interrupted there
+    capsys.readouterr()
+    generate(prompts=str(prompts), out=str(out), seed=10, batch_size=2)
+    assert "2 of 3 clips were finished before" in capsys.readouterr().out
+    again = [f.stat().st_mtime_ns for f in files]
+    assert (again[0], again[2]) == (times[0], times[2]) and again[1] > times[1]
+    new = json.loads(files[1].with_suffix(".json").read_text())
+    assert new == recipes[1]  # the same bytes, since the video's hash is in it
+
+    with pytest.raises(SystemExit, match="guidance_scale was 3.5 and is 2.0.*another"):
+        generate(prompts=str(prompts), out=str(out), seed=10, guidance_scale=2.0)
+
+
+def test_a_picture_becomes_the_first_frame(generate, tmp_path):
+    picture = tmp_path / "red.png"
+    PIL.Image.new("RGB", (40, 20), (255, 0, 0)).save(picture)
+    out = tmp_path / "clip.mp4"
+    generate(prompt="a cat", image=str(picture), out=str(out), num_inference_steps=1)
+    recipe = json.loads(out.with_suffix(".json").read_text())
+    assert len(recipe["image_sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({}, "--prompt or --prompts"),
+        ({"prompt": "a", "prompts": "b.txt"}, "--prompt or --prompts"),
+        ({"prompt": "a", "out": "x.gif"}, "ends in .mp4, not x.gif"),
+        ({"prompt": "a", "num_frames": 10}, "the nearest is 9 or 13"),
+        ({"prompt": "a", "height": 20}, "the nearest is 16 or 24"),
+        ({"prompt": " "}, "prompt 0 is empty|prompt is empty"),
+        ({"prompt": "a " * 60}, "tokens; this model reads 24"),
+        ({"prompts": "none.txt"}, "none.txt"),
+        ({"prompt": "a", "model": "nowhere"}, "nowhere"),
+        ({"prompt": "a", "mesh": "8"}, "--mesh is like fsdp=4,tensor=2, not '8'"),
+        ({"prompt": "a", "mesh": "data=8"}, "'data'.* unknown; there are"),
+        ({"prompt": "a", "sampler": "ddim"}, "sampler 'ddim' is unknown"),
+    ],
+)
+def test_what_cannot_be_done_ends_with_one_sentence(
+    generate, tmp_path, monkeypatch, values, message
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message) as caught:
+        generate(**({"out": "clip.mp4"} | values))
+    assert str(caught.value).startswith("generate: ")
+    assert not (tmp_path / "clip.mp4").exists()
