@@ -100,6 +100,7 @@ def test_a_stopped_stage_saves_and_goes_on(jobs, tmp_path, number):
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,
         )
 
     process = start()
@@ -107,7 +108,8 @@ def test_a_stopped_stage_saves_and_goes_on(jobs, tmp_path, number):
     while "starting at 0" not in (lines[-1:] or [""])[0]:
         lines.append(process.stderr.readline())
     time.sleep(0.5)
-    os.kill(process.pid, number)
+    # A terminal sends Ctrl-C to the whole group.
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     rest = process.communicate(timeout=30)[1]
     assert process.returncode == 130
     assert "saved" in rest and "Ctrl-C reached the job" not in rest
