@@ -8,6 +8,7 @@ section 5.3.2), with the same s in training and in sampling:
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -101,3 +102,43 @@ def band_names(edges: Sequence[float] = BAND_EDGES) -> list[str]:
     """One name a band for metrics, e.g. "0.85-0.93"."""
     pairs = zip(edges[:-1], edges[1:], strict=True)
     return [f"{low:g}-{high:g}" for low, high in pairs]
+
+
+def band_share(
+    band: tuple[float, float], s: float, mean: float = 0.0, std: float = 1.0
+) -> float:
+    """The share of shifted logit-normal samples that fall in a band of tau.
+
+    The shift multiplies the odds tau / (1 - tau) by s, so it moves the normal by log s:
+    share = Phi((logit(high) - log s - mean) / std) - Phi((logit(low) - ...) / std).
+    """
+
+    def below(tau: float) -> float:
+        if tau <= 0 or tau >= 1:
+            return float(tau >= 1)
+        z = (math.log(tau / (1 - tau)) - math.log(s) - mean) / std
+        return 0.5 * (1 + math.erf(z / math.sqrt(2)))
+
+    low, high = band
+    return below(high) - below(low)
+
+
+def propose_shift(
+    bands: Sequence[tuple[float, float]],
+    mean: float = 0.0,
+    std: float = 1.0,
+    max_shift: float = 12.0,
+) -> float:
+    """The shift that gives enough samples to the bands in which things are decided.
+
+    Of several bands the one with the smallest share counts, so that no decision is
+    starved. The result is the smallest shift (in halves, from 1) that reaches nine
+    tenths of the best share: what lies below the bands, where detail is made, loses
+    what they gain.
+    """
+    if not bands or any(not 0 <= low < high <= 1 for low, high in bands):
+        raise ValueError(f"bands are pairs low < high in [0, 1], at least one: {bands}")
+    shifts = np.arange(2, 2 * max_shift + 1) / 2
+    shares = [min(band_share(band, s, mean, std) for band in bands) for s in shifts]
+    enough = np.asarray(shares) >= 0.9 * max(shares)
+    return float(shifts[np.argmax(enough)])

@@ -94,3 +94,30 @@ def test_band_index_is_closed_below_and_holds_both_ends():
 def test_wrong_config_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         timesteps.Config(**wrong)
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_band_share_is_that_of_the_training_levels(shift):
+    config = timesteps.Config(logit_normal=1.0, mean=0.2, std=0.9, shift=shift)
+    tau = np.asarray(timesteps.sample_tau(jax.random.key(0), 4096, config))
+    for low, high in ((0.85, 0.98), (0.0, 0.5), (0.5, 1.0)):
+        share = timesteps.band_share((low, high), shift, 0.2, 0.9)
+        assert abs(((tau >= low) & (tau < high)).mean() - share) < 2e-3
+
+
+def test_the_known_shares_of_the_motion_band():
+    shares = [timesteps.band_share((0.85, 0.98), s) for s in (1, 3, 5, 8)]
+    np.testing.assert_allclose(shares, [0.041, 0.26, 0.44, 0.60], atol=0.006)
+
+
+def test_the_proposed_shift_serves_the_worst_band_and_no_more():
+    high, middle = (0.85, 0.98), (0.4, 0.6)
+    assert timesteps.propose_shift([middle]) <= 1.5
+    proposed = timesteps.propose_shift([high])
+    best = max(timesteps.band_share(high, s) for s in range(1, 13))
+    assert timesteps.band_share(high, proposed) >= 0.9 * best
+    assert timesteps.band_share(high, proposed - 0.5) < 0.9 * best
+    both = timesteps.propose_shift([high, middle])
+    assert timesteps.propose_shift([middle]) < both < proposed
+    with pytest.raises(ValueError, match="low < high"):
+        timesteps.propose_shift([(0.9, 0.8)])
