@@ -51,7 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.dit.additive_positions = True
     c.model.dit.time_scale = 2.0  # latent frames a second that one unit stands for
     c.model.dit.dtype = "float32"
-    c.model.dit.remat = "none"
+    c.model.dit.remat = "dots"
     c.model.text_encoder = ml_collections.ConfigDict()  # models/text_encoder.py
     c.model.vae = ml_collections.ConfigDict()  # models/video_vae.py: Config
 

@@ -13,6 +13,8 @@ the names below; this file turns them into mesh axes.
   layers   stacked blocks                          not split
 """
 
+from collections.abc import Iterable
+
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -61,9 +63,35 @@ def follow(x: jax.Array, *last: str | None) -> PartitionSpec | None:
     return PartitionSpec(*kept, *partition(*last))
 
 
+def is_split(x: jax.Array, dimensions: Iterable[int]) -> bool:
+    """Whether any of these dimensions of `x` lies on more than one device."""
+    if not _has_mesh():
+        return False
+    sizes = jax.sharding.get_abstract_mesh().shape
+    for dimension in dimensions:
+        axes = jax.typeof(x).sharding.spec[dimension] or ()
+        axes = (axes,) if isinstance(axes, str) else axes
+        if any(sizes[axis] > 1 for axis in axes):
+            return True
+    return False
+
+
+def ends(x: jax.Array | PartitionSpec | None) -> PartitionSpec | None:
+    """The layout of two axes: the first and the last of an array or a layout."""
+    if x is None or not _has_mesh():
+        return None
+    layout = x if isinstance(x, PartitionSpec) else jax.typeof(x).sharding.spec
+    return PartitionSpec(layout[0], layout[-1])
+
+
 def reshard(x: jax.Array, *names: str | None) -> jax.Array:
     """Moves `x` to the named layout; nothing where no mesh is set."""
     return jax.reshard(x, partition(*names)) if _has_mesh() else x
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """Copies `x` whole to every device."""
+    return reshard(x, *(None,) * x.ndim)
 
 
 def gather_weight(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:

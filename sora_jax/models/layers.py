@@ -7,6 +7,8 @@ input, norms in float32.
 Letters: b batch, n tokens, d model width, i input width, o output width.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,6 +26,21 @@ def param(rngs: nnx.Rngs, init, shape: tuple[int, ...], axes: Axes) -> nnx.Param
 def fan_in_normal(fan_in: int, scale: float = 1.0):
     """Normal initializer of standard deviation scale / sqrt(fan_in)."""
     return nnx.initializers.normal(scale / fan_in**0.5)
+
+
+def matmul(x: jax.Array, kernel_io: jax.Array, out: str | None) -> jax.Array:
+    """x W over the last axis, whose layout becomes that of the logical axis `out`.
+
+    Rows and tokens become one axis where tokens are not split: the weight's gradient
+    then sums over one axis instead of two, which XLA does several times faster on CPU.
+    """
+    layout = sharding.follow(x, out)
+    if x.ndim < 3 or sharding.is_split(x, range(1, x.ndim - 1)):
+        return jnp.einsum("...i,io->...o", x, kernel_io, out_sharding=layout)
+    rows, i, o = math.prod(x.shape[:-1]), *kernel_io.shape
+    flat_ri = jnp.reshape(x, (rows, i), out_sharding=sharding.ends(x))
+    y_ro = jnp.einsum("ri,io->ro", flat_ri, kernel_io, out_sharding=sharding.ends(layout))
+    return jnp.reshape(y_ro, (*x.shape[:-1], o), out_sharding=layout)
 
 
 class Linear(nnx.Module):
@@ -50,17 +67,13 @@ class Linear(nnx.Module):
     ):
         self.kernel = param(rngs, init or fan_in_normal(i), (i, o), axes)
         out = None if axes[1] == "embed" else axes[1]
-        self.bias = (
-            param(rngs, nnx.initializers.zeros, (o,), (out,)) if bias else None
-        )
+        self.bias = param(rngs, nnx.initializers.zeros, (o,), (out,)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         axes = self.kernel.get_metadata("axes")
         out = None if axes[1] == "embed" else axes[1]
         kernel_io = sharding.gather_weight(self.kernel[...], axes).astype(x.dtype)
-        y = jnp.einsum(
-            "...i,io->...o", x, kernel_io, out_sharding=sharding.follow(x, out)
-        )
+        y = matmul(x, kernel_io, out)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         return y

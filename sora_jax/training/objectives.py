@@ -136,11 +136,11 @@ class Reconstruction:
             lambda rngs: {"vae": video_vae.VideoVAE(config, rngs=rngs)}
         )
         self.metric_names = {}
-        self._config = config
+        self.config = config
 
     def draw(self, key, batch):
         b, t, h, w, _ = batch["video"].shape
-        shape = (b, *self._config.latent_shape(t, h, w))
+        shape = (b, *self.config.latent_shape(t, h, w))
         noise = jax.random.normal(
             key, shape, out_sharding=_rows(None, None, None, None)
         )

@@ -1,0 +1,214 @@
+"""Trains what the config names: the denoiser or the video VAE.
+
+    python -m sora_jax.train --config=configs/toy.py --workdir=runs/toy \\
+        --config.data.latents=runs/latents
+
+The same command again goes on where the run was. SIGTERM saves and exits with code 75.
+"""
+
+import contextlib
+import functools
+import json
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+
+import jax
+from absl import app, flags
+from jax.experimental import multihost_utils
+from ml_collections import config_flags
+
+import sora_jax
+from sora_jax.core import config as configs
+from sora_jax.core import mesh as meshes
+from sora_jax.core import paths, sharding
+from sora_jax.data import captions, loader, shards, tokenizer, transforms
+from sora_jax.diffusion import known, timesteps
+from sora_jax.models import dit, text_encoder, video_vae
+from sora_jax.training import cost, latents, loop, objectives, optim
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "the recipe", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "the run folder")
+_PROFILE = flags.DEFINE_string("profile", "", "steps to trace, such as 20:25")
+
+
+def environment() -> dict:
+    """What ran: versions, devices and the state of the source tree."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
+    return {
+        "sora_jax": sora_jax.__version__,
+        "source": git.stdout.strip() if git.returncode == 0 else "unknown",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "command": sys.argv,
+    }
+
+
+def read_ahead(c, source, transform, start, num_steps):
+    """Opens the loader for this process's rows of steps start, start + 1, ..."""
+    return loader.make_loader(
+        source,
+        transform,
+        seed=c.seed,
+        batch_size=c.data.batch_size,
+        start_step=start,
+        num_steps=num_steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=c.data.num_workers,
+        max_corrupt_share=c.data.max_corrupt_share,
+    )
+
+
+def denoiser(c, folder: pathlib.Path, mesh):
+    """Returns objective, batches and training FLOPs a row of a denoiser's run."""
+    source = shards.open_latents(c.data.latents)
+    t, h, w, channels = source.shape
+    if channels != c.model.dit.in_channels:
+        raise ValueError(
+            f"the latents of {c.data.latents} have {channels} channels, but "
+            f"model.dit.in_channels is {c.model.dit.in_channels}"
+        )
+    spiece = folder / "tokenizer.model"
+    if jax.process_index() == 0:
+        if not spiece.is_file():
+            tokenizer.train(source.all_captions(), spiece, c.text.vocab_size)
+        shutil.copytree(
+            pathlib.Path(c.data.latents) / "vae", folder / "vae", dirs_exist_ok=True
+        )
+    _barrier("tokenizer")
+    pieces = tokenizer.Tokenizer(spiece)
+    dit_config = configs.build(dit.Config, c.model.dit, "model.dit")
+    text = dict(c.model.text_encoder) | {
+        "vocab_size": pieces.vocab_size,
+        "dim": dit_config.text_dim,
+    }
+    null_ids, _ = pieces.encode([""], c.text.length)
+    objective = objectives.Denoiser(
+        dit_config,
+        configs.build(text_encoder.Config, text, "model.text_encoder"),
+        configs.build(timesteps.Config, c.noise, "noise"),
+        configs.build(known.Config, c.known, "known"),
+        text_dropout=c.text.dropout,
+        null_ids=null_ids[0],
+        fps=source.fps,
+    )
+    transform = transforms.Tokenize(
+        captions.CaptionSampler(dict(c.text.tiers)), pieces, c.text.length
+    )
+    pt, ph, pw = dit_config.patch
+    tokens = (t // pt) * (h // ph) * (w // pw)
+    sharding.check_divisible(
+        mesh,
+        {
+            "data.batch_size": ("batch", c.data.batch_size // c.loop.accumulation),
+            "the number of tokens": ("tokens", tokens),
+            "model.dit.num_heads": ("heads", dit_config.num_heads),
+            "model.dit.mlp_dim": ("mlp", dit_config.mlp_dim),
+            "model.dit.dim": ("embed", dit_config.dim),
+        },
+    )
+    flops = 3 * cost.dit_forward_flops(dit_config, tokens, c.text.length)
+
+    def batches(start):
+        steps = c.loop.num_steps - start
+        return read_ahead(c, source, transform, start, steps)
+
+    return objective, batches, flops
+
+
+def vae(c, folder: pathlib.Path, mesh):
+    """Returns objective, batches and (unknown) FLOPs of a video VAE's run."""
+    del folder
+    clips = shards.open(c.data.shards)
+    sharding.check_divisible(mesh, {"data.batch_size": ("batch", c.data.batch_size)})
+    objective = objectives.Reconstruction(
+        configs.build(video_vae.Config, c.model.vae, "model.vae"),
+        configs.build(
+            objectives.ReconstructionWeights, c.reconstruction, "reconstruction"
+        ),
+    )
+    stages = transforms.stages(c.data.crops, c.loop.num_steps)
+
+    @contextlib.contextmanager
+    def batches(start):
+        def rows():
+            for steps, crop in stages:
+                first = max(start, steps.start)
+                if first >= steps.stop:
+                    continue
+                transform = transforms.CropClips(crop)
+                with read_ahead(c, clips, transform, first, steps.stop - first) as rows:
+                    yield from map(transforms.join_crops, rows)
+
+        with contextlib.closing(rows()) as iterator:
+            yield iterator
+
+    return objective, batches, 0.0
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def main(arguments):
+    if len(arguments) > 1:
+        raise app.UsageError(f"unknown argument {arguments[1]!r}")
+    meshes.initialize()
+    c, folder = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    jobs = {"denoiser": denoiser, "vae": vae}
+    try:
+        if c.objective not in jobs:
+            raise ValueError(f"objective {c.objective!r}; there are {[*jobs]}")
+        mesh = meshes.make_mesh(dict(c.mesh))
+        jax.set_mesh(mesh)
+        loop.check_config(folder, c)
+        _barrier("config")
+        if jax.process_index() == 0:
+            text = json.dumps(environment(), indent=2)
+            paths.write_atomically(folder / "env.json", text + "\n")
+        objective, batches, flops = jobs[c.objective](c, folder, mesh)
+        window = [int(step) for step in _PROFILE.value.split(":")] or None
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"train: {error}")
+    try:
+        state = loop.train(
+            configs.build(loop.Config, c.loop, "loop"),
+            configs.build(optim.Config, c.optim, "optim"),
+            objective,
+            batches,
+            seed=c.seed,
+            folder=folder,
+            mesh=mesh,
+            row_flops=flops,
+            peak_flops=cost.matmul_peak() * mesh.size if flops else 0.0,
+            profile=range(*window) if window else None,
+        )
+    except loop.Preempted as stop:
+        print(f"train: {stop}", file=sys.stderr)
+        sys.exit(loop.PREEMPTED_EXIT_CODE)
+    except FloatingPointError as error:
+        sys.exit(f"train: {error}")
+    if c.objective == "vae" and not (folder / "vae" / "config.json").is_file():
+        whole = jax.jit(functools.partial(jax.tree.map, sharding.replicate))(state.ema)
+        if jax.process_index() == 0:
+            with jax.set_mesh(meshes.make_mesh(devices=jax.local_devices()[:1])):
+                latents.save_vae(
+                    folder / "vae",
+                    jax.device_get(whole["vae"]),
+                    objective.config,
+                    shards.open(c.data.shards),
+                )
+        _barrier("vae")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
