@@ -78,6 +78,8 @@ def _sample(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def track(video: np.ndarray) -> Path:
     """The camera's motion in uint8[T, H, W, 3]; one frame gives an empty path."""
     frames, size = video.shape[:2]
+    if frames == 1:
+        return Path(np.zeros((0, 2)), np.zeros(0), np.zeros(0))
     rgb = video.astype(np.float32)
     spread = rgb.max(axis=3) - rgb.min(axis=3)
     neutral = (spread < LOW_CHROMA).astype(np.float32)

@@ -26,6 +26,7 @@ from sora_jax.toyworld.scene import (
 
 MARGIN = 0.5  # Pixels between an object and the frame's edge.
 GAP = 2.0  # Least distance between two objects that share a frame.
+TRIES = 300  # For two paths that keep apart.
 ZOOM_RADIUS = (0.35, 0.55)  # Within the radius range, so that zoomed sizes stay in it.
 
 
@@ -98,6 +99,8 @@ def choose_motion(draws: Draws, tier: Tier, split: str) -> Slots:
 def choose_motion_binding(draws: Draws, tier: Tier, split: str) -> Slots:
     pair = _two(draws, tier, split, moving=True)
     pair = [_with_speed(subject, draws, split) for subject in pair]
+    if split == "test_ood":  # Two beyond the range would leave each other no room.
+        pair[1] = dataclasses.replace(pair[1], speed="slow")
     return Slots(tuple(pair), camera="static", total=2)
 
 
@@ -114,13 +117,19 @@ def _thing(k: int, subject: Subject, radius: float) -> Object:
     return Object(k, subject.shape, subject.colour, round(radius, 3))
 
 
-def _start(draws: Draws, tier: Tier, room: float, path: Range) -> tuple[float, float]:
-    """Where to start so that a disc of `room` stays in the frame along `path`."""
+def _start(
+    draws: Draws, tier: Tier, room: float, path: Range, outermost: bool = False
+) -> tuple[float, float]:
+    """Where to start so that a disc of `room` stays in the frame along `path`.
+
+    Anywhere, or at the ends of where that is.
+    """
     point = []
     for shift in path:
         low = room + max(0.0, -shift)
         high = tier.size - room - max(0.0, shift)
-        point.append(draws.uniform(low, high))
+        draw = draws.unit()
+        point.append(low + (high - low) * (round(draw) if outermost else draw))
     return point[0], point[1]
 
 
@@ -186,11 +195,17 @@ def lay_out_relation(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layo
 
 
 def _motion(
-    draws: Draws, tier: Tier, split: str, subject: Subject, k: int, radius: Range
+    draws: Draws,
+    tier: Tier,
+    split: str,
+    subject: Subject,
+    k: int,
+    radius: Range,
+    outermost: bool = False,
 ) -> tuple[Object, tuple[float, float], tuple[float, float]]:
     steps = tier.frames(split) - 1
     low, high = tier.fast if subject.speed == "fast" else tier.slow
-    if split == "test_ood":
+    if split == "test_ood" and subject.speed == "fast":
         low, high = 1.3 * tier.fast[1], 2.0 * tier.fast[1]
         radius = radius[0], radius[0] * 1.05
     thing = _thing(k, subject, draws.uniform(*radius))
@@ -200,7 +215,7 @@ def _motion(
     speed = draws.uniform(low, min(high, fits))
     velocity = (ux * speed, uy * speed)
     path = (velocity[0] * steps, velocity[1] * steps)
-    return thing, _start(draws, tier, room, path), velocity
+    return thing, _start(draws, tier, room, path, outermost), velocity
 
 
 def lay_out_motion(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout:
@@ -223,13 +238,18 @@ def lay_out_motion_binding(
 ) -> Layout:
     """Two paths that never come closer than the gap: drawn until that is so."""
     steps = tier.frames(split) - 1
-    # Small objects, and smaller still when many tries have failed: a pair of paths
-    # that fits the frame's size then soon turns up.
-    low, high = tier.small_radius
-    for attempt in range(10_000):
-        span = (low, low + (high - low) * 0.9 ** (attempt // 20))
+    for attempt in range(TRIES):
         one, two = (
-            _motion(draws, tier, split, subject, k, span)
+            _motion(
+                draws,
+                tier,
+                split,
+                subject,
+                k,
+                tier.small_radius,
+                # Where the frame is tight, only its far corners leave room for both.
+                outermost=attempt >= TRIES // 10,
+            )
             for k, subject in enumerate(slots.subjects)
         )
         offset = (two[1][0] - one[1][0], two[1][1] - one[1][1])

@@ -6,8 +6,6 @@ counts as not shown. An object must be among the largest of its frame, as many a
 stated, in three quarters of the frames.
 """
 
-import math
-
 import numpy as np
 
 from sora_jax.toyworld.reading import PRESENT, Reading, Track
@@ -15,8 +13,9 @@ from sora_jax.toyworld.scene import DIRECTIONS, RELATIONS, Slots, Subject
 
 MOVING = 0.3  # Pixels a frame.
 WANDER = 0.12  # RMS distance from a straight path, as a share of its length,
-JITTER = 0.6  # plus this many pixels.
+JITTER = 0.02  # plus this share of the frame's size.
 APART = 3.0  # Least distance of the objects of a relation, pixels.
+STRAY = 0.6  # RMS distance from an even camera path, in paces, plus `WANDER`.
 STARTS = 0.35  # Least pace of a moving camera, as a share of the tier's slowest.
 UNEXPLAINED = 0.35  # Share of the texture's change that camera motion may leave.
 
@@ -60,7 +59,8 @@ def _direction(reading: Reading, subject: Subject, track: Track | None) -> bool:
         return True
     velocity, wander = track.line
     speed = float(np.hypot(*velocity))
-    if speed <= MOVING or wander > JITTER + WANDER * speed * (len(track.seen) - 1):
+    length = speed * (reading.num_frames - 1)
+    if speed <= MOVING or wander > JITTER * reading.tier.size + WANDER * length:
         return False
     names = reading.tier.directions
     along = [float(np.dot(velocity, DIRECTIONS[name])) for name in names]
@@ -177,12 +177,13 @@ def camera_class(reading: Reading) -> str | None:
     )
     mean = pace.mean(axis=0)
     axis = int(np.argmax(np.abs(mean)))
-    if np.abs(mean[axis]) < STARTS:
-        shaken = float(np.sqrt((pace**2).sum(axis=1).mean()))
-        return "static" if shaken < 2 * STARTS else None
-    steady = np.sign(pace[:, axis]) == np.sign(mean[axis])
-    if steady.sum() < math.ceil(PRESENT * len(pace)):
+    # How far the path strays from an even one.
+    stray = np.cumsum(pace - mean, axis=0)
+    length = float(np.abs(mean[axis])) * len(pace)
+    if np.sqrt((stray**2).sum(axis=1).mean()) > STRAY + WANDER * length:
         return None
+    if np.abs(mean[axis]) < STARTS:
+        return "static"
     low, high = _CAMERA_ENDS[axis]
     return high if mean[axis] > 0 else low
 
