@@ -109,7 +109,8 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
         reader = csv.DictReader(lines, strict=True)
         while True:
             try:
-                yield reader.line_num + 1, next(reader)
+                row = next(reader)
+                yield reader.line_num, row
             except StopIteration:
                 return
             except csv.Error as error:

@@ -31,7 +31,7 @@ _MANIFEST = "latents.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentRecord:
-    """One clip's latents, float32[t, h, w, c], not normalised, and its text."""
+    """One clip's latents, float32[t, h, w, c], and its text."""
 
     id: str
     latents: np.ndarray
@@ -192,22 +192,23 @@ def _pack(clip: records.ClipRecord, latents_thwc: np.ndarray):
         "fps": float(clip.fps),
         "captions": dict(clip.captions),
     }
-    text = {
+    record = {
         "id": clip.id,
         "sha256": digest,
-        "captions": json.dumps(dict(clip.captions)),
-        "fps": repr(float(clip.fps)),
+        "captions": dict(clip.captions),
+        "fps": float(clip.fps),
+        "state_json": clip.state_json,
     }
-    if clip.state_json is not None:
-        text["state_json"] = clip.state_json
-    return safetensors.numpy.save({"latents": latents_thwc}, metadata=text), entry
+    # One key of metadata: safetensors writes several in no fixed order.
+    metadata = {"record": json.dumps(record)}
+    return safetensors.numpy.save({"latents": latents_thwc}, metadata), entry
 
 
 def _unpack(raw: bytes) -> tuple[LatentRecord, str]:
+    # By hand: a record is read for every row, and the library gives no metadata.
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
-    text = header["__metadata__"]
-    tensor = header["latents"]
+    text, tensor = json.loads(header["__metadata__"]["record"]), header["latents"]
     if tensor["dtype"] != "F32":
         raise ValueError(f"latents are F32, not {tensor['dtype']}")
     content = raw[8 + length :]
@@ -216,9 +217,9 @@ def _unpack(raw: bytes) -> tuple[LatentRecord, str]:
     record = LatentRecord(
         id=text["id"],
         latents=np.frombuffer(content, "<f4").reshape(tensor["shape"]),
-        captions=json.loads(text["captions"]),
-        fps=float(text["fps"]),
-        state_json=text.get("state_json"),
+        captions=text["captions"],
+        fps=text["fps"],
+        state_json=text["state_json"],
     )
     return record, text["sha256"]
 

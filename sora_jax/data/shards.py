@@ -113,7 +113,10 @@ def _to_example(clip: records.ClipRecord) -> bytes:
         "state_json": clip.state_json or "",
     }
     features = _features()
-    return features.serialize_example(features.encode_example(example))
+    written = features.serialize_example(features.encode_example(example))
+    # Fields in a fixed order, so that an interrupted job gives the same files.
+    parsed = tf_example_pb2.Example.FromString(written)
+    return parsed.SerializeToString(deterministic=True)
 
 
 def _from_example(raw: bytes) -> records.ClipRecord:

@@ -67,7 +67,7 @@ def run(
             for worker in busy:
                 if worker.connection in ready:
                     kind, content = worker.receive()
-                    if kind == "finished":
+                    if kind in ("finished", "again"):
                         on_finished(content)
                     elif kind == "result":
                         part = worker.part
@@ -76,7 +76,8 @@ def run(
                             worker.start(waiting.pop())
                         yield part, content
                 elif time.monotonic() - worker.heard > stall_seconds:
-                    worker.replace(f"it took more than {stall_seconds:.0f} s")
+                    reason = f"it took more than {stall_seconds:.0f} s"
+                    on_finished(worker.replace(reason))
     finally:
         for worker in workers:
             worker.stop()
@@ -104,6 +105,7 @@ class _Worker:
 
     def start(self, part: int, avoid: Mapping[str, str] | None = None) -> None:
         self.part, self.avoid, self.item = part, dict(avoid or {}), None
+        self.finished = 0
         self.heard = time.monotonic()
         try:
             self.connection.send((part, self.avoid))
@@ -111,28 +113,35 @@ class _Worker:
             raise RuntimeError("a worker process died before its first part") from None
 
     def receive(self) -> tuple[str, Any]:
-        """Returns one message; a dead process is replaced and gives ("died", None)."""
+        """Returns one message; a dead process is replaced and gives "again"."""
         try:
             kind, content = self.connection.recv()
         except (EOFError, ConnectionResetError):
             self.process.join()
-            self.replace(f"the decoder died on it (exit code {self.process.exitcode})")
-            return "died", None
+            code = self.process.exitcode
+            return "again", self.replace(f"the decoder died on it (exit code {code})")
         self.heard = time.monotonic()
         if kind == "item":
             self.item = content
+        elif kind == "finished":
+            self.finished += content
         elif kind == "error":
             raise RuntimeError(f"part {self.part} failed in its process:\n{content}")
         return kind, content
 
-    def replace(self, reason: str) -> None:
-        """Starts the part again in a new process, without the item that it was at."""
+    def replace(self, reason: str) -> int:
+        """Starts the part again in a new process, without the item that it was at.
+
+        Returns minus the number of items of the part that had been finished.
+        """
         part, item, avoid = self.part, self.item, self.avoid
+        finished = self.finished
         self.stop()
         if item is None or item in avoid:
             raise RuntimeError(f"the process of part {part} is gone: {reason}")
         self._spawn()
         self.start(part, {**avoid, item: reason})
+        return -finished
 
     def stop(self) -> None:
         self.process.kill()

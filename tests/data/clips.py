@@ -1,0 +1,77 @@
+"""Small sources of clips for the tests of this room; importable by worker processes."""
+
+import dataclasses
+import json
+import os
+import signal
+import time
+
+import numpy as np
+
+from sora_jax.data import records, shards, video_io
+
+
+def clip(index, num_frames=5, size=16):
+    """A clip whose first pixel tells its index."""
+    frames_thwc = np.full((num_frames, size, size, 3), 100, np.uint8)
+    frames_thwc[:, 0, 0] = index
+    return records.ClipRecord(
+        id=f"clip-{index}",
+        video=video_io.encode_lossless(frames_thwc, 8),
+        fps=8.0,
+        num_frames=num_frames,
+        height=size,
+        width=size,
+        captions={"short": f"clip number {index}", "dense": f"é {index % 3}"},
+        caption_sources={"short": "human", "dense": "model:m1"},
+        shots=((0, 2), (2, num_frames)),
+        scores={"motion": 0.5},
+        licence="CC0-1.0",
+        source="test",
+        state_json=json.dumps({"index": index}),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """`num` clips in parts of `per_part`; some items skip, crash or hang."""
+
+    num: int = 12
+    per_part: int = 4
+    skipped: tuple[int, ...] = ()
+    kills: tuple[int, ...] = ()
+    hangs: tuple[int, ...] = ()
+    fails_at: int = -1
+    split: str = "train"
+    unit: str = "clips"
+
+    @property
+    def settings(self):
+        return {"source": "test", "num": self.num, "more": {"per_part": self.per_part}}
+
+    def plan(self):
+        starts = range(0, self.num, self.per_part)
+        parts = [[start, min(start + self.per_part, self.num)] for start in starts]
+        return parts, [shards.Skipped("notes.doc", "no video")]
+
+    def expected(self, part):
+        return part[1] - part[0]
+
+    def clips(self, part, note, avoid):
+        for index in range(*part):
+            item = f"item-{index}"
+            if item in avoid:
+                yield shards.Skipped(item, avoid[item])
+                continue
+            note(item=item)
+            if index in self.kills:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if index in self.hangs:
+                time.sleep(100)
+            if index == self.fails_at:
+                raise KeyError("interrupted here")
+            if index in self.skipped:
+                yield shards.Skipped(item, "of no use")
+            else:
+                yield clip(index)
+            note(finished=1)

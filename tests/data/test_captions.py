@@ -1,0 +1,69 @@
+"""Tiers are drawn by their weights, scaled to those that a clip has."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from sora_jax.data import captions
+
+ALL = {"alt": "a", "short": "s", "medium": "m", "dense": "d", "structured": "x"}
+
+
+def drawn(sampler, clip, count=4000):
+    rng = np.random.default_rng(0)
+    return collections.Counter(sampler.pick(clip, rng) for _ in range(count))
+
+
+def test_tiers_are_drawn_by_weight():
+    sampler = captions.CaptionSampler({"short": 3, "dense": 6, "alt": 1, "medium": 0})
+    counts = drawn(sampler, ALL)
+    assert set(counts) == {("a", "alt"), ("s", "short"), ("d", "dense")}
+    for pair, share in ((("a", "alt"), 0.1), (("s", "short"), 0.3)):
+        assert abs(counts[pair] / 4000 - share) < 0.03
+
+
+def test_missing_tiers_leave_their_share_to_the_others():
+    sampler = captions.CaptionSampler({"short": 0.2, "medium": 0.2, "dense": 0.6})
+    counts = drawn(sampler, {"short": "s", "dense": "", "medium": "m", "alt": "a"})
+    assert set(counts) == {("s", "short"), ("m", "medium")}
+    assert abs(counts["s", "short"] / 4000 - 0.5) < 0.03
+
+
+def test_a_clip_without_such_a_caption_has_no_text():
+    sampler = captions.CaptionSampler({"short": 1})
+    assert drawn(sampler, {}, 5) == drawn(sampler, {"alt": "a"}, 5) == {("", "none"): 5}
+
+
+def test_one_number_is_drawn_whatever_the_clip_has():
+    sampler = captions.CaptionSampler({"short": 1, "dense": 1})
+    after = set()
+    for clip in (ALL, {}, {"dense": "d"}):
+        rng = np.random.default_rng(1)
+        sampler.pick(clip, rng)
+        after.add(rng.random())
+    assert len(after) == 1
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ({"tiny": 1}, "tiny"),
+        ({"short": -1, "dense": 2}, "not negative"),
+        ({"short": float("nan")}, "not negative"),
+        ({"short": 0}, "above zero"),
+        ({}, "above zero"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        captions.CaptionSampler(weights)
+
+
+def test_data_without_the_tiers_asked_for_is_refused():
+    sampler = captions.CaptionSampler({"short": 1, "dense": 1})
+    sampler.check({"alt": 4, "dense": 1})
+    with pytest.raises(ValueError, match=r"\['dense', 'short'\]; there are: alt \(4\)"):
+        sampler.check({"alt": 4})
+    with pytest.raises(ValueError, match="there are: none"):
+        sampler.check({})

@@ -1,0 +1,249 @@
+"""A folder as people have it: every container, every way to write captions, junk."""
+
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+from sora_jax.data import curate, records, shards, video_io
+from tests.data.test_video_io import film, write
+
+SIZE, FRAMES, FPS = (24, 32), 5, 5.0
+
+
+def folder_clips(folder, **changes):
+    arguments = {"size": SIZE, "num_frames": FRAMES, "fps": FPS} | changes
+    return curate.FolderClips(folder, **arguments)
+
+
+def made(folder, tmp_path, **changes):
+    """Writes the shards; returns the clips by id and the skipped by file."""
+    out = tmp_path / "out"
+    shards.write(out, folder_clips(folder, **changes))
+    skipped = json.loads((out / "report.json").read_text())["skipped"]
+    return (
+        {clip.id: clip for clip in shards.open(out)},
+        {entry["file"]: entry["reason"] for entry in skipped},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    return tmp_path / "in"
+
+
+def test_every_container_and_every_kind_of_caption(folder, tmp_path):
+    write(folder / "a.mp4", film(24))
+    write(folder / "b.mov", film(12))
+    write(folder / "deep" / "c.mkv", film(10))
+    write(folder / "d.webm", film(10), codec="libvpx-vp9", **{"cpu-used": "8"})
+    write(folder / "e.gif", film(10), codec="gif")
+    write(folder / "f.MP4", film(10))
+    (folder / "a.txt").write_text("  a red\n film\u0000 ")
+    (folder / "b.json").write_text(
+        json.dumps({"short": "s", "captions": {"dense": "d"}, "license": "CC0"})
+    )
+    (folder / "captions.jsonl").write_text(
+        '{"file": "deep/c.mkv", "caption": "from jsonl", "medium": "m"}\n'
+        '{"file_name": "./a.mp4", "text": "loses", "short": "stays"}\n\n'
+    )
+    (folder / "captions.csv").write_text(
+        '\ufefffile,caption,licence,source\nd.webm,"a, quoted",CC-BY,web\n'
+        "deep/c.mkv,loses,MIT,\n",
+        encoding="utf-8",
+    )
+    clips, skipped = made(folder, tmp_path)
+    assert skipped == {}
+    assert set(clips) == {
+        "a.mp4#00000", "a.mp4#00001", "b.mov#00000", "deep/c.mkv#00000",
+        "d.webm#00000", "e.gif#00000", "f.MP4#00000",
+    }  # fmt: skip
+    a, b = clips["a.mp4#00001"], clips["b.mov#00000"]
+    assert a.captions == {"alt": "a red film", "short": "stays"}
+    assert a.caption_sources == {"alt": "original", "short": "original"}
+    assert a.source == "a.mp4 from 1.000 s"
+    assert (b.captions, b.licence) == ({"short": "s", "dense": "d"}, "CC0")
+    c, d = clips["deep/c.mkv#00000"], clips["d.webm#00000"]
+    assert (c.captions, c.licence) == ({"alt": "from jsonl", "medium": "m"}, "MIT")
+    assert (d.captions["alt"], d.licence, d.source) == ("a, quoted", "CC-BY", "web")
+    assert clips["e.gif#00000"].captions == {}
+    for clip in clips.values():
+        assert clip.frames().shape == (FRAMES, *SIZE, 3)
+        assert (clip.num_frames, clip.height, clip.width, clip.fps) == (5, 24, 32, 5.0)
+
+
+@pytest.mark.parametrize("lossless, error", [(False, 6), (True, 3)])
+def test_windows_follow_one_another_at_the_right_times(
+    folder, tmp_path, lossless, error
+):
+    write(folder / "a.mp4", film(47), crf="1")
+    clips, _ = made(folder, tmp_path, lossless=lossless)
+    assert sorted(clips) == [f"a.mp4#{k:05d}" for k in range(4)]
+    frames = np.concatenate([clips[name].frames() for name in sorted(clips)])
+    seconds = np.arange(20) / FPS
+    assert np.abs(frames[..., 0].mean((1, 2)) - (40 + 40 * seconds)).max() < error
+
+
+def test_slices_of_a_long_video_give_the_windows_of_the_whole(folder, monkeypatch):
+    path = write(folder / "a.mp4", film(60), g="7")
+    whole = folder_clips(folder, lossless=True)
+    monkeypatch.setattr(curate, "_SLICE_BYTES", path.stat().st_size // 3)
+    sliced = folder_clips(folder, lossless=True)
+    parts, _ = sliced.plan()
+    assert parts == [[["a.mp4", k, 4]] for k in range(4)]
+
+    def clips(source):
+        note = lambda item=None, finished=0: None  # noqa: E731
+        parts, _ = source.plan()
+        return [clip for part in parts for clip in source.clips(part, note, {})]
+
+    monkeypatch.undo()
+    assert len(clips(whole)) == 6 and clips(sliced) == clips(whole)
+
+
+def test_what_cannot_be_used_is_listed_with_the_reason(folder, tmp_path):
+    write(folder / "good.mp4", film(10))
+    write(folder / "short.mp4", film(8))
+    whole = (folder / "good.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 3])
+    (folder / "junk.webm").write_bytes(b"junk" * 100)
+    (folder / "empty.gif").touch()
+    (folder / "list.mp4").write_text("#EXTM3U\nhttp://127.0.0.1/x.ts\n")
+    (folder / "notes.doc").write_text("x")
+    (folder / "alone.txt").write_text("a caption without its video")
+    (folder / ".hidden.mp4").write_bytes(b"x")
+    outside = tmp_path / "outside.mp4"
+    outside.write_bytes(whole)
+    (folder / "link.mp4").symlink_to(outside)
+    (folder / "good.txt").symlink_to("/etc/passwd")
+    clips, skipped = made(folder, tmp_path)
+    assert list(clips) == ["good.mp4#00000"] and clips["good.mp4#00000"].captions == {}
+    assert "lasts 0.80 s; a clip takes 1.00 s" in skipped.pop("short.mp4")
+    assert "a link out of the folder" in skipped.pop("link.mp4")
+    assert "a link out of the folder" in skipped.pop("good.txt")
+    assert "no video of this name" in skipped.pop("alone.txt")
+    assert "no video of a kind" in skipped.pop("notes.doc")
+    for name in ("junk.webm", "empty.gif", "list.mp4"):
+        assert "not an MP4, MOV, WebM, MKV or GIF" in skipped.pop(name)
+    assert "cut.mp4" in skipped and len(skipped) == 1
+
+
+def test_a_video_that_ends_early_gives_what_it_has(folder, tmp_path):
+    path = write(folder / "a.mkv", film(60), g="10")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 6 // 10])
+    clips, skipped = made(folder, tmp_path)
+    assert 1 <= len(clips) < 6
+    ((where, reason),) = skipped.items()
+    assert "a.mkv" in where and reason
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.mp4",
+        "/etc/passwd",
+        "deep/../../secret.mp4",
+        "a\0.mp4",
+        "..\\secret.mp4",
+    ],
+)
+def test_no_caption_file_leads_out_of_the_folder(folder, tmp_path, name):
+    write(tmp_path / "secret.mp4", film(10))
+    write(folder / "a.mp4", film(10))
+    (folder / "captions.jsonl").write_text(json.dumps({"file": name, "caption": "x"}))
+    clips, skipped = made(folder, tmp_path)
+    assert list(clips) == ["a.mp4#00000"] and clips["a.mp4#00000"].captions == {}
+    assert "leads out of the folder" in skipped["captions.jsonl:1"]
+
+
+@pytest.mark.parametrize(
+    "file, content, where, message",
+    [
+        ("captions.jsonl", '{"file": "b.mp4", "short": "x"}', ":1", "no video of the"),
+        ("captions.jsonl", '{"caption": "x"}', ":1", "names no file"),
+        ("captions.jsonl", '\n{"file": 3}', ":2", "names no file"),
+        ("captions.jsonl", "[1]", ":1", "not an object"),
+        ("captions.jsonl", "{", ":1", "not JSON"),
+        ("captions.jsonl", "[" * 100_000, ":1", "not JSON"),
+        ("captions.jsonl", b"\xff\xfe", "", "utf-8"),
+        ("captions.csv", "file,caption\na.mp4,\n", ":2", "no caption"),
+        ("captions.csv", "name\nx\n", ":2", "names no file"),
+        ("a.json", '{"descripton": "x"}', "", "no caption"),
+        ("a.json", '{"captions": {"tiny": "x"}}', "", "tiny"),
+        ("a.json", '{"captions": [1]}', "", "not an object of tiers"),
+        ("a.json", '{"dense": 7}', "", "dense is int, not text"),
+        ("a.json", "[" * 100_000, "", ""),
+        ("a.txt", "", "", "no caption"),
+        ("a.txt", "x" * 4001, "", "4001 characters; 4000 are the limit"),
+        ("a.txt", b"\xff\xff", "", "utf-8"),
+    ],
+)
+def test_captions_that_cannot_be_read_are_listed(folder, file, content, where, message):
+    (folder / "a.mp4").touch()
+    content = content.encode() if isinstance(content, str) else content
+    (folder / file).write_bytes(content)
+    listing = curate.scan(folder)
+    (skipped,) = listing.skipped
+    assert skipped.file == file + where and message in skipped.reason
+    assert listing.texts == {}
+
+
+def test_settings_change_with_the_videos_and_the_captions(folder):
+    write(folder / "a.mp4", film(10))
+    before = folder_clips(folder).settings
+    os.utime(folder / "a.mp4", (1, 1))  # a copied folder is the same folder
+    assert folder_clips(folder).settings == before
+    (folder / "a.txt").write_text("new")
+    named = folder_clips(folder).settings
+    (folder / "a.mp4").rename(folder / "b.mp4")
+    renamed = folder_clips(folder).settings
+    write(folder / "b.mp4", film(11))
+    seen = [before, named, renamed, folder_clips(folder).settings]
+    assert len({entry["listing"] for entry in seen}) == 4
+    assert json.loads(json.dumps(before)) == before
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_frames": 6}, "such as 5 or 9, not 6"),
+        ({"num_frames": 0}, "such as 1 or 5, not 0"),
+        ({"size": (25, 32)}, "even"),
+        ({"size": (4, 32)}, "at least 8"),
+        ({"fps": 0}, "fps"),
+        ({"fps": float("nan")}, "fps"),
+    ],
+)
+def test_sizes_that_no_clip_has_are_refused(folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        folder_clips(folder, **changes)
+    with pytest.raises(ValueError, match="no folder"):
+        folder_clips(pathlib.Path("/nowhere"))
+
+
+def test_an_item_that_killed_its_process_is_left_out(folder):
+    write(folder / "a.mp4", film(10))
+    write(folder / "b.mp4", film(10))
+    noted = []
+    found = list(
+        folder_clips(folder).clips(
+            [["a.mp4", 0, 1], ["b.mp4", 0, 1]],
+            lambda item=None, finished=0: noted.append(item or finished),
+            {"a.mp4": "it died"},
+        )
+    )
+    assert found[0] == shards.Skipped("a.mp4", "it died")
+    assert isinstance(found[1], records.ClipRecord) and len(found) == 2
+    assert noted == [1, "b.mp4", 1]
+
+
+def test_limits_hold_for_folders(folder, tmp_path):
+    write(folder / "a.mp4", film(10))
+    write(folder / "b.mp4", film(10, height=24, width=32))
+    clips, skipped = made(folder, tmp_path, limits=video_io.Limits(max_side=40))
+    assert list(clips) == ["b.mp4#00000"]
+    assert "64x48 are beyond the limit" in skipped["a.mp4"]

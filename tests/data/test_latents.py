@@ -1,0 +1,183 @@
+"""A cache gives back what was encoded, goes on after a stop, refuses what is foreign."""
+
+import json
+import pathlib
+import pickle
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from sora_jax.data import captions, loader, records, shards, tokenizer, transforms
+from tests.data import clips
+
+STATED = {"vae_digest": "v" * 64, "preprocessing": {"scale": 127.5}}
+
+
+def encode(batch):
+    """Eight channels on 2 x 4 x 4, all of the clip's number."""
+    first = [clip.frames()[0, 0, 0, 0] for clip in batch]
+    steps = np.arange(2 * 4 * 4 * 8, dtype=np.float32).reshape(1, 2, 4, 4, 8)
+    return np.array(first, np.float32)[:, None, None, None, None] + steps / 100
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source") / "shards"
+    shards.write(folder, clips.Clips(num=20))
+    return shards.open(folder)
+
+
+@pytest.fixture(scope="module")
+def written(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cache") / "latents"
+    shards.write_latents(out, source, encode, batch_size=3, clips_per_file=8, **STATED)
+    return out
+
+
+def test_latents_and_texts_come_back(source, written):
+    cache = shards.open_latents(written)
+    assert len(cache) == 20 and cache.shape == (2, 4, 4, 8) and cache.fps == 8.0
+    expected = encode(list(source))
+    for index in (0, 7, 19):
+        record = cache[index]
+        assert record.latents.dtype == np.float32
+        np.testing.assert_array_equal(record.latents, expected[index])
+        assert (record.id, record.fps) == (f"clip-{index}", 8.0)
+        assert record.captions == cache.captions(index) == source.captions(index)
+        assert json.loads(record.state_json) == {"index": index}
+    mean_c, std_c = cache.mean_std
+    np.testing.assert_allclose(mean_c, expected.mean((0, 1, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(std_c, expected.std((0, 1, 2, 3)), rtol=1e-5)
+    again = pickle.loads(pickle.dumps(cache))
+    np.testing.assert_array_equal(again[4].latents, expected[4])
+
+
+def test_an_interrupted_cache_goes_on(source, written, tmp_path):
+    seen = []
+
+    def failing(batch):
+        seen.extend(clip.id for clip in batch)
+        if "clip-17" in seen:
+            raise KeyboardInterrupt
+        return encode(batch)
+
+    out, how = tmp_path / "latents", {"batch_size": 3, "clips_per_file": 8, **STATED}
+    with pytest.raises(KeyboardInterrupt):
+        shards.write_latents(out, source, failing, **how)
+    with pytest.raises(shards.ShardsError, match="run it again"):
+        shards.open_latents(out)
+    seen.clear()
+
+    def counting(batch):
+        seen.extend(clip.id for clip in batch)
+        return encode(batch)
+
+    shards.write_latents(out, source, counting, **how)
+    assert seen == [f"clip-{index}" for index in range(16, 20)]
+    for path in written.rglob("*.*"):
+        assert path.read_bytes() == (out / path.relative_to(written)).read_bytes()
+    shards.write_latents(out, source, None, **how)  # finished: nothing is encoded
+
+
+def test_a_foreign_or_stale_cache_is_refused(source, written, tmp_path):
+    with pytest.raises(shards.ShardsError, match="come from vae vvvvvvvvvvvv, not www"):
+        shards.open_latents(written, vae_digest="w" * 64)
+    with pytest.raises(shards.ShardsError, match="come from clips .*, not ccc"):
+        shards.open_latents(written, clips_digest="c" * 64)
+    shards.open_latents(
+        written, vae_digest="v" * 64, clips_digest=source.manifest["digest"]
+    )
+    how = {"clips_per_file": 8, **STATED}
+    for change in ({"vae_digest": "w"}, {"preprocessing": {"scale": 255}}):
+        with pytest.raises(shards.ShardsError, match="there, .* asked for"):
+            shards.write_latents(written, source, encode, **how | change)
+    shards.write(tmp_path / "others", clips.Clips(num=4))
+    others = shards.open(tmp_path / "others")
+    with pytest.raises(shards.ShardsError, match="clips: .* there, .* asked for"):
+        shards.write_latents(written, others, encode, **how)
+    with pytest.raises(shards.ShardsError, match="no finished latents"):
+        shards.open_latents(tmp_path)
+
+
+def test_damaged_clips_are_left_out_and_listed(source, tmp_path):
+    folder = pathlib.Path(shutil.copytree(source.folder, tmp_path / "shards"))
+    file = sorted(folder.glob("clips-train*"))[0]
+    for at in range(200, 4000, 97):
+        damaged = bytearray(file.read_bytes())
+        damaged[at] ^= 1
+        file.write_bytes(damaged)
+        if any(isinstance(r, ValueError) for r in shards.open(folder).read(range(4))):
+            break
+    hurt = shards.open(folder)
+    bad = [r.id for r in hurt.read(range(20)) if isinstance(r, records.CorruptRecord)]
+    manifest = shards.write_latents(tmp_path / "latents", hurt, encode, **STATED)
+    assert bad and [item["id"] for item in manifest["dropped"]] == bad
+    cache = shards.open_latents(tmp_path / "latents")
+    assert len(cache) == 20 - len(bad)
+    assert bad[0] not in {cache[index].id for index in range(len(cache))}
+
+
+def test_a_damaged_latent_is_reported(written, tmp_path):
+    folder = pathlib.Path(shutil.copytree(written, tmp_path / "latents"))
+    file = folder / "latents.array_record-00001-of-00003"
+    for at in range(200, 20_000, 97):
+        content = bytearray(file.read_bytes())
+        content[at] ^= 1
+        file.write_bytes(content)
+        cache = shards.open_latents(folder)
+        found = cache.read(range(20))
+        if any(isinstance(r, records.CorruptRecord) for r in found):
+            break
+    (hurt,) = (r for r in found if isinstance(r, records.CorruptRecord))
+    assert hurt.where == str(file) and hurt.id in {f"clip-{k}" for k in range(8, 16)}
+    with pytest.raises(records.CorruptRecord):
+        cache[int(hurt.id.removeprefix("clip-"))]
+
+
+@pytest.mark.parametrize(
+    "give, message",
+    [
+        (lambda batch: encode(batch)[:, 0], "\\[n, t, h, w, c\\]"),
+        (lambda batch: encode(batch)[1:], "latents are"),
+        (lambda batch: encode(batch) * np.nan, "not finite"),
+    ],
+)
+def test_latents_that_are_none_are_refused(source, tmp_path, give, message):
+    with pytest.raises(ValueError, match=message):
+        shards.write_latents(tmp_path / "out", source, give, **STATED)
+
+
+def test_memory_is_used_up_to_its_limit(written):
+    size = shards.open_latents(written)[0].latents.nbytes + 1024
+    cache = shards.open_latents(written, memory_bytes=5 * size)
+    cache.read(range(20))
+    assert len(cache._kept) == 5
+    first = cache[0].latents
+    assert cache[0].latents is first and cache[19].latents is not cache[19].latents
+
+
+def test_a_batch_of_latents_with_text_costs_little(source, tmp_path):
+    """The bar is 3 ms of one core for 64 rows of 6 KB with their captions."""
+
+    def large(batch):
+        return np.repeat(encode(batch), 6, -1)[..., :48]  # 6 KB each
+
+    shards.write_latents(tmp_path / "out", source, large, **STATED)
+    cache = shards.open_latents(tmp_path / "out")
+    assert cache[0].latents.nbytes == 6144
+    tokens = tokenizer.train(cache.all_captions(), tmp_path / "t.model", 512)
+    transform = transforms.Tokenize(
+        captions.CaptionSampler({"short": 0.5, "dense": 0.5}), tokens, 32
+    )
+    batches = loader.Batches(cache, transform, 0, 64, 0, 1000, 0, 1)
+    batches[0]
+    best = np.inf
+    for step in range(40):
+        began = time.process_time()
+        batch, _ = batches[step]
+        best = min(best, time.process_time() - began)
+    assert batch["latents"].shape == (64, 2, 4, 4, 48)
+    assert batch["text_ids"].shape == (64, 32)
+    assert best < 3e-3

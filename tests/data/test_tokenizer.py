@@ -1,0 +1,111 @@
+"""Ids in T5's habits, any text encoded, the same texts the same model."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sora_jax.data import tokenizer
+
+COLOURS, SHAPES = ("red", "green", "blue", "cyan"), ("circle", "square", "ring")
+WAYS = ("left", "right", "up", "down", "slowly left", "slowly right")
+TEXTS = [
+    f"a {colour} {shape} moves {way}"
+    for colour in COLOURS
+    for shape in SHAPES
+    for way in WAYS
+]
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    return tokenizer.train(TEXTS, tmp_path_factory.mktemp("t") / "t.model", 512)
+
+
+def test_ids_are_those_of_t5(tokens):
+    assert (tokens.pad_id, tokens.eos_id, tokens.unk_id) == (0, 1, 2)
+    ids_bl, mask_bl = tokens.encode(["a red circle moves up", ""], 24)
+    assert ids_bl.shape == mask_bl.shape == (2, 24)
+    assert (ids_bl.dtype, mask_bl.dtype) == (np.int32, bool)
+    length = int(mask_bl[0].sum())
+    assert mask_bl[0].tolist() == [True] * length + [False] * (24 - length)
+    assert ids_bl[0, length - 1] == 1 and not ids_bl[0, length:].any()
+    assert ids_bl[1, :2].tolist() == [1, 0] and mask_bl[1].sum() == 1
+    assert 256 + 3 < tokens.vocab_size <= 512 and ids_bl.max() < tokens.vocab_size
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=40))
+def test_any_text_is_encoded_without_unknown_pieces(tokens, text):
+    (ids,), _ = tokens.encode([text], 400)
+    assert tokens.unk_id not in ids
+
+
+def test_a_text_comes_back(tokens):
+    for text in (*TEXTS[:5], "wholly new words", "ein grüner Kreis: 漢字"):
+        assert tokens.decode(tokens.encode([text], 100)[0][0]) == text
+
+
+def test_a_long_text_is_cut_and_still_ends(tokens):
+    whole, _ = tokens.encode([TEXTS[0]], 64)
+    ids_bl, mask_bl = tokens.encode([TEXTS[0]], 6)
+    assert ids_bl[0].tolist() == [*whole[0, :5], 1] and mask_bl.all()
+    with pytest.raises(TypeError, match="list"):
+        tokens.encode("a red circle", 8)
+
+
+def test_training_depends_on_the_texts_alone(tokens, tmp_path):
+    again = tokenizer.train(reversed(TEXTS), tmp_path / "other.model", 512)
+    assert again.digest == tokens.digest
+    other = tokenizer.train([*TEXTS, "something else"], tmp_path / "third.model", 512)
+    assert other.digest != tokens.digest
+    copy = pickle.loads(pickle.dumps(tokens))
+    assert copy.digest == tokens.digest
+    np.testing.assert_array_equal(
+        copy.encode(TEXTS, 20)[0], tokens.encode(TEXTS, 20)[0]
+    )
+
+
+@pytest.mark.parametrize("texts", [["a"], ["!!!"], ["red circle"], ["x y"] * 3])
+def test_a_tiny_corpus_gives_a_smaller_vocabulary(texts, tmp_path):
+    tokens = tokenizer.train(texts, tmp_path / "t.model")
+    assert 259 < tokens.vocab_size < 300
+    assert tokens.decode(tokens.encode(texts, 20)[0][0]) == texts[0]
+
+
+@pytest.mark.parametrize("texts", [[], ["", "  "]])
+def test_no_text_is_an_error(texts, tmp_path):
+    with pytest.raises(ValueError, match="no caption"):
+        tokenizer.train(texts, tmp_path / "t.model")
+    with pytest.raises(ValueError, match="at least 291 pieces"):
+        tokenizer.train(["a b"], tmp_path / "t.model", 100)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_of_others_are_read(tmp_path):
+    """UMT5's has the beginning of a text as piece 2 and the unknown one as 3."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(TEXTS),
+        model_writer=model,
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        minloglevel=2,
+    )
+    (tmp_path / "spiece.model").write_bytes(model.getvalue())
+    tokens = tokenizer.Tokenizer(tmp_path / "spiece.model")
+    assert (tokens.pad_id, tokens.eos_id, tokens.unk_id) == (0, 1, 3)
+    (ids,), (mask,) = tokens.encode(["a red circle"], 30)
+    assert 2 not in ids[mask] and ids[mask][-1] == 1
+    (tmp_path / "junk.model").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="junk.model is no sentencepiece model"):
+        tokenizer.Tokenizer(tmp_path / "junk.model")
