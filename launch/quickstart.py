@@ -26,6 +26,12 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FAMILIES = "attribute:0.25,motion:0.6,relation:0.15"
+# What sora_jax/evaluate.py scores for these families, each with a flag for its size.
+SUITES = tuple(
+    family + kind
+    for family in ("attribute", "motion", "relation")
+    for kind in ("", "_held_out")
+)
 PROMPTS = (
     "a red circle moves left",
     "a blue square moves right",
@@ -36,7 +42,9 @@ PROMPTS = (
     "a red square left of a blue circle",
     "a green circle right of a yellow triangle",
 )
-SAMPLE_SECONDS = 0.5
+CONFIG, VAE_CONFIG = "configs/toy.py", "configs/toy_vae.py"
+SMOKE = {"num_clips": 64, "vae_steps": 4, "denoiser_steps": 4, "num_scored": 8}
+SAMPLE_SECONDS = 0.5  # between two looks at the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +81,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             "shards",
             job(
                 "prepare",
-                source=f"toyworld:{args.tier}",
+                source="toyworld:tw32",
                 families=FAMILIES,
                 num_clips=args.num_clips,
                 workers=args.workers,
@@ -85,7 +93,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             "video VAE",
             job(
                 "train",
-                config="configs/toy_vae.py",
+                config=VAE_CONFIG,
                 workdir=out / "vae",
                 **{
                     "config.data.shards": out / "shards",
@@ -108,7 +116,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             "denoiser",
             job(
                 "train",
-                config="configs/toy.py",
+                config=CONFIG,
                 workdir=out / "model",
                 **{
                     "config.data.latents": out / "latents",
@@ -133,8 +141,9 @@ def stages(args: argparse.Namespace) -> list[Stage]:
                 "evaluate",
                 model=out / "model",
                 shards=out / "shards",
+                also=out / "vae",
                 out=out / "scores",
-                num_prompts=args.num_scored,
+                **dict.fromkeys(SUITES, args.num_scored),
             ),
             out / "scores" / "report.html",
         ),
@@ -394,30 +403,34 @@ def print_summary(record: Record, out: pathlib.Path) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Returns the sizes that the command line asks for."""
-    parser = argparse.ArgumentParser(prog="launch/quickstart", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="launch/quickstart",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     default = ROOT / "runs" / "quickstart"
-    parser.add_argument("--out", type=pathlib.Path, default=default, help="the folder")
-    parser.add_argument("--tier", default="tw32", help="size of the toy world's clips")
-    parser.add_argument("--num_clips", type=int, help="clips to learn from")
-    parser.add_argument("--vae_steps", type=int, help="training steps; None: config's")
-    parser.add_argument("--denoiser_steps", type=int, help="the same")
-    parser.add_argument("--num_scored", type=int, help="prompts that are scored")
-    parser.add_argument("--workers", type=int, help="processes that make shards")
-    parser.add_argument("--smoke", action="store_true", help="a minute, learns nothing")
+    size = {"type": int, "metavar": "N"}
+    config = "; default: what %s says"
+    parser.add_argument("--out", type=pathlib.Path, default=default, help="run folder")
+    parser.add_argument(
+        "--num_clips", **size, help="clips to learn from; default: 8000"
+    )
+    parser.add_argument("--vae_steps", **size, help="steps" + config % VAE_CONFIG)
+    parser.add_argument("--denoiser_steps", **size, help="steps" + config % CONFIG)
+    parser.add_argument(
+        "--num_scored", **size, help="prompts of each suite; default: several hundred"
+    )
+    parser.add_argument(
+        "--workers", **size, help="processes that make shards; default: one a core"
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="runs all in little time, learns nothing"
+    )
     args = parser.parse_args(arguments)
     args.out = args.out.absolute()
-    sizes = {"num_clips": 8000}
-    if args.smoke:
-        sizes = {
-            "num_clips": 64,
-            "vae_steps": 4,
-            "denoiser_steps": 4,
-            "num_scored": 8,
-        }
-    for name, size in sizes.items():
+    for name, number in (SMOKE if args.smoke else {"num_clips": 8000}).items():
         if getattr(args, name) is None:
-            setattr(args, name, size)
+            setattr(args, name, number)
     return args
 
 
