@@ -14,6 +14,7 @@ import time
 import pytest
 
 from launch import quickstart
+from sora_jax.toyworld import captions, families
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -211,3 +212,16 @@ def test_the_recipe_runs_jobs_and_configs_that_exist(tmp_path):
         for argument in stage.command:
             if argument.startswith("--config="):
                 assert (ROOT / argument.partition("=")[2]).is_file()
+
+
+def test_the_prompts_are_in_the_words_that_are_learned():
+    for prompt in quickstart.PROMPTS:
+        stated = captions.parse(prompt)
+        for subject in stated.subjects:
+            assert subject.colour and subject.shape, prompt
+        assert stated.relation or stated.subjects[0].direction, prompt
+    learned = [entry.partition(":")[0] for entry in quickstart.FAMILIES.split(",")]
+    assert set(learned) <= set(families.FAMILIES)
+    assert sorted({name.removesuffix("_held_out") for name in quickstart.SUITES}) == (
+        sorted(learned)
+    )
