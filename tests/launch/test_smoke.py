@@ -1,0 +1,46 @@
+"""The whole recipe for real, at sizes at which nothing is learned."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def quickstart(out):
+    return subprocess.run(
+        [sys.executable, "launch/quickstart.py", "--smoke", "--out", out],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_the_recipe_runs_from_shards_to_report(tmp_path):
+    out = tmp_path / "a run"
+    ended = quickstart(out)
+    assert ended.returncode == 0, ended.stdout[-4000:]
+    videos = sorted((out / "videos").glob("*.mp4"))
+    assert len(videos) == len((out / "prompts.txt").read_text().splitlines())
+    assert "<html" in (out / "scores" / "report.html").read_text()
+    assert json.loads((out / "scores" / "scores.json").read_text())
+    timing = json.loads((out / "timing.json").read_text())
+    assert all(stage["finished"] for stage in timing["stages"].values())
+    assert timing["total_seconds"] > 0
+    assert timing["peak_bytes"]["all_processes_sampled"] < 6 << 30
+
+    # Run again, it has nothing to do.
+    again = quickstart(out).stdout
+    assert again.count("finished before") == len(timing["stages"])
+
+    # The README's use of a trained run.
+    readme = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"```python\n([^`]*from_pretrained[^`]*)```", readme)
+    example = example.replace("runs/quickstart/model", str(out / "model"))
+    example += "print(frames.shape, frames.min() >= 0, frames.max() <= 1)\n"
+    program = [sys.executable, "-W", "error", "-c", example]
+    printed = subprocess.check_output(program, cwd=ROOT, text=True)
+    assert printed == "(1, 9, 32, 32, 3) True True\n"
