@@ -34,8 +34,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.text.vocab_size = 512  # pieces of the tokenizer trained on the captions
     c.text.dropout = 0.1  # share of rows that train without text
     c.text.tiers = ml_collections.ConfigDict()  # how often which caption is taken
+    c.text.tiers.alt = 0.0  # what videos of one's own come with
     c.text.tiers.short = 0.6
     c.text.tiers.medium = 0.4
+    c.text.tiers.dense = 0.0
+    c.text.tiers.structured = 0.0
 
     c.model = ml_collections.ConfigDict()
     c.model.dit = ml_collections.ConfigDict()  # models/dit.py: Config
