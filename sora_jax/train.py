@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
@@ -25,13 +25,16 @@ from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import paths, sharding
 from sora_jax.data import captions, loader, shards, tokenizer, transforms
+from sora_jax.data import latents as cache
 from sora_jax.diffusion import known, timesteps
 from sora_jax.models import dit, text_encoder, video_vae
 from sora_jax.training import cost, latents, loop, objectives, optim
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the recipe", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the recipe", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run folder")
-_PROFILE = flags.DEFINE_string("profile", "", "steps to trace, such as 20:25")
+_PROFILE = flags.DEFINE_list("profile", [], "first and last step to trace: 20,25")
 
 
 def environment() -> dict:
@@ -68,7 +71,7 @@ def read_ahead(c, source, transform, start, num_steps):
 
 def denoiser(c, folder: pathlib.Path, mesh):
     """Returns objective, batches and training FLOPs a row of a denoiser's run."""
-    source = shards.open_latents(c.data.latents)
+    source = cache.open_latents(c.data.latents)
     t, h, w, channels = source.shape
     if channels != c.model.dit.in_channels:
         raise ValueError(
@@ -161,6 +164,7 @@ def _barrier(name: str) -> None:
 def main(arguments):
     if len(arguments) > 1:
         raise app.UsageError(f"unknown argument {arguments[1]!r}")
+    logging.set_verbosity(logging.WARNING)
     meshes.initialize()
     c, folder = _CONFIG.value, pathlib.Path(_WORKDIR.value)
     jobs = {"denoiser": denoiser, "vae": vae}
@@ -175,7 +179,6 @@ def main(arguments):
             text = json.dumps(environment(), indent=2)
             paths.write_atomically(folder / "env.json", text + "\n")
         objective, batches, flops = jobs[c.objective](c, folder, mesh)
-        window = [int(step) for step in _PROFILE.value.split(":")] or None
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"train: {error}")
     try:
@@ -189,7 +192,7 @@ def main(arguments):
             mesh=mesh,
             row_flops=flops,
             peak_flops=cost.matmul_peak() * mesh.size if flops else 0.0,
-            profile=range(*window) if window else None,
+            profile=range(*map(int, _PROFILE.value)) if _PROFILE.value else None,
         )
     except loop.Preempted as stop:
         print(f"train: {stop}", file=sys.stderr)
@@ -211,4 +214,9 @@ def main(arguments):
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
+    flags.register_validator(
+        "profile",
+        lambda steps: not steps or len(steps) == 2 and all(s.isdigit() for s in steps),
+        "two step numbers, such as 20,25",
+    )
     app.run(main)

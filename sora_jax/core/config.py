@@ -60,7 +60,9 @@ def from_text(text: str) -> ml_collections.ConfigDict:
         except (SyntaxError, ValueError):
             separator = ""
         if not separator:
-            raise ValueError(f"line {number} of the config is not `name = value`: {line}")
+            raise ValueError(
+                f"line {number} of the config is not `name = value`: {line}"
+            )
         *sections, leaf = name.strip().split(".")
         node = config
         for section in sections:
@@ -110,7 +112,9 @@ def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
     for name in section:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {[*fields]}"
+            hint = (
+                f"; did you mean {near[0]!r}?" if near else f"; there are {[*fields]}"
+            )
             raise ValueError(f"{where}.{name} is unknown{hint}")
         value = section[name]
         if isinstance(value, Mapping | ml_collections.ConfigDict):

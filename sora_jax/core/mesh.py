@@ -92,8 +92,7 @@ def make_mesh(
         product = len(devices)
     if product != len(devices):
         raise ValueError(
-            f"mesh {shape} has room for {product} devices, but there are "
-            f"{len(devices)}"
+            f"mesh {shape} has room for {product} devices, but there are {len(devices)}"
         )
     explicit = (jax.sharding.AxisType.Explicit,) * len(AXES)
     return jax.make_mesh(tuple(sizes), AXES, axis_types=explicit, devices=devices)

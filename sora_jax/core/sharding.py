@@ -44,7 +44,9 @@ def partition(*names: str | None) -> PartitionSpec:
             raise ValueError(f"logical axis {name!r} is unknown; there are {[*RULES]}")
         axes = RULES[name] if name else ()
         if used & set(axes):
-            raise ValueError(f"axes {names} would use mesh axes {used & set(axes)} twice")
+            raise ValueError(
+                f"axes {names} would use mesh axes {used & set(axes)} twice"
+            )
         used |= set(axes)
         entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))
     return PartitionSpec(*entries)
@@ -87,6 +89,15 @@ def ends(x: jax.Array | PartitionSpec | None) -> PartitionSpec | None:
 def reshard(x: jax.Array, *names: str | None) -> jax.Array:
     """Moves `x` to the named layout; nothing where no mesh is set."""
     return jax.reshard(x, partition(*names)) if _has_mesh() else x
+
+
+def gather_axis(x: jax.Array, axis: int, like: jax.Array) -> jax.Array:
+    """Gives `x` the layout of `like`, but for one axis that becomes whole."""
+    if not _has_mesh():
+        return x
+    layout = list(jax.typeof(like).sharding.spec)
+    layout[axis] = None
+    return jax.reshard(x, PartitionSpec(*layout))
 
 
 def replicate(x: jax.Array) -> jax.Array:

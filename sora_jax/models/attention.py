@@ -30,9 +30,8 @@ def attention(
 
     Queries stay where they are; keys and values are gathered over the context axes.
     """
-    heads = "heads" if k_bmhe.shape[2] > 1 else None  # a single one is not split
-    k_bmhe = sharding.reshard(k_bmhe, "batch", None, heads, None)
-    v_bmhe = sharding.reshard(v_bmhe, "batch", None, heads, None)
+    k_bmhe = sharding.gather_axis(k_bmhe, 1, like=q_bnhe)
+    v_bmhe = sharding.gather_axis(v_bmhe, 1, like=q_bnhe)
     scores_bhnm = jnp.einsum(
         "bnhe,bmhe->bhnm", q_bnhe, k_bmhe, preferred_element_type=jnp.float32
     )

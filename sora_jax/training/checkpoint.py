@@ -155,9 +155,7 @@ def save_weights(
         name: np.ascontiguousarray(leaf, np.float32)
         for name, leaf in flatten(params).items()
     }
-    paths.write_atomically(
-        folder / "weights.safetensors", safetensors.numpy.save(flat)
-    )
+    paths.write_atomically(folder / "weights.safetensors", safetensors.numpy.save(flat))
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     paths.write_atomically(folder / "config.json", text)
 
@@ -226,8 +224,6 @@ def load_run(
         name = "ema" if average else "params"
         metadata = reader.checkpointables_metadata(step).metadata["state"]
         # Host arrays, so that a run is read on any machine, whatever mesh wrote it.
-        wanted = jax.tree.map(
-            lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata
-        )
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
         found = reader.load_checkpointables(step, {"state": wanted})
     return LoadedRun(config, found["state"][name], step, folder)

@@ -6,16 +6,16 @@ Letters: b batch, t time, h height, w width, c channels.
 import dataclasses
 import itertools
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.core import config as configs
-from sora_jax.core import progress
-from sora_jax.data import shards
+from sora_jax.core import paths
+from sora_jax.data import latents as cache
+from sora_jax.data import records, shards
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint
 from sora_jax.training import state as states
@@ -42,11 +42,15 @@ def networks_of(config: video_vae.Config) -> states.Networks:
     return states.Networks(lambda rngs: {"vae": video_vae.VideoVAE(config, rngs=rngs)})
 
 
+def component(folder: str | pathlib.Path) -> pathlib.Path:
+    """Returns the component folder of a video VAE: the folder itself, or its `vae`."""
+    folder = pathlib.Path(folder)
+    return folder / "vae" if (folder / "vae").is_dir() else folder
+
+
 def load_vae(folder: str | pathlib.Path) -> LoadedVAE:
     """Reads the component folder of a video VAE (`RUN/vae`), or a run that has one."""
-    folder = pathlib.Path(folder)
-    if (folder / "vae").is_dir():
-        folder = folder / "vae"
+    folder = component(folder)
     flat, fields = checkpoint.load_weights(folder)
     config = configs.build(video_vae.Config, fields, f"{folder}/config.json")
     networks = networks_of(config)
@@ -54,12 +58,31 @@ def load_vae(folder: str | pathlib.Path) -> LoadedVAE:
     return LoadedVAE(config, networks, params)
 
 
+def encoder(vae: LoadedVAE, batch_size: int):
+    """Returns clips -> latent means, float32 [b, t, h, w, c], not normalised.
+
+    Fewer clips than `batch_size` are padded to it, so that one program is compiled.
+    """
+
+    @jax.jit
+    def encode(params, video_u8):
+        video = video_u8.astype(jnp.float32) / 127.5 - 1
+        return vae.module(params).encode(video)[0]
+
+    def encode_clips(clips: Sequence[records.ClipRecord]) -> np.ndarray:
+        frames = [clip.frames() for clip in clips]
+        frames += [frames[-1]] * (batch_size - len(frames))
+        return np.asarray(encode(vae.params, np.stack(frames)))[: len(clips)]
+
+    return encode_clips
+
+
 def save_vae(
     folder: str | pathlib.Path,
     params: Mapping,
     config: video_vae.Config,
     clips: shards.Shards,
-    batch_size: int = 16,
+    batch_size: int = 32,
 ) -> video_vae.Config:
     """Measures the latents' mean and deviation per channel and writes the component.
 
@@ -73,14 +96,22 @@ def save_vae(
     Returns:
       The config with `latent_mean` and `latent_std`.
     """
-    vae = LoadedVAE(config, networks_of(config), params)
+    encode_clips = encoder(LoadedVAE(config, networks_of(config), params), batch_size)
     count, total, square = 0, 0.0, 0.0
     indices = range(min(len(clips), _MEASURED_CLIPS))
-    for latents_bthwc in _encoded(vae, clips, indices, batch_size):
-        flat_nc = latents_bthwc.astype(np.float64).reshape(-1, config.latent_channels)
-        count += len(flat_nc)
-        total = total + flat_nc.sum(0)
-        square = square + np.square(flat_nc).sum(0)
+    for chosen in itertools.batched(indices, batch_size):
+        good = [
+            clip
+            for clip in clips.read(chosen)
+            if not isinstance(clip, records.CorruptRecord)
+        ]
+        if not good:
+            continue
+        latents_nc = encode_clips(good).astype(np.float64)
+        latents_nc = latents_nc.reshape(-1, config.latent_channels)
+        count += len(latents_nc)
+        total = total + latents_nc.sum(0)
+        square = square + np.square(latents_nc).sum(0)
     mean_c = total / count
     std_c = np.sqrt(np.maximum(square / count - mean_c**2, 1e-8))
     config = dataclasses.replace(
@@ -92,53 +123,37 @@ def save_vae(
     return config
 
 
-def _encoded(
-    vae: LoadedVAE, clips: shards.Shards, indices: range, batch_size: int
-) -> Iterator[np.ndarray]:
-    """Yields the latents' means of whole clips, batch by batch, as they come."""
-
-    @jax.jit
-    def encode(params, video_u8):
-        video = video_u8.astype(jnp.float32) / 127.5 - 1
-        return vae.module(params).encode(video)[0]
-
-    for chosen in itertools.batched(indices, batch_size):
-        frames = [clips[i].frames() for i in chosen]
-        while len(frames) < batch_size:  # one compiled shape
-            frames.append(frames[-1])
-        yield np.asarray(encode(vae.params, np.stack(frames)))[: len(chosen)]
-
-
 def encode(
     shards_folder: str | pathlib.Path,
     vae_folder: str | pathlib.Path,
     out: str | pathlib.Path,
     *,
     batch_size: int = 32,
-) -> None:
-    """Encodes all clips of video shards into a latent cache of normalised latents.
+) -> dict:
+    """Encodes all clips of video shards into a cache of normalised latents.
 
     The cache carries a copy of the VAE (`OUT/vae`), so that what is trained on it can
     be decoded. Finished files are kept when the job is interrupted and started again.
 
+    Returns:
+      The cache's manifest.
+
     Raises:
-      shards.ShardsError: the folder holds another VAE's or other shards' latents.
+      ShardsError: the folder holds another VAE's or other shards' latents.
     """
-    out = pathlib.Path(out)
-    vae = load_vae(vae_folder)
-    source = pathlib.Path(vae_folder)
-    source = source / "vae" if (source / "vae").is_dir() else source
-    clips = shards.open(shards_folder)
-    vae_digest = checkpoint.weights_digest(source)
-    writer = shards.write_latents(out, clips, vae_digest=vae_digest)
-    (out / "vae").mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "weights.safetensors"):
-        shutil.copyfile(source / name, out / "vae" / name)
+    out, source = pathlib.Path(out), component(vae_folder)
+    vae = load_vae(source)
     mean = np.asarray(vae.config.latent_mean or 0.0, np.float32)
     std = np.asarray(vae.config.latent_std or 1.0, np.float32)
-    bar = progress.Progress(len(clips), "encode", "clips", start=writer.done)
-    with bar, writer:
-        for indices in writer.missing():
-            for latents_bthwc in _encoded(vae, clips, indices, batch_size):
-                writer.add((latents_bthwc - mean) / std)
-                bar.update(len(latents_bthwc))
+    encode_clips = encoder(vae, batch_size)
+    manifest = cache.write_latents(
+        out,
+        shards.open(shards_folder),
+        lambda clips: (encode_clips(clips) - mean) / std,
+        vae_digest=checkpoint.weights_digest(source),
+        preprocessing={"pixels": "[-1, 1]", "normalised": True},
+        batch_size=batch_size,
+    )
+    for name in ("config.json", "weights.safetensors"):
+        paths.write_atomically(out / "vae" / name, (source / name).read_bytes())
+    return manifest

@@ -105,7 +105,9 @@ class Denoiser:
         in_band_bk = jax.nn.one_hot(band_b, len(self.noise.band_edges) - 1)
         metrics = {
             "loss_band": (
-                jnp.einsum("b,bk->k", loss_b, in_band_bk, out_sharding=sharding.spec(None)),
+                jnp.einsum(
+                    "b,bk->k", loss_b, in_band_bk, out_sharding=sharding.spec(None)
+                ),
                 jnp.sum(in_band_bk, 0),
             )
         }
