@@ -204,7 +204,7 @@ def prompts(
     size_class, entry = find_tier(tier), find_family(family)
     split = "test_comp" if held_out else "train"
     found: dict[str, Slots] = {}
-    for index in range(200 * count + 1000):
+    for index in range(40 * count + 1000):
         if len(found) == count:
             return list(found.items())
         draws = Draws(seed, f"prompts/{tier}/{family}/{split}", index)

@@ -366,8 +366,11 @@ class _Reader:
         self.found.setdefault("tone", value)
 
     def slots(self) -> Slots:
-        if self.colour is not None:  # "something red"
-            self.shape_(None)
+        if self.colour is not None:  # A colour without a noun: "something red".
+            if self.current is None or {"colour", "shape"} & self.current.keys():
+                self.shape_(None)
+            else:
+                self.current["colour"] = self.colour
         subjects = [Subject(**subject) for subject in self.subjects]
         if self.inverted:  # "to the left of a yellow cross is a blue square"
             subjects = subjects[1::-1] + subjects[2:]

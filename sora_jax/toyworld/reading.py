@@ -262,7 +262,7 @@ def _blobs(
     part: np.ndarray,
     tier: Tier,
 ) -> _Blobs:
-    """The parts that are large enough and of a palette colour, ordered."""
+    """The parts that have an object's size and a palette colour, ordered."""
     size = tier.size
     y, x = np.divmod(where % (size * size), size)
     shown = coverage.reshape(-1, len(COLOURS))[where]
@@ -283,8 +283,10 @@ def _blobs(
     first[part] = np.arange(len(part))
     frame, hue = where[first] // (size * size), hue[first]
     small = 0.3 * AREA["triangle"] * tier.small_radius[0] ** 2
+    large = 1.5 * AREA["circle"] * tier.ood_radius[1] ** 2
     off = np.linalg.norm(mean - _RGB[hue], axis=1)
-    kept = np.flatnonzero((area >= small) & (off <= REJECTION))
+    sized = (area >= small) & (area <= large)
+    kept = np.flatnonzero(sized & (off <= REJECTION))
     kept = kept[np.lexsort((-area[kept], frame[kept]))]
     return _Blobs(kept, frame[kept], hue[kept], area[kept], centre[kept])
 
