@@ -19,6 +19,8 @@ import numpy as np
 
 from sora_jax.evals import statistics
 
+LEAST = 8  # samples of a set, for an extrapolation
+
 
 def frechet(features1_nd: np.ndarray, features2_nd: np.ndarray) -> float:
     """Returns the Frechet distance of two sets of features [n, d], exactly.
@@ -88,10 +90,10 @@ def frechet_extrapolated(
       seed: seed of the subsets.
 
     Raises:
-      ValueError: a set holds fewer than 8 samples, or as `frechet`.
+      ValueError: a set holds fewer than `LEAST` samples, or as `frechet`.
     """
-    features1_nd = statistics.checked_features(features1_nd, least=8)
-    features2_nd = statistics.checked_features(features2_nd, least=8)
+    features1_nd = statistics.checked_features(features1_nd, least=LEAST)
+    features2_nd = statistics.checked_features(features2_nd, least=LEAST)
     largest = min(len(features1_nd), len(features2_nd))
     # Even steps in 1 / n, so that the fit does not lean on the large sizes.
     inverse = np.linspace(2 / largest, 1 / largest, num_sizes)

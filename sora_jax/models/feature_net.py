@@ -5,8 +5,9 @@ the content of a clip is spread out, and a network that must say what is where a
 it moves has them. Trained once by `experiments/train_state_network.py`; its weights are
 shipped with `sora_jax/evals`.
 
-The frames are encoded one by one, then time is folded into the channels, so that each
-later convolution sees the whole clip at a place and the order of its frames matters.
+Squares of 4 x 4 pixels of single frames are encoded, then time is folded into the
+channels, so that each later layer sees the whole clip at a place and the order of its
+frames matters.
 
 Letters: b clips, t frames, h height, w width, c channels, d features, k colours,
 s shapes, n objects counted, m moments (first, middle, last frame), x (right, down).
@@ -18,7 +19,7 @@ import math
 import jax
 from flax import nnx
 
-from sora_jax.models import conv, layers
+from sora_jax.models import layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Config:
 
     Attributes:
       num_frames, size: the clips it takes, size in pixels (a multiple of 8).
-      frame_channels: channels of the two convolutions over single frames.
-      clip_channels: channels of the two convolutions over the folded clip.
+      frame_channels: widths of the two layers over squares of single frames.
+      clip_channels: channels of the layers over the folded clip: one at each place, then
+        two convolutions.
       features: width of the layer that the Frechet distance uses.
       colours, shapes: how many there are in the toy world.
       max_count: the most objects of one colour that are told apart.
@@ -36,8 +38,8 @@ class Config:
 
     num_frames: int = 9
     size: int = 32
-    frame_channels: tuple[int, int] = (16, 24)
-    clip_channels: tuple[int, int] = (64, 48)
+    frame_channels: tuple[int, int] = (64, 48)
+    clip_channels: tuple[int, int, int] = (96, 64, 48)
     features: int = 96
     colours: int = 7
     shapes: int = 4
@@ -58,14 +60,14 @@ class StateNetwork(nnx.Module):
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.config = config
         first, second = config.frame_channels
-        third, fourth = config.clip_channels
-        folded = config.num_frames * second
+        third, fourth, fifth = config.clip_channels
         places = (config.size // 8) ** 2
-        self.frame1 = _Conv(5, 3, first, rngs)
-        self.frame2 = _Conv(3, first, second, rngs)
-        self.clip1 = _Conv(3, folded, third, rngs)
+        self.frame1 = _Layer(4 * 4 * 3, first, rngs)
+        self.frame2 = _Layer(first, second, rngs)
+        self.clip1 = _Layer(config.num_frames * second, third, rngs)
         self.clip2 = _Conv(3, third, fourth, rngs)
-        self.to_features = _linear(places * fourth, config.features, rngs)
+        self.clip3 = _Conv(3, fourth, fifth, rngs)
+        self.to_features = _linear(places * fifth, config.features, rngs)
         self.heads = nnx.Dict(
             {
                 name: _linear(config.features, math.prod(shape), rngs)
@@ -86,13 +88,11 @@ class StateNetwork(nnx.Module):
                 f"the state network takes clips of {expected}, got "
                 f"{video_bthwc.shape[1:]}"
             )
-        x = jax.nn.gelu(self.frame1(video_bthwc, stride=2))
-        x = jax.nn.gelu(self.frame2(x, stride=2))
-        b, t, h, w, c = x.shape
-        x = x.transpose(0, 2, 3, 1, 4).reshape(b, 1, h, w, t * c)
-        x = jax.nn.gelu(self.clip1(x, stride=1))
-        x = jax.nn.gelu(self.clip2(x, stride=2))
-        return self.to_features(x.reshape(b, -1))
+        x_bthwc = self.frame2(self.frame1(_squares(video_bthwc, 4)))
+        b, t, h, w, c = x_bthwc.shape
+        x_bhwc = x_bthwc.transpose(0, 2, 3, 1, 4).reshape(b, h, w, t * c)
+        x_bhwc = self.clip3(self.clip2(self.clip1(x_bhwc)), stride=2)
+        return self.to_features(x_bhwc.reshape(b, -1))
 
     def __call__(self, video_bthwc: jax.Array) -> dict[str, jax.Array]:
         """Returns the features and what the heads read from them.
@@ -133,17 +133,43 @@ def head_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     }
 
 
+class _Layer(nnx.Module):
+    """gelu(norm(x W)) over the last axis."""
+
+    def __init__(self, i: int, o: int, rngs: nnx.Rngs):
+        self.linear = _linear(i, o, rngs)
+        self.norm = layers.LayerNorm(o, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.nn.gelu(self.norm(self.linear(x)))
+
+
 class _Conv(nnx.Module):
-    """A normed convolution over each frame; the kernel is k x k."""
+    """gelu(norm(k x k convolution)) of pictures."""
 
     def __init__(self, k: int, i: int, o: int, rngs: nnx.Rngs):
         init = layers.fan_in_normal(k * k * i)
         self.kernel = layers.param(rngs, init, (k, k, i, o), (None,) * 4)
         self.norm = layers.LayerNorm(o, rngs=rngs)
 
-    def __call__(self, x_bthwc: jax.Array, *, stride: int) -> jax.Array:
-        return self.norm(conv.conv2d(x_bthwc, self.kernel[...], stride=stride))
+    def __call__(self, x_bhwc: jax.Array, *, stride: int = 1) -> jax.Array:
+        y_bhwc = jax.lax.conv_general_dilated(
+            x_bhwc,
+            self.kernel[...],
+            (stride, stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return jax.nn.gelu(self.norm(y_bhwc))
 
 
 def _linear(i: int, o: int, rngs: nnx.Rngs) -> layers.Linear:
     return layers.Linear(i, o, axes=(None, None), rngs=rngs)
+
+
+def _squares(x: jax.Array, side: int) -> jax.Array:
+    """Moves squares of pixels into channels: [..., h, w, c] to a coarser grid."""
+    *lead, h, w, c = x.shape
+    x = x.reshape(*lead, h // side, side, w // side, side, c)
+    x = x.swapaxes(-4, -3)
+    return x.reshape(*lead, h // side, w // side, side * side * c)

@@ -1,0 +1,293 @@
+"""From scores to the figures, tables, videos and curves of a report.
+
+Letters: t frames, h height, w width, c channels.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sora_jax.data import video_io
+from sora_jax.evals import curves, report, scoring, toyworld
+from sora_jax.evals.scoring import Row
+from sora_jax.training import metrics
+
+# (suite, part) -> the share that a quickstart's model is meant to reach.
+BARS = {
+    ("motion", "colour"): 0.97,
+    ("motion", "direction"): 0.95,
+    ("relation", "side"): 0.90,
+}
+_LOOK_DIGITS = {scoring.FVD_TOY: 4, scoring.FVD_TOY_LIMIT: 3}
+
+
+def to_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows as JSON values: everything under "rows", and flat values under "scores"."""
+    scores = {}
+    for row in rows:
+        for suite, shares in row.shares.items():
+            for part, share in shares.items():
+                scores[f"{row.name}/{suite}/{part}"] = share.value
+        for name, estimate in row.look.items():
+            scores[f"{row.name}/{name}"] = estimate.value
+    return {
+        "rows": {
+            row.name: {
+                "suites": {
+                    suite: {part: dataclasses.asdict(s) for part, s in shares.items()}
+                    for suite, shares in row.shares.items()
+                },
+                "look": {n: dataclasses.asdict(e) for n, e in row.look.items()},
+            }
+            for row in rows
+        },
+        "scores": scores,
+    }
+
+
+def entries(
+    suites: Sequence[toyworld.Suite],
+    videos: Mapping[str, Mapping[str, Sequence[np.ndarray | None]]],
+    rows: Sequence[Row],
+    fps: float,
+    *,
+    shown: int = 6,
+    failed: int = 3,
+) -> list[report.Entry]:
+    """The first prompts of each suite, then some that went wrong, with their clips.
+
+    Args:
+      suites: the prompts.
+      videos: row -> suite -> clips; the first row's failures are looked for.
+      rows: what the oracle says about them.
+      fps: frames a second.
+      shown, failed: how many prompts of each kind.
+    """
+    verdicts = {row.name: row.verdicts for row in rows}
+    first = next(iter(videos))
+
+    def entry(suite: toyworld.Suite, number: int, group: str) -> report.Entry:
+        clips = [
+            report.Clip(
+                row,
+                _mp4(by_suite[suite.name][number], fps),
+                marks_of(row, suite, number),
+            )
+            for row, by_suite in videos.items()
+            if by_suite[suite.name][number] is not None
+        ]
+        return report.Entry(suite.prompts[number].text, group, clips)
+
+    def marks_of(row, suite, number):
+        verdict = verdicts[row][suite.name][number]
+        return {part: ok for part, ok in verdict.items() if part != toyworld.PASS}
+
+    found = []
+    for suite in suites:
+        title = suite.name.replace("_", " ").capitalize()
+        head = range(min(shown, len(suite)))
+        found += [entry(suite, number, title) for number in head]
+        wrong = [
+            number
+            for number, verdict in enumerate(verdicts[first][suite.name])
+            if not verdict[toyworld.PASS] and number >= shown
+        ][:failed]
+        found += [
+            entry(suite, number, f"{title}: some that went wrong") for number in wrong
+        ]
+    return found
+
+
+def _mp4(video_thwc: np.ndarray, fps: float) -> bytes:
+    # Twice the size keeps the colours of single pixels, of which H.264 stores a quarter.
+    if video_thwc.shape[1] <= 64:
+        video_thwc = video_thwc.repeat(2, axis=1).repeat(2, axis=2)
+    return video_io.encode_mp4(video_thwc, fps)
+
+
+def verdict_lines(
+    rows: Sequence[Row], suites: Sequence[toyworld.Suite]
+) -> Iterator[str]:
+    """One JSON line for each clip of each row: its prompt and what is right."""
+    texts = {suite.name: suite.texts for suite in suites}
+    for row in rows:
+        if row.name == scoring.SHUFFLED:
+            continue  # not the clip's own prompt
+        for suite, verdicts in row.verdicts.items():
+            for text, verdict in zip(texts[suite], verdicts, strict=False):
+                clip = {"row": row.name, "suite": suite, "prompt": text}
+                yield json.dumps(clip | {"right": verdict})
+
+
+# -- tables ----------------------------------------------------------------------------
+
+
+def tables(rows: Sequence[Row], suites: Sequence[toyworld.Suite]) -> list[report.Table]:
+    """One table a suite, and one of the clips as video."""
+    strong = [
+        name
+        for name in (scoring.WORST, scoring.MODEL)
+        if any(row.name == name for row in rows)
+    ][:1]
+    found = [_suite_table(rows, s.name, len(s), strong) for s in suites]
+    looked = [row for row in rows if row.look]
+    if looked:
+        names = list(dict.fromkeys(name for row in looked for name in row.look))
+        found.append(
+            report.Table(
+                "As video",
+                "FVD-toy: Frechet distance of the state network's features to those of "
+                "other ground truth clips, at this number of clips and extrapolated; "
+                "comparable only with other FVD-toy of the same protocol. Flicker and "
+                "warping error are means along the motion (full scale = 1): a still "
+                "video has none, so read them beside the motion (pixels a frame) and "
+                "the share of pixels that could be followed.",
+                names,
+                [
+                    (row.name, [_look_cell(row, name) for name in names])
+                    for row in looked
+                ],
+                strong,
+            )
+        )
+    return found
+
+
+def _suite_table(rows, suite: str, size: int, strong) -> report.Table:
+    members = [row for row in rows if suite in row.shares]
+    parts = list(dict.fromkeys(part for row in members for part in row.shares[suite]))
+    parts.sort(key=lambda part: part == toyworld.PASS)
+    note = (
+        "Share of clips in which the oracle finds what the prompt states, with 95 % "
+        "Wilson intervals; what is not found is wrong. pass: all parts at once."
+    )
+    if any("side" in row.shares[suite] for row in members):
+        note += " side: the signed side, which needs both colours found."
+    lines = [
+        (row.name, [_share_cell(row.shares[suite].get(part)) for part in parts])
+        for row in members
+    ]
+    title = f"{suite.replace('_', ' ').capitalize()}: {size} prompts"
+    return report.Table(title, note, parts, lines, strong)
+
+
+def _share_cell(share: toyworld.Share | None) -> report.Cell:
+    if share is None:
+        return report.Cell(None)
+    return report.Cell(share.value, share.low, share.high, bar=True)
+
+
+def _look_cell(row: Row, name: str) -> report.Cell:
+    estimate = row.look.get(name)
+    if estimate is None:
+        return report.Cell(None)
+    digits = _LOOK_DIGITS.get(name, 3)
+    return report.Cell(estimate.value, estimate.low, estimate.high, digits=digits)
+
+
+def figures(rows: Sequence[Row], seeds: Sequence[int]) -> list[report.Figure]:
+    """The scores that have a bar: of the worst seed, beside ceiling and chance."""
+    by_name = {row.name: row for row in rows}
+    model = by_name.get(scoring.WORST) or by_name.get(scoring.MODEL)
+    found = []
+    for (suite, part), bar in BARS.items():
+        share = model.shares.get(suite, {}).get(part) if model else None
+        if share is None:
+            continue
+        notes = [f"{share.count} prompts"]
+        if len(seeds) > 1:
+            notes.append(f"worst of seeds {', '.join(map(str, seeds))}")
+        for row, label in (
+            (scoring.RECONSTRUCTION, "ceiling"),
+            (scoring.SHUFFLED, "chance"),
+        ):
+            other = by_name.get(row, Row("")).shares.get(suite, {}).get(part)
+            if other:
+                notes.append(f"{label} {other.value:.3f}")
+        title = f"{suite.capitalize()}: {part}"
+        cell = report.Cell(share.value, share.low, share.high)
+        found.append(report.Figure(title, cell, bar, " · ".join(notes)))
+    return found
+
+
+def as_text(tables_: Sequence[report.Table]) -> str:
+    """The tables as plain text, aligned for a terminal."""
+    blocks = []
+    for table in tables_:
+        lines = [["", *table.columns]]
+        lines += [[name, *map(_cell_text, cells)] for name, cells in table.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = [
+            "  ".join(
+                value.ljust(width) for value, width in zip(line, widths, strict=True)
+            ).rstrip()
+            for line in lines
+        ]
+        blocks.append("\n".join([table.title, *("  " + line for line in text)]))
+    return "\n\n".join(blocks)
+
+
+def _cell_text(cell: report.Cell) -> str:
+    if cell.value is None:
+        return "-"
+
+    def digits(value):
+        return f"{value:.3f}" if cell.digits is None else f"{value:.{cell.digits}g}"
+
+    if cell.low is None or cell.high is None:
+        return digits(cell.value)
+    return f"{digits(cell.value)} ({digits(cell.low)}..{digits(cell.high)})"
+
+
+# -- training curves -------------------------------------------------------------------
+
+
+def charts(folder: pathlib.Path) -> list[report.Chart]:
+    """The curves of a run folder's metrics: losses, by noise level where logged."""
+    series: dict[str, tuple[list, list]] = {}
+    for row in metrics.read(folder / "metrics.jsonl"):
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                points = series.setdefault(name, ([], []))
+                points[0].append(row["step"])
+                points[1].append(value)
+    losses = {name: points for name, points in series.items() if name == "loss"}
+    bands = {
+        f"τ {name.partition('/')[2].replace('-', '–')}": points
+        for name, points in series.items()
+        if name.startswith("loss_band/")
+    }
+    run, found = folder.resolve().name, []
+    if bands:
+        found.append(
+            _chart(
+                f"{run}: loss by noise level",
+                "Mean squared error of the velocity, by the noise level τ of the sample "
+                "(1 is pure noise).",
+                dict(sorted(bands.items())) | {"all": losses.get("loss", ([], []))},
+                "loss",
+                log=True,
+            )
+        )
+    elif losses:
+        found.append(_chart(f"{run}: loss", "", losses, "loss", log=True))
+    if "psnr" in series:
+        note = "Of training clips; the deviation of latents is sampled, not the mean."
+        chosen = {"psnr": series["psnr"]}
+        found.append(_chart(f"{run}: reconstruction", note, chosen, "PSNR, dB"))
+    return found
+
+
+def _chart(title: str, note: str, series: Mapping, y_label: str, *, log=False):
+    svg = curves.line_chart(
+        {name: points for name, points in series.items() if points[0]},
+        label=title,
+        x_label="step",
+        y_label=y_label,
+        log_y=log,
+    )
+    return report.Chart(title, note, svg)

@@ -1,0 +1,191 @@
+"""Measures a denoiser on the toy world, or a folder of samples: scores and a report.
+
+    python -m sora_jax.evaluate --model runs/toy --shards runs/shards --out runs/scores
+    python -m sora_jax.evaluate --samples clips --shards runs/shards --out clips/scores
+
+Writes OUT/scores.json (every row with its intervals, the protocol and its digest),
+OUT/clips.jsonl (the verdict on each clip) and OUT/report.html, and prints the tables.
+Clips that an interrupted run has finished are kept in OUT/parts and used again.
+"""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import sys
+
+import jax
+from absl import app, flags
+
+from sora_jax.core import config as configs
+from sora_jax.core import mesh as meshes
+from sora_jax.core import paths, progress
+from sora_jax.data import shards
+from sora_jax.evals import (
+    features,
+    report,
+    rows,
+    samples,
+    scoring,
+    summary,
+    toyworld,
+)
+from sora_jax.generation import pipeline
+from sora_jax.training import checkpoint, latents, state
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", None, "Run folder of a trained denoiser.")
+flags.DEFINE_string("samples", None, "Folder of .mp4 files with .json recipes.")
+flags.DEFINE_string("shards", None, "The training set's video shards.", required=True)
+flags.DEFINE_string("out", None, "Folder for scores and report.", required=True)
+for _name, _size in toyworld.SIZES.items():
+    flags.DEFINE_integer(_name, _size, f"Prompts of suite {_name}.", lower_bound=0)
+flags.DEFINE_list("suites", [], "More suites, such as count:64,camera_held_out:32.")
+flags.DEFINE_list("seeds", ["0"], "Seeds; each makes a whole set of clips.")
+flags.DEFINE_integer("prompt_seed", 0, "Another seed asks other prompts.")
+flags.DEFINE_integer("num_inference_steps", None, "Solver steps.")
+flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 is no guidance.")
+flags.DEFINE_string("sampler", None, "euler or heun.")
+flags.DEFINE_integer("batch_size", 32, "Clips that are computed at a time.")
+flags.DEFINE_list("also", [], "More run folders whose training curves are shown.")
+
+
+def asked_sizes(families) -> dict[str, int]:
+    """Prompts by suite: those of the families in the shards, and what flags add."""
+    sizes = {
+        name: FLAGS[name].value
+        for name in toyworld.SIZES
+        if FLAGS[name].present
+        or families == "all"
+        or name.removesuffix(toyworld.HELD_OUT) in families
+    }
+    for item in FLAGS.suites:
+        name, _, number = item.partition(":")
+        if not number.isdigit():
+            raise ValueError(f"--suites takes NAME:NUMBER such as count:64, not {item}")
+        sizes[name] = int(number)
+    return sizes
+
+
+def from_model(clips: shards.Shards, tier: str) -> samples.Material:
+    """Makes the model's clips for each seed, and some of untrained weights."""
+    suites = toyworld.make_suites(
+        asked_sizes(clips.manifest["settings"]["families"]),
+        tier=tier,
+        exclude_texts=clips.all_captions(),
+        seed=FLAGS.prompt_seed,
+    )
+    run = checkpoint.load_run(FLAGS.model)
+    pipe = pipeline.Pipeline.from_run(run)
+    asked = {name: FLAGS[name].value for name in samples.MAKING if name != "shift"}
+    making = {n: asked.get(n) or getattr(pipe.settings, n) for n in samples.MAKING}
+    seeds = tuple(map(int, FLAGS.seeds))
+    few = [suite.head(rows.UNTRAINED) for suite in suites if not suite.held_out]
+    networks = pipeline.networks_of(run.config, pipe.tokenizer)
+    jobs = [
+        (f"{scoring.MODEL}, seed {seed}", run.params, seed, suites) for seed in seeds
+    ]
+    jobs.append((scoring.UNTRAINED, networks.init(jax.random.key(0)), seeds[0], few))
+    store = samples.Store(pathlib.Path(FLAGS.out) / "parts")
+    count = sum(len(suite) for *_, chosen in jobs for suite in chosen)
+    videos = {}
+    with progress.Progress(
+        count * making["num_inference_steps"], "sample", "clip steps"
+    ) as bar:
+        for row, params, seed, chosen in jobs:
+            pipe = pipeline.Pipeline.from_run(dataclasses.replace(run, params=params))
+            videos[row] = rows.sample(
+                store, pipe, row, chosen, seed, progress=bar.update,
+                batch_size=FLAGS.batch_size, **asked,
+            )  # fmt: skip
+    facts = {
+        "Model": run.folder,
+        "Step": f"{run.step:,}",
+        "Parameters": f"{state.count(run.params) / 1e6:.2f} M",
+        "Config": configs.digest(run.config),
+        "Sampler": "{sampler}, {num_inference_steps} steps, guidance "
+        "{guidance_scale:g}, shift {shift:g}".format(**making),
+        "Seeds": ", ".join(map(str, seeds)),
+    }
+    return samples.Material(suites, videos, making, facts, seeds=seeds)
+
+
+def write(
+    out: pathlib.Path,
+    material: samples.Material,
+    result: scoring.Result,
+    clips,
+    network,
+):
+    """Writes scores, verdicts and the report, and prints the tables."""
+    manifest = scoring.manifest(material, result, network, clips.manifest["fps"])
+    failures = [
+        *material.failures,
+        *(note for row in result.rows for note in row.notes),
+    ]
+    tables = summary.tables(result.rows, material.suites)
+    scores = {
+        "protocol": manifest.to_dict(),
+        "digest": manifest.digest(),
+        **summary.to_json(result.rows),
+        "failures": failures,
+    }
+    paths.write_atomically(out / "scores.json", json.dumps(scores, indent=1) + "\n")
+    lines = summary.verdict_lines(result.rows, material.suites)
+    paths.write_atomically(out / "clips.jsonl", "".join(map("{}\n".format, lines)))
+    runs = [*([FLAGS.model] if FLAGS.model else []), *FLAGS.also]
+    page = report.write(
+        title=f"{pathlib.Path(FLAGS.model or FLAGS.samples).resolve().name}: evaluation",
+        facts=material.facts
+        | {
+            "Device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "Measured": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        },
+        figures=summary.figures(result.rows, material.seeds),
+        entries=summary.entries(
+            material.suites, result.videos, result.rows, manifest.fps
+        ),
+        tables=tables,
+        charts=[chart for run in runs for chart in summary.charts(pathlib.Path(run))],
+        failures=failures,
+        config=configs.to_text(configs.read(FLAGS.model)) if FLAGS.model else "",
+        protocol=manifest.to_dict() | {"digest": manifest.digest()},
+    )
+    paths.write_atomically(out / "report.html", page)
+    print(summary.as_text(tables))
+    print("".join(f"\nnot used: {sentence}" for sentence in failures))
+    print(
+        f"protocol {manifest.digest()[:16]}; {out / 'scores.json'}, {out / 'report.html'}"
+    )
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    meshes.initialize()
+    try:
+        if (FLAGS.model is None) == (FLAGS.samples is None):
+            raise ValueError("give --model or --samples, one of the two")
+        clips = shards.open(FLAGS.shards)
+        tier = clips.manifest["settings"].get("tier")
+        if tier is None:
+            raise ValueError(
+                f"{FLAGS.shards} are not toy-world shards: the oracle cannot read them"
+            )
+        network = features.ToyFeatures()
+        with jax.set_mesh(meshes.make_mesh()):
+            material = (
+                from_model(clips, tier)
+                if FLAGS.model
+                else samples.read_material(pathlib.Path(FLAGS.samples))
+            )
+        vae = latents.load_vae(FLAGS.model) if FLAGS.model else None
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"evaluate: {error}")
+    if jax.process_index() == 0:
+        result = scoring.score(material, clips, tier, network, vae)
+        write(pathlib.Path(FLAGS.out), material, result, clips, network)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,54 @@
+"""A run folder and shards as small as they can be, made without any training."""
+
+import pathlib
+
+import jax
+import optax
+
+from configs import base
+from sora_jax.core import config as configs
+from sora_jax.core import paths
+from sora_jax.data import shards, tokenizer, toy_clips
+from sora_jax.generation import pipeline
+from sora_jax.models import video_vae
+from sora_jax.training import checkpoint, latents
+from sora_jax.training import state as states
+
+VAE = video_vae.Config(
+    latent_channels=4, base_dim=4, num_res_blocks=1,
+    latent_mean=(0.1, 0.0, -0.1, 0.2), latent_std=(0.5, 1.0, 2.0, 1.0),
+)  # fmt: skip
+FAMILIES = {"motion": 0.6, "relation": 0.2, "attribute": 0.2}
+
+
+def make_shards(folder: pathlib.Path, num_clips: int = 40) -> None:
+    """Writes toy-world shards of the families that the quickstart trains."""
+    shards.write(folder, toy_clips.ToyClips("tw32", num_clips, families=FAMILIES))
+
+
+def make_run(folder: pathlib.Path, shards_folder: pathlib.Path) -> None:
+    """Writes the folder of a denoiser's run at step 0."""
+    c = base.get_config()
+    for name in ("in_channels", "out_channels"):
+        c.model.dit[name] = 4
+    c.model.dit.dim, c.model.dit.num_layers, c.model.dit.num_heads = 32, 1, 2
+    c.model.dit.mlp_dim, c.model.dit.text_dim, c.model.dit.freq_dim = 32, 16, 16
+    c.model.text_encoder.update(
+        {"num_layers": 1, "num_heads": 2, "head_dim": 8, "mlp_dim": 16}
+    )
+    c.sample.num_inference_steps = 2
+    paths.write_atomically(folder / "config.py.txt", configs.to_text(c))
+    texts = shards.open(shards_folder).all_captions()
+    tokenizer.train(texts, folder / "tokenizer.model", c.text.vocab_size)
+    vae = latents.networks_of(VAE).init(jax.random.key(1))
+    checkpoint.save_weights(folder / "vae", jax.device_get(vae["vae"]), VAE)
+    networks = pipeline.networks_of(c, tokenizer.Tokenizer(folder / "tokenizer.model"))
+    state = states.init(networks, optax.sgd(0.1), jax.random.key(2))
+    saver = checkpoint.Checkpointer(folder / "checkpoints", every=1, keep=1)
+    saver.save(0, state, {"seconds": {}}, force=True)
+    saver.close()
+    rows = [
+        f'{{"step": {s}, "loss": {2 / s}, "loss_band/0.85-0.93": {3 / s}}}\n'
+        for s in range(1, 40)
+    ]
+    paths.write_atomically(folder / "metrics.jsonl", "".join(rows))
