@@ -159,22 +159,18 @@ class Record:
         if path.exists():
             self.data = json.loads(path.read_text())
 
-    def stage(self, stage: Stage) -> dict:
-        """Returns the entry of a stage.
+    def begin(self, stages: list[Stage]) -> list[dict]:
+        """Returns an entry for each stage; a new one where its command has changed.
 
-        Raises:
-          ValueError: the stage was run with another command.
+        Whether a job can go on with what other settings have made, it says itself.
         """
-        new = {"command": stage.command, "seconds": 0.0, "finished": False}
-        entry = self.data["stages"].setdefault(stage.name, new)
-        if entry["command"] != stage.command:
-            changed = sorted(set(stage.command) ^ set(entry["command"]))
-            raise ValueError(
-                f"{self.path.parent} was begun with other settings (stage "
-                f"'{stage.name}': {' '.join(changed)}); choose another --out, or "
-                "remove that folder"
-            )
-        return entry
+        before, self.data["stages"] = self.data["stages"], {}
+        for stage in stages:
+            new = {"command": stage.command, "seconds": 0.0, "finished": False}
+            entry = before.get(stage.name, new)
+            same = entry["command"] == stage.command
+            self.data["stages"][stage.name] = entry if same else new
+        return list(self.data["stages"].values())
 
     def count_memory(self, sampled: int) -> None:
         """Raises the peaks to what was seen."""
@@ -356,11 +352,7 @@ def run(args: argparse.Namespace) -> int:
     record.data["install_seconds"] += int(os.environ.get("SORA_SETUP_SECONDS") or 0)
     again = f"./launch/quickstart {shlex.join(sys.argv[1:])}".rstrip()
     todo = stages(args)
-    try:
-        entries = [record.stage(stage) for stage in todo]
-    except ValueError as error:
-        say(f"{error}.")
-        return 2
+    entries = record.begin(todo)
     for index, (stage, entry) in enumerate(zip(todo, entries, strict=True)):
         title = f"{index + 1}/{len(todo)} {stage.name}"
         if entry["finished"] and stage.product.exists():

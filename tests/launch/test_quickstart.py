@@ -138,12 +138,17 @@ def test_a_failure_is_one_sentence_with_the_log(jobs, tmp_path, capfd):
     assert "has not made" in capfd.readouterr().err
 
 
-def test_other_settings_refuse_the_folder(jobs, tmp_path, capfd):
-    jobs += [("a", JOB, 1)]
+def test_other_settings_are_put_to_the_job(jobs, tmp_path, capfd):
+    jobs += [("a", JOB, 1), ("b", JOB, 1), ("c", JOB, 1)]
     assert run(tmp_path) == 0
-    jobs[0] = ("a", JOB, 2)
-    assert run(tmp_path) == 2
-    assert "begun with other settings (stage 'a': 1 2)" in capfd.readouterr().err
+    capfd.readouterr()
+    jobs[1] = ("b", JOB, 2)
+    assert run(tmp_path) == 0
+    printed = capfd.readouterr().err
+    assert printed.count("finished before") == 1 and printed.count("starting at 0") == 2
+    jobs[0] = ("a", "raise SystemExit('this was made with other settings')", 1)
+    assert run(tmp_path) == 1
+    assert "this was made with other settings" in capfd.readouterr().err
 
 
 def test_memory_of_all_descendants_is_measured(jobs, tmp_path):
