@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.core import sharding
+from sora_jax.models import layers
 
 _DIMS_2D = ("NHWC", "HWIO", "NHWC")
 _DIMS_3D = ("NDHWC", "DHWIO", "NDHWC")
@@ -56,7 +57,7 @@ def _by_time_taps(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
         # XLA's CPU convolution is ten times slower than a matrix product once the
         # frame is smaller than the kernel.
         x_bthwc = _patches(x_bthwc, kh, kw)
-        kernels, apply = kernel_thwio.reshape(kt, kh * kw * i, o), jnp.matmul
+        kernels, apply = kernel_thwio.reshape(kt, kh * kw * i, o), _matmul
     else:
         kernels, apply = kernel_thwio, conv2d
     y = apply(x_bthwc, kernels[kt - 1])
@@ -64,6 +65,10 @@ def _by_time_taps(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
         earlier = apply(x_bthwc[:, : t - back], kernels[kt - 1 - back])
         y = y + jnp.pad(earlier, ((0, 0), (back, 0), (0, 0), (0, 0), (0, 0)))
     return y
+
+
+def _matmul(x_bthwc: jax.Array, kernel_io: jax.Array) -> jax.Array:
+    return layers.matmul(x_bthwc, kernel_io, None)
 
 
 def _patches(x_bthwc: jax.Array, kh: int, kw: int) -> jax.Array:
@@ -105,9 +110,7 @@ def half_time_conv(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
     """
     t = x_bthwc.shape[1]
     taps = [x_bthwc[:, 0 : t - 2 : 2], x_bthwc[:, 1 : t - 1 : 2], x_bthwc[:, 2:t:2]]
-    return sum(
-        jnp.matmul(frames, kernel_thwio[tap, 0, 0]) for tap, frames in enumerate(taps)
-    )
+    return sum(_matmul(x, kernel_thwio[tap, 0, 0]) for tap, x in enumerate(taps))
 
 
 def double_space(x_bthwc: jax.Array) -> jax.Array:

@@ -165,7 +165,7 @@ class Conv(nnx.Module):
     ) -> jax.Array:
         kernel = sharding.gather_weight(self.kernel[...], self.axes)
         y_bthwo = operation(x_bthwc, kernel.astype(x_bthwc.dtype), **options)
-        return y_bthwo + self.bias[...].astype(y_bthwo.dtype)[None, None, None, None]
+        return y_bthwo + self.bias[...].astype(y_bthwo.dtype)
 
 
 def _norm(c: int, rngs: nnx.Rngs) -> layers.RMSNorm:
@@ -395,6 +395,8 @@ class VideoVAE(nnx.Module):
         c = config.latent_channels
         self.encoder = Encoder(config, rngs=rngs)
         self.quant_conv = layers.Linear(2 * c, 2 * c, axes=(None, None), rngs=rngs)
+        # Sampled latents begin next to their mean, or the noise would drown it at first.
+        self.quant_conv.bias[...] = jnp.repeat(jnp.asarray([0.0, -6.0]), c)
         self.post_quant_conv = layers.Linear(c, c, axes=(None, None), rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
 
@@ -440,7 +442,7 @@ class VideoVAE(nnx.Module):
         c = self.config.latent_channels
         mean = jnp.asarray(self.config.latent_mean or (0.0,) * c, jnp.float32)
         std = jnp.asarray(self.config.latent_std or (1.0,) * c, jnp.float32)
-        return mean[None, None, None, None], std[None, None, None, None]
+        return mean, std
 
 
 def _fold_pixels(video_bthwc: jax.Array, patch: int) -> jax.Array:

@@ -1,0 +1,236 @@
+"""Names and layouts of the peers' weights, and the denoiser against Wan's."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sora_jax.models import dit, exchange, text_encoder, video_vae
+
+GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden"
+WAN_1_3B = dit.Config(mask_text=False, known_embedding=False, pooled_text=False)
+# What the denoiser has beyond Wan, by the path of the parameter.
+OURS = {"known", "pooled_text.kernel", "pooled_text.bias"}
+
+
+def shapes(make):
+    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
+
+
+def fit(make, export, config):
+    """Returns {their name: shape} of what our class holds at a config's sizes."""
+    flat = jax.eval_shape(lambda params: export(params, config), shapes(make))
+    return {name: list(array.shape) for name, array in flat.items()}
+
+
+def make_dit(config):
+    return lambda: dit.DiT(config, rngs=nnx.Rngs(0))
+
+
+def make_vae(config):
+    return lambda: video_vae.VideoVAE(config, nnx.Rngs(0))
+
+
+def make_text_encoder(config):
+    return lambda: text_encoder.TextEncoder(config, nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    "peer, make, export, config",
+    [
+        (
+            "WanTransformer3DModel",
+            make_dit,
+            exchange.to_diffusers_transformer,
+            WAN_1_3B,
+        ),
+        (
+            "AutoencoderKLWan",
+            make_vae,
+            exchange.to_diffusers_vae,
+            video_vae.WAN_2_1,
+        ),
+        (
+            "UMT5EncoderModel",
+            make_text_encoder,
+            exchange.to_transformers_text_encoder,
+            text_encoder.UMT5_XXL,
+        ),
+    ],
+)
+def test_one_parameter_for_each_of_wan_2_1_1_3b(peer, make, export, config):
+    """Each name and shape of the peer has one array of ours, and none is left over.
+
+    Export refuses a parameter that has no place, so equality is both directions.
+    """
+    names = json.loads((GOLDEN / "wan_2_1_1_3b_names.json").read_text())
+    assert fit(make(config), export, config) == names[peer]
+
+
+def test_what_is_ours_beyond_wan_is_listed():
+    full = dataclasses.replace(WAN_1_3B, known_embedding=True, pooled_text=True)
+    ours = exchange._flatten(shapes(make_dit(full)))
+    wan = exchange._flatten(shapes(make_dit(WAN_1_3B)))
+    assert set(ours) - set(wan) == OURS
+    assert not set(wan) - set(ours)
+    assert {path.split(".")[0] for path in OURS} == set(exchange.BEYOND_WAN)
+
+
+def random_like(tree, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), tree)
+
+
+SMALL_DIT = dit.Config(
+    in_channels=3, out_channels=5, dim=24, num_layers=2, num_heads=2, mlp_dim=20,
+    text_dim=10, freq_dim=8, mask_text=False, known_embedding=False, pooled_text=False,
+)  # fmt: skip
+SMALL_VAE = video_vae.Config(base_dim=8, decoder_base_dim=16, latent_channels=6)
+SMALL_WAN_2_1 = dataclasses.replace(
+    video_vae.WAN_2_1, base_dim=4, latent_channels=5, num_res_blocks=1
+)
+SMALL_TEXT = text_encoder.Config(
+    vocab_size=11, dim=12, num_layers=2, num_heads=3, head_dim=5, mlp_dim=14
+)
+KINDS = {
+    "transformer": (
+        make_dit,
+        SMALL_DIT,
+        exchange.to_diffusers_transformer,
+        exchange.from_diffusers_transformer,
+    ),
+    "vae": (
+        make_vae,
+        SMALL_VAE,
+        exchange.to_diffusers_vae,
+        exchange.from_diffusers_vae,
+    ),
+    "wan 2.1 vae": (
+        make_vae,
+        SMALL_WAN_2_1,
+        exchange.to_diffusers_vae,
+        exchange.from_diffusers_vae,
+    ),
+    "text encoder": (
+        make_text_encoder,
+        SMALL_TEXT,
+        exchange.to_transformers_text_encoder,
+        exchange.from_transformers_text_encoder,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back_is_the_same(kind):
+    make, config, export, restore = KINDS[kind]
+    params = random_like(shapes(make(config)))
+    back = restore(export(params, config), config)
+    assert jax.tree.structure(back) == jax.tree.structure(params)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_that_does_not_fit_is_named_at_once(kind):
+    make, config, export, restore = KINDS[kind]
+    flat = export(random_like(shapes(make(config))), config)
+    missing, misshaped, *_ = sorted(flat)
+    del flat[missing]
+    flat[misshaped] = flat[misshaped][..., None]
+    flat["surplus.weight"] = np.zeros(1)
+    with pytest.raises(ValueError) as error:
+        restore(flat, config)
+    message = str(error.value)
+    assert f"missing: {missing};" in message
+    assert "unexpected: surplus.weight;" in message
+    assert f"of another shape: {misshaped} {flat[misshaped].shape}" in message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_leaves_nothing_out(kind):
+    make, config, export, _ = KINDS[kind]
+    params = random_like(shapes(make(config)))
+    params["surplus"] = {"kernel": np.zeros(1)}
+    with pytest.raises(ValueError, match="unexpected: surplus.kernel"):
+        export(params, config)
+
+
+def test_embeddings_may_have_either_of_their_names():
+    make, config, export, restore = KINDS["text encoder"]
+    flat = export(random_like(shapes(make(config))), config)
+    expected = restore(flat, config)
+    both = flat | {"encoder.embed_tokens.weight": flat["shared.weight"]}
+    other = dict(both)
+    del other["shared.weight"]
+    for form in (both, other):
+        table = restore(form, config)["embedding"]["table"]
+        np.testing.assert_array_equal(table, expected["embedding"]["table"])
+    both["encoder.embed_tokens.weight"] = flat["shared.weight"] + 1
+    with pytest.raises(ValueError, match="they differ"):
+        restore(both, config)
+
+
+def test_export_names_what_wan_cannot_express():
+    config = dataclasses.replace(
+        SMALL_DIT, known_embedding=True, pooled_text=True, mask_text=True
+    )
+    params = random_like(shapes(make_dit(config)))
+    params["pooled_text"]["bias"][:] = 0
+    with pytest.raises(ValueError) as error:
+        exchange.to_diffusers_transformer(params, config)
+    for name in ("known", "pooled_text.kernel", "config.mask_text"):
+        assert name in str(error.value)
+    assert "pooled_text.bias" not in str(error.value)
+
+
+def test_import_leaves_what_is_ours_at_zero():
+    config = dataclasses.replace(SMALL_DIT, known_embedding=True, pooled_text=True)
+    params = random_like(shapes(make_dit(SMALL_DIT)))
+    flat = exchange.to_diffusers_transformer(params, SMALL_DIT)
+    loaded = exchange.from_diffusers_transformer(flat, config)
+    assert not np.any(loaded["known"]) and not np.any(loaded["pooled_text"]["kernel"])
+    again = exchange.to_diffusers_transformer(loaded, config)
+    assert all(np.array_equal(again[name], flat[name]) for name in flat)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("beyond", [False, True])
+def test_velocities_are_those_of_wan(goldens, build, close, beyond):
+    """With and without our additions; one noise level, and one for each token."""
+    golden = goldens["transformer"]
+    case = golden.case["config"]
+    config = dit.Config(
+        in_channels=case["in_channels"],
+        out_channels=case["out_channels"],
+        dim=case["num_attention_heads"] * case["attention_head_dim"],
+        num_layers=case["num_layers"],
+        num_heads=case["num_attention_heads"],
+        mlp_dim=case["ffn_dim"],
+        text_dim=case["text_dim"],
+        freq_dim=case["freq_dim"],
+        mask_text=False,
+        known_embedding=beyond,
+        pooled_text=beyond,
+    )
+    params = exchange.from_diffusers_transformer(golden.weights, config)
+    model = build(make_dit(config), params)
+    apply = jax.jit(model.apply_video)
+    for i, size in enumerate(golden.case["latents"]):
+        latents = jnp.moveaxis(jnp.asarray(golden.inputs[f"latents{i}"]), 1, -1)
+        text = jnp.asarray(golden.inputs[f"text{i}"])
+        mask = jnp.any(text != 0, axis=-1)
+        tau = jnp.asarray(golden.inputs[f"timestep{i}"])[:, None] / 1000
+        velocity = apply(latents, tau, None, text, mask)
+        expected = np.moveaxis(golden.outputs[f"velocity{i}"], 1, -1)
+        close(f"velocity of {size}", velocity, expected)
+        # The first frame's tokens have level 0; they count as known ones.
+        first = jnp.zeros(latents.shape[:-1]).at[:, 0].set(1)
+        levels = jnp.concatenate([tau, jnp.zeros_like(tau)], axis=1)
+        velocity = apply(latents, levels, first, text, mask)
+        expected = np.moveaxis(golden.outputs[f"velocity_per_token{i}"], 1, -1)
+        close(f"velocity of {size}, two levels", velocity, expected)
