@@ -12,10 +12,14 @@ them end the run.
 Letters: n records, b rows of this process.
 """
 
+import collections
 import dataclasses
+import gc
 import logging
 import math
+import pathlib
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -203,8 +207,8 @@ class Loader:
         self.num_replaced = 0
         self._allowed = max_corrupt_share * len(batches.source)
         self._num_records = len(batches.source)
-        self._closed = False
         self._shared = num_workers > 0
+        self._blocks = collections.deque(maxlen=64)
         dataset = grain.MapDataset.source(batches).to_iter_dataset(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
         )
@@ -223,9 +227,14 @@ class Loader:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            raise ValueError("the loader is closed")
         batch, damaged = next(self._iterator)
         if self._shared:
             # Out of grain's shared memory, which is given back here and not at exit.
+            for array in batch.values():
+                if block := getattr(array, "shm", None):
+                    self._blocks.append(pathlib.Path("/dev/shm") / block.name)
             batch = {name: np.array(array) for name, array in batch.items()}
         for record_id, text in damaged:
             self.num_replaced += 1
@@ -248,9 +257,19 @@ class Loader:
 
     def close(self) -> None:
         """Stops threads and processes and frees their memory; harmless twice."""
-        if not self._closed:
-            self._closed = True
+        if self._iterator is not None:
             self._iterator.close()
+            self._iterator = None
+            if self._shared:
+                # The end of a worker's batches is an exception whose traceback refers
+                # to itself, and holds the last batch with its shared memory.
+                gc.collect()
+                # A thread of grain's removes the blocks; an exit would overtake it.
+                deadline = time.monotonic() + 5.0
+                while time.monotonic() < deadline and any(
+                    block.exists() for block in self._blocks
+                ):
+                    time.sleep(0.01)
 
 
 def make_loader(

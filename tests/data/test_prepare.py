@@ -74,7 +74,7 @@ def test_a_toy_world_that_is_none_is_refused(changes, message):
 def test_a_killed_job_goes_on_and_gives_the_same_files(tmp_path, capsys):
     """kill -9 as soon as the first file is there; two processes, then none."""
     out = tmp_path / "killed"
-    arguments = ["--source", "toyworld:tw16", "--num_clips", "600", "--workers", "2"]
+    arguments = ["--source", "toyworld:tw16", "--num_clips", "300", "--workers", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sora_jax.prepare", *arguments, "--out", str(out)],
         cwd=ROOT,
@@ -86,9 +86,9 @@ def test_a_killed_job_goes_on_and_gives_the_same_files(tmp_path, capsys):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    run(source="toyworld:tw16", num_clips=600, workers=0, out=out)
-    assert "600 clips of 5 frames, 16x16, 8 fps" in capsys.readouterr().out
-    shards.write(tmp_path / "whole", toy_clips.ToyClips("tw16", 600))
+    run(source="toyworld:tw16", num_clips=300, workers=0, out=out)
+    assert "300 clips of 5 frames, 16x16, 8 fps" in capsys.readouterr().out
+    shards.write(tmp_path / "whole", toy_clips.ToyClips("tw16", 300))
     assert contents(out) == contents(tmp_path / "whole")
 
 
