@@ -24,11 +24,13 @@ class Clip:
       label: what it is, such as "seed 0" or "ground truth".
       mp4: the file's bytes.
       marks: part -> right or wrong, as the oracle reads it; empty where not scored.
+      aspect: width / height.
     """
 
     label: str
     mp4: bytes
     marks: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    aspect: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +213,9 @@ def _clip(clip: Clip, prompt: str) -> Raw:
         for part, right in clip.marks.items()
     )
     return (
-        f'<figure><video src="data:video/mp4;base64,{data}" muted loop autoplay '
-        f'playsinline preload="auto" aria-label="{_escape(f"{clip.label}: {prompt}")}">'
+        f'<figure><video data-src="data:video/mp4;base64,{data}" muted loop '
+        f'playsinline style="aspect-ratio:{clip.aspect:.4g}" '
+        f'aria-label="{_escape(f"{clip.label}: {prompt}")}">'
         f"</video><figcaption>{_escape(clip.label)}<br>{marks}</figcaption></figure>"
     )
 
@@ -282,23 +285,30 @@ def _config(config: str) -> Raw:
     return f"<details><summary>Resolved config</summary><pre>{_escape(config)}</pre></details>"
 
 
-# A page with many videos would decode all of them at once: only those in view play.
-# The counts are left on the root element, where a test (or a person) can read them.
+# Browsers refuse more than some 75 players on a page, so a video has its data only while
+# it is near the view. How many have played is left on the root element, where a test (or
+# a person) can read it.
 _SCRIPT = """
-const videos = [...document.querySelectorAll("video")];
 const root = document.documentElement;
+const videos = document.querySelectorAll("video");
+const played = new Set();
 const count = () => {
   root.dataset.videos = videos.length;
-  root.dataset.ready = videos.filter((video) => video.readyState >= 2).length;
+  root.dataset.ready = played.size;
 };
 const watcher = new IntersectionObserver((seen) => {
-  for (const {target, isIntersecting} of seen) {
-    if (isIntersecting) target.play().catch(() => {});
-    else target.pause();
+  for (const {target: video, isIntersecting} of seen) {
+    if (isIntersecting) {
+      video.src = video.dataset.src;
+      video.play().catch(() => {});
+    } else if (video.src) {
+      video.removeAttribute("src");
+      video.load();
+    }
   }
-}, {rootMargin: "100px"});
+}, {rootMargin: "300px"});
 for (const video of videos) {
-  video.addEventListener("loadeddata", count);
+  video.addEventListener("loadeddata", () => { played.add(video); count(); });
   watcher.observe(video);
 }
 count();
@@ -340,7 +350,7 @@ small, .note, figcaption { color: var(--soft); }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr));
   gap: 12px; }
 figure { margin: 0; } figcaption { font-size: 12px; line-height: 1.45; margin-top: 4px; }
-video { display: block; width: 100%; aspect-ratio: auto; image-rendering: pixelated;
+video { display: block; width: 100%; image-rendering: pixelated;
   border-radius: 6px; background: var(--line); }
 .right, .wrong { display: inline-block; margin-right: 7px; white-space: nowrap; }
 .right { color: var(--good); } .wrong { color: var(--bad); }

@@ -71,15 +71,18 @@ def entries(
     first = next(iter(videos))
 
     def entry(suite: toyworld.Suite, number: int, group: str) -> report.Entry:
-        clips = [
-            report.Clip(
-                row,
-                _mp4(by_suite[suite.name][number], fps),
-                marks_of(row, suite, number),
-            )
-            for row, by_suite in videos.items()
-            if by_suite[suite.name][number] is not None
-        ]
+        clips = []
+        for row, by_suite in videos.items():
+            frames_thwc = by_suite[suite.name][number]
+            if frames_thwc is not None:
+                clips.append(
+                    report.Clip(
+                        row.removeprefix("VAE "),
+                        _mp4(frames_thwc, fps),
+                        marks_of(row, suite, number),
+                        frames_thwc.shape[2] / frames_thwc.shape[1],
+                    )
+                )
         return report.Entry(suite.prompts[number].text, group, clips)
 
     def marks_of(row, suite, number):
