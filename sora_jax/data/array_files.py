@@ -41,11 +41,14 @@ class ShardsError(ValueError):
 # -- array record files ---------------------------------------------------------------
 
 
-def _write_file(path: pathlib.Path, raw_records: Iterable[bytes]) -> tuple[int, str]:
+def _write_file(
+    path: pathlib.Path, raw_records: Iterable[bytes], compression: str
+) -> tuple[int, str]:
     """Writes a whole file or nothing; returns its size and its SHA-256."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        writer = array_record_module.ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+        options = f"{_WRITER_OPTIONS},{compression}"
+        writer = array_record_module.ArrayRecordWriter(str(temporary), options)
         for raw in raw_records:
             writer.write(raw)
         writer.close()
@@ -197,6 +200,7 @@ def store_part(
     part: int,
     raw_and_entries: Iterable[tuple[bytes, Mapping[str, Any]]],
     summary: dict[str, Any],
+    compression: str = "zstd",
 ) -> None:
     """Writes one part's records, then the summary that says that they are whole.
 
@@ -209,7 +213,7 @@ def store_part(
             entries.append(entry)
             yield raw
 
-    size, digest = _write_file(_part_file(folder, part), raw_records())
+    size, digest = _write_file(_part_file(folder, part), raw_records(), compression)
     written = {"index": entries, "bytes": size, "sha256": digest, **summary}
     paths.write_atomically(_part_summary(folder, part), json.dumps(written))
 
