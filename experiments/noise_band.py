@@ -22,6 +22,7 @@ below .9 to where nine tenths of the way from perfect to chance are lost.
 Letters: n clips, d numbers in a latent, k classes.
 """
 
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -30,17 +31,11 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
 from sora_jax.core import paths, rng
 from sora_jax.data import shards
 from sora_jax.diffusion import timesteps
 from sora_jax.toyworld import captions, scene
-
-_LATENTS = flags.DEFINE_string("latents", None, "Folder of a latent cache.")
-_LABELS = flags.DEFINE_list("label", [], "What to read; default: all that there is.")
-_CLIPS = flags.DEFINE_integer("num_clips", 8000, "Clips to use at most.")
-_OUT = flags.DEFINE_string("out", "", "JSON file for the numbers.")
 
 # Odds tau / (1 - tau) in equal ratios, from tau = .2 to .9975.
 TAUS = tuple(float(odds / (1 + odds)) for odds in np.geomspace(0.25, 400, 25))
@@ -281,22 +276,32 @@ def describe_shifts(bands: dict[str, tuple[float, float]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    cache = shards.open_latents(_LATENTS.value)
-    rows = cache.read(range(min(len(cache), _CLIPS.value)))
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--latents", required=True, help="folder of a latent cache")
+    add("--label", action="append", help="what to read; by default all that there is")
+    add("--num_clips", type=int, default=8000, help="clips to use at most")
+    add("--out", help="JSON file for the numbers")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    cache = shards.open_latents(args.latents)
+    rows = cache.read(range(min(len(cache), args.num_clips)))
     rows = [row for row in rows if hasattr(row, "latents")]  # damaged ones left out
     mean_c, std_c = cache.mean_std
     x_nd = np.stack([((r.latents - mean_c) / std_c).reshape(-1) for r in rows])
     found = tasks(project(x_nd), [labels_of(r.state_json, r.captions) for r in rows])
-    unknown = sorted(set(_LABELS.value) - set(found))
+    unknown = sorted(set(args.label or []) - set(found))
     if unknown or not found:
         raise SystemExit(
             f"noise_band: the clips have no label {unknown or 'at all'}; "
             f"they have {sorted(found)}"
         )
     results = {}
-    for label in _LABELS.value or found:
+    for label in args.label or found:
         results[label] = read_out(found[label], TAUS)
         print(describe(label, results[label]), flush=True)
     bands = {label: r["band"] for label, r in results.items() if r["band"]}
@@ -305,11 +310,10 @@ def main(argv: list[str]) -> None:
         proposal = timesteps.propose_shift(list(bands.values()))
         print(describe_shifts(bands))
         print(f"\nproposed shift, in training and in sampling: {proposal:g}")
-    if _OUT.value:
+    if args.out:
         text = json.dumps({"labels": results, "shift": proposal}, indent=1)
-        paths.write_atomically(pathlib.Path(_OUT.value), text + "\n")
+        paths.write_atomically(pathlib.Path(args.out), text + "\n")
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("latents")
-    app.run(main)
+    main()

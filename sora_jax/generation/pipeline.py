@@ -414,7 +414,9 @@ def _split(module: nnx.Module):
 
 def _to_device(value, layout: NamedSharding) -> jax.Array:
     if isinstance(value, jax.Array):
-        return jax.device_put(value, layout)
+        if jax.process_count() == 1 or not value.is_fully_addressable:
+            return jax.device_put(value, layout)
+        value = np.asarray(value)
     # Every process holds the whole value and gives its own devices their parts.
     return jax.make_array_from_callback(value.shape, layout, lambda part: value[part])
 

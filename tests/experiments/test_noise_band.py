@@ -1,9 +1,11 @@
+import json
 import math
 
 import numpy as np
 import pytest
 
 from experiments import noise_band
+from sora_jax.data import records, shards
 from sora_jax.toyworld import captions, scene
 
 
@@ -109,3 +111,51 @@ def test_tasks_leave_out_what_is_too_rare():
     found = noise_band.tasks(np.zeros((68, 4)), labels)
     assert found["colour"].names == ("blue", "red")
     assert len(found["colour"].class_n) == 60 and set(found) == {"colour"}
+
+
+class Clips:
+    """Two hundred clips that say "left" or "right"."""
+
+    manifest = {"digest": "x"}
+
+    def __len__(self):
+        return 200
+
+    def read(self, indices):
+        return [
+            records.ClipRecord(
+                id=str(i),
+                video=b"",
+                fps=8.0,
+                num_frames=5,
+                height=8,
+                width=8,
+                captions={"short": f"a red circle moves {('left', 'right')[i % 2]}"},
+            )
+            for i in indices
+        ]
+
+
+def test_the_job_reads_a_cache_and_proposes_a_shift(tmp_path, capsys):
+    def encode(clips):
+        sign_n = np.array([1 - 2 * (int(clip.id) % 2) for clip in clips])
+        noise = np.random.default_rng(int(clips[0].id)).normal(size=(len(clips), 32))
+        latents = 0.1 * noise + sign_n[:, None]
+        return 3 + 5 * latents.reshape(-1, 2, 2, 2, 4)  # normalised by the job
+
+    shards.write_latents(
+        tmp_path / "cache", Clips(), encode, vae_digest="v", preprocessing={}
+    )
+    out = tmp_path / "band.json"
+    cache = f"--latents={tmp_path / 'cache'}"
+    noise_band.main([cache, "--label=direction", f"--out={out}"])
+    result = json.loads(out.read_text())
+    low, high = result["labels"]["direction"]["band"]
+    # signs of 32 numbers of deviation one: energy 32
+    assert abs(matched_filter(low, 32.0) - 0.9) < 0.05
+    assert abs(matched_filter(high, 32.0) - 0.55) < 0.05
+    assert f"proposed shift, in training and in sampling: {result['shift']:g}" in (
+        capsys.readouterr().out
+    )
+    with pytest.raises(SystemExit, match=r"no label \['colour'\].*\['direction'\]"):
+        noise_band.main([cache, "--label=colour"])
