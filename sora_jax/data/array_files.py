@@ -162,8 +162,6 @@ def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) ->
         if out.exists() and {path.name for path in out.iterdir()} - {"report.json"}:
             raise ShardsError(f"{out} is not empty and holds no shards of ours")
         paths.write_atomically(begun, json.dumps({"settings": settings}, indent=1))
-    for leftover in begun.parent.glob(".*"):
-        leftover.unlink()
     return False
 
 

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from sora_jax.data import captions, loader, records, shards, tokenizer, transforms
 from tests.data import clips
@@ -134,6 +135,21 @@ def test_a_damaged_latent_is_reported(written, tmp_path):
     assert hurt.where == str(file) and hurt.id in {f"clip-{k}" for k in range(8, 16)}
     with pytest.raises(records.CorruptRecord):
         cache[int(hurt.id.removeprefix("clip-"))]
+
+
+def test_a_latent_that_changed_before_it_was_written_is_reported(
+    source, tmp_path, monkeypatch
+):
+    """Every hash of the file is right; only the checksum of the latents is not."""
+    save = safetensors.numpy.save
+    monkeypatch.setattr(
+        safetensors.numpy,
+        "save",
+        lambda *a: bytes([*(raw := save(*a))[:-1], raw[-1] ^ 1]),
+    )
+    shards.write_latents(tmp_path / "out", source, encode, **STATED)
+    with pytest.raises(records.CorruptRecord, match="clip-3.*SHA-256 of its latents"):
+        shards.open_latents(tmp_path / "out")[3]
 
 
 @pytest.mark.parametrize(

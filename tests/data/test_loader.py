@@ -200,8 +200,10 @@ _PROGRAM = """
                 test_loader.Numbers(20), test_loader.large, seed=3, batch_size=8,
                 num_steps=num_steps, num_workers=2,
             )
+        before = test_loader.blocks_of_ours()
         with make(6) as rows:
             got = list(rows)
+        assert not test_loader.blocks_of_ours() - before
         for batch in got:
             large = batch.pop("large")
             assert type(large) is np.ndarray and (large.T == batch["index"]).all()

@@ -1,5 +1,6 @@
 """What is written is read back by us and by TFDS, and damage does not pass."""
 
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -250,6 +251,7 @@ def test_a_truncated_file_is_reported_record_by_record(folder, length):
     found = shards.open(folder).read(range(5))
     for record in found[:4]:
         assert isinstance(record, records.CorruptRecord)
+        assert "the file has 0 records, not 4" in record.reason
     assert found[4] == clips.clip(4)
 
 
@@ -266,7 +268,25 @@ def test_a_record_that_is_whole_but_another_one_is_reported(folder):
         assert "another clip than in the index" in record.reason
 
 
-def test_the_checksum_is_of_the_video(folder):
+def test_a_video_that_changed_before_it_was_written_is_reported(tmp_path, monkeypatch):
+    """Every hash of the file is right; only the clip's own checksum is not."""
+    to_example = shards._to_example
+
+    def changed(clip):
+        video = bytearray(clip.video)
+        video[-3] ^= clip.id == "clip-2"
+        return to_example(dataclasses.replace(clip, video=bytes(video)))
+
+    monkeypatch.setattr(shards, "_to_example", changed)
+    shards.write(tmp_path / "out", clips.Clips(num=4))
+    found = shards.open(tmp_path / "out").read(range(4))
+    assert [isinstance(record, records.CorruptRecord) for record in found] == [
+        index == 2 for index in range(4)
+    ]
+    assert "SHA-256" in found[2].reason
+
+
+def test_the_checksum_is_of_the_video():
     clip = clips.clip(3)
     changed = bytearray(clip.video)
     changed[-3] ^= 1

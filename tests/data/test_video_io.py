@@ -106,7 +106,7 @@ def test_every_container_is_read(tmp_path, name, codec):
     assert np.abs(red - expected).max() < (20 if name == "a.gif" else 4)
 
 
-def test_sampling_from_the_middle_is_sampling_from_the_start(tmp_path):
+def test_sampling_from_the_middle_is_sampling_from_the_start(tmp_path, monkeypatch):
     path = write(tmp_path / "a.mp4", film(60), g="7", bf="2")
     times = np.arange(60) / 10
     whole = list(video_io.sample(path, times, (48, 64)))
@@ -114,6 +114,13 @@ def test_sampling_from_the_middle_is_sampling_from_the_start(tmp_path):
         part = list(video_io.sample(path, times[first:], (48, 64)))
         np.testing.assert_array_equal(part, whole[first:])
     assert len(list(video_io.sample(path, [5.0, 5.9, 6.0, 7.0], (48, 64)))) == 2
+    decoded = []
+    frames = video_io._frames
+    monkeypatch.setattr(
+        video_io, "_frames", lambda *a: (decoded.append(f) or f for f in frames(*a))
+    )
+    list(video_io.sample(path, [5.0], (48, 64)))
+    assert len(decoded) < 20  # from the key frame before it
 
 
 def test_a_picture_is_scaled_and_its_middle_cut_out(tmp_path):
@@ -156,7 +163,7 @@ def test_limits_are_checked_on_the_header(tmp_path, limit, message, monkeypatch)
         video_io.decode(path, limits=limits)
     assert str(path) in str(caught.value)
     if "max_total_pixels" not in limit:
-        monkeypatch.setattr(video_io, "_frames", None)  # nothing is decoded
+        monkeypatch.setattr(video_io, "_frames", lambda *a: pytest.fail("decoded"))
         with pytest.raises(video_io.UnreadableVideo):
             video_io.decode(path, limits=limits)
 
