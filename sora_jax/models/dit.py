@@ -20,7 +20,6 @@ from flax import nnx
 from sora_jax.core import sharding
 from sora_jax.models import attention, layers
 
-
 _REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -45,6 +44,7 @@ class Config:
     known_embedding: bool = True
     pooled_text: bool = True
     additive_positions: bool = False
+    input_skip: bool = False  # the network learns what a linear guess leaves over
     rope_theta: float = 10_000.0
     # Scale of time in the rotary and additive positions: one unit is one latent frame
     # at time_scale latent frames a second. None counts latent frames, whatever the fps.
@@ -121,6 +121,17 @@ def additive_positions(pos_bn3: jax.Array, d: int) -> jax.Array:
     parts = [sinusoid(pos_bn3[..., axis], width, 100.0) for axis in range(3)]
     joined = jnp.concatenate(parts, axis=-1)
     return jnp.pad(joined, ((0, 0), (0, 0), (0, d - joined.shape[-1])))
+
+
+def linear_guess(tau: jax.Array) -> jax.Array:
+    """The g of the best guess g x_tau at the velocity, for data of variance 1.
+
+    With x_tau = (1 - tau) x0 + tau noise, E[noise - x0 | x_tau] = g x_tau for
+    g = (2 tau - 1) / (tau^2 + (1 - tau)^2) where x0 is normal. Near either end of the
+    path the input nearly is the answer; layer norms make it hard to copy
+    (compare arXiv 2206.00364, section 5).
+    """
+    return (2 * tau - 1) / (jnp.square(tau) + jnp.square(1 - tau))
 
 
 class Attention(nnx.Module):
@@ -281,8 +292,15 @@ class DiT(nnx.Module):
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
-        batched = ("batch", "tokens", None)
-        x_bnd = self.patch_embedding(sharding.reshard(x_bnc, *batched).astype(dtype))
+        x_bnc = sharding.reshard(x_bnc, "batch", "tokens", None)
+        levels_bk = sharding.reshard(levels_bk, "batch", None)
+        text_bld = sharding.reshard(text_bld, "batch", None, None)
+        text_mask_bl = sharding.reshard(text_mask_bl, "batch", None)
+        if level_index_bn is not None:
+            level_index_bn = sharding.reshard(level_index_bn, "batch", "tokens")
+        if known_bn is not None:
+            known_bn = sharding.reshard(known_bn, "batch", "tokens")
+        x_bnd = self.patch_embedding(x_bnc.astype(dtype))
         if self.known is not None and known_bn is not None:
             x_bnd = x_bnd + (known_bn[..., None] * self.known[...]).astype(dtype)
         if config.additive_positions:
@@ -322,7 +340,11 @@ class DiT(nnx.Module):
         table_bk2d = self.scale_shift_table[...] + level_bkd[:, :, None, :]
         shift, scale = pick(table_bk2d[:, :, 0]), pick(table_bk2d[:, :, 1])
         x_bnd = layers.layer_norm(x_bnd) * (1 + scale) + shift
-        return self.proj_out(x_bnd)
+        velocity_bnc = self.proj_out(x_bnd)
+        if config.input_skip:
+            gain = pick(linear_guess(levels_bk)[..., None])
+            velocity_bnc = velocity_bnc + gain * x_bnc
+        return velocity_bnc
 
     def apply_video(
         self,

@@ -39,7 +39,9 @@ def matmul(x: jax.Array, kernel_io: jax.Array, out: str | None) -> jax.Array:
         return jnp.einsum("...i,io->...o", x, kernel_io, out_sharding=layout)
     rows, i, o = math.prod(x.shape[:-1]), *kernel_io.shape
     flat_ri = jnp.reshape(x, (rows, i), out_sharding=sharding.ends(x))
-    y_ro = jnp.einsum("ri,io->ro", flat_ri, kernel_io, out_sharding=sharding.ends(layout))
+    y_ro = jnp.einsum(
+        "ri,io->ro", flat_ri, kernel_io, out_sharding=sharding.ends(layout)
+    )
     return jnp.reshape(y_ro, (*x.shape[:-1], o), out_sharding=layout)
 
 

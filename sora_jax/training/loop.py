@@ -4,6 +4,7 @@ Restore or start, then: fetch a batch, dispatch the step, read the metrics of th
 before, evaluate and save where due, stop cleanly when asked to.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import signal
@@ -218,7 +219,13 @@ def train(
 
     # The loop.
     pending, compiled = None, set()
-    with _StopRequest() as stop, bar, batches(start) as rows:
+    with (
+        contextlib.closing(saver),
+        contextlib.closing(log),
+        _StopRequest() as stop,
+        bar,
+        batches(start) as rows,
+    ):
         for step in range(start + 1, config.num_steps + 1):
             if profile and step == profile.start:
                 jax.profiler.start_trace(str(folder / "profile"))
@@ -256,11 +263,7 @@ def train(
                     saver.save(step, state, meta, force=True)
             bar.update(1)
             if stopping and not last:
-                saver.close()
-                log.close()
                 raise Preempted(f"stopped at step {step}, as asked; the state is saved")
-    saver.close()
-    log.close()
     return state
 
 
@@ -275,11 +278,10 @@ def _check_finite(metrics, config: Config, step: int) -> None:
 
 def _abstract(make_state, mesh: jax.sharding.Mesh) -> states.TrainState:
     """Shapes, dtypes and shardings of a state, without making one."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape,
-            leaf.dtype,
-            sharding=jax.NamedSharding(mesh, leaf.sharding.spec),
-        ),
-        jax.eval_shape(make_state),
-    )
+
+    def one(leaf):
+        layout = leaf.sharding.spec if leaf.sharding else jax.P()  # None for scalars
+        sharding_of_leaf = jax.NamedSharding(mesh, layout)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of_leaf)
+
+    return jax.tree.map(one, jax.eval_shape(make_state))

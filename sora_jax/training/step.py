@@ -77,7 +77,7 @@ def make_train_step(
         batch = objective.draw(key, batch)
         (total, (weight, metrics)), gradient = accumulated(state.params, batch)
         gradient = jax.tree.map(lambda leaf: leaf / weight, gradient)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

@@ -1,0 +1,156 @@
+"""Keys, meshes, layouts, configs, progress and files."""
+
+import dataclasses
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from sora_jax.core import config as configs
+from sora_jax.core import mesh as meshes
+from sora_jax.core import paths, progress, rng, sharding
+
+
+def test_keys_depend_on_every_part_and_on_nothing_else():
+    keys = [
+        rng.key(0, "noise"),
+        rng.key(1, "noise"),
+        rng.key(0, "text"),
+        rng.key(0, "noise", 0),
+        rng.key(0, "noise", 0, 1),
+        rng.key(0, "noise", 1, 0),
+    ]
+    data = {tuple(jax.random.key_data(key).tolist()) for key in keys}
+    assert len(data) == len(keys)
+    traced = jax.jit(lambda i: jax.random.normal(rng.key(0, "noise", i), (3,)))
+    np.testing.assert_array_equal(
+        traced(7), jax.random.normal(rng.key(0, "noise", 7), (3,))
+    )
+
+
+def test_key_is_the_same_in_another_process():
+    code = (
+        "import jax; from sora_jax.core import rng;"
+        "print(jax.random.key_data(rng.key(3, 'noise', 5)).tolist())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == str(
+        jax.random.key_data(rng.key(3, "noise", 5)).tolist()
+    )
+
+
+def test_meshes_have_all_axes_and_say_what_does_not_fit():
+    mesh = meshes.make_mesh({"replica": 2, "fsdp": -1, "tensor": 2})
+    assert mesh.axis_names == meshes.AXES
+    assert tuple(mesh.shape.values()) == (2, 2, 1, 1, 2)
+    for shape, message in (
+        ({"data": 8}, "unknown"),
+        ({"fsdp": 3}, "has room for 3 devices, but there are 8"),
+        ({"fsdp": -1, "tensor": -1}, "at most one"),
+        ({"fsdp": 0}, "positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            meshes.make_mesh(shape)
+
+
+def test_layouts():
+    assert sharding.partition("batch", "tokens", None, "heads") == jax.P(
+        ("replica", "fsdp"), ("ring", "ulysses"), None, "tensor"
+    )
+    assert sharding.spec("batch") is None  # no mesh is set
+    with pytest.raises(ValueError, match="twice"):
+        sharding.partition("heads", "mlp")
+    with pytest.raises(ValueError, match="unknown"):
+        sharding.partition("width")
+    mesh = meshes.make_mesh({"fsdp": 4, "tensor": 2})
+    sharding.check_divisible(mesh, {"rows": ("batch", 8)})
+    with pytest.raises(ValueError, match="rows is 6, which does not divide over the 4"):
+        sharding.check_divisible(mesh, {"rows": ("batch", 6)})
+    with jax.set_mesh(mesh):
+        x = sharding.reshard(jnp.ones((8, 4)), "batch", "heads")
+        assert sharding.is_split(x, [0]) and sharding.is_split(x, [1])
+        assert sharding.replicate(x).sharding.is_fully_replicated
+        assert sharding.follow(x, None) == jax.P(("replica", "fsdp"), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    sizes: tuple[int, ...] = (1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    width: int
+    rate: float = 0.5
+    inner: Inner = Inner()
+    shares: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+def test_sections_become_dataclasses():
+    section = ml_collections.ConfigDict(
+        {"width": 3, "inner": {"sizes": [4, 5]}, "shares": {"a": 0.5}}
+    )
+    assert configs.build(Outer, section) == Outer(
+        3, inner=Inner((4, 5)), shares={"a": 0.5}
+    )
+    with pytest.raises(
+        ValueError, match="model.widht is unknown; did you mean 'width'"
+    ):
+        configs.build(Outer, {"widht": 3}, "model")
+    with pytest.raises(ValueError, match="model lacks width"):
+        configs.build(Outer, {}, "model")
+    with pytest.raises(ValueError, match="model.inner.size is unknown"):
+        configs.build(Outer, {"width": 1, "inner": {"size": 2}}, "model")
+
+
+def test_config_text_comes_back_and_runs_nothing():
+    config = ml_collections.ConfigDict(
+        {"a": {"b": (1, 2.5, ("x", None))}, "c": "it's", "d": True, "e": 1e-6}
+    )
+    text = configs.to_text(config)
+    assert "a.b = (1, 2.5, ('x', None))\n" in text
+    assert configs.to_text(configs.from_text(text)) == text
+    changed = configs.from_text(text)
+    changed.e = 2e-6
+    assert configs.difference(config, changed) == ["e: 1e-06, now 2e-06"]
+    assert configs.digest(config) != configs.digest(changed)
+    for line in ("a = __import__('os').getcwd()", "just words", "a = (1"):
+        with pytest.raises(ValueError, match="line 1 of the config"):
+            configs.from_text(line)
+
+
+def test_progress_tells_the_time_left(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.Progress(100, "encode", "clips", start=20) as bar:
+        now[0] = 20.0
+        bar.update(40, loss=0.123456)
+    assert bar.line() == (
+        "encode: 60/100 clips, 2/s, 20s left, 20s so far, loss 0.1235"
+    )
+    assert capsys.readouterr().err.count("encode: 60/100") == 2
+    with progress.Progress(1, "x", process_index=1) as bar:
+        now[0] = 99.0
+        bar.update()
+    assert capsys.readouterr().err == ""
+    assert [progress.clock(s) for s in (5, 65, 7500)] == ["5s", "1m05s", "2h05m"]
+
+
+def test_files_are_whole_or_absent(tmp_path, monkeypatch):
+    file = tmp_path / "new" / "file"
+    paths.write_atomically(file, "one")
+    assert paths.sha256_file(file).startswith("7692c3ad")
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(paths.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        paths.write_atomically(file, "two")
+    assert file.read_text() == "one" and list(file.parent.iterdir()) == [file]

@@ -1,0 +1,210 @@
+"""The loop on every mesh, through restarts, bad numbers and micro-batches."""
+
+import dataclasses
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax.core import mesh as meshes
+from sora_jax.core import rng
+from sora_jax.training import loop, metrics, optim
+from sora_jax.training import state as states
+from sora_jax.training import step as steps
+from tests.training import tiny
+
+MESHES = {
+    "one": {"fsdp": 1},
+    "fsdp 8": {"fsdp": 8},
+    "2 x 2 x 2": {"replica": 2, "fsdp": 2, "tensor": 2},
+    "context": {"fsdp": 2, "ring": 2, "ulysses": 2},
+}
+
+
+def make_mesh(shape):
+    count = int(np.prod(list(shape.values())))
+    return meshes.make_mesh(shape, jax.devices()[:count])
+
+
+def losses(folder):
+    return np.array(
+        [row["loss"] for row in metrics.read(folder / "metrics.jsonl") if "loss" in row]
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Ten steps on one device: the folder and the final state on the host."""
+    folder = tmp_path_factory.mktemp("one")
+    mesh = make_mesh(MESHES["one"])
+    with jax.set_mesh(mesh):
+        state = tiny.train(folder, mesh)
+    return folder, jax.device_get(state)
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+@pytest.mark.parametrize("name", [name for name in MESHES if name != "one"])
+def test_losses_do_not_depend_on_the_mesh(name, reference, tmp_path):
+    mesh = make_mesh(MESHES[name])
+    with jax.set_mesh(mesh):
+        state = tiny.train(tmp_path, mesh)
+    found, wanted = losses(tmp_path), losses(reference[0])
+    print(name, "largest relative difference", np.abs(found / wanted - 1).max())
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    split = state.params["dit"]["blocks"]["ffn"]["up"]["kernel"].sharding.spec
+    assert split == jax.P(None, "fsdp", "tensor")
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_noise_is_the_same_on_every_mesh(name):
+    objective = tiny.objective()
+    draw = jax.jit(lambda batch: objective.draw(rng.key(0, "train", 3), batch))
+    wanted = draw(tiny.batch(3))
+    mesh = make_mesh(MESHES[name])
+    with jax.set_mesh(mesh):
+        found = draw(loop.to_device(tiny.batch(3), mesh))
+        for drawn in ("noise", "tau", "drop", "known"):
+            assert found[drawn].sharding.spec[0] == ("replica", "fsdp"), drawn
+            np.testing.assert_array_equal(found[drawn], wanted[drawn])
+
+
+def test_micro_batches_change_nothing(reference, tmp_path):
+    mesh = make_mesh(MESHES["one"])
+    with jax.set_mesh(mesh):
+        tiny.train(tmp_path, mesh, accumulation=4)
+    np.testing.assert_allclose(losses(tmp_path), losses(reference[0]), rtol=1e-5)
+
+
+def test_a_run_cut_off_goes_on_from_its_last_checkpoint(reference, tmp_path):
+    def cut(step, values):
+        if step == 8:
+            raise KeyboardInterrupt
+        return values
+
+    mesh = make_mesh(MESHES["one"])
+    with jax.set_mesh(mesh):
+        with pytest.raises(KeyboardInterrupt):
+            tiny.train(tmp_path, mesh, change=cut, checkpoint_every=3)
+        state = tiny.train(tmp_path, mesh, checkpoint_every=3)
+    assert_same_bits(state, reference[1])
+    np.testing.assert_array_equal(losses(tmp_path), losses(reference[0]))
+
+
+def test_sigterm_saves_and_the_run_goes_on_exactly(reference, tmp_path):
+    def change(step, values):
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return values
+
+    mesh = make_mesh(MESHES["one"])
+    with jax.set_mesh(mesh):
+        with pytest.raises(loop.Preempted, match="step 4"):
+            tiny.train(tmp_path, mesh, change=change)
+        state = tiny.train(tmp_path, mesh)
+    assert_same_bits(state, reference[1])
+    # One row a step, none twice.
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    np.testing.assert_array_equal(losses(tmp_path), losses(reference[0]))
+
+
+def test_a_checkpoint_goes_on_on_another_mesh(reference, tmp_path):
+    small, large = make_mesh(MESHES["one"]), make_mesh(MESHES["2 x 2 x 2"])
+
+    def change(step, values):
+        if step == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return values
+
+    with jax.set_mesh(small), pytest.raises(loop.Preempted):
+        tiny.train(tmp_path, small, change=change)
+    with jax.set_mesh(large):
+        tiny.train(tmp_path, large)
+    np.testing.assert_allclose(losses(tmp_path), losses(reference[0]), rtol=1e-5)
+
+
+def spoiled(step, values):
+    if step in (3, 4):
+        values["latents"][0] = np.nan
+    return values
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path):
+    objective = tiny.objective()
+    optimizer = optim.make(tiny.OPTIM, 10)
+    state = jax.jit(
+        lambda: states.init(objective.networks, optimizer, rng.key(0, "init"))
+    )()
+    step = jax.jit(steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.9))
+    state, _ = step(state, tiny.batch(1))
+    after, _ = step(state, spoiled(3, tiny.batch(3)))
+    for name in ("params", "ema", "opt_state"):
+        assert_same_bits(getattr(after, name), getattr(state, name))
+    assert (after.step, after.skipped, after.skipped_in_a_row) == (2, 1, 1)
+    after, _ = step(after, tiny.batch(4))
+    assert (after.skipped, after.skipped_in_a_row) == (1, 0)
+    with pytest.raises(AssertionError):
+        assert_same_bits(after.params, state.params)
+
+
+def test_too_many_bad_steps_end_the_run(tmp_path):
+    mesh = make_mesh(MESHES["one"])
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(FloatingPointError, match="step 4 the last 2 losses"),
+    ):
+        tiny.train(tmp_path, mesh, change=spoiled, max_skipped_in_a_row=2)
+
+
+def test_evaluators_see_the_average_and_are_logged(tmp_path):
+    class Norm:
+        def run(self, params):
+            yield "norm", float(np.sum(jax.tree.leaves(params)[0] ** 2))
+
+    mesh = make_mesh(MESHES["one"])
+    with jax.set_mesh(mesh):
+        state = tiny.train(
+            tmp_path, mesh, num_steps=4, eval_every=2, evaluators={"size": Norm()}
+        )
+    rows = [r for r in metrics.read(tmp_path / "metrics.jsonl") if "size/norm" in r]
+    assert [row["step"] for row in rows] == [2, 4]
+    final = float(np.sum(jax.tree.leaves(state.ema)[0] ** 2))
+    assert rows[-1]["size/norm"] == pytest.approx(final)
+
+
+def test_a_folder_of_another_config_is_refused(tmp_path):
+    loop.check_config(tmp_path, {"a": 1, "b": {"c": 2.0}})
+    loop.check_config(tmp_path, {"a": 1, "b": {"c": 2.0}})
+    with pytest.raises(ValueError, match=r"b\.c: 2\.0, now 3\.0"):
+        loop.check_config(tmp_path, {"a": 1, "b": {"c": 3.0}})
+
+
+def test_the_loss_learns_what_the_text_says():
+    """Two texts, two latents: the loss falls far below that of blind guessing."""
+    objective = tiny.objective()
+    config = dataclasses.replace(tiny.OPTIM, learning_rate=1e-2)
+    optimizer = optim.make(config, 150)
+    state = jax.jit(
+        lambda: states.init(objective.networks, optimizer, rng.key(0, "init"))
+    )()
+    step = jax.jit(
+        steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.9),
+        donate_argnums=0,
+    )
+    ids = np.where(np.arange(8)[:, None] % 2, 5, 9) * np.ones((8, 6), np.int32)
+    sign = np.where(np.arange(8) % 2, 1.0, -1.0)[:, None, None, None, None]
+    batch = {
+        "latents": np.broadcast_to(3 * sign, (8, 2, 4, 4, 4)).astype(np.float32),
+        "text_ids": ids.astype(np.int32),
+        "text_mask": np.ones((8, 6), bool),
+    }
+    first = last = None
+    for _ in range(150):
+        state, values = step(state, batch)
+        last = float(values["loss"][0] / values["loss"][1])
+        first = first or last
+    assert last < first / 8, (first, last)
