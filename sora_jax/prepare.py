@@ -19,7 +19,7 @@ import re
 import sys
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from sora_jax.data import curate, shards, toy_clips
 
@@ -146,12 +146,14 @@ def run() -> None:
         return
     workers = _WORKERS.value
     if workers is None:
-        workers = len(os.sched_getaffinity(0))
+        affinity = getattr(os, "sched_getaffinity", None)  # what Linux lets us use
+        workers = len(affinity(0)) if affinity else os.cpu_count() or 1
     manifest = shards.write(out, source_of(kind, name), num_workers=workers)
     print_report(out, manifest, time.monotonic() - began)
 
 
 def main(arguments):
+    logging.set_verbosity(logging.WARNING)
     if len(arguments) > 1:
         raise app.UsageError(f"unknown argument {arguments[1]!r}")
     try:

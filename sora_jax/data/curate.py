@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -99,14 +100,14 @@ def _text_of(fields: Any) -> Text:
 def _read_text(path: pathlib.Path) -> str:
     if path.stat().st_size > _MAX_CAPTION_FILE:
         raise ValueError(f"it is larger than {_MAX_CAPTION_FILE} bytes")
-    return path.read_text(encoding="utf-8-sig")
+    return path.read_bytes().decode("utf-8-sig")  # line ends as they are
 
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     """Yields (line, fields) of a table; a line that does not parse gives its error."""
-    lines = _read_text(path).splitlines()
+    content = _read_text(path)
     if path.suffix == ".csv":
-        reader = csv.DictReader(lines, strict=True)
+        reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
         while True:
             try:
                 row = next(reader)
@@ -115,7 +116,7 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
                 return
             except csv.Error as error:
                 yield reader.line_num, ValueError(str(error))
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
@@ -204,7 +205,10 @@ def scan(folder: pathlib.Path) -> Listing:
         name = relative.as_posix()
         if any(part.startswith(".") for part in relative.parts) or path.is_dir():
             continue
-        if not path.resolve().is_relative_to(root):
+        printable = name.encode("utf-8", "backslashreplace").decode()
+        if printable != name:
+            skipped.append(shards.Skipped(printable, "its name is not UTF-8"))
+        elif not path.resolve().is_relative_to(root):
             skipped.append(shards.Skipped(name, "it is a link out of the folder"))
         elif not path.is_file():
             skipped.append(shards.Skipped(name, "it is not a regular file"))

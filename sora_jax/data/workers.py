@@ -75,7 +75,7 @@ def run(
                         if waiting:
                             worker.start(waiting.pop())
                         yield part, content
-                elif time.monotonic() - worker.heard > stall_seconds:
+                elif worker.stalled(stall_seconds):
                     reason = f"it took more than {stall_seconds:.0f} s"
                     on_finished(worker.replace(reason))
     finally:
@@ -111,6 +111,10 @@ class _Worker:
             self.connection.send((part, self.avoid))
         except BrokenPipeError:
             raise RuntimeError("a worker process died before its first part") from None
+
+    def stalled(self, seconds: float) -> bool:
+        """Returns whether it has been silent for so long since it named an item."""
+        return self.item is not None and time.monotonic() - self.heard > seconds
 
     def receive(self) -> tuple[str, Any]:
         """Returns one message; a dead process is replaced and gives "again"."""

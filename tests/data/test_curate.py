@@ -75,6 +75,35 @@ def test_every_container_and_every_kind_of_caption(folder, tmp_path):
         assert (clip.num_frames, clip.height, clip.width, clip.fps) == (5, 24, 32, 5.0)
 
 
+def test_captions_may_hold_line_ends_of_any_kind(folder):
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (folder / name).touch()
+    (folder / "captions.csv").write_bytes(b'file,caption\r\na.mp4,"two\nlines, "\r\n')
+    rows = [
+        {"file": "b.mp4", "caption": "one\u2028two"},
+        {"file": "c.mp4", "dense": "x"},
+    ]
+    (folder / "captions.jsonl").write_text(
+        "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), newline=""
+    )
+    listing = curate.scan(folder)
+    assert listing.skipped == ()
+    assert {video: text.captions for video, text in listing.texts.items()} == {
+        "a.mp4": {"alt": "two lines,"},
+        "b.mp4": {"alt": "one two"},
+        "c.mp4": {"dense": "x"},
+    }
+
+
+def test_names_and_captions_that_are_no_unicode_do_not_stop_the_job(folder, tmp_path):
+    write(folder / "a.mp4", film(10))
+    (folder / "a.json").write_text('{"caption": "half a \\ud83d smile"}')
+    (folder / os.fsdecode(b"b\xff.mp4")).touch()
+    clips, skipped = made(folder, tmp_path)
+    assert clips["a.mp4#00000"].captions == {"alt": "half a smile"}
+    assert skipped == {"b\\udcff.mp4": "its name is not UTF-8"}
+
+
 @pytest.mark.parametrize("lossless, error", [(False, 6), (True, 3)])
 def test_windows_follow_one_another_at_the_right_times(
     folder, tmp_path, lossless, error
