@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.crops = ((0.8, 5, 16, 16, 8), (0.2, 0, 0, 0, 1))  # 0: as they are
 
     c.text = ml_collections.ConfigDict()
-    c.text.length = 24  # tokens a caption is cut or padded to
+    c.text.length = 32  # tokens a caption is cut or padded to
     c.text.vocab_size = 512  # pieces of the tokenizer trained on the captions
     c.text.dropout = 0.1  # share of rows that train without text
     c.text.tiers = ml_collections.ConfigDict()  # how often which caption is taken
@@ -55,8 +55,26 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.dit.time_scale = 2.0  # latent frames a second that one unit stands for
     c.model.dit.dtype = "float32"
     c.model.dit.remat = "dots"
-    c.model.text_encoder = ml_collections.ConfigDict()  # models/text_encoder.py
+    c.model.dit.input_skip = True
+
+    # models/text_encoder.py: Config; vocab_size comes from the tokenizer, dim from the
+    # denoiser's text_dim.
+    c.model.text_encoder = ml_collections.ConfigDict()
+    c.model.text_encoder.num_layers = 2
+    c.model.text_encoder.num_heads = 3
+    c.model.text_encoder.head_dim = 32
+    c.model.text_encoder.mlp_dim = 192
+    c.model.text_encoder.dtype = "float32"
+
     c.model.vae = ml_collections.ConfigDict()  # models/video_vae.py: Config
+    c.model.vae.latent_channels = 32
+    c.model.vae.patch_size = 2  # pixels a side folded into channels
+    c.model.vae.base_dim = 32
+    c.model.vae.channel_multipliers = (1, 2, 2)
+    c.model.vae.num_res_blocks = 1
+    c.model.vae.temporal_downsample = (True, True)
+    c.model.vae.residual_shortcuts = True
+    c.model.vae.dtype = "float32"
 
     c.noise = ml_collections.ConfigDict()  # diffusion/timesteps.py: Config
     c.noise.logit_normal = 0.9

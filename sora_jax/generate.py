@@ -14,7 +14,7 @@ import json
 import pathlib
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from sora_jax.core import mesh as meshes
 from sora_jax.core import progress
@@ -162,6 +162,7 @@ def make(pipe: pipeline.Pipeline, batches: list[list[dict]], steps: int) -> None
 
 
 def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     meshes.initialize()

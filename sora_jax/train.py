@@ -10,9 +10,7 @@ import contextlib
 import functools
 import json
 import pathlib
-import platform
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -20,10 +18,9 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-import sora_jax
 from sora_jax.core import config as configs
+from sora_jax.core import environment, paths, sharding
 from sora_jax.core import mesh as meshes
-from sora_jax.core import paths, sharding
 from sora_jax.data import captions, loader, shards, tokenizer, transforms
 from sora_jax.data import latents as cache
 from sora_jax.diffusion import known, timesteps
@@ -35,22 +32,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run folder")
 _PROFILE = flags.DEFINE_list("profile", [], "first and last step to trace: 20,25")
-
-
-def environment() -> dict:
-    """What ran: versions, devices and the state of the source tree."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
-    return {
-        "sora_jax": sora_jax.__version__,
-        "source": git.stdout.strip() if git.returncode == 0 else "unknown",
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "processes": jax.process_count(),
-        "command": sys.argv,
-    }
 
 
 def read_ahead(c, source, transform, start, num_steps):
@@ -176,7 +157,7 @@ def main(arguments):
         loop.check_config(folder, c)
         _barrier("config")
         if jax.process_index() == 0:
-            text = json.dumps(environment(), indent=2)
+            text = json.dumps(environment.describe(), indent=2)
             paths.write_atomically(folder / "env.json", text + "\n")
         objective, batches, flops = jobs[c.objective](c, folder, mesh)
     except (ValueError, FileNotFoundError) as error:

@@ -8,7 +8,6 @@ A component folder (`vae/` in a denoiser's run, an exported model) holds
 import dataclasses
 import hashlib
 import json
-import logging
 import pathlib
 from collections.abc import Mapping
 
@@ -22,9 +21,6 @@ from orbax.checkpoint import v1 as orbax
 from sora_jax.core import config as configs
 from sora_jax.core import paths
 from sora_jax.training import state as states
-
-# Orbax tells of every phase of every save; failures are raised, so nothing is lost.
-logging.getLogger("absl").setLevel(logging.WARNING)
 
 
 class Checkpointer:
@@ -213,6 +209,16 @@ def load_run(
     """
     folder = pathlib.Path(folder)
     config = configs.read(folder)
+    step, state = _read(folder, step)
+    return LoadedRun(config, state["ema" if average else "params"], step, folder)
+
+
+def read_state(folder: str | pathlib.Path, step: int | None = None) -> dict:
+    """Reads a run's whole train state onto the host, as plain nested containers."""
+    return _read(pathlib.Path(folder), step)[1]
+
+
+def _read(folder: pathlib.Path, step: int | None) -> tuple[int, dict]:
     checkpoints = (folder / "checkpoints").absolute()
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
@@ -221,9 +227,7 @@ def load_run(
         if newest is None:
             raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
         step = newest.step if step is None else step
-        name = "ema" if average else "params"
         metadata = reader.checkpointables_metadata(step).metadata["state"]
         # Host arrays, so that a run is read on any machine, whatever mesh wrote it.
         wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
-        found = reader.load_checkpointables(step, {"state": wanted})
-    return LoadedRun(config, found["state"][name], step, folder)
+        return step, reader.load_checkpointables(step, {"state": wanted})["state"]

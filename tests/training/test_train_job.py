@@ -1,0 +1,173 @@
+"""The train job as a user runs it: killed, stopped, in several processes.
+
+`SORA_KILLS=10 ./launch/test tests/training/test_train_job.py` kills it ten times.
+"""
+
+import contextlib
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from sora_jax.data import latents as cache
+from sora_jax.data import shards
+from sora_jax.models import video_vae
+from sora_jax.training import checkpoint, latents, loop, metrics
+from tests.data import clips
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 30
+TINY = {
+    "model.dit.dim": 32, "model.dit.num_heads": 2, "model.dit.num_layers": 1,
+    "model.dit.mlp_dim": 32, "model.dit.text_dim": 16, "model.dit.freq_dim": 16,
+    "model.dit.in_channels": 4, "model.dit.out_channels": 4,
+    "model.text_encoder.num_layers": 1, "model.text_encoder.num_heads": 2,
+    "model.text_encoder.head_dim": 8, "model.text_encoder.mlp_dim": 16,
+    "text.vocab_size": 300, "data.batch_size": 8, "loop.num_steps": STEPS,
+    "loop.log_every": 1, "loop.checkpoint_every": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A latent cache with four channels and the VAE it claims to come from."""
+    base = tmp_path_factory.mktemp("job")
+    shards.write(base / "shards", clips.Clips(num=24, per_part=12))
+
+    def encode(batch):
+        numbers = np.array([clip.frames()[0, 0, 0, 0] for clip in batch])
+        noise = np.random.default_rng(numbers.tolist()).normal(size=(2, 2, 2, 4))
+        return (noise + numbers[:, None, None, None, None] / 24).astype(np.float32)
+
+    cache.write_latents(
+        base / "latents",
+        shards.open(base / "shards"),
+        encode,
+        vae_digest="tiny",
+        preprocessing={},
+    )
+    config = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
+    params = latents.networks_of(config).init(jax.random.key(0))["vae"]
+    checkpoint.save_weights(base / "latents" / "vae", jax.device_get(params), config)
+    return base
+
+
+def command(folder, run, **changes):
+    values = TINY | {key.replace("__", "."): value for key, value in changes.items()}
+    return [
+        sys.executable, "-m", "sora_jax.train", "--config=configs/base.py",
+        f"--workdir={run}", f"--config.data.latents={folder / 'latents'}",
+        *(f"--config.{name}={value}" for name, value in values.items()),
+    ]  # fmt: skip
+
+
+def environment(devices):
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+    }
+
+
+def run_job(arguments, devices=1, timeout=240):
+    found = subprocess.run(
+        arguments, cwd=ROOT, env=environment(devices), text=True,
+        capture_output=True, timeout=timeout,
+    )  # fmt: skip
+    return found.returncode, found.stderr + found.stdout
+
+
+def losses(run):
+    rows = metrics.read(run / "metrics.jsonl")
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def final(run):
+    loaded = checkpoint.load_run(run, average=False)
+    assert loaded.step == STEPS
+    return loaded.params, checkpoint.load_run(run).params
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder):
+    run = folder / "whole"
+    code, output = run_job(command(folder, run))
+    assert code == 0, output
+    return run
+
+
+def test_killed_runs_end_with_the_same_bits(folder, uninterrupted):
+    run, kills = folder / "killed", int(os.environ.get("SORA_KILLS", "2"))
+    moments = random.Random(0)
+    for _ in range(kills):
+        # From the first import to the last save, wherever the moment falls.
+        before = len(losses(run))
+        job = subprocess.Popen(
+            command(folder, run), cwd=ROOT, env=environment(1),
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_for = before + moments.randrange(1, max(2, (STEPS - before) // 2))
+        deadline = time.monotonic() + 120
+        while job.poll() is None and time.monotonic() < deadline:
+            if len(losses(run)) >= wait_for:
+                time.sleep(moments.uniform(0, 0.1))
+                break
+            time.sleep(0.01)
+        with contextlib.suppress(ProcessLookupError):
+            job.send_signal(signal.SIGKILL)
+        job.wait()
+    code, output = run_job(command(folder, run))
+    assert code == 0, output
+    # The same loss at every step is the same data in the same order.
+    assert losses(run) == losses(uninterrupted)
+    for found, wanted in zip(final(run), final(uninterrupted), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert optimizer_state(run) == optimizer_state(uninterrupted)
+
+
+def optimizer_state(run):
+    """Every leaf of the newest checkpoint's optimizer state, as bytes."""
+    leaves = checkpoint.read_state(run)["opt_state"]
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(leaves)]
+
+
+def test_a_stopped_job_has_its_own_exit_code(folder):
+    run = folder / "stopped"
+    arguments = command(folder, run, loop__num_steps=100_000)
+    job = subprocess.Popen(
+        arguments, cwd=ROOT, env=environment(1), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not losses(run) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    job.terminate()
+    output = job.communicate(timeout=120)[1]
+    assert job.returncode == loop.PREEMPTED_EXIT_CODE, output
+    assert "the state is saved" in output
+    assert checkpoint.load_run(run).step >= len(losses(run)) - 1 > 0
+
+
+def test_two_processes_do_what_one_does(folder, uninterrupted):
+    run = folder / "pod"
+    pod = [sys.executable, "launch/local_pod.py", "--processes", "2", "--devices", "4"]
+    job = command(folder, run, mesh__fsdp=4, mesh__tensor=2, data__num_workers=0)
+    code, output = run_job([*pod, "--", *job])
+    assert code == 0, output
+    np.testing.assert_allclose(losses(run), losses(uninterrupted), rtol=1e-5)
+
+
+def test_another_config_is_refused_with_the_difference(folder, uninterrupted):
+    changed = command(folder, uninterrupted, optim__learning_rate=0.5)
+    code, output = run_job(changed)
+    assert code == 1 and "optim.learning_rate: 0.002, now 0.5" in output
+
+
+def test_what_does_not_divide_is_named(folder):
+    arguments = command(folder, folder / "odd", data__batch_size=6, mesh__fsdp=4)
+    code, output = run_job(arguments, devices=4)
+    assert code == 1 and "data.batch_size is 6, which does not divide" in output
