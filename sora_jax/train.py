@@ -7,7 +7,6 @@ The same command again goes on where the run was. SIGTERM saves and exits with c
 """
 
 import contextlib
-import functools
 import json
 import pathlib
 import shutil
@@ -181,15 +180,8 @@ def main(arguments):
     except FloatingPointError as error:
         sys.exit(f"train: {error}")
     if c.objective == "vae" and not (folder / "vae" / "config.json").is_file():
-        whole = jax.jit(functools.partial(jax.tree.map, sharding.replicate))(state.ema)
-        if jax.process_index() == 0:
-            with jax.set_mesh(meshes.make_mesh(devices=jax.local_devices()[:1])):
-                latents.save_vae(
-                    folder / "vae",
-                    jax.device_get(whole["vae"]),
-                    objective.config,
-                    shards.open(c.data.shards),
-                )
+        clips = shards.open(c.data.shards)
+        latents.finish(folder / "vae", state.ema["vae"], objective.config, clips)
         _barrier("vae")
 
 

@@ -4,6 +4,7 @@ Letters: b batch, t time, h height, w width, c channels.
 """
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.core import config as configs
-from sora_jax.core import paths
+from sora_jax.core import mesh as meshes
+from sora_jax.core import paths, sharding
 from sora_jax.data import latents as cache
 from sora_jax.data import records, shards
 from sora_jax.models import video_vae
@@ -121,6 +123,22 @@ def save_vae(
     )
     checkpoint.save_weights(folder, jax.device_get(params), config)
     return config
+
+
+def finish(
+    folder: pathlib.Path,
+    params: Mapping,
+    config: video_vae.Config,
+    clips: shards.Shards,
+) -> None:
+    """Writes the component of a trained VAE whose parameters lie on a mesh.
+
+    Every process calls it; the first one measures, on one of its devices, and writes.
+    """
+    whole = jax.jit(functools.partial(jax.tree.map, sharding.replicate))(params)
+    if jax.process_index() == 0:
+        with jax.set_mesh(meshes.make_mesh(devices=jax.local_devices()[:1])):
+            save_vae(folder, jax.device_get(whole), config, clips)
 
 
 def encode(
