@@ -43,7 +43,7 @@ PROMPTS = (
     "a green circle right of a yellow triangle",
 )
 CONFIG, VAE_CONFIG = "configs/toy.py", "configs/toy_vae.py"
-SMOKE = {"num_clips": 64, "vae_steps": 4, "denoiser_steps": 4, "num_scored": 8}
+SMOKE = {"num_clips": 256, "vae_steps": 4, "denoiser_steps": 4, "num_scored": 8}
 SAMPLE_SECONDS = 0.5  # between two looks at the memory
 
 
