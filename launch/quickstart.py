@@ -302,7 +302,7 @@ def run_stage(stage: Stage, entry: dict, record: Record, log: pathlib.Path) -> i
     """Runs a stage, keeps the record; returns its exit code.
 
     Raises:
-      Stopped: it was asked to stop, and has saved what it had.
+      Stopped: it was asked to stop, and has saved what it had, or has just finished.
     """
     began = time.monotonic()
     child = Child([sys.executable, *stage.command], log)
@@ -328,7 +328,7 @@ def run_stage(stage: Stage, entry: dict, record: Record, log: pathlib.Path) -> i
         record.write()
     entry["finished"] = code == 0 and stage.product.exists()
     record.write()
-    if asked and not entry["finished"]:
+    if asked:
         raise Stopped
     return code
 
@@ -344,9 +344,21 @@ def clock(seconds: float) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what is left of the recipe; returns the exit code."""
-    logs = args.out / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    """Runs what is left of the recipe, alone in its folder; returns the exit code."""
+    (args.out / "logs").mkdir(parents=True, exist_ok=True)
+    with open(args.out / "logs" / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(
+                f"another quickstart is at work in {args.out}; wait for it, or stop it."
+            )
+            return 2
+        return run_recipe(args)
+
+
+def run_recipe(args: argparse.Namespace) -> int:
+    """Runs the stages that have not finished; returns the exit code."""
     (args.out / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     record = Record(args.out / "timing.json")
     record.data["install_seconds"] += int(os.environ.get("SORA_SETUP_SECONDS") or 0)
@@ -360,7 +372,7 @@ def run(args: argparse.Namespace) -> int:
             continue
         for later in entries[index:]:
             later["finished"] = False
-        log = logs / f"{stage.name.replace(' ', '_')}.log"
+        log = args.out / "logs" / f"{stage.name.replace(' ', '_')}.log"
         say(f"{title}: python {shlex.join(stage.command)}")
         try:
             code = run_stage(stage, entry, record, log)

@@ -1,6 +1,7 @@
 """The quickstart's stages: skipped, resumed, stopped and failed, with small jobs."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -82,6 +83,21 @@ def test_finished_stages_are_skipped_and_later_ones_follow(jobs, tmp_path, capfd
     assert "starting at 0" in (tmp_path / "my runs/logs/a.log").read_text()
 
 
+def test_a_stage_that_ends_when_it_is_stopped_is_the_last(jobs, tmp_path, capfd):
+    program = (
+        "import os, pathlib, signal, sys, time\n"
+        "folder = pathlib.Path(sys.argv[1]); folder.mkdir()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (folder / 'product').touch())\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "while not (folder / 'product').exists(): time.sleep(0.05)\n"
+    )
+    jobs += [("a", program, 1), ("b", JOB, 1)]
+    assert run(tmp_path) == 130
+    assert "2/2 b" not in capfd.readouterr().err
+    timing = json.loads((tmp_path / "my runs" / "timing.json").read_text())
+    assert timing["stages"]["a"]["finished"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_stage_saves_and_goes_on(jobs, tmp_path, number):
     """Run in a process of its own, which is sent the signal."""
@@ -149,6 +165,16 @@ def test_other_settings_are_put_to_the_job(jobs, tmp_path, capfd):
     jobs[0] = ("a", "raise SystemExit('this was made with other settings')", 1)
     assert run(tmp_path) == 1
     assert "this was made with other settings" in capfd.readouterr().err
+
+
+def test_two_do_not_work_in_one_folder(jobs, tmp_path, capfd):
+    jobs += [("a", JOB, 1)]
+    (tmp_path / "my runs" / "logs").mkdir(parents=True)
+    with open(tmp_path / "my runs" / "logs" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(tmp_path) == 2
+    assert "another quickstart is at work" in capfd.readouterr().err
+    assert run(tmp_path) == 0
 
 
 def test_memory_of_all_descendants_is_measured(jobs, tmp_path):
