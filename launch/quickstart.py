@@ -43,6 +43,9 @@ PROMPTS = (
     "a green circle right of a yellow triangle",
 )
 CONFIG, VAE_CONFIG = "configs/toy.py", "configs/toy_vae.py"
+# Large arrays in huge pages: on CPU a training step otherwise spends a fifth of its time
+# on page faults. C libraries that do not know the setting ignore it.
+ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 SMOKE = {"num_clips": 256, "vae_steps": 4, "denoiser_steps": 4, "num_scored": 8}
 SAMPLE_SECONDS = 0.5  # between two looks at the memory
 
@@ -219,7 +222,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=theirs,
             stderr=theirs,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env=ENVIRONMENT | os.environ | {"PYTHONUNBUFFERED": "1"},
             process_group=0,
         )
         os.close(theirs)
