@@ -25,9 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.latents = ""  # folder of a latent cache (objective "denoiser")
     c.data.batch_size = 64  # rows of the global batch
     c.data.num_workers = 0  # processes that decode; 0: threads
-    c.data.max_corrupt_share = 0.01  # of the records that were read; above: error
+    c.data.max_corrupt_share = 0.01  # of all records, damaged; above: error
     # Objective "vae": share of the run -> (frames, height, width, crops a clip).
-    c.data.crops = ((0.8, 5, 16, 16, 8), (0.2, 0, 0, 0, 1))  # 0: as they are
+    c.data.crops = ((0.8, 0, 16, 16, 2), (0.2, 0, 0, 0, 1))  # 0: as they are
 
     c.text = ml_collections.ConfigDict()
     c.text.length = 32  # tokens a caption is cut or padded to
@@ -87,7 +87,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.known.known_tau = 0.02
 
     c.reconstruction = ml_collections.ConfigDict()  # training/objectives.py
-    c.reconstruction.gradient = 1.0
+    c.reconstruction.l1 = 0.2
+    c.reconstruction.mse = 10.0
+    c.reconstruction.gradient = 0.2
     c.reconstruction.kl = 1e-6
 
     c.optim = ml_collections.ConfigDict()  # training/optim.py: Config

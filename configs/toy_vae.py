@@ -11,7 +11,7 @@ def get_config():
     """Returns the config."""
     c = base.get_config()
     c.objective = "vae"
-    c.data.batch_size = 16
+    c.data.batch_size = 8
     c.optim.learning_rate = 2e-3
     c.optim.learning_rate_factors = ()
     c.optim.ema_decay = 0.99
