@@ -278,11 +278,41 @@ def charts(folder: pathlib.Path) -> list[report.Chart]:
         )
     elif losses:
         found.append(_chart(f"{run}: loss", "", losses, "loss", log=True))
+    found += _band_charts(run, series)
     if "psnr" in series:
         note = "Of training clips; the deviation of latents is sampled, not the mean."
         chosen = {"psnr": series["psnr"]}
         found.append(_chart(f"{run}: reconstruction", note, chosen, "PSNR, dB"))
     return found
+
+
+def _band_charts(run: str, series: Mapping) -> list[report.Chart]:
+    """The newest oracle accuracies by noise band, as `bands.BandOracle` logs them."""
+    parts: dict[str, dict[float, float]] = {}
+    for name, (_, values) in series.items():
+        if name.startswith("oracle/") and name.count("/") == 2:
+            _, part, band = name.split("/")
+            low, _, high = band.partition("-")
+            middle = (float(low) + float(high)) / 2
+            parts.setdefault(part, {})[middle] = values[-1]
+    if not parts:
+        return []
+    note = (
+        "Share of ground truth clips that still show their caption when they are noised "
+        "to the middle of a band and finished by the model, with its newest weights."
+    )
+    lines = {
+        part: tuple(zip(*sorted(points.items()), strict=True))
+        for part, points in parts.items()
+    }
+    svg = curves.line_chart(
+        lines,
+        label="oracle accuracy by noise level",
+        x_label="noise level τ",
+        y_label="share right",
+        log_y=False,
+    )
+    return [report.Chart(f"{run}: oracle accuracy by noise level", note, svg)]
 
 
 def _chart(title: str, note: str, series: Mapping, y_label: str, *, log=False):

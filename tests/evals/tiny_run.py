@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import numpy as np
 import optax
 
 from configs import base
@@ -40,10 +41,14 @@ def make_run(folder: pathlib.Path, shards_folder: pathlib.Path) -> None:
     paths.write_atomically(folder / "config.py.txt", configs.to_text(c))
     texts = shards.open(shards_folder).all_captions()
     tokenizer.train(texts, folder / "tokenizer.model", c.text.vocab_size)
-    vae = latents.networks_of(VAE).init(jax.random.key(1))
-    checkpoint.save_weights(folder / "vae", jax.device_get(vae["vae"]), VAE)
-    networks = pipeline.networks_of(c, tokenizer.Tokenizer(folder / "tokenizer.model"))
-    state = states.init(networks, optax.sgd(0.1), jax.random.key(2))
+    vae = _filled(latents.networks_of(VAE).abstract()["vae"])
+    checkpoint.save_weights(folder / "vae", vae, VAE)
+    words = tokenizer.Tokenizer(folder / "tokenizer.model")
+    params = _filled(pipeline.networks_of(c, words).abstract())
+    zero = np.zeros((), np.int32)
+    state = states.TrainState(
+        params, params, optax.sgd(0.1).init(params), zero, zero, zero
+    )
     saver = checkpoint.Checkpointer(folder / "checkpoints", every=1, keep=1)
     saver.save(0, state, {"seconds": {}}, force=True)
     saver.close()
@@ -52,3 +57,14 @@ def make_run(folder: pathlib.Path, shards_folder: pathlib.Path) -> None:
         for s in range(1, 40)
     ]
     paths.write_atomically(folder / "metrics.jsonl", "".join(rows))
+
+
+def _filled(abstract):
+    """Random weights by NumPy: compiling an initializer would take longer."""
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        fan_in = leaf.size // leaf.shape[-1] if leaf.ndim > 1 else 25
+        return (rng.normal(size=leaf.shape) / fan_in**0.5).astype(leaf.dtype)
+
+    return jax.tree.map(fill, abstract)

@@ -1,0 +1,94 @@
+"""Only results that were measured alike are compared."""
+
+import dataclasses
+import json
+
+import pytest
+
+from sora_jax.evals import protocol
+
+
+def manifest(**changed) -> protocol.Manifest:
+    fields = {
+        "num_samples": {"motion": 256, "attribute": 96},
+        "num_frames": 9,
+        "height": 32,
+        "width": 32,
+        "fps": 8.0,
+        "resize": "none",
+        "feature_weights": "ab" * 32,
+        "reference": "cd" * 32,
+        "seeds": (0, 1),
+        "prompts": protocol.text_digest(["a", "b"]),
+        "sampler": "euler",
+        "num_inference_steps": 20,
+        "guidance_scale": 3.5,
+        "shift": 5.0,
+    }
+    return protocol.Manifest(**fields | changed)
+
+
+def result(scores, **changed):
+    made = manifest(**changed)
+    saved = {"protocol": made.to_dict(), "digest": made.digest(), "scores": scores}
+    return json.loads(json.dumps(saved))
+
+
+OTHER = {
+    "num_samples": {"motion": 255, "attribute": 96},
+    "num_frames": 17,
+    "height": 64,
+    "width": 64,
+    "fps": 4.0,
+    "resize": "bilinear",
+    "feature_weights": "ef" * 32,
+    "reference": "ef" * 32,
+    "seeds": (0,),
+    "prompts": "ef" * 32,
+    "sampler": "heun",
+    "num_inference_steps": 21,
+    "guidance_scale": 3.0,
+    "shift": 3.0,
+    "codec": "h264",
+    "code": "another",
+}
+
+
+def test_every_field_changes_the_digest():
+    assert OTHER.keys() == {
+        field.name for field in dataclasses.fields(protocol.Manifest)
+    }
+    assert manifest().digest() == manifest().digest()
+    for name, value in OTHER.items():
+        assert manifest(**{name: value}).digest() != manifest().digest(), name
+
+
+def test_unequal_digests_are_not_compared_unless_forced():
+    first, second = result({"a": 1.0, "b": 2.0}), result({"a": 1.5, "c": 3.0})
+    assert protocol.compare(first, second) == {"a": 0.5}
+    other = result({"a": 1.5}, guidance_scale=7.0)
+    with pytest.raises(protocol.UnequalProtocols, match="guidance_scale: 3.5 and 7.0"):
+        protocol.compare(first, other)
+    assert protocol.compare(first, other, force=True) == {"a": 0.5}
+
+
+def test_an_edited_protocol_is_noticed():
+    edited = result({"a": 1.0})
+    edited["protocol"]["num_frames"] = 16
+    with pytest.raises(ValueError, match="edited by hand"):
+        protocol.compare(edited, edited)
+
+
+def test_text_digest_knows_where_a_text_ends():
+    assert protocol.text_digest(["ab", "c"]) != protocol.text_digest(["a", "bc"])
+    assert protocol.text_digest(["ab", "c"]) != protocol.text_digest(["c", "ab"])
+
+
+def test_code_digest_ignores_words_and_sees_numbers():
+    code = '"""Doc."""\n\n\ndef f(x):\n    """Says."""\n    return x + 1  # why\n'
+    reworded = '"""Other."""\ndef f(x):\n    return x + 1\n'
+    assert protocol.bare_code(code) == protocol.bare_code(reworded)
+    assert protocol.bare_code(code) != protocol.bare_code(code.replace("1", "2"))
+    only_words = 'class A(Exception):\n    """Says."""\n'
+    assert protocol.bare_code(only_words) == "class A(Exception):\n    pass"
+    assert manifest().code.count("+") == 1
