@@ -15,7 +15,7 @@ import pathlib
 import sys
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
@@ -85,7 +85,9 @@ def from_model(clips: shards.Shards, tier: str) -> samples.Material:
     jobs = [
         (f"{scoring.MODEL}, seed {seed}", run.params, seed, suites) for seed in seeds
     ]
-    jobs.append((scoring.UNTRAINED, networks.init(jax.random.key(0)), seeds[0], few))
+    jobs.append(
+        (scoring.UNTRAINED, jax.jit(networks.init)(jax.random.key(0)), seeds[0], few)
+    )
     store = samples.Store(pathlib.Path(FLAGS.out) / "parts")
     count = sum(len(suite) for *_, chosen in jobs for suite in chosen)
     videos = {}
@@ -160,6 +162,7 @@ def write(
 
 
 def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     meshes.initialize()
