@@ -12,6 +12,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from sora_jax.core import sharding
+
 ORACLE = pathlib.Path(__file__).resolve().parent.parent / "oracle"
 
 
@@ -65,6 +67,20 @@ def build():
         return nnx.merge(graph, state)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def spread():
+    """Returns a function that lays a network out over the mesh that is set."""
+
+    def one(parameter: nnx.Param) -> nnx.Param:
+        axes = parameter.get_metadata("axes")
+        stacked = ("layers",) * (parameter.ndim - len(axes))
+        return parameter.replace(sharding.reshard(parameter[...], *stacked, *axes))
+
+    return lambda module: jax.tree.map(
+        one, module, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)
+    )
 
 
 @pytest.fixture
