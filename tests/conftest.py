@@ -5,8 +5,11 @@ and results do not depend on the machine. Processes that a test starts inherit t
 test that wants another number of devices sets `XLA_FLAGS` for its process.
 """
 
+import contextlib
+import importlib
 import os
 import pathlib
+import sys
 import tempfile
 
 import pytest
@@ -49,3 +52,34 @@ def peers_python() -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return str(python)
+
+
+@contextlib.contextmanager
+def lone_job(name: str):
+    """Imports the job `sora_jax.<name>` while no other job's flags are defined.
+
+    Jobs share flag names, since each runs in a process of its own; tests that call
+    their `main` share one process.
+    """
+    from absl import flags
+
+    def own() -> dict[str, list]:
+        by_module = flags.FLAGS.flags_by_module_dict()
+        return {name: list(f) for name, f in by_module.items() if "sora_jax" in name}
+
+    def remove() -> dict[str, list]:
+        found = own()
+        for flag in (flag for found_flags in found.values() for flag in found_flags):
+            delattr(flags.FLAGS, flag.name)
+        return found
+
+    before = remove()
+    sys.modules.pop(f"sora_jax.{name}", None)
+    try:
+        yield importlib.import_module(f"sora_jax.{name}")
+    finally:
+        remove()
+        for module, found in before.items():
+            for flag in found:
+                flags.FLAGS[flag.name] = flag
+                flags.FLAGS.register_flag_by_module(module, flag)
