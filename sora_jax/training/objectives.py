@@ -5,6 +5,7 @@ text width.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -168,9 +169,9 @@ class Reconstruction:
             for axis in (1, 2, 3)
             if video.shape[axis] > 1
         )
-        kl_b = 0.5 * jnp.sum(
-            jnp.square(mean) + jnp.exp(logvar) - 1 - logvar, per_row
-        ) / video[0, ..., 0].size  # fmt: skip
+        voxels = math.prod(video.shape[1:4])
+        kl_b = jnp.square(mean) + jnp.exp(logvar) - 1 - logvar
+        kl_b = 0.5 * jnp.sum(kl_b, per_row) / voxels
         mse_b = jnp.mean(jnp.square(decoded - video), per_row)
         weights = self.weights
         loss_b = weights.l1 * l1_b + weights.mse * mse_b
