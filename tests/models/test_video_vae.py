@@ -213,7 +213,7 @@ def test_no_loop_over_time(tiny):
 
 def test_a_mesh_changes_nothing(build, spread):
     config = dataclasses.replace(
-        TINY, channel_multipliers=(1, 2), temporal_downsample=(True,)
+        TINY, channel_multipliers=(1, 1), temporal_downsample=(True,)
     )
     vae, clip = build(make(config)), video(4, 3, 8, 8)
 
