@@ -1,7 +1,6 @@
 """The job, on a run folder as training leaves it, with tiny random weights."""
 
 import dataclasses
-import importlib
 import json
 
 import jax
@@ -9,7 +8,6 @@ import numpy as np
 import optax
 import PIL.Image
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 from flax import nnx
 
@@ -19,6 +17,7 @@ from sora_jax.core import mesh, paths
 from sora_jax.data import tokenizer, video_io
 from sora_jax.generation import pipeline
 from sora_jax.training import checkpoint, state
+from tests import conftest
 from tests.generation import tiny
 
 CAPTIONS = ["a red circle moves left", "a blue square moves right", "a cat"]
@@ -67,19 +66,15 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generate(run_folder):
-    """Calls the job with flags; they are taken away again, other jobs have the same."""
-    known = set(flags.FLAGS)
-    job = importlib.import_module("sora_jax.generate")
+    """Calls the job with flags."""
+    with conftest.lone_job("generate") as job:
 
-    def call(**values):
-        values = {"model": str(run_folder)} | {k: v for k, v in values.items()}
-        with flagsaver.flagsaver(**values):
-            with jax.set_mesh(jax.sharding.get_mesh()):  # the job sets its own
-                job.main(["generate"])
+        def call(**values):
+            with flagsaver.flagsaver(model=str(run_folder), **values):
+                with jax.set_mesh(jax.sharding.get_mesh()):  # the job sets its own
+                    job.main(["generate"])
 
-    yield call
-    for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
+        yield call
 
 
 def test_a_run_folder_becomes_a_pipeline(run_folder):
