@@ -39,6 +39,7 @@ from sora_jax.toyworld import captions, scene
 
 # Odds tau / (1 - tau) in equal ratios, from tau = .2 to .9975.
 TAUS = tuple(float(odds / (1 + odds)) for odds in np.geomspace(0.25, 400, 25))
+READERS = ("linear", "templates")
 SHIFTS = tuple(range(1, 13))
 _MOST_NUMBERS = 2048  # of a latent; larger ones are projected
 _LEAST_CLIPS = 20  # of a class
@@ -250,7 +251,11 @@ def describe(label: str, result: dict) -> str:
     rows = zip(result["tau"], result["linear"], result["templates"], strict=True)
     lines += [f"  {tau:.3f}  {a:6.3f}  {b:9.3f}" for tau, a, b in rows]
     if result["band"] is None:
-        lines.append("  no band: it is not read back at .9, or never lost")
+        first, last = (max(result[r][i] for r in READERS) for i in (0, -1))
+        lines.append(
+            f"  no band: read back at {first:.2f} at the smallest tau and {last:.2f} at "
+            "the largest; it takes .9 (more clips help) and nearly chance"
+        )
     else:
         low, high = result["band"]
         lines.append(f"  band: tau {low:.3f} to {high:.3f}")
