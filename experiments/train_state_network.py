@@ -122,7 +122,7 @@ def losses(
 
     return {
         "count": entropy(read["count"], batch["count"]).sum(1).mean(),
-        "shape": mean(entropy(read["shape"], batch["shape"]), there_bk),
+        "shape": 2 * mean(entropy(read["shape"], batch["shape"]), there_bk),
         "position": squared("position", 0.15, (2, 3)),
         "velocity": squared("velocity", 0.5, 2),
         "radius": squared("radius", 0.5, ()),

@@ -176,7 +176,7 @@ def test_nearest_caption_knows_who_is_left_of_whom():
         "a green cross moves down",
         "the red circle moves up",
     ]
-    texts = ["one blue square to the left of a red circle", "green cross moving down"]
+    texts = ["one blue square left of a red circle", "green cross moving down"]
     assert rows.nearest_captions(texts, known) == [1, 2]
     with pytest.raises(ValueError, match="no captions"):
         rows.nearest_captions(texts, [])

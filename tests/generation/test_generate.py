@@ -70,7 +70,8 @@ def generate(run_folder):
     with conftest.lone_job("generate") as job:
 
         def call(**values):
-            with flagsaver.flagsaver(model=str(run_folder), **values):
+            values = {"model": str(run_folder)} | values
+            with flagsaver.flagsaver(**values):
                 with jax.set_mesh(jax.sharding.get_mesh()):  # the job sets its own
                     job.main(["generate"])
 
