@@ -1,4 +1,4 @@
-"""The toy video VAE: 4 x 8 x 8, 32 channels, on two CPU cores.
+"""The toy video VAE: 4 x 4 x 4, 24 channels, on two CPU cores.
 
     python -m sora_jax.train --config=configs/toy_vae.py --workdir=runs/toy_vae \
         --config.data.shards=runs/shards
@@ -12,8 +12,11 @@ def get_config():
     c = base.get_config()
     c.objective = "vae"
     c.data.batch_size = 8
-    c.optim.learning_rate = 2e-3
+    c.optim.learning_rate = 5e-3
+    c.optim.muon_learning_rate = 0.03
+    c.optim.momentum = 0.9
     c.optim.learning_rate_factors = ()
+    c.optim.warmup_steps = 20
     c.optim.ema_decay = 0.99
-    c.loop.num_steps = 700
+    c.loop.num_steps = 1000
     return c

@@ -105,6 +105,25 @@ def replicate(x: jax.Array) -> jax.Array:
     return reshard(x, *(None,) * x.ndim)
 
 
+def spread(x: jax.Array, axis: int) -> jax.Array:
+    """Splits one axis of a whole array over as many mesh axes as divide it."""
+    if not _has_mesh():
+        return x
+    taken, left = [], x.shape[axis]
+    for name, size in jax.sharding.get_abstract_mesh().shape.items():
+        if size > 1 and left % size == 0:
+            taken.append(name)
+            left //= size
+    layout = [None] * x.ndim
+    layout[axis] = tuple(taken) or None
+    return jax.reshard(x, PartitionSpec(*layout))
+
+
+def like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """Moves `x` to the layout of an array of the same shape."""
+    return jax.reshard(x, jax.typeof(other).sharding.spec) if _has_mesh() else x
+
+
 def gather_weight(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """Undoes the fsdp split of a weight just before it is used.
 

@@ -52,19 +52,76 @@ def _direct(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
 def _by_time_taps(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
     """Sums one 2D operation per time tap; frames that are padding cost nothing."""
     kt, kh, kw, i, o = kernel_thwio.shape
-    t, h, w = x_bthwc.shape[1:4]
-    if (kh, kw) == (1, 1) or min(h, w) < kh:
+    if (kh, kw) == (1, 1) or min(x_bthwc.shape[2:4]) < kh:
         # XLA's CPU convolution is ten times slower than a matrix product once the
         # frame is smaller than the kernel.
         x_bthwc = _patches(x_bthwc, kh, kw)
-        kernels, apply = kernel_thwio.reshape(kt, kh * kw * i, o), _matmul
-    else:
-        kernels, apply = kernel_thwio, conv2d
-    y = apply(x_bthwc, kernels[kt - 1])
+        return _sum_taps(x_bthwc, kernel_thwio.reshape(kt, kh * kw * i, o), _matmul)
+    return _conv_taps(x_bthwc, kernel_thwio)
+
+
+def _sum_taps(x_bthwc: jax.Array, kernels_t, apply) -> jax.Array:
+    kt, t = len(kernels_t), x_bthwc.shape[1]
+    y = apply(x_bthwc, kernels_t[kt - 1])
     for back in range(1, min(kt, t)):
-        earlier = apply(x_bthwc[:, : t - back], kernels[kt - 1 - back])
-        y = y + jnp.pad(earlier, ((0, 0), (back, 0), (0, 0), (0, 0), (0, 0)))
+        earlier = apply(x_bthwc[:, : t - back], kernels_t[kt - 1 - back])
+        y = y + _shift(earlier, back, 0)
     return y
+
+
+def _shift(x_bthwc: jax.Array, front: int, behind: int) -> jax.Array:
+    return jnp.pad(x_bthwc, ((0, 0), (front, behind), (0, 0), (0, 0), (0, 0)))
+
+
+@jax.custom_vjp
+def _conv_taps(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
+    return _sum_taps(x_bthwc, kernel_thwio, conv2d)
+
+
+def _conv_taps_forward(x_bthwc, kernel_thwio):
+    return _conv_taps(x_bthwc, kernel_thwio), (x_bthwc, kernel_thwio)
+
+
+def _conv_taps_backward(saved, dy_bthwo):
+    """XLA's own gradient for the kernel is a convolution with a window as large as the
+    frame, several times slower on CPU than one product of patches and gradient."""
+    x_bthwc, kernel_thwio = saved
+    kt, kh, kw, i, o = kernel_thwio.shape
+    t = x_bthwc.shape[1]
+    backs = range(min(kt, t))  # how many frames later a tap writes what it reads
+    turned = kernel_thwio[:, ::-1, ::-1].swapaxes(-1, -2)
+    dx_bthwc = conv2d(dy_bthwo, turned[kt - 1])
+    for back in backs[1:]:
+        dx = conv2d(dy_bthwo[:, back:], turned[kt - 1 - back])
+        dx_bthwc = dx_bthwc + _shift(dx, 0, back)
+    later = [_shift(dy_bthwo[:, back:], 0, back) for back in backs]
+    later_no = _voxels(jnp.concatenate(later, axis=-1))
+    rows = _patches(x_bthwc, 1, kw)  # a row of taps at once: wide enough for a product
+    edges = ((0, 0), (0, 0), (kh // 2, kh // 2), (0, 0), (0, 0))
+    rows, h = jnp.pad(rows, edges), x_bthwc.shape[2]
+    dk_hko = jnp.stack(
+        [
+            jnp.einsum(
+                "nk,no->ko",
+                _voxels(rows[:, :, row : row + h]),
+                later_no,
+                out_sharding=sharding.spec(None, None),
+            )
+            for row in range(kh)
+        ]
+    )
+    dk = dk_hko.reshape(kh, kw, i, len(backs), o).transpose(3, 0, 1, 2, 4)[::-1]
+    unused = ((kt - len(backs), 0), (0, 0), (0, 0), (0, 0), (0, 0))
+    return dx_bthwc, jnp.pad(dk, unused)
+
+
+_conv_taps.defvjp(_conv_taps_forward, _conv_taps_backward)
+
+
+def _voxels(x_bthwc: jax.Array) -> jax.Array:
+    """[b, t, h, w, c] -> [b t h w, c]."""
+    b, t, h, w, c = x_bthwc.shape
+    return reshape(reshape(x_bthwc, b * t, h, w, c), b * t * h * w, c)
 
 
 def _matmul(x_bthwc: jax.Array, kernel_io: jax.Array) -> jax.Array:

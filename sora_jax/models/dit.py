@@ -175,13 +175,21 @@ class Mlp(nnx.Module):
         return self.down(jax.nn.gelu(self.up(x_bnd), approximate=True))
 
 
+def _open_gates(key, shape, dtype):
+    """Wan's small numbers for shifts and scales, but gates of about 1.
+
+    Gates of that size would let next to nothing through for the first hundreds of steps.
+    """
+    table = shape[-1] ** -0.5 * jax.random.normal(key, shape, dtype)
+    return table.at[jnp.array([2, 5])].add(1.0)
+
+
 class Block(nnx.Module):
     """Self-attention, text cross-attention, MLP; the first and last are modulated."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        table = nnx.initializers.normal(config.dim**-0.5)
         self.scale_shift_table = layers.param(
-            rngs, table, (6, config.dim), (None, None)
+            rngs, _open_gates, (6, config.dim), (None, None)
         )
         self.attn1 = Attention(config, rngs=rngs)
         self.norm2 = layers.LayerNorm(config.dim, rngs=rngs)

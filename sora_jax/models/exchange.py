@@ -113,6 +113,11 @@ def _transformer(config: dit.Config) -> Iterator[Entry]:
 
 
 def _video_vae(config: video_vae.Config) -> Iterator[Entry]:
+    if not all(space for _, space in config.steps):
+        raise ValueError(
+            "diffusers' AutoencoderKLWan halves height and width at every step; "
+            f"spatial_downsample {config.spatial_downsample} cannot be expressed"
+        )
     yield from _linear("quant_conv", "quant_conv", ones=(0, 3))
     yield from _linear("post_quant_conv", "post_quant_conv", ones=(0, 3))
     levels = range(len(config.channel_multipliers))

@@ -40,9 +40,10 @@ class Config:
     decoder_base_dim: int | None = None  # the same where None
     channel_multipliers: tuple[int, ...] = (1, 2, 2)  # one a level
     num_res_blocks: int = 2  # a level of the encoder; the decoder has one more
-    # One entry for each step from level to level. All of them halve height and width;
-    # the true ones halve time as well.
+    # One entry for each step from level to level: whether it halves time, and whether
+    # it halves height and width (None: all of them do).
     temporal_downsample: tuple[bool, ...] = (True, True)
+    spatial_downsample: tuple[bool, ...] | None = None
     residual_shortcuts: bool = True
     latent_mean: tuple[float, ...] = ()
     latent_std: tuple[float, ...] = ()
@@ -50,11 +51,15 @@ class Config:
 
     def __post_init__(self):
         steps = len(self.channel_multipliers) - 1
-        if len(self.temporal_downsample) != steps:
-            raise ValueError(
-                f"{steps + 1} channel_multipliers have {steps} steps between them, but "
-                f"temporal_downsample has {len(self.temporal_downsample)} entries"
-            )
+        for name in ("temporal_downsample", "spatial_downsample"):
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != steps:
+                raise ValueError(
+                    f"{steps + 1} channel_multipliers have {steps} steps between them, "
+                    f"but {name} has {len(entries)} entries"
+                )
+        if not all(map(any, self.steps)):
+            raise ValueError("a step halves neither time nor height and width")
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) not in (0, self.latent_channels):
                 raise ValueError(
@@ -64,10 +69,12 @@ class Config:
 
         if self.residual_shortcuts:
             self._check_shortcuts()
+        elif not all(space for _, space in self.steps):
+            raise ValueError("without residual_shortcuts every step halves space")
 
     def _check_shortcuts(self) -> None:
         """Checks that every shortcut averages, or repeats, a whole number of times."""
-        blocks = [8 if temporal else 4 for temporal in self.temporal_downsample]
+        blocks = [2 ** (time + 2 * space) for time, space in self.steps]
         encoder = self.widths(self.base_dim)
         decoder = self.widths(self.decoder_base_dim or self.base_dim)[::-1]
         ways = [
@@ -93,6 +100,13 @@ class Config:
         return tuple(base * multiplier for multiplier in self.channel_multipliers)
 
     @property
+    def steps(self) -> tuple[tuple[bool, bool], ...]:
+        """What each step from level to level halves, finest first: (time, space)."""
+        every = (True,) * len(self.temporal_downsample)
+        space = every if self.spatial_downsample is None else self.spatial_downsample
+        return tuple(zip(self.temporal_downsample, space, strict=True))
+
+    @property
     def temporal_stride(self) -> int:
         """Video frames in each latent frame after the first."""
         return 2 ** sum(self.temporal_downsample)
@@ -100,7 +114,7 @@ class Config:
     @property
     def spatial_stride(self) -> int:
         """Pixels a side in each latent voxel."""
-        return self.patch_size * 2 ** len(self.temporal_downsample)
+        return self.patch_size * 2 ** sum(space for _, space in self.steps)
 
     def latent_shape(
         self, num_frames: int, height: int, width: int
@@ -232,15 +246,16 @@ class MidBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves height and width and, where `temporal`, 1 + 2n frames to 1 + n."""
+    """Halves height and width (`space`), and 1 + 2n frames to 1 + n (`time`)."""
 
-    def __init__(self, c: int, temporal: bool, *, rngs: nnx.Rngs):
-        self.conv = Conv((3, 3), c, c, rngs=rngs)
-        self.time_conv = Conv((3, 1, 1), c, c, rngs=rngs) if temporal else None
+    def __init__(self, c: int, time: bool, space: bool, *, rngs: nnx.Rngs):
+        self.conv = Conv((3, 3), c, c, rngs=rngs) if space else None
+        self.time_conv = Conv((3, 1, 1), c, c, rngs=rngs) if time else None
 
     def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        padding = ((0, 1), (0, 1))
-        x_bthwc = self.conv(x_bthwc, conv.conv2d, stride=2, padding=padding)
+        if self.conv is not None:
+            padding = ((0, 1), (0, 1))
+            x_bthwc = self.conv(x_bthwc, conv.conv2d, stride=2, padding=padding)
         if self.time_conv is None or x_bthwc.shape[1] == 1:
             return x_bthwc
         rest = self.time_conv(x_bthwc, conv.half_time_conv)
@@ -248,11 +263,11 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles height and width and, where `temporal`, 1 + n frames to 1 + 2n."""
+    """Doubles height and width (`space`), and 1 + n frames to 1 + 2n (`time`)."""
 
-    def __init__(self, i: int, o: int, temporal: bool, *, rngs: nnx.Rngs):
-        self.time_conv = Conv((3, 1, 1), i, 2 * i, rngs=rngs) if temporal else None
-        self.conv = Conv((3, 3), i, o, rngs=rngs)
+    def __init__(self, i: int, o: int, time: bool, space: bool, *, rngs: nnx.Rngs):
+        self.time_conv = Conv((3, 1, 1), i, 2 * i, rngs=rngs) if time else None
+        self.conv = Conv((3, 3), i, o, rngs=rngs) if space else None
 
     def __call__(self, x_bthwc: jax.Array) -> jax.Array:
         b, t, h, w, c = x_bthwc.shape
@@ -264,6 +279,8 @@ class Upsample(nnx.Module):
                 pairs.transpose(0, 1, 4, 2, 3, 5), b, 2 * t - 2, h, w, c
             )
             x_bthwc = jnp.concatenate([x_bthwc[:, :1], rest], axis=1)
+        if self.conv is None:
+            return x_bthwc
         return self.conv(conv.double_space(x_bthwc), conv.conv2d)
 
 
@@ -288,19 +305,21 @@ class DownBlock(nnx.Module):
     """A level of the encoder: residual blocks, then a halving except at the last."""
 
     def __init__(
-        self, config: Config, i: int, o: int, temporal: bool | None, *, rngs: nnx.Rngs
+        self,
+        config: Config,
+        i: int,
+        o: int,
+        step: tuple[bool, bool] | None,
+        *,
+        rngs: nnx.Rngs,
     ):
         widths = [i] + [o] * config.num_res_blocks
         self.resnets = nnx.List(
             [ResBlock(*pair, rngs=rngs) for pair in itertools.pairwise(widths)]
         )
-        last = temporal is None
-        self.downsampler = None if last else Downsample(o, temporal, rngs=rngs)
-        self.shortcut = (
-            (o, 2 if temporal else 1, 1 if last else 2)
-            if config.residual_shortcuts
-            else None
-        )
+        self.downsampler = Downsample(o, *step, rngs=rngs) if step else None
+        time, space = step or (False, False)
+        self.shortcut = (o, 1 + time, 1 + space) if config.residual_shortcuts else None
 
     def __call__(self, x_bthwc: jax.Array) -> jax.Array:
         y = x_bthwc
@@ -315,18 +334,23 @@ class UpBlock(nnx.Module):
     """A level of the decoder: residual blocks, then a doubling except at the last."""
 
     def __init__(
-        self, config: Config, i: int, o: int, temporal: bool | None, *, rngs: nnx.Rngs
+        self,
+        config: Config,
+        i: int,
+        o: int,
+        step: tuple[bool, bool] | None,
+        *,
+        rngs: nnx.Rngs,
     ):
         widths = [i] + [o] * (config.num_res_blocks + 1)
         self.resnets = nnx.List(
             [ResBlock(*pair, rngs=rngs) for pair in itertools.pairwise(widths)]
         )
         out = o if config.residual_shortcuts else o // 2
-        last = temporal is None
-        self.upsampler = None if last else Upsample(o, out, temporal, rngs=rngs)
+        self.upsampler = Upsample(o, out, *step, rngs=rngs) if step else None
         self.shortcut = (
-            (o, 2 if temporal else 1, 2)
-            if config.residual_shortcuts and not last
+            (o, *(1 + halved for halved in step))
+            if config.residual_shortcuts and step
             else None
         )
 
@@ -345,12 +369,12 @@ class Encoder(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         widths = config.widths(config.base_dim)
         pixels = config.video_channels * config.patch_size**2
-        steps = (*config.temporal_downsample, None)
+        steps = (*config.steps, None)
         self.conv_in = Conv((3, 3, 3), pixels, widths[0], split=False, rngs=rngs)
         self.down_blocks = nnx.List(
             [
-                DownBlock(config, *pair, temporal, rngs=rngs)
-                for pair, temporal in zip(
+                DownBlock(config, *pair, step, rngs=rngs)
+                for pair, step in zip(
                     itertools.pairwise((widths[0], *widths)), steps, strict=True
                 )
             ]
@@ -375,7 +399,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         widths = config.widths(config.decoder_base_dim or config.base_dim)[::-1]
         pixels = config.video_channels * config.patch_size**2
-        steps = (*config.temporal_downsample[::-1], None)
+        steps = (*config.steps[::-1], None)
         self.conv_in = Conv(
             (3, 3, 3), config.latent_channels, widths[0], split=False, rngs=rngs
         )
@@ -386,8 +410,8 @@ class Decoder(nnx.Module):
         ]
         self.up_blocks = nnx.List(
             [
-                UpBlock(config, i, o, temporal, rngs=rngs)
-                for i, o, temporal in zip(inputs, widths, steps, strict=True)
+                UpBlock(config, i, o, step, rngs=rngs)
+                for i, o, step in zip(inputs, widths, steps, strict=True)
             ]
         )
         self.norm_out = _norm(widths[-1], rngs)
@@ -409,7 +433,7 @@ class VideoVAE(nnx.Module):
         self.encoder = Encoder(config, rngs=rngs)
         self.quant_conv = layers.Linear(2 * c, 2 * c, axes=(None, None), rngs=rngs)
         # Sampled latents begin next to their mean, or the noise would drown it at first.
-        self.quant_conv.bias[...] = jnp.repeat(jnp.asarray([0.0, -6.0]), c)
+        self.quant_conv.bias[...] = jnp.repeat(jnp.asarray([0.0, -10.0]), c)
         self.post_quant_conv = layers.Linear(c, c, axes=(None, None), rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
 

@@ -101,6 +101,18 @@ def test_later_latents_change_no_earlier_frame_by_a_bit(decode):
         assert np.all(np.any(before[:, same:] != after[:, same:], axis=(2, 3, 4)))
 
 
+def test_steps_may_halve_time_alone(build):
+    config = dataclasses.replace(TINY, patch_size=4, spatial_downsample=(True, False))
+    folded, clip = build(make(config)), video(1, 9, 16, 16)
+    through = jax.jit(lambda vae, clip: vae.decode(vae.encode(clip)[0]))
+    mean, _ = jax.jit(folded.encode)(clip)
+    assert mean.shape[1:] == config.latent_shape(9, 16, 16) == (3, 2, 2, 6)
+    before = through(folded, clip)
+    after = through(folded, clip.at[:, 5:].set(0.5))
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert before.shape == clip.shape and np.any(before[:, 5:] != after[:, 5:])
+
+
 def test_an_image_is_the_first_frame(encode):
     clip = video(1, 13, 16, 16)
     image_mean, _ = encode(clip[:, :1])
@@ -127,6 +139,7 @@ def test_an_impossible_size_is_refused_with_the_nearest(tiny, size, nearest):
 def test_strides_of_the_layouts():
     for config, time, space in (
         (video_vae.Config(), 4, 8),
+        (video_vae.Config(patch_size=4, spatial_downsample=(False, False)), 4, 4),
         (video_vae.WAN_2_1, 4, 8),
         (video_vae.WAN_2_2, 4, 16),
     ):
@@ -138,6 +151,15 @@ def test_strides_of_the_layouts():
     "change, message",
     [
         ({"temporal_downsample": (True,)}, "2 steps"),
+        ({"spatial_downsample": (True,)}, "2 steps"),
+        (
+            {"temporal_downsample": (True, False), "spatial_downsample": (True, False)},
+            "halves neither",
+        ),
+        (
+            {"residual_shortcuts": False, "spatial_downsample": (True, False)},
+            "every step halves space",
+        ),
         ({"latent_mean": (0.0, 1.0)}, "6 latent channels"),
         ({"channel_multipliers": (1, 2, 3)}, "16 and 24"),
     ],
@@ -166,7 +188,7 @@ def test_a_new_vae_has_quiet_branches_and_latents():
     assert sum(path.endswith("conv2.kernel") for path in quiet) == 13
     assert sum(path.endswith("proj.kernel") for path in quiet) == 2
     logvar_bias = vae.quant_conv.bias[6:]
-    np.testing.assert_array_equal(logvar_bias, -6.0 * np.ones(6))
+    np.testing.assert_array_equal(logvar_bias, -10.0 * np.ones(6))
 
 
 @pytest.mark.parametrize(

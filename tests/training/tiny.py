@@ -15,7 +15,9 @@ DIT = dit.Config(
 TEXT = text_encoder.Config(
     vocab_size=40, dim=16, num_layers=1, num_heads=2, head_dim=8, mlp_dim=32
 )
-OPTIM = optim.Config(learning_rate=3e-3, warmup_steps=2, ema_decay=0.9)
+OPTIM = optim.Config(
+    learning_rate=3e-3, muon_learning_rate=1e-2, warmup_steps=2, ema_decay=0.9
+)
 
 
 def objective() -> objectives.Denoiser:
