@@ -23,15 +23,15 @@ def get_config() -> ml_collections.ConfigDict:
     c.data = ml_collections.ConfigDict()
     c.data.shards = ""  # folder of video shards (objective "vae")
     c.data.latents = ""  # folder of a latent cache (objective "denoiser")
-    c.data.batch_size = 64  # rows of the global batch
+    c.data.batch_size = 32  # rows of the global batch
     c.data.num_workers = 0  # processes that decode; 0: threads
     c.data.max_corrupt_share = 0.01  # of all records, damaged; above: error
     # Objective "vae": share of the run -> (frames, height, width, crops a clip).
     c.data.crops = ((1.0, 0, 0, 0, 1),)  # 0: as they are
 
     c.text = ml_collections.ConfigDict()
-    c.text.length = 32  # tokens a caption is cut or padded to
-    c.text.vocab_size = 512  # pieces of the tokenizer trained on the captions
+    c.text.length = 24  # tokens a caption is cut or padded to
+    c.text.vocab_size = 640  # pieces of the tokenizer trained on the captions
     c.text.dropout = 0.1  # share of rows that train without text
     c.text.tiers = ml_collections.ConfigDict()  # how often which caption is taken
     c.text.tiers.alt = 0.0  # what videos of one's own come with
@@ -85,7 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.noise.logit_normal = 0.9
     c.noise.mean = 0.0
     c.noise.std = 1.0
-    c.noise.shift = 5.0
+    c.noise.shift = 6.0
 
     c.known = ml_collections.ConfigDict()  # diffusion/known.py: Config
     c.known.probabilities = ml_collections.ConfigDict({"none": 0.9, "first_frame": 0.1})
@@ -100,8 +100,13 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim = ml_collections.ConfigDict()  # training/optim.py: Config
     c.optim.learning_rate = 3e-3
     c.optim.muon_learning_rate = 0.02
+    c.optim.not_muon = "^text_encoder"
     c.optim.momentum = 0.95
-    c.optim.learning_rate_factors = (("^text_encoder", 2.0),)
+    # The words first: an encoder that changes fast mixes them before they mean anything.
+    c.optim.learning_rate_factors = (
+        ("^text_encoder.embedding", 2.0),
+        ("^text_encoder", 0.2),
+    )
     c.optim.warmup_steps = 50
     c.optim.final_fraction = 0.05
     c.optim.b1 = 0.9
@@ -109,12 +114,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.0
     c.optim.clip_norm = 1.0
-    c.optim.ema_decay = 0.995
+    c.optim.ema_decay = 0.998
 
     c.loop = ml_collections.ConfigDict()  # training/loop.py: Config
-    c.loop.num_steps = 1000
-    c.loop.log_every = 20
-    c.loop.checkpoint_every = 200
+    c.loop.num_steps = 3600
+    c.loop.log_every = 50
+    c.loop.checkpoint_every = 500
     c.loop.keep_checkpoints = 2
     c.loop.eval_every = 0
     c.loop.accumulation = 1

@@ -25,7 +25,7 @@ import termios
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FAMILIES = "attribute:0.25,motion:0.6,relation:0.15"
+FAMILIES = "attribute:0.1,motion:0.6,relation:0.3"
 # What sora_jax/evaluate.py scores for these families, each with a flag for its size.
 SUITES = tuple(
     family + kind
@@ -420,7 +420,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     config = "; default: what %s says"
     parser.add_argument("--out", type=pathlib.Path, default=default, help="run folder")
     parser.add_argument(
-        "--num_clips", **size, help="clips to learn from; default: 8000"
+        "--num_clips", **size, help="clips to learn from; default: 12000"
     )
     parser.add_argument("--vae_steps", **size, help="steps" + config % VAE_CONFIG)
     parser.add_argument("--denoiser_steps", **size, help="steps" + config % CONFIG)
@@ -435,7 +435,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(arguments)
     args.out = args.out.absolute()
-    for name, number in (SMOKE if args.smoke else {"num_clips": 8000}).items():
+    for name, number in (SMOKE if args.smoke else {"num_clips": 12000}).items():
         if getattr(args, name) is None:
             setattr(args, name, number)
     return args

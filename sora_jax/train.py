@@ -58,10 +58,13 @@ def denoiser(c, folder: pathlib.Path, mesh):
             f"the latents of {c.data.latents} have {channels} channels, but "
             f"model.dit.in_channels is {c.model.dit.in_channels}"
         )
+    sampler = captions.CaptionSampler(dict(c.text.tiers))
+    sampler.check(source.count_captions())
     spiece = folder / "tokenizer.model"
     if jax.process_index() == 0:
         if not spiece.is_file():
-            tokenizer.train(source.all_captions(), spiece, c.text.vocab_size)
+            texts = source.all_captions(sampler.probabilities)
+            tokenizer.train(texts, spiece, c.text.vocab_size)
         shutil.copytree(
             pathlib.Path(c.data.latents) / "vae", folder / "vae", dirs_exist_ok=True
         )
@@ -82,9 +85,7 @@ def denoiser(c, folder: pathlib.Path, mesh):
         null_ids=null_ids[0],
         fps=source.fps,
     )
-    transform = transforms.Tokenize(
-        captions.CaptionSampler(dict(c.text.tiers)), pieces, c.text.length
-    )
+    transform = transforms.Tokenize(sampler, pieces, c.text.length)
     pt, ph, pw = dit_config.patch
     tokens = (t // pt) * (h // ph) * (w // pw)
     sharding.check_divisible(

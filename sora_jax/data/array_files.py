@@ -19,7 +19,7 @@ import pathlib
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from array_record.python import array_record_module
@@ -291,10 +291,18 @@ class Records:
         """Returns a record's captions by tier, without reading the record."""
         return self.entry(index)["captions"]
 
-    def all_captions(self) -> Iterator[str]:
-        """Yields every caption of every record, as a tokenizer is trained on."""
+    def all_captions(self, tiers: Collection[str] = records.TIERS) -> Iterator[str]:
+        """Yields every caption of these tiers, as a tokenizer is trained on."""
         for index in range(len(self)):
-            yield from self.captions(index).values()
+            for tier, text in self.captions(index).items():
+                if tier in tiers:
+                    yield text
+
+    def count_captions(self) -> collections.Counter[str]:
+        """Counts the captions of each tier."""
+        return collections.Counter(
+            tier for index in range(len(self)) for tier in self.captions(index)
+        )
 
     def read(self, indices: Sequence[int]) -> list[Any]:
         """Returns the records, with a `records.CorruptRecord` for each damaged one."""

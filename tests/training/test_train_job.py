@@ -152,22 +152,63 @@ def test_a_stopped_job_has_its_own_exit_code(folder):
     assert checkpoint.load_run(run).step >= len(losses(run)) - 1 > 0
 
 
-def test_two_processes_do_what_one_does(folder, uninterrupted):
-    run = folder / "pod"
-    pod = [sys.executable, "launch/local_pod.py", "--processes", "2", "--devices", "4"]
+def pod(folder, run):
+    """The command of two processes with four devices each."""
+    launcher = ["launch/local_pod.py", "--processes", "2", "--devices", "4", "--"]
     job = command(folder, run, mesh__fsdp=4, mesh__tensor=2, data__num_workers=0)
-    code, output = run_job([*pod, "--", *job])
+    return [sys.executable, *launcher, *job]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_pod(folder):
+    run = folder / "pod"
+    code, output = run_job(pod(folder, run))
     assert code == 0, output
-    np.testing.assert_allclose(losses(run), losses(uninterrupted), rtol=1e-5)
+    return run
+
+
+def test_two_processes_do_what_one_does(uninterrupted_pod, uninterrupted):
+    np.testing.assert_allclose(
+        losses(uninterrupted_pod), losses(uninterrupted), rtol=1e-5
+    )
+
+
+def test_a_pod_that_loses_a_process_goes_on_exactly(folder, uninterrupted_pod):
+    run = folder / "bereft"
+    launcher = subprocess.Popen(
+        pod(folder, run), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while len(losses(run)) < 6 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    members = [int(pid) for pid in children.read_text().split()]
+    assert len(members) == 2
+    os.kill(members[1], signal.SIGKILL)
+    assert launcher.wait(timeout=120) != 0
+    assert not any(pathlib.Path(f"/proc/{pid}").exists() for pid in members)
+    assert 6 <= len(losses(run)) < STEPS
+    code, output = run_job(pod(folder, run))
+    assert code == 0, output
+    assert losses(run) == losses(uninterrupted_pod)
+    for found, wanted in zip(final(run), final(uninterrupted_pod), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 def test_another_config_is_refused_with_the_difference(folder, uninterrupted):
     changed = command(folder, uninterrupted, optim__learning_rate=0.5)
     code, output = run_job(changed)
-    assert code == 1 and "optim.learning_rate: 0.002, now 0.5" in output
+    assert code == 1 and "optim.learning_rate: 0.003, now 0.5" in output
 
 
 def test_what_does_not_divide_is_named(folder):
     arguments = command(folder, folder / "odd", data__batch_size=6, mesh__fsdp=4)
     code, output = run_job(arguments, devices=4)
     assert code == 1 and "data.batch_size is 6, which does not divide" in output
+
+
+def test_clips_without_the_captions_asked_for_are_refused(folder):
+    tiers = {f"text__tiers__{tier}": 0 for tier in ("short", "medium")}
+    arguments = command(folder, folder / "mute", **tiers, text__tiers__alt=1)
+    code, output = run_job(arguments)
+    assert code == 1 and "no clip has a caption of the tiers ['alt']" in output
