@@ -23,7 +23,8 @@ _SCORING = (
     "evals/features.py",
     "evals/toyworld.py",
     "models/feature_net.py",
-    "toyworld/oracle.py",
+    # What a prompt asks for, what a scene looks like, and when a video shows it.
+    "toyworld/*.py",
 )
 
 
@@ -106,7 +107,8 @@ def code_version() -> str:
     incomparable and a changed threshold does.
     """
     root = pathlib.Path(sora_jax.__file__).parent
-    sources = (bare_code((root / name).read_text()) for name in _SCORING)
+    files = (file for pattern in _SCORING for file in sorted(root.glob(pattern)))
+    sources = (bare_code(file.read_text()) for file in files)
     return f"{sora_jax.__version__}+{text_digest(sources)[:12]}"
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
@@ -92,3 +93,12 @@ def test_code_digest_ignores_words_and_sees_numbers():
     only_words = 'class A(Exception):\n    """Says."""\n'
     assert protocol.bare_code(only_words) == "class A(Exception):\n    pass"
     assert manifest().code.count("+") == 1
+
+
+def test_the_oracle_and_its_rules_are_scoring_code(monkeypatch):
+    seen = []
+    monkeypatch.setattr(protocol, "bare_code", lambda text: seen.append(text) or text)
+    protocol.code_version()
+    root = pathlib.Path(protocol.__file__).parents[1]
+    for name in ("toyworld/rules.py", "toyworld/reading.py", "evals/temporal.py"):
+        assert (root / name).read_text() in seen, name

@@ -1,0 +1,87 @@
+"""Does the denoiser wait for its data? Steps with the loader beside steps without.
+
+    python -m experiments.bench.loader --model runs/quickstart/model \
+        --latents runs/quickstart/latents [--rounds 6]
+
+Trains a copy of the run's recipe in memory, in turns of 40 steps: with batches from the
+loader, then with one fixed batch. Prints the speed of each turn and the ratio of the
+medians; the bar is .97.
+"""
+
+import argparse
+import pathlib
+import statistics
+import time
+
+import jax
+
+from sora_jax.core import config as configs
+from sora_jax.core import mesh as meshes
+from sora_jax.core import rng
+from sora_jax.data import captions, latents, loader, tokenizer, transforms
+from sora_jax.diffusion import known, timesteps
+from sora_jax.models import dit, text_encoder
+from sora_jax.training import loop, objectives, optim
+from sora_jax.training import state as states
+from sora_jax.training import step as steps
+
+TURN = 40  # steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=pathlib.Path, required=True, help="run folder")
+    parser.add_argument("--latents", type=pathlib.Path, required=True)
+    parser.add_argument("--rounds", type=int, default=6)
+    args = parser.parse_args()
+    c, source = configs.read(args.model), latents.open_latents(args.latents)
+    pieces = tokenizer.Tokenizer(args.model / "tokenizer.model")
+    text = dict(c.model.text_encoder)
+    text |= {"vocab_size": pieces.vocab_size, "dim": c.model.dit.text_dim}
+    objective = objectives.Denoiser(
+        configs.build(dit.Config, c.model.dit, "model.dit"),
+        configs.build(text_encoder.Config, text, "model.text_encoder"),
+        configs.build(timesteps.Config, c.noise, "noise"),
+        configs.build(known.Config, c.known, "known"),
+        text_dropout=c.text.dropout,
+        null_ids=pieces.encode([""], c.text.length)[0][0],
+        fps=source.fps,
+    )
+    optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 1000)
+    mesh = meshes.make_mesh()
+    sampler = captions.CaptionSampler(dict(c.text.tiers))
+    transform = transforms.Tokenize(sampler, pieces, c.text.length)
+    batches = loader.make_loader(
+        source, transform, seed=c.seed, batch_size=c.data.batch_size
+    )
+    speeds = {"loader": [], "one batch": []}
+    with jax.set_mesh(mesh), batches as rows:
+        state = jax.jit(
+            lambda: states.init(objective.networks, optimizer, rng.key(0, "init"))
+        )()
+        train_step = jax.jit(
+            steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.99),
+            donate_argnums=0,
+        )
+        fixed = loop.to_device(next(rows), mesh)
+        state, metrics = train_step(state, fixed)
+        jax.block_until_ready(metrics)
+        for turn in range(2 * args.rounds):
+            kind = ("loader", "one batch")[turn % 2]
+            began = time.perf_counter()
+            for _ in range(TURN):
+                batch = fixed
+                if kind == "loader":
+                    batch = loop.to_device(next(rows), mesh)
+                before, (state, metrics) = metrics, train_step(state, batch)
+                jax.device_get(before)  # as the loop does: one step behind
+            jax.block_until_ready(metrics)
+            seconds = time.perf_counter() - began
+            speeds[kind].append(TURN * c.data.batch_size / seconds)
+            print(f"{kind:10} {speeds[kind][-1]:8.1f} clips a second", flush=True)
+    medians = {kind: statistics.median(values) for kind, values in speeds.items()}
+    print(f"ratio of the medians {medians['loader'] / medians['one batch']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
