@@ -140,11 +140,17 @@ def main() -> int:
     )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--devices", type=int, default=4, help="of each process")
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=GRACE_SECONDS,
+        help="seconds that the others may save in after one has failed",
+    )
     parser.add_argument("command", nargs="+", help="after --")
     args = parser.parse_args()
     if args.processes < 1 or args.devices < 1:
         parser.error("--processes and --devices are at least 1")
-    return run(args.command, args.processes, args.devices)
+    return run(args.command, args.processes, args.devices, args.grace)
 
 
 if __name__ == "__main__":

@@ -154,9 +154,9 @@ def test_a_stopped_job_has_its_own_exit_code(folder):
 
 def pod(folder, run):
     """The command of two processes with four devices each."""
-    launcher = ["launch/local_pod.py", "--processes", "2", "--devices", "4", "--"]
+    launcher = ["launch/local_pod.py", "--processes", "2", "--devices", "4"]
     job = command(folder, run, mesh__fsdp=4, mesh__tensor=2, data__num_workers=0)
-    return [sys.executable, *launcher, *job]
+    return [sys.executable, *launcher, "--grace", "2", "--", *job]
 
 
 @pytest.fixture(scope="module")
