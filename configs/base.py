@@ -105,7 +105,7 @@ def get_config() -> ml_collections.ConfigDict:
     # The words first: an encoder that changes fast mixes them before they mean anything.
     c.optim.learning_rate_factors = (
         ("^text_encoder.embedding", 2.0),
-        ("^text_encoder", 0.2),
+        ("^text_encoder", 0.6),
     )
     c.optim.warmup_steps = 50
     c.optim.final_fraction = 0.05

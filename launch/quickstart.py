@@ -25,7 +25,7 @@ import termios
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FAMILIES = "attribute:0.1,motion:0.6,relation:0.3"
+FAMILIES = "attribute:0.05,motion:0.5,relation:0.45"
 # What sora_jax/evaluate.py scores for these families, each with a flag for its size.
 SUITES = tuple(
     family + kind
