@@ -100,7 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim = ml_collections.ConfigDict()  # training/optim.py: Config
     c.optim.learning_rate = 3e-3
     c.optim.muon_learning_rate = 0.02
-    c.optim.not_muon = "^text_encoder"
+    c.optim.not_muon = ("^text_encoder",)
     c.optim.momentum = 0.95
     # The words first: an encoder that changes fast mixes them before they mean anything.
     c.optim.learning_rate_factors = (

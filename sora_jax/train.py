@@ -22,8 +22,7 @@ from sora_jax.core import environment, paths, sharding
 from sora_jax.core import mesh as meshes
 from sora_jax.data import captions, loader, shards, tokenizer, transforms
 from sora_jax.data import latents as cache
-from sora_jax.diffusion import known, timesteps
-from sora_jax.models import dit, text_encoder, video_vae
+from sora_jax.models import video_vae
 from sora_jax.training import cost, latents, loop, objectives, optim
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -59,7 +58,7 @@ def denoiser(c, folder: pathlib.Path, mesh):
             f"model.dit.in_channels is {c.model.dit.in_channels}"
         )
     sampler = captions.CaptionSampler(dict(c.text.tiers))
-    sampler.check(source.count_captions())
+    sampler.check(source.manifest["captions"])
     spiece = folder / "tokenizer.model"
     if jax.process_index() == 0:
         if not spiece.is_file():
@@ -70,21 +69,8 @@ def denoiser(c, folder: pathlib.Path, mesh):
         )
     _barrier("tokenizer")
     pieces = tokenizer.Tokenizer(spiece)
-    dit_config = configs.build(dit.Config, c.model.dit, "model.dit")
-    text = dict(c.model.text_encoder) | {
-        "vocab_size": pieces.vocab_size,
-        "dim": dit_config.text_dim,
-    }
-    null_ids, _ = pieces.encode([""], c.text.length)
-    objective = objectives.Denoiser(
-        dit_config,
-        configs.build(text_encoder.Config, text, "model.text_encoder"),
-        configs.build(timesteps.Config, c.noise, "noise"),
-        configs.build(known.Config, c.known, "known"),
-        text_dropout=c.text.dropout,
-        null_ids=null_ids[0],
-        fps=source.fps,
-    )
+    objective = objectives.denoiser(c, pieces, source.fps)
+    dit_config = objective.dit_config
     transform = transforms.Tokenize(sampler, pieces, c.text.length)
     pt, ph, pw = dit_config.patch
     tokens = (t // pt) * (h // ph) * (w // pw)

@@ -19,8 +19,6 @@ from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng
 from sora_jax.data import captions, latents, loader, tokenizer, transforms
-from sora_jax.diffusion import known, timesteps
-from sora_jax.models import dit, text_encoder
 from sora_jax.training import loop, objectives, optim
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
@@ -36,17 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     c, source = configs.read(args.model), latents.open_latents(args.latents)
     pieces = tokenizer.Tokenizer(args.model / "tokenizer.model")
-    text = dict(c.model.text_encoder)
-    text |= {"vocab_size": pieces.vocab_size, "dim": c.model.dit.text_dim}
-    objective = objectives.Denoiser(
-        configs.build(dit.Config, c.model.dit, "model.dit"),
-        configs.build(text_encoder.Config, text, "model.text_encoder"),
-        configs.build(timesteps.Config, c.noise, "noise"),
-        configs.build(known.Config, c.known, "known"),
-        text_dropout=c.text.dropout,
-        null_ids=pieces.encode([""], c.text.length)[0][0],
-        fps=source.fps,
-    )
+    objective = objectives.denoiser(c, pieces, source.fps)
     optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 1000)
     mesh = meshes.make_mesh()
     sampler = captions.CaptionSampler(dict(c.text.tiers))

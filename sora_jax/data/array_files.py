@@ -27,7 +27,7 @@ from array_record.python import array_record_module
 from sora_jax.core import paths
 from sora_jax.data import records
 
-FORMAT = 1
+FORMAT = 2
 # One record a chunk: what random access wants, and what TFDS and grain expect.
 _WRITER_OPTIONS = "group_size:1"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -298,12 +298,6 @@ class Records:
                 if tier in tiers:
                     yield text
 
-    def count_captions(self) -> collections.Counter[str]:
-        """Counts the captions of each tier."""
-        return collections.Counter(
-            tier for index in range(len(self)) for tier in self.captions(index)
-        )
-
     def read(self, indices: Sequence[int]) -> list[Any]:
         """Returns the records, with a `records.CorruptRecord` for each damaged one."""
         result = []
@@ -335,6 +329,12 @@ class Records:
     def close(self) -> None:
         """Closes the files; a later read opens them again."""
         self._file_records.close()
+
+
+def count_captions(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Returns how many captions each tier has; tiers without any are left out."""
+    tiers = collections.Counter(tier for entry in entries for tier in entry["captions"])
+    return {tier: tiers[tier] for tier in records.TIERS if tiers[tier]}
 
 
 def read_manifest(folder: pathlib.Path, name: str, what: str) -> dict[str, Any]:

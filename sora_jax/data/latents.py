@@ -183,12 +183,13 @@ def _statistics(summaries: Sequence[Mapping[str, Any]]) -> dict[str, list[float]
     return {"mean": mean_c.tolist(), "std": std_c.tolist()}
 
 
-def _sizes(summaries: Sequence[Mapping[str, Any]]) -> dict[str, list]:
-    """Returns the different shapes and frame rates that occur."""
+def _sizes(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the different shapes and frame rates, and how many captions there are."""
     entries = [entry for summary in summaries for entry in summary["index"]]
     return {
         "shape": [list(s) for s in sorted({tuple(e["shape"]) for e in entries})],
         "fps": sorted({entry["fps"] for entry in entries}),
+        "captions": array_files.count_captions(entries),
     }
 
 

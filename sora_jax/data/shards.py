@@ -12,7 +12,6 @@ TensorFlow is not needed for either and is never imported.
 Reading checks twice: ArrayRecord's own hash of every chunk, and the SHA-256 of the clip.
 """
 
-import collections
 import dataclasses
 import functools
 import json
@@ -269,9 +268,8 @@ def _write_tfds_metadata(out: pathlib.Path, split: str, files: list[dict]) -> No
 
 def _overview(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns how many captions each tier has, and the sizes that the clips have."""
-    tiers = collections.Counter(tier for entry in entries for tier in entry["captions"])
     overview: dict[str, Any] = {
-        "captions": {tier: tiers[tier] for tier in records.TIERS if tiers[tier]},
+        "captions": array_files.count_captions(entries),
         "without_caption": sum(not entry["captions"] for entry in entries),
     }
     for field in ("num_frames", "height", "width", "fps"):

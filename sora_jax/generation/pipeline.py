@@ -36,7 +36,7 @@ from sora_jax.generation import tasks
 from sora_jax.models import dit as dits
 from sora_jax.models import text_encoder as text_encoders
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, latents
+from sora_jax.training import checkpoint, latents, objectives
 from sora_jax.training import state as states
 
 
@@ -377,18 +377,8 @@ class Pipeline:
 
 def networks_of(config: Mapping, tokenizer: tokenizers.Tokenizer) -> states.Networks:
     """The networks {"dit", "text_encoder"} of a denoiser run's config."""
-    dit_config = configs.build(dits.Config, config.model.dit, "model.dit")
-    text_config = configs.build(
-        text_encoders.Config,
-        dict(config.model.text_encoder)
-        | {"vocab_size": tokenizer.vocab_size, "dim": dit_config.text_dim},
-        "model.text_encoder",
-    )
-    return states.Networks(
-        lambda rngs: {
-            "dit": dits.DiT(dit_config, rngs=rngs),
-            "text_encoder": text_encoders.TextEncoder(text_config, rngs=rngs),
-        }
+    return objectives.denoiser_networks(
+        *objectives.denoiser_configs(config, tokenizer.vocab_size)
     )
 
 

@@ -24,6 +24,8 @@ from flax import nnx
 from sora_jax.core import sharding
 from sora_jax.models import attention, conv, layers
 
+Step = tuple[bool, bool]  # from level to level: whether it halves time, and space
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -100,7 +102,7 @@ class Config:
         return tuple(base * multiplier for multiplier in self.channel_multipliers)
 
     @property
-    def steps(self) -> tuple[tuple[bool, bool], ...]:
+    def steps(self) -> tuple[Step, ...]:
         """What each step from level to level halves, finest first: (time, space)."""
         every = (True,) * len(self.temporal_downsample)
         space = every if self.spatial_downsample is None else self.spatial_downsample
@@ -305,13 +307,7 @@ class DownBlock(nnx.Module):
     """A level of the encoder: residual blocks, then a halving except at the last."""
 
     def __init__(
-        self,
-        config: Config,
-        i: int,
-        o: int,
-        step: tuple[bool, bool] | None,
-        *,
-        rngs: nnx.Rngs,
+        self, config: Config, i: int, o: int, step: Step | None, *, rngs: nnx.Rngs
     ):
         widths = [i] + [o] * config.num_res_blocks
         self.resnets = nnx.List(
@@ -334,13 +330,7 @@ class UpBlock(nnx.Module):
     """A level of the decoder: residual blocks, then a doubling except at the last."""
 
     def __init__(
-        self,
-        config: Config,
-        i: int,
-        o: int,
-        step: tuple[bool, bool] | None,
-        *,
-        rngs: nnx.Rngs,
+        self, config: Config, i: int, o: int, step: Step | None, *, rngs: nnx.Rngs
     ):
         widths = [i] + [o] * (config.num_res_blocks + 1)
         self.resnets = nnx.List(

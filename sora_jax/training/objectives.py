@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from sora_jax.core import config as configs
 from sora_jax.core import sharding
 from sora_jax.diffusion import flow, guidance, known, timesteps
 from sora_jax.models import dit, text_encoder, video_vae
@@ -18,6 +19,49 @@ from sora_jax.training import state as states
 
 def _rows(*names_after) -> jax.P | None:
     return sharding.spec("batch", *names_after)
+
+
+def denoiser_configs(c, vocab_size: int) -> tuple[dit.Config, text_encoder.Config]:
+    """Reads both networks of a denoiser from a run's config.
+
+    The text encoder's vocabulary is the tokenizer's, its width the denoiser's text_dim.
+    """
+    dit_config = configs.build(dit.Config, c.model.dit, "model.dit")
+    text = dict(c.model.text_encoder)
+    text |= {"vocab_size": vocab_size, "dim": dit_config.text_dim}
+    text_config = configs.build(text_encoder.Config, text, "model.text_encoder")
+    return dit_config, text_config
+
+
+def denoiser_networks(
+    dit_config: dit.Config, text_config: text_encoder.Config
+) -> states.Networks:
+    """The networks {"dit", "text_encoder"}."""
+    return states.Networks(
+        lambda rngs: {
+            "dit": dit.DiT(dit_config, rngs=rngs),
+            "text_encoder": text_encoder.TextEncoder(text_config, rngs=rngs),
+        }
+    )
+
+
+def denoiser(c, pieces, fps: float) -> "Denoiser":
+    """The objective of a denoiser's run.
+
+    Args:
+      c: the run's config.
+      pieces: its tokenizer.
+      fps: frames a second of the training clips.
+    """
+    null_ids, _ = pieces.encode([""], c.text.length)
+    return Denoiser(
+        *denoiser_configs(c, pieces.vocab_size),
+        configs.build(timesteps.Config, c.noise, "noise"),
+        configs.build(known.Config, c.known, "known"),
+        text_dropout=c.text.dropout,
+        null_ids=null_ids[0],
+        fps=fps,
+    )
 
 
 class Denoiser:
@@ -49,15 +93,11 @@ class Denoiser:
         null_ids,
         fps: float,
     ):
-        self.noise, self.known, self.fps = noise, known_config, fps
+        self.dit_config, self.fps = dit_config, fps
+        self.noise, self.known = noise, known_config
         self.text_dropout = text_dropout
         self.null_ids_1l = jnp.asarray(null_ids, jnp.int32)[None]
-        self.networks = states.Networks(
-            lambda rngs: {
-                "dit": dit.DiT(dit_config, rngs=rngs),
-                "text_encoder": text_encoder.TextEncoder(text_config, rngs=rngs),
-            }
-        )
+        self.networks = denoiser_networks(dit_config, text_config)
         self.metric_names = {"loss_band": timesteps.band_names(noise.band_edges)}
 
     def draw(self, key, batch):

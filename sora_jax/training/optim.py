@@ -26,8 +26,8 @@ class Config:
 
     learning_rate: float = 1e-3  # of AdamW
     muon_learning_rate: float = 0.0  # of kernels; 0: they take AdamW too
-    # Pattern of the names of kernels that take AdamW all the same.
-    not_muon: str = "^text_encoder"
+    # Patterns of the names of kernels that take AdamW all the same.
+    not_muon: tuple[str, ...] = ()
     # Pattern of parameter names -> factor on either rate; the first match counts.
     learning_rate_factors: tuple[tuple[str, float], ...] = ()
     warmup_steps: int = 50
@@ -119,7 +119,9 @@ def make(config: Config, num_steps: int) -> optax.GradientTransformation:
                 "muon"
                 if config.muon_learning_rate
                 and path_name(path).endswith("kernel")
-                and not re.search(config.not_muon, path_name(path))
+                and not any(
+                    re.search(pattern, path_name(path)) for pattern in config.not_muon
+                )
                 else "adamw"
             ),
             params,

@@ -93,7 +93,7 @@ def test_singular_values_come_near_one():
 
 @pytest.mark.parametrize("layers", [4, 3])
 def test_updates_do_not_depend_on_the_mesh(layers):
-    """Layers that divide over the devices are spread, others are not; no bits matter."""
+    """Layers that divide over the devices are spread, others are not."""
     gradient = jax.random.normal(jax.random.key(0), (layers, 16, 32))
     optimizer = optim.scale_by_muon(0.9)
 

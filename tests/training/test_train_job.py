@@ -87,6 +87,13 @@ def losses(run):
     return [row["loss"] for row in rows if "loss" in row]
 
 
+def wait_for_losses(run, count, seconds=120):
+    """Returns when a run has logged so many steps, or when the time is up."""
+    deadline = time.monotonic() + seconds
+    while len(losses(run)) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def final(run):
     loaded = checkpoint.load_run(run, average=False)
     assert loaded.step == STEPS
@@ -142,9 +149,7 @@ def test_a_stopped_job_has_its_own_exit_code(folder):
     job = subprocess.Popen(
         arguments, cwd=ROOT, env=environment(1), stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while not losses(run) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for_losses(run, 1)
     job.terminate()
     output = job.communicate(timeout=120)[1]
     assert job.returncode == loop.PREEMPTED_EXIT_CODE, output
@@ -178,9 +183,7 @@ def test_a_pod_that_loses_a_process_goes_on_exactly(folder, uninterrupted_pod):
     launcher = subprocess.Popen(
         pod(folder, run), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while len(losses(run)) < 6 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for_losses(run, 6)
     children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
     members = [int(pid) for pid in children.read_text().split()]
     assert len(members) == 2
