@@ -10,7 +10,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config of the toy denoiser; see configs/toy.py."""
     c = ml_collections.ConfigDict()
-    c.objective = "denoiser"  # "denoiser" or "vae"
+    c.objective = "denoiser"  # "denoiser", "vae" or "text_encoder"
     c.seed = 0  # root of all randomness: weights, noise, data order
 
     c.mesh = ml_collections.ConfigDict()  # devices on each axis; -1: what is left
@@ -39,6 +39,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.text.tiers.medium = 0.4
     c.text.tiers.dense = 0.0
     c.text.tiers.structured = 0.0
+    # Objective "text_encoder": the caption that is written when one of `tiers` is read.
+    c.text.target = "structured"
+    c.text.target_length = 40  # tokens
+    c.text.encoder = ""  # run folder of a text encoder to begin with; "": random
 
     c.model = ml_collections.ConfigDict()
     c.model.dit = ml_collections.ConfigDict()  # models/dit.py: Config
@@ -65,6 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.text_encoder.num_heads = 3
     c.model.text_encoder.head_dim = 32
     c.model.text_encoder.mlp_dim = 192
+    c.model.text_encoder.absolute_positions = True
     c.model.text_encoder.dtype = "float32"
 
     c.model.vae = ml_collections.ConfigDict()  # models/video_vae.py: Config
@@ -85,7 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.noise.logit_normal = 0.9
     c.noise.mean = 0.0
     c.noise.std = 1.0
-    c.noise.shift = 6.0
+    c.noise.shift = 12.0
 
     c.known = ml_collections.ConfigDict()  # diffusion/known.py: Config
     c.known.probabilities = ml_collections.ConfigDict({"none": 0.9, "first_frame": 0.1})
@@ -102,11 +107,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.muon_learning_rate = 0.02
     c.optim.not_muon = ("^text_encoder",)
     c.optim.momentum = 0.95
-    # The words first: an encoder that changes fast mixes them before they mean anything.
-    c.optim.learning_rate_factors = (
-        ("^text_encoder.embedding", 2.0),
-        ("^text_encoder", 0.6),
-    )
+    # It knows what words mean before the first video.
+    c.optim.learning_rate_factors = (("^text_encoder", 0.1),)
     c.optim.warmup_steps = 50
     c.optim.final_fraction = 0.05
     c.optim.b1 = 0.9
@@ -117,7 +119,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.ema_decay = 0.998
 
     c.loop = ml_collections.ConfigDict()  # training/loop.py: Config
-    c.loop.num_steps = 3600
+    c.loop.num_steps = 3900
     c.loop.log_every = 50
     c.loop.checkpoint_every = 500
     c.loop.keep_checkpoints = 2

@@ -1,6 +1,6 @@
 """The whole recipe on one machine, started by launch/quickstart inside .venv.
 
-    shards -> video VAE -> latents -> denoiser -> videos -> scores and report
+    shards -> video VAE -> latents -> text encoder -> denoiser -> videos -> scores -> report
 
 Each stage is one of the jobs of `sora_jax`, run as a person would run it; its command
 is printed, and all that it prints is kept in OUT/logs. A stage that has finished is not
@@ -25,7 +25,7 @@ import termios
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FAMILIES = "attribute:0.05,motion:0.5,relation:0.45"
+FAMILIES = "attribute:0.05,motion:0.3,relation:0.65"
 # What sora_jax/evaluate.py scores for these families, each with a flag for its size.
 SUITES = tuple(
     family + kind
@@ -43,10 +43,17 @@ PROMPTS = (
     "a green circle right of a yellow triangle",
 )
 CONFIG, VAE_CONFIG = "configs/toy.py", "configs/toy_vae.py"
+TEXT_CONFIG = "configs/toy_text.py"
 # Large arrays in huge pages: on CPU a training step otherwise spends a fifth of its time
 # on page faults. C libraries that do not know the setting ignore it.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-SMOKE = {"num_clips": 256, "vae_steps": 4, "denoiser_steps": 4, "num_scored": 8}
+SMOKE = {
+    "num_clips": 256,
+    "vae_steps": 4,
+    "text_steps": 4,
+    "denoiser_steps": 4,
+    "num_scored": 8,
+}
 SAMPLE_SECONDS = 0.5  # between two looks at the memory
 
 
@@ -116,6 +123,19 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             out / "latents" / "latents.json",
         ),
         Stage(
+            "text encoder",
+            job(
+                "train",
+                config=TEXT_CONFIG,
+                workdir=out / "text",
+                **{
+                    "config.data.latents": out / "latents",
+                    "config.loop.num_steps": args.text_steps,
+                },
+            ),
+            out / "text" / "text_encoder" / "weights.safetensors",
+        ),
+        Stage(
             "denoiser",
             job(
                 "train",
@@ -123,6 +143,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
                 workdir=out / "model",
                 **{
                     "config.data.latents": out / "latents",
+                    "config.text.encoder": out / "text",
                     "config.loop.num_steps": args.denoiser_steps,
                 },
             ),
@@ -423,6 +444,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--num_clips", **size, help="clips to learn from; default: 12000"
     )
     parser.add_argument("--vae_steps", **size, help="steps" + config % VAE_CONFIG)
+    parser.add_argument("--text_steps", **size, help="steps" + config % TEXT_CONFIG)
     parser.add_argument("--denoiser_steps", **size, help="steps" + config % CONFIG)
     parser.add_argument(
         "--num_scored", **size, help="prompts of each suite; default: several hundred"

@@ -99,8 +99,10 @@ def main(arguments):
                 folder / "latents", clips, encode, vae_digest="", preprocessing={}
             )
         cache = latents.open_latents(folder / "latents")
-        text = transforms_lib.Tokenize(
-            captions.CaptionSampler({"short": 0.6, "medium": 0.4}), tokens, 24
+        text = transforms_lib.LatentsAndText(
+            transforms_lib.Tokenize(
+                captions.CaptionSampler({"short": 0.6, "medium": 0.4}), tokens, 24
+            )
         )
         for what in ("first", "second"):
             run = steps_of(cache, text, epoch)

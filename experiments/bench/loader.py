@@ -38,7 +38,9 @@ def main() -> None:
     optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 1000)
     mesh = meshes.make_mesh()
     sampler = captions.CaptionSampler(dict(c.text.tiers))
-    transform = transforms.Tokenize(sampler, pieces, c.text.length)
+    transform = transforms.LatentsAndText(
+        transforms.Tokenize(sampler, pieces, c.text.length)
+    )
     batches = loader.make_loader(
         source, transform, seed=c.seed, batch_size=c.data.batch_size
     )

@@ -63,7 +63,7 @@ class CropClips:
 
 
 class Tokenize:
-    """Picks a caption and turns it into ids: adds `text_ids`, `text_mask` to latents."""
+    """Picks a caption and turns it into ids: `text_ids`, `text_mask`."""
 
     def __init__(
         self,
@@ -82,7 +82,28 @@ class Tokenize:
             ids_1l, mask_1l = self.pieces.encode([text], self.length)
             self._seen[text] = ids_1l[0], mask_1l[0]
         ids_l, mask_l = self._seen[text]
-        return {"latents": record.latents, "text_ids": ids_l, "text_mask": mask_l}
+        return {"text_ids": ids_l, "text_mask": mask_l}
+
+
+class LatentsAndText:
+    """What the denoiser trains with: the latents and one of their captions."""
+
+    def __init__(self, text: Tokenize):
+        self.text = text
+
+    def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"latents": record.latents} | self.text(record, random)
+
+
+class TwoCaptions:
+    """What the text encoder trains with: a caption to read and one to write."""
+
+    def __init__(self, read: Tokenize, write: Tokenize):
+        self.read, self.write = read, write
+
+    def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
+        target = self.write(record, random)["text_ids"]
+        return self.read(record, random) | {"target_ids": target}
 
 
 def join_crops(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

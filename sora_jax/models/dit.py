@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.core import sharding
-from sora_jax.models import attention, layers
+from sora_jax.models import attention, layers, text_encoder
 
 _REMAT = {
     "none": None,
@@ -318,10 +318,8 @@ class DiT(nnx.Module):
         level_bkd = self.time_embedder(sinusoid(levels_bk * 1000, config.freq_dim))
         mask_bl = text_mask_bl if config.mask_text else None
         if self.pooled_text is not None:
-            weight_bl1 = text_mask_bl[..., None].astype(jnp.float32)
-            total_bd = jnp.sum(text_bld.astype(jnp.float32) * weight_bl1, axis=1)
-            count_b1 = jnp.maximum(jnp.sum(weight_bl1, axis=1), 1)
-            level_bkd = level_bkd + self.pooled_text(total_bd / count_b1)[:, None]
+            mean_bd = text_encoder.mean_state(text_bld, text_mask_bl)
+            level_bkd = level_bkd + self.pooled_text(mean_bd)[:, None]
         modulation_bk6d = self.time_proj(jax.nn.silu(level_bkd))
         modulation_bk6d = modulation_bk6d.reshape(*level_bkd.shape[:2], 6, config.dim)
 

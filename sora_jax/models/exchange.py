@@ -217,6 +217,8 @@ def to_diffusers_transformer(params: Tree, config: dit.Config) -> Flat:
     forms = {
         "mask_text": config.mask_text,
         "additive_positions": config.additive_positions,
+        "input_skip": config.input_skip,
+        "rope_theta": config.rope_theta != dit.Config.rope_theta,
         "time_scale": config.time_scale is not None,
     }
     trained += [f"config.{name}" for name, used in forms.items() if used]
@@ -252,7 +254,15 @@ def from_diffusers_vae(flat: Flat, config: video_vae.Config) -> Tree:
 
 
 def to_transformers_text_encoder(params: Tree, config: text_encoder.Config) -> Flat:
-    """Returns the text encoder's parameters as UMT5EncoderModel's."""
+    """Returns the text encoder's parameters as UMT5EncoderModel's.
+
+    Raises:
+      ValueError: the parameters do not fit, or the encoder has absolute positions.
+    """
+    if config.absolute_positions:
+        raise ValueError(
+            "UMT5EncoderModel cannot express config.absolute_positions of this encoder"
+        )
     return _export(_text_encoder(config), _flatten(params), "the text encoder")
 
 

@@ -4,7 +4,6 @@ Letters: b batch, t time, h height, w width, c channels.
 """
 
 import dataclasses
-import functools
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.core import paths, sharding
+from sora_jax.core import paths
 from sora_jax.data import latents as cache
 from sora_jax.data import records, shards
 from sora_jax.models import video_vae
@@ -135,10 +134,10 @@ def finish(
 
     Every process calls it; the first one measures, on one of its devices, and writes.
     """
-    whole = jax.jit(functools.partial(jax.tree.map, sharding.replicate))(params)
+    whole = states.gather(params)
     if jax.process_index() == 0:
         with jax.set_mesh(meshes.make_mesh(devices=jax.local_devices()[:1])):
-            save_vae(folder, jax.device_get(whole), config, clips)
+            save_vae(folder, whole, config, clips)
 
 
 def encode(

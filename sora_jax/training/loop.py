@@ -121,6 +121,7 @@ def train(
     seed: int,
     folder: pathlib.Path,
     mesh: jax.sharding.Mesh,
+    initial: Mapping[str, states.Params] | None = None,
     row_flops: float = 0.0,
     peak_flops: float = 0.0,
     evaluators: Mapping[str, Evaluator] | None = None,
@@ -135,6 +136,7 @@ def train(
       seed: root of all randomness of the run.
       folder: run folder; `checkpoints/` and `metrics.jsonl` are written to it.
       mesh: the mesh, which must be set.
+      initial: parameters by network that a new run begins with, not random ones.
       row_flops: training FLOPs of one row, for the utilisation (0: not logged).
       peak_flops: FLOP/s of all devices together.
       evaluators: by name; their values are logged as `name/value`.
@@ -160,6 +162,8 @@ def train(
     if saver.latest() is None:
         with chrono("init"):
             state = jax.block_until_ready(make_state())
+            if initial:
+                state = states.start_from(state, initial)
     else:
         with chrono("restore"):
             state, meta = saver.restore(_abstract(make_state, mesh))

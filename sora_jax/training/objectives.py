@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sora_jax.core import config as configs
 from sora_jax.core import sharding
 from sora_jax.diffusion import flow, guidance, known, timesteps
-from sora_jax.models import dit, text_encoder, video_vae
+from sora_jax.models import caption_decoder, dit, text_encoder, video_vae
 from sora_jax.training import state as states
 
 
@@ -154,6 +154,53 @@ class Denoiser:
         }
         weight = jnp.full((), loss_b.shape[0], jnp.float32)
         return jnp.sum(loss_b), weight, metrics
+
+
+class Rewriting:
+    """Teaches a text encoder with captions alone: read one, write another of its clip.
+
+    The loss is the mean cross entropy, in nats, of the other caption's tokens, given
+    those before them and the mean of the encoder's states. Both captions of a clip say
+    the same in other words, so synonyms get like states, and what a word does in its
+    sentence must stay in them.
+
+    Args:
+      config: sizes of the encoder; the decoder has the same.
+
+    Batches: `text_ids` int32 [b, l], `text_mask` bool [b, l], `target_ids` int32 [b, m],
+    padded with 0.
+    """
+
+    def __init__(self, config: text_encoder.Config):
+        self.config = config
+        self.networks = states.Networks(
+            lambda rngs: {
+                "text_encoder": text_encoder.TextEncoder(config, rngs=rngs),
+                "caption_decoder": caption_decoder.CaptionDecoder(config, rngs=rngs),
+            }
+        )
+        self.metric_names = {}
+
+    def draw(self, key, batch):
+        del key
+        return batch
+
+    def loss(self, modules, batch):
+        mask, target_bm = batch["text_mask"], batch["target_ids"]
+        states_bld = modules["text_encoder"](batch["text_ids"], mask)
+        mean_bd = text_encoder.mean_state(states_bld, mask)
+        logits_bmv = modules["caption_decoder"](mean_bd, target_bm)
+        # Products with one-hot rows, which shard where a gather does not.
+        chosen_bmv = jax.nn.one_hot(target_bm, self.config.vocab_size)
+        nats_bm = -jnp.sum(jax.nn.log_softmax(logits_bmv) * chosen_bmv, -1)
+        there_bm = (target_bm != 0).astype(jnp.float32)
+        tokens = jnp.sum(there_bm)
+        right_bm = (jnp.argmax(logits_bmv, -1) == target_bm) * there_bm
+        return (
+            jnp.sum(nats_bm * there_bm),
+            tokens,
+            {"right": (jnp.sum(right_bm), tokens)},
+        )
 
 
 @dataclasses.dataclass(frozen=True)

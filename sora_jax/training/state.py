@@ -5,10 +5,12 @@ plain nested dict of parameters. Everything after that is pure functions of dict
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
@@ -99,6 +101,28 @@ def _place(params: Params, layouts: Params) -> Params:
     if jax.sharding.get_abstract_mesh().empty:
         return params
     return jax.tree.map(jax.reshard, params, layouts)
+
+
+def gather(params: Params) -> Params:
+    """Whole numpy arrays of parameters that lie on a mesh; every process calls it."""
+    whole = jax.jit(functools.partial(jax.tree.map, sharding.replicate))(params)
+    return jax.device_get(whole)
+
+
+def start_from(state: TrainState, initial: Mapping[str, Params]) -> TrainState:
+    """Puts given parameters (numpy, by network) in place of random ones."""
+
+    def place(like: jax.Array, value: np.ndarray) -> jax.Array:
+        value = np.asarray(value, like.dtype)
+        return jax.make_array_from_callback(
+            like.shape, like.sharding, value.__getitem__
+        )
+
+    params = {
+        name: jax.tree.map(place, given, initial[name]) if name in initial else given
+        for name, given in state.params.items()
+    }
+    return dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
 
 
 def init(

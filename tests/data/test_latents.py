@@ -186,8 +186,10 @@ def test_a_batch_of_latents_with_text_costs_little(source, tmp_path):
     cache = shards.open_latents(tmp_path / "out")
     assert cache[0].latents.nbytes == 6144
     tokens = tokenizer.train(cache.all_captions(), tmp_path / "t.model", 512)
-    transform = transforms.Tokenize(
-        captions.CaptionSampler({"short": 0.5, "dense": 0.5}), tokens, 32
+    transform = transforms.LatentsAndText(
+        transforms.Tokenize(
+            captions.CaptionSampler({"short": 0.5, "dense": 0.5}), tokens, 32
+        )
     )
     batches = loader.Batches(cache, transform, 0, 64, 0, 1000, 0, 1)
     batches[0]

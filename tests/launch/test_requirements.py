@@ -14,6 +14,7 @@ PIN = re.compile(r"([\w.-]+)(?:\[\w+\])?==([\w.]+)")
 NOT_IMPORTED = {
     "jaxlib": "jax",
     "importlib-resources": "tensorflow-datasets",
+    "pytest-xdist": "launch/test",
     "ruff": "launch/test",
 }
 # Module -> distribution, where their names differ.

@@ -188,6 +188,23 @@ def test_export_names_what_wan_cannot_express():
     assert "pooled_text.bias" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"mask_text": True},
+        {"additive_positions": True},
+        {"input_skip": True},
+        {"rope_theta": 100.0},
+        {"time_scale": 2.0},
+    ],
+)
+def test_export_names_a_form_that_wan_does_not_have(form):
+    params = random_like(shapes(make_dit(SMALL_DIT)))
+    config = dataclasses.replace(SMALL_DIT, **form)
+    with pytest.raises(ValueError, match=f"express config.{next(iter(form))} of"):
+        exchange.to_diffusers_transformer(params, config)
+
+
 def test_import_leaves_what_is_ours_at_zero():
     config = dataclasses.replace(SMALL_DIT, known_embedding=True, pooled_text=True)
     params = random_like(shapes(make_dit(SMALL_DIT)))

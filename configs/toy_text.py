@@ -1,0 +1,21 @@
+"""The toy text encoder: reads one caption of a clip, writes another; one minute.
+
+    python -m sora_jax.train --config=configs/toy_text.py --workdir=runs/toy_text \
+        --config.data.latents=runs/latents
+"""
+
+from configs import base
+
+
+def get_config():
+    """Returns the config."""
+    c = base.get_config()
+    c.objective = "text_encoder"
+    c.data.batch_size = 64
+    c.optim.not_muon = ()
+    c.optim.learning_rate_factors = ()
+    c.optim.warmup_steps = 30
+    c.optim.ema_decay = 0.98
+    c.loop.num_steps = 1500
+    c.loop.checkpoint_every = 500
+    return c
