@@ -215,3 +215,37 @@ def test_clips_without_the_captions_asked_for_are_refused(folder):
     arguments = command(folder, folder / "mute", **tiers, text__tiers__alt=1)
     code, output = run_job(arguments)
     assert code == 1 and "no clip has a caption of the tiers ['alt']" in output
+
+
+def test_a_denoiser_begins_with_the_text_encoder_it_is_given(folder, tmp_path):
+    text, run = tmp_path / "text", tmp_path / "run"
+    code, output = run_job(
+        command(
+            folder, text, objective="text_encoder", text__target="dense",
+            loop__num_steps=3,
+        )
+    )  # fmt: skip
+    assert code == 0, output
+    given, _ = checkpoint.load_weights(text / "text_encoder")
+    still = {"optim__learning_rate": 0.0, "optim__muon_learning_rate": 0.0}
+    arguments = command(folder, run, text__encoder=text, loop__num_steps=1, **still)
+    code, output = run_job(arguments)
+    assert code == 0, output
+    found = checkpoint.flatten(checkpoint.load_run(run).params["text_encoder"])
+    assert found.keys() == given.keys()
+    for name, value in given.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert (run / "tokenizer.model").read_bytes() == (
+        text / "tokenizer.model"
+    ).read_bytes()
+
+    other = command(
+        folder, tmp_path / "other", text__encoder=text, model__text_encoder__head_dim=4
+    )
+    code, output = run_job(other)
+    assert code == 1 and "head_dim: 8, now 4" in output
+    code, output = run_job(
+        command(folder, tmp_path / "none", text__encoder=tmp_path / "nothing")
+    )
+    assert code == 1 and "lacks config.json" in output
+    assert "Traceback" not in output
