@@ -90,7 +90,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.noise.logit_normal = 0.9
     c.noise.mean = 0.0
     c.noise.std = 1.0
-    c.noise.shift = 10.0
+    c.noise.shift = 12.0
 
     c.known = ml_collections.ConfigDict()  # diffusion/known.py: Config
     c.known.probabilities = ml_collections.ConfigDict({"none": 0.9, "first_frame": 0.1})
@@ -120,7 +120,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.ema_decay = 0.998
 
     c.loop = ml_collections.ConfigDict()  # training/loop.py: Config
-    c.loop.num_steps = 4500
+    c.loop.num_steps = 4400
     c.loop.log_every = 50
     c.loop.checkpoint_every = 500
     c.loop.keep_checkpoints = 2

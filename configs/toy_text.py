@@ -16,6 +16,6 @@ def get_config():
     c.optim.learning_rate_factors = ()
     c.optim.warmup_steps = 30
     c.optim.ema_decay = 0.98
-    c.loop.num_steps = 1200
-    c.loop.checkpoint_every = 400
+    c.loop.num_steps = 1500
+    c.loop.checkpoint_every = 500
     return c

@@ -25,7 +25,7 @@ import termios
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FAMILIES = "attribute:0.05,motion:0.4,relation:0.55"
+FAMILIES = "attribute:0.05,motion:0.3,relation:0.65"
 # What sora_jax/evaluate.py scores for these families, each with a flag for its size.
 SUITES = tuple(
     family + kind
@@ -441,7 +441,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     config = "; default: what %s says"
     parser.add_argument("--out", type=pathlib.Path, default=default, help="run folder")
     parser.add_argument(
-        "--num_clips", **size, help="clips to learn from; default: 16000"
+        "--num_clips", **size, help="clips to learn from; default: 20000"
     )
     parser.add_argument("--vae_steps", **size, help="steps" + config % VAE_CONFIG)
     parser.add_argument("--text_steps", **size, help="steps" + config % TEXT_CONFIG)
@@ -457,7 +457,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(arguments)
     args.out = args.out.absolute()
-    for name, number in (SMOKE if args.smoke else {"num_clips": 16000}).items():
+    for name, number in (SMOKE if args.smoke else {"num_clips": 20000}).items():
         if getattr(args, name) is None:
             setattr(args, name, number)
     return args
