@@ -3,8 +3,10 @@
 A text encoder learns from it before any video is shown: of a clip with several captions
 it reads one and the decoder predicts another, token by token. All that the decoder knows
 of the first is one vector, so the states must hold, even when they are averaged, who
-does what: "red left of blue" may not become the bag of its words. It is not needed once
-the encoder is trained.
+does what: "red left of blue" may not become the bag of its words. Where the other
+caption always names the object at the left first, the states must also say which that
+is, in plain view, though it takes both the order of the words and the relation to know.
+It is not needed once the encoder is trained.
 
 Letters: b batch, l tokens of the caption that is predicted, d width, v vocabulary.
 """

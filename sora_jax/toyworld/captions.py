@@ -2,7 +2,9 @@
 
 `alt` is as noisy as captions found on the web, `short` names the main thing in a few
 words, `medium` says what it does, `dense` tells all there is to see, what matters
-first, and `structured` is a list of keys and values.
+first, and `structured` is a list of keys and values. Of two objects the first four name
+either one first ("red left of blue", "blue right of red"); the last names the one at
+the left, or above, first, so that who is where can be read off the order.
 """
 
 from sora_jax.toyworld import grammar

@@ -12,6 +12,7 @@ import re
 from sora_jax.toyworld import lexicon
 from sora_jax.toyworld.scene import (
     CAMERAS,
+    CONVERSE,
     DIRECTIONS,
     SPEEDS,
     Draws,
@@ -19,7 +20,6 @@ from sora_jax.toyworld.scene import (
     Subject,
 )
 
-CONVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 CAPTION_TIERS = ("alt", "short", "medium", "dense", "structured")
 _MISSING, _WRONG, _UNRELATED = 0.3, 0.1, 0.1
 
@@ -42,7 +42,7 @@ class Wording:
     A dense caption is one of `main` followed by one of each group of `extras`, the
     groups in any order: what matters comes first, so cutting the text short keeps it.
     A structured caption joins the first entry of `structured` and then the others, in
-    any order. Fields are the methods of `Writer`, with the subject's number behind.
+    any order; of two objects it names that at the left, or above, first. Fields are the methods of `Writer`, with the subject's number behind.
     """
 
     short: tuple[str, ...]
@@ -194,7 +194,7 @@ def compose(
     if tier in ("short", "medium"):
         writer = Writer(slots, draws, brief=tier == "short")
         return writer.fill(draws.choice(getattr(wording, tier))), writer.stated()
-    writer = Writer(slots, draws)
+    writer = Writer(slots.by_place() if tier == "structured" else slots, draws)
     if tier == "dense":
         templates = [draws.choice(group) for group in draws.shuffled(wording.extras)]
         templates.insert(0, draws.choice(wording.main))

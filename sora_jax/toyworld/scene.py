@@ -64,6 +64,8 @@ PLACES = (
 )
 SPLITS = ("train", "val", "test", "test_comp", "test_ood", "test_len")
 
+CONVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+
 # Pairs that no training, validation or in-distribution test scene shows (or says).
 HELD_OUT_SHAPES = frozenset(
     {("red", "cross"), ("green", "square"), ("blue", "triangle"), ("magenta", "circle")}
@@ -277,6 +279,14 @@ class Slots:
             (subject.colour, subject.shape) in HELD_OUT_SHAPES
             or (subject.colour, subject.direction) in HELD_OUT_DIRECTIONS
             for subject in self.subjects
+        )
+
+    def by_place(self) -> "Slots":
+        """The same facts, told of the subject at the left, or above, first."""
+        if self.relation not in ("right", "below"):
+            return self
+        return dataclasses.replace(
+            self, subjects=self.subjects[::-1], relation=CONVERSE[self.relation]
         )
 
     def factors(self) -> dict[str, Any]:
