@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.data = ml_collections.ConfigDict()
     c.data.shards = ""  # folder of video shards (objective "vae")
-    c.data.latents = ""  # folder of a latent cache (objective "denoiser")
+    c.data.latents = ""  # folder of a latent cache (the other objectives)
     c.data.batch_size = 32  # rows of the global batch
     c.data.num_workers = 0  # processes that decode; 0: threads
     c.data.max_corrupt_share = 0.01  # of all records, damaged; above: error
@@ -31,7 +31,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.text = ml_collections.ConfigDict()
     c.text.length = 24  # tokens a caption is cut or padded to
-    c.text.vocab_size = 640  # pieces of the tokenizer trained on the captions
+    # Pieces of the tokenizer trained on the captions; that of text.encoder has its own.
+    c.text.vocab_size = 640
     c.text.dropout = 0.1  # share of rows that train without text
     c.text.tiers = ml_collections.ConfigDict()  # how often which caption is taken
     c.text.tiers.alt = 0.0  # what videos of one's own come with
@@ -107,8 +108,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.muon_learning_rate = 0.02
     c.optim.not_muon = ("^text_encoder",)
     c.optim.momentum = 0.95
-    # It knows what words mean before the first video (text.encoder); a random one that
-    # is trained along needs 1.
+    # A text encoder that was trained before (text.encoder) knows what words mean; a
+    # random one needs the full rate: ().
     c.optim.learning_rate_factors = (("^text_encoder", 0.1),)
     c.optim.warmup_steps = 50
     c.optim.final_fraction = 0.05

@@ -1,7 +1,7 @@
 """The toy denoiser: text to 9 x 32 x 32 videos on two CPU cores.
 
     python -m sora_jax.train --config=configs/toy.py --workdir=runs/toy \
-        --config.data.latents=runs/latents
+        --config.data.latents=runs/latents --config.text.encoder=runs/toy_text
 """
 
 from configs import base

@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from sora_jax.core import progress
 from sora_jax.evals import features
 from sora_jax.models import feature_net
 from sora_jax.toyworld import families, render
 from sora_jax.toyworld import scene as scenes
+from sora_jax.training import optim
+from sora_jax.training import state as states
 
 TIER = "tw32"
 COLOURS = tuple(scenes.PALETTE)
@@ -161,24 +162,29 @@ def as_float(video_bthwc: np.ndarray) -> np.ndarray:
 
 
 def train(num_steps: int, batch_size: int, seed: int) -> feature_net.StateNetwork:
-    network = feature_net.StateNetwork(feature_net.Config(), nnx.Rngs(seed))
-    graph, params = nnx.split(network)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, 100, num_steps)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4)
+    networks = states.Networks(
+        lambda rngs: {"reader": feature_net.StateNetwork(feature_net.Config(), rngs)}
     )
+    optimizer = optim.make(
+        optim.Config(
+            learning_rate=2e-3, muon_learning_rate=0.02, not_muon=("heads",),
+            warmup_steps=50, final_fraction=0.01,
+        ),
+        num_steps,
+    )  # fmt: skip
 
     @jax.jit
     def step(params, state, batch, key):
         def loss(params):
-            video = spoil(key, batch["video"])
-            parts = losses(nnx.merge(graph, params)(video), batch)
+            read = networks.bind(params)["reader"](spoil(key, batch["video"]))
+            parts = losses(read, batch)
             return sum(parts.values()), parts
 
         (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, parts
 
+    params = jax.jit(networks.init)(jax.random.key(seed))
     state = optimizer.init(params)
     # The default generator would take a third of the time of a step on a CPU.
     root = jax.random.key(seed, impl="unsafe_rbg")
@@ -189,7 +195,7 @@ def train(num_steps: int, batch_size: int, seed: int) -> feature_net.StateNetwor
             key = jax.random.fold_in(root, number)
             params, state, parts = step(params, state, batch, key)
             line.update(**{name: float(value) for name, value in parts.items()})
-    return nnx.merge(graph, params)
+    return networks.bind(params)["reader"]
 
 
 def main():

@@ -165,8 +165,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    meshes.initialize()
     try:
+        meshes.initialize()
         if (FLAGS.model is None) == (FLAGS.samples is None):
             raise ValueError("give --model or --samples, one of the two")
         clips = shards.open(FLAGS.shards)

@@ -165,8 +165,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    meshes.initialize()
     try:
+        meshes.initialize()
         wanted = clips()
         jax.set_mesh(meshes.make_mesh(mesh_shape()))
         pipe = pipeline.Pipeline.from_pretrained(FLAGS.model)

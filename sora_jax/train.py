@@ -17,7 +17,8 @@ from ml_collections import config_flags
 from sora_jax.core import config as configs
 from sora_jax.core import environment, paths
 from sora_jax.core import mesh as meshes
-from sora_jax.training import cost, jobs, loop, optim
+from sora_jax.data import loader
+from sora_jax.training import cost, jobs, loop, optim, run_folder
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the recipe", lock_config=True
@@ -30,25 +31,27 @@ def main(arguments):
     if len(arguments) > 1:
         raise app.UsageError(f"unknown argument {arguments[1]!r}")
     logging.set_verbosity(logging.WARNING)
-    meshes.initialize()
     c, folder = _CONFIG.value, pathlib.Path(_WORKDIR.value)
     try:
+        meshes.initialize()
         if c.objective not in jobs.JOBS:
             raise ValueError(f"objective {c.objective!r}; there are {[*jobs.JOBS]}")
         mesh = meshes.make_mesh(dict(c.mesh))
         jax.set_mesh(mesh)
-        loop.check_config(folder, c)
+        run_folder.check(folder, c)
+        optim_config = configs.build(optim.Config, c.optim, "optim")
+        job = jobs.JOBS[c.objective](c, folder, mesh)
+        run_folder.claim(folder, c)
         jobs.barrier("config")
         if jax.process_index() == 0:
             text = json.dumps(environment.describe(), indent=2)
             paths.write_atomically(folder / "env.json", text + "\n")
-        job = jobs.JOBS[c.objective](c, folder, mesh)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"train: {error}")
     try:
         state = loop.train(
             configs.build(loop.Config, c.loop, "loop"),
-            configs.build(optim.Config, c.optim, "optim"),
+            optim_config,
             job.objective,
             job.batches,
             seed=c.seed,
@@ -62,7 +65,7 @@ def main(arguments):
     except loop.Preempted as stop:
         print(f"train: {stop}", file=sys.stderr)
         sys.exit(loop.PREEMPTED_EXIT_CODE)
-    except FloatingPointError as error:
+    except (FloatingPointError, loader.TooManyCorruptRecords) as error:
         sys.exit(f"train: {error}")
     if job.finish:
         job.finish(state.ema)

@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 
@@ -27,6 +28,12 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the session's compiled programs, when its last process ends."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Declares the markers and lets library code read absl's flags."""
     from absl import flags
@@ -36,6 +43,16 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+# Files of tests that take minutes; they begin first, so that none is left alone at the
+# end of a session of several processes.
+_LONG = ("tests/training/test_train_job.py", "tests/launch/test_smoke.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files in front."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
 
 
 @pytest.fixture(scope="session")

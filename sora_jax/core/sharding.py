@@ -13,6 +13,7 @@ the names below; this file turns them into mesh axes.
   layers   stacked blocks                          not split
 """
 
+import math
 from collections.abc import Iterable
 
 import jax
@@ -130,6 +131,33 @@ def gather_weight(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     The gradient of this move is the reduce-scatter that returns it to its owners.
     """
     return reshard(weight, *(None if axis == "embed" else axis for axis in axes))
+
+
+def process_rows(
+    mesh: jax.sharding.Mesh, process: int | None = None
+) -> tuple[int, int]:
+    """Which part of a batch a process holds, of how many equal ones: (index, count).
+
+    Processes that share rows, since only tokens or widths are split between them, have
+    the same part.
+
+    Raises:
+      ValueError: the rows of a process are not one such part.
+    """
+    process = jax.process_index() if process is None else process
+    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    held = {
+        rows.start or 0
+        for device, (rows,) in named(mesh, "batch").devices_indices_map((ways,)).items()
+        if device.process_index == process
+    }
+    first, size = min(held), len(held)
+    if sorted(held) != list(range(first, first + size)) or first % size or ways % size:
+        raise ValueError(
+            f"process {process} holds the parts {sorted(held)} of a batch in {ways}; "
+            "choose mesh axes for which they are neighbours"
+        )
+    return first // size, ways // size
 
 
 def named(mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:

@@ -251,11 +251,12 @@ def collect(out: pathlib.Path, num_parts: int, prefix: str) -> tuple[list, list]
 
 
 def digest(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """Hashes the ids and contents in their order, whatever the files look like."""
+    """Hashes ids, contents and captions in order, whatever the files look like."""
     hashed = hashlib.sha256()
     for summary in summaries:
         for entry in summary["index"]:
-            hashed.update(f"{entry['id']} {entry['sha256']}\n".encode())
+            texts = json.dumps(entry["captions"], sort_keys=True)
+            hashed.update(f"{entry['id']} {entry['sha256']} {texts}\n".encode())
     return hashed.hexdigest()
 
 

@@ -55,11 +55,16 @@ class CaptionSampler:
                 break
         return captions[tier], tier
 
-    def check(self, counts: Mapping[str, int]) -> None:
+    def has(self, captions: Mapping[str, str]) -> bool:
+        """Whether a clip has a caption of the tiers asked for."""
+        return any(captions.get(tier) for tier in self.probabilities)
+
+    def check(self, counts: Mapping[str, int], option: str = "text.tiers") -> None:
         """Refuses data that has captions, but none of the tiers asked for.
 
         Args:
           counts: number of captions by tier, `manifest["captions"]` of the shards.
+          option: where the tiers are asked for, for the message.
 
         Raises:
           ValueError: every example would be trained without text.
@@ -67,6 +72,6 @@ class CaptionSampler:
         if not any(counts.get(tier) for tier in self.probabilities):
             found = ", ".join(f"{tier} ({n})" for tier, n in counts.items()) or "none"
             raise ValueError(
-                f"no clip has a caption of the tiers {sorted(self.probabilities)}; "
-                f"there are: {found}"
+                f"no clip has a caption of the tiers {sorted(self.probabilities)} that "
+                f"{option} asks for; there are: {found}"
             )

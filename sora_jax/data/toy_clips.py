@@ -50,6 +50,7 @@ class ToyClips:
             "families": dict(self.families) if self.families else "all",
             "seed": self.seed,
             "world_version": scene.VERSION,
+            "captions_version": captions.VERSION,
             "encoding": "lossless",
         }
 

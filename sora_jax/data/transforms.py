@@ -96,13 +96,18 @@ class LatentsAndText:
 
 
 class TwoCaptions:
-    """What the text encoder trains with: a caption to read and one to write."""
+    """What the text encoder trains with: a caption to read and one to write.
+
+    Of a clip that lacks either there is nothing to write: `target_ids` are padding.
+    """
 
     def __init__(self, read: Tokenize, write: Tokenize):
         self.read, self.write = read, write
 
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
         target = self.write(record, random)["text_ids"]
+        if not all(t.sampler.has(record.captions) for t in (self.read, self.write)):
+            target = np.full_like(target, self.write.pieces.pad_id)
         return self.read(record, random) | {"target_ids": target}
 
 

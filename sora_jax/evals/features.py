@@ -23,7 +23,7 @@ from sora_jax.evals import temporal
 from sora_jax.models import feature_net
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"
-TOY = "toy_state_network"
+TOY = "toy_state_network_2"
 
 
 class WrongWeights(ValueError):

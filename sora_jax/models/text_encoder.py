@@ -1,9 +1,9 @@
 """The text encoder: the encoder half of UMT5 (arXiv 2304.09151; T5 v1.1: 2002.05202).
 
 Pre-norm blocks of self-attention and a gated GELU. Norms divide by the root mean square
-and never subtract a mean; attention scores are not scaled; there are no absolute
-positions, but every layer has its own bias for each distance between two tokens (T5
-shares the first layer's).
+and never subtract a mean; attention scores are not scaled; every layer has its own bias
+for each distance between two tokens (T5 shares the first layer's). Absolute positions,
+which UMT5 has not, can be added.
 
 Letters: b batch, l tokens (m: as keys), d width, h heads, e head size.
 """
@@ -21,7 +21,7 @@ from sora_jax.models import layers
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes; the default is the toy that is trained along with the denoiser."""
+    """Sizes; the default is about the toy's."""
 
     vocab_size: int = 512
     dim: int = 96

@@ -2,9 +2,9 @@
 
 `alt` is as noisy as captions found on the web, `short` names the main thing in a few
 words, `medium` says what it does, `dense` tells all there is to see, what matters
-first, and `structured` is a list of keys and values. Of two objects the first four name
-either one first ("red left of blue", "blue right of red"); the last names the one at
-the left, or above, first, so that who is where can be read off the order.
+first, and `structured` is a list of keys and values. The first four tell a relation of
+two objects from either one ("red left of blue", "blue right of red"); the last names
+the one at the left, or above, first, so that who is where can be read off the order.
 """
 
 from sora_jax.toyworld import grammar
@@ -13,7 +13,9 @@ from sora_jax.toyworld.grammar import CAPTION_TIERS as TIERS
 from sora_jax.toyworld.grammar import parse
 from sora_jax.toyworld.scene import Draws, Scene, Slots
 
-__all__ = ["TIERS", "caption", "captions", "parse", "stated"]
+VERSION = 2  # raise it when any caption changes: shards of another are made anew
+
+__all__ = ["TIERS", "VERSION", "caption", "captions", "parse", "stated"]
 
 
 def stated(scene: Scene, tier: str, variant: int = 0) -> tuple[str, Slots]:

@@ -42,7 +42,8 @@ class Wording:
     A dense caption is one of `main` followed by one of each group of `extras`, the
     groups in any order: what matters comes first, so cutting the text short keeps it.
     A structured caption joins the first entry of `structured` and then the others, in
-    any order; of two objects it names that at the left, or above, first. Fields are the methods of `Writer`, with the subject's number behind.
+    any order, and tells a relation from the object at the left, or above. Fields are the
+    methods of `Writer`, with the subject's number behind.
     """
 
     short: tuple[str, ...]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-VERSION = 1  # Part of every random key: raise it when any pixel or caption changes.
+VERSION = 1  # Part of every random key: raise it when any pixel changes.
 
 PALETTE: dict[str, tuple[int, int, int]] = {
     "red": (220, 40, 40),

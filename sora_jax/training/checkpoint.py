@@ -194,6 +194,12 @@ class LoadedRun:
     folder: pathlib.Path
 
 
+def has_any(folder: str | pathlib.Path) -> bool:
+    """Whether a run folder holds a finished checkpoint."""
+    steps = pathlib.Path(folder).glob("checkpoints/*")
+    return any(step.name.isdigit() for step in steps)
+
+
 def load_run(
     folder: str | pathlib.Path, *, step: int | None = None, average: bool = True
 ) -> LoadedRun:

@@ -1,13 +1,13 @@
 """What each objective brings to the loop: networks and loss, batches, and its product.
 
 A job is made from (config, run folder, mesh) and raises ValueError or FileNotFoundError
-with one sentence where the recipe does not fit what it is given.
+with one sentence where the recipe does not fit what it is given. What it needs of other
+runs, it copies into the run folder, once.
 """
 
 import contextlib
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +19,7 @@ from sora_jax.core import paths, sharding
 from sora_jax.data import captions, loader, shards, tokenizer, transforms
 from sora_jax.data import latents as cache
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, cost, latents, objectives
+from sora_jax.training import checkpoint, cost, latents, objectives, optim, run_folder
 from sora_jax.training import state as states
 
 
@@ -45,8 +45,49 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def read_ahead(c, source, transform, start, num_steps):
+def _given(path: str, option: str, what: str) -> pathlib.Path:
+    """The path that an option must name."""
+    if not path:
+        raise ValueError(f"--config.{option} is not given: it names {what}")
+    return pathlib.Path(path)
+
+
+def _keep(folder: pathlib.Path, name: str, source: pathlib.Path) -> None:
+    """Copies a file into the run; ValueError where the run has begun with another."""
+    content, target = source.read_bytes(), folder / name
+    if run_folder.is_claimed(folder) and target.is_file():
+        if target.read_bytes() != content:
+            raise ValueError(
+                f"{target} was copied from {source} when the run began, and that is "
+                "another file now: choose another --workdir, or bring the old one back"
+            )
+    elif jax.process_index() == 0:
+        paths.write_atomically(target, content)
+
+
+def _check_sizes(mesh, c, sizes: Mapping[str, tuple[str, int]]) -> None:
+    """Raises ValueError, naming it, where a size does not divide over the mesh."""
+    rows, parts = c.data.batch_size, c.loop.accumulation
+    if rows % parts:
+        raise ValueError(
+            f"data.batch_size is {rows}, which does not divide into "
+            f"loop.accumulation, {parts}, parts"
+        )
+    batch = {"data.batch_size": ("batch", rows // parts)}
+    sharding.check_divisible(mesh, batch | dict(sizes))
+
+
+def _text_encoder_sizes(config) -> dict[str, tuple[str, int]]:
+    return {
+        "model.dit.text_dim": ("embed", config.dim),
+        "model.text_encoder.num_heads": ("heads", config.num_heads),
+        "model.text_encoder.mlp_dim": ("mlp", config.mlp_dim),
+    }
+
+
+def read_ahead(c, mesh, source, transform, start, num_steps):
     """Opens the loader for this process's rows of steps start, start + 1, ..."""
+    part, parts = sharding.process_rows(mesh)
     return loader.make_loader(
         source,
         transform,
@@ -54,8 +95,8 @@ def read_ahead(c, source, transform, start, num_steps):
         batch_size=c.data.batch_size,
         start_step=start,
         num_steps=num_steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
         num_workers=c.data.num_workers,
         max_corrupt_share=c.data.max_corrupt_share,
     )
@@ -63,23 +104,28 @@ def read_ahead(c, source, transform, start, num_steps):
 
 def text_encoder(c, folder: pathlib.Path, mesh) -> Job:
     """A text encoder, from the captions of a latent cache."""
-    source = cache.open_latents(c.data.latents)
+    source = _latents(c)
     read = captions.CaptionSampler(dict(c.text.tiers))
     write = captions.CaptionSampler({c.text.target: 1.0})
-    for sampler in (read, write):
-        sampler.check(source.manifest["captions"])
+    read.check(source.manifest["captions"], "text.tiers")
+    write.check(source.manifest["captions"], "text.target")
     pieces = _tokenizer(
         folder, source, read.probabilities | write.probabilities, c.text.vocab_size
     )
+    target_length = c.text.target_length
+    if read.probabilities.keys() == write.probabilities.keys():
+        # The same text again: what was cut off of it cannot be written.
+        target_length = min(target_length, c.text.length)
     transform = transforms.TwoCaptions(
         transforms.Tokenize(read, pieces, c.text.length),
-        transforms.Tokenize(write, pieces, c.text.target_length),
+        transforms.Tokenize(write, pieces, target_length),
     )
     _, config = objectives.denoiser_configs(c, pieces.vocab_size)
-    sharding.check_divisible(mesh, {"data.batch_size": ("batch", c.data.batch_size)})
+    _check_sizes(mesh, c, _text_encoder_sizes(config))
 
     def batches(start):
-        return read_ahead(c, source, transform, start, c.loop.num_steps - start)
+        steps = c.loop.num_steps - start
+        return read_ahead(c, mesh, source, transform, start, steps)
 
     def finish(params):
         whole = states.gather(params["text_encoder"])
@@ -89,10 +135,16 @@ def text_encoder(c, folder: pathlib.Path, mesh) -> Job:
     return Job(objectives.Rewriting(config), batches, finish=finish)
 
 
+def _latents(c) -> cache.Latents:
+    what = "a folder of latents that prepare wrote"
+    return cache.open_latents(_given(c.data.latents, "data.latents", what))
+
+
 def _tokenizer(folder, source, tiers, vocab_size: int) -> tokenizer.Tokenizer:
     """The run's tokenizer, trained on the captions of those tiers where it is new."""
     spiece = folder / "tokenizer.model"
-    if jax.process_index() == 0 and not spiece.is_file():
+    begun = run_folder.is_claimed(folder) and spiece.is_file()
+    if jax.process_index() == 0 and not begun:
         tokenizer.train(source.all_captions(tiers), spiece, vocab_size)
     barrier("tokenizer")
     return tokenizer.Tokenizer(spiece)
@@ -101,14 +153,17 @@ def _tokenizer(folder, source, tiers, vocab_size: int) -> tokenizer.Tokenizer:
 def _trained_text_encoder(c, folder: pathlib.Path):
     """The tokenizer and the parameters of another run's text encoder."""
     given = pathlib.Path(c.text.encoder)
-    flat, fields = checkpoint.load_weights(given / "text_encoder")
-    spiece = (given / "tokenizer.model").read_bytes()
-    if jax.process_index() == 0:
-        paths.write_atomically(folder / "tokenizer.model", spiece)
-    barrier("tokenizer")
-    pieces = tokenizer.Tokenizer(folder / "tokenizer.model")
+    try:
+        flat, fields = checkpoint.load_weights(given / "text_encoder")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"text.encoder {given} is no finished run of objective text_encoder: {error}"
+        ) from None
+    pieces = tokenizer.Tokenizer(given / "tokenizer.model")
     dit_config, wanted = objectives.denoiser_configs(c, pieces.vocab_size)
     found = configs.build(type(wanted), fields, f"{given}/text_encoder/config.json")
+    # What it computes in is not what it is: parameters are float32.
+    found = dataclasses.replace(found, dtype=wanted.dtype)
     if found != wanted:
         differ = configs.difference(
             dataclasses.asdict(found), dataclasses.asdict(wanted)
@@ -119,12 +174,15 @@ def _trained_text_encoder(c, folder: pathlib.Path):
         )
     networks = objectives.denoiser_networks(dit_config, wanted)
     like = networks.abstract()["text_encoder"]
-    return pieces, {"text_encoder": checkpoint.unflatten(flat, like, str(given))}
+    initial = {"text_encoder": checkpoint.unflatten(flat, like, str(given))}
+    _keep(folder, "tokenizer.model", given / "tokenizer.model")
+    barrier("tokenizer")
+    return pieces, initial
 
 
 def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     """A denoiser, from a latent cache."""
-    source = cache.open_latents(c.data.latents)
+    source = _latents(c)
     t, h, w, channels = source.shape
     if channels != c.model.dit.in_channels:
         raise ValueError(
@@ -132,17 +190,18 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
             f"model.dit.in_channels is {c.model.dit.in_channels}"
         )
     sampler = captions.CaptionSampler(dict(c.text.tiers))
-    sampler.check(source.manifest["captions"])
-    if jax.process_index() == 0:
-        shutil.copytree(
-            pathlib.Path(c.data.latents) / "vae", folder / "vae", dirs_exist_ok=True
-        )
-    if c.text.encoder:
+    sampler.check(source.manifest["captions"], "text.tiers")
+    initial = None
+    if checkpoint.has_any(folder):  # all else is in the run by now
+        pieces = tokenizer.Tokenizer(folder / "tokenizer.model")
+    elif c.text.encoder:
         pieces, initial = _trained_text_encoder(c, folder)
     else:
+        _check_rate(c)
         tiers = sampler.probabilities
         pieces = _tokenizer(folder, source, tiers, c.text.vocab_size)
-        initial = None
+    for name in ("vae/config.json", "vae/weights.safetensors"):
+        _keep(folder, name, source.folder / name)
     objective = objectives.denoiser(c, pieces, source.fps)
     dit_config = objective.dit_config
     transform = transforms.LatentsAndText(
@@ -150,10 +209,11 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     )
     pt, ph, pw = dit_config.patch
     tokens = (t // pt) * (h // ph) * (w // pw)
-    sharding.check_divisible(
+    _check_sizes(
         mesh,
-        {
-            "data.batch_size": ("batch", c.data.batch_size // c.loop.accumulation),
+        c,
+        _text_encoder_sizes(objectives.denoiser_configs(c, pieces.vocab_size)[1])
+        | {
             "the number of tokens": ("tokens", tokens),
             "model.dit.num_heads": ("heads", dit_config.num_heads),
             "model.dit.mlp_dim": ("mlp", dit_config.mlp_dim),
@@ -164,15 +224,27 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
 
     def batches(start):
         steps = c.loop.num_steps - start
-        return read_ahead(c, source, transform, start, steps)
+        return read_ahead(c, mesh, source, transform, start, steps)
 
     return Job(objective, batches, flops, initial)
 
 
+def _check_rate(c) -> None:
+    """Refuses to train a random text encoder at the rate of a trained one."""
+    factors = configs.build(optim.Config, c.optim, "optim")
+    if factors.factor("text_encoder.embedding.table") < 1:
+        raise ValueError(
+            "text.encoder names no trained text encoder, and a random one does not "
+            "learn at the rate that optim.learning_rate_factors leaves it: give "
+            "--config.text.encoder, or --config.optim.learning_rate_factors='()'"
+        )
+
+
 def vae(c, folder: pathlib.Path, mesh) -> Job:
     """A video VAE, from video shards."""
-    clips = shards.open(c.data.shards)
-    sharding.check_divisible(mesh, {"data.batch_size": ("batch", c.data.batch_size)})
+    what = "a folder of video shards that prepare wrote"
+    clips = shards.open(_given(c.data.shards, "data.shards", what))
+    _check_sizes(mesh, c, {})
     objective = objectives.Reconstruction(
         configs.build(video_vae.Config, c.model.vae, "model.vae"),
         configs.build(
@@ -189,7 +261,8 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
                 if first >= steps.stop:
                     continue
                 transform = transforms.CropClips(crop)
-                with read_ahead(c, clips, transform, first, steps.stop - first) as rows:
+                count = steps.stop - first
+                with read_ahead(c, mesh, clips, transform, first, count) as rows:
                     yield from map(transforms.join_crops, rows)
 
         with contextlib.closing(rows()) as iterator:

@@ -16,8 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sora_jax.core import config as configs
-from sora_jax.core import paths, progress, rng, sharding
+from sora_jax.core import progress, rng, sharding
 from sora_jax.training import checkpoint, optim
 from sora_jax.training import metrics as run_metrics
 from sora_jax.training import state as states
@@ -82,31 +81,16 @@ class _StopRequest:
         return self._asked
 
 
-def check_config(folder: pathlib.Path, config: Mapping) -> None:
-    """Writes a new run's config, or compares it with the folder's.
-
-    Raises:
-      ValueError: the folder belongs to a run with another config; lists the fields.
-    """
-    file = folder / "config.py.txt"
-    if file.is_file():
-        changed = configs.difference(configs.read(file), config)
-        if changed:
-            raise ValueError(
-                f"{folder} holds a run with another config; choose another --workdir "
-                "or give the old values. It differs in: " + "; ".join(changed)
-            )
-    elif jax.process_index() == 0:
-        paths.write_atomically(file, configs.to_text(config))
-
-
 def to_device(
     batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
 ) -> dict[str, jax.Array]:
     """Joins each process's rows into global arrays, rows over the batch axes."""
+    _, parts = sharding.process_rows(mesh)
     return {
         name: jax.make_array_from_process_local_data(
-            sharding.named(mesh, "batch", *(None,) * (leaf.ndim - 1)), leaf
+            sharding.named(mesh, "batch", *(None,) * (leaf.ndim - 1)),
+            leaf,
+            (leaf.shape[0] * parts, *leaf.shape[1:]),
         )
         for name, leaf in batch.items()
     }

@@ -194,7 +194,7 @@ class Rewriting:
         chosen_bmv = jax.nn.one_hot(target_bm, self.config.vocab_size)
         nats_bm = -jnp.sum(jax.nn.log_softmax(logits_bmv) * chosen_bmv, -1)
         there_bm = (target_bm != 0).astype(jnp.float32)
-        tokens = jnp.sum(there_bm)
+        tokens = jnp.maximum(jnp.sum(there_bm), 1)
         right_bm = (jnp.argmax(logits_bmv, -1) == target_bm) * there_bm
         return (
             jnp.sum(nats_bm * there_bm),

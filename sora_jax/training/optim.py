@@ -40,6 +40,22 @@ class Config:
     clip_norm: float = 1.0
     ema_decay: float = 0.995
 
+    def __post_init__(self):
+        for entry in self.learning_rate_factors:
+            pair = isinstance(entry, tuple) and len(entry) == 2
+            if not pair or not isinstance(entry[0], str) or not entry[1] >= 0:
+                raise ValueError(
+                    "learning_rate_factors are pairs of a pattern and a factor, such as "
+                    f"(('^text_encoder', 0.1),), or (); not {entry!r}"
+                )
+
+    def factor(self, name: str) -> float:
+        """The factor on the learning rate of a parameter, by its dotted name."""
+        for pattern, value in self.learning_rate_factors:
+            if re.search(pattern, name):
+                return value
+        return 1.0
+
 
 def schedule(config: Config, num_steps: int) -> optax.Schedule:
     """The share of the learning rate by step: linear from 0 to 1, then half a cosine."""
@@ -127,16 +143,10 @@ def make(config: Config, num_steps: int) -> optax.GradientTransformation:
             params,
         )
 
-    def factor(path) -> float:
-        for pattern, value in config.learning_rate_factors:
-            if re.search(pattern, path_name(path)):
-                return value
-        return 1.0
-
     def scale_by_name(updates, state, params=None):
         del params
         scaled = jax.tree_util.tree_map_with_path(
-            lambda path, update: update * factor(path), updates
+            lambda path, update: update * config.factor(path_name(path)), updates
         )
         return scaled, state
 

@@ -63,7 +63,7 @@ def test_weights_that_make_no_sense_are_refused(weights, message):
 def test_data_without_the_tiers_asked_for_is_refused():
     sampler = captions.CaptionSampler({"short": 1, "dense": 1})
     sampler.check({"alt": 4, "dense": 1})
-    with pytest.raises(ValueError, match=r"\['dense', 'short'\]; there are: alt \(4\)"):
+    with pytest.raises(ValueError, match="text.tiers asks for; there are: alt .4"):
         sampler.check({"alt": 4})
     with pytest.raises(ValueError, match="there are: none"):
         sampler.check({})

@@ -1,10 +1,12 @@
 """A cache gives back what was encoded, goes on after a stop, refuses what is foreign."""
 
+import dataclasses
 import json
 import pathlib
 import pickle
 import shutil
 import time
+import types
 
 import numpy as np
 import pytest
@@ -53,6 +55,58 @@ def test_latents_and_texts_come_back(source, written):
     np.testing.assert_allclose(std_c, expected.std((0, 1, 2, 3)), rtol=1e-5)
     again = pickle.loads(pickle.dumps(cache))
     np.testing.assert_array_equal(again[4].latents, expected[4])
+
+
+def test_a_caption_to_read_and_one_to_write(source):
+    """Each from its own tiers; a clip that lacks either has nothing to write."""
+    read, write = (
+        transforms.Tokenize(captions.CaptionSampler({tier: 1}), Pieces(), length)
+        for tier, length in (("short", 4), ("dense", 6))
+    )
+    both = transforms.TwoCaptions(read, write)
+    random = np.random.default_rng(0)
+
+    def row(**texts):
+        return both(types.SimpleNamespace(captions=texts), random)
+
+    found = row(short="ab", dense="abc", alt="abcdefgh")
+    assert found["text_ids"].tolist() == [2, 2, 0, 0]
+    assert found["target_ids"].tolist() == [3, 3, 3, 0, 0, 0]
+    assert row(short="ab")["target_ids"].tolist() == [0] * 6
+    assert row(dense="abc")["target_ids"].tolist() == [0] * 6
+
+
+class Pieces:
+    """As many ids as letters, all of the text's length."""
+
+    pad_id = 0
+
+    def encode(self, texts, length):
+        ids_bl = np.zeros((len(texts), length), np.int32)
+        for row, text in enumerate(texts):
+            ids_bl[row, : len(text)] = len(text)
+        return ids_bl, ids_bl != 0
+
+
+class Retold(clips.Clips):
+    """The same pixels with other captions."""
+
+    def clips(self, *arguments):
+        for clip in super().clips(*arguments):
+            texts = {tier: f"{text}, told anew" for tier, text in clip.captions.items()}
+            yield dataclasses.replace(clip, captions=texts)
+
+
+def test_other_captions_are_another_cache(source, written, tmp_path):
+    """The pixels are the same; what a denoiser learns from is not."""
+
+    shards.write(tmp_path / "shards", Retold(num=20))
+    retold = shards.open(tmp_path / "shards")
+    assert retold.manifest["digest"] != source.manifest["digest"]
+    copy = tmp_path / "latents"
+    shutil.copytree(written, copy)
+    with pytest.raises(shards.ShardsError, match="clips"):
+        shards.write_latents(copy, retold, encode, clips_per_file=8, **STATED)
 
 
 def test_an_interrupted_cache_goes_on(source, written, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sora_jax.core import mesh as meshes
-from sora_jax.training import checkpoint, loop
+from sora_jax.training import checkpoint, run_folder
 from tests.training import tiny
 
 
@@ -67,7 +67,7 @@ def test_a_run_gives_its_averaged_weights(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         checkpoint.load_run(tmp_path)
     mesh = meshes.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
-    loop.check_config(tmp_path, {"seed": 0})
+    run_folder.claim(tmp_path, {"seed": 0})
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         checkpoint.load_run(tmp_path)
     with jax.set_mesh(mesh):

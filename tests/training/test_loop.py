@@ -9,7 +9,7 @@ import pytest
 
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng
-from sora_jax.training import loop, metrics, optim
+from sora_jax.training import loop, metrics, optim, run_folder
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 from tests.training import tiny
@@ -176,11 +176,42 @@ def test_evaluators_see_the_average_and_are_logged(tmp_path):
     assert rows[-1]["size/norm"] == pytest.approx(final)
 
 
+def test_given_parameters_take_the_layout_of_random_ones():
+    mesh = meshes.make_mesh({"fsdp": 4, "tensor": 2})
+    objective = tiny.objective()
+    with jax.set_mesh(mesh):
+        optimizer = optim.make(tiny.OPTIM, 10)
+        begun = jax.jit(
+            lambda: states.init(objective.networks, optimizer, rng.key(0, "init"))
+        )()
+        given = jax.tree.map(
+            lambda leaf: np.full(leaf.shape, 0.5, np.float32),
+            begun.params["text_encoder"],
+        )
+        started = states.start_from(begun, {"text_encoder": given})
+    for before, params, average in zip(
+        *(jax.tree.leaves(t) for t in (begun.params, started.params, started.ema)),
+        strict=True,
+    ):
+        assert params.sharding == average.sharding == before.sharding
+        np.testing.assert_array_equal(params, average)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get(started.ema["text_encoder"]),
+        given,
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *(jax.device_get(state.params["dit"]) for state in (begun, started)),
+    )
+
+
 def test_a_folder_of_another_config_is_refused(tmp_path):
-    loop.check_config(tmp_path, {"a": 1, "b": {"c": 2.0}})
-    loop.check_config(tmp_path, {"a": 1, "b": {"c": 2.0}})
+    run_folder.check(tmp_path, {"a": 0})
+    run_folder.claim(tmp_path, {"a": 1, "b": {"c": 2.0}})
+    run_folder.check(tmp_path, {"a": 1, "b": {"c": 2.0}})
     with pytest.raises(ValueError, match=r"b\.c: 2\.0, now 3\.0"):
-        loop.check_config(tmp_path, {"a": 1, "b": {"c": 3.0}})
+        run_folder.check(tmp_path, {"a": 1, "b": {"c": 3.0}})
 
 
 def test_the_loss_learns_what_the_text_says():

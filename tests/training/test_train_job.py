@@ -7,6 +7,7 @@ import contextlib
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ TINY = {
     "model.dit.in_channels": 4, "model.dit.out_channels": 4,
     "model.text_encoder.num_layers": 1, "model.text_encoder.num_heads": 2,
     "model.text_encoder.head_dim": 8, "model.text_encoder.mlp_dim": 16,
-    "text.vocab_size": 300, "data.batch_size": 8, "loop.num_steps": STEPS,
+    "text.vocab_size": 300, "optim.learning_rate_factors": "()", "data.batch_size": 8, "loop.num_steps": STEPS,
     "loop.log_every": 1, "loop.checkpoint_every": 4,
 }  # fmt: skip
 
@@ -157,10 +158,10 @@ def test_a_stopped_job_has_its_own_exit_code(folder):
     assert checkpoint.load_run(run).step >= len(losses(run)) - 1 > 0
 
 
-def pod(folder, run):
-    """The command of two processes with four devices each."""
-    launcher = ["launch/local_pod.py", "--processes", "2", "--devices", "4"]
-    job = command(folder, run, mesh__fsdp=4, mesh__tensor=2, data__num_workers=0)
+def pod(folder, run, devices=4, **changes):
+    """The command of two processes with so many devices each."""
+    launcher = ["launch/local_pod.py", "--processes", "2", "--devices", str(devices)]
+    job = command(folder, run, **({"mesh__fsdp": 4, "mesh__tensor": 2} | changes))
     return [sys.executable, *launcher, "--grace", "2", "--", *job]
 
 
@@ -176,6 +177,18 @@ def test_two_processes_do_what_one_does(uninterrupted_pod, uninterrupted):
     np.testing.assert_allclose(
         losses(uninterrupted_pod), losses(uninterrupted), rtol=1e-5
     )
+
+
+def test_processes_that_split_no_rows_read_the_same_ones(folder, tmp_path):
+    """Two processes that hold half of every head each, beside one."""
+    text = {"objective": "text_encoder", "text__target": "dense", "loop__num_steps": 5}
+    code, output = run_job(command(folder, tmp_path / "one", **text))
+    assert code == 0, output
+    two = pod(folder, tmp_path / "two", devices=1, mesh__fsdp=1, **text)
+    code, output = run_job(two)
+    assert code == 0, output
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
 def test_a_pod_that_loses_a_process_goes_on_exactly(folder, uninterrupted_pod):
@@ -215,6 +228,41 @@ def test_clips_without_the_captions_asked_for_are_refused(folder):
     arguments = command(folder, folder / "mute", **tiers, text__tiers__alt=1)
     code, output = run_job(arguments)
     assert code == 1 and "no clip has a caption of the tiers ['alt']" in output
+    # What was refused has not begun: the same folder takes the right command.
+    code, output = run_job(command(folder, folder / "mute", loop__num_steps=1))
+    assert code == 0, output
+
+
+def test_a_random_text_encoder_is_not_trained_at_the_rate_of_a_trained_one(folder):
+    slow = '(("^text_encoder",0.1),)'
+    arguments = command(folder, folder / "slow", optim__learning_rate_factors=slow)
+    code, output = run_job(arguments)
+    assert code == 1 and "text.encoder names no trained text encoder" in output
+    assert "Traceback" not in output
+
+
+def test_a_run_goes_on_with_what_it_began_with(folder, tmp_path):
+    """Neither the text encoder that it began with nor other latents are needed."""
+    text, run = tmp_path / "text", tmp_path / "run"
+    code, output = run_job(
+        command(
+            folder, text, objective="text_encoder", text__target="dense",
+            loop__num_steps=2,
+        )
+    )  # fmt: skip
+    assert code == 0, output
+    base = tmp_path / "base"
+    shutil.copytree(folder / "latents", base / "latents")
+    arguments = command(base, run, text__encoder=text, loop__num_steps=4)
+    code, output = run_job(arguments)
+    assert code == 0, output
+    shutil.rmtree(text)
+    code, output = run_job(arguments)
+    assert code == 0, output
+    weights = base / "latents" / "vae" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
+    code, output = run_job(arguments)
+    assert code == 1 and "another file now" in output and "Traceback" not in output
 
 
 def test_a_denoiser_begins_with_the_text_encoder_it_is_given(folder, tmp_path):
@@ -247,5 +295,5 @@ def test_a_denoiser_begins_with_the_text_encoder_it_is_given(folder, tmp_path):
     code, output = run_job(
         command(folder, tmp_path / "none", text__encoder=tmp_path / "nothing")
     )
-    assert code == 1 and "lacks config.json" in output
+    assert code == 1 and "is no finished run of objective text_encoder" in output
     assert "Traceback" not in output
