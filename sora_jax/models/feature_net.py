@@ -108,7 +108,10 @@ class StateNetwork(nnx.Module):
           camera [b, 3]: motion of the background right and down in pixels a frame,
             and the growth of its scale in the whole clip (natural logarithm);
           side [b, 4]: logits of where the first of two colours is from the second:
-            left, right, above, below.
+            left, right, above, below;
+          quality [b, 2]: blur in pixels and noise (pixel values in [-1, 1]) of the
+            clip. What is to be read despite blur leaves the features; this brings it
+            back, so that they tell blurred clips from sharp ones.
         """
         features_bd = self.features(video_bthwc)
         x = jax.nn.gelu(features_bd)
@@ -130,6 +133,7 @@ def head_shapes(config: Config) -> dict[str, tuple[int, ...]]:
         "radius": (k,),
         "camera": (3,),
         "side": (4,),
+        "quality": (2,),
     }
 
 
