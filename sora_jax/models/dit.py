@@ -40,6 +40,7 @@ class Config:
     mlp_dim: int = 8960
     text_dim: int = 4096  # width of the text encoder's states
     freq_dim: int = 256  # width of the noise level's sinusoid
+    cross_attn_norm: bool = True  # a layer norm before the text's attention
     mask_text: bool = True  # hide text padding (Wan: zero-padded and visible)
     known_embedding: bool = True
     pooled_text: bool = True
@@ -192,7 +193,9 @@ class Block(nnx.Module):
             rngs, _open_gates, (6, config.dim), (None, None)
         )
         self.attn1 = Attention(config, rngs=rngs)
-        self.norm2 = layers.LayerNorm(config.dim, rngs=rngs)
+        self.norm2 = (
+            layers.LayerNorm(config.dim, rngs=rngs) if config.cross_attn_norm else None
+        )
         self.attn2 = Attention(config, rngs=rngs)
         self.ffn = Mlp(config, rngs=rngs)
 
@@ -208,7 +211,7 @@ class Block(nnx.Module):
         )
         x_bnd = (x_bnd + h_bnd * gate1).astype(dtype)
         x_bnd = x_bnd + self.attn2(
-            self.norm2(x_bnd),
+            x_bnd if self.norm2 is None else self.norm2(x_bnd),
             text_bld,
             mask_bm=inputs["text_mask"],
             segments=inputs["text_segments"],

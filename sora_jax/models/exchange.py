@@ -21,9 +21,6 @@ from sora_jax.models import dit, text_encoder, video_vae
 
 Tree = Mapping[Any, Any]  # nested dicts of arrays
 Flat = dict[str, Any]
-# Parts of the denoiser that Wan has no place for. While they are zero, as they are at
-# first, the denoiser computes what Wan does.
-BEYOND_WAN = ("known", "pooled_text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +54,13 @@ class Entry:
         array = array.reshape(self.split or array.shape)
         return array.transpose(self.axes).reshape(shape)
 
-    def restore(self, array: Any, shape: tuple[int, ...]) -> np.ndarray:
-        array = np.asarray(array, np.float32).reshape(self.turned(shape))
-        array = array.transpose(np.argsort(self.axes))
+    def view(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Theirs as (a row of) ours of that shape; copies only what has a `split`."""
+        array = array.reshape(self.turned(shape)).transpose(np.argsort(self.axes))
         return array.reshape(shape if self.layer is None else shape[1:])
+
+    def restore(self, array: Any, shape: tuple[int, ...]) -> np.ndarray:
+        return self.view(np.asarray(array, np.float32), shape)
 
 
 def _linear(theirs: str, ours: str, bias: bool = True, **where) -> Iterator[Entry]:
@@ -106,18 +106,14 @@ def _transformer(config: dit.Config) -> Iterator[Entry]:
             for part in ("norm_q", "norm_k"):
                 ours = f"blocks.{name}.{part}.scale"
                 yield Entry(f"{theirs}.{name}.{part}.weight", ours, (0,), **at)
-        yield Entry(f"{theirs}.norm2.weight", "blocks.norm2.scale", (0,), **at)
-        yield Entry(f"{theirs}.norm2.bias", "blocks.norm2.bias", (0,), **at)
+        if config.cross_attn_norm:
+            yield Entry(f"{theirs}.norm2.weight", "blocks.norm2.scale", (0,), **at)
+            yield Entry(f"{theirs}.norm2.bias", "blocks.norm2.bias", (0,), **at)
         yield from _linear(f"{theirs}.ffn.net.0.proj", "blocks.ffn.up", **at)
         yield from _linear(f"{theirs}.ffn.net.2", "blocks.ffn.down", **at)
 
 
 def _video_vae(config: video_vae.Config) -> Iterator[Entry]:
-    if not all(space for _, space in config.steps):
-        raise ValueError(
-            "diffusers' AutoencoderKLWan halves height and width at every step; "
-            f"spatial_downsample {config.spatial_downsample} cannot be expressed"
-        )
     yield from _linear("quant_conv", "quant_conv", ones=(0, 3))
     yield from _linear("post_quant_conv", "post_quant_conv", ones=(0, 3))
     levels = range(len(config.channel_multipliers))
@@ -204,16 +200,104 @@ def _text_encoder(config: text_encoder.Config) -> Iterator[Entry]:
             yield from _linear(theirs, f"blocks.mlp.{ours}", False, **at)
 
 
-def to_diffusers_transformer(params: Tree, config: dit.Config) -> Flat:
-    """Returns the denoiser's parameters as WanTransformer3DModel's.
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """A peer's class: where each of its arrays stands in ours, and the other way round.
 
-    Raises:
-      ValueError: the parameters do not fit the config, or the denoiser does what Wan's
-        cannot; all such parts are named.
+    beyond: parts of ours that it does not have; they are zero when read. inexpressible:
+    names what else a network of ours may do that it cannot. aliases: other names under
+    which its files may hold a tensor.
     """
-    params = _flatten(params)
-    beyond = [path for path in params if path.split(".")[0] in BEYOND_WAN]
-    trained = [path for path in beyond if np.any(np.asarray(params[path]))]
+
+    name: str
+    entries: Callable[[Any], Iterator[Entry]]
+    make: Callable[[Any], nnx.Module]
+    beyond: tuple[str, ...] = ()
+    inexpressible: Callable[[Tree, Any], list[str]] = lambda params, config: []
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def shapes(self, config: Any) -> Tree:
+        """The parameters that ours has, as shapes."""
+        return _shapes(lambda: self.make(config))
+
+    def by_parameter(self, config: Any) -> dict[str, list[Entry]]:
+        """The tensors of each parameter, in the order of the layers."""
+        found: dict[str, list[Entry]] = {}
+        for entry in self.entries(config):
+            found.setdefault(entry.ours, []).append(entry)
+        return found
+
+    def resolve(self, flat: Mapping[str, Any]) -> Flat:
+        """The tensors under their first names; ValueError where two names disagree."""
+        flat = {name: flat[name] for name in flat}
+        for name, alias in self.aliases.items():
+            other = flat.pop(alias, None)
+            if other is not None and not np.array_equal(
+                flat.setdefault(name, other), other
+            ):
+                raise ValueError(
+                    f"{name} and {alias} of {self.name} are one table, but they differ"
+                )
+        return flat
+
+    def check(self, flat: Mapping[str, Any], config: Any) -> None:
+        """Raises ValueError, naming all that is missing, unexpected or mis-shaped."""
+        ours = flatten(self.shapes(config))
+        expected = {
+            entry.theirs: entry.their_shape(ours[entry.ours].shape)
+            for entry in self.entries(config)
+        }
+        wrong = {
+            name: f"{name} {tuple(flat[name].shape)} instead of {shape}"
+            for name, shape in expected.items()
+            if name in flat and tuple(flat[name].shape) != shape
+        }
+        missing, unexpected = set(expected) - set(flat), set(flat) - set(expected)
+        _check(f"weights of {self.name}", wrong, missing, unexpected)
+
+    def export(self, params: Tree, config: Any) -> Flat:
+        """Returns our parameters as theirs.
+
+        Raises:
+          ValueError: they do not fit the config, or ours does what the peer cannot; all
+            such parts are named.
+        """
+        beyond = self.inexpressible(params, config)
+        if beyond:
+            raise ValueError(f"{self.name} cannot express {', '.join(beyond)} of ours")
+        params, entries = flatten(params), [*self.entries(config)]
+        places = {entry.ours for entry in entries}
+        kept = {
+            path: array
+            for path, array in params.items()
+            if path.split(".")[0] not in self.beyond
+        }
+        _check(
+            f"parameters for {self.name}", {}, places - set(kept), set(kept) - places
+        )
+        return {entry.theirs: entry.export(kept[entry.ours]) for entry in entries}
+
+    def restore(self, flat: Mapping[str, Any], config: Any) -> Tree:
+        """Returns their tensors as our parameters, float32; raises as `check`."""
+        flat = self.resolve(flat)
+        self.check(flat, config)
+        entries = self.by_parameter(config)
+
+        def build(path: str, like: jax.ShapeDtypeStruct) -> np.ndarray:
+            if path not in entries and path.split(".")[0] in self.beyond:
+                return np.zeros(like.shape, np.float32)
+            rows = [e.restore(flat[e.theirs], like.shape) for e in entries[path]]
+            return rows[0] if entries[path][0].layer is None else np.stack(rows)
+
+        return map_paths(build, self.shapes(config))
+
+
+def _beyond_wan(params: Tree, config: dit.Config) -> list[str]:
+    trained = [
+        path
+        for path, array in flatten(params).items()
+        if path.split(".")[0] in _BEYOND_WAN and np.any(np.asarray(array))
+    ]
     forms = {
         "mask_text": config.mask_text,
         "additive_positions": config.additive_positions,
@@ -221,110 +305,37 @@ def to_diffusers_transformer(params: Tree, config: dit.Config) -> Flat:
         "rope_theta": config.rope_theta != dit.Config.rope_theta,
         "time_scale": config.time_scale is not None,
     }
-    trained += [f"config.{name}" for name, used in forms.items() if used]
-    if trained:
-        raise ValueError(
-            f"WanTransformer3DModel cannot express {', '.join(trained)} of this denoiser"
-        )
-    kept = {path: params[path] for path in params if path not in beyond}
-    return _export(_transformer(config), kept, "the denoiser")
+    return trained + [f"config.{name}" for name, used in forms.items() if used]
 
 
-def from_diffusers_transformer(flat: Flat, config: dit.Config) -> Tree:
-    """Returns the denoiser's parameters, float32; what Wan does not have is zero.
-
-    Raises:
-      ValueError: naming all arrays that are missing, unexpected or of another shape.
-    """
-    shapes = _shapes(lambda: dit.DiT(config, rngs=nnx.Rngs(0)))
-    flat = dict(flat)
-    entries = [*_transformer(config)]
-    return _restore(entries, flat, shapes, "WanTransformer3DModel", BEYOND_WAN)
-
-
-def to_diffusers_vae(params: Tree, config: video_vae.Config) -> Flat:
-    """Returns the autoencoder's parameters as AutoencoderKLWan's."""
-    return _export(_video_vae(config), _flatten(params), "the video VAE")
-
-
-def from_diffusers_vae(flat: Flat, config: video_vae.Config) -> Tree:
-    """Returns the autoencoder's parameters, float32; raises as above."""
-    shapes = _shapes(lambda: video_vae.VideoVAE(config, nnx.Rngs(0)))
-    return _restore([*_video_vae(config)], flat, shapes, "AutoencoderKLWan")
-
-
-def to_transformers_text_encoder(params: Tree, config: text_encoder.Config) -> Flat:
-    """Returns the text encoder's parameters as UMT5EncoderModel's.
-
-    Raises:
-      ValueError: the parameters do not fit, or the encoder has absolute positions.
-    """
-    if config.absolute_positions:
-        raise ValueError(
-            "UMT5EncoderModel cannot express config.absolute_positions of this encoder"
-        )
-    return _export(_text_encoder(config), _flatten(params), "the text encoder")
-
-
-def from_transformers_text_encoder(flat: Flat, config: text_encoder.Config) -> Tree:
-    """Returns the text encoder's parameters, float32; raises as above.
-
-    The table of embeddings has two names there; a file may hold it under either.
-    """
-    flat = dict(flat)
-    tied = flat.pop("encoder.embed_tokens.weight", None)
-    if tied is not None and not np.array_equal(
-        flat.setdefault("shared.weight", tied), tied
-    ):
-        raise ValueError(
-            "shared.weight and encoder.embed_tokens.weight of UMT5EncoderModel are one "
-            "table, but they differ"
-        )
-    shapes = _shapes(lambda: text_encoder.TextEncoder(config, nnx.Rngs(0)))
-    return _restore([*_text_encoder(config)], flat, shapes, "UMT5EncoderModel")
-
-
-def _export(entries: Iterator[Entry], params: Flat, model: str) -> Flat:
-    entries = [*entries]
-    places = {entry.ours for entry in entries}
-    _check(f"parameters of {model}", {}, places - set(params), set(params) - places)
-    return {entry.theirs: entry.export(params[entry.ours]) for entry in entries}
-
-
-def _restore(
-    entries: list[Entry],
-    flat: Flat,
-    shapes: Tree,
-    model: str,
-    zero: tuple[str, ...] = (),
-) -> Tree:
-    ours = _flatten(shapes)
-    expected = {
-        entry.theirs: entry.their_shape(ours[entry.ours].shape) for entry in entries
-    }
-    wrong = {
-        name: f"{name} {tuple(flat[name].shape)} instead of {shape}"
-        for name, shape in expected.items()
-        if name in flat and tuple(flat[name].shape) != shape
-    }
-    _check(
-        f"weights of {model}",
-        wrong,
-        set(expected) - set(flat),
-        set(flat) - set(expected),
-    )
-    rows: dict[str, list[np.ndarray]] = {}
-    for entry in entries:
-        array = entry.restore(flat[entry.theirs], ours[entry.ours].shape)
-        rows.setdefault(entry.ours, []).append(array)
-
-    def build(path: str, shape: jax.ShapeDtypeStruct) -> np.ndarray:
-        if path not in rows and path.split(".")[0] in zero:
-            return np.zeros(shape.shape, np.float32)
-        stacked = len(rows[path][0].shape) < len(shape.shape)
-        return np.stack(rows[path]) if stacked else rows[path][0]
-
-    return _map(build, shapes)
+# While they are zero, as they are at first, the denoiser computes what Wan does.
+_BEYOND_WAN = ("known", "pooled_text")
+TRANSFORMER = Peer(
+    "WanTransformer3DModel",
+    _transformer,
+    lambda config: dit.DiT(config, rngs=nnx.Rngs(0)),
+    beyond=_BEYOND_WAN,
+    inexpressible=_beyond_wan,
+)
+VAE = Peer(
+    "AutoencoderKLWan",
+    _video_vae,
+    lambda config: video_vae.VideoVAE(config, nnx.Rngs(0)),
+    inexpressible=lambda params, config: (
+        []  # every step of Wan's halves height and width
+        if all(space for _, space in config.steps)
+        else [f"config.spatial_downsample {config.spatial_downsample}"]
+    ),
+)
+TEXT_ENCODER = Peer(
+    "UMT5EncoderModel",
+    _text_encoder,
+    lambda config: text_encoder.TextEncoder(config, nnx.Rngs(0)),
+    inexpressible=lambda params, config: (
+        ["config.absolute_positions"] if config.absolute_positions else []
+    ),
+    aliases={"shared.weight": "encoder.embed_tokens.weight"},
+)
 
 
 def _check(
@@ -346,15 +357,15 @@ def _shapes(make: Callable[[], nnx.Module]) -> Tree:
     return nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
 
 
-def _map(function: Callable[[str, Any], Any], tree: Any, path: str = "") -> Any:
+def map_paths(function: Callable[[str, Any], Any], tree: Any, path: str = "") -> Any:
     if isinstance(tree, Mapping):
         inner = f"{path}." if path else ""
-        return {key: _map(function, tree[key], f"{inner}{key}") for key in tree}
+        return {key: map_paths(function, tree[key], f"{inner}{key}") for key in tree}
     return function(path, tree)
 
 
-def _flatten(tree: Tree) -> Flat:
-    """Returns {"a.b.0.c": array}."""
+def flatten(tree: Tree) -> Flat:
+    """Returns {"a.b.c": array}."""
     flat = {}
-    _map(flat.__setitem__, tree)
+    map_paths(flat.__setitem__, tree)
     return flat

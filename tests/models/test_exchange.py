@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sora_jax.models import dit, exchange, text_encoder, video_vae
+from sora_jax.models import dit, exchange, peer_configs, text_encoder, video_vae
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden"
 WAN_1_3B = dit.Config(mask_text=False, known_embedding=False, pooled_text=False)
@@ -46,19 +46,19 @@ def make_text_encoder(config):
         (
             "WanTransformer3DModel",
             make_dit,
-            exchange.to_diffusers_transformer,
+            exchange.TRANSFORMER.export,
             WAN_1_3B,
         ),
         (
             "AutoencoderKLWan",
             make_vae,
-            exchange.to_diffusers_vae,
+            exchange.VAE.export,
             video_vae.WAN_2_1,
         ),
         (
             "UMT5EncoderModel",
             make_text_encoder,
-            exchange.to_transformers_text_encoder,
+            exchange.TEXT_ENCODER.export,
             text_encoder.UMT5_XXL,
         ),
     ],
@@ -74,11 +74,11 @@ def test_one_parameter_for_each_of_wan_2_1_1_3b(peer, make, export, config):
 
 def test_what_is_ours_beyond_wan_is_listed():
     full = dataclasses.replace(WAN_1_3B, known_embedding=True, pooled_text=True)
-    ours = exchange._flatten(shapes(make_dit(full)))
-    wan = exchange._flatten(shapes(make_dit(WAN_1_3B)))
+    ours = exchange.flatten(shapes(make_dit(full)))
+    wan = exchange.flatten(shapes(make_dit(WAN_1_3B)))
     assert set(ours) - set(wan) == OURS
     assert not set(wan) - set(ours)
-    assert {path.split(".")[0] for path in OURS} == set(exchange.BEYOND_WAN)
+    assert {path.split(".")[0] for path in OURS} == set(exchange.TRANSFORMER.beyond)
 
 
 def random_like(tree, seed=0):
@@ -101,26 +101,26 @@ KINDS = {
     "transformer": (
         make_dit,
         SMALL_DIT,
-        exchange.to_diffusers_transformer,
-        exchange.from_diffusers_transformer,
+        exchange.TRANSFORMER.export,
+        exchange.TRANSFORMER.restore,
     ),
     "vae": (
         make_vae,
         SMALL_VAE,
-        exchange.to_diffusers_vae,
-        exchange.from_diffusers_vae,
+        exchange.VAE.export,
+        exchange.VAE.restore,
     ),
     "wan 2.1 vae": (
         make_vae,
         SMALL_WAN_2_1,
-        exchange.to_diffusers_vae,
-        exchange.from_diffusers_vae,
+        exchange.VAE.export,
+        exchange.VAE.restore,
     ),
     "text encoder": (
         make_text_encoder,
         SMALL_TEXT,
-        exchange.to_transformers_text_encoder,
-        exchange.from_transformers_text_encoder,
+        exchange.TEXT_ENCODER.export,
+        exchange.TEXT_ENCODER.restore,
     ),
 }
 
@@ -182,7 +182,7 @@ def test_export_names_what_wan_cannot_express():
     params = random_like(shapes(make_dit(config)))
     params["pooled_text"]["bias"][:] = 0
     with pytest.raises(ValueError) as error:
-        exchange.to_diffusers_transformer(params, config)
+        exchange.TRANSFORMER.export(params, config)
     for name in ("known", "pooled_text.kernel", "config.mask_text"):
         assert name in str(error.value)
     assert "pooled_text.bias" not in str(error.value)
@@ -202,52 +202,69 @@ def test_export_names_a_form_that_wan_does_not_have(form):
     params = random_like(shapes(make_dit(SMALL_DIT)))
     config = dataclasses.replace(SMALL_DIT, **form)
     with pytest.raises(ValueError, match=f"express config.{next(iter(form))} of"):
-        exchange.to_diffusers_transformer(params, config)
+        exchange.TRANSFORMER.export(params, config)
 
 
 def test_import_leaves_what_is_ours_at_zero():
     config = dataclasses.replace(SMALL_DIT, known_embedding=True, pooled_text=True)
     params = random_like(shapes(make_dit(SMALL_DIT)))
-    flat = exchange.to_diffusers_transformer(params, SMALL_DIT)
-    loaded = exchange.from_diffusers_transformer(flat, config)
+    flat = exchange.TRANSFORMER.export(params, SMALL_DIT)
+    loaded = exchange.TRANSFORMER.restore(flat, config)
     assert not np.any(loaded["known"]) and not np.any(loaded["pooled_text"]["kernel"])
-    again = exchange.to_diffusers_transformer(loaded, config)
+    again = exchange.TRANSFORMER.export(loaded, config)
     assert all(np.array_equal(again[name], flat[name]) for name in flat)
+
+
+CASES = [
+    "transformer",
+    "transformer_without_cross_norm",
+    "transformer_one_head",
+    "transformer_whole_patches",
+    "transformer_patches_of_time",
+    "transformer_deep",
+]
 
 
 @pytest.mark.peers
 @pytest.mark.parametrize("beyond", [False, True])
-def test_velocities_are_those_of_wan(goldens, build, close, beyond):
+@pytest.mark.parametrize("name", CASES)
+def test_velocities_and_gradients_are_those_of_wan(goldens, build, close, name, beyond):
     """With and without our additions; one noise level, and one for each token."""
-    golden = goldens["transformer"]
-    case = golden.case["config"]
-    config = dit.Config(
-        in_channels=case["in_channels"],
-        out_channels=case["out_channels"],
-        dim=case["num_attention_heads"] * case["attention_head_dim"],
-        num_layers=case["num_layers"],
-        num_heads=case["num_attention_heads"],
-        mlp_dim=case["ffn_dim"],
-        text_dim=case["text_dim"],
-        freq_dim=case["freq_dim"],
-        mask_text=False,
-        known_embedding=beyond,
-        pooled_text=beyond,
-    )
-    params = exchange.from_diffusers_transformer(golden.weights, config)
-    model = build(make_dit(config), params)
-    apply = jax.jit(model.apply_video)
+    golden = goldens[name]
+    config = peer_configs.read_transformer(golden.case["config"])
+    config = dataclasses.replace(config, known_embedding=beyond, pooled_text=beyond)
+    params = exchange.TRANSFORMER.restore(golden.weights, config)
+    graph, state = nnx.split(build(make_dit(config), params))
+
+    @jax.jit
+    def apply(state, *inputs):
+        return nnx.merge(graph, state).apply_video(*inputs)
+
     for i, size in enumerate(golden.case["latents"]):
         latents = jnp.moveaxis(jnp.asarray(golden.inputs[f"latents{i}"]), 1, -1)
         text = jnp.asarray(golden.inputs[f"text{i}"])
         mask = jnp.any(text != 0, axis=-1)
         tau = jnp.asarray(golden.inputs[f"timestep{i}"])[:, None] / 1000
-        velocity = apply(latents, tau, None, text, mask)
+        velocity = apply(state, latents, tau, None, text, mask)
         expected = np.moveaxis(golden.outputs[f"velocity{i}"], 1, -1)
-        close(f"velocity of {size}", velocity, expected)
+        close(f"velocity of {size}", velocity, expected, 1e-5)
         # The first frame's tokens have level 0; they count as known ones.
-        first = jnp.zeros(latents.shape[:-1]).at[:, 0].set(1)
+        first = jnp.zeros(latents.shape[:-1]).at[:, : config.patch[0]].set(1)
         levels = jnp.concatenate([tau, jnp.zeros_like(tau)], axis=1)
-        velocity = apply(latents, levels, first, text, mask)
+        inputs = latents, levels, first, text, mask
         expected = np.moveaxis(golden.outputs[f"velocity_per_token{i}"], 1, -1)
-        close(f"velocity of {size}, two levels", velocity, expected)
+        close(f"velocity of {size}, two levels", apply(state, *inputs), expected, 1e-5)
+
+    weight = jnp.moveaxis(jnp.asarray(golden.inputs["weight"]), 1, -1)
+    gradient = jax.grad(lambda state: jnp.sum(apply(state, *inputs) * weight))(state)
+    found = {
+        path: array
+        for path, array in exchange.flatten(nnx.to_pure_dict(gradient)).items()
+        if path.split(".")[0] not in exchange.TRANSFORMER.beyond
+    }
+    wanted = {
+        entry.theirs: entry.export(found[entry.ours])
+        for entry in exchange.TRANSFORMER.entries(config)
+    }
+    for theirs, array in wanted.items():
+        close(f"gradient of {theirs}", array, golden.outputs[f"gradient/{theirs}"])

@@ -37,7 +37,7 @@ def test_encode_and_decode_are_those_of_wan(goldens, build, close, name):
     """Images and clips in one pass; the peer goes frame by frame with its caches."""
     golden = goldens[name]
     config = peer_config(golden.case["config"])
-    params = exchange.from_diffusers_vae(golden.weights, config)
+    params = exchange.VAE.restore(golden.weights, config)
     vae = build(make(config), params)
     encode = jax.jit(lambda vae, video: vae.encode(video))
     decode = jax.jit(lambda vae, latents: jnp.clip(vae.decode(latents), -1, 1))
@@ -183,7 +183,7 @@ def test_normalize_uses_the_statistics_of_the_config(tiny, build):
 def test_a_new_vae_has_quiet_branches_and_latents():
     """Branches and the latent's noise begin at next to nothing, and grow by learning."""
     vae = jax.jit(make(TINY))()
-    paths = exchange._flatten(nnx.to_pure_dict(nnx.state(vae, nnx.Param)))
+    paths = exchange.flatten(nnx.to_pure_dict(nnx.state(vae, nnx.Param)))
     quiet = [path for path, leaf in paths.items() if not np.any(leaf)]
     assert sum(path.endswith("conv2.kernel") for path in quiet) == 13
     assert sum(path.endswith("proj.kernel") for path in quiet) == 2

@@ -70,8 +70,9 @@ def transformer(case: dict) -> tuple[torch.nn.Module, dict, dict]:
         text[-1, case["text_length"] // 2 :] = 0  # as Wan's pipeline pads
         timestep = torch.tensor([1000.0 * (j + 0.3) / b for j in range(b)])
         # Wan 2.2's form: one level for each token, here 0 for those of the first frame.
-        tokens = timestep[:, None].repeat(1, t * (h // 2) * (w // 2))
-        tokens[:, : (h // 2) * (w // 2)] = 0
+        pt, ph, pw = model.config.patch_size
+        tokens = timestep[:, None].repeat(1, (t // pt) * (h // ph) * (w // pw))
+        tokens[:, : (h // ph) * (w // pw)] = 0
         inputs |= {
             f"latents{i}": latents,
             f"text{i}": text,
@@ -79,6 +80,12 @@ def transformer(case: dict) -> tuple[torch.nn.Module, dict, dict]:
         }
         outputs[f"velocity{i}"] = model(latents, timestep, text).sample
         outputs[f"velocity_per_token{i}"] = model(latents, tokens, text).sample
+    with torch.enable_grad():  # of the last size, with a level for each token
+        weight = torch.randn_like(latents)
+        inputs["weight"] = weight
+        (model(latents, tokens, text).sample * weight).sum().backward()
+    for name, parameter in model.named_parameters():
+        outputs[f"gradient/{name}"] = parameter.grad
     return model, inputs, outputs
 
 

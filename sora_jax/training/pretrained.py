@@ -1,0 +1,355 @@
+"""Folders in diffusers' layout: what is in them, and their weights on the mesh.
+
+    source = pretrained.open_folder("Wan2.1-T2V-1.3B-Diffusers")
+    params = source.load("transformer", dtype="bfloat16")
+
+Opening checks every file's header, name and shape of every component, so that nothing
+is loaded of a folder that is damaged or of a model that is not supported. Loading reads
+tensor by tensor, each device its own part: the host never holds a model.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, SingleDeviceSharding
+
+from sora_jax.core import paths
+from sora_jax.models import dit, exchange, peer_configs, text_encoder, video_vae
+from sora_jax.training import state as states
+from sora_jax.training import weight_files
+
+# What small errors of would add up over all blocks, or over all steps: diffusers keeps
+# these in float32 too.
+_FLOAT32 = ("scale_shift_table", "time_embedder", "norm", "distance_bias")
+_READERS = 2  # threads; each holds one device's part of one array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """One kind of network: its peer's files, and how both become ours."""
+
+    stem: str
+    read_config: Callable[[Mapping, str], Any]
+    write_config: Callable[[Any], dict]
+    peer: exchange.Peer
+    make: Callable[[Any, nnx.Rngs], nnx.Module]
+
+
+_TRANSFORMER = _Kind(
+    "diffusion_pytorch_model",
+    peer_configs.read_transformer,
+    peer_configs.write_transformer,
+    exchange.TRANSFORMER,
+    lambda config, rngs: dit.DiT(config, rngs=rngs),
+)
+KINDS = {
+    "transformer": _TRANSFORMER,
+    "transformer_2": _TRANSFORMER,
+    "text_encoder": _Kind(
+        "model",
+        peer_configs.read_text_encoder,
+        peer_configs.write_text_encoder,
+        exchange.TEXT_ENCODER,
+        text_encoder.TextEncoder,
+    ),
+    "vae": _Kind(
+        "diffusion_pytorch_model",
+        peer_configs.read_vae,
+        peer_configs.write_vae,
+        exchange.VAE,
+        video_vae.VideoVAE,
+    ),
+}
+_SUPPORTED = ("WanPipeline",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduler:
+    """How a folder's scheduler samples: the solver, and the shift of its levels."""
+
+    sampler: str
+    shift: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """A checked component folder; `load` reads its weights."""
+
+    kind: _Kind
+    config: Any
+    files: weight_files.TensorFiles
+
+    def module(self, dtype: str = "float32") -> nnx.Module:
+        """The network with its weights, which computes in `dtype`."""
+        computing = dataclasses.replace(
+            self, config=dataclasses.replace(self.config, dtype=dtype)
+        )
+        return computing.networks.bind({"component": self.load(dtype)})["component"]
+
+    @property
+    def networks(self) -> states.Networks:
+        """The network {"component"} without arrays."""
+        return states.Networks(
+            lambda rngs: {"component": self.kind.make(self.config, rngs)}
+        )
+
+    def load(self, dtype: str = "float32") -> dict:
+        """Reads the parameters onto the mesh that is set, or onto the first device.
+
+        Args:
+          dtype: of the weights; norms, tables and the time embedding stay float32.
+
+        Returns:
+          nested dict of arrays, laid out by the sharding rules.
+        """
+        networks = self.networks
+        shapes = networks.abstract()["component"]
+        layouts = exchange.flatten(networks.partitions()["component"])
+        entries = self.kind.peer.by_parameter(self.config)
+        mesh = jax.sharding.get_mesh()
+
+        def read(path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
+            kept = any(name in path for name in _FLOAT32)
+            target = np.dtype(np.float32 if kept else dtype)
+            layout = (
+                SingleDeviceSharding(jax.local_devices()[0])
+                if mesh.empty
+                else NamedSharding(mesh, layouts[path])
+            )
+            return _place(entries.get(path, []), self.files, like.shape, target, layout)
+
+        flat = exchange.flatten(shapes)
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+            futures = {path: pool.submit(read, path, flat[path]) for path in flat}
+            arrays = {path: future.result() for path, future in futures.items()}
+        return exchange.map_paths(lambda path, _: arrays[path], shapes)
+
+
+def _place(
+    entries: list[exchange.Entry],
+    files: Mapping[str, np.ndarray],
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    layout: jax.sharding.Sharding,
+) -> jax.Array:
+    """Makes one array from its tensors (a row each, if stacked), part by part."""
+    parts, last = [], (None, None)
+    for device, index in layout.addressable_devices_indices_map(shape).items():
+        bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
+        if bounds != last[0]:  # copies for replicas come from the part before
+            last = bounds, _read_part(entries, files, shape, dtype, index)
+        parts.append(jax.device_put(last[1], device))
+    return jax.make_array_from_single_device_arrays(shape, layout, parts)
+
+
+def _read_part(entries, files, shape, dtype, index) -> np.ndarray:
+    size = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
+    if not entries:  # what the peer does not have
+        return np.zeros(size, dtype)
+    part = np.empty(size, dtype)
+    if entries[0].layer is None:
+        _copy(part, entries[0].view(files[entries[0].theirs], shape)[index])
+        return part
+    for row, entry in zip(part, entries[index[0]], strict=True):
+        _copy(row, entry.view(files[entry.theirs], shape)[index[1:]])
+    return part
+
+
+def _copy(into: np.ndarray, view: np.ndarray) -> None:
+    if into.dtype == view.dtype and into.itemsize == 2:
+        # numpy moves whole numbers several times faster than bfloat16.
+        into, view = into.view(np.uint16), view.view(np.uint16)
+    np.copyto(into, view, casting="same_kind" if into.dtype == view.dtype else "unsafe")
+
+
+def open_component(folder: str | pathlib.Path, name: str) -> Component:
+    """Checks a component folder: `name` is one of KINDS.
+
+    Raises:
+      FileNotFoundError, ValueError: what is missing or wrong, all tensors by name.
+    """
+    folder, kind = pathlib.Path(folder), KINDS[name]
+    given = _read_json(folder / "config.json")
+    config = kind.read_config(given, str(folder / "config.json"))
+    files = weight_files.TensorFiles(folder, kind.stem)
+    try:
+        kind.peer.check(files, config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return Component(kind, config, files)
+
+
+def write_component(
+    folder: pathlib.Path, name: str, params: Mapping, config: Any
+) -> None:
+    """Writes a component in its peer's layout, in the types that the weights have.
+
+    Raises:
+      ValueError: the peer cannot express what the network does; all of it is named.
+    """
+    kind = KINDS[name]
+    tensors = kind.peer.export(params, config)
+    weight_files.write(folder, kind.stem, tensors)
+    text = json.dumps(kind.write_config(config), indent=2, sort_keys=True) + "\n"
+    paths.write_atomically(folder / "config.json", text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A whole folder, checked: components by name, scheduler, experts, tokenizer file.
+
+    boundary: the noise level below which transformer_2 takes over, None where there is
+    one transformer. takes_images: a picture enters as a first latent at level 0
+    (`expand_timesteps` of TI2V-5B).
+    """
+
+    path: pathlib.Path
+    components: dict[str, Component]
+    scheduler: Scheduler
+    tokenizer: pathlib.Path
+    boundary: float | None
+    takes_images: bool
+
+    def digest(self) -> str:
+        """16 hex digits that name the weights: of the configs, and of each tensor its
+        name, type, shape and 64 numbers; to read all of 14B would take minutes.
+        """
+        hashed = hashlib.sha256()
+        for name, component in sorted(self.components.items()):
+            hashed.update(f"{name} {component.config}\n".encode())
+            for tensor, view in sorted(component.files.items()):
+                sample = view.reshape(-1)[:: max(1, view.size // 64)]
+                hashed.update(f"{tensor} {view.dtype} {view.shape}\n".encode())
+                hashed.update(np.ascontiguousarray(sample).tobytes())
+        return hashed.hexdigest()[:16]
+
+
+def is_folder(path: str | pathlib.Path) -> bool:
+    """Whether a path is a folder in diffusers' layout."""
+    return (pathlib.Path(path) / "model_index.json").is_file()
+
+
+def open_folder(path: str | pathlib.Path) -> Folder:
+    """Checks a folder of Wan 2.1 or 2.2 text-to-video weights, and reads no weights.
+
+    Raises:
+      FileNotFoundError, ValueError: one sentence: what is missing, damaged, or of a
+        model that is not supported.
+    """
+    path = pathlib.Path(path)
+    index = _read_json(path / "model_index.json")
+    named = index.get("_class_name")
+    if named not in _SUPPORTED:
+        raise ValueError(
+            f"{path} is a {named}; there is support for {', '.join(_SUPPORTED)} "
+            "(text to video of Wan 2.1 and 2.2, and TI2V-5B)"
+        )
+    present = [name for name in KINDS if _is_there(index, name)]
+    lacking = {"transformer", "text_encoder", "vae"} - set(present)
+    if lacking:
+        raise ValueError(f"{path}/model_index.json lacks {', '.join(sorted(lacking))}")
+    boundary = index.get("boundary_ratio")
+    if (boundary is None) != ("transformer_2" not in present):
+        raise ValueError(
+            f"{path}/model_index.json has boundary_ratio {boundary} and "
+            f"{'no ' if boundary else 'a '}transformer_2; they go together"
+        )
+    components = {name: open_component(path / name, name) for name in present}
+    _check_together(path, components)
+    return Folder(
+        path=path,
+        components=components,
+        scheduler=read_scheduler(path / "scheduler" / "scheduler_config.json"),
+        tokenizer=_find_tokenizer(path / "tokenizer"),
+        boundary=None if boundary is None else float(boundary),
+        takes_images=bool(index.get("expand_timesteps")),
+    )
+
+
+def _is_there(index: Mapping, name: str) -> bool:
+    entry = index.get(name)
+    return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+
+
+def _check_together(path: pathlib.Path, components: Mapping[str, Component]) -> None:
+    transformer = components["transformer"].config
+    text, vae = components["text_encoder"].config, components["vae"].config
+    if transformer.text_dim != text.dim:
+        raise ValueError(
+            f"{path}: the transformer reads text of width {transformer.text_dim}, "
+            f"the text encoder's is {text.dim}"
+        )
+    if transformer.in_channels != vae.latent_channels:
+        raise ValueError(
+            f"{path}: the transformer takes {transformer.in_channels} latent channels, "
+            f"the video VAE has {vae.latent_channels}"
+        )
+    second = components.get("transformer_2")
+    if second and second.config != transformer:
+        raise ValueError(f"{path}: transformer and transformer_2 have other sizes")
+
+
+def read_scheduler(path: pathlib.Path) -> Scheduler:
+    """Reads flow-match Euler's or flow-match UniPC's settings.
+
+    Raises:
+      ValueError: another scheduler, or a setting that is not supported.
+    """
+    given = _read_json(path)
+    named = given.get("_class_name")
+    if named == "UniPCMultistepScheduler":
+        wanted = {
+            "prediction_type": "flow_prediction", "use_flow_sigmas": True,
+            "predict_x0": True, "solver_order": 2, "solver_type": "bh2",
+            "lower_order_final": True, "thresholding": False, "disable_corrector": [],
+            "final_sigmas_type": "zero", "solver_p": None,
+        }  # fmt: skip
+        found = Scheduler("unipc", float(given.get("flow_shift", 1.0)))
+        defaults = wanted | {"prediction_type": "epsilon", "use_flow_sigmas": False}
+    elif named == "FlowMatchEulerDiscreteScheduler":
+        wanted = {"invert_sigmas": False, "stochastic_sampling": False}
+        found, defaults = Scheduler("euler", float(given.get("shift", 1.0))), wanted
+    else:
+        raise ValueError(
+            f"{path} is a {named}; there are UniPCMultistepScheduler and "
+            "FlowMatchEulerDiscreteScheduler"
+        )
+    wanted |= {
+        "num_train_timesteps": 1000, "use_dynamic_shifting": False,
+        "use_karras_sigmas": False, "use_exponential_sigmas": False,
+        "use_beta_sigmas": False, "shift_terminal": None,
+    }  # fmt: skip
+    for name, value in wanted.items():
+        if given.get(name, defaults.get(name, value)) != value:
+            raise ValueError(
+                f"{path}: {name} is {given.get(name)!r}; only {value!r} is supported"
+            )
+    return found
+
+
+def _find_tokenizer(folder: pathlib.Path) -> pathlib.Path:
+    # The first is what diffusers reads where both are there.
+    for name in ("tokenizer.json", "spiece.model"):
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"{folder} has no tokenizer.json and no spiece.model")
+
+
+def _read_json(path: pathlib.Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no fields")
+    return found

@@ -1,0 +1,168 @@
+"""Tensors of safetensors files, read where they lie.
+
+A folder holds one file, or several with an index that says which tensor is in which.
+Everything is checked when it is opened; the numbers are then views of the files' own
+pages, so that reading a part of a tensor copies that part and nothing else.
+"""
+
+import json
+import pathlib
+import struct
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from sora_jax.core import paths
+
+# Weights are these; quantised ones would need scales that our layers do not have.
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class TensorFiles(Mapping):
+    """Tensors by name; each is a read-only numpy view of its file.
+
+    Args:
+      folder: where they are.
+      stem: of the files: "diffusion_pytorch_model" for diffusers, "model" for
+        transformers.
+
+    Raises:
+      FileNotFoundError: there is no such file, or one that the index names is missing.
+      ValueError: a file is damaged, is not what it claims to be, or holds numbers of
+        a type that is no weight's.
+    """
+
+    def __init__(self, folder: pathlib.Path, stem: str):
+        self.folder = folder
+        index = folder / f"{stem}.safetensors.index.json"
+        single = folder / f"{stem}.safetensors"
+        self._views: dict[str, np.ndarray] = {}
+        if index.is_file():
+            placed = _read_index(index)
+            for name in sorted(set(placed.values())):
+                self._open(folder / name)
+            _compare(index, placed, self._where)
+        elif single.is_file():
+            self._open(single)
+        else:
+            pickles = sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLES)
+            hint = (
+                f"; {pickles[0]} is a pickle, which could run code" if pickles else ""
+            )
+            raise FileNotFoundError(f"{folder} has no {single.name}{hint}")
+
+    def _open(self, path: pathlib.Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, but the index names it")
+        try:
+            with safetensors.safe_open(path, "numpy") as whole:
+                whole.keys()
+        except safetensors.SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged, or no safetensors file: {error}"
+            ) from None
+        pages = np.memmap(path, np.uint8, "r")
+        (length,) = struct.unpack("<Q", pages[:8].tobytes())
+        header = json.loads(pages[8 : 8 + length].tobytes())
+        header.pop("__metadata__", None)
+        wrong = {n: e["dtype"] for n, e in header.items() if e["dtype"] not in DTYPES}
+        if wrong:
+            name, kind = next(iter(wrong.items()))
+            raise ValueError(
+                f"{path}: {name} has numbers of type {kind} (as {len(wrong)} tensors "
+                f"have); weights are {', '.join(DTYPES)}"
+            )
+        for name, entry in header.items():
+            if name in self._views:
+                raise ValueError(f"{path}: {name} is in another file as well")
+            first, last = entry["data_offsets"]
+            flat = pages[8 + length + first : 8 + length + last]
+            if len(flat) and (8 + length + first) % DTYPES[entry["dtype"]].itemsize:
+                flat = flat.copy()  # written without padding: rare, and small files
+            view = flat.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            self._views[name] = view
+        self._where = getattr(self, "_where", {}) | dict.fromkeys(header, path.name)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._views[name]
+
+    def __iter__(self):
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+
+def _read_index(path: pathlib.Path) -> dict[str, str]:
+    try:
+        placed = json.loads(path.read_text())["weight_map"]
+        files = set(placed.values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no index of tensors: {error!r}") from None
+    for name in files:
+        plain = isinstance(name, str) and pathlib.PurePath(name).name == name
+        if not plain or not name.endswith(".safetensors"):
+            raise ValueError(
+                f"{path} names {name!r}; a file of weights lies beside the index and "
+                "ends in .safetensors"
+            )
+    return placed
+
+
+def _compare(index: pathlib.Path, placed: Mapping, found: Mapping) -> None:
+    wrong = [f"{n} is not in {f}" for n, f in placed.items() if found.get(n) != f]
+    wrong += [f"{n} of {f} is not named" for n, f in found.items() if n not in placed]
+    if wrong:
+        more = f" (and {len(wrong) - 5} more)" if len(wrong) > 5 else ""
+        raise ValueError(f"{index} is wrong: {'; '.join(wrong[:5])}{more}")
+
+
+def write(
+    folder: pathlib.Path, stem: str, tensors: Mapping, max_bytes: int = 5 * 10**9
+) -> None:
+    """Writes tensors as one safetensors file, or as several and an index.
+
+    One file's tensors are on the host at a time.
+
+    Args:
+      folder: where to; it is made.
+      stem: of the files' names.
+      tensors: arrays of one of DTYPES by name, on any device.
+      max_bytes: of one file, where no single tensor is larger.
+    """
+    files, room = [[]], max_bytes
+    for name, array in tensors.items():
+        if array.nbytes > room and files[-1]:
+            files.append([])
+            room = max_bytes
+        files[-1].append(name)
+        room -= array.nbytes
+    folder.mkdir(parents=True, exist_ok=True)
+    placed = {}
+    for number, names in enumerate(files, 1):
+        file = f"{stem}.safetensors"
+        if len(files) > 1:
+            file = f"{stem}-{number:05d}-of-{len(files):05d}.safetensors"
+        _write_file(folder / file, {name: tensors[name] for name in names})
+        placed |= dict.fromkeys(names, file)
+    if len(files) > 1:
+        total = sum(array.nbytes for array in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": placed}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        paths.write_atomically(folder / f"{stem}.safetensors.index.json", text)
+
+
+def _write_file(path: pathlib.Path, tensors: Mapping) -> None:
+    host = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    partial = path.with_name(path.name + ".partial")
+    # Peers refuse a file that does not say for whom it was written.
+    safetensors.numpy.save_file(host, partial, metadata={"format": "pt"})
+    partial.replace(path)

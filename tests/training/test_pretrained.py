@@ -1,0 +1,273 @@
+"""Folders in diffusers' layout: read part by part, and refused where they are damaged."""
+
+import dataclasses
+import json
+import pathlib
+import pickle
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sora_jax.core import mesh
+from sora_jax.models import dit, exchange, text_encoder, video_vae
+from sora_jax.training import pretrained, weight_files
+
+DIT = dit.Config(
+    in_channels=4, out_channels=4, dim=32, num_layers=2, num_heads=2, mlp_dim=48,
+    text_dim=16, freq_dim=16, mask_text=False, known_embedding=False, pooled_text=False,
+)  # fmt: skip
+TEXT = text_encoder.Config(
+    vocab_size=24, dim=16, num_layers=2, num_heads=2, head_dim=8, mlp_dim=32
+)
+VAE = dataclasses.replace(
+    video_vae.WAN_2_1, base_dim=4, latent_channels=4, num_res_blocks=1,
+    latent_mean=(0.1, 0.2, 0.3, 0.4), latent_std=(1.0, 2.0, 1.0, 0.5),
+)  # fmt: skip
+CONFIGS = {"transformer": DIT, "text_encoder": TEXT, "vae": VAE}
+SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True, "flow_shift": 5.0, "num_train_timesteps": 1000,
+}  # fmt: skip
+
+
+def weights(name, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = pretrained.KINDS[name].peer.shapes(CONFIGS[name])
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wan") / "folder"
+    for name, config in CONFIGS.items():
+        pretrained.write_component(folder / name, name, weights(name), config)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "spiece.model").write_bytes(b"read by the tokenizer")
+    index = {"_class_name": "WanPipeline", "boundary_ratio": None}
+    index |= {
+        name: ["library", "Class"] for name in (*CONFIGS, "scheduler", "tokenizer")
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(whole, tmp_path / "folder")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_written_is_read_back(whole, name):
+    component = pretrained.open_folder(whole).components[name]
+    assert component.config == CONFIGS[name]
+    jax.tree.map(np.testing.assert_array_equal, component.load(), weights(name))
+
+
+def test_each_device_reads_its_own_part(whole):
+    """On a mesh, in bfloat16: laid out by the rules; norms and tables stay float32."""
+    component = pretrained.open_component(whole / "transformer", "transformer")
+    layouts = component.networks.partitions()["component"]
+    with jax.set_mesh(mesh.make_mesh({"fsdp": 2, "tensor": 2, "replica": 2})):
+        params = component.load("bfloat16")
+    found = exchange.flatten(params)
+    wanted = exchange.flatten(weights("transformer"))
+    for path, layout in exchange.flatten(layouts).items():
+        array = found[path]
+        assert array.sharding.spec == layout, path
+        kept = any(part in path for part in ("norm", "table", "time_embedder"))
+        assert array.dtype == (jnp.float32 if kept else jnp.bfloat16), path
+        np.testing.assert_array_equal(
+            np.asarray(array), wanted[path].astype(array.dtype), err_msg=path
+        )
+    split = found["blocks.ffn.up.kernel"].addressable_shards[0].data
+    assert split.shape == (2, 16, 24)
+
+
+def test_many_files_and_stored_bfloat16(whole, tmp_path):
+    tensors = {
+        name: array.astype(jnp.bfloat16)
+        for name, array in load_file(
+            whole / "transformer" / "diffusion_pytorch_model.safetensors"
+        ).items()
+    }
+    weight_files.write(tmp_path, "diffusion_pytorch_model", tensors, max_bytes=20_000)
+    shutil.copy(whole / "transformer" / "config.json", tmp_path)
+    assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 3
+    component = pretrained.open_component(tmp_path, "transformer")
+    for dtype in ("bfloat16", "float32"):
+        params = exchange.flatten(component.load(dtype))
+        for path, array in exchange.flatten(weights("transformer")).items():
+            stored = array.astype(jnp.bfloat16).astype(params[path].dtype)
+            np.testing.assert_array_equal(np.asarray(params[path]), stored)
+
+
+# -- damage ------------------------------------------------------------------------------
+
+
+def rewrite(folder, change, name="transformer", stem="diffusion_pytorch_model"):
+    path = folder / name / f"{stem}.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def lose_a_tensor(folder):
+    rewrite(folder, lambda t: t.pop("blocks.1.ffn.net.2.bias"))
+
+
+def add_a_tensor(folder):
+    rewrite(folder, lambda t: t.update({"blocks.9.bias": np.zeros(3, "f4")}))
+
+
+def reshape_a_tensor(folder):
+    rewrite(folder, lambda t: t.update({"proj_out.bias": np.zeros(7, "f4")}))
+
+
+def store_whole_numbers(folder):
+    def change(tensors):
+        tensors["proj_out.bias"] = tensors["proj_out.bias"].astype(np.int8)
+
+    rewrite(folder, change)
+
+
+def cut_a_file_short(folder):
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+class Harmful:
+    def __reduce__(self):
+        return (pathlib.Path("/tmp/sora_jax_was_here").touch, ())
+
+
+def put_a_pickle_in_its_place(folder):
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(pickle.dumps(Harmful()))
+
+
+def leave_a_pickle_only(folder):
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.unlink()
+    path.with_suffix(".bin").write_bytes(pickle.dumps(Harmful()))
+
+
+def index_of(folder, **placed):
+    names = load_file(folder / "text_encoder" / "model.safetensors")
+    placed = dict.fromkeys(names, "model.safetensors") | placed
+    path = folder / "text_encoder" / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": placed}))
+
+
+def index_a_missing_tensor(folder):
+    index_of(folder, **{"encoder.more": "model.safetensors"})
+
+
+def index_outside_of_the_folder(folder):
+    index_of(folder, **{"encoder.more": "../transformer/x.safetensors"})
+
+
+def index_a_pickle(folder):
+    index_of(folder, **{"encoder.more": "model.bin"})
+
+
+def index_nothing(folder):
+    (folder / "text_encoder" / "model.safetensors.index.json").write_text("[]")
+
+
+def change_a_config(folder, component="transformer", **fields):
+    path = folder / component / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def take_another_models_config(folder):
+    change_a_config(folder, _class_name="CogVideoXTransformer3DModel")
+
+
+def name_an_unknown_field(folder):
+    change_a_config(folder, window_size=[8, 8])
+
+
+def ask_for_an_image_encoder(folder):
+    change_a_config(folder, in_channels=36, image_dim=1280)
+
+
+def name_another_pipeline(folder):
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"_class_name": "WanImageToVideoPipeline"}))
+
+
+def name_a_boundary_alone(folder):
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps(index | {"boundary_ratio": 0.9}))
+
+
+def schedule_noise(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(SCHEDULER | {"prediction_type": "epsilon"}))
+
+
+def take_another_scheduler(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "DDIMScheduler"}))
+
+
+def break_a_config(folder):
+    (folder / "vae" / "config.json").write_text("{")
+
+
+def lose_the_tokenizer(folder):
+    (folder / "tokenizer" / "spiece.model").unlink()
+
+
+DAMAGE = {
+    lose_a_tensor: "missing: blocks.1.ffn.net.2.bias",
+    add_a_tensor: "unexpected: blocks.9.bias",
+    reshape_a_tensor: r"proj_out.bias \(7,\) instead of \(16,\)",
+    store_whole_numbers: "proj_out.bias has numbers of type I8",
+    cut_a_file_short: "safetensors is damaged",
+    put_a_pickle_in_its_place: "damaged, or no safetensors file",
+    leave_a_pickle_only: "model.bin is a pickle",
+    index_a_missing_tensor: "encoder.more is not in model.safetensors",
+    index_outside_of_the_folder: "a file of weights lies beside the index",
+    index_a_pickle: "ends in .safetensors",
+    index_nothing: "is no index of tensors",
+    take_another_models_config: "of CogVideoXTransformer3DModel, not of Wan",
+    name_an_unknown_field: "not known of WanTransformer3DModel: window_size",
+    ask_for_an_image_encoder: "image-to-video model .36 input channels",
+    name_another_pipeline: "is a WanImageToVideoPipeline; there is support for Wan",
+    name_a_boundary_alone: "boundary_ratio 0.9 and no transformer_2",
+    schedule_noise: "prediction_type is 'epsilon'; only 'flow_prediction'",
+    take_another_scheduler: "is a DDIMScheduler",
+    break_a_config: "config.json is damaged",
+    lose_the_tokenizer: "has no tokenizer.json and no spiece.model",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_damaged_folders_are_refused_in_one_sentence(folder, damage, monkeypatch):
+    damage(folder)
+
+    def load(*_):
+        raise AssertionError("something was loaded of a damaged folder")
+
+    monkeypatch.setattr(pretrained.Component, "load", load)
+    with pytest.raises((ValueError, FileNotFoundError), match=DAMAGE[damage]) as error:
+        pretrained.open_folder(folder)
+    assert "\n" not in str(error.value)
+    assert not pathlib.Path("/tmp/sora_jax_was_here").exists()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_go_there_and_back(name):
+    kind = pretrained.KINDS[name]
+    written = json.loads(json.dumps(kind.write_config(CONFIGS[name])))
+    assert kind.read_config(written, "config") == CONFIGS[name]
