@@ -3,15 +3,17 @@
     python -m sora_jax.generate --model runs/toy --prompt "a red circle moves left" \
         --seed 3 --out clip.mp4
     python -m sora_jax.generate --model runs/toy --prompts prompts.csv --out clips/
+    python -m sora_jax.generate --model runs/toy --from clip.mp4 --out again.mp4
 
-Beside each video stands its recipe (clip.json): prompt, seed, sizes, solver, weights. A
-list that was interrupted goes on where it was. On several devices the clips of a batch
-are split over them; on several processes the same command runs in each.
+The model is a run, or a folder of Wan 2.1 or 2.2 in diffusers' layout; Wan's own names
+of flags work too. Beside each video stands its recipe (clip.json). A list that was
+interrupted goes on where it was. On several devices the clips of a batch are split over
+them; on several processes the same command runs in each.
 """
 
 import itertools
-import json
 import pathlib
+import re
 
 import jax
 from absl import app, flags, logging
@@ -19,15 +21,17 @@ from absl import app, flags, logging
 from sora_jax.core import mesh as meshes
 from sora_jax.core import progress
 from sora_jax.data import video_io
-from sora_jax.generation import pipeline, prompt_file
+from sora_jax.generation import estimate, pipeline, prompt_file, recipes
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "Run folder of a trained denoiser.", required=True)
+flags.DEFINE_string(
+    "model", None, "Run of a denoiser, or folder in diffusers' layout.", required=True
+)
 flags.DEFINE_string("prompt", None, "What the video shows.")
 flags.DEFINE_string("prompts", None, "A .txt, .csv or .jsonl list of prompts.")
-flags.DEFINE_string(
-    "out", None, "Video file (.mp4); with --prompts a folder.", required=True
-)
+flags.DEFINE_string("from", None, "A video of ours that is made again.")
+flags.DEFINE_string("out", None, "Video file (.mp4); with --prompts a folder.")
+flags.DEFINE_bool("dry_run", False, "Say what would be made and what it takes.")
 flags.DEFINE_integer(
     "seed", 0, "Seed; clip i of a list has seed + i where it names none.", lower_bound=0
 )
@@ -39,36 +43,52 @@ flags.DEFINE_integer("width", None, "Pixels.")
 flags.DEFINE_float("fps", None, "Frames a second.")
 flags.DEFINE_integer("num_inference_steps", None, "Solver steps.")
 flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 is no guidance.")
-flags.DEFINE_string("sampler", None, "euler or heun.")
+flags.DEFINE_float("guidance_scale_2", None, "The same for the second expert.")
+flags.DEFINE_float("shift", None, "Shift of the noise levels; 1 is none.")
+flags.DEFINE_string("sampler", None, "euler, heun or unipc.")
+flags.DEFINE_string("size", None, "Width and height: 832*480 or 832x480.")
+flags.DEFINE_string("dtype", None, "Of imported weights: float32 or bfloat16.")
 flags.DEFINE_integer("batch_size", None, "Clips that are computed at a time.")
 flags.DEFINE_string(
     "mesh", "replica=-1", "Devices on each mesh axis, such as fsdp=4,tensor=2."
 )
 
+_NAMES_OF_WAN = {
+    "frame_num": "num_frames", "base_seed": "seed", "save_file": "out",
+    "sample_steps": "num_inference_steps", "sample_shift": "shift",
+    "sample_guide_scale": "guidance_scale", "sample_solver": "sampler",
+    "ckpt_dir": "model",
+}  # fmt: skip
+for _alias, _name in _NAMES_OF_WAN.items():
+    flags.DEFINE_alias(_alias, _name)
+
 # What one call of the pipeline shares; the rest is given for each clip.
 SHARED = ("num_frames", "height", "width", "fps", "num_inference_steps")
-SHARED += ("guidance_scale", "sampler")
+SHARED += ("guidance_scale", "guidance_scale_2", "shift", "sampler")
 
 
 def clips() -> list[dict]:
     """The clips that the flags ask for, with what each says about itself."""
-    if (FLAGS.prompt is None) == (FLAGS.prompts is None):
-        raise ValueError("give --prompt or --prompts, one of the two")
-    out = pathlib.Path(FLAGS.out)
-    if FLAGS.prompt is not None:
-        if out.suffix != ".mp4":
-            raise ValueError(f"--out is the video's file and ends in .mp4, not {out}")
-        rows, files = [{"prompt": FLAGS.prompt}], [out]
-    else:
+    ways = ("prompt", "prompts", "from")
+    if sum(FLAGS[name].value is not None for name in ways) != 1:
+        raise ValueError("give one of --prompt, --prompts and --from")
+    if FLAGS.out is None and not FLAGS.dry_run:
+        raise ValueError("give --out: the video's file, or a folder with --prompts")
+    out = pathlib.Path(FLAGS.out or "clip.mp4")
+    if FLAGS.prompts is None and out.suffix != ".mp4":
+        raise ValueError(f"--out is the video's file and ends in .mp4, not {out}")
+    if FLAGS.prompts is not None:
         rows = prompt_file.read(FLAGS.prompts)
         files = [
             out / prompt_file.file_name(index, row) for index, row in enumerate(rows)
         ]
-    defaults = {
-        name: FLAGS[name].value
-        for name in (*SHARED, "negative_prompt", "image")
-        if FLAGS[name].value is not None
-    }
+    else:
+        rows, files = [{"prompt": FLAGS.prompt}], [out]
+    defaults = given()
+    if FLAGS["from"].value is not None:
+        # What is given beside a recipe changes it.
+        defaults = recipes.arguments(recipes.read(FLAGS["from"].value)) | defaults
+        rows = [{}]
     return [
         {"negative_prompt": "", "seed": FLAGS.seed + index}
         | defaults
@@ -78,15 +98,20 @@ def clips() -> list[dict]:
     ]
 
 
-def mesh_shape() -> dict[str, int]:
-    """What --mesh says: by default every device has a copy of the weights."""
-    shape = {}
-    for part in FLAGS.mesh.split(","):
-        axis, _, size = part.partition("=")
-        if not size.removeprefix("-").isdigit():
-            raise ValueError(f"--mesh is like fsdp=4,tensor=2, not {FLAGS.mesh!r}")
-        shape[axis.strip()] = int(size)
-    return shape
+def given() -> dict:
+    """The arguments that flags name."""
+    names = (*SHARED, "negative_prompt", "image")
+    values = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
+    if FLAGS["from"].value is not None and FLAGS["seed"].present:
+        values["seed"] = FLAGS.seed
+    if FLAGS.size is not None:
+        found = re.fullmatch(r"(\d+)[x*](\d+)", FLAGS.size)
+        if not found:
+            raise ValueError(
+                f"--size is WIDTH*HEIGHT such as 832*480, not {FLAGS.size}"
+            )
+        values |= {"width": int(found[1]), "height": int(found[2])}
+    return values
 
 
 def shared(clip: dict) -> tuple:
@@ -107,25 +132,6 @@ def arguments(batch: list[dict]) -> dict:
     }
 
 
-def is_finished(file: pathlib.Path, recipe: dict) -> bool:
-    """Whether a clip was made before; refuses one that was made in another way."""
-    sidecar = file.with_suffix(".json")
-    if not (file.exists() and sidecar.exists()):
-        return False
-    found = json.loads(sidecar.read_text())
-    other = [
-        f"{name} was {found.get(name)!r} and is {value!r}"
-        for name, value in recipe.items()
-        if name != "versions" and found.get(name) != value
-    ]
-    if other:
-        raise ValueError(
-            f"{file} is there already, made in another way ({'; '.join(other)}): "
-            "choose another --out, or remove it"
-        )
-    return True
-
-
 def plan(pipe: pipeline.Pipeline, wanted: list[dict]) -> tuple[list[list[dict]], int]:
     """Batches of clips that are still to be made, and their solver steps in all.
 
@@ -139,7 +145,7 @@ def plan(pipe: pipeline.Pipeline, wanted: list[dict]) -> tuple[list[list[dict]],
         for clip in group:
             request = pipe.check_inputs(**arguments([clip]))
             recipe = pipe.recipe(request, 0)
-            if not (FLAGS.prompts and is_finished(clip["file"], recipe)):
+            if not (FLAGS.prompts and recipes.is_finished(clip["file"], recipe)):
                 todo.append(clip)
                 steps += request.num_inference_steps
         batches += [todo[i : i + size] for i in range(0, len(todo), size)]
@@ -158,7 +164,7 @@ def make(pipe: pipeline.Pipeline, batches: list[list[dict]], steps: int) -> None
                 batch, output.frames, output.recipes, strict=True
             ):
                 if process == 0:
-                    pipeline.save(frames, clip["file"], recipe)
+                    recipes.save(frames, clip["file"], recipe)
 
 
 def main(argv: list[str]) -> None:
@@ -168,8 +174,13 @@ def main(argv: list[str]) -> None:
     try:
         meshes.initialize()
         wanted = clips()
-        jax.set_mesh(meshes.make_mesh(mesh_shape()))
-        pipe = pipeline.Pipeline.from_pretrained(FLAGS.model)
+        jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
+        if FLAGS.dry_run:
+            print(estimate.report(FLAGS.model, [arguments([c]) for c in wanted]))
+            return
+        pipe = pipeline.Pipeline.from_pretrained(FLAGS.model, FLAGS.dtype)
+        if FLAGS["from"].value is not None:
+            recipes.check_weights(recipes.read(FLAGS["from"].value), pipe.source)
         batches, steps = plan(pipe, wanted)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"generate: {error}") from None

@@ -60,6 +60,21 @@ def initialize() -> None:
             return
 
 
+def parse(text: str) -> dict[str, int]:
+    """Reads a mesh shape as flags give it: "fsdp=4,tensor=2".
+
+    Raises:
+      ValueError: it has another form.
+    """
+    shape = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if not size.removeprefix("-").isdigit():
+            raise ValueError(f"--mesh is like fsdp=4,tensor=2, not {text!r}")
+        shape[axis.strip()] = int(size)
+    return shape
+
+
 def make_mesh(
     shape: Mapping[str, int] | None = None, devices: Sequence | None = None
 ) -> jax.sharding.Mesh:

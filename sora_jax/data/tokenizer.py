@@ -73,6 +73,12 @@ def train(
     return Tokenizer(path)
 
 
+def load(path: str | os.PathLike) -> "Tokenizer":
+    """Reads a sentencepiece model, or a `tokenizer.json` of the tokenizers library."""
+    path = pathlib.Path(path)
+    return JsonTokenizer(path) if path.suffix == ".json" else Tokenizer(path)
+
+
 class Tokenizer:
     """Encodes texts to padded ids; remembers those that it has seen.
 
@@ -84,6 +90,8 @@ class Tokenizer:
     Raises:
       ValueError: the file is no sentencepiece model, or lacks padding or end.
     """
+
+    file_name = "spiece.model"
 
     def __init__(self, path: str | os.PathLike):
         self._load(pathlib.Path(path).read_bytes(), str(path))
@@ -113,16 +121,23 @@ class Tokenizer:
     def __setstate__(self, state: dict[str, bytes]) -> None:
         self._load(state["model"], "the tokenizer")
 
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the model's own bytes under the name that T5's folders give it."""
+        paths.write_atomically(pathlib.Path(folder) / self.file_name, self._model)
+
     def pieces(self, text: str) -> tuple[int, ...]:
         """Returns a text's ids with the end mark, neither cut nor padded."""
         found = self._ids.get(text)
         if found is None:
-            found = (*self._processor.encode(text), self.eos_id)
+            found = (*self._encode(text), self.eos_id)
             with self._caching:
                 if len(self._ids) >= _CACHED_TEXTS:
                     self._ids.clear()
                 self._ids[text] = found
         return found
+
+    def _encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
 
     def encode(
         self, texts: Sequence[str], length: int
@@ -158,3 +173,41 @@ class Tokenizer:
             if index != self.pad_id:
                 kept.append(int(index))
         return self._processor.decode(kept)
+
+
+class JsonTokenizer(Tokenizer):
+    """A `tokenizer.json` of a T5 folder, read by the tokenizers library.
+
+    Raises:
+      ValueError: the library is not installed, or the file is not what it reads, or
+        lacks `<pad>` or `</s>`.
+    """
+
+    file_name = "tokenizer.json"
+
+    def _load(self, model: bytes, name: str) -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise ValueError(
+                f"{name} needs the tokenizers library: pip install tokenizers, or put "
+                "the model's spiece.model beside it"
+            ) from None
+        self._model = model
+        try:
+            self._processor = tokenizers.Tokenizer.from_str(model.decode())
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{name} is no tokenizer: {error}") from None
+        self._processor.no_truncation()
+        self._processor.no_padding()
+        self.digest = hashlib.sha256(model).hexdigest()
+        self.vocab_size = self._processor.get_vocab_size()
+        found = [self._processor.token_to_id(t) for t in ("<pad>", "</s>", "<unk>")]
+        if None in found[:2]:
+            raise ValueError(f"{name} has no <pad> or no </s>")
+        self.pad_id, self.eos_id, self.unk_id = found
+        self._ids: dict[str, tuple[int, ...]] = {}
+        self._caching = threading.Lock()
+
+    def _encode(self, text: str) -> list[int]:
+        return self._processor.encode(text, add_special_tokens=False).ids

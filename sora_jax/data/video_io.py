@@ -212,6 +212,18 @@ def probe(source: bytes | str | os.PathLike, limits: Limits = DEFAULT_LIMITS) ->
         return dataclasses.replace(header, seconds=seconds)
 
 
+def read_comment(
+    source: bytes | str | os.PathLike, limits: Limits = DEFAULT_LIMITS
+) -> str | None:
+    """Reads the comment that `encode_mp4` stored in a file; None where there is none.
+
+    Raises:
+      UnreadableVideo: it is no video, is damaged, or is beyond the limits.
+    """
+    with _opened(source, limits) as (container, _, _):
+        return container.metadata.get("comment")
+
+
 def _frames(container, stream, limits: Limits) -> Iterator[av.VideoFrame]:
     """Yields the decoded frames and refuses those that lie about their size."""
     for count, frame in enumerate(container.decode(stream)):

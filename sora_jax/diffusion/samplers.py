@@ -1,71 +1,209 @@
 """Solvers of dx / dtau = velocity(x, tau) from noise (tau 1) to data (tau 0).
 
-A chunk of steps is one compiled scan; it knows nothing of tasks or of text. Callers
-run chunk after chunk, so that progress, previews and cancelling work between them.
+    video = samplers.sample(velocity, noise, timesteps.schedule(20, shift), sampler="unipc")
+
+or in chunks, each one compiled scan, so that progress, previews and cancelling work
+between them: `plan` says on the host what each step needs, `start` makes what a solver
+remembers, and `sample_chunk` takes both through some steps. Nothing here knows of tasks
+or of text.
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
+Plan = dict[str, np.ndarray]
 
 
 class Sampler(enum.StrEnum):
-    """Which solver: Euler is of first order, Heun of second at twice the cost."""
+    """Which solver: Euler is of first order, Heun of second at twice the cost.
+
+    UniPC is of second order at the cost of Euler, since it remembers earlier steps.
+    """
 
     EULER = "euler"
     HEUN = "heun"
+    UNIPC = "unipc"
 
 
-def euler(velocity_fn: Velocity, x: jax.Array, tau, tau_next, hold) -> jax.Array:
+_HISTORY = 2  # the order of UniPC: how many estimates of the data it joins
+
+
+def plan(sampler: str, taus: np.ndarray, levels: np.ndarray | None = None) -> Plan:
+    """What every step needs: arrays with one row a step.
+
+    Args:
+      sampler: which solver.
+      taus: n + 1 levels that do not rise; a step between two equal ones does nothing.
+      levels: the n levels that the network is told, where they are not those of taus.
+    """
+    taus = np.asarray(taus, np.float32)
+    steps = {"tau": taus[:-1], "next": taus[1:]}
+    steps["level"] = taus[:-1] if levels is None else np.asarray(levels, np.float32)
+    if steps["level"].shape != steps["tau"].shape:
+        raise ValueError(
+            f"{len(taus) - 1} steps need as many levels, not {steps['level'].shape}"
+        )
+    if Sampler(sampler) is Sampler.UNIPC:
+        steps |= _unipc_weights(taus)
+    return steps
+
+
+def chunks(steps: Plan, size: int) -> Iterator[Plan]:
+    """Cuts a plan into parts of `size` steps, the last one filled up with idle steps."""
+    count = len(steps["tau"])
+    for first in range(0, count, size):
+        part = {name: rows[first : first + size] for name, rows in steps.items()}
+        missing = size - len(part["tau"])
+        if missing:
+            part = {
+                name: np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), "f4")])
+                for name, rows in part.items()
+            }
+        yield part
+
+
+def start(x: jax.Array, sampler: str) -> Any:
+    """What a solver remembers before its first step, for a state like x."""
+    if Sampler(sampler) is not Sampler.UNIPC:
+        return ()
+    nothing = jnp.zeros_like(x, jnp.float32)
+    return nothing, (nothing,) * _HISTORY
+
+
+def _euler(velocity_fn: Velocity, x, memory, step, hold):
     """One step of Euler's method."""
-    return hold(x + (tau_next - tau) * velocity_fn(x, tau))
+    return hold(
+        x + (step["next"] - step["tau"]) * velocity_fn(x, step["level"])
+    ), memory
 
 
-def heun(velocity_fn: Velocity, x: jax.Array, tau, tau_next, hold) -> jax.Array:
+def _heun(velocity_fn: Velocity, x, memory, step, hold):
     """One step of Heun's method; Euler's where it ends at tau 0.
 
     There the second evaluation would ask the model about clean data, a level that it
     was hardly trained on (Karras et al. 2022, arXiv:2206.00364, algorithm 1).
     """
-    slope = velocity_fn(x, tau)
+    tau, tau_next = step["tau"], step["next"]
+    slope = velocity_fn(x, step["level"])
     guess = hold(x + (tau_next - tau) * slope)
 
     def corrected(guess):
         mean_slope = (slope + velocity_fn(guess, tau_next)) / 2
         return hold(x + (tau_next - tau) * mean_slope)
 
-    return jax.lax.cond(tau_next > 0, corrected, lambda guess: guess, guess)
+    return jax.lax.cond(tau_next > 0, corrected, lambda guess: guess, guess), memory
 
 
-_STEPS = {Sampler.EULER: euler, Sampler.HEUN: heun}
+def _unipc(velocity_fn: Velocity, x, memory, step, hold):
+    """One step of UniPC (Zhao et al. 2023, arXiv:2302.04867), B(h) = e^h - 1, order 2.
+
+    The estimate of the data at this level first corrects x, which the step before
+    predicted without it, and then predicts x at the next level. Both are weighted sums
+    whose weights follow from the levels alone: `_unipc_weights`.
+    """
+    last, history = memory
+    data = x - step["tau"] * velocity_fn(x, step["level"])
+    x = _weighted(step["correct"], (x, last, data, *history))
+    history = (data, *history[:-1])
+    return hold(_weighted(step["predict"], (x, *history))), (x, history)
+
+
+def _weighted(weights, terms):
+    return sum(weights[i] * term for i, term in enumerate(terms))
+
+
+def _unipc_weights(taus: np.ndarray) -> Plan:
+    """The weights of x, the last x, the new data and the older; and of x and the data.
+
+    With alpha = 1 - tau and lambda = log(alpha / tau), from level 0 to level t with
+    h = lambda_t - lambda_0 (arXiv:2302.04867, equations 5 and 8, for data prediction):
+
+        x_t = tau_t / tau_0 x_0 - alpha_t (e^-h - 1) (m_0 + sum_k c_k (m_k - m_0) / r_k)
+
+    where m_k are estimates of the data at levels k and r_k = (lambda_k - lambda_0) / h.
+    The last step is of first order, and ends in m_0 itself.
+    """
+    # At 1 itself nothing of the data is left, and lambda is not finite.
+    taus = np.minimum(taus, np.float32(1 - 1e-6)).astype(np.float64)
+    count = int(np.sum(taus[:-1] > taus[1:]))
+    with np.errstate(divide="ignore"):
+        log_snr = np.log1p(-taus) - np.log(taus)
+    correct = np.zeros((len(taus) - 1, 3 + _HISTORY))
+    predict = np.zeros((len(taus) - 1, 1 + _HISTORY))
+    correct[:, 0] = 1.0
+    order = 1
+    for i in range(count):
+        if i:  # from level i - 1 to i, with the estimate at i itself
+            behind = log_snr[i] - log_snr[i - 1]
+            ratios = [(log_snr[i - 2] - log_snr[i - 1]) / behind] * (order - 1)
+            kept, gain = _drift(taus[i - 1], taus[i], behind)
+            shares = _corrector(behind, ratios)
+            data = -gain * np.array([*shares[:-1] / np.array(ratios), shares[-1]])
+            correct[i, :3] = 0.0, kept, data[-1]
+            correct[i, 3] = -gain - data.sum()
+            correct[i, 4 : 3 + order] = data[:-1]
+        order = min(_HISTORY, i + 1, count - i)
+        ahead = log_snr[i + 1] - log_snr[i]
+        kept, gain = _drift(taus[i], taus[i + 1], ahead)
+        predict[i, :2] = kept, -gain
+        if order == 2:
+            ratio = (log_snr[i - 1] - log_snr[i]) / ahead
+            predict[i, 2] = -gain * 0.5 / ratio
+            predict[i, 1] -= predict[i, 2]
+    return {"correct": np.float32(correct), "predict": np.float32(predict)}
+
+
+def _drift(tau: float, tau_next: float, h: float) -> tuple[float, float]:
+    """What is left of x over a step, and alpha (e^-h - 1)."""
+    return tau_next / tau, (1 - tau_next) * np.expm1(-h)
+
+
+def _corrector(h: float, ratios: list[float]) -> np.ndarray:
+    """Shares of the differences of estimates, so that h's powers cancel to the order."""
+    order = len(ratios) + 1
+    if order == 1:
+        return np.array([0.5])
+    nodes = np.array([*ratios, 1.0])
+    phi, factorial, wanted = np.expm1(-h) / -h - 1, 1.0, []
+    for power in range(1, order + 1):
+        wanted.append(phi * factorial / np.expm1(-h))
+        factorial *= power + 1
+        phi = phi / -h - 1 / factorial
+    return np.linalg.solve(np.vander(nodes, order, increasing=True).T, wanted)
+
+
+_STEPS = {Sampler.EULER: _euler, Sampler.HEUN: _heun, Sampler.UNIPC: _unipc}
 
 
 def sample_chunk(
     velocity_fn: Velocity,
     x: jax.Array,
-    taus: jax.Array,
+    memory: Any,
+    steps: Plan,
     known_mask: jax.Array | None = None,
     known_values: jax.Array | None = None,
     sampler: str = Sampler.EULER,
-) -> jax.Array:
-    """Runs len(taus) - 1 solver steps and returns x at the last level.
+) -> tuple[jax.Array, Any]:
+    """Runs the steps of a part of a plan; returns x at its last level, and the memory.
 
     Args:
-      velocity_fn: (x, tau scalar) -> dx / dtau, the shape of x.
-      x: the state at level taus[0].
-      taus: descending levels. A step between two equal levels is skipped at no cost,
-        so a short last chunk can be padded to the compiled length.
+      velocity_fn: (x, level scalar) -> dx / dtau, the shape of x.
+      x: the state at the first step's level.
+      memory: from `start`, or from the chunk before.
+      steps: (a part of) a plan. A step between two equal levels costs nothing.
       known_mask: bool, its shape a leading part of x's; these entries are held.
       known_values: what they are held at, the shape of x.
-      sampler: "euler" or "heun".
+      sampler: that of the plan.
     """
     if (known_mask is None) != (known_values is None):
         raise ValueError("known_mask and known_values go together: give both or none.")
-    step = _STEPS[Sampler(sampler)]
+    take = _STEPS[Sampler(sampler)]
 
     def hold(x: jax.Array) -> jax.Array:
         if known_mask is None:
@@ -73,16 +211,31 @@ def sample_chunk(
         held = known_mask.reshape(known_mask.shape + (1,) * (x.ndim - known_mask.ndim))
         return jnp.where(held, known_values, x)
 
-    def body(x, pair):
-        tau, tau_next = pair
+    def body(carry, step):
         moved = jax.lax.cond(
-            tau > tau_next,
-            lambda x: step(velocity_fn, x, tau, tau_next, hold),
-            lambda x: x,
-            x,
+            step["tau"] > step["next"],
+            lambda carry: take(velocity_fn, *carry, step, hold),
+            lambda carry: carry,
+            carry,
         )
         return moved, None
 
-    taus = jnp.asarray(taus, jnp.float32)
-    x, _ = jax.lax.scan(body, hold(x), (taus[:-1], taus[1:]))
-    return x
+    steps = {name: jnp.asarray(rows, jnp.float32) for name, rows in steps.items()}
+    carry, _ = jax.lax.scan(body, (hold(x), memory), steps)
+    return carry
+
+
+def sample(
+    velocity_fn: Velocity,
+    noise: jax.Array,
+    taus: np.ndarray,
+    known_mask: jax.Array | None = None,
+    known_values: jax.Array | None = None,
+    sampler: str = Sampler.EULER,
+) -> jax.Array:
+    """Solves from taus[0] to taus[-1] in one go; see `plan` and `sample_chunk`."""
+    steps = plan(sampler, taus)
+    memory = start(noise, sampler)
+    return sample_chunk(
+        velocity_fn, noise, memory, steps, known_mask, known_values, sampler
+    )[0]

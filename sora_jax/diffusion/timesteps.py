@@ -88,6 +88,32 @@ def schedule(num_steps: int, s: float = 1.0) -> np.ndarray:
     return shift(np.linspace(1.0, 0.0, num_steps + 1), s).astype(np.float32)
 
 
+def diffusers_schedule(
+    sampler: str, num_steps: int, s: float, num_train_timesteps: int = 1000
+) -> tuple[np.ndarray, np.ndarray]:
+    """The levels of diffusers' schedulers for imported weights.
+
+    "unipc" is UniPCMultistepScheduler with flow sigmas: the first level is 1e-6 below 1,
+    where log(1 - tau) is finite, and the network is told whole timesteps, cut off.
+    Any other is FlowMatchEulerDiscreteScheduler, whose smallest level before the
+    shift is already shifted once.
+
+    Returns:
+      taus: num_steps + 1 levels, float32; levels: the num_steps that the network is told.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, not {num_steps}.")
+    least = 1 / num_train_timesteps
+    if sampler == "unipc":
+        taus = shift(np.linspace(1.0, least, num_steps + 1)[:-1], s)
+        taus[0] -= 1e-6
+        levels = np.floor(taus * num_train_timesteps) / num_train_timesteps
+    else:
+        taus = shift(np.linspace(1.0, shift(least, s), num_steps), s)
+        levels = taus
+    return np.append(taus, 0.0).astype(np.float32), levels.astype(np.float32)
+
+
 def band_index(tau: jax.Array, edges: Sequence[float] = BAND_EDGES) -> jax.Array:
     """The logging band of each level, int32: edges[i] <= tau < edges[i + 1].
 

@@ -75,7 +75,7 @@ class BandOracle:
         self._noise = jax.random.normal(rng.key(seed, "bands"), self._x0.shape)
         self._edges, self._names = edges, timesteps.band_names(edges)
 
-        def finish(params, taus, x0_nthwc, noise_nthwc):
+        def finish(params, steps, x0_nthwc, noise_nthwc):
             modules = networks.bind(params)
             text = modules["text_encoder"](ids_nl, mask_nl)
 
@@ -83,8 +83,8 @@ class BandOracle:
                 levels = jnp.full((len(x), 1), tau)
                 return modules["dit"].apply_video(x, levels, None, text, mask_nl, fps)
 
-            x_nthwc = flow.interpolate(x0_nthwc, noise_nthwc, taus[0])
-            return samplers.sample_chunk(velocity, x_nthwc, taus)
+            x_nthwc = flow.interpolate(x0_nthwc, noise_nthwc, steps["tau"][0])
+            return samplers.sample_chunk(velocity, x_nthwc, (), steps)[0]
 
         self._finish = jax.jit(finish)
         self._decode = jax.jit(
@@ -99,7 +99,8 @@ class BandOracle:
             start = timesteps.unshift((low + high) / 2, self._shift)
             even = start * np.linspace(1, 0, self._num_steps + 1)
             taus = timesteps.shift(even, self._shift).astype(np.float32)
-            finished = self._finish(params, taus, self._x0, self._noise)
+            steps = samplers.plan(samplers.Sampler.EULER, taus)
+            finished = self._finish(params, steps, self._x0, self._noise)
             frames = rows.to_uint8(np.asarray(self._decode(finished), np.float32))
             begin = 0
             for suite in self._suites:

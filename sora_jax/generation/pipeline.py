@@ -14,7 +14,6 @@ channels, l text tokens, d text width.
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,20 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
 
 import sora_jax
 from sora_jax.core import config as configs
-from sora_jax.core import paths, rng, sharding
+from sora_jax.core import rng, sharding
 from sora_jax.data import tokenizer as tokenizers
-from sora_jax.data import video_io
 from sora_jax.diffusion import flow, guidance, known, samplers, timesteps
+from sora_jax.generation import export, placement, tasks, wan
 from sora_jax.generation import request as requests
-from sora_jax.generation import tasks
 from sora_jax.models import dit as dits
 from sora_jax.models import text_encoder as text_encoders
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, latents, objectives
+from sora_jax.training import checkpoint, latents, objectives, pretrained
 from sora_jax.training import state as states
 
 
@@ -80,16 +77,16 @@ def _decode_video(graph, state, latents_bthwc) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("graph", "sampler", "guided"))
 def _denoise_chunk(
-    graph, state, x_bthwc, taus, text, null, given, scale, fps, known_tau,
+    graph, state, x_bthwc, memory, steps, text, null, given, scale, fps, known_tau,
     *, sampler: str, guided: bool,
-) -> jax.Array:  # fmt: skip
+):  # fmt: skip
     """Runs some solver steps; `given` is (known_bthw, values_bthwc) or None."""
     dit = nnx.merge(graph, state)
     known_bthw, values_bthwc = (None, None) if given is None else given
     condition, empty = text | {"known": known_bthw}, null | {"known": known_bthw}
 
-    def velocity(x, tau, condition):
-        tau_b = sharding.reshard(jnp.full(x.shape[:1], tau), "batch")
+    def velocity(x, level, condition):
+        tau_b = sharding.reshard(jnp.full(x.shape[:1], level), "batch")
         is_known, levels_bk = condition["known"], tau_b[:, None]
         if is_known is not None:
             levels_bk, _ = known.levels(tau_b, is_known, known_tau)
@@ -100,18 +97,19 @@ def _denoise_chunk(
 
     velocity = guidance.guided(velocity, condition, empty, scale if guided else 1)
     return samplers.sample_chunk(
-        velocity, x_bthwc, taus, known_bthw, values_bthwc, sampler
+        velocity, x_bthwc, memory, steps, known_bthw, values_bthwc, sampler
     )
 
 
 class Pipeline:
-    """Text to video and image to video with one denoiser.
+    """Text to video and image to video with one denoiser, or with two experts.
 
     Args:
       dit, text_encoder, vae: the networks, with their weights.
       tokenizer: turns prompts into ids for the text encoder.
       settings: what a call uses where it says nothing.
       source: what is known of the weights' origin, written into every recipe.
+      dit_2: the expert for levels below `settings.boundary`, of the same form.
 
     Where a mesh is set (`jax.set_mesh`), the weights are laid out on it, the clips of a
     batch are split over it, and calls must be made under the same mesh.
@@ -125,29 +123,61 @@ class Pipeline:
         tokenizer: tokenizers.Tokenizer,
         settings: requests.Settings,
         source: Mapping | None = None,
+        dit_2: dits.DiT | None = None,
     ):
+        if (dit_2 is None) != (settings.boundary is None):
+            raise ValueError("a second expert and settings.boundary go together")
         self.settings, self.tokenizer = settings, tokenizer
         self.source = dict(source or {})
         self._dit, self._text_encoder, self._vae = (
-            _split(module) for module in (dit, text_encoder, vae)
+            placement.split(module) for module in (dit, text_encoder, vae)
         )
-        self._vae_config, patch = vae.config, dit.config.patch
-        stride = vae.config.spatial_stride
-        self.strides = requests.Strides(
-            time=vae.config.temporal_stride,
-            patch_time=patch[0],
-            height=stride * patch[1],
-            width=stride * patch[2],
-        )
+        self._dit_2 = None if dit_2 is None else placement.split(dit_2)
+        self._configs = {
+            "transformer": dit.config,
+            "transformer_2": dit.config,
+            "text_encoder": text_encoder.config,
+            "vae": vae.config,
+        }
+        self._vae_config = vae.config
+        self.strides = strides_of(vae.config, dit.config)
 
     @classmethod
-    def from_pretrained(cls, folder: str | pathlib.Path) -> "Pipeline":
-        """Reads a run folder: its config, averaged weights, video VAE and tokenizer.
+    def from_pretrained(
+        cls, folder: str | pathlib.Path, dtype: str | None = None
+    ) -> "Pipeline":
+        """Reads a run folder, or a folder in diffusers' layout.
+
+        Args:
+          folder: a denoiser's run, of which the averaged weights are read; or Wan 2.1
+            or 2.2 text to video as diffusers stores it (`training/pretrained.py`).
+          dtype: of the weights and the arithmetic of the latter, but for the video VAE,
+            which is float32; None: float32 on CPU, bfloat16 elsewhere.
 
         Raises:
-          FileNotFoundError, ValueError: the folder is not a finished denoiser's run.
+          FileNotFoundError, ValueError: it is neither, or it is damaged.
         """
+        if pretrained.is_folder(folder):
+            return cls._from_folder(pretrained.open_folder(folder), dtype)
         return cls.from_run(checkpoint.load_run(folder))
+
+    @classmethod
+    def _from_folder(cls, folder: pretrained.Folder, dtype: str | None) -> "Pipeline":
+        if dtype is None:
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        made = {  # decoding in less than float32 shows, and is a small part of the work
+            name: component.module("float32" if name == "vae" else dtype)
+            for name, component in folder.components.items()
+        }
+        return cls(
+            made["transformer"],
+            made["text_encoder"],
+            made["vae"],
+            tokenizers.load(folder.tokenizer),
+            wan.settings(folder),
+            source={"model": folder.path.resolve().name, "weights": folder.digest()},
+            dit_2=made.get("transformer_2"),
+        )
 
     @classmethod
     def from_run(cls, run: checkpoint.LoadedRun) -> "Pipeline":
@@ -156,16 +186,11 @@ class Pipeline:
         tokenizer = tokenizers.Tokenizer(folder / "tokenizer.model")
         vae = latents.load_vae(folder / "vae")
         networks = networks_of(config, tokenizer)
-        sample = dict(config.sample) | {
-            "text_length": config.text.length,
-            "shift": config.noise.shift,
-            "known_tau": config.known.known_tau,
-        }
         return cls(
             **networks.bind(run.params),
             vae=vae.module(),
             tokenizer=tokenizer,
-            settings=configs.build(requests.Settings, sample, "sample"),
+            settings=run_settings(config),
             source={
                 "model": folder.resolve().name,
                 "step": run.step,
@@ -173,6 +198,22 @@ class Pipeline:
                 "vae_digest": checkpoint.weights_digest(folder / "vae"),
             },
         )
+
+    def save_pretrained(self, folder: str | pathlib.Path, card: export.Card) -> None:
+        """Writes a folder in diffusers' layout, with a model card; see `export`.
+
+        Raises:
+          ValueError: what diffusers cannot express of this model, all of it by name.
+        """
+        parts = {"transformer": self._dit, "text_encoder": self._text_encoder}
+        parts |= {"vae": self._vae}
+        if self._dit_2 is not None:
+            parts["transformer_2"] = self._dit_2
+        networks = {
+            name: (nnx.to_pure_dict(state), self._configs[name])
+            for name, (_, state) in parts.items()
+        }
+        export.write(folder, networks, self.tokenizer, self.settings, self.source, card)
 
     def __call__(
         self,
@@ -184,9 +225,12 @@ class Pipeline:
         num_frames: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_scale_2: float | None = None,
+        shift: float | None = None,
         num_videos_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
         image: np.ndarray | Sequence[np.ndarray] | None = None,
+        latents: np.ndarray | None = None,
         output_type: str = "np",
         sampler: str | None = None,
         fps: float | None = None,
@@ -204,12 +248,17 @@ class Pipeline:
           num_frames: 1 + 4 n for a video VAE of time stride 4.
           num_inference_steps: steps of the solver.
           guidance_scale: 1 is none, and costs half.
+          guidance_scale_2: of the second expert, where there are two; as the first one
+            where that alone is given.
+          shift: of the levels towards noise; the default is that of training.
           num_videos_per_prompt: clips of one prompt, neighbours in the result.
           seed: clip i of the call has seed + i; or one seed for each clip.
           image: the first frame, uint8 or float in [0, 1], [h, w, 3]; one for all
             prompts or one for each. It is scaled and cropped to the video's size.
+          latents: the noise to begin with, one for each clip, in diffusers' order
+            [b, c, t, h, w]; seeds then do nothing.
           output_type: "np" or "latent".
-          sampler: "euler" or "heun".
+          sampler: "euler", "heun" or "unipc".
           fps: frames a second, which the denoiser is told where it counts seconds.
           batch_size: clips that are computed at a time.
           callback_on_step_end: called as (pipe, step, tau, {"latents": ...}) after every
@@ -224,7 +273,8 @@ class Pipeline:
         request = self.check_inputs(
             prompt=prompt, negative_prompt=negative_prompt, height=height, width=width,
             num_frames=num_frames, num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale, seed=seed, image=image, sampler=sampler,
+            guidance_scale=guidance_scale, guidance_scale_2=guidance_scale_2,
+            shift=shift, seed=seed, image=image, latents=latents, sampler=sampler,
             num_videos_per_prompt=num_videos_per_prompt, output_type=output_type,
             fps=fps, batch_size=batch_size,
         )  # fmt: skip
@@ -238,7 +288,7 @@ class Pipeline:
             )  # fmt: skip
             if output_type == "np":
                 latents_bthwc = self.decode_latents(latents_bthwc)
-            frames.append(_to_host(latents_bthwc)[: len(set(rows))])
+            frames.append(placement.to_host(latents_bthwc)[: len(set(rows))])
         joined = np.concatenate(frames)
         if not np.isfinite(joined).all():
             raise FloatingPointError(
@@ -253,10 +303,23 @@ class Pipeline:
         for prompts in (request.prompts, request.negative_prompts):
             requests.check_lengths(
                 prompts,
-                lambda text: len(self.tokenizer.pieces(text)),
+                lambda text: len(self.tokenizer.pieces(self._clean(text))),
                 self.settings.text_length,
             )
+        if request.latents is not None:
+            *grid, c = self._vae_config.latent_shape(
+                request.num_frames, request.height, request.width
+            )
+            wanted = (len(request), c, *grid)
+            if np.shape(request.latents) != wanted:
+                raise ValueError(
+                    f"latents have shape {np.shape(request.latents)}; for these clips "
+                    f"it is [b, c, t, h, w] = {wanted}"
+                )
         return request
+
+    def _clean(self, prompt: str) -> str:
+        return wan.clean(prompt) if self.settings.clean_prompts else prompt
 
     def encode_prompt(
         self, request: requests.Request, rows: Sequence[int]
@@ -264,10 +327,12 @@ class Pipeline:
         """Encodes prompts and negative prompts: {"states": bld, "mask": bl} each."""
 
         def encode(texts: tuple[str, ...]) -> dict:
-            ids_bl, mask_bl = self.tokenizer.encode(
-                [texts[row] for row in rows], self.settings.text_length
+            texts = [self._clean(texts[row]) for row in rows]
+            ids_bl, mask_bl = self.tokenizer.encode(texts, self.settings.text_length)
+            ids_bl, mask_bl = (
+                placement.rows_to_device(ids_bl),
+                placement.rows_to_device(mask_bl),
             )
-            ids_bl, mask_bl = _rows_to_device(ids_bl), _rows_to_device(mask_bl)
             states_bld = _encode_text(*self._text_encoder, ids_bl, mask_bl)
             return {"states": states_bld, "mask": mask_bl}
 
@@ -280,15 +345,19 @@ class Pipeline:
         *grid, c = self._vae_config.latent_shape(
             request.num_frames, request.height, request.width
         )
-        keys = jnp.stack([rng.key(request.seeds[row], "noise") for row in rows])
-        noise_bthwc = _draw_noise(keys, (*grid, c))
+        if request.latents is not None:
+            noise_bcthw = np.asarray(request.latents, np.float32)[list(rows)]
+            noise_bthwc = placement.rows_to_device(noise_bcthw.transpose(0, 2, 3, 4, 1))
+        else:
+            keys = jnp.stack([rng.key(request.seeds[row], "noise") for row in rows])
+            noise_bthwc = _draw_noise(keys, (*grid, c))
         if request.images is None:
             return noise_bthwc, tasks.text_to_video()
         pictures = [
             tasks.fit_picture(request.images[row], request.height, request.width)
             for row in rows
         ]
-        video_b1hwc = _rows_to_device(np.stack(pictures)[:, None])
+        video_b1hwc = placement.rows_to_device(np.stack(pictures)[:, None])
         latents_b1hwc = _encode_video(*self._vae, video_b1hwc)
         return noise_bthwc, tasks.image_to_video(latents_b1hwc, tuple(grid))
 
@@ -306,37 +375,64 @@ class Pipeline:
         """Solves from noise to clean latents, in compiled chunks of steps."""
         settings, steps = self.settings, request.num_inference_steps
         chunk = 1 if callback_on_step_end else settings.chunk_steps
-        real = len(set(rows))
-        taus = timesteps.schedule(steps, settings.shift)
-        taus = np.append(taus, np.zeros(-steps % chunk, np.float32))
+        real, done = len(set(rows)), 0
         held = None
         if given is not None:
-            known_bthw = _rows_to_device(given.known_bthw)
+            known_bthw = placement.rows_to_device(given.known_bthw)
             held = (
                 known_bthw,
                 flow.interpolate(given.latents_bthwc, noise_bthwc, settings.known_tau),
             )
         x_bthwc = noise_bthwc
-        for start in range(0, steps, chunk):
-            x_bthwc = _denoise_chunk(
-                *self._dit, x_bthwc, taus[start : start + chunk + 1], text, null, held,
-                np.float32(request.guidance_scale), np.float32(request.fps),
-                np.float32(settings.known_tau), sampler=request.sampler,
-                guided=request.guidance_scale != 1,
-            )  # fmt: skip
-            if callback_on_step_end:
-                x_bthwc = self._call_back(
-                    callback_on_step_end, start, float(taus[start + 1]), x_bthwc, real
-                )
-            if progress:
-                jax.block_until_ready(x_bthwc)
-                progress(real * min(chunk, steps - start))
+        memory = samplers.start(x_bthwc, request.sampler)
+        for network, scale, part in self._stages(request):
+            for plan in samplers.chunks(part, chunk):
+                x_bthwc, memory = _denoise_chunk(
+                    *network, x_bthwc, memory, plan, text, null, held,
+                    np.float32(scale), np.float32(request.fps),
+                    np.float32(settings.known_tau), sampler=request.sampler,
+                    guided=scale != 1,
+                )  # fmt: skip
+                if callback_on_step_end:
+                    x_bthwc = self._call_back(
+                        callback_on_step_end,
+                        done,
+                        float(plan["next"][0]),
+                        x_bthwc,
+                        real,
+                    )
+                step = min(chunk, steps - done)
+                done += step
+                if progress:
+                    jax.block_until_ready(x_bthwc)
+                    progress(real * step)
         if given is not None:  # the given tokens themselves, without their slight noise
             x_bthwc = jnp.where(known_bthw[..., None], given.latents_bthwc, x_bthwc)
         return x_bthwc
 
+    def _stages(self, request: requests.Request):
+        """Yields (network, guidance scale, plan of its steps): one for each expert."""
+        steps, settings = request.num_inference_steps, self.settings
+        if settings.levels == "diffusers":
+            taus, levels = timesteps.diffusers_schedule(
+                request.sampler, steps, request.shift
+            )
+        else:
+            taus, levels = timesteps.schedule(steps, request.shift), None
+        plan = samplers.plan(request.sampler, taus, levels)
+        if settings.boundary is None:
+            yield self._dit, request.guidance_scale, plan
+            return
+        # The first expert's levels come first: they fall from step to step.
+        first = int(np.sum(plan["level"] >= np.float32(settings.boundary)))
+        for network, scale, part in (
+            (self._dit, request.guidance_scale, slice(0, first)),
+            (self._dit_2, request.guidance_scale_2, slice(first, steps)),
+        ):
+            yield network, scale, {name: rows[part] for name, rows in plan.items()}
+
     def _call_back(self, callback, step, tau, x_bthwc, real: int) -> jax.Array:
-        shown = _to_host(x_bthwc)
+        shown = placement.to_host(x_bthwc)
         changed = (callback(self, step, tau, {"latents": shown[:real]}) or {}).get(
             "latents"
         )
@@ -348,7 +444,7 @@ class Pipeline:
                 f"callback_on_step_end returned latents of shape {changed.shape}, "
                 f"not {shown[:real].shape}"
             )
-        return _rows_to_device(np.concatenate([changed, shown[real:]]))
+        return placement.rows_to_device(np.concatenate([changed, shown[real:]]))
 
     def decode_latents(self, latents_bthwc: jax.Array) -> jax.Array:
         """Decodes to video, float32 [b, t, h, w, 3] in [0, 1]."""
@@ -368,11 +464,30 @@ class Pipeline:
     def recipe(self, request: requests.Request, index: int) -> dict:
         """All that is needed to make one clip of a request again, as JSON holds it."""
         return request.recipe(index) | {
-            "shift": self.settings.shift,
             "known_tau": self.settings.known_tau,
             **self.source,
             "versions": {"sora_jax": sora_jax.__version__, "jax": jax.__version__},
         }
+
+
+def run_settings(config: Mapping) -> requests.Settings:
+    """What a denoiser run's config says of its defaults."""
+    sample = dict(config.sample) | {
+        "text_length": config.text.length,
+        "shift": config.noise.shift,
+        "known_tau": config.known.known_tau,
+    }
+    return configs.build(requests.Settings, sample, "sample")
+
+
+def strides_of(vae: video_vae.Config, dit: dits.Config) -> requests.Strides:
+    """Which video sizes a video VAE and a denoiser can make together."""
+    return requests.Strides(
+        time=vae.temporal_stride,
+        patch_time=dit.patch[0],
+        height=vae.spatial_stride * dit.patch[1],
+        width=vae.spatial_stride * dit.patch[2],
+    )
 
 
 def networks_of(config: Mapping, tokenizer: tokenizers.Tokenizer) -> states.Networks:
@@ -380,71 +495,3 @@ def networks_of(config: Mapping, tokenizer: tokenizers.Tokenizer) -> states.Netw
     return objectives.denoiser_networks(
         *objectives.denoiser_configs(config, tokenizer.vocab_size)
     )
-
-
-def _split(module: nnx.Module):
-    """A network as a static definition and arrays, the latter placed on the mesh."""
-    graph, state = nnx.split(module)
-    mesh = jax.sharding.get_mesh()
-
-    def place(variable: nnx.Variable) -> nnx.Variable:
-        value = variable.get_value()
-        if mesh.empty:
-            return variable.replace(jnp.asarray(value))
-        axes = variable.get_metadata("axes")
-        stacked = ("layers",) * (value.ndim - len(axes))
-        layout = NamedSharding(mesh, sharding.partition(*stacked, *axes))
-        return variable.replace(_to_device(value, layout))
-
-    placed = jax.tree.map(
-        place, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
-    )
-    return graph, placed
-
-
-def _to_device(value, layout: NamedSharding) -> jax.Array:
-    if isinstance(value, jax.Array):
-        if jax.process_count() == 1 or not value.is_fully_addressable:
-            return jax.device_put(value, layout)
-        value = np.asarray(value)
-    # Every process holds the whole value and gives its own devices their parts.
-    return jax.make_array_from_callback(value.shape, layout, lambda part: value[part])
-
-
-def _rows_to_device(x: np.ndarray) -> jax.Array:
-    """A host array whose first axis is the clip, split over the mesh if there is one."""
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-        return jnp.asarray(x)
-    rest = (None,) * (x.ndim - 1)
-    return _to_device(np.asarray(x), sharding.named(mesh, "batch", *rest))
-
-
-def _to_host(x: jax.Array) -> np.ndarray:
-    if x.is_fully_addressable:
-        return np.asarray(x)
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.process_allgather(x, tiled=True)
-
-
-def save(frames_thwc: np.ndarray, path: str | pathlib.Path, recipe: Mapping) -> None:
-    """Writes one clip as MP4, and its recipe inside and beside it (clip.mp4, .json).
-
-    The recipe's file is written last, so where it stands the clip is whole.
-
-    Args:
-      frames_thwc: float in [0, 1].
-      path: where to; ends in .mp4.
-      recipe: from `Output.recipes`.
-    """
-    path = pathlib.Path(path)
-    if path.suffix != ".mp4":
-        raise ValueError(f"a clip is written as .mp4, not {path.name!r}")
-    frames_u8 = np.round(np.clip(frames_thwc, 0, 1) * 255).astype(np.uint8)
-    text = json.dumps(dict(recipe), sort_keys=True)
-    video = video_io.encode_mp4(frames_u8, recipe["fps"], metadata={"comment": text})
-    paths.write_atomically(path, video)
-    sidecar = dict(recipe) | {"video_sha256": paths.sha256_file(path)}
-    text = json.dumps(sidecar, indent=2, sort_keys=True) + "\n"
-    paths.write_atomically(path.with_suffix(".json"), text)

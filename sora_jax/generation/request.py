@@ -23,6 +23,10 @@ class Settings:
     shift and known_tau are those of training. batch_size clips are computed at a time,
     always that many, so that a clip does not depend on its company; chunk_steps solver
     steps are one compiled program.
+
+    levels: "even" steps before the shift, or those of "diffusers"' schedulers. boundary:
+    the level below which the second of two experts denoises, with guidance_scale_2.
+    takes_images: whether a picture can be given. clean_prompts: as `wan.clean` does.
     """
 
     num_frames: int
@@ -37,6 +41,11 @@ class Settings:
     sampler: str = "euler"
     batch_size: int = 8
     chunk_steps: int = 5
+    levels: str = "even"
+    boundary: float | None = None
+    guidance_scale_2: float | None = None
+    takes_images: bool = True
+    clean_prompts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +76,11 @@ class Request:
     fps: float
     num_inference_steps: int
     guidance_scale: float
+    guidance_scale_2: float | None
+    shift: float
     sampler: str
     batch_size: int
+    latents: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -85,7 +97,10 @@ class Request:
             pixels = np.ascontiguousarray(self.images[index])
             values["image_sha256"] = hashlib.sha256(pixels.tobytes()).hexdigest()
         shared = ("num_frames", "height", "width", "fps", "num_inference_steps")
-        shared += ("guidance_scale", "sampler")
+        shared += ("guidance_scale", "guidance_scale_2", "shift", "sampler")
+        if self.latents is not None:
+            digest = hashlib.sha256(np.ascontiguousarray(self.latents[index]).tobytes())
+            values["latents_sha256"] = digest.hexdigest()
         return values | {name: getattr(self, name) for name in shared}
 
 
@@ -202,9 +217,12 @@ def check(
     num_frames: int | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
+    guidance_scale_2: float | None = None,
+    shift: float | None = None,
     num_videos_per_prompt: int = 1,
     seed: int | Sequence[int] = 0,
     image: np.ndarray | Sequence[np.ndarray] | None = None,
+    latents: np.ndarray | None = None,
     sampler: str | None = None,
     fps: float | None = None,
     batch_size: int | None = None,
@@ -245,6 +263,9 @@ def check(
         fps=or_default(fps, "fps"),
         num_inference_steps=or_default(num_inference_steps, "num_inference_steps"),
         guidance_scale=or_default(guidance_scale, "guidance_scale"),
+        guidance_scale_2=_second_scale(settings, guidance_scale, guidance_scale_2),
+        shift=or_default(shift, "shift"),
+        latents=latents,
         sampler=or_default(sampler, "sampler"),
         batch_size=or_default(batch_size, "batch_size"),
     )
@@ -264,11 +285,36 @@ def check(
         raise ValueError(
             f"guidance_scale is from 0 to 100 (1 is none), not {request.guidance_scale!r}"
         )
+    if (
+        request.guidance_scale_2 is not None
+        and not 0 <= request.guidance_scale_2 <= 100
+    ):
+        raise ValueError(
+            f"guidance_scale_2 is from 0 to 100, not {request.guidance_scale_2!r}"
+        )
+    if not 0 < request.shift <= 100:
+        raise ValueError(f"shift is above 0 (1 is none), not {request.shift!r}")
+    if images is not None and not settings.takes_images:
+        raise ValueError(
+            "image is given, but this model makes videos from text alone: Wan 2.2 "
+            "TI2V-5B and models trained here with first frames take pictures"
+        )
     if not 0 < request.fps <= 1000:
         raise ValueError(f"fps is a rate above 0, not {request.fps!r}")
     _one_of("sampler", request.sampler, [s.value for s in samplers.Sampler])
     _one_of("output_type", output_type, ["np", "latent"])
     return request
+
+
+def _second_scale(settings: Settings, first, second) -> float | None:
+    """The guidance of the second expert: given, else as the first, else the default."""
+    if settings.boundary is None:
+        if second is not None:
+            raise ValueError("guidance_scale_2 is given, but this model has one expert")
+        return None
+    if second is None:
+        second = settings.guidance_scale_2 if first is None else first
+    return settings.guidance_scale if second is None else second
 
 
 def _one_of(name: str, value: str, possible: list[str]) -> None:

@@ -9,7 +9,7 @@ from absl import flags
 
 from sora_jax.core import mesh as meshes
 from sora_jax.evals import protocol, rows, scoring, toyworld
-from sora_jax.generation import pipeline
+from sora_jax.generation import pipeline, recipes
 from tests import conftest
 from tests.evals import tiny_run
 
@@ -132,7 +132,7 @@ def test_a_folder_of_samples(folder, capsys):
             # Twice the size would change the tier; the oracle bears the codec's loss.
             recipe = {"prompt": text, "fps": 8.0, "sampler": "euler", "seed": number}
             file = clips / f"{suite.name}{number}.mp4"
-            pipeline.save(np.float32(video) / 255, file, recipe)
+            recipes.save(np.float32(video) / 255, file, recipe)
     (clips / "motion3.mp4").write_bytes(b"damaged")
     run(samples=clips, shards=folder / "shards", out=folder / "clip_scores")
     found = json.loads((folder / "clip_scores" / "scores.json").read_text())

@@ -15,8 +15,8 @@ from configs import base
 from sora_jax.core import config as configs
 from sora_jax.core import mesh, paths
 from sora_jax.data import tokenizer, video_io
-from sora_jax.generation import pipeline
-from sora_jax.training import checkpoint, state
+from sora_jax.generation import pipeline, recipes
+from sora_jax.training import checkpoint, cost, state
 from tests import conftest
 from tests.generation import tiny
 
@@ -101,6 +101,59 @@ def test_one_prompt_makes_one_file(generate, tmp_path, capsys):
     assert f"1 clip written: {out}" in capsys.readouterr().out
 
 
+def test_a_video_is_made_again_from_itself(generate, tmp_path):
+    first, again, other = (tmp_path / f"{name}.mp4" for name in "abc")
+    generate(prompt="a cat", seed=3, out=str(first), sampler="unipc", shift=2.0)
+    generate(**{"from": str(first)}, out=str(again))
+    assert again.read_bytes() == first.read_bytes()
+    generate(**{"from": str(first)}, out=str(other), shift=4.0)
+    assert other.read_bytes() != first.read_bytes()
+    recipe = json.loads(other.with_suffix(".json").read_text())
+    assert (recipe["shift"], recipe["sampler"], recipe["seed"]) == (4.0, "unipc", 3)
+
+
+def test_a_video_of_other_weights_is_not_made_again(generate, run_folder, tmp_path):
+    foreign = tmp_path / "foreign.mp4"
+    frames = np.zeros((9, 16, 16, 3), np.uint8)
+    foreign.write_bytes(video_io.encode_mp4(frames, 8.0))
+    with pytest.raises(SystemExit, match="was not made here: it carries no recipe"):
+        generate(**{"from": str(foreign)}, out=str(tmp_path / "a.mp4"))
+    made = {"prompt": "a cat", "seed": 3, "fps": 8.0, "model": "x", "step": 9}
+    recipes.save(frames / 1.0, foreign, made)
+    with pytest.raises(SystemExit, match="was made by 'x' .*step 9.*step 7"):
+        generate(**{"from": str(foreign)}, out=str(tmp_path / "a.mp4"))
+    recipes.save(frames / 1.0, foreign, made | {"image_sha256": "f" * 64})
+    with pytest.raises(SystemExit, match="from a picture, which it does not carry"):
+        generate(**{"from": str(foreign)}, out=str(tmp_path / "a.mp4"))
+
+
+def test_a_dry_run_says_what_a_clip_takes_and_makes_none(generate, tmp_path, capsys):
+    generate(prompt="a cat", size="24*16", num_frames=13, dry_run=True)
+    text = capsys.readouterr().out
+    assert "13 frames of 24 x 16" in text and "latents 4 x 2 x 3 x 4, 24 tokens" in text
+    config = dataclasses.replace(tiny.DIT)
+    flops = cost.dit_forward_flops(config, tokens=24, text_tokens=24)
+    assert f"{flops / 1e12:.3g} TFLOP a pass, 8 passes" in text
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="--size is WIDTH.HEIGHT such as 832"):
+        generate(prompt="a cat", size="24", dry_run=True)
+
+
+def test_flags_have_the_names_of_wans_own_script(generate):
+    from absl import flags
+
+    for alias, name in {
+        "frame_num": "num_frames", "base_seed": "seed", "save_file": "out",
+        "sample_steps": "num_inference_steps", "sample_shift": "shift",
+        "sample_guide_scale": "guidance_scale", "sample_solver": "sampler",
+        "ckpt_dir": "model",
+    }.items():  # fmt: skip
+        flag = flags.FLAGS[alias]
+        with flagsaver.flagsaver():
+            setattr(flags.FLAGS, alias, flag.value)
+            assert flags.FLAGS[name].value == flag.value, alias
+
+
 def test_a_list_is_made_once_and_goes_on_where_it_was(generate, tmp_path, capsys):
     prompts = tmp_path / "prompts.csv"
     prompts.write_text(
@@ -112,9 +165,9 @@ def test_a_list_is_made_once_and_goes_on_where_it_was(generate, tmp_path, capsys
     assert [f.name for f in files] == [
         "00000-a-cat.mp4", "00001-a-red-circle.mp4", "00002-a-cat.mp4",
     ]  # fmt: skip
-    recipes = [json.loads(f.with_suffix(".json").read_text()) for f in files]
-    assert [recipe["seed"] for recipe in recipes] == [5, 11, 12]
-    assert [recipe["num_inference_steps"] for recipe in recipes] == [4, 2, 4]
+    found = [json.loads(f.with_suffix(".json").read_text()) for f in files]
+    assert [recipe["seed"] for recipe in found] == [5, 11, 12]
+    assert [recipe["num_inference_steps"] for recipe in found] == [4, 2, 4]
 
     times = [f.stat().st_mtime_ns for f in files]
     files[1].with_suffix(".json").unlink()  # as if it had been interrupted there
@@ -124,7 +177,7 @@ def test_a_list_is_made_once_and_goes_on_where_it_was(generate, tmp_path, capsys
     again = [f.stat().st_mtime_ns for f in files]
     assert (again[0], again[2]) == (times[0], times[2]) and again[1] > times[1]
     new = json.loads(files[1].with_suffix(".json").read_text())
-    assert new == recipes[1]  # the same bytes, since the video's hash is in it
+    assert new == found[1]  # the same bytes, since the video's hash is in it
 
     with pytest.raises(SystemExit, match="guidance_scale was 3.5 and is 2.0.*another"):
         generate(prompts=str(prompts), out=str(out), seed=10, guidance_scale=2.0)
@@ -142,8 +195,8 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({}, "--prompt or --prompts"),
-        ({"prompt": "a", "prompts": "b.txt"}, "--prompt or --prompts"),
+        ({}, "--prompt, --prompts and --from"),
+        ({"prompt": "a", "prompts": "b.txt"}, "--prompt, --prompts and --from"),
         ({"prompt": "a", "out": "x.gif"}, "ends in .mp4, not x.gif"),
         ({"prompt": "a", "num_frames": 10}, "the nearest is 9 or 13"),
         ({"prompt": "a", "height": 20}, "the nearest is 16 or 24"),

@@ -6,7 +6,7 @@ import pytest
 
 from sora_jax.core import mesh, rng
 from sora_jax.data import video_io
-from sora_jax.generation import pipeline
+from sora_jax.generation import pipeline, recipes
 from tests.generation import tiny
 
 
@@ -198,7 +198,7 @@ def test_decoding_undoes_what_encoding_normalises(pipe):
 def test_a_saved_clip_holds_its_recipe_inside_and_beside(tmp_path, pipe):
     output = pipe("a cat", seed=3, fps=6.0)
     path = tmp_path / "out" / "clip.mp4"
-    pipeline.save(output.frames[0], path, output.recipes[0])
+    recipes.save(output.frames[0], path, output.recipes[0])
     video = video_io.decode(path)
     assert video.frames.shape == (9, 16, 16, 3) and video.fps == 6.0
     sidecar = json.loads(path.with_suffix(".json").read_text())
@@ -207,4 +207,4 @@ def test_a_saved_clip_holds_its_recipe_inside_and_beside(tmp_path, pipe):
     assert (recipe["prompt"], recipe["seed"], recipe["shift"]) == ("a cat", 3, 3.0)
     assert json.dumps(output.recipes[0], sort_keys=True).encode() in path.read_bytes()
     with pytest.raises(ValueError, match="written as .mp4"):
-        pipeline.save(output.frames[0], tmp_path / "clip.gif", output.recipes[0])
+        recipes.save(output.frames[0], tmp_path / "clip.gif", output.recipes[0])

@@ -1,0 +1,109 @@
+"""What a call would make and what it takes, from configs alone: no weights are read."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from sora_jax.core import config as configs
+from sora_jax.data import tokenizer as tokenizers
+from sora_jax.generation import pipeline, wan
+from sora_jax.generation import request as requests
+from sora_jax.models import dit as dits
+from sora_jax.models import video_vae
+from sora_jax.training import checkpoint, cost, pretrained
+from sora_jax.training import state as states
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    settings: requests.Settings
+    dit: dits.Config
+    vae: video_vae.Config
+    weight_bytes: dict[str, int]  # as stored, by component
+
+
+def _look(folder: pathlib.Path) -> _Model:
+    if pretrained.is_folder(folder):
+        found = pretrained.open_folder(folder)
+        sizes = {
+            name: sum(view.nbytes for view in component.files.values())
+            for name, component in found.components.items()
+        }
+        parts = found.components
+        settings = wan.settings(found)
+        return _Model(settings, parts["transformer"].config, parts["vae"].config, sizes)
+    config = configs.read(folder)
+    tokenizer = tokenizers.Tokenizer(folder / "tokenizer.model")
+    shapes = pipeline.networks_of(config, tokenizer).abstract()
+    sizes = {name: 4 * states.count(shapes[name]) for name in shapes}
+    _, fields = checkpoint.load_weights(folder / "vae")
+    return _Model(
+        pipeline.run_settings(config),
+        configs.build(dits.Config, config.model.dit, "model.dit"),
+        configs.build(video_vae.Config, fields, f"{folder}/vae/config.json"),
+        sizes,
+    )
+
+
+def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
+    """Resolves and checks calls, and says what each kind of clip takes.
+
+    Args:
+      folder: of the model.
+      calls: arguments of `Pipeline.__call__`, one clip each.
+
+    Raises:
+      FileNotFoundError, ValueError: as `from_pretrained` and a call would.
+    """
+    model = _look(pathlib.Path(folder))
+    strides = pipeline.strides_of(model.vae, model.dit)
+    kinds: dict[str, int] = {}
+    for call in calls:
+        text = _describe(model, requests.check(model.settings, strides, **call))
+        kinds[text] = kinds.get(text, 0) + 1
+    weights = sum(model.weight_bytes.values())
+    lines = [
+        f"model {folder}: {weights / _GIB:.2f} GiB of weights ("
+        + ", ".join(f"{n} {b / _GIB:.2f}" for n, b in model.weight_bytes.items())
+        + ")"
+    ]
+    for text, count in kinds.items():
+        lines.append(f"{count} clip{'s' * (count != 1)} like this, estimated:\n{text}")
+    return "\n".join(lines)
+
+
+def _describe(model: _Model, request: requests.Request) -> str:
+    t, h, w, c = model.vae.latent_shape(
+        request.num_frames, request.height, request.width
+    )
+    tokens = t * h * w // math.prod(model.dit.patch)
+    guided = 1 + (request.guidance_scale != 1)
+    forward = cost.dit_forward_flops(model.dit, tokens, model.settings.text_length)
+    evaluations = request.num_inference_steps * guided
+    if request.sampler == "heun":  # its last step is Euler's
+        evaluations = (2 * request.num_inference_steps - 1) * guided
+    rows = request.batch_size * guided
+    width = 2 if model.dit.dtype == "bfloat16" or jax.default_backend() != "cpu" else 4
+    stream = rows * tokens * (8 * model.dit.dim + 2 * model.dit.mlp_dim) * width
+    scores = 2 * rows * model.dit.num_heads * tokens**2 * 4
+    settings = {
+        name: getattr(request, name)
+        for name in ("prompts", "negative_prompts", "seeds", "fps", "sampler", "shift")
+    }
+    lines = [f"  {name} {value}" for name, value in settings.items()]
+    lines += [
+        f"  {request.num_frames} frames of {request.width} x {request.height}",
+        f"  {request.num_inference_steps} steps, guidance {request.guidance_scale:g}"
+        + (f" and {request.guidance_scale_2:g}" if request.guidance_scale_2 else ""),
+        f"  latents {t} x {h} x {w} x {c}, {tokens} tokens",
+        f"  {forward / 1e12:.3g} TFLOP a pass, {evaluations} passes: "
+        f"{forward * evaluations / 1e12:.4g} TFLOP a clip",
+        f"  memory beside the weights, {request.batch_size} clips at a time: "
+        f"{(stream + scores) / _GIB:.2f} GiB, {scores / _GIB:.2f} of it attention",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,59 @@
+"""Networks and rows on the mesh that is set, and back on the host.
+
+Where no mesh is set everything is on the default device.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from sora_jax.core import sharding
+
+
+def split(module: nnx.Module):
+    """A network as a static definition and arrays, the latter placed on the mesh."""
+    graph, state = nnx.split(module)
+    mesh = jax.sharding.get_mesh()
+
+    def place(variable: nnx.Variable) -> nnx.Variable:
+        value = variable.get_value()
+        if mesh.empty:
+            return variable.replace(jnp.asarray(value))
+        axes = variable.get_metadata("axes")
+        stacked = ("layers",) * (value.ndim - len(axes))
+        layout = NamedSharding(mesh, sharding.partition(*stacked, *axes))
+        return variable.replace(to_device(value, layout))
+
+    placed = jax.tree.map(
+        place, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+    )
+    return graph, placed
+
+
+def to_device(value, layout: NamedSharding) -> jax.Array:
+    """Lays a whole array out; every process holds it, or it is on the mesh already."""
+    if isinstance(value, jax.Array):
+        if jax.process_count() == 1 or not value.is_fully_addressable:
+            return jax.device_put(value, layout)
+        value = np.asarray(value)
+    # Every process holds the whole value and gives its own devices their parts.
+    return jax.make_array_from_callback(value.shape, layout, lambda part: value[part])
+
+
+def rows_to_device(x: np.ndarray) -> jax.Array:
+    """A host array whose first axis is the clip, split over the mesh if there is one."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jnp.asarray(x)
+    rest = (None,) * (x.ndim - 1)
+    return to_device(np.asarray(x), sharding.named(mesh, "batch", *rest))
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """The whole of an array, on every process."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
