@@ -148,6 +148,8 @@ def main() -> int:
     )
     parser.add_argument("command", nargs="+", help="after --")
     args = parser.parse_args()
+    if args.command[0] == "python":  # that of this process, whatever PATH says
+        args.command[0] = sys.executable
     if args.processes < 1 or args.devices < 1:
         parser.error("--processes and --devices are at least 1")
     return run(args.command, args.processes, args.devices, args.grace)

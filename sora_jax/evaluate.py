@@ -18,8 +18,8 @@ import jax
 from absl import app, flags, logging
 
 from sora_jax.core import config as configs
+from sora_jax.core import job, paths, progress
 from sora_jax.core import mesh as meshes
-from sora_jax.core import paths, progress
 from sora_jax.data import shards
 from sora_jax.evals import (
     features,
@@ -191,4 +191,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    job.run(main, "evaluate")

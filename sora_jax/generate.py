@@ -18,8 +18,8 @@ import re
 import jax
 from absl import app, flags, logging
 
+from sora_jax.core import job, progress
 from sora_jax.core import mesh as meshes
-from sora_jax.core import progress
 from sora_jax.data import video_io
 from sora_jax.generation import estimate, pipeline, prompt_file, recipes
 
@@ -195,4 +195,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    job.run(main, "generate")

@@ -21,6 +21,7 @@ import time
 
 from absl import app, flags, logging
 
+from sora_jax.core import job
 from sora_jax.data import curate, shards, toy_clips
 
 _SOURCE = flags.DEFINE_string(
@@ -160,10 +161,7 @@ def main(arguments):
         run()
     except (ValueError, OSError) as error:
         sys.exit(f"prepare: {error}")
-    except KeyboardInterrupt:
-        print("\nprepare: interrupted; the same command goes on here", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    job.run(main, "prepare")

@@ -3,7 +3,8 @@
     python -m sora_jax.train --config=configs/toy.py --workdir=runs/toy \\
         --config.data.latents=runs/latents
 
-The same command again goes on where the run was. SIGTERM saves and exits with code 75.
+The same command again goes on where the run was. SIGTERM and Ctrl-C
+save and exit with code 75. Fields of the config are listed in configs/base.py.
 """
 
 import json
@@ -15,7 +16,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sora_jax.core import config as configs
-from sora_jax.core import environment, paths
+from sora_jax.core import environment, job, paths
 from sora_jax.core import mesh as meshes
 from sora_jax.data import loader
 from sora_jax.training import cost, jobs, loop, optim, run_folder
@@ -79,4 +80,4 @@ if __name__ == "__main__":
         lambda steps: not steps or len(steps) == 2 and all(s.isdigit() for s in steps),
         "two step numbers, such as 20,25",
     )
-    app.run(main)
+    job.run(main, "train")

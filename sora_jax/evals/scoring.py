@@ -115,11 +115,12 @@ def look(
 
 def _frechet(features_nd, reference_nd) -> dict[str, Estimate]:
     found = distances.frechet_extrapolated(features_nd, reference_nd)
+    # Of fewer clips than features the extrapolation says nothing.
+    enough = len(features_nd) >= features_nd.shape[1]
     interval = distances.frechet_interval(features_nd, reference_nd)
     return {
         FVD_TOY: Estimate(found.at_n, *interval),
-        FVD_TOY_LIMIT: Estimate(found.limit),
-    }
+    } | ({FVD_TOY_LIMIT: Estimate(found.limit)} if enough else {})
 
 
 def pooled(videos: Mapping[str, Sequence[np.ndarray | None]]) -> np.ndarray:

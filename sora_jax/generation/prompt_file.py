@@ -29,6 +29,8 @@ def read(path: str | pathlib.Path) -> list[dict]:
       FileNotFoundError: there is no such file.
     """
     path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"the list of prompts {path} does not exist")
     readers = {".txt": _lines, ".csv": _table, ".jsonl": _objects}
     if path.suffix not in readers:
         raise ValueError(f"{path} is not a .txt, .csv or .jsonl file")

@@ -189,6 +189,13 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
             f"the latents of {c.data.latents} have {channels} channels, but "
             f"model.dit.in_channels is {c.model.dit.in_channels}"
         )
+    patch = tuple(c.model.dit.patch)
+    if any(size % p for size, p in zip((t, h, w), patch, strict=True)):
+        raise ValueError(
+            f"the latents of {c.data.latents} are {t} x {h} x {w}, which does not divide "
+            f"into patches of {patch}: choose another model.dit.patch, or prepare clips "
+            "of another --size"
+        )
     sampler = captions.CaptionSampler(dict(c.text.tiers))
     sampler.check(source.manifest["captions"], "text.tiers")
     initial = None

@@ -52,7 +52,10 @@ class Evaluator(Protocol):
 
 
 class _StopRequest:
-    """Remembers SIGTERM; agreed on by all processes at the same step."""
+    """Remembers SIGTERM or Ctrl-C; agreed on by all processes at the same step.
+
+    A second Ctrl-C does not wait for the step.
+    """
 
     def __init__(self):
         self._asked = False
@@ -63,16 +66,20 @@ class _StopRequest:
             jax.process_count() == 1
             and threading.current_thread() is threading.main_thread()
         )
+        self._before = {}
         if self._mine:
-            self._before = signal.signal(signal.SIGTERM, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception):
-        if self._mine:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number, frame):
-        del number, frame
+        del frame
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self._asked = True
 
     def at(self, step: int) -> bool:
@@ -127,7 +134,7 @@ def train(
       profile: steps that are traced into `folder/profile`.
 
     Raises:
-      Preempted: SIGTERM came; the state is saved.
+      Preempted: SIGTERM or Ctrl-C came; the state is saved.
       FloatingPointError: too many steps in a row were not finite.
     """
     optimizer = optim.make(optim_config, config.num_steps)

@@ -144,14 +144,15 @@ def optimizer_state(run):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(leaves)]
 
 
-def test_a_stopped_job_has_its_own_exit_code(folder):
-    run = folder / "stopped"
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_job_has_its_own_exit_code(folder, number):
+    run = folder / f"stopped_{number}"
     arguments = command(folder, run, loop__num_steps=100_000)
     job = subprocess.Popen(
         arguments, cwd=ROOT, env=environment(1), stderr=subprocess.PIPE, text=True
     )
     wait_for_losses(run, 1)
-    job.terminate()
+    job.send_signal(number)
     output = job.communicate(timeout=120)[1]
     assert job.returncode == loop.PREEMPTED_EXIT_CODE, output
     assert "the state is saved" in output
@@ -215,6 +216,27 @@ def test_another_config_is_refused_with_the_difference(folder, uninterrupted):
     changed = command(folder, uninterrupted, optim__learning_rate=0.5)
     code, output = run_job(changed)
     assert code == 1 and "optim.learning_rate: 0.003, now 0.5" in output
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--config.data.latent=x", 'Did you mean "latents" instead of "latent"?'),
+        ("--config.nope=1", "what is not there: nope; configs/base.py lists"),
+        ("--config=configs/nope.py", "train: --config names what is not there"),
+    ],
+)
+def test_a_field_or_recipe_that_is_not_there_is_one_sentence(folder, flag, message):
+    code, output = run_job([*command(folder, folder / "typo"), flag])
+    assert code == 1 and message in output, output
+    assert "Traceback" not in output
+
+
+def test_patches_that_do_not_divide_are_named_before_a_run_begins(folder):
+    arguments = command(folder, folder / "patch", model__dit__patch="(1,4,4)")
+    code, output = run_job(arguments)
+    assert code == 1 and "does not divide into patches of (1, 4, 4)" in output
+    assert not (folder / "patch" / "config.py.txt").exists()
 
 
 def test_what_does_not_divide_is_named(folder):
