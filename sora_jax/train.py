@@ -3,8 +3,8 @@
     python -m sora_jax.train --config=configs/toy.py --workdir=runs/toy \\
         --config.data.latents=runs/latents
 
-The same command again goes on where the run was. SIGTERM and Ctrl-C
-save and exit with code 75. Fields of the config are listed in configs/base.py.
+The same command again goes on where the run was. SIGTERM and Ctrl-C save and exit with
+code 75. Fields of the config are listed in configs/base.py.
 """
 
 import json
@@ -40,8 +40,9 @@ def main(arguments):
         mesh = meshes.make_mesh(dict(c.mesh))
         jax.set_mesh(mesh)
         run_folder.check(folder, c)
+        loop_config = configs.build(loop.Config, c.loop, "loop")
         optim_config = configs.build(optim.Config, c.optim, "optim")
-        job = jobs.JOBS[c.objective](c, folder, mesh)
+        task = jobs.JOBS[c.objective](c, folder, mesh)
         run_folder.claim(folder, c)
         jobs.barrier("config")
         if jax.process_index() == 0:
@@ -51,16 +52,16 @@ def main(arguments):
         sys.exit(f"train: {error}")
     try:
         state = loop.train(
-            configs.build(loop.Config, c.loop, "loop"),
+            loop_config,
             optim_config,
-            job.objective,
-            job.batches,
+            task.objective,
+            task.batches,
             seed=c.seed,
             folder=folder,
             mesh=mesh,
-            initial=job.initial,
-            row_flops=job.row_flops,
-            peak_flops=cost.matmul_peak() * mesh.size if job.row_flops else 0.0,
+            initial=task.initial,
+            row_flops=task.row_flops,
+            peak_flops=cost.matmul_peak() * mesh.size if task.row_flops else 0.0,
             profile=range(*map(int, _PROFILE.value)) if _PROFILE.value else None,
         )
     except loop.Preempted as stop:
@@ -68,8 +69,8 @@ def main(arguments):
         sys.exit(loop.PREEMPTED_EXIT_CODE)
     except (FloatingPointError, loader.TooManyCorruptRecords) as error:
         sys.exit(f"train: {error}")
-    if job.finish:
-        job.finish(state.ema)
+    if task.finish:
+        task.finish(state.ema)
         jobs.barrier("finish")
 
 

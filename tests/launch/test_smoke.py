@@ -38,7 +38,7 @@ def test_the_recipe_runs_from_shards_to_report(tmp_path):
 
     # The README's use of a trained run.
     readme = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"```python\n([^`]*from_pretrained[^`]*)```", readme)
+    (example,) = re.findall(r"```python\n([^`]*runs/quickstart/model[^`]*)```", readme)
     example = example.replace("runs/quickstart/model", str(out / "model"))
     example += "print(frames.shape, frames.min() >= 0, frames.max() <= 1)\n"
     program = [sys.executable, "-W", "error", "-c", example]
