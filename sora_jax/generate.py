@@ -67,8 +67,8 @@ SHARED = ("num_frames", "height", "width", "fps", "num_inference_steps")
 SHARED += ("guidance_scale", "guidance_scale_2", "shift", "sampler")
 
 
-def clips() -> list[dict]:
-    """The clips that the flags ask for, with what each says about itself."""
+def clips(recipe: dict | None) -> list[dict]:
+    """The clips that the flags, or the recipe of a video to make again, ask for."""
     ways = ("prompt", "prompts", "from")
     if sum(FLAGS[name].value is not None for name in ways) != 1:
         raise ValueError("give one of --prompt, --prompts and --from")
@@ -85,10 +85,9 @@ def clips() -> list[dict]:
     else:
         rows, files = [{"prompt": FLAGS.prompt}], [out]
     defaults = given()
-    if FLAGS["from"].value is not None:
+    if recipe is not None:
         # What is given beside a recipe changes it.
-        defaults = recipes.arguments(recipes.read(FLAGS["from"].value)) | defaults
-        rows = [{}]
+        defaults, rows = recipes.arguments(recipe) | defaults, [{}]
     return [
         {"negative_prompt": "", "seed": FLAGS.seed + index}
         | defaults
@@ -104,12 +103,11 @@ def given() -> dict:
     values = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
     if FLAGS["from"].value is not None and FLAGS["seed"].present:
         values["seed"] = FLAGS.seed
-    if FLAGS.size is not None:
-        found = re.fullmatch(r"(\d+)[x*](\d+)", FLAGS.size)
+    size = FLAGS.size
+    if size is not None:
+        found = re.fullmatch(r"(\d+)[x*](\d+)", size)
         if not found:
-            raise ValueError(
-                f"--size is WIDTH*HEIGHT such as 832*480, not {FLAGS.size}"
-            )
+            raise ValueError(f"--size is WIDTH*HEIGHT such as 832*480, not {size}")
         values |= {"width": int(found[1]), "height": int(found[2])}
     return values
 
@@ -173,14 +171,16 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
         meshes.initialize()
-        wanted = clips()
+        made = FLAGS["from"].value
+        recipe = None if made is None else recipes.read(made)
+        wanted = clips(recipe)
         jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
         if FLAGS.dry_run:
             print(estimate.report(FLAGS.model, [arguments([c]) for c in wanted]))
             return
         pipe = pipeline.Pipeline.from_pretrained(FLAGS.model, FLAGS.dtype)
-        if FLAGS["from"].value is not None:
-            recipes.check_weights(recipes.read(FLAGS["from"].value), pipe.source)
+        if recipe is not None:
+            recipes.check_weights(recipe, pipe.source)
         batches, steps = plan(pipe, wanted)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"generate: {error}") from None

@@ -53,6 +53,16 @@ def partition(*names: str | None) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
+def of_parameter(axes: tuple[str | None, ...], rank: int) -> PartitionSpec:
+    """Returns the mesh axes of a parameter; in front of its own axes it is stacked."""
+    return partition(*("layers",) * (rank - len(axes)), *axes)
+
+
+def ways(mesh: jax.sharding.Mesh, name: str) -> int:
+    """Into how many shards the mesh splits a logical axis."""
+    return math.prod(mesh.shape[axis] for axis in RULES[name])
+
+
 def spec(*names: str | None) -> PartitionSpec | None:
     """Returns the layout to hand to `out_sharding=`; None where no mesh is set."""
     return partition(*names) if _has_mesh() else None
@@ -145,19 +155,20 @@ def process_rows(
       ValueError: the rows of a process are not one such part.
     """
     process = jax.process_index() if process is None else process
-    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    shards = ways(mesh, "batch")
+    layout = named(mesh, "batch").devices_indices_map((shards,))
     held = {
         rows.start or 0
-        for device, (rows,) in named(mesh, "batch").devices_indices_map((ways,)).items()
+        for device, (rows,) in layout.items()
         if device.process_index == process
     }
     first, size = min(held), len(held)
-    if sorted(held) != list(range(first, first + size)) or first % size or ways % size:
+    if max(held) - first + 1 != size or first % size or shards % size:
         raise ValueError(
-            f"process {process} holds the parts {sorted(held)} of a batch in {ways}; "
+            f"process {process} holds the parts {sorted(held)} of a batch in {shards}; "
             "choose mesh axes for which they are neighbours"
         )
-    return first // size, ways // size
+    return first // size, shards // size
 
 
 def named(mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
@@ -176,11 +187,9 @@ def check_divisible(mesh: jax.sharding.Mesh, sizes: dict[str, tuple[str, int]]) 
       ValueError: naming the dimension, its size and the mesh axes.
     """
     for label, (name, size) in sizes.items():
-        ways = 1
-        for axis in RULES[name]:
-            ways *= mesh.shape[axis]
-        if size % ways:
+        shards = ways(mesh, name)
+        if size % shards:
             raise ValueError(
-                f"{label} is {size}, which does not divide over the {ways} shards of "
+                f"{label} is {size}, which does not divide over the {shards} shards of "
                 f"mesh axes {RULES[name]}"
             )

@@ -190,8 +190,7 @@ class JsonTokenizer(Tokenizer):
             import tokenizers
         except ImportError:
             raise ValueError(
-                f"{name} needs the tokenizers library: pip install tokenizers, or put "
-                "the model's spiece.model beside it"
+                f"{name} needs the tokenizers library: pip install tokenizers"
             ) from None
         self._model = model
         try:

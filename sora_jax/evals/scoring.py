@@ -115,12 +115,11 @@ def look(
 
 def _frechet(features_nd, reference_nd) -> dict[str, Estimate]:
     found = distances.frechet_extrapolated(features_nd, reference_nd)
-    # Of fewer clips than features the extrapolation says nothing.
-    enough = len(features_nd) >= features_nd.shape[1]
     interval = distances.frechet_interval(features_nd, reference_nd)
-    return {
-        FVD_TOY: Estimate(found.at_n, *interval),
-    } | ({FVD_TOY_LIMIT: Estimate(found.limit)} if enough else {})
+    values = {FVD_TOY: Estimate(found.at_n, *interval)}
+    if len(features_nd) >= features_nd.shape[1]:  # else it says nothing
+        values[FVD_TOY_LIMIT] = Estimate(found.limit)
+    return values
 
 
 def pooled(videos: Mapping[str, Sequence[np.ndarray | None]]) -> np.ndarray:

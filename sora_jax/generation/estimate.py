@@ -58,7 +58,8 @@ def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
       calls: arguments of `Pipeline.__call__`, one clip each.
 
     Raises:
-      FileNotFoundError, ValueError: as `from_pretrained` and a call would.
+      FileNotFoundError, ValueError: as `from_pretrained` and a call would, but for the
+        length of prompts, which is not counted.
     """
     model = _look(pathlib.Path(folder))
     strides = pipeline.strides_of(model.vae, model.dit)

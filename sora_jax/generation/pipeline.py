@@ -139,7 +139,6 @@ class Pipeline:
             "text_encoder": text_encoder.config,
             "vae": vae.config,
         }
-        self._vae_config = vae.config
         self.strides = strides_of(vae.config, dit.config)
 
     @classmethod
@@ -152,13 +151,19 @@ class Pipeline:
           folder: a denoiser's run, of which the averaged weights are read; or Wan 2.1
             or 2.2 text to video as diffusers stores it (`training/pretrained.py`).
           dtype: of the weights and the arithmetic of the latter, but for the video VAE,
-            which is float32; None: float32 on CPU, bfloat16 elsewhere.
+            which is float32; None: float32 on CPU, bfloat16 elsewhere. A run computes
+            as its config says.
 
         Raises:
           FileNotFoundError, ValueError: it is neither, or it is damaged.
         """
         if pretrained.is_folder(folder):
             return cls._from_folder(pretrained.open_folder(folder), dtype)
+        if dtype is not None:
+            raise ValueError(
+                f"dtype {dtype} is given, but {folder} is no folder of imported weights; "
+                "a run computes as its config says"
+            )
         return cls.from_run(checkpoint.load_run(folder))
 
     @classmethod
@@ -307,7 +312,7 @@ class Pipeline:
                 self.settings.text_length,
             )
         if request.latents is not None:
-            *grid, c = self._vae_config.latent_shape(
+            *grid, c = self._configs["vae"].latent_shape(
                 request.num_frames, request.height, request.width
             )
             wanted = (len(request), c, *grid)
@@ -329,10 +334,7 @@ class Pipeline:
         def encode(texts: tuple[str, ...]) -> dict:
             texts = [self._clean(texts[row]) for row in rows]
             ids_bl, mask_bl = self.tokenizer.encode(texts, self.settings.text_length)
-            ids_bl, mask_bl = (
-                placement.rows_to_device(ids_bl),
-                placement.rows_to_device(mask_bl),
-            )
+            ids_bl, mask_bl = map(placement.rows_to_device, (ids_bl, mask_bl))
             states_bld = _encode_text(*self._text_encoder, ids_bl, mask_bl)
             return {"states": states_bld, "mask": mask_bl}
 
@@ -342,7 +344,7 @@ class Pipeline:
         self, request: requests.Request, rows: Sequence[int]
     ) -> tuple[jax.Array, tasks.Given | None]:
         """Draws every clip's noise from its own seed, and encodes what is given."""
-        *grid, c = self._vae_config.latent_shape(
+        *grid, c = self._configs["vae"].latent_shape(
             request.num_frames, request.height, request.width
         )
         if request.latents is not None:
@@ -453,9 +455,7 @@ class Pipeline:
     def _batches(self, request: requests.Request) -> Iterator[list[int]]:
         """Yields rows of the request, the last one repeated to fill the batch."""
         mesh = jax.sharding.get_mesh()
-        ways = 1
-        if not mesh.empty:
-            ways = math.prod(mesh.shape[axis] for axis in sharding.RULES["batch"])
+        ways = 1 if mesh.empty else sharding.ways(mesh, "batch")
         size = math.ceil(request.batch_size / ways) * ways
         for start in range(0, len(request), size):
             rows = list(range(start, min(start + size, len(request))))

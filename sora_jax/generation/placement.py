@@ -22,10 +22,8 @@ def split(module: nnx.Module):
         value = variable.get_value()
         if mesh.empty:
             return variable.replace(jnp.asarray(value))
-        axes = variable.get_metadata("axes")
-        stacked = ("layers",) * (value.ndim - len(axes))
-        layout = NamedSharding(mesh, sharding.partition(*stacked, *axes))
-        return variable.replace(to_device(value, layout))
+        layout = sharding.of_parameter(variable.get_metadata("axes"), value.ndim)
+        return variable.replace(to_device(value, NamedSharding(mesh, layout)))
 
     placed = jax.tree.map(
         place, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)

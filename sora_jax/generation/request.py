@@ -281,17 +281,10 @@ def check(
         )
     if not isinstance(request.batch_size, int) or request.batch_size < 1:
         raise ValueError(f"batch_size is at least 1, not {request.batch_size!r}")
-    if not (0 <= request.guidance_scale <= 100):
-        raise ValueError(
-            f"guidance_scale is from 0 to 100 (1 is none), not {request.guidance_scale!r}"
-        )
-    if (
-        request.guidance_scale_2 is not None
-        and not 0 <= request.guidance_scale_2 <= 100
-    ):
-        raise ValueError(
-            f"guidance_scale_2 is from 0 to 100, not {request.guidance_scale_2!r}"
-        )
+    for name in ("guidance_scale", "guidance_scale_2"):
+        scale = getattr(request, name)
+        if scale is not None and not 0 <= scale <= 100:
+            raise ValueError(f"{name} is from 0 to 100 (1 is none), not {scale!r}")
     if not 0 < request.shift <= 100:
         raise ValueError(f"shift is above 0 (1 is none), not {request.shift!r}")
     if images is not None and not settings.takes_images:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from sora_jax.core import trees
 from sora_jax.models import dit, text_encoder, video_vae
 
 Tree = Mapping[Any, Any]  # nested dicts of arrays
@@ -211,14 +212,15 @@ class Peer:
 
     name: str
     entries: Callable[[Any], Iterator[Entry]]
-    make: Callable[[Any], nnx.Module]
+    make: Callable[[Any, nnx.Rngs], nnx.Module]
     beyond: tuple[str, ...] = ()
     inexpressible: Callable[[Tree, Any], list[str]] = lambda params, config: []
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def shapes(self, config: Any) -> Tree:
         """The parameters that ours has, as shapes."""
-        return _shapes(lambda: self.make(config))
+        module = nnx.eval_shape(lambda: self.make(config, nnx.Rngs(0)))
+        return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
     def by_parameter(self, config: Any) -> dict[str, list[Entry]]:
         """The tensors of each parameter, in the order of the layers."""
@@ -240,9 +242,18 @@ class Peer:
                 )
         return flat
 
+    def _check_form(self, params: Tree, config: Any) -> None:
+        beyond = self.inexpressible(params, config)
+        if beyond:
+            raise ValueError(f"{self.name} cannot express {', '.join(beyond)} of ours")
+
     def check(self, flat: Mapping[str, Any], config: Any) -> None:
-        """Raises ValueError, naming all that is missing, unexpected or mis-shaped."""
-        ours = flatten(self.shapes(config))
+        """Raises ValueError, naming all that is missing, unexpected or mis-shaped.
+
+        And where the config asks for what the peer never computed.
+        """
+        self._check_form({}, config)
+        ours = trees.flatten(self.shapes(config))
         expected = {
             entry.theirs: entry.their_shape(ours[entry.ours].shape)
             for entry in self.entries(config)
@@ -262,10 +273,8 @@ class Peer:
           ValueError: they do not fit the config, or ours does what the peer cannot; all
             such parts are named.
         """
-        beyond = self.inexpressible(params, config)
-        if beyond:
-            raise ValueError(f"{self.name} cannot express {', '.join(beyond)} of ours")
-        params, entries = flatten(params), [*self.entries(config)]
+        self._check_form(params, config)
+        params, entries = trees.flatten(params), [*self.entries(config)]
         places = {entry.ours for entry in entries}
         kept = {
             path: array
@@ -289,13 +298,13 @@ class Peer:
             rows = [e.restore(flat[e.theirs], like.shape) for e in entries[path]]
             return rows[0] if entries[path][0].layer is None else np.stack(rows)
 
-        return map_paths(build, self.shapes(config))
+        return trees.map_paths(build, self.shapes(config))
 
 
 def _beyond_wan(params: Tree, config: dit.Config) -> list[str]:
     trained = [
         path
-        for path, array in flatten(params).items()
+        for path, array in trees.flatten(params).items()
         if path.split(".")[0] in _BEYOND_WAN and np.any(np.asarray(array))
     ]
     forms = {
@@ -313,14 +322,14 @@ _BEYOND_WAN = ("known", "pooled_text")
 TRANSFORMER = Peer(
     "WanTransformer3DModel",
     _transformer,
-    lambda config: dit.DiT(config, rngs=nnx.Rngs(0)),
+    lambda config, rngs: dit.DiT(config, rngs=rngs),
     beyond=_BEYOND_WAN,
     inexpressible=_beyond_wan,
 )
 VAE = Peer(
     "AutoencoderKLWan",
     _video_vae,
-    lambda config: video_vae.VideoVAE(config, nnx.Rngs(0)),
+    video_vae.VideoVAE,
     inexpressible=lambda params, config: (
         []  # every step of Wan's halves height and width
         if all(space for _, space in config.steps)
@@ -330,7 +339,7 @@ VAE = Peer(
 TEXT_ENCODER = Peer(
     "UMT5EncoderModel",
     _text_encoder,
-    lambda config: text_encoder.TextEncoder(config, nnx.Rngs(0)),
+    text_encoder.TextEncoder,
     inexpressible=lambda params, config: (
         ["config.absolute_positions"] if config.absolute_positions else []
     ),
@@ -350,22 +359,3 @@ def _check(
         problems.append(f"of another shape: {', '.join(wrong.values())}")
     if problems:
         raise ValueError(f"{what} do not fit the config; {'; '.join(problems)}")
-
-
-def _shapes(make: Callable[[], nnx.Module]) -> Tree:
-    """Returns the parameters that a module would have, as shapes."""
-    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(make), nnx.Param))
-
-
-def map_paths(function: Callable[[str, Any], Any], tree: Any, path: str = "") -> Any:
-    if isinstance(tree, Mapping):
-        inner = f"{path}." if path else ""
-        return {key: map_paths(function, tree[key], f"{inner}{key}") for key in tree}
-    return function(path, tree)
-
-
-def flatten(tree: Tree) -> Flat:
-    """Returns {"a.b.c": array}."""
-    flat = {}
-    map_paths(flat.__setitem__, tree)
-    return flat

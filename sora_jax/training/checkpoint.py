@@ -19,7 +19,7 @@ import safetensors.numpy
 from orbax.checkpoint import v1 as orbax
 
 from sora_jax.core import config as configs
-from sora_jax.core import paths
+from sora_jax.core import paths, trees
 from sora_jax.training import state as states
 
 
@@ -93,24 +93,13 @@ def _fields(state: states.TrainState) -> dict:
     }
 
 
-def flatten(params: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
-    """{"a": {"b": x}} -> {"a.b": x}."""
-    flat = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + str(name)] = value
-    return flat
-
-
 def unflatten(flat: Mapping[str, np.ndarray], like: Mapping, where: str) -> dict:
-    """The inverse of `flatten`, strict about names and shapes.
+    """The inverse of `trees.flatten`, strict about names and shapes.
 
     Raises:
       ValueError: naming every missing, unexpected and mis-shaped entry.
     """
-    wanted = flatten(like)
+    wanted = trees.flatten(like)
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - flat.keys())]
     problems += [
         f"{name} is unexpected" for name in sorted(flat.keys() - wanted.keys())
@@ -123,15 +112,7 @@ def unflatten(flat: Mapping[str, np.ndarray], like: Mapping, where: str) -> dict
     if problems:
         raise ValueError(f"{where} does not fit the network: " + "; ".join(problems))
 
-    def rebuild(node, prefix):
-        return {
-            name: rebuild(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else flat[prefix + str(name)]
-            for name, value in node.items()
-        }
-
-    return rebuild(like, "")
+    return trees.map_paths(lambda name, _: flat[name], like)
 
 
 def save_weights(
@@ -149,7 +130,7 @@ def save_weights(
         config = dataclasses.asdict(config)
     flat = {
         name: np.ascontiguousarray(leaf, np.float32)
-        for name, leaf in flatten(params).items()
+        for name, leaf in trees.flatten(params).items()
     }
     paths.write_atomically(folder / "weights.safetensors", safetensors.numpy.save(flat))
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -219,7 +219,7 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     _check_sizes(
         mesh,
         c,
-        _text_encoder_sizes(objectives.denoiser_configs(c, pieces.vocab_size)[1])
+        _text_encoder_sizes(objective.text_config)
         | {
             "the number of tokens": ("tokens", tokens),
             "model.dit.num_heads": ("heads", dit_config.num_heads),

@@ -93,7 +93,7 @@ class Denoiser:
         null_ids,
         fps: float,
     ):
-        self.dit_config, self.fps = dit_config, fps
+        self.dit_config, self.text_config, self.fps = dit_config, text_config, fps
         self.noise, self.known = noise, known_config
         self.text_dropout = text_dropout
         self.null_ids_1l = jnp.asarray(null_ids, jnp.int32)[None]

@@ -1,7 +1,7 @@
 """Folders in diffusers' layout: what is in them, and their weights on the mesh.
 
     source = pretrained.open_folder("Wan2.1-T2V-1.3B-Diffusers")
-    params = source.load("transformer", dtype="bfloat16")
+    params = source.components["transformer"].load("bfloat16")
 
 Opening checks every file's header, name and shape of every component, so that nothing
 is loaded of a folder that is damaged or of a model that is not supported. Loading reads
@@ -21,15 +21,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from sora_jax.core import paths
-from sora_jax.models import dit, exchange, peer_configs, text_encoder, video_vae
+from sora_jax.core import paths, trees
+from sora_jax.models import exchange, peer_configs
 from sora_jax.training import state as states
 from sora_jax.training import weight_files
 
-# What small errors of would add up over all blocks, or over all steps: diffusers keeps
-# these in float32 too.
+# Small errors of these would add up over all blocks, or over all steps; diffusers keeps
+# them in float32 too.
 _FLOAT32 = ("scale_shift_table", "time_embedder", "norm", "distance_bias")
-_COLUMNS = 32
+_COLUMNS = 32  # of two bytes: a cache line
 _READERS = 2  # threads; each holds one device's part of one array
 
 
@@ -41,7 +41,6 @@ class _Kind:
     read_config: Callable[[Mapping, str], Any]
     write_config: Callable[[Any], dict]
     peer: exchange.Peer
-    make: Callable[[Any, nnx.Rngs], nnx.Module]
 
 
 _TRANSFORMER = _Kind(
@@ -49,7 +48,6 @@ _TRANSFORMER = _Kind(
     peer_configs.read_transformer,
     peer_configs.write_transformer,
     exchange.TRANSFORMER,
-    lambda config, rngs: dit.DiT(config, rngs=rngs),
 )
 KINDS = {
     "transformer": _TRANSFORMER,
@@ -59,14 +57,12 @@ KINDS = {
         peer_configs.read_text_encoder,
         peer_configs.write_text_encoder,
         exchange.TEXT_ENCODER,
-        text_encoder.TextEncoder,
     ),
     "vae": _Kind(
         "diffusion_pytorch_model",
         peer_configs.read_vae,
         peer_configs.write_vae,
         exchange.VAE,
-        video_vae.VideoVAE,
     ),
 }
 _SUPPORTED = ("WanPipeline",)
@@ -86,7 +82,7 @@ class Component:
 
     kind: _Kind
     config: Any
-    files: weight_files.TensorFiles
+    files: Mapping[str, np.ndarray]  # tensors by name, views of their files
 
     def module(self, dtype: str = "float32") -> nnx.Module:
         """The network with its weights, which computes in `dtype`."""
@@ -99,7 +95,7 @@ class Component:
     def networks(self) -> states.Networks:
         """The network {"component"} without arrays."""
         return states.Networks(
-            lambda rngs: {"component": self.kind.make(self.config, rngs)}
+            lambda rngs: {"component": self.kind.peer.make(self.config, rngs)}
         )
 
     def load(self, dtype: str = "float32") -> dict:
@@ -113,7 +109,7 @@ class Component:
         """
         networks = self.networks
         shapes = networks.abstract()["component"]
-        layouts = exchange.flatten(networks.partitions()["component"])
+        layouts = trees.flatten(networks.partitions()["component"])
         entries = self.kind.peer.by_parameter(self.config)
         mesh = jax.sharding.get_mesh()
 
@@ -127,11 +123,11 @@ class Component:
             )
             return _place(entries.get(path, []), self.files, like.shape, target, layout)
 
-        flat = exchange.flatten(shapes)
+        flat = trees.flatten(shapes)
         with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
             futures = {path: pool.submit(read, path, flat[path]) for path in flat}
             arrays = {path: future.result() for path, future in futures.items()}
-        return exchange.map_paths(lambda path, _: arrays[path], shapes)
+        return trees.map_paths(lambda path, _: arrays[path], shapes)
 
 
 def _place(
@@ -187,6 +183,7 @@ def open_component(folder: str | pathlib.Path, name: str) -> Component:
     config = kind.read_config(given, str(folder / "config.json"))
     files = weight_files.TensorFiles(folder, kind.stem)
     try:
+        files = kind.peer.resolve(files)
         kind.peer.check(files, config)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None

@@ -75,9 +75,8 @@ class Networks:
         """The layout of every parameter, from the logical names of its axes."""
 
         def one(variable) -> PartitionSpec:
-            axes = variable.get_metadata("axes")
-            stacked = ("layers",) * (len(variable.get_value().shape) - len(axes))
-            return sharding.partition(*stacked, *axes)
+            rank = len(variable.get_value().shape)
+            return sharding.of_parameter(variable.get_metadata("axes"), rank)
 
         result = {}
         for name, (_, state) in self._abstract().items():

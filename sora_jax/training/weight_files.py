@@ -45,6 +45,7 @@ class TensorFiles(Mapping):
         index = folder / f"{stem}.safetensors.index.json"
         single = folder / f"{stem}.safetensors"
         self._views: dict[str, np.ndarray] = {}
+        self._where: dict[str, str] = {}  # the file of each tensor
         if index.is_file():
             placed = _read_index(index)
             for name in sorted(set(placed.values())):
@@ -89,7 +90,7 @@ class TensorFiles(Mapping):
                 flat = flat.copy()  # written without padding: rare, and small files
             view = flat.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
             self._views[name] = view
-        self._where = getattr(self, "_where", {}) | dict.fromkeys(header, path.name)
+        self._where |= dict.fromkeys(header, path.name)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._views[name]

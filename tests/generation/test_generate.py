@@ -204,6 +204,7 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
         ({"prompt": "a " * 60}, "tokens; this model reads 24"),
         ({"prompts": "none.txt"}, "none.txt"),
         ({"prompt": "a", "model": "nowhere"}, "nowhere"),
+        ({"prompt": "a", "dtype": "bfloat16"}, "a run computes as its config says"),
         ({"prompt": "a", "mesh": "8"}, "--mesh is like fsdp=4,tensor=2, not '8'"),
         ({"prompt": "a", "mesh": "data=8"}, "'data'.* unknown; there are"),
         ({"prompt": "a", "sampler": "ddim"}, "sampler 'ddim' is unknown"),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sora_jax.core import mesh
+from sora_jax.core import mesh, trees
 from sora_jax.generation import export, pipeline
-from sora_jax.models import dit, exchange
+from sora_jax.models import dit
 from sora_jax.training import pretrained
 
 ORACLE = pathlib.Path(__file__).resolve().parent.parent / "oracle" / "wan_pipeline.py"
@@ -168,7 +168,7 @@ def test_written_loaded_by_diffusers_and_read_back_bit_for_bit(
     out, _, _ = made
     for name in ("transformer", "transformer_2", "text_encoder", "vae"):
         first, last = (
-            exchange.flatten(pretrained.open_component(f / name, name).load())
+            trees.flatten(pretrained.open_component(f / name, name).load())
             for f in (out / "a14b", again)
         )
         assert first.keys() == last.keys()

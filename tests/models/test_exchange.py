@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sora_jax.core import trees
 from sora_jax.models import dit, exchange, peer_configs, text_encoder, video_vae
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden"
@@ -74,8 +75,8 @@ def test_one_parameter_for_each_of_wan_2_1_1_3b(peer, make, export, config):
 
 def test_what_is_ours_beyond_wan_is_listed():
     full = dataclasses.replace(WAN_1_3B, known_embedding=True, pooled_text=True)
-    ours = exchange.flatten(shapes(make_dit(full)))
-    wan = exchange.flatten(shapes(make_dit(WAN_1_3B)))
+    ours = trees.flatten(shapes(make_dit(full)))
+    wan = trees.flatten(shapes(make_dit(WAN_1_3B)))
     assert set(ours) - set(wan) == OURS
     assert not set(wan) - set(ours)
     assert {path.split(".")[0] for path in OURS} == set(exchange.TRANSFORMER.beyond)
@@ -205,6 +206,22 @@ def test_export_names_a_form_that_wan_does_not_have(form):
         exchange.TRANSFORMER.export(params, config)
 
 
+@pytest.mark.parametrize(
+    "kind, form",
+    [
+        ("transformer", {"time_scale": 2.0}),
+        ("vae", {"spatial_downsample": (True, False)}),
+        ("text encoder", {"absolute_positions": True}),
+    ],
+)
+def test_import_into_a_form_that_the_peer_does_not_have_is_refused(kind, form):
+    """The shapes fit, but what would be computed is something else."""
+    make, config, export, restore = KINDS[kind]
+    flat = export(random_like(shapes(make(config))), config)
+    with pytest.raises(ValueError, match=f"cannot express config.{next(iter(form))}"):
+        restore(flat, dataclasses.replace(config, **form))
+
+
 def test_import_leaves_what_is_ours_at_zero():
     config = dataclasses.replace(SMALL_DIT, known_embedding=True, pooled_text=True)
     params = random_like(shapes(make_dit(SMALL_DIT)))
@@ -260,7 +277,7 @@ def test_velocities_and_gradients_are_those_of_wan(goldens, build, close, name, 
     gradient = jax.grad(lambda state: jnp.sum(apply(state, *inputs) * weight))(state)
     found = {
         path: array
-        for path, array in exchange.flatten(nnx.to_pure_dict(gradient)).items()
+        for path, array in trees.flatten(nnx.to_pure_dict(gradient)).items()
         if path.split(".")[0] not in exchange.TRANSFORMER.beyond
     }
     wanted = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sora_jax.core import mesh, sharding
+from sora_jax.core import mesh, sharding, trees
 from sora_jax.models import conv, exchange, video_vae
 
 TINY = video_vae.Config(base_dim=8, latent_channels=6, num_res_blocks=1)
@@ -183,7 +183,7 @@ def test_normalize_uses_the_statistics_of_the_config(tiny, build):
 def test_a_new_vae_has_quiet_branches_and_latents():
     """Branches and the latent's noise begin at next to nothing, and grow by learning."""
     vae = jax.jit(make(TINY))()
-    paths = exchange.flatten(nnx.to_pure_dict(nnx.state(vae, nnx.Param)))
+    paths = trees.flatten(nnx.to_pure_dict(nnx.state(vae, nnx.Param)))
     quiet = [path for path, leaf in paths.items() if not np.any(leaf)]
     assert sum(path.endswith("conv2.kernel") for path in quiet) == 13
     assert sum(path.endswith("proj.kernel") for path in quiet) == 2

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sora_jax.core import mesh as meshes
+from sora_jax.core import trees
 from sora_jax.training import checkpoint, run_folder
 from tests.training import tiny
 
@@ -36,7 +37,7 @@ def test_weights_come_back(tmp_path):
 
 
 def test_every_tensor_that_does_not_fit_is_named():
-    flat = checkpoint.flatten(PARAMS)
+    flat = trees.flatten(PARAMS)
     flat["extra"] = flat.pop("a.kernel")
     flat["blocks.0.b"] = np.ones(3, np.float32)
     with pytest.raises(ValueError) as error:

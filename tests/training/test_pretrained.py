@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sora_jax.core import mesh
-from sora_jax.models import dit, exchange, text_encoder, video_vae
+from sora_jax.core import mesh, trees
+from sora_jax.models import dit, text_encoder, video_vae
 from sora_jax.training import pretrained, weight_files
 
 DIT = dit.Config(
@@ -76,9 +76,9 @@ def test_each_device_reads_its_own_part(whole):
     layouts = component.networks.partitions()["component"]
     with jax.set_mesh(mesh.make_mesh({"fsdp": 2, "tensor": 2, "replica": 2})):
         params = component.load("bfloat16")
-    found = exchange.flatten(params)
-    wanted = exchange.flatten(weights("transformer"))
-    for path, layout in exchange.flatten(layouts).items():
+    found = trees.flatten(params)
+    wanted = trees.flatten(weights("transformer"))
+    for path, layout in trees.flatten(layouts).items():
         array = found[path]
         assert array.sharding.spec == layout, path
         kept = any(part in path for part in ("norm", "table", "time_embedder"))
@@ -102,10 +102,24 @@ def test_many_files_and_stored_bfloat16(whole, tmp_path):
     assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 3
     component = pretrained.open_component(tmp_path, "transformer")
     for dtype in ("bfloat16", "float32"):
-        params = exchange.flatten(component.load(dtype))
-        for path, array in exchange.flatten(weights("transformer")).items():
+        params = trees.flatten(component.load(dtype))
+        for path, array in trees.flatten(weights("transformer")).items():
             stored = array.astype(jnp.bfloat16).astype(params[path].dtype)
             np.testing.assert_array_equal(np.asarray(params[path]), stored)
+
+
+def test_a_table_may_have_both_of_its_names(folder):
+    """transformers has written either, and both."""
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    shared = tensors["shared.weight"]
+    save_file(tensors | {"encoder.embed_tokens.weight": shared}, path)
+    component = pretrained.open_component(path.parent, "text_encoder")
+    found = component.load()["embedding"]["table"]
+    np.testing.assert_array_equal(found, shared)
+    save_file(tensors | {"encoder.embed_tokens.weight": shared + 1}, path)
+    with pytest.raises(ValueError, match="are one table, but they differ"):
+        pretrained.open_component(path.parent, "text_encoder")
 
 
 # -- damage ------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 
+from sora_jax.core import trees
 from sora_jax.data import latents as cache
 from sora_jax.data import shards
 from sora_jax.models import video_vae
@@ -262,17 +263,20 @@ def test_a_random_text_encoder_is_not_trained_at_the_rate_of_a_trained_one(folde
     assert "Traceback" not in output
 
 
-def test_a_run_goes_on_with_what_it_began_with(folder, tmp_path):
-    """Neither the text encoder that it began with nor other latents are needed."""
-    text, run = tmp_path / "text", tmp_path / "run"
-    code, output = run_job(
-        command(
-            folder, text, objective="text_encoder", text__target="dense",
-            loop__num_steps=2,
-        )
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def text_run(folder):
+    """The run of a text encoder, three steps long."""
+    run = folder / "text"
+    text = {"objective": "text_encoder", "text__target": "dense"}
+    code, output = run_job(command(folder, run, loop__num_steps=3, **text))
     assert code == 0, output
-    base = tmp_path / "base"
+    return run
+
+
+def test_a_run_goes_on_with_what_it_began_with(folder, text_run, tmp_path):
+    """Neither the text encoder that it began with nor other latents are needed."""
+    text, run, base = (tmp_path / name for name in ("text", "run", "base"))
+    shutil.copytree(text_run, text)
     shutil.copytree(folder / "latents", base / "latents")
     arguments = command(base, run, text__encoder=text, loop__num_steps=4)
     code, output = run_job(arguments)
@@ -286,21 +290,16 @@ def test_a_run_goes_on_with_what_it_began_with(folder, tmp_path):
     assert code == 1 and "another file now" in output and "Traceback" not in output
 
 
-def test_a_denoiser_begins_with_the_text_encoder_it_is_given(folder, tmp_path):
-    text, run = tmp_path / "text", tmp_path / "run"
-    code, output = run_job(
-        command(
-            folder, text, objective="text_encoder", text__target="dense",
-            loop__num_steps=3,
-        )
-    )  # fmt: skip
-    assert code == 0, output
+def test_a_denoiser_begins_with_the_text_encoder_it_is_given(
+    folder, text_run, tmp_path
+):
+    text, run = text_run, tmp_path / "run"
     given, _ = checkpoint.load_weights(text / "text_encoder")
     still = {"optim__learning_rate": 0.0, "optim__muon_learning_rate": 0.0}
     arguments = command(folder, run, text__encoder=text, loop__num_steps=1, **still)
     code, output = run_job(arguments)
     assert code == 0, output
-    found = checkpoint.flatten(checkpoint.load_run(run).params["text_encoder"])
+    found = trees.flatten(checkpoint.load_run(run).params["text_encoder"])
     assert found.keys() == given.keys()
     for name, value in given.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
