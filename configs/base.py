@@ -11,6 +11,9 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config of the toy denoiser; see configs/toy.py."""
     c = ml_collections.ConfigDict()
     c.objective = "denoiser"  # "denoiser", "vae" or "text_encoder"
+    # A denoiser's weights to begin with: a run, a folder in diffusers' layout, or its
+    # transformer or transformer_2. "": random ones.
+    c.init = ""
     c.seed = 0  # root of all randomness: weights, noise, data order
 
     c.mesh = ml_collections.ConfigDict()  # devices on each axis; -1: what is left
@@ -44,6 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.text.target = "structured"
     c.text.target_length = 40  # tokens
     c.text.encoder = ""  # run folder of a text encoder to begin with; "": random
+    c.text.frozen = False  # keep the text encoder as it is, not train it along
+    c.text.clean = False  # captions and prompts as Wan cleans them: HTML, white space
 
     c.model = ml_collections.ConfigDict()
     c.model.dit = ml_collections.ConfigDict()  # models/dit.py: Config
@@ -56,6 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.dit.mlp_dim = 640
     c.model.dit.text_dim = 96
     c.model.dit.freq_dim = 128
+    c.model.dit.mask_text = True
+    c.model.dit.known_embedding = True
+    c.model.dit.pooled_text = True
     c.model.dit.additive_positions = True
     c.model.dit.rope_theta = 100.0  # of a grid of a few tokens a side
     c.model.dit.time_scale = 2.0  # latent frames a second that one unit stands for
@@ -63,9 +71,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.dit.remat = "dots"
     c.model.dit.input_skip = True
 
-    # models/text_encoder.py: Config; vocab_size comes from the tokenizer, dim from the
-    # denoiser's text_dim.
+    # models/text_encoder.py: Config; dim comes from the denoiser's text_dim.
     c.model.text_encoder = ml_collections.ConfigDict()
+    c.model.text_encoder.vocab_size = 0  # 0: as many as the tokenizer has pieces
     c.model.text_encoder.num_layers = 2
     c.model.text_encoder.num_heads = 3
     c.model.text_encoder.head_dim = 32
@@ -92,6 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.noise.mean = 0.0
     c.noise.std = 1.0
     c.noise.shift = 12.0
+    c.noise.levels = (0.0, 1.0)  # none outside is trained: for one of two experts
 
     c.known = ml_collections.ConfigDict()  # diffusion/known.py: Config
     c.known.probabilities = ml_collections.ConfigDict({"none": 0.9, "first_frame": 0.1})
@@ -137,4 +146,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.sample.num_inference_steps = 20
     c.sample.guidance_scale = 3.5
     c.sample.sampler = "euler"
+    c.sample.levels = "even"  # or "diffusers": as its schedulers place them
+    c.sample.takes_images = True  # whether a picture may be given as the first frame
     return c

@@ -30,7 +30,7 @@ from sora_jax.evals import (
     summary,
     toyworld,
 )
-from sora_jax.generation import pipeline
+from sora_jax.generation import pipeline, runs
 from sora_jax.training import checkpoint, latents, state
 
 FLAGS = flags.FLAGS
@@ -81,7 +81,7 @@ def from_model(clips: shards.Shards, tier: str) -> samples.Material:
     making = {n: asked.get(n) or getattr(pipe.settings, n) for n in samples.MAKING}
     seeds = tuple(map(int, FLAGS.seeds))
     few = [suite.head(rows.UNTRAINED) for suite in suites if not suite.held_out]
-    networks = pipeline.networks_of(run.config, pipe.tokenizer)
+    networks = runs.networks_of(run.config, pipe.tokenizer)
     jobs = [
         (f"{scoring.MODEL}, seed {seed}", run.params, seed, suites) for seed in seeds
     ]

@@ -48,6 +48,7 @@ flags.DEFINE_float("shift", None, "Shift of the noise levels; 1 is none.")
 flags.DEFINE_string("sampler", None, "euler, heun or unipc.")
 flags.DEFINE_string("size", None, "Width and height: 832*480 or 832x480.")
 flags.DEFINE_string("dtype", None, "Of imported weights: float32 or bfloat16.")
+flags.DEFINE_bool("keep_text_encoder", True, "On the device, also while sampling.")
 flags.DEFINE_integer("batch_size", None, "Clips that are computed at a time.")
 flags.DEFINE_string(
     "mesh", "replica=-1", "Devices on each mesh axis, such as fsdp=4,tensor=2."
@@ -178,7 +179,9 @@ def main(argv: list[str]) -> None:
         if FLAGS.dry_run:
             print(estimate.report(FLAGS.model, [arguments([c]) for c in wanted]))
             return
-        pipe = pipeline.Pipeline.from_pretrained(FLAGS.model, FLAGS.dtype)
+        pipe = pipeline.Pipeline.from_pretrained(
+            FLAGS.model, FLAGS.dtype, FLAGS.keep_text_encoder
+        )
         if recipe is not None:
             recipes.check_weights(recipe, pipe.source)
         batches, steps = plan(pipe, wanted)

@@ -3,6 +3,9 @@
     python -m sora_jax.train --config=configs/toy.py --workdir=runs/toy \\
         --config.data.latents=runs/latents
 
+    python -m sora_jax.train --config=configs/wan_1_3b.py --workdir=runs/tuned \\
+        --config.data.latents=runs/latents --init Wan2.1-T2V-1.3B-Diffusers
+
 The same command again goes on where the run was. SIGTERM and Ctrl-C save and exit with
 code 75. Fields of the config are listed in configs/base.py.
 """
@@ -25,6 +28,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the recipe", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run folder")
+_INIT = flags.DEFINE_string(
+    "init", None, "the weights to begin with: a run, or a folder in diffusers' layout"
+)
 _PROFILE = flags.DEFINE_list("profile", [], "first and last step to trace: 20,25")
 
 
@@ -33,6 +39,7 @@ def main(arguments):
         raise app.UsageError(f"unknown argument {arguments[1]!r}")
     logging.set_verbosity(logging.WARNING)
     c, folder = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    c.init = _INIT.value or c.init
     try:
         meshes.initialize()
         if c.objective not in jobs.JOBS:
@@ -44,7 +51,7 @@ def main(arguments):
         optim_config = configs.build(optim.Config, c.optim, "optim")
         task = jobs.JOBS[c.objective](c, folder, mesh)
         run_folder.claim(folder, c)
-        jobs.barrier("config")
+        meshes.barrier("config")
         if jax.process_index() == 0:
             text = json.dumps(environment.describe(), indent=2)
             paths.write_atomically(folder / "env.json", text + "\n")
@@ -60,6 +67,7 @@ def main(arguments):
             folder=folder,
             mesh=mesh,
             initial=task.initial,
+            fixed=task.fixed,
             row_flops=task.row_flops,
             peak_flops=cost.matmul_peak() * mesh.size if task.row_flops else 0.0,
             profile=range(*map(int, _PROFILE.value)) if _PROFILE.value else None,
@@ -71,7 +79,7 @@ def main(arguments):
         sys.exit(f"train: {error}")
     if task.finish:
         task.finish(state.ema)
-        jobs.barrier("finish")
+        meshes.barrier("finish")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import jax
+from jax.experimental import multihost_utils
 
 AXES = ("replica", "fsdp", "ring", "ulysses", "tensor")
 
@@ -111,3 +112,9 @@ def make_mesh(
         )
     explicit = (jax.sharding.AxisType.Explicit,) * len(AXES)
     return jax.make_mesh(tuple(sizes), AXES, axis_types=explicit, devices=devices)
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 import secrets
+import shutil
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
@@ -18,6 +19,18 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def copy_atomically(source: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Copies a file so that a reader or a crash never sees half of it."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        shutil.copyfile(source, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

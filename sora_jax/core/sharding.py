@@ -14,7 +14,7 @@ the names below; this file turns them into mesh axes.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -53,9 +53,27 @@ def partition(*names: str | None) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def of_parameter(axes: tuple[str | None, ...], rank: int) -> PartitionSpec:
-    """Returns the mesh axes of a parameter; in front of its own axes it is stacked."""
-    return partition(*("layers",) * (rank - len(axes)), *axes)
+def of_parameter(axes: tuple[str | None, ...], shape: Sequence[int]) -> PartitionSpec:
+    """Returns the mesh axes of a parameter; in front of its own axes it is stacked.
+
+    A dimension that does not divide over the mesh that is set stays whole (the small
+    ones of a video VAE); training checks those that matter (`check_divisible`).
+    """
+    layout = partition(*("layers",) * (len(shape) - len(axes)), *axes)
+    if not _has_mesh():
+        return layout
+    sizes = jax.sharding.get_abstract_mesh().shape
+
+    def parts(entry: str | tuple[str, ...] | None) -> int:
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        return math.prod(sizes[name] for name in names)
+
+    return PartitionSpec(
+        *(
+            entry if size % parts(entry) == 0 else None
+            for entry, size in zip(layout, shape, strict=True)
+        )
+    )
 
 
 def ways(mesh: jax.sharding.Mesh, name: str) -> int:

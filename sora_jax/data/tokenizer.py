@@ -7,6 +7,9 @@ Letters: b batch, l length.
 """
 
 import hashlib
+import html
+import importlib
+import importlib.util
 import io
 import os
 import pathlib
@@ -73,14 +76,52 @@ def train(
     return Tokenizer(path)
 
 
-def load(path: str | os.PathLike) -> "Tokenizer":
-    """Reads a sentencepiece model, or a `tokenizer.json` of the tokenizers library."""
+# A folder's tokenizer; where a T5 folder has both, diffusers reads the first.
+FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
+
+
+def find(folder: str | os.PathLike) -> pathlib.Path:
+    """The tokenizer's file in a run folder or in the tokenizer's folder of a peer.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    for name in FILES:
+        if (found := pathlib.Path(folder) / name).is_file():
+            return found
+    raise FileNotFoundError(f"{folder} has no {', '.join(FILES[:-1])} or {FILES[-1]}")
+
+
+def load(path: str | os.PathLike, clean_texts: bool = False) -> "Tokenizer":
+    """Reads a sentencepiece model or a `tokenizer.json`, or that of a folder.
+
+    Args:
+      path: the file, or the folder that has one.
+      clean_texts: whether `clean` goes before the pieces.
+    """
     path = pathlib.Path(path)
-    return JsonTokenizer(path) if path.suffix == ".json" else Tokenizer(path)
+    path = find(path) if path.is_dir() else path
+    kind = JsonTokenizer if path.suffix == ".json" else Tokenizer
+    return kind(path, clean_texts)
+
+
+def clean(text: str) -> str:
+    """A text as Wan's pipelines clean it before the tokenizer sees it.
+
+    Broken encodings are mended where ftfy is installed, HTML is unescaped twice, white
+    space becomes single spaces.
+    """
+    if importlib.util.find_spec("ftfy"):
+        text = importlib.import_module("ftfy").fix_text(text)
+    return " ".join(html.unescape(html.unescape(text)).split())
 
 
 class Tokenizer:
     """Encodes texts to padded ids; remembers those that it has seen.
+
+    Args:
+      path: the file.
+      clean_texts: whether texts are cleaned first, as `clean` does.
 
     Attributes:
       digest: SHA-256 of the model, hex.
@@ -93,7 +134,8 @@ class Tokenizer:
 
     file_name = "spiece.model"
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, clean_texts: bool = False):
+        self._clean_texts = clean_texts
         self._load(pathlib.Path(path).read_bytes(), str(path))
 
     def _load(self, model: bytes, name: str) -> None:
@@ -115,21 +157,26 @@ class Tokenizer:
         self._ids: dict[str, tuple[int, ...]] = {}
         self._caching = threading.Lock()
 
-    def __getstate__(self) -> dict[str, bytes]:
-        return {"model": self._model}
+    def __getstate__(self) -> dict:
+        return {"model": self._model, "clean_texts": self._clean_texts}
 
-    def __setstate__(self, state: dict[str, bytes]) -> None:
+    def __setstate__(self, state: dict) -> None:
+        self._clean_texts = state["clean_texts"]
         self._load(state["model"], "the tokenizer")
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes the model's own bytes under the name that T5's folders give it."""
-        paths.write_atomically(pathlib.Path(folder) / self.file_name, self._model)
+        """Writes a `tokenizer.json`, and the model's own bytes, into a peer's folder."""
+        folder = pathlib.Path(folder)
+        paths.write_atomically(folder / self.file_name, self._model)
+        if self.file_name != "tokenizer.json":
+            paths.write_atomically(folder / "tokenizer.json", _to_json(self._model))
 
     def pieces(self, text: str) -> tuple[int, ...]:
         """Returns a text's ids with the end mark, neither cut nor padded."""
         found = self._ids.get(text)
         if found is None:
-            found = (*self._encode(text), self.eos_id)
+            cleaned = clean(text) if self._clean_texts else text
+            found = (*self._encode(cleaned), self.eos_id)
             with self._caching:
                 if len(self._ids) >= _CACHED_TEXTS:
                     self._ids.clear()
@@ -173,6 +220,59 @@ class Tokenizer:
             if index != self.pad_id:
                 kept.append(int(index))
         return self._processor.decode(kept)
+
+
+def _to_json(model: bytes) -> str:
+    """A sentencepiece model as the tokenizers library reads it: the same ids.
+
+    Its byte pairs are merged where the sum of both is a piece, the best piece first,
+    which is what sentencepiece does.
+    """
+    import tokenizers
+    from sentencepiece import sentencepiece_model_pb2 as proto
+
+    spec = proto.ModelProto()
+    spec.ParseFromString(model)
+    names = [piece.piece for piece in spec.pieces]
+    unk = spec.trainer_spec.unk_id
+    fallback = spec.trainer_spec.byte_fallback
+    if spec.trainer_spec.model_type == proto.TrainerSpec.BPE:
+        ids = {name: index for index, name in enumerate(names)}
+        best_first = sorted(spec.pieces, key=lambda piece: -piece.score)
+        merges = [
+            (piece.piece[:cut], piece.piece[cut:])
+            for piece in best_first
+            if piece.type == piece.NORMAL
+            for cut in range(1, len(piece.piece))
+            if piece.piece[:cut] in ids and piece.piece[cut:] in ids
+        ]
+        made = tokenizers.models.BPE(
+            ids, merges, unk_token=names[unk], fuse_unk=True, byte_fallback=fallback
+        )
+    else:
+        scored = [(piece.piece, piece.score) for piece in spec.pieces]
+        made = tokenizers.models.Unigram(scored, unk_id=unk, byte_fallback=fallback)
+    whole = tokenizers.Tokenizer(made)
+    normal = tokenizers.normalizers
+    charsmap = spec.normalizer_spec.precompiled_charsmap
+    steps = [normal.Precompiled(charsmap)] if charsmap else []
+    steps += [normal.Strip(), normal.Replace(tokenizers.Regex(" {2,}"), " ")]
+    whole.normalizer = normal.Sequence(steps)
+    whole.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    whole.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Metaspace(),
+            tokenizers.decoders.Fuse(),
+        ]
+    )
+    eos = spec.trainer_spec.eos_id
+    whole.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"$A {names[eos]}", special_tokens=[(names[eos], eos)]
+    )
+    special = {unk, eos, spec.trainer_spec.pad_id}
+    whole.add_special_tokens([names[index] for index in sorted(special)])
+    return whole.to_str()
 
 
 class JsonTokenizer(Tokenizer):

@@ -24,13 +24,15 @@ class Config:
     """The distribution of training noise levels.
 
     A share `logit_normal` of the samples is shift(sigmoid(mean + std z)), z normal;
-    the rest is uniform in tau (not shifted), so that no level is left untrained.
+    the rest is uniform in tau (not shifted), so that no level is left untrained. Both
+    are cut to `levels`, so that one of two experts sees its own levels only.
     """
 
     logit_normal: float = 0.9
     mean: float = 0.0
     std: float = 1.0
     shift: float = 1.0
+    levels: tuple[float, float] = (0.0, 1.0)
     band_edges: tuple[float, ...] = BAND_EDGES
 
     def __post_init__(self):
@@ -42,6 +44,9 @@ class Config:
             raise ValueError(f"std must be positive, not {self.std}.")
         if self.shift <= 0:
             raise ValueError(f"shift must be positive (1 is none), not {self.shift}.")
+        low, high = self.levels
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"levels are low < high in [0, 1], not {self.levels}.")
         edges = tuple(self.band_edges)
         object.__setattr__(self, "band_edges", edges)
         if edges[0] != 0 or edges[-1] != 1 or list(edges) != sorted(set(edges)):
@@ -70,11 +75,18 @@ def sample_tau(key: jax.Array, n: int, config: Config) -> jax.Array:
     quantile = (bins + jax.random.uniform(place_key, (n,))) / n
     quantile = jnp.minimum(quantile, 1 - 2**-24)
     share = config.logit_normal
-    inner = jnp.clip(quantile / max(share, 1e-6), 1e-6, 1 - 1e-6)
+    low, high = config.levels
+    below, above = (
+        band_share((0.0, tau), config.shift, config.mean, config.std)
+        for tau in config.levels
+    )
+    inner = below + (above - below) * quantile / max(share, 1e-6)
+    inner = jnp.clip(inner, 1e-6, 1 - 1e-6)
     normal = jax.scipy.special.ndtri(inner)
     bell = shift(jax.nn.sigmoid(config.mean + config.std * normal), config.shift)
     flat = jnp.clip((quantile - share) / max(1 - share, 1e-6), 0, 1)
-    return jnp.where(quantile < share, bell, flat).astype(jnp.float32)
+    tau = jnp.where(quantile < share, bell, low + (high - low) * flat)
+    return jnp.clip(tau, low, high).astype(jnp.float32)
 
 
 def schedule(num_steps: int, s: float = 1.0) -> np.ndarray:

@@ -9,11 +9,11 @@ import jax
 
 from sora_jax.core import config as configs
 from sora_jax.data import tokenizer as tokenizers
-from sora_jax.generation import pipeline, wan
+from sora_jax.generation import pipeline, runs, wan
 from sora_jax.generation import request as requests
 from sora_jax.models import dit as dits
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, cost, pretrained
+from sora_jax.training import cost, pretrained
 from sora_jax.training import state as states
 
 _GIB = 2**30
@@ -22,6 +22,7 @@ _GIB = 2**30
 @dataclasses.dataclass(frozen=True)
 class _Model:
     settings: requests.Settings
+    pieces: tokenizers.Tokenizer
     dit: dits.Config
     vae: video_vae.Config
     weight_bytes: dict[str, int]  # as stored, by component
@@ -30,22 +31,26 @@ class _Model:
 def _look(folder: pathlib.Path) -> _Model:
     if pretrained.is_folder(folder):
         found = pretrained.open_folder(folder)
-        sizes = {
-            name: sum(view.nbytes for view in component.files.values())
-            for name, component in found.components.items()
-        }
         parts = found.components
-        settings = wan.settings(found)
-        return _Model(settings, parts["transformer"].config, parts["vae"].config, sizes)
+        return _Model(
+            wan.settings(found),
+            tokenizers.load(found.tokenizer, clean_texts=True),
+            parts["transformer"].config,
+            parts["vae"].config,
+            {name: component.nbytes for name, component in parts.items()},
+        )
     config = configs.read(folder)
-    tokenizer = tokenizers.Tokenizer(folder / "tokenizer.model")
-    shapes = pipeline.networks_of(config, tokenizer).abstract()
+    pieces = runs.tokenizer(folder, config)
+    shapes = runs.networks_of(config, pieces).abstract()
     sizes = {name: 4 * states.count(shapes[name]) for name in shapes}
-    _, fields = checkpoint.load_weights(folder / "vae")
+    frozen = runs.frozen_text_encoder(folder, config, pieces)
+    if frozen is not None:
+        sizes["text_encoder"] = frozen.nbytes
     return _Model(
-        pipeline.run_settings(config),
+        runs.settings(config),
+        pieces,
         configs.build(dits.Config, config.model.dit, "model.dit"),
-        configs.build(video_vae.Config, fields, f"{folder}/vae/config.json"),
+        pretrained.open_component(folder / "vae", "vae").config,
         sizes,
     )
 
@@ -58,14 +63,20 @@ def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
       calls: arguments of `Pipeline.__call__`, one clip each.
 
     Raises:
-      FileNotFoundError, ValueError: as `from_pretrained` and a call would, but for the
-        length of prompts, which is not counted.
+      FileNotFoundError, ValueError: as `from_pretrained` and a call would.
     """
     model = _look(pathlib.Path(folder))
     strides = pipeline.strides_of(model.vae, model.dit)
     kinds: dict[str, int] = {}
     for call in calls:
-        text = _describe(model, requests.check(model.settings, strides, **call))
+        request = requests.check(model.settings, strides, **call)
+        for prompts in (request.prompts, request.negative_prompts):
+            requests.check_lengths(
+                prompts,
+                lambda text: len(model.pieces.pieces(text)),
+                model.settings.text_length,
+            )
+        text = _describe(model, request)
         kinds[text] = kinds.get(text, 0) + 1
     weights = sum(model.weight_bytes.values())
     lines = [
@@ -101,7 +112,9 @@ def _describe(model: _Model, request: requests.Request) -> str:
         f"  {request.num_frames} frames of {request.width} x {request.height}",
         f"  {request.num_inference_steps} steps, guidance {request.guidance_scale:g}"
         + (f" and {request.guidance_scale_2:g}" if request.guidance_scale_2 else ""),
-        f"  latents {t} x {h} x {w} x {c}, {tokens} tokens",
+        f"  latents {t} x {h} x {w} x {c}, {tokens} tokens; prompt "
+        f"{len(model.pieces.pieces(request.prompts[0]))} of "
+        f"{model.settings.text_length} text tokens",
         f"  {forward / 1e12:.3g} TFLOP a pass, {evaluations} passes: "
         f"{forward * evaluations / 1e12:.4g} TFLOP a clip",
         f"  memory beside the weights, {request.batch_size} clips at a time: "

@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from flax import nnx
+
 import sora_jax
 from sora_jax.core import paths
 from sora_jax.data import tokenizer as tokenizers
@@ -78,7 +80,7 @@ class Card:
 
 def write(
     folder: str | pathlib.Path,
-    networks: Mapping[str, tuple[Mapping, Any]],
+    networks: Mapping[str, nnx.Module],
     tokenizer: tokenizers.Tokenizer,
     settings: requests.Settings,
     source: Mapping,
@@ -88,7 +90,7 @@ def write(
 
     Args:
       folder: where to; it may not hold another model.
-      networks: (parameters, config) by component: those of `pretrained.KINDS`.
+      networks: by component: those of `pretrained.KINDS`.
       tokenizer: its file is copied.
       settings: for the scheduler, the boundary of two experts, and the card.
       source: where the weights come from.
@@ -100,14 +102,21 @@ def write(
     folder = pathlib.Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: choose another folder")
+    parameters = {
+        name: nnx.to_pure_dict(nnx.state(network, nnx.Param))
+        for name, network in networks.items()
+    }
     beyond = [
         f"{pretrained.KINDS[name].peer.name}: {part}"
-        for name, (params, config) in networks.items()
-        for part in pretrained.KINDS[name].peer.inexpressible(params, config)
+        for name, params in parameters.items()
+        for part in pretrained.KINDS[name].peer.inexpressible(
+            params, networks[name].config
+        )
     ]
     if beyond:
         raise ValueError(f"diffusers cannot express {'; '.join(beyond)}")
-    for name, (params, config) in networks.items():
+    for name, params in parameters.items():
+        config = networks[name].config
         pretrained.write_component(folder / name, name, params, config)
     scheduler = _scheduler(settings)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)

@@ -12,6 +12,7 @@ Letters: b clips of a batch, t, h, w time, height and width (of latents or of vi
 channels, l text tokens, d text width.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -24,17 +25,15 @@ import numpy as np
 from flax import nnx
 
 import sora_jax
-from sora_jax.core import config as configs
 from sora_jax.core import rng, sharding
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import flow, guidance, known, samplers, timesteps
-from sora_jax.generation import export, placement, tasks, wan
+from sora_jax.generation import export, placement, runs, tasks, wan
 from sora_jax.generation import request as requests
 from sora_jax.models import dit as dits
 from sora_jax.models import text_encoder as text_encoders
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, latents, objectives, pretrained
-from sora_jax.training import state as states
+from sora_jax.training import checkpoint, pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +104,8 @@ class Pipeline:
     """Text to video and image to video with one denoiser, or with two experts.
 
     Args:
-      dit, text_encoder, vae: the networks, with their weights.
+      dit, text_encoder, vae: the networks, with their weights; or a function that
+        reads the text encoder, which is then held only while prompts are encoded.
       tokenizer: turns prompts into ids for the text encoder.
       settings: what a call uses where it says nothing.
       source: what is known of the weights' origin, written into every recipe.
@@ -118,7 +118,8 @@ class Pipeline:
     def __init__(
         self,
         dit: dits.DiT,
-        text_encoder: text_encoders.TextEncoder,
+        text_encoder: text_encoders.TextEncoder
+        | Callable[[], text_encoders.TextEncoder],
         vae: video_vae.VideoVAE,
         tokenizer: tokenizers.Tokenizer,
         settings: requests.Settings,
@@ -129,21 +130,20 @@ class Pipeline:
             raise ValueError("a second expert and settings.boundary go together")
         self.settings, self.tokenizer = settings, tokenizer
         self.source = dict(source or {})
-        self._dit, self._text_encoder, self._vae = (
-            placement.split(module) for module in (dit, text_encoder, vae)
-        )
+        self._dit, self._vae = placement.split(dit), placement.split(vae)
         self._dit_2 = None if dit_2 is None else placement.split(dit_2)
-        self._configs = {
-            "transformer": dit.config,
-            "transformer_2": dit.config,
-            "text_encoder": text_encoder.config,
-            "vae": vae.config,
-        }
+        self._text_encoder, self._read_text_encoder = None, text_encoder
+        if isinstance(text_encoder, nnx.Module):
+            self._text_encoder = placement.split(text_encoder)
+        self._vae_config = vae.config
         self.strides = strides_of(vae.config, dit.config)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | pathlib.Path, dtype: str | None = None
+        cls,
+        folder: str | pathlib.Path,
+        dtype: str | None = None,
+        keep_text_encoder: bool = True,
     ) -> "Pipeline":
         """Reads a run folder, or a folder in diffusers' layout.
 
@@ -153,56 +153,49 @@ class Pipeline:
           dtype: of the weights and the arithmetic of the latter, but for the video VAE,
             which is float32; None: float32 on CPU, bfloat16 elsewhere. A run computes
             as its config says.
+          keep_text_encoder: on the device; or else an imported one is read from its
+            files for the prompts of each call, and freed before the first step.
 
         Raises:
           FileNotFoundError, ValueError: it is neither, or it is damaged.
         """
         if pretrained.is_folder(folder):
-            return cls._from_folder(pretrained.open_folder(folder), dtype)
-        if dtype is not None:
+            parts = wan.parts(pretrained.open_folder(folder), dtype)
+        elif dtype is not None:
             raise ValueError(
                 f"dtype {dtype} is given, but {folder} is no folder of imported weights; "
                 "a run computes as its config says"
             )
-        return cls.from_run(checkpoint.load_run(folder))
-
-    @classmethod
-    def _from_folder(cls, folder: pretrained.Folder, dtype: str | None) -> "Pipeline":
-        if dtype is None:
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        made = {  # decoding in less than float32 shows, and is a small part of the work
-            name: component.module("float32" if name == "vae" else dtype)
-            for name, component in folder.components.items()
-        }
-        return cls(
-            made["transformer"],
-            made["text_encoder"],
-            made["vae"],
-            tokenizers.load(folder.tokenizer),
-            wan.settings(folder),
-            source={"model": folder.path.resolve().name, "weights": folder.digest()},
-            dit_2=made.get("transformer_2"),
-        )
+        else:
+            parts = runs.parts(runs.load(folder))
+        if keep_text_encoder and not isinstance(parts["text_encoder"], nnx.Module):
+            parts["text_encoder"] = parts["text_encoder"]()
+        return cls(**parts)
 
     @classmethod
     def from_run(cls, run: checkpoint.LoadedRun) -> "Pipeline":
         """Makes the pipeline of a run; its parameters may be other than those saved."""
-        config, folder = run.config, run.folder
-        tokenizer = tokenizers.Tokenizer(folder / "tokenizer.model")
-        vae = latents.load_vae(folder / "vae")
-        networks = networks_of(config, tokenizer)
-        return cls(
-            **networks.bind(run.params),
-            vae=vae.module(),
-            tokenizer=tokenizer,
-            settings=run_settings(config),
-            source={
-                "model": folder.resolve().name,
-                "step": run.step,
-                "config_digest": configs.digest(config),
-                "vae_digest": checkpoint.weights_digest(folder / "vae"),
-            },
-        )
+        return cls(**runs.parts(run))
+
+    def with_expert(self, other: "Pipeline", boundary: float) -> "Pipeline":
+        """This pipeline with the denoiser of another for levels below `boundary`.
+
+        Raises:
+          ValueError: the two denoisers have other sizes, or one has two experts.
+        """
+        first, second = nnx.merge(*self._dit), nnx.merge(*other._dit)
+        if first.config != second.config or (self._dit_2 or other._dit_2):
+            raise ValueError("two experts are two single denoisers of the same config")
+        if not 0 < boundary < 1:
+            raise ValueError(f"boundary is a noise level in (0, 1), not {boundary}")
+        text_encoder = self._read_text_encoder
+        if self._text_encoder is not None:
+            text_encoder = nnx.merge(*self._text_encoder)
+        return Pipeline(
+            first, text_encoder, nnx.merge(*self._vae), self.tokenizer,
+            dataclasses.replace(self.settings, boundary=boundary),
+            self.source | {"expert_2": other.source}, second,
+        )  # fmt: skip
 
     def save_pretrained(self, folder: str | pathlib.Path, card: export.Card) -> None:
         """Writes a folder in diffusers' layout, with a model card; see `export`.
@@ -210,15 +203,15 @@ class Pipeline:
         Raises:
           ValueError: what diffusers cannot express of this model, all of it by name.
         """
-        parts = {"transformer": self._dit, "text_encoder": self._text_encoder}
-        parts |= {"vae": self._vae}
-        if self._dit_2 is not None:
-            parts["transformer_2"] = self._dit_2
-        networks = {
-            name: (nnx.to_pure_dict(state), self._configs[name])
-            for name, (_, state) in parts.items()
-        }
-        export.write(folder, networks, self.tokenizer, self.settings, self.source, card)
+        with self._holding_text_encoder():
+            parts = {"transformer": self._dit, "text_encoder": self._text_encoder}
+            parts |= {"vae": self._vae}
+            if self._dit_2 is not None:
+                parts["transformer_2"] = self._dit_2
+            networks = {name: nnx.merge(*part) for name, part in parts.items()}
+            export.write(
+                folder, networks, self.tokenizer, self.settings, self.source, card
+            )
 
     def __call__(
         self,
@@ -283,9 +276,10 @@ class Pipeline:
             num_videos_per_prompt=num_videos_per_prompt, output_type=output_type,
             fps=fps, batch_size=batch_size,
         )  # fmt: skip
-        frames = []
-        for rows in self._batches(request):
-            text, null = self.encode_prompt(request, rows)
+        frames, batches = [], [*self._batches(request)]
+        with self._holding_text_encoder():
+            encoded = [self.encode_prompt(request, rows) for rows in batches]
+        for rows, (text, null) in zip(batches, encoded, strict=True):
             noise_bthwc, given = self.prepare_latents(request, rows)
             latents_bthwc = self.denoise(
                 request, rows, text, null, noise_bthwc, given,
@@ -308,11 +302,11 @@ class Pipeline:
         for prompts in (request.prompts, request.negative_prompts):
             requests.check_lengths(
                 prompts,
-                lambda text: len(self.tokenizer.pieces(self._clean(text))),
+                lambda text: len(self.tokenizer.pieces(text)),
                 self.settings.text_length,
             )
         if request.latents is not None:
-            *grid, c = self._configs["vae"].latent_shape(
+            *grid, c = self._vae_config.latent_shape(
                 request.num_frames, request.height, request.width
             )
             wanted = (len(request), c, *grid)
@@ -323,28 +317,39 @@ class Pipeline:
                 )
         return request
 
-    def _clean(self, prompt: str) -> str:
-        return wan.clean(prompt) if self.settings.clean_prompts else prompt
-
     def encode_prompt(
         self, request: requests.Request, rows: Sequence[int]
     ) -> tuple[dict, dict]:
         """Encodes prompts and negative prompts: {"states": bld, "mask": bl} each."""
 
         def encode(texts: tuple[str, ...]) -> dict:
-            texts = [self._clean(texts[row]) for row in rows]
+            texts = [texts[row] for row in rows]
             ids_bl, mask_bl = self.tokenizer.encode(texts, self.settings.text_length)
             ids_bl, mask_bl = map(placement.rows_to_device, (ids_bl, mask_bl))
             states_bld = _encode_text(*self._text_encoder, ids_bl, mask_bl)
             return {"states": states_bld, "mask": mask_bl}
 
-        return encode(request.prompts), encode(request.negative_prompts)
+        with self._holding_text_encoder():
+            return encode(request.prompts), encode(request.negative_prompts)
+
+    @contextlib.contextmanager
+    def _holding_text_encoder(self):
+        """Reads the text encoder where it is not kept, and frees it afterwards."""
+        if self._text_encoder is not None:
+            yield
+            return
+        module = self._read_text_encoder()
+        self._text_encoder = placement.split(module)
+        try:
+            yield
+        finally:
+            self._text_encoder = None
 
     def prepare_latents(
         self, request: requests.Request, rows: Sequence[int]
     ) -> tuple[jax.Array, tasks.Given | None]:
         """Draws every clip's noise from its own seed, and encodes what is given."""
-        *grid, c = self._configs["vae"].latent_shape(
+        *grid, c = self._vae_config.latent_shape(
             request.num_frames, request.height, request.width
         )
         if request.latents is not None:
@@ -470,16 +475,6 @@ class Pipeline:
         }
 
 
-def run_settings(config: Mapping) -> requests.Settings:
-    """What a denoiser run's config says of its defaults."""
-    sample = dict(config.sample) | {
-        "text_length": config.text.length,
-        "shift": config.noise.shift,
-        "known_tau": config.known.known_tau,
-    }
-    return configs.build(requests.Settings, sample, "sample")
-
-
 def strides_of(vae: video_vae.Config, dit: dits.Config) -> requests.Strides:
     """Which video sizes a video VAE and a denoiser can make together."""
     return requests.Strides(
@@ -487,11 +482,4 @@ def strides_of(vae: video_vae.Config, dit: dits.Config) -> requests.Strides:
         patch_time=dit.patch[0],
         height=vae.spatial_stride * dit.patch[1],
         width=vae.spatial_stride * dit.patch[2],
-    )
-
-
-def networks_of(config: Mapping, tokenizer: tokenizers.Tokenizer) -> states.Networks:
-    """The networks {"dit", "text_encoder"} of a denoiser run's config."""
-    return objectives.denoiser_networks(
-        *objectives.denoiser_configs(config, tokenizer.vocab_size)
     )

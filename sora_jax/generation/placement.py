@@ -22,7 +22,7 @@ def split(module: nnx.Module):
         value = variable.get_value()
         if mesh.empty:
             return variable.replace(jnp.asarray(value))
-        layout = sharding.of_parameter(variable.get_metadata("axes"), value.ndim)
+        layout = sharding.of_parameter(variable.get_metadata("axes"), value.shape)
         return variable.replace(to_device(value, NamedSharding(mesh, layout)))
 
     placed = jax.tree.map(

@@ -26,7 +26,7 @@ class Settings:
 
     levels: "even" steps before the shift, or those of "diffusers"' schedulers. boundary:
     the level below which the second of two experts denoises, with guidance_scale_2.
-    takes_images: whether a picture can be given. clean_prompts: as `wan.clean` does.
+    takes_images: whether a picture can be given.
     """
 
     num_frames: int
@@ -45,7 +45,6 @@ class Settings:
     boundary: float | None = None
     guidance_scale_2: float | None = None
     takes_images: bool = True
-    clean_prompts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,20 @@
-"""What Wan's models use where a call says nothing: the defaults of their own releases.
+"""Wan's folders as pipelines and as runs, with the defaults of their own releases.
 
 A folder in diffusers' layout says how large its networks are and which scheduler it has,
 but not for which size and rate of video it was trained.
 """
 
-import html
-import importlib
-import importlib.util
+import dataclasses
+import pathlib
 
+import jax
+import numpy as np
+
+from sora_jax.core import mesh as meshes
+from sora_jax.core import paths
+from sora_jax.data import tokenizer
 from sora_jax.generation import request
-from sora_jax.training import pretrained
+from sora_jax.training import checkpoint, pretrained, run_folder
 
 TEXT_LENGTH = 512  # tokens, zero-padded
 
@@ -38,16 +43,79 @@ def settings(folder: pretrained.Folder) -> request.Settings:
         levels="diffusers",
         boundary=folder.boundary,
         takes_images=folder.takes_images,
-        clean_prompts=True,
     )
 
 
-def clean(prompt: str) -> str:
-    """A prompt as Wan's pipelines clean it before the tokenizer sees it.
+def parts(folder: pretrained.Folder, dtype: str | None) -> dict:
+    """The arguments of the pipeline of a folder; see `Pipeline.from_pretrained`."""
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    made = {
+        ours: folder.components[name].module(dtype)
+        for name, ours in (("transformer", "dit"), ("transformer_2", "dit_2"))
+        if name in folder.components
+    }
+    return made | {
+        "text_encoder": lambda: folder.components["text_encoder"].module(dtype),
+        # Decoding in less than float32 shows, and is a small part of the work.
+        "vae": folder.components["vae"].module("float32"),
+        "tokenizer": tokenizer.load(folder.tokenizer, clean_texts=True),
+        "settings": settings(folder),
+        "source": {"model": folder.path.resolve().name, "weights": folder.digest()},
+    }
 
-    Broken encodings are mended where ftfy is installed, HTML is unescaped twice, white
-    space becomes single spaces.
+
+def run_config(folder: pretrained.Folder, dtype: str) -> dict:
+    """The config of the run that a folder becomes: what is needed to use it."""
+    text = dataclasses.asdict(folder.components["text_encoder"].config)
+    sample = dataclasses.asdict(settings(folder))
+    del text["dim"]  # the denoiser's text_dim
+    length, shift, known_tau = (
+        sample.pop(name) for name in ("text_length", "shift", "known_tau")
+    )
+    transformer = dataclasses.asdict(folder.components["transformer"].config)
+    return {
+        "objective": "denoiser",
+        "model": {
+            "dit": transformer | {"dtype": dtype},
+            "text_encoder": text | {"dtype": dtype},
+        },
+        "text": {"length": length, "clean": True, "frozen": True},
+        "noise": {"shift": shift},
+        "known": {"known_tau": known_tau},
+        "sample": sample,
+    }
+
+
+def to_run(
+    folder: pretrained.Folder, target: pathlib.Path, dtype: str | None = None
+) -> None:
+    """Writes a folder as a run at step 0: its config comes last, when all is there.
+
+    Each expert's weights pass through the mesh that is set; the other components are
+    copied as they are.
+
+    Args:
+      folder: checked.
+      target: the run folder.
+      dtype: of the experts' weights and the run's arithmetic; None: bfloat16, or float32
+        where they are stored so.
     """
-    if importlib.util.find_spec("ftfy"):
-        prompt = importlib.import_module("ftfy").fix_text(prompt)
-    return " ".join(html.unescape(html.unescape(prompt)).split())
+    if dtype is None:
+        stored = {v.dtype for v in folder.components["transformer"].tensors.values()}
+        narrow = any(kind != np.float32 for kind in stored)
+        dtype = "bfloat16" if narrow else "float32"
+    names = {"transformer": "dit", "transformer_2": "dit_2"}
+    params = {
+        ours: folder.components[name].load(dtype)
+        for name, ours in names.items()
+        if name in folder.components
+    }
+    checkpoint.save_run(target, params)
+    if jax.process_index() == 0:
+        for name in ("text_encoder", "vae"):
+            folder.components[name].copy_to(target / name)
+        file = folder.tokenizer
+        paths.copy_atomically(file, target / f"tokenizer{file.suffix}")
+    meshes.barrier("components")
+    run_folder.claim(target, run_config(folder, dtype))

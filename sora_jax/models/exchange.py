@@ -205,15 +205,17 @@ def _text_encoder(config: text_encoder.Config) -> Iterator[Entry]:
 class Peer:
     """A peer's class: where each of its arrays stands in ours, and the other way round.
 
-    beyond: parts of ours that it does not have; they are zero when read. inexpressible:
-    names what else a network of ours may do that it cannot. aliases: other names under
-    which its files may hold a tensor.
+    beyond: parts of ours that it does not have; they are zero when read. added: fields
+    of our config that say whether these parts are there. inexpressible: names what else
+    a network of ours may do that it cannot. aliases: other names under which its files
+    may hold a tensor.
     """
 
     name: str
     entries: Callable[[Any], Iterator[Entry]]
     make: Callable[[Any, nnx.Rngs], nnx.Module]
     beyond: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
     inexpressible: Callable[[Tree, Any], list[str]] = lambda params, config: []
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -324,6 +326,7 @@ TRANSFORMER = Peer(
     _transformer,
     lambda config, rngs: dit.DiT(config, rngs=rngs),
     beyond=_BEYOND_WAN,
+    added=("known_embedding", "pooled_text"),
     inexpressible=_beyond_wan,
 )
 VAE = Peer(

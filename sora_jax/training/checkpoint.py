@@ -88,9 +88,8 @@ class Checkpointer:
 
 
 def _fields(state: states.TrainState) -> dict:
-    return {
-        field.name: getattr(state, field.name) for field in dataclasses.fields(state)
-    }
+    names = [field.name for field in dataclasses.fields(state)]
+    return {name: getattr(state, name) for name in names if name != "fixed"}
 
 
 def unflatten(flat: Mapping[str, np.ndarray], like: Mapping, where: str) -> dict:
@@ -158,10 +157,8 @@ def load_weights(folder: str | pathlib.Path) -> tuple[dict[str, np.ndarray], dic
 def weights_digest(folder: str | pathlib.Path) -> str:
     """Returns 16 hex digits that name a component's weights and config."""
     folder = pathlib.Path(folder)
-    joined = "".join(
-        paths.sha256_file(folder / name)
-        for name in ("config.json", "weights.safetensors")
-    )
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
+    joined = "".join(map(paths.sha256_file, files))
     return hashlib.sha256(joined.encode()).hexdigest()[:16]
 
 
@@ -182,22 +179,38 @@ def has_any(folder: str | pathlib.Path) -> bool:
 
 
 def load_run(
-    folder: str | pathlib.Path, *, step: int | None = None, average: bool = True
+    folder: str | pathlib.Path,
+    *,
+    step: int | None = None,
+    average: bool = True,
+    layouts: Mapping | None = None,
 ) -> LoadedRun:
-    """Reads the weights of a run folder onto the host.
+    """Reads the weights of a run folder.
 
     Args:
       folder: the run folder.
       step: which checkpoint, by default the newest.
       average: the moving average of the weights, or else the weights themselves.
+      layouts: a sharding for each parameter; None: whole arrays on the host.
 
     Raises:
       FileNotFoundError: the folder holds no run or no finished checkpoint.
     """
     folder = pathlib.Path(folder)
     config = configs.read(folder)
-    step, state = _read(folder, step)
-    return LoadedRun(config, state["ema" if average else "params"], step, folder)
+    part = "ema" if average else "params"
+    step, state = _read(folder, step, part, layouts)
+    return LoadedRun(config, state[part], step, folder)
+
+
+def save_run(folder: str | pathlib.Path, params: Mapping) -> None:
+    """Writes weights as the checkpoint of a run's step 0, without an optimizer's state.
+
+    They are the average and nothing else: for use, and to begin another run with.
+    """
+    checkpoints = (pathlib.Path(folder) / "checkpoints").absolute()
+    with orbax.training.Checkpointer(checkpoints) as writer:
+        writer.save_checkpointables(0, {"state": {"ema": dict(params)}})
 
 
 def read_state(folder: str | pathlib.Path, step: int | None = None) -> dict:
@@ -205,16 +218,37 @@ def read_state(folder: str | pathlib.Path, step: int | None = None) -> dict:
     return _read(pathlib.Path(folder), step)[1]
 
 
-def _read(folder: pathlib.Path, step: int | None) -> tuple[int, dict]:
+def _read(
+    folder: pathlib.Path,
+    step: int | None,
+    part: str | None = None,
+    layouts: Mapping | None = None,
+) -> tuple[int, dict]:
+    """Reads a state, or one part of it and nothing else; on the host without layouts."""
     checkpoints = (folder / "checkpoints").absolute()
     if not checkpoints.is_dir():
         raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
-    with orbax.training.Checkpointer(checkpoints) as reader:
+    context = orbax.Context()
+    context.pytree.loading.partial_load = True
+    with context, orbax.training.Checkpointer(checkpoints) as reader:
         newest = reader.latest
         if newest is None:
             raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
         step = newest.step if step is None else step
-        metadata = reader.checkpointables_metadata(step).metadata["state"]
+        found = reader.checkpointables_metadata(step).metadata["state"]
+        if part is not None:
+            found = {part: found[part]}
+
         # Host arrays, so that a run is read on any machine, whatever mesh wrote it.
-        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
+        def on_host(leaf):
+            return np.empty(leaf.shape, leaf.dtype)
+
+        def on_device(leaf, layout):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+
+        wanted = (
+            jax.tree.map(on_host, found)
+            if layouts is None
+            else {part: jax.tree.map(on_device, found[part], layouts)}
+        )
         return step, reader.load_checkpointables(step, {"state": wanted})["state"]

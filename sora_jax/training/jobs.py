@@ -12,14 +12,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from sora_jax.core import config as configs
-from sora_jax.core import paths, sharding
+from sora_jax.core import mesh as meshes
+from sora_jax.core import sharding
 from sora_jax.data import captions, loader, shards, tokenizer, transforms
 from sora_jax.data import latents as cache
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, cost, latents, objectives, optim, run_folder
+from sora_jax.training import (
+    checkpoint,
+    cost,
+    initial,
+    latents,
+    objectives,
+    optim,
+    pretrained,
+    run_folder,
+)
 from sora_jax.training import state as states
 
 
@@ -28,21 +37,16 @@ class Job:
     """What one objective brings to the loop.
 
     batches: start step -> context manager and iterator. row_flops: of training on one
-    row; 0 where not known. initial: parameters by network, in place of random ones.
-    finish: writes what the run is for, given the state's averaged parameters.
+    row; 0 where not known. initial, fixed: read what a new run begins with, and what is
+    used and not trained, by network (`loop.train`). finish: writes what the run is for, given the state's averaged parameters.
     """
 
     objective: Any
     batches: Callable
     row_flops: float = 0.0
-    initial: Mapping | None = None
+    initial: Callable[[], Mapping] = dict
+    fixed: Callable[[], dict] = dict
     finish: Callable[[Mapping], None] | None = None
-
-
-def barrier(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _given(path: str, option: str, what: str) -> pathlib.Path:
@@ -50,19 +54,6 @@ def _given(path: str, option: str, what: str) -> pathlib.Path:
     if not path:
         raise ValueError(f"--config.{option} is not given: it names {what}")
     return pathlib.Path(path)
-
-
-def _keep(folder: pathlib.Path, name: str, source: pathlib.Path) -> None:
-    """Copies a file into the run; ValueError where the run has begun with another."""
-    content, target = source.read_bytes(), folder / name
-    if run_folder.is_claimed(folder) and target.is_file():
-        if target.read_bytes() != content:
-            raise ValueError(
-                f"{target} was copied from {source} when the run began, and that is "
-                "another file now: choose another --workdir, or bring the old one back"
-            )
-    elif jax.process_index() == 0:
-        paths.write_atomically(target, content)
 
 
 def _check_sizes(mesh, c, sizes: Mapping[str, tuple[str, int]]) -> None:
@@ -146,38 +137,8 @@ def _tokenizer(folder, source, tiers, vocab_size: int) -> tokenizer.Tokenizer:
     begun = run_folder.is_claimed(folder) and spiece.is_file()
     if jax.process_index() == 0 and not begun:
         tokenizer.train(source.all_captions(tiers), spiece, vocab_size)
-    barrier("tokenizer")
+    meshes.barrier("tokenizer")
     return tokenizer.Tokenizer(spiece)
-
-
-def _trained_text_encoder(c, folder: pathlib.Path):
-    """The tokenizer and the parameters of another run's text encoder."""
-    given = pathlib.Path(c.text.encoder)
-    try:
-        flat, fields = checkpoint.load_weights(given / "text_encoder")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"text.encoder {given} is no finished run of objective text_encoder: {error}"
-        ) from None
-    pieces = tokenizer.Tokenizer(given / "tokenizer.model")
-    dit_config, wanted = objectives.denoiser_configs(c, pieces.vocab_size)
-    found = configs.build(type(wanted), fields, f"{given}/text_encoder/config.json")
-    # What it computes in is not what it is: parameters are float32.
-    found = dataclasses.replace(found, dtype=wanted.dtype)
-    if found != wanted:
-        differ = configs.difference(
-            dataclasses.asdict(found), dataclasses.asdict(wanted)
-        )
-        raise ValueError(
-            f"the text encoder of {given} is another than model.text_encoder: "
-            + "; ".join(differ)
-        )
-    networks = objectives.denoiser_networks(dit_config, wanted)
-    like = networks.abstract()["text_encoder"]
-    initial = {"text_encoder": checkpoint.unflatten(flat, like, str(given))}
-    _keep(folder, "tokenizer.model", given / "tokenizer.model")
-    barrier("tokenizer")
-    return pieces, initial
 
 
 def denoiser(c, folder: pathlib.Path, mesh) -> Job:
@@ -198,17 +159,10 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         )
     sampler = captions.CaptionSampler(dict(c.text.tiers))
     sampler.check(source.manifest["captions"], "text.tiers")
-    initial = None
-    if checkpoint.has_any(folder):  # all else is in the run by now
-        pieces = tokenizer.Tokenizer(folder / "tokenizer.model")
-    elif c.text.encoder:
-        pieces, initial = _trained_text_encoder(c, folder)
-    else:
-        _check_rate(c)
-        tiers = sampler.probabilities
-        pieces = _tokenizer(folder, source, tiers, c.text.vocab_size)
-    for name in ("vae/config.json", "vae/weights.safetensors"):
-        _keep(folder, name, source.folder / name)
+    begun = _begin(c, folder, source, sampler.probabilities)
+    pieces = begun.pieces
+    for file in pretrained.open_component(source.folder / "vae", "vae").files:
+        run_folder.keep(folder, f"vae/{file.name}", file)
     objective = objectives.denoiser(c, pieces, source.fps)
     dit_config = objective.dit_config
     transform = transforms.LatentsAndText(
@@ -233,7 +187,26 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         steps = c.loop.num_steps - start
         return read_ahead(c, mesh, source, transform, start, steps)
 
-    return Job(objective, batches, flops, initial)
+    def fixed():
+        return initial.fixed(c, folder, objective.text_config)
+
+    return Job(objective, batches, flops, begun.params, fixed)
+
+
+def _begin(c, folder: pathlib.Path, source, tiers) -> initial.Initial:
+    """The tokenizer, and the weights that a new run begins with."""
+    if checkpoint.has_any(folder):  # all else is in the run by now
+        return initial.Initial(tokenizer.load(folder, c.text.clean))
+    if c.init:
+        return initial.from_model(c, folder, source.folder / "vae")
+    if c.text.encoder:
+        return initial.from_text_encoder(c, folder)
+    _check_rate(c)
+    if c.text.frozen:
+        raise ValueError(
+            "text.frozen needs a trained text encoder: text.encoder or init"
+        )
+    return initial.Initial(_tokenizer(folder, source, tiers, c.text.vocab_size))
 
 
 def _check_rate(c) -> None:

@@ -12,13 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.core import paths
 from sora_jax.data import latents as cache
 from sora_jax.data import records, shards
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint
+from sora_jax.training import checkpoint, pretrained
 from sora_jax.training import state as states
 
 _MEASURED_CLIPS = 512
@@ -50,13 +48,13 @@ def component(folder: str | pathlib.Path) -> pathlib.Path:
 
 
 def load_vae(folder: str | pathlib.Path) -> LoadedVAE:
-    """Reads the component folder of a video VAE (`RUN/vae`), or a run that has one."""
-    folder = component(folder)
-    flat, fields = checkpoint.load_weights(folder)
-    config = configs.build(video_vae.Config, fields, f"{folder}/config.json")
-    networks = networks_of(config)
-    params = checkpoint.unflatten(flat, networks.abstract()["vae"], str(folder))
-    return LoadedVAE(config, networks, params)
+    """Reads a video VAE: its component folder, ours or diffusers', or what has one.
+
+    Raises:
+      FileNotFoundError, ValueError: it is not there, or it is damaged.
+    """
+    opened = pretrained.open_component(component(folder), "vae")
+    return LoadedVAE(opened.config, networks_of(opened.config), opened.load())
 
 
 def encoder(vae: LoadedVAE, batch_size: int):
@@ -171,6 +169,5 @@ def encode(
         preprocessing={"pixels": "[-1, 1]", "normalised": True},
         batch_size=batch_size,
     )
-    for name in ("config.json", "weights.safetensors"):
-        paths.write_atomically(out / "vae" / name, (source / name).read_bytes())
+    pretrained.open_component(source, "vae").copy_to(out / "vae")
     return manifest

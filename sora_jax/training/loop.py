@@ -112,7 +112,8 @@ def train(
     seed: int,
     folder: pathlib.Path,
     mesh: jax.sharding.Mesh,
-    initial: Mapping[str, states.Params] | None = None,
+    initial: Callable[[], Mapping[str, states.Params]] = dict,
+    fixed: Callable[[], dict[str, states.Params]] = dict,
     row_flops: float = 0.0,
     peak_flops: float = 0.0,
     evaluators: Mapping[str, Evaluator] | None = None,
@@ -127,7 +128,9 @@ def train(
       seed: root of all randomness of the run.
       folder: run folder; `checkpoints/` and `metrics.jsonl` are written to it.
       mesh: the mesh, which must be set.
-      initial: parameters by network that a new run begins with, not random ones.
+      initial: reads what a new run begins with in place of random parameters, by
+        network; they are freed once the state is made.
+      fixed: reads the parameters of the networks that are used and not trained.
       row_flops: training FLOPs of one row, for the utilisation (0: not logged).
       peak_flops: FLOP/s of all devices together.
       evaluators: by name; their values are logged as `name/value`.
@@ -142,8 +145,11 @@ def train(
 
     # Restore or start.
     chrono = run_metrics.Chrono()
+    held = fixed()
     make_state = jax.jit(
-        lambda: states.init(objective.networks, optimizer, rng.key(seed, "init"))
+        lambda given: states.init(
+            objective.networks, optimizer, rng.key(seed, "init"), given, held.keys()
+        )
     )
     saver = checkpoint.Checkpointer(
         folder / "checkpoints",
@@ -152,13 +158,12 @@ def train(
     )
     if saver.latest() is None:
         with chrono("init"):
-            state = jax.block_until_ready(make_state())
-            if initial:
-                state = states.start_from(state, initial)
+            state = jax.block_until_ready(make_state(initial()))
     else:
         with chrono("restore"):
             state, meta = saver.restore(_abstract(make_state, mesh))
         chrono.seconds = dict(meta["seconds"])
+    state = dataclasses.replace(state, fixed=held)
     start = int(state.step)
 
     train_step = jax.jit(
@@ -209,7 +214,8 @@ def train(
     def evaluate(step: int) -> None:
         with chrono("eval"):
             for name, evaluator in (evaluators or {}).items():
-                found = {f"{name}/{key}": v for key, v in evaluator.run(state.ema)}
+                measured = evaluator.run(state.ema | state.fixed)
+                found = {f"{name}/{key}": value for key, value in measured}
                 log.write(step, found)
 
     # The loop.
@@ -279,4 +285,4 @@ def _abstract(make_state, mesh: jax.sharding.Mesh) -> states.TrainState:
         sharding_of_leaf = jax.NamedSharding(mesh, layout)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of_leaf)
 
-    return jax.tree.map(one, jax.eval_shape(make_state))
+    return jax.tree.map(one, jax.eval_shape(make_state, {}))

@@ -24,11 +24,18 @@ def _rows(*names_after) -> jax.P | None:
 def denoiser_configs(c, vocab_size: int) -> tuple[dit.Config, text_encoder.Config]:
     """Reads both networks of a denoiser from a run's config.
 
-    The text encoder's vocabulary is the tokenizer's, its width the denoiser's text_dim.
+    The text encoder's width is the denoiser's text_dim, its vocabulary that of the
+    tokenizer where the config names none.
     """
     dit_config = configs.build(dit.Config, c.model.dit, "model.dit")
     text = dict(c.model.text_encoder)
-    text |= {"vocab_size": vocab_size, "dim": dit_config.text_dim}
+    table = text.get("vocab_size") or vocab_size
+    if table < vocab_size:
+        raise ValueError(
+            f"model.text_encoder.vocab_size is {table}, but the tokenizer has "
+            f"{vocab_size} pieces"
+        )
+    text |= {"vocab_size": table, "dim": dit_config.text_dim}
     text_config = configs.build(text_encoder.Config, text, "model.text_encoder")
     return dit_config, text_config
 
@@ -71,7 +78,8 @@ class Denoiser:
     voxels; clips weigh the same whatever their size (arXiv 2209.03003, 2403.03206).
 
     Args:
-      dit_config, text_config: the networks. The text encoder is trained along.
+      dit_config, text_config: the networks; the text encoder is trained along, or kept
+        as it is, as the state says.
       noise: distribution of noise levels.
       known_config: how often which tokens are given.
       text_dropout: share of rows whose text is replaced by the null text.

@@ -1,11 +1,13 @@
-"""Folders in diffusers' layout: what is in them, and their weights on the mesh.
+"""Components as folders, and whole folders in diffusers' layout: weights on the mesh.
 
     source = pretrained.open_folder("Wan2.1-T2V-1.3B-Diffusers")
     params = source.components["transformer"].load("bfloat16")
 
-Opening checks every file's header, name and shape of every component, so that nothing
-is loaded of a folder that is damaged or of a model that is not supported. Loading reads
-tensor by tensor, each device its own part: the host never holds a model.
+A component is a network's config.json and its safetensors: under the names of diffusers
+and transformers, or under our own (`weights.safetensors`). Opening checks every file's
+header, name and shape, so that nothing is loaded of a folder that is damaged or of a
+model that is not supported. Loading reads tensor by tensor, each device its own part:
+the host never holds a model.
 """
 
 import concurrent.futures
@@ -19,12 +21,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, SingleDeviceSharding
 
+from sora_jax.core import config as configs
 from sora_jax.core import paths, trees
-from sora_jax.models import exchange, peer_configs
+from sora_jax.data import tokenizer
+from sora_jax.models import dit, exchange, peer_configs, text_encoder, video_vae
+from sora_jax.training import checkpoint, weight_files
 from sora_jax.training import state as states
-from sora_jax.training import weight_files
 
 # Small errors of these would add up over all blocks, or over all steps; diffusers keeps
 # them in float32 too.
@@ -37,6 +40,7 @@ _READERS = 2  # threads; each holds one device's part of one array
 class _Kind:
     """One kind of network: its peer's files, and how both become ours."""
 
+    config: type
     stem: str
     read_config: Callable[[Mapping, str], Any]
     write_config: Callable[[Any], dict]
@@ -44,6 +48,7 @@ class _Kind:
 
 
 _TRANSFORMER = _Kind(
+    dit.Config,
     "diffusion_pytorch_model",
     peer_configs.read_transformer,
     peer_configs.write_transformer,
@@ -53,12 +58,14 @@ KINDS = {
     "transformer": _TRANSFORMER,
     "transformer_2": _TRANSFORMER,
     "text_encoder": _Kind(
+        text_encoder.Config,
         "model",
         peer_configs.read_text_encoder,
         peer_configs.write_text_encoder,
         exchange.TEXT_ENCODER,
     ),
     "vae": _Kind(
+        video_vae.Config,
         "diffusion_pytorch_model",
         peer_configs.read_vae,
         peer_configs.write_vae,
@@ -66,6 +73,9 @@ KINDS = {
     ),
 }
 _SUPPORTED = ("WanPipeline",)
+_OURS = "weights"  # stem of the files that hold our own names
+# What a network computes in, and what it recomputes: not what it is.
+_INCIDENTAL = ("dtype", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +88,48 @@ class Scheduler:
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """A checked component folder; `load` reads its weights."""
+    """A checked component folder; `load` reads its weights.
+
+    files: its config and what holds its weights, by path. tensors: views of the latter
+    by name, our own names where `is_ours`.
+    """
 
     kind: _Kind
     config: Any
-    files: Mapping[str, np.ndarray]  # tensors by name, views of their files
+    tensors: Mapping[str, np.ndarray]
+    files: tuple[pathlib.Path, ...]
+    is_ours: bool
+
+    @property
+    def folder(self) -> pathlib.Path:
+        return self.files[0].parent
+
+    @property
+    def nbytes(self) -> int:
+        """Of its weights, as they are stored."""
+        return sum(view.nbytes for view in self.tensors.values())
+
+    def fitted(self, config: Any) -> "Component":
+        """The same weights in a network of another config, which may do more.
+
+        What the peer does not have (such as the embedding of known tokens) is zero at
+        first, so the network computes what it did.
+
+        Raises:
+          ValueError: the sizes or forms differ, which are named.
+        """
+        added = () if self.is_ours else self.kind.peer.added
+        if differ := difference(self.config, config, added):
+            raise ValueError(
+                f"the network of {self.folder} is another than the config's: "
+                + "; ".join(differ)
+            )
+        return dataclasses.replace(self, config=config)
+
+    def copy_to(self, folder: pathlib.Path) -> None:
+        """Copies the files as they are, the config last: where it stands, all is."""
+        for file in (*self.files[1:], self.files[0]):
+            paths.copy_atomically(file, folder / file.name)
 
     def module(self, dtype: str = "float32") -> nnx.Module:
         """The network with its weights, which computes in `dtype`."""
@@ -109,19 +156,21 @@ class Component:
         """
         networks = self.networks
         shapes = networks.abstract()["component"]
-        layouts = trees.flatten(networks.partitions()["component"])
-        entries = self.kind.peer.by_parameter(self.config)
-        mesh = jax.sharding.get_mesh()
+        layouts = trees.flatten(networks.layouts()["component"])
+        entries = (
+            {
+                path: [exchange.Entry(path, path, tuple(range(like.ndim)))]
+                for path, like in trees.flatten(shapes).items()
+            }
+            if self.is_ours
+            else self.kind.peer.by_parameter(self.config)
+        )
 
         def read(path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
             kept = any(name in path for name in _FLOAT32)
             target = np.dtype(np.float32 if kept else dtype)
-            layout = (
-                SingleDeviceSharding(jax.local_devices()[0])
-                if mesh.empty
-                else NamedSharding(mesh, layouts[path])
-            )
-            return _place(entries.get(path, []), self.files, like.shape, target, layout)
+            found = entries.get(path, [])
+            return _place(found, self.tensors, like.shape, target, layouts[path])
 
         flat = trees.flatten(shapes)
         with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
@@ -130,9 +179,18 @@ class Component:
         return trees.map_paths(lambda path, _: arrays[path], shapes)
 
 
+def difference(found: Any, wanted: Any, added: tuple[str, ...] = ()) -> list[str]:
+    """Lists the fields in which two networks' configs differ, but for those `added`."""
+    one, other = dataclasses.asdict(found), dataclasses.asdict(wanted)
+    for name in (*_INCIDENTAL, *added):
+        one.pop(name, None)
+        other.pop(name, None)
+    return configs.difference(one, other)
+
+
 def _place(
     entries: list[exchange.Entry],
-    files: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray],
     shape: tuple[int, ...],
     dtype: np.dtype,
     layout: jax.sharding.Sharding,
@@ -142,21 +200,21 @@ def _place(
     for device, index in layout.addressable_devices_indices_map(shape).items():
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
         if bounds != last[0]:  # copies for replicas come from the part before
-            last = bounds, _read_part(entries, files, shape, dtype, index)
+            last = bounds, _read_part(entries, tensors, shape, dtype, index)
         parts.append(jax.device_put(last[1], device))
     return jax.make_array_from_single_device_arrays(shape, layout, parts)
 
 
-def _read_part(entries, files, shape, dtype, index) -> np.ndarray:
+def _read_part(entries, tensors, shape, dtype, index) -> np.ndarray:
     size = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
     if not entries:  # what the peer does not have
         return np.zeros(size, dtype)
     part = np.empty(size, dtype)
     if entries[0].layer is None:
-        _copy(part, entries[0].view(files[entries[0].theirs], shape)[index])
+        _copy(part, entries[0].view(tensors[entries[0].theirs], shape)[index])
         return part
     for row, entry in zip(part, entries[index[0]], strict=True):
-        _copy(row, entry.view(files[entry.theirs], shape)[index[1:]])
+        _copy(row, entry.view(tensors[entry.theirs], shape)[index[1:]])
     return part
 
 
@@ -179,15 +237,25 @@ def open_component(folder: str | pathlib.Path, name: str) -> Component:
       FileNotFoundError, ValueError: what is missing or wrong, all tensors by name.
     """
     folder, kind = pathlib.Path(folder), KINDS[name]
-    given = _read_json(folder / "config.json")
-    config = kind.read_config(given, str(folder / "config.json"))
-    files = weight_files.TensorFiles(folder, kind.stem)
+    file = folder / "config.json"
+    given = _read_json(file)
+    is_ours = weight_files.exist(folder, _OURS)
+    if is_ours:
+        config = configs.build(kind.config, given, str(file))
+    else:
+        config = kind.read_config(given, str(file))
+    found = weight_files.TensorFiles(folder, _OURS if is_ours else kind.stem)
+    component = Component(kind, config, found, (file, *found.paths), is_ours)
+    if is_ours:
+        shapes = component.networks.abstract()["component"]
+        checkpoint.unflatten(found, shapes, str(folder))
+        return component
     try:
-        files = kind.peer.resolve(files)
-        kind.peer.check(files, config)
+        tensors = kind.peer.resolve(found)
+        kind.peer.check(tensors, config)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    return Component(kind, config, files)
+    return dataclasses.replace(component, tensors=tensors)
 
 
 def write_component(
@@ -228,7 +296,7 @@ class Folder:
         hashed = hashlib.sha256()
         for name, component in sorted(self.components.items()):
             hashed.update(f"{name} {component.config}\n".encode())
-            for tensor, view in sorted(component.files.items()):
+            for tensor, view in sorted(component.tensors.items()):
                 sample = view.reshape(-1)[:: max(1, view.size // 64)]
                 hashed.update(f"{tensor} {view.dtype} {view.shape}\n".encode())
                 hashed.update(np.ascontiguousarray(sample).tobytes())
@@ -271,7 +339,7 @@ def open_folder(path: str | pathlib.Path) -> Folder:
         path=path,
         components=components,
         scheduler=read_scheduler(path / "scheduler" / "scheduler_config.json"),
-        tokenizer=_find_tokenizer(path / "tokenizer"),
+        tokenizer=tokenizer.find(path / "tokenizer"),
         boundary=None if boundary is None else float(boundary),
         takes_images=bool(index.get("expand_timesteps")),
     )
@@ -336,14 +404,6 @@ def read_scheduler(path: pathlib.Path) -> Scheduler:
                 f"{path}: {name} is {given.get(name)!r}; only {value!r} is supported"
             )
     return found
-
-
-def _find_tokenizer(folder: pathlib.Path) -> pathlib.Path:
-    # The first is what diffusers reads where both are there.
-    for name in ("tokenizer.json", "spiece.model"):
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"{folder} has no tokenizer.json and no spiece.model")
 
 
 def _read_json(path: pathlib.Path) -> dict:

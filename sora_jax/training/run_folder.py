@@ -1,4 +1,4 @@
-"""To which run a folder belongs: the config that lies in it.
+"""To which run a folder belongs: the config that lies in it, and what it was made of.
 
 A folder is claimed once everything that a run needs has been found to fit together, so
 that a start that was refused leaves nothing behind that the next one would trip over.
@@ -38,3 +38,20 @@ def claim(folder: pathlib.Path, config: Mapping) -> None:
     """Writes the config of a new run; the first process does."""
     if jax.process_index() == 0 and not is_claimed(folder):
         paths.write_atomically(folder / "config.py.txt", configs.to_text(config))
+
+
+def keep(folder: pathlib.Path, name: str, source: pathlib.Path) -> None:
+    """Copies a file that a run needs into it; the first process does.
+
+    Raises:
+      ValueError: the run has begun with another file.
+    """
+    target = folder / name
+    if is_claimed(folder) and target.is_file():
+        if paths.sha256_file(target) != paths.sha256_file(source):
+            raise ValueError(
+                f"{target} was copied from {source} when the run began, and that is "
+                "another file now: choose another --workdir, or bring the old one back"
+            )
+    elif jax.process_index() == 0:
+        paths.copy_atomically(source, target)

@@ -6,14 +6,13 @@ plain nested dict of parameters. Everything after that is pure functions of dict
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from sora_jax.core import sharding
 
@@ -24,11 +23,12 @@ Modules = dict[str, nnx.Module]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a checkpoint holds; positions and randomness follow from `step`.
+    """What a run carries; positions and randomness follow from `step`.
 
     params, ema: nested dicts by network, float32. opt_state: the optimizer's. step: how
     many steps were taken, int32. skipped: how many of them were not finite and left
-    the parameters alone; skipped_in_a_row: the latest run of such steps.
+    the parameters alone; skipped_in_a_row: the latest run of such steps. fixed: the
+    parameters of networks that are used and not trained; no checkpoint holds them.
     """
 
     params: Params
@@ -37,6 +37,7 @@ class TrainState:
     step: jax.Array
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    fixed: Params = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Networks:
         """The layout of every parameter, from the logical names of its axes."""
 
         def one(variable) -> PartitionSpec:
-            rank = len(variable.get_value().shape)
-            return sharding.of_parameter(variable.get_metadata("axes"), rank)
+            shape = variable.get_value().shape
+            return sharding.of_parameter(variable.get_metadata("axes"), shape)
 
         result = {}
         for name, (_, state) in self._abstract().items():
@@ -85,6 +86,14 @@ class Networks:
             )
             result[name] = nnx.to_pure_dict(layouts)
         return result
+
+    def layouts(self) -> Params:
+        """The sharding of every parameter on the mesh that is set, or on one device."""
+        mesh = jax.sharding.get_mesh()
+        if mesh.empty:
+            one = SingleDeviceSharding(jax.local_devices()[0])
+            return jax.tree.map(lambda _: one, self.partitions())
+        return jax.tree.map(lambda p: NamedSharding(mesh, p), self.partitions())
 
     def init(self, key: jax.Array) -> Params:
         """Makes parameters in their layout; to be called under `jax.jit`."""
@@ -108,27 +117,34 @@ def gather(params: Params) -> Params:
     return jax.device_get(whole)
 
 
-def start_from(state: TrainState, initial: Mapping[str, Params]) -> TrainState:
-    """Puts given parameters (numpy, by network) in place of random ones."""
-
-    def place(like: jax.Array, value: np.ndarray) -> jax.Array:
-        value = np.asarray(value, like.dtype)
-        return jax.make_array_from_callback(
-            like.shape, like.sharding, value.__getitem__
-        )
-
-    params = {
-        name: jax.tree.map(place, given, initial[name]) if name in initial else given
-        for name, given in state.params.items()
-    }
-    return dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
-
-
 def init(
-    networks: Networks, optimizer: optax.GradientTransformation, key: jax.Array
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    initial: Mapping[str, Params],
+    fixed: Collection[str] = (),
 ) -> TrainState:
-    """Makes the state of step 0; to be called under `jax.jit`."""
-    params = networks.init(key)
+    """Makes the state of step 0; to be called under `jax.jit`.
+
+    Args:
+      networks: all of them.
+      optimizer: its state is made for those that are trained.
+      key: of random parameters.
+      initial: parameters by network in place of random ones, in any type.
+      fixed: names of the networks that are not trained, whose parameters are put into
+        the state afterwards.
+    """
+    made = networks.init(key)  # what is not taken from it is not computed
+    given = {
+        name: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+        for name, params in initial.items()
+    }
+    given = _place(given, {name: networks.partitions()[name] for name in given})
+    params = {
+        name: given.get(name, params)
+        for name, params in made.items()
+        if name not in fixed
+    }
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         params=params,

@@ -50,32 +50,35 @@ def make_train_step(
     optimizer as they were, and is counted in the state.
     """
 
-    def loss_sum(params, batch):
-        total, weight, metrics = objective.loss(objective.networks.bind(params), batch)
+    def loss_sum(params, fixed, batch):
+        modules = objective.networks.bind(params | fixed)
+        total, weight, metrics = objective.loss(modules, batch)
         return total, (weight, metrics)
 
     gradient_of = jax.value_and_grad(loss_sum, has_aux=True)
 
-    def accumulated(params, batch):
+    def accumulated(params, fixed, batch):
         if accumulation == 1:
-            return gradient_of(params, batch)
+            return gradient_of(params, fixed, batch)
         micro = {name: _split(leaf, accumulation) for name, leaf in batch.items()}
         first = jax.tree.map(lambda leaf: leaf[0], micro)
         zeros = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(gradient_of, params, first),
+            jax.eval_shape(gradient_of, params, fixed, first),
         )
         zeros = (zeros[0], _laid_out_like(zeros[1], params))
 
         def body(carry, one):
-            return jax.tree.map(jnp.add, carry, gradient_of(params, one)), None
+            return jax.tree.map(jnp.add, carry, gradient_of(params, fixed, one)), None
 
         return jax.lax.scan(body, zeros, micro)[0]
 
     def train_step(state, batch):
         key = rng.key(seed, "train", state.step)
         batch = objective.draw(key, batch)
-        (total, (weight, metrics)), gradient = accumulated(state.params, batch)
+        (total, (weight, metrics)), gradient = accumulated(
+            state.params, state.fixed, batch
+        )
         gradient = jax.tree.map(lambda leaf: leaf / weight, gradient)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
@@ -96,6 +99,7 @@ def make_train_step(
             step=state.step + 1,
             skipped=state.skipped + bad,
             skipped_in_a_row=(state.skipped_in_a_row + bad) * bad,
+            fixed=state.fixed,
         )
         one = jnp.ones(())
         metrics = dict(metrics) | {

@@ -34,6 +34,9 @@ class TensorFiles(Mapping):
       stem: of the files: "diffusion_pytorch_model" for diffusers, "model" for
         transformers.
 
+    Attributes:
+      paths: of the files, an index last.
+
     Raises:
       FileNotFoundError: there is no such file, or one that the index names is missing.
       ValueError: a file is damaged, is not what it claims to be, or holds numbers of
@@ -41,17 +44,19 @@ class TensorFiles(Mapping):
     """
 
     def __init__(self, folder: pathlib.Path, stem: str):
-        self.folder = folder
         index = folder / f"{stem}.safetensors.index.json"
         single = folder / f"{stem}.safetensors"
         self._views: dict[str, np.ndarray] = {}
         self._where: dict[str, str] = {}  # the file of each tensor
         if index.is_file():
             placed = _read_index(index)
-            for name in sorted(set(placed.values())):
-                self._open(folder / name)
+            names = sorted(set(placed.values()))
+            self.paths = (*(folder / name for name in names), index)
+            for path in self.paths[:-1]:
+                self._open(path)
             _compare(index, placed, self._where)
         elif single.is_file():
+            self.paths = (single,)
             self._open(single)
         else:
             pickles = sorted(p.name for p in folder.glob("*") if p.suffix in _PICKLES)
@@ -100,6 +105,12 @@ class TensorFiles(Mapping):
 
     def __len__(self) -> int:
         return len(self._views)
+
+
+def exist(folder: pathlib.Path, stem: str) -> bool:
+    """Whether a folder has tensors under this stem."""
+    names = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
+    return any((folder / name).is_file() for name in names)
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:

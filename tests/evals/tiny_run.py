@@ -10,7 +10,7 @@ from configs import base
 from sora_jax.core import config as configs
 from sora_jax.core import paths
 from sora_jax.data import shards, tokenizer, toy_clips
-from sora_jax.generation import pipeline
+from sora_jax.generation import runs
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, latents
 from sora_jax.training import state as states
@@ -44,7 +44,7 @@ def make_run(folder: pathlib.Path, shards_folder: pathlib.Path) -> None:
     vae = _filled(latents.networks_of(VAE).abstract()["vae"])
     checkpoint.save_weights(folder / "vae", vae, VAE)
     words = tokenizer.Tokenizer(folder / "tokenizer.model")
-    params = _filled(pipeline.networks_of(c, words).abstract())
+    params = _filled(runs.networks_of(c, words).abstract())
     zero = np.zeros((), np.int32)
     state = states.TrainState(
         params, params, optax.sgd(0.1).init(params), zero, zero, zero

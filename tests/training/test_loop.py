@@ -137,7 +137,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path):
     objective = tiny.objective()
     optimizer = optim.make(tiny.OPTIM, 10)
     state = jax.jit(
-        lambda: states.init(objective.networks, optimizer, rng.key(0, "init"))
+        lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
     )()
     step = jax.jit(steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.9))
     state, _ = step(state, tiny.batch(1))
@@ -180,15 +180,16 @@ def test_given_parameters_take_the_layout_of_random_ones():
     mesh = meshes.make_mesh({"fsdp": 4, "tensor": 2})
     objective = tiny.objective()
     with jax.set_mesh(mesh):
-        optimizer = optim.make(tiny.OPTIM, 10)
-        begun = jax.jit(
-            lambda: states.init(objective.networks, optimizer, rng.key(0, "init"))
-        )()
+        optimizer, key = optim.make(tiny.OPTIM, 10), rng.key(0, "init")
+        make = jax.jit(
+            lambda given: states.init(objective.networks, optimizer, key, given)
+        )
+        begun = make({})
         given = jax.tree.map(
-            lambda leaf: np.full(leaf.shape, 0.5, np.float32),
+            lambda leaf: np.full(leaf.shape, 0.5, jax.numpy.bfloat16),
             begun.params["text_encoder"],
         )
-        started = states.start_from(begun, {"text_encoder": given})
+        started = make({"text_encoder": given})
     for before, params, average in zip(
         *(jax.tree.leaves(t) for t in (begun.params, started.params, started.ema)),
         strict=True,
@@ -220,7 +221,7 @@ def test_the_loss_learns_what_the_text_says():
     config = dataclasses.replace(tiny.OPTIM, learning_rate=1e-2)
     optimizer = optim.make(config, 150)
     state = jax.jit(
-        lambda: states.init(objective.networks, optimizer, rng.key(0, "init"))
+        lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
     )()
     step = jax.jit(
         steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.9),

@@ -1,6 +1,5 @@
 """Folders in diffusers' layout: read part by part, and refused where they are damaged."""
 
-import dataclasses
 import json
 import pathlib
 import pickle
@@ -13,48 +12,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sora_jax.core import mesh, trees
-from sora_jax.models import dit, text_encoder, video_vae
 from sora_jax.training import pretrained, weight_files
-
-DIT = dit.Config(
-    in_channels=4, out_channels=4, dim=32, num_layers=2, num_heads=2, mlp_dim=48,
-    text_dim=16, freq_dim=16, mask_text=False, known_embedding=False, pooled_text=False,
-)  # fmt: skip
-TEXT = text_encoder.Config(
-    vocab_size=24, dim=16, num_layers=2, num_heads=2, head_dim=8, mlp_dim=32
-)
-VAE = dataclasses.replace(
-    video_vae.WAN_2_1, base_dim=4, latent_channels=4, num_res_blocks=1,
-    latent_mean=(0.1, 0.2, 0.3, 0.4), latent_std=(1.0, 2.0, 1.0, 0.5),
-)  # fmt: skip
-CONFIGS = {"transformer": DIT, "text_encoder": TEXT, "vae": VAE}
-SCHEDULER = {
-    "_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction",
-    "use_flow_sigmas": True, "flow_shift": 5.0, "num_train_timesteps": 1000,
-}  # fmt: skip
-
-
-def weights(name, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = pretrained.KINDS[name].peer.shapes(CONFIGS[name])
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
+from tests.training import tiny_folder
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wan") / "folder"
-    for name, config in CONFIGS.items():
-        pretrained.write_component(folder / name, name, weights(name), config)
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "spiece.model").write_bytes(b"read by the tokenizer")
-    index = {"_class_name": "WanPipeline", "boundary_ratio": None}
-    index |= {
-        name: ["library", "Class"] for name in (*CONFIGS, "scheduler", "tokenizer")
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
+    return tiny_folder.write(tmp_path_factory.mktemp("wan") / "folder")
 
 
 @pytest.fixture
@@ -63,11 +27,13 @@ def folder(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "folder")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_written_is_read_back(whole, name):
+@pytest.mark.parametrize("seed, name", [*enumerate(tiny_folder.CONFIGS)])
+def test_what_is_written_is_read_back(whole, seed, name):
     component = pretrained.open_folder(whole).components[name]
-    assert component.config == CONFIGS[name]
-    jax.tree.map(np.testing.assert_array_equal, component.load(), weights(name))
+    assert component.config == tiny_folder.CONFIGS[name]
+    jax.tree.map(
+        np.testing.assert_array_equal, component.load(), tiny_folder.weights(name, seed)
+    )
 
 
 def test_each_device_reads_its_own_part(whole):
@@ -77,7 +43,7 @@ def test_each_device_reads_its_own_part(whole):
     with jax.set_mesh(mesh.make_mesh({"fsdp": 2, "tensor": 2, "replica": 2})):
         params = component.load("bfloat16")
     found = trees.flatten(params)
-    wanted = trees.flatten(weights("transformer"))
+    wanted = trees.flatten(tiny_folder.weights("transformer"))
     for path, layout in trees.flatten(layouts).items():
         array = found[path]
         assert array.sharding.spec == layout, path
@@ -103,7 +69,7 @@ def test_many_files_and_stored_bfloat16(whole, tmp_path):
     component = pretrained.open_component(tmp_path, "transformer")
     for dtype in ("bfloat16", "float32"):
         params = trees.flatten(component.load(dtype))
-        for path, array in trees.flatten(weights("transformer")).items():
+        for path, array in trees.flatten(tiny_folder.weights("transformer")).items():
             stored = array.astype(jnp.bfloat16).astype(params[path].dtype)
             np.testing.assert_array_equal(np.asarray(params[path]), stored)
 
@@ -226,7 +192,7 @@ def name_a_boundary_alone(folder):
 
 def schedule_noise(folder):
     path = folder / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(SCHEDULER | {"prediction_type": "epsilon"}))
+    path.write_text(json.dumps(tiny_folder.SCHEDULER | {"prediction_type": "epsilon"}))
 
 
 def take_another_scheduler(folder):
@@ -262,7 +228,7 @@ DAMAGE = {
     schedule_noise: "prediction_type is 'epsilon'; only 'flow_prediction'",
     take_another_scheduler: "is a DDIMScheduler",
     break_a_config: "config.json is damaged",
-    lose_the_tokenizer: "has no tokenizer.json and no spiece.model",
+    lose_the_tokenizer: "has no tokenizer.json, spiece.model or tokenizer.model",
 }
 
 
@@ -280,8 +246,8 @@ def test_damaged_folders_are_refused_in_one_sentence(folder, damage, monkeypatch
     assert not pathlib.Path("/tmp/sora_jax_was_here").exists()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", tiny_folder.CONFIGS)
 def test_configs_go_there_and_back(name):
     kind = pretrained.KINDS[name]
-    written = json.loads(json.dumps(kind.write_config(CONFIGS[name])))
-    assert kind.read_config(written, "config") == CONFIGS[name]
+    written = json.loads(json.dumps(kind.write_config(tiny_folder.CONFIGS[name])))
+    assert kind.read_config(written, "config") == tiny_folder.CONFIGS[name]

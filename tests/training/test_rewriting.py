@@ -47,7 +47,7 @@ def train(mesh, num_steps):
     )
     with jax.set_mesh(mesh):
         state = jax.jit(
-            lambda: states.init(objective.networks, optimizer, rng.key(0, "init"))
+            lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
         )()
         step = jax.jit(
             steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.9)

@@ -1,0 +1,101 @@
+"""Weights of diffusers and transformers to runs of ours, and runs to their layout.
+
+    python -m sora_jax.convert --from Wan2.1-T2V-1.3B-Diffusers --to runs/wan_1_3b
+    python -m sora_jax.convert --from runs/toy --to toy-diffusers --license apache-2.0 \
+        --name "Toy" --training_data "Eight thousand clips of the toy world."
+
+The direction follows from what --from names: a folder in diffusers' layout becomes the
+checkpoint of a run at step 0, which generates, is evaluated and begins other runs
+(`train --init`); a run becomes a folder in diffusers' layout with a model card. What the
+other side cannot express is named, and nothing is written.
+"""
+
+import pathlib
+
+import jax
+from absl import app, flags, logging
+
+from sora_jax.core import job
+from sora_jax.core import mesh as meshes
+from sora_jax.generation import export, pipeline, wan
+from sora_jax.training import pretrained
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("from", None, "Run, or folder in diffusers' layout.", required=True)
+flags.DEFINE_string("to", None, "The folder to write.", required=True)
+flags.DEFINE_string("dtype", None, "Of a run's weights: float32 or bfloat16.")
+flags.DEFINE_string("mesh", "fsdp=-1", "Devices that the weights pass through.")
+flags.DEFINE_string(
+    "expert_2", None, "Run of the expert for levels below --boundary, beside --from."
+)
+flags.DEFINE_float("boundary", None, "Level at which --expert_2 takes over.")
+flags.DEFINE_string("license", None, "Card: the hub's name of it, such as apache-2.0.")
+flags.DEFINE_string("name", export.Card.name, "Card: what the model is called.")
+flags.DEFINE_string("base_model", None, "Card: the hub's name of what it began with.")
+flags.DEFINE_list("datasets", [], "Card: names on the hub.")
+for _name in ("training_data", "intended_use", "limits"):
+    flags.DEFINE_string(_name, getattr(export.Card, _name), "Card: sentences.")
+
+_OF_RUNS = ("expert_2", "boundary", "license", "name", "base_model", "datasets")
+_OF_RUNS += ("training_data", "intended_use", "limits")
+
+
+def refuse(names: tuple[str, ...], why: str) -> None:
+    """Raises ValueError where one of these flags is given in vain."""
+    for name in names:
+        if FLAGS[name].present:
+            raise ValueError(f"--{name} has no meaning {why}")
+
+
+def to_diffusers(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Writes a run, or the runs of two experts, in diffusers' layout."""
+    refuse(("dtype",), "for a run: its weights leave as they are")
+    if not FLAGS.license:
+        raise ValueError(
+            "give --license, the hub's name of the licence under which the weights may "
+            "be used, such as apache-2.0"
+        )
+    pipe = pipeline.Pipeline.from_pretrained(source)
+    if (FLAGS.expert_2 is None) != (FLAGS.boundary is None):
+        raise ValueError("--expert_2 and --boundary go together")
+    if FLAGS.expert_2:
+        other = pipeline.Pipeline.from_pretrained(FLAGS.expert_2)
+        pipe = pipe.with_expert(other, FLAGS.boundary)
+    card = export.Card(
+        license=FLAGS.license,
+        name=FLAGS.name,
+        base_model=FLAGS.base_model,
+        datasets=tuple(FLAGS.datasets),
+        training_data=FLAGS.training_data,
+        intended_use=FLAGS.intended_use,
+        limits=FLAGS.limits,
+    )
+    pipe.save_pretrained(target, card)
+
+
+def run() -> None:
+    """Does what the flags say."""
+    source, target = pathlib.Path(FLAGS["from"].value), pathlib.Path(FLAGS.to)
+    if target.is_dir() and any(target.iterdir()):
+        raise ValueError(f"{target} is not empty: choose another folder")
+    jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
+    if pretrained.is_folder(source):
+        refuse(_OF_RUNS, "for a folder in diffusers' layout, which becomes a run")
+        wan.to_run(pretrained.open_folder(source), target, FLAGS.dtype)
+    else:
+        to_diffusers(source, target)
+    print(f"{target} written")
+
+
+def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    try:
+        run()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"convert: {error}") from None
+
+
+if __name__ == "__main__":
+    job.run(main, "convert")

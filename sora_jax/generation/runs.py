@@ -1,0 +1,84 @@
+"""What a pipeline takes from a run folder."""
+
+import pathlib
+from collections.abc import Mapping
+
+from sora_jax.core import config as configs
+from sora_jax.data import tokenizer as tokenizers
+from sora_jax.generation import request as requests
+from sora_jax.models import dit, text_encoder
+from sora_jax.training import checkpoint, latents, objectives, pretrained
+from sora_jax.training import state as states
+
+
+def settings(config: Mapping) -> requests.Settings:
+    """What a denoiser run's config says of its defaults."""
+    sample = dict(config.sample) | {
+        "text_length": config.text.length,
+        "shift": config.noise.shift,
+        "known_tau": config.known.known_tau,
+    }
+    return configs.build(requests.Settings, sample, "sample")
+
+
+def tokenizer(folder: pathlib.Path, config: Mapping) -> tokenizers.Tokenizer:
+    """The run's tokenizer."""
+    return tokenizers.load(folder, config.text.get("clean", False))
+
+
+def networks_of(config: Mapping, pieces: tokenizers.Tokenizer) -> states.Networks:
+    """The networks that the run's checkpoints hold: the denoiser, or two experts.
+
+    And the text encoder, where it was trained along.
+    """
+    dit_config, text_config = objectives.denoiser_configs(config, pieces.vocab_size)
+
+    def make(rngs):
+        made = {"dit": dit.DiT(dit_config, rngs=rngs)}
+        if config.sample.get("boundary") is not None:
+            made["dit_2"] = dit.DiT(dit_config, rngs=rngs)
+        if not config.text.get("frozen"):
+            made["text_encoder"] = text_encoder.TextEncoder(text_config, rngs=rngs)
+        return made
+
+    return states.Networks(make)
+
+
+def frozen_text_encoder(
+    folder: pathlib.Path, config: Mapping, pieces: tokenizers.Tokenizer
+) -> pretrained.Component | None:
+    """The text encoder that the run used and did not train, where there is one."""
+    if not config.text.get("frozen"):
+        return None
+    component = pretrained.open_component(folder / "text_encoder", "text_encoder")
+    _, text_config = objectives.denoiser_configs(config, pieces.vocab_size)
+    return component.fitted(text_config)
+
+
+def load(folder: str | pathlib.Path) -> checkpoint.LoadedRun:
+    """Reads a run's averaged weights onto the mesh that is set, or the first device."""
+    folder = pathlib.Path(folder)
+    config = configs.read(folder)
+    networks = networks_of(config, tokenizer(folder, config))
+    return checkpoint.load_run(folder, layouts=networks.layouts())
+
+
+def parts(run: checkpoint.LoadedRun) -> dict:
+    """The arguments of the pipeline of a run."""
+    config, folder = run.config, run.folder
+    pieces = tokenizer(folder, config)
+    made = networks_of(config, pieces).bind(run.params)
+    frozen = frozen_text_encoder(folder, config, pieces)
+    if frozen is not None:
+        made["text_encoder"] = lambda: frozen.module(frozen.config.dtype)
+    return made | {
+        "vae": latents.load_vae(folder / "vae").module(),
+        "tokenizer": pieces,
+        "settings": settings(config),
+        "source": {
+            "model": folder.resolve().name,
+            "step": run.step,
+            "config_digest": configs.digest(config),
+            "vae_digest": checkpoint.weights_digest(folder / "vae"),
+        },
+    }

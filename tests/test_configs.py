@@ -1,0 +1,136 @@
+"""Every recipe is built, and its train step is traced at full size on a pod's mesh."""
+
+import dataclasses
+import importlib
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sora_jax.core import config as configs
+from sora_jax.core import mesh as meshes
+from sora_jax.data import tokenizer
+from sora_jax.diffusion import known, timesteps
+from sora_jax.generation import request, runs
+from sora_jax.models import video_vae
+from sora_jax.training import jobs, latents, loop, objectives, optim
+from sora_jax.training import state as states
+from sora_jax.training import step as steps
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / "configs"
+RECIPES = sorted(
+    f.stem for f in FOLDER.glob("*.py") if f.stem not in ("__init__", "base")
+)
+# Parameters of the published weights: denoiser, video VAE, text encoder.
+PUBLISHED = {
+    "wan_1_3b": (1_418_996_800, 126_892_531, 5_680_910_336),
+    "wan_5b": (4_999_787_712, 704_688_668, 5_680_910_336),
+    "wan_14b": (14_288_491_584, 126_892_531, 5_680_910_336),
+    "wan_a14b": (14_288_491_584, 126_892_531, 5_680_910_336),
+}
+
+
+def recipe(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_section_is_understood(name):
+    c = recipe(name)
+    assert c.objective in jobs.JOBS
+    for section, kind in (
+        ("noise", timesteps.Config),
+        ("known", known.Config),
+        ("optim", optim.Config),
+        ("loop", loop.Config),
+        ("reconstruction", objectives.ReconstructionWeights),
+    ):
+        configs.build(kind, c[section], section)
+    vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
+    dit, _ = objectives.denoiser_configs(c, 300)
+    settings = runs.settings(c)
+    assert isinstance(settings, request.Settings)
+    # A video of the size that is made by default is one of whole tokens.
+    assert vae.latent_channels == dit.in_channels
+    grid = vae.latent_shape(settings.num_frames, settings.height, settings.width)[:3]
+    assert not any(n % p for n, p in zip(grid, dit.patch, strict=True))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes_are_those_of_the_published_weights(name):
+    c = recipe(name)
+    found = objectives.denoiser_networks(*objectives.denoiser_configs(c, 256_300))
+    shapes = found.abstract()
+    vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
+    sizes = (
+        states.count(shapes["dit"]),
+        states.count(latents.networks_of(vae).abstract()),
+        states.count(shapes["text_encoder"]),
+    )
+    assert sizes == PUBLISHED[name]
+
+
+class Pieces:
+    """As many pieces as UMT5's tokenizer has; nothing is encoded but the empty text."""
+
+    vocab_size, pad_id, eos_id = 256_300, 0, 1
+    encode = tokenizer.Tokenizer.encode
+
+    def pieces(self, text):
+        return (self.eos_id,)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("shape", [(2, 8, 1, 1, 4), (1, 32, 1, 1, 1)], ids=str)
+def test_the_train_step_is_traced_on_a_pod(name, shape):
+    """At full size, without a device: every layout is one that the mesh can hold."""
+    c = recipe(name)
+    objective = objectives.denoiser(c, Pieces(), 16.0)
+    optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 10)
+    vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
+    sample = c.sample
+    t, h, w, channels = vae.latent_shape(17, sample.height, sample.width)
+    rows = 2 * shape[0] * shape[1]
+    axes = (jax.sharding.AxisType.Explicit,) * len(meshes.AXES)
+    mesh = jax.sharding.AbstractMesh(shape, meshes.AXES, axis_types=axes)
+    with jax.sharding.use_abstract_mesh(mesh):
+
+        def place(size, dtype):
+            spec = jax.P(("replica", "fsdp"), *(None,) * (len(size) - 1))
+            layout = jax.sharding.NamedSharding(mesh, spec)
+            return jax.ShapeDtypeStruct(size, dtype, sharding=layout)
+
+        batch = {
+            "latents": place((rows, t, h, w, channels), jnp.float32),
+            "text_ids": place((rows, c.text.length), jnp.int32),
+            "text_mask": place((rows, c.text.length), jnp.bool_),
+        }
+        whole = objective.networks.abstract()
+        layouts = objective.networks.partitions()
+        fixed = jax.tree.map(
+            lambda leaf, spec: jax.ShapeDtypeStruct(
+                leaf.shape,
+                jnp.bfloat16,
+                sharding=jax.sharding.NamedSharding(mesh, spec),
+            ),
+            whole["text_encoder"],
+            layouts["text_encoder"],
+        )
+
+        def begin_and_step(batch, fixed):
+            state = states.init(
+                objective.networks, optimizer, jax.random.key(0), {}, ["text_encoder"]
+            )
+            state = dataclasses.replace(state, fixed={"text_encoder": fixed})
+            step = steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.9)
+            return step(state, batch)
+
+        state, metrics = jax.eval_shape(begin_and_step, batch, fixed)
+    assert metrics["loss"][0].shape == ()
+    whole = sum(
+        leaf.size
+        for leaf in jax.tree.leaves(state.params)
+        if not any(leaf.sharding.spec)
+    )
+    assert whole <= 0.02 * states.count(state.params)

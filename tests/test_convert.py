@@ -1,0 +1,165 @@
+"""Open weights to a run, the run to open weights, and what cannot be converted."""
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from safetensors.numpy import load_file
+
+from sora_jax import convert
+from sora_jax.core import config as configs
+from sora_jax.core import mesh, trees
+from sora_jax.generation import export, pipeline
+from sora_jax.training import checkpoint, pretrained
+from tests.training import tiny_folder
+
+CALL = {
+    "prompt": "a red &amp; blue circle", "num_frames": 5, "height": 16, "width": 16,
+    "num_inference_steps": 3, "guidance_scale": 3.0, "output_type": "latent", "seed": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one", "two_experts"])
+def source(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source") / "folder"
+    return tiny_folder.write(folder, request.param)
+
+
+@pytest.fixture(scope="module")
+def run(source):
+    """The run that the folder becomes."""
+    target = source.parent / "run"
+    job(source, target, mesh="fsdp=2,tensor=2,replica=2")
+    return target
+
+
+def job(source, target, **flags):
+    """Runs the job in this process."""
+    convert.FLAGS(["convert", f"--from={source}", f"--to={target}"])
+    given = [f"--{name}={value}" for name, value in flags.items()]
+    with flagsaver.flagsaver():
+        convert.FLAGS(["convert", f"--from={source}", f"--to={target}", *given])
+        with jax.set_mesh(mesh.make_mesh({"fsdp": -1})):
+            convert.main(["convert"])
+
+
+def test_a_run_generates_what_the_folder_does(source, run):
+    wanted = pipeline.Pipeline.from_pretrained(source, "float32")(**CALL)
+    pipe = pipeline.Pipeline.from_pretrained(run)
+    found = pipe(**CALL)
+    np.testing.assert_array_equal(found.frames, wanted.frames)
+    assert pipe.settings == pipeline.Pipeline.from_pretrained(source).settings
+    with jax.set_mesh(mesh.make_mesh({"fsdp": 4, "tensor": 2})):
+        spread = pipeline.Pipeline.from_pretrained(run, keep_text_encoder=False)
+        assert spread._text_encoder is None
+        frames = spread(**CALL).frames
+        assert spread._text_encoder is None
+    assert np.abs(frames - wanted.frames).max() <= 1e-4 * np.abs(wanted.frames).max()
+
+
+def test_a_run_holds_weights_and_no_optimizer(source, run):
+    state = checkpoint.read_state(run)
+    assert state.keys() == {"ema"}
+    experts = {"dit"} | ({"dit_2"} if (source / "transformer_2").is_dir() else set())
+    assert state["ema"].keys() == experts
+    assert configs.read(run).text.frozen
+
+
+def test_there_and_back_bit_for_bit(source, run, tmp_path):
+    back = tmp_path / "back"
+    job(run, back, license="apache-2.0", training_data="None.", datasets="a/b,c/d")
+    before, after = (pretrained.open_folder(folder) for folder in (source, back))
+    assert before.components.keys() == after.components.keys()
+    for name, component in before.components.items():
+        assert component.config == after.components[name].config
+        found, wanted = (
+            trees.flatten(c.load()) for c in (after.components[name], component)
+        )
+        for path, array in wanted.items():
+            np.testing.assert_array_equal(found[path], array, err_msg=path)
+    assert (before.boundary, before.scheduler) == (after.boundary, after.scheduler)
+    for name in ("spiece.model",):
+        assert (back / "tokenizer" / name).read_bytes() == (
+            source / "tokenizer" / name
+        ).read_bytes()
+    card = (back / "README.md").read_text()
+    assert 'license: "apache-2.0"' in card and 'datasets: ["a/b", "c/d"]' in card
+
+
+def test_weights_may_leave_narrower(source, tmp_path):
+    target = tmp_path / "run"
+    job(source, target, dtype="bfloat16")
+    table = checkpoint.load_run(target).params["dit"]["blocks"]["ffn"]["up"]["kernel"]
+    assert table.dtype == jax.numpy.bfloat16
+    assert configs.read(target).model.dit.dtype == "bfloat16"
+
+
+def test_two_runs_become_two_experts(tmp_path):
+    """What the training of A14B's experts, one run each, is put together with."""
+    runs = []
+    for seed in (3, 5):
+        folder = tiny_folder.write(tmp_path / f"folder{seed}")
+        params = tiny_folder.weights("transformer", seed)
+        name = "transformer"
+        pretrained.write_component(folder / name, name, params, tiny_folder.DIT)
+        runs.append(tmp_path / f"run{seed}")
+        job(folder, runs[-1])
+    both = tmp_path / "both"
+    job(runs[0], both, expert_2=runs[1], boundary=0.9, license="mit")
+    found = pretrained.open_folder(both)
+    assert found.boundary == 0.9
+    for name, seed in (("transformer", 3), ("transformer_2", 5)):
+        wanted = trees.flatten(tiny_folder.weights(name, seed))
+        for path, array in trees.flatten(found.components[name].load()).items():
+            np.testing.assert_array_equal(array, wanted[path], err_msg=path)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"license": "mit"}, "--license has no meaning for a folder"),
+        ({"boundary": 0.5}, "--boundary has no meaning for a folder"),
+    ],
+)
+def test_flags_of_the_other_direction_are_refused(source, tmp_path, flags, message):
+    with pytest.raises(SystemExit, match=message):
+        job(source, tmp_path / "out", **flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_model_is_refused(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for source, flags, message in (
+        (tmp_path / "empty", {"license": "mit"}, "is not a run folder"),
+        (run, {}, "give --license"),
+        (run, {"license": "mit", "boundary": 0.5}, "go together"),
+        (run, {"license": "mit", "dtype": "float32"}, "--dtype has no meaning"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            job(source, tmp_path / "out", **flags)
+    with pytest.raises(SystemExit, match="is not empty"):
+        job(run, run, license="mit")
+
+
+def test_what_diffusers_lacks_is_named(source, tmp_path):
+    target = tmp_path / "run"
+    job(source, target)
+    file = target / "config.py.txt"
+    text = file.read_text()
+    wanted = "model.dit.time_scale = None"
+    assert wanted in text
+    file.write_text(text.replace(wanted, "model.dit.time_scale = 2.0"))
+    with pytest.raises(SystemExit, match="cannot express .*config.time_scale"):
+        job(target, tmp_path / "out", license="mit")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sentencepiece_model_leaves_as_a_tokenizer_with_the_same_ids(run, tmp_path):
+    pipe = pipeline.Pipeline.from_pretrained(run)
+    pipe.save_pretrained(tmp_path / "out", export.Card(license="mit"))
+    tensors = load_file(
+        tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors"
+    )
+    assert tensors
+    other = pretrained.open_folder(tmp_path / "out").tokenizer
+    assert other.name == "tokenizer.json"
