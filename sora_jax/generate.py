@@ -50,9 +50,7 @@ flags.DEFINE_string("size", None, "Width and height: 832*480 or 832x480.")
 flags.DEFINE_string("dtype", None, "Of imported weights: float32 or bfloat16.")
 flags.DEFINE_bool("keep_text_encoder", True, "On the device, also while sampling.")
 flags.DEFINE_integer("batch_size", None, "Clips that are computed at a time.")
-flags.DEFINE_string(
-    "mesh", "replica=-1", "Devices on each mesh axis, such as fsdp=4,tensor=2."
-)
+flags.DEFINE_string("mesh", "replica=-1", "Mesh axes, such as fsdp=4,tensor=2.")
 
 _NAMES_OF_WAN = {
     "frame_num": "num_frames", "base_seed": "seed", "save_file": "out",

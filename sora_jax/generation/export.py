@@ -25,7 +25,13 @@ _CLASSES = {
     "text_encoder": ("transformers", "UMT5EncoderModel"),
     "vae": ("diffusers", "AutoencoderKLWan"),
 }
-_SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+# What transformers must be told of a tokenizer.json.
+TOKENIZER = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +129,7 @@ def write(
     tokenizer.save(folder / "tokenizer")
     _write_json(
         folder / "tokenizer" / "tokenizer_config.json",
-        _SPECIAL
-        | {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": settings.text_length,
-        },
+        TOKENIZER | {"model_max_length": settings.text_length},
     )
     paths.write_atomically(folder / "README.md", card.text(settings, source))
     index: dict[str, Any] = {

@@ -1,7 +1,9 @@
 """The generator: prompts, and what else is given, to videos.
 
     pipe = pipeline.Pipeline.from_pretrained("runs/toy")
-    frames = pipe("a red circle moves left", seed=3).frames  # [b, t, h, w, c] in [0, 1]
+    out = pipe("a red circle moves left", seed=3)
+    out.frames  # [b, t, h, w, c] in [0, 1]
+    out.export_to_video("clip.mp4")
 
 A call goes through the stages check_inputs, encode_prompt, prepare_latents, denoise and
 decode_latents, and takes the argument names of diffusers. Clips are computed in batches
@@ -28,7 +30,7 @@ import sora_jax
 from sora_jax.core import rng, sharding
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import flow, guidance, known, samplers, timesteps
-from sora_jax.generation import export, placement, runs, tasks, wan
+from sora_jax.generation import export, placement, recipes, runs, tasks, wan
 from sora_jax.generation import request as requests
 from sora_jax.models import dit as dits
 from sora_jax.models import text_encoder as text_encoders
@@ -41,11 +43,20 @@ class Output:
     """What a call returns.
 
     frames: float32 [b, t, h, w, c] in [0, 1]; with output_type "latent" the latents as
-    the denoiser sees them. recipes: for each clip, all that is needed to make it again.
+    the denoiser sees them, [b, t, h, w, c] too. recipes: for each clip, all that is
+    needed to make it again.
     """
 
     frames: np.ndarray
     recipes: tuple[dict, ...]
+
+    def export_to_video(self, path: str | pathlib.Path, index: int = 0) -> None:
+        """Writes one clip as an MP4 that carries its recipe, and the recipe beside it."""
+        if self.frames.shape[-1] != 3:
+            raise ValueError(
+                f"frames of {self.frames.shape[-1]} channels are latents, no video"
+            )
+        recipes.save(self.frames[index], path, self.recipes[index])
 
 
 @functools.partial(jax.jit, static_argnames="shape")
@@ -293,8 +304,8 @@ class Pipeline:
             raise FloatingPointError(
                 "the model's weights give numbers that are not finite"
             )
-        recipes = tuple(self.recipe(request, index) for index in range(len(request)))
-        return Output(joined, recipes)
+        written = tuple(self.recipe(request, index) for index in range(len(request)))
+        return Output(joined, written)
 
     def check_inputs(self, **arguments) -> requests.Request:
         """Resolves and checks the arguments of a call, and computes nothing."""

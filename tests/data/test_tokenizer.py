@@ -1,7 +1,9 @@
 """Ids in T5's habits, any text encoded, the same texts the same model."""
 
 import io
+import json
 import pickle
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sora_jax.data import tokenizer
+from sora_jax.generation import export
 
 COLOURS, SHAPES = ("red", "green", "blue", "cyan"), ("circle", "square", "ring")
 WAYS = ("left", "right", "up", "down", "slowly left", "slowly right")
@@ -109,3 +112,55 @@ def test_models_of_others_are_read(tmp_path):
     (tmp_path / "junk.model").write_bytes(b"junk")
     with pytest.raises(ValueError, match="junk.model is no sentencepiece model"):
         tokenizer.Tokenizer(tmp_path / "junk.model")
+
+
+LOOKALIKES = [
+    "A  zebra \u00e9\u00df \u4f60",
+    " leading",
+    "trailing  ",
+    "",
+    "a\nb\tc",
+    "\ufb01ne \u00bd e\u0301",
+]
+
+
+@given(st.text(alphabet="abcdelmorstv  \u2581\u00e9\u4f60<>/\n", max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_a_sentencepiece_model_leaves_with_the_same_ids(tmp_path_factory, tokens, text):
+    folder = tmp_path_factory.getbasetemp() / "left"
+    if not folder.exists():
+        tokens.save(folder)
+    found = tokenizer.load(folder)
+    assert isinstance(found, tokenizer.JsonTokenizer)
+    for one in (text, *TEXTS[:3], *LOOKALIKES):
+        assert found.pieces(one) == tokens.pieces(one)
+        assert found.decode(found.pieces(one)) == tokens.decode(tokens.pieces(one))
+
+
+@pytest.mark.peers
+def test_transformers_reads_what_leaves(tokens, tmp_path, peers_python):
+    """The folder that an export writes, in the library that its users have."""
+    tokens.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(export.TOKENIZER))
+    texts = [*TEXTS[:3], *LOOKALIKES]
+    script = (
+        "import json, sys, transformers\n"
+        "read = transformers.AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        "print(json.dumps(read(json.loads(sys.argv[2])).input_ids))"
+    )
+    run = subprocess.run(
+        [peers_python, "-c", script, str(tmp_path), json.dumps(texts)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found == [list(tokens.pieces(text)) for text in texts]
+
+
+def test_texts_are_cleaned_where_that_is_asked_for(tokens, tmp_path):
+    tokens.save(tmp_path)
+    cleaned = tokenizer.load(tmp_path / "spiece.model", clean_texts=True)
+    messy = " a red &amp;amp; \n blue  ring "
+    assert cleaned.pieces(messy) == tokens.pieces("a red & blue ring")
+    assert tokens.pieces(messy) != tokens.pieces("a red & blue ring")
+    assert pickle.loads(pickle.dumps(cleaned)).pieces(messy) == cleaned.pieces(messy)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,27 @@ def test_mixture_has_the_distribution_that_it_claims():
 
     for level in (0.1, 0.3, 0.5, 0.7, 0.9, 0.97):
         assert abs((tau < level).mean() - cdf(level)) < 0.01
+
+
+def test_an_expert_sees_its_own_levels_in_their_proportion():
+    """Cut to some levels, the distribution inside of them is what it was."""
+    whole = timesteps.Config(logit_normal=0.8, shift=4.0)
+    part = dataclasses.replace(whole, levels=(0.875, 1.0))
+    keys = jax.random.split(jax.random.key(2), 64)
+    draw = jax.vmap(timesteps.sample_tau, (0, None, None))
+    tau = np.ravel(draw(keys, 64, part))
+    assert 0.875 <= tau.min() and tau.max() <= 1
+
+    def cdf(t):
+        u = timesteps.unshift(np.array([0.875, t, 1 - 1e-12]), 4.0)
+        low, here, high = stats.norm.cdf(np.log(u / (1 - u)))
+        bell = (here - low) / (high - low)
+        return 0.8 * bell + 0.2 * (t - 0.875) / 0.125
+
+    for level in (0.9, 0.93, 0.96, 0.99):
+        assert abs((tau < level).mean() - cdf(level)) < 0.01
+    with pytest.raises(ValueError, match="levels are low < high"):
+        timesteps.Config(levels=(0.9, 0.2))
 
 
 def test_row_says_nothing_about_its_level():

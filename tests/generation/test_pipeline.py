@@ -198,7 +198,7 @@ def test_decoding_undoes_what_encoding_normalises(pipe):
 def test_a_saved_clip_holds_its_recipe_inside_and_beside(tmp_path, pipe):
     output = pipe("a cat", seed=3, fps=6.0)
     path = tmp_path / "out" / "clip.mp4"
-    recipes.save(output.frames[0], path, output.recipes[0])
+    output.export_to_video(path)
     video = video_io.decode(path)
     assert video.frames.shape == (9, 16, 16, 3) and video.fps == 6.0
     sidecar = json.loads(path.with_suffix(".json").read_text())
@@ -208,3 +208,6 @@ def test_a_saved_clip_holds_its_recipe_inside_and_beside(tmp_path, pipe):
     assert json.dumps(output.recipes[0], sort_keys=True).encode() in path.read_bytes()
     with pytest.raises(ValueError, match="written as .mp4"):
         recipes.save(output.frames[0], tmp_path / "clip.gif", output.recipes[0])
+    latents = pipe("a cat", num_inference_steps=1, output_type="latent")
+    with pytest.raises(ValueError, match="are latents, no video"):
+        latents.export_to_video(path)

@@ -13,10 +13,18 @@ import pytest
 from configs import wan_1_3b
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.core import trees
+from sora_jax.core import rng, trees
 from sora_jax.data import shards
 from sora_jax.generation import pipeline
-from sora_jax.training import checkpoint, initial, jobs, latents, pretrained
+from sora_jax.training import (
+    checkpoint,
+    initial,
+    jobs,
+    latents,
+    loop,
+    metrics,
+    pretrained,
+)
 from tests.data import clips
 from tests.training import tiny_folder
 
@@ -160,6 +168,30 @@ def test_the_same_command_goes_on_without_the_folder(made, tuned):
         hidden.rename(made / "folder")
     assert code == 0, output
     same(*(checkpoint.load_run(r).params for r in (run, tuned)))
+
+
+def test_a_frozen_text_encoder_is_the_one_that_is_used(made, tuned):
+    """The first loss is that of the folder's own networks on the first batch."""
+    c = recipe(made, data__batch_size=8)
+    mesh = meshes.make_mesh({"fsdp": 8})
+    with jax.set_mesh(mesh):
+        job = jobs.denoiser(c, made / "loss", mesh)
+        with job.batches(0) as rows:
+            batch = loop.to_device(next(rows), mesh)
+        batch = job.objective.draw(rng.key(c.seed, "train", 0), batch)
+        folder = pretrained.open_folder(made / "folder").components
+        names = {"dit": "transformer", "text_encoder": "text_encoder"}
+        params = {ours: folder[theirs].load() for ours, theirs in names.items()}
+
+        @jax.jit
+        def loss(params, batch):
+            modules = job.objective.networks.bind(params)
+            total, weight, _ = job.objective.loss(modules, batch)
+            return total / weight
+
+        wanted = float(loss(params, batch))
+    first = metrics.read(tuned / "metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_run_begins_with_another_run(made, tuned):
