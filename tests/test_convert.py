@@ -6,11 +6,11 @@ import pytest
 from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
-from sora_jax import convert
 from sora_jax.core import config as configs
 from sora_jax.core import mesh, trees
 from sora_jax.generation import export, pipeline
 from sora_jax.training import checkpoint, pretrained
+from tests import conftest
 from tests.training import tiny_folder
 
 CALL = {
@@ -26,21 +26,29 @@ def source(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(source):
+def job():
+    """Calls the job with flags."""
+    with conftest.lone_job("convert") as convert:
+
+        def call(source, target, **values):
+            texts = {name: str(value) for name, value in values.items()}
+            texts |= {"from": str(source), "to": str(target)}
+            with flagsaver.flagsaver():
+                for name, text in texts.items():
+                    convert.FLAGS[name].parse(text)
+                    convert.FLAGS[name].present = 1
+                with jax.set_mesh(jax.sharding.get_mesh()):  # the job sets its own
+                    convert.main(["convert"])
+
+        yield call
+
+
+@pytest.fixture(scope="module")
+def run(source, job):
     """The run that the folder becomes."""
     target = source.parent / "run"
     job(source, target, mesh="fsdp=2,tensor=2,replica=2")
     return target
-
-
-def job(source, target, **flags):
-    """Runs the job in this process."""
-    convert.FLAGS(["convert", f"--from={source}", f"--to={target}"])
-    given = [f"--{name}={value}" for name, value in flags.items()]
-    with flagsaver.flagsaver():
-        convert.FLAGS(["convert", f"--from={source}", f"--to={target}", *given])
-        with jax.set_mesh(mesh.make_mesh({"fsdp": -1})):
-            convert.main(["convert"])
 
 
 def test_a_run_generates_what_the_folder_does(source, run):
@@ -65,7 +73,7 @@ def test_a_run_holds_weights_and_no_optimizer(source, run):
     assert configs.read(run).text.frozen
 
 
-def test_there_and_back_bit_for_bit(source, run, tmp_path):
+def test_there_and_back_bit_for_bit(source, run, tmp_path, job):
     back = tmp_path / "back"
     job(run, back, license="apache-2.0", training_data="None.", datasets="a/b,c/d")
     before, after = (pretrained.open_folder(folder) for folder in (source, back))
@@ -86,7 +94,7 @@ def test_there_and_back_bit_for_bit(source, run, tmp_path):
     assert 'license: "apache-2.0"' in card and 'datasets: ["a/b", "c/d"]' in card
 
 
-def test_a_frozen_text_encoder_leaves_as_it_came(source, tmp_path):
+def test_a_frozen_text_encoder_leaves_as_it_came(source, tmp_path, job):
     """Its run computes in bfloat16; the files are the source's own."""
     run, back = tmp_path / "run", tmp_path / "back"
     job(source, run, dtype="bfloat16")
@@ -99,7 +107,7 @@ def test_a_frozen_text_encoder_leaves_as_it_came(source, tmp_path):
     )
 
 
-def test_weights_may_leave_narrower(source, tmp_path):
+def test_weights_may_leave_narrower(source, tmp_path, job):
     target = tmp_path / "run"
     job(source, target, dtype="bfloat16")
     table = checkpoint.load_run(target).params["dit"]["blocks"]["ffn"]["up"]["kernel"]
@@ -107,7 +115,7 @@ def test_weights_may_leave_narrower(source, tmp_path):
     assert configs.read(target).model.dit.dtype == "bfloat16"
 
 
-def test_two_runs_become_two_experts(tmp_path):
+def test_two_runs_become_two_experts(tmp_path, job):
     """What the training of A14B's experts, one run each, is put together with."""
     runs = []
     for seed in (3, 5):
@@ -144,13 +152,15 @@ def test_two_runs_become_two_experts(tmp_path):
         ({"boundary": 0.5}, "--boundary has no meaning for a folder"),
     ],
 )
-def test_flags_of_the_other_direction_are_refused(source, tmp_path, flags, message):
+def test_flags_of_the_other_direction_are_refused(
+    source, tmp_path, flags, message, job
+):
     with pytest.raises(SystemExit, match=message):
         job(source, tmp_path / "out", **flags)
     assert not list(tmp_path.iterdir())  # not even a part of it
 
 
-def test_what_is_no_model_is_refused(run, tmp_path):
+def test_what_is_no_model_is_refused(run, tmp_path, job):
     (tmp_path / "empty").mkdir()
     for source, flags, message in (
         (tmp_path / "empty", {"license": "mit"}, "is not a run folder"),
@@ -164,7 +174,7 @@ def test_what_is_no_model_is_refused(run, tmp_path):
         job(run, run, license="mit")
 
 
-def test_what_diffusers_lacks_is_named(source, tmp_path):
+def test_what_diffusers_lacks_is_named(source, tmp_path, job):
     target = tmp_path / "run"
     job(source, target)
     file = target / "config.py.txt"
