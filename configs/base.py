@@ -25,6 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.data = ml_collections.ConfigDict()
     c.data.shards = ""  # folder of video shards (objective "vae")
+    c.data.eval_shards = ""  # the same, for what is measured at loop.eval_every
+    c.data.eval_clips = 64
     c.data.latents = ""  # folder of a latent cache (the other objectives)
     c.data.batch_size = 32  # rows of the global batch
     c.data.num_workers = 0  # processes that decode; 0: threads
