@@ -191,20 +191,29 @@ def test_a_new_vae_has_quiet_branches_and_latents():
     np.testing.assert_array_equal(logvar_bias, -10.0 * np.ones(6))
 
 
+@pytest.mark.parametrize("missing", [2, 1, 0])
 @pytest.mark.parametrize(
     "size", [(1, 6, 5), (2, 6, 5), (5, 3, 3), (1, 2, 7), (5, 2, 2), (2, 1, 1)]
 )
-def test_all_forms_of_the_convolution_are_one(size):
-    """The CPU's form, and its form for tiny frames, against XLA's direct one."""
+def test_all_forms_of_the_convolution_are_one(size, missing):
+    """The CPU's form, and its form for tiny frames, against XLA's direct one.
+
+    With two, one and none of the frames before the first ones missing.
+    """
     rng = np.random.default_rng(0)
+    t, h, w = size
     x, kernel, weight = (
         jnp.asarray(rng.standard_normal(shape), jnp.float32)
-        for shape in ((2, *size, 4), (3, 3, 3, 4, 5), (2, *size, 5))
+        for shape in (
+            (2, t + 2 - missing, h, w, 4),
+            (3, 3, 3, 4, 5),
+            (2, *size, 5),
+        )
     )
 
     def graded(form):
         def loss(x, kernel):
-            y = form(x, kernel)
+            y = form(x, kernel, missing=missing)
             return jnp.sum(y * weight), y
 
         return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, kernel)
