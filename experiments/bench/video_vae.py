@@ -38,9 +38,8 @@ THREADS = len(os.sched_getaffinity(0))
 TOLERANCE = {"encode": 1e-5, "decode": 1e-5, "train": 1e-4}
 
 
-def make(base_dim: int) -> tuple[video_vae.Config, dict]:
-    """A config and random parameters, none of them at zero as some begin."""
-    config = dataclasses.replace(video_vae.WAN_2_1, base_dim=base_dim)
+def make(config: video_vae.Config) -> dict:
+    """Random parameters, none of them at zero as some begin."""
     rng = np.random.default_rng(0)
 
     def draw(path, shape):
@@ -50,7 +49,7 @@ def make(base_dim: int) -> tuple[video_vae.Config, dict]:
         return 0.1 * noise + ("scale" in jax.tree_util.keystr(path))
 
     shapes = exchange.VAE.shapes(config)
-    return config, jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def build(config: video_vae.Config, params: dict) -> video_vae.VideoVAE:
@@ -147,8 +146,8 @@ class Peer:
         return self
 
     def __exit__(self, *exception):
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:  # closes what was open, and waits
+            self._process.stdin.close()
 
 
 def seconds(operation: Callable) -> float:
@@ -167,14 +166,26 @@ def relative(a, b) -> float:
     return float(np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b))
 
 
-def compare(python: str, base_dim: int, size, repeat: int) -> dict[str, float]:
+def check(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    """Prints how far results are from the peer's.
+
+    Raises:
+      ValueError: one of them is too far.
+    """
+    for name, array in theirs.items():
+        error = relative(ours[name.removesuffix("_channels_last")], array)
+        print(f"{name}: relative error {error:.1e}")
+        if not error <= TOLERANCE.get(name, 1e-5):
+            raise ValueError(f"{name} differs from the peer's by {error:.1e}")
+
+
+def compare(python: str, config, size, repeat: int) -> dict[str, float]:
     """Times both in turns; returns how many times the peer's time is ours.
 
     Raises:
       ValueError: what they compute differs.
     """
-    config, params = make(base_dim)
-    inputs = make_inputs(config, size)
+    params, inputs = make(config), make_inputs(config, size)
     ours = our_operations(config, params, inputs)
     names = {"conv3d": ("conv3d", "conv3d_channels_last")}
     with tempfile.TemporaryDirectory() as folder:
@@ -183,11 +194,7 @@ def compare(python: str, base_dim: int, size, repeat: int) -> dict[str, float]:
             for name in ours:
                 for theirs in names.get(name, (name,)):
                     peer.ask(theirs)
-            for name, array in peer.results().items():
-                error = relative(results[name.removesuffix("_channels_last")], array)
-                print(f"{name}: relative error {error:.1e}")
-                if not error <= TOLERANCE.get(name, 1e-5):
-                    raise ValueError(f"{name} differs from the peer's by {error:.1e}")
+            check(results, peer.results())
             times = {}
             for turn in range(repeat):
                 for name, run in ours.items():
@@ -197,7 +204,7 @@ def compare(python: str, base_dim: int, size, repeat: int) -> dict[str, float]:
                     }
                     for label in list(calls)[:: 1 - 2 * (turn % 2)]:
                         times.setdefault(label, []).append(calls[label]())
-    return report(times, f"base_dim {base_dim}, {size}")
+    return report(times, f"base_dim {config.base_dim}, {size}")
 
 
 def report(times: dict[str, list[float]], label: str) -> dict[str, float]:
@@ -213,10 +220,10 @@ def report(times: dict[str, list[float]], label: str) -> dict[str, float]:
     return ratios
 
 
-def stream(base_dim: int, size, repeat: int, chunks=(1, 2, 4, 8)) -> None:
+def stream(config, size, repeat: int, chunks=(1, 2, 4, 8)) -> None:
     """Times encoding and decoding in chunks of several sizes against one pass."""
-    config, params = make(base_dim)
-    vae, inputs = build(config, params), make_inputs(config, size)
+    params, inputs = make(config), make_inputs(config, size)
+    vae = build(config, params)
     ours = our_operations(config, params, inputs)
     ways = {("encode", 0): ours["encode"], ("decode", 0): ours["decode"]}
 
@@ -236,14 +243,13 @@ def stream(base_dim: int, size, repeat: int, chunks=(1, 2, 4, 8)) -> None:
         print(f"{name} {what}: {describe(found[1:])}, {share:.3f} of one pass")
 
 
-def minute(base_dim: int, num_frames: int, size, chunk: int, bound: float) -> None:
+def minute(config, num_frames: int, size, chunk: int, bound: float) -> None:
     """Decodes a long video frame by frame and checks what memory it took.
 
     Raises:
       ValueError: more than `bound` bytes of anonymous memory beyond the start.
     """
-    config, params = make(base_dim)
-    vae = build(config, params)
+    vae = build(config, make(config))
     t, h, w, c = config.latent_shape(num_frames, *size)
     rng = np.random.default_rng(2)
     latents = (rng.standard_normal((1, 1, h, w, c), np.float32) for _ in range(t))
@@ -276,16 +282,17 @@ def main(argv: list[str] | None = None) -> None:
     default = os.environ.get("SORA_PEERS_PYTHON", ROOT / ".peers" / "bin" / "python")
     parser.add_argument("--peer", default=str(default))
     options = parser.parse_args(argv)
+    config = dataclasses.replace(video_vae.WAN_2_1, base_dim=options.base_dim)
     size = tuple(map(int, options.video.split("x")))
     print(f"{THREADS} cores, load {os.getloadavg()[0]:.1f}")
     if options.minute:
         frame = tuple(map(int, options.size.split("x")))
         count, chunk = options.num_frames, options.chunk
-        minute(options.base_dim, count, frame, chunk, options.bound)
+        minute(config, count, frame, chunk, options.bound)
     elif options.stream:
-        stream(options.base_dim, size, options.repeat)
+        stream(config, size, options.repeat)
     else:
-        compare(options.peer, options.base_dim, size, options.repeat)
+        compare(options.peer, config, size, options.repeat)
     print(f"load {os.getloadavg()[0]:.1f}")
 
 
