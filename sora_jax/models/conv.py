@@ -2,9 +2,9 @@
 
 A 3D convolution has one meaning and several forms. XLA's direct form is right on TPU
 and GPU; its CPU form is three to six times slower than one 2D convolution for each time
-tap, and slower still on frames of two pixels, where patches times a matrix win. The form
-is chosen when the program is lowered, so compiling for a TPU on a CPU host gets the
-TPU's.
+tap, and slower still on frames of two pixels, where patches times a matrix win. Pairs of
+frames need two thirds of those 2D convolutions. The form is chosen when the program is
+lowered, so compiling for a TPU on a CPU host gets the TPU's.
 
 Activations keep the layout of their batch axis, and of height and width. Where those
 two are split, XLA's partitioner runs the operation: devices exchange the rows at their
@@ -152,7 +152,32 @@ def _shift(x_bthwc: jax.Array, front: int, behind: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv_taps(x_bthwc: jax.Array, kernel_thwio: jax.Array, missing: int) -> jax.Array:
-    return _sum_taps(x_bthwc, kernel_thwio, missing, conv2d)
+    return _by_pairs(x_bthwc, kernel_thwio, missing)
+
+
+def _by_pairs(x_bthwc: jax.Array, kernel_thwio: jax.Array, missing: int) -> jax.Array:
+    """Two frames from four convolutions, where their taps would take six.
+
+    F(2, 3) of arXiv 1509.09308, section 4.1, over time. No frame is computed from a
+    later one. In half precision the sums of frames would cost accuracy.
+    """
+    kt, t = len(kernel_thwio), x_bthwc.shape[1] - len(kernel_thwio) + 1 + missing
+    if kt != 3 or t < 2 or x_bthwc.dtype != jnp.float32:
+        return _sum_taps(x_bthwc, kernel_thwio, missing, conv2d)
+    alone = t % 2  # the first frame, where their number is odd
+    x = _shift(x_bthwc, missing, 0)
+    x0, x1, x2, x3 = (x[:, alone + i : i + t - 1 : 2] for i in range(4))
+    k0, k1, k2 = kernel_thwio
+    y0 = conv2d(x0 - x2, k0)
+    y1 = conv2d(x1 + x2, (k0 + k1 + k2) / 2)
+    y2 = conv2d(x2 - x1, (k0 - k1 + k2) / 2)
+    y3 = conv2d(x1 - x3, k2)
+    pairs = jnp.stack([y0 + y1 + y2, y1 - y2 - y3], axis=2)
+    pairs = reshape(pairs, len(pairs), t - alone, *pairs.shape[3:])
+    if not alone:
+        return pairs
+    first = _sum_taps(x_bthwc[:, : kt - missing], kernel_thwio, missing, conv2d)
+    return jnp.concatenate([first, pairs], axis=1)
 
 
 def _conv_taps_forward(x_bthwc, kernel_thwio, missing):
@@ -167,12 +192,14 @@ def _conv_taps_backward(missing, saved, dy_bthwo):
     t, h = x_bthwc.shape[1:3]
     reads = _reads(kt, t, missing)
     turned = kernel_thwio[:, ::-1, ::-1].swapaxes(-1, -2)
-    dx_bthwc, sent = 0, []
-    for tap, read, write in reads:
+    later = _shift(dy_bthwo, 0, len(reads) - 1)  # the same convolution, back in time
+    backwards = turned[kt - len(reads) :][::-1]
+    dx_bthwc = _by_pairs(later, backwards, kt - 1 - missing)
+    sent = []
+    for _, read, write in reads:
         dy = dy_bthwo[:, write:]
-        edges = read, t - read - dy.shape[1]  # frames that this tap does not read
-        dx_bthwc = dx_bthwc + _shift(conv2d(dy, turned[tap]), *edges)
-        sent.append(_shift(dy, *edges))
+        # What a tap read, in place; the others' frames are zero.
+        sent.append(_shift(dy, read, t - read - dy.shape[1]))
     sent_no = _voxels(jnp.concatenate(sent, axis=-1))
     rows = _patches(x_bthwc, 1, kw)  # a row of taps at once: wide enough for a product
     rows = jnp.pad(rows, ((0, 0), (0, 0), (kh // 2, kh // 2), (0, 0), (0, 0)))
