@@ -150,10 +150,16 @@ class Peer:
             self._process.stdin.close()
 
 
-def seconds(operation: Callable) -> float:
+def count(name: str) -> int:
+    """How often an operation is done before the clock is read."""
+    return 20 if name == "conv3d" else 1
+
+
+def seconds(operation: Callable, count: int = 1) -> float:
     began = time.perf_counter()
-    jax.block_until_ready(operation())
-    return time.perf_counter() - began
+    for _ in range(count):
+        jax.block_until_ready(operation())
+    return (time.perf_counter() - began) / count
 
 
 def describe(times: list[float]) -> str:
@@ -179,7 +185,7 @@ def check(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
             raise ValueError(f"{name} differs from the peer's by {error:.1e}")
 
 
-def compare(python: str, config, size, repeat: int) -> dict[str, float]:
+def compare(python: str, config, size, repeat: int, names=None) -> dict[str, float]:
     """Times both in turns; returns how many times the peer's time is ours.
 
     Raises:
@@ -187,20 +193,23 @@ def compare(python: str, config, size, repeat: int) -> dict[str, float]:
     """
     params, inputs = make(config), make_inputs(config, size)
     ours = our_operations(config, params, inputs)
-    names = {"conv3d": ("conv3d", "conv3d_channels_last")}
+    ours = {name: run for name, run in ours.items() if not names or name in names}
+    forms = {"conv3d": ("conv3d", "conv3d_channels_last")}
     with tempfile.TemporaryDirectory() as folder:
         with Peer(python, pathlib.Path(folder), config, params, inputs) as peer:
             results = {name: np.asarray(run()) for name, run in ours.items()}
             for name in ours:
-                for theirs in names.get(name, (name,)):
-                    peer.ask(theirs)
+                for theirs in forms.get(name, (name,)):
+                    peer.ask(f"{theirs} 1")
             check(results, peer.results())
             times = {}
             for turn in range(repeat):
                 for name, run in ours.items():
-                    calls = {name: lambda run=run: seconds(run)} | {
-                        f"their {theirs}": lambda theirs=theirs: float(peer.ask(theirs))
-                        for theirs in names.get(name, (name,))
+                    calls = {name: lambda n=count(name), run=run: seconds(run, n)} | {
+                        f"their {theirs}": (
+                            lambda line=f"{theirs} {count(name)}": float(peer.ask(line))
+                        )
+                        for theirs in forms.get(name, (name,))
                     }
                     for label in list(calls)[:: 1 - 2 * (turn % 2)]:
                         times.setdefault(label, []).append(calls[label]())
@@ -273,6 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--base_dim", type=int, default=32)
     parser.add_argument("--video", default="17x128x128")
     parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--operations", help="encode,decode,train,conv3d")
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--minute", action="store_true")
     parser.add_argument("--num_frames", type=int, default=961)
@@ -292,7 +302,8 @@ def main(argv: list[str] | None = None) -> None:
     elif options.stream:
         stream(config, size, options.repeat)
     else:
-        compare(options.peer, config, size, options.repeat)
+        names = options.operations and options.operations.split(",")
+        compare(options.peer, config, size, options.repeat, names)
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

@@ -2,8 +2,8 @@
 
 Run by the peers' Python: `python timed_vae.py FOLDER THREADS`. FOLDER/config.json is
 the config of an AutoencoderKLWan and FOLDER/case.safetensors holds its weights
-(weight/) and inputs (in/). Each line of standard input names an operation; it is done
-once, and the seconds are written as a line. `save` writes what the operations gave to
+(weight/) and inputs (in/). Each line of standard input names an operation and how often
+it is done; the seconds for each time are written as a line. `save` writes what the operations gave to
 FOLDER/peer.safetensors.
 """
 
@@ -70,14 +70,15 @@ def main(folder: str, threads: str) -> None:
     folder, results = pathlib.Path(folder), {}
     operations = Operations(folder)
     for line in sys.stdin:
-        name = line.strip()
+        name, *count = line.split()
         if name == "save":
             save_file(results, folder / "peer.safetensors")
             print("saved", flush=True)
             continue
         began = time.perf_counter()
-        result = getattr(operations, name)()
-        seconds = time.perf_counter() - began
+        for _ in range(int(count[0])):
+            result = getattr(operations, name)()
+        seconds = (time.perf_counter() - began) / int(count[0])
         results.setdefault(name, result.contiguous().clone())
         print(seconds, flush=True)
 
