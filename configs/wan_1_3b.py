@@ -5,8 +5,8 @@
     python -m sora_jax.train --config=configs/wan_1_3b.py --workdir=runs/tuned \
         --config.data.latents=latents --init Wan2.1-T2V-1.3B-Diffusers
 
-From scratch `init` names a text encoder all the same: a run of objective text_encoder
-(`text.encoder`). Other sizes of Wan are children of this one.
+From scratch, `--config.text.encoder=Wan2.1-T2V-1.3B-Diffusers` takes the place of
+`--init`. Other sizes of Wan are children of this one.
 """
 
 from configs import base
@@ -20,7 +20,8 @@ def get_config():
     c.text.length = 512
     c.text.clean = True
     c.text.frozen = True
-    c.text.tiers.short, c.text.tiers.medium, c.text.tiers.dense = 0.1, 0.2, 0.7
+    tiers = c.text.tiers
+    tiers.alt, tiers.short, tiers.medium, tiers.dense = 0.1, 0.1, 0.2, 0.6
 
     dit = c.model.dit
     dit.in_channels = dit.out_channels = 16

@@ -4,7 +4,7 @@
         --config.data.latents=latents --init Wan2.2-T2V-A14B-Diffusers/transformer
     python -m sora_jax.train --config=configs/wan_a14b.py --workdir=runs/low \
         --config.data.latents=latents --init Wan2.2-T2V-A14B-Diffusers/transformer_2 \
-        --config.noise.levels="(0.0, 0.875)"
+        --config.noise.levels="(0.0,0.875)"
     python -m sora_jax.convert --from runs/high --expert_2 runs/low --boundary 0.875 \
         --to tuned --license apache-2.0
 """

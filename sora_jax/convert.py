@@ -11,6 +11,7 @@ other side cannot express is named, and nothing is written.
 """
 
 import pathlib
+import shutil
 
 import jax
 from absl import app, flags, logging
@@ -23,7 +24,7 @@ from sora_jax.training import pretrained
 FLAGS = flags.FLAGS
 flags.DEFINE_string("from", None, "Run, or folder in diffusers' layout.", required=True)
 flags.DEFINE_string("to", None, "The folder to write.", required=True)
-flags.DEFINE_string("dtype", None, "Of a run's weights: float32 or bfloat16.")
+flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of the run's weights.")
 flags.DEFINE_string("mesh", "fsdp=-1", "Devices that the weights pass through.")
 flags.DEFINE_string(
     "expert_2", None, "Run of the expert for levels below --boundary, beside --from."
@@ -55,11 +56,12 @@ def to_diffusers(source: pathlib.Path, target: pathlib.Path) -> None:
             "give --license, the hub's name of the licence under which the weights may "
             "be used, such as apache-2.0"
         )
-    pipe = pipeline.Pipeline.from_pretrained(source)
     if (FLAGS.expert_2 is None) != (FLAGS.boundary is None):
         raise ValueError("--expert_2 and --boundary go together")
+    load = pipeline.Pipeline.from_pretrained
+    pipe = load(source, keep_text_encoder=False)
     if FLAGS.expert_2:
-        other = pipeline.Pipeline.from_pretrained(FLAGS.expert_2)
+        other = load(FLAGS.expert_2, keep_text_encoder=False)
         pipe = pipe.with_expert(other, FLAGS.boundary)
     card = export.Card(
         license=FLAGS.license,
@@ -79,11 +81,22 @@ def run() -> None:
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: choose another folder")
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
-    if pretrained.is_folder(source):
-        refuse(_OF_RUNS, "for a folder in diffusers' layout, which becomes a run")
-        wan.to_run(pretrained.open_folder(source), target, FLAGS.dtype)
-    else:
-        to_diffusers(source, target)
+    # Under its own name only when it is whole; what an interruption left is made anew.
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        if pretrained.is_folder(source):
+            refuse(_OF_RUNS, "for a folder in diffusers' layout, which becomes a run")
+            wan.to_run(pretrained.open_folder(source), partial, FLAGS.dtype)
+        else:
+            to_diffusers(source, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        target.rmdir()
+    partial.rename(target)
     print(f"{target} written")
 
 

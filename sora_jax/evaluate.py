@@ -95,7 +95,9 @@ def from_model(clips: shards.Shards, tier: str) -> samples.Material:
         count * making["num_inference_steps"], "sample", "clip steps"
     ) as bar:
         for row, params, seed, chosen in jobs:
-            pipe = pipeline.Pipeline.from_run(dataclasses.replace(run, params=params))
+            if params is not run.params:
+                other = dataclasses.replace(run, params=params)
+                pipe = pipeline.Pipeline.from_run(other)
             videos[row] = rows.sample(
                 store, pipe, row, chosen, seed, progress=bar.update,
                 batch_size=FLAGS.batch_size, **asked,

@@ -63,6 +63,8 @@ def main(arguments):
         meshes.initialize()
         if c.objective not in jobs.JOBS:
             raise ValueError(f"objective {c.objective!r}; there are {[*jobs.JOBS]}")
+        if c.init and c.objective != "denoiser":
+            raise ValueError(f"init is for a denoiser; the objective is {c.objective}")
         mesh = meshes.make_mesh(dict(c.mesh))
         jax.set_mesh(mesh)
         run_folder.check(folder, c)

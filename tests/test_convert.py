@@ -86,6 +86,19 @@ def test_there_and_back_bit_for_bit(source, run, tmp_path):
     assert 'license: "apache-2.0"' in card and 'datasets: ["a/b", "c/d"]' in card
 
 
+def test_a_frozen_text_encoder_leaves_as_it_came(source, tmp_path):
+    """Its run computes in bfloat16; the files are the source's own."""
+    run, back = tmp_path / "run", tmp_path / "back"
+    job(source, run, dtype="bfloat16")
+    job(run, back, license="mit")
+    name = "model.safetensors"
+    before, after = (f / "text_encoder" / name for f in (source, back))
+    assert before.read_bytes() == after.read_bytes()
+    assert pipeline.Pipeline.from_pretrained(run).source["weights"] == (
+        pretrained.open_folder(source).digest()
+    )
+
+
 def test_weights_may_leave_narrower(source, tmp_path):
     target = tmp_path / "run"
     job(source, target, dtype="bfloat16")
@@ -104,6 +117,16 @@ def test_two_runs_become_two_experts(tmp_path):
         pretrained.write_component(folder / name, name, params, tiny_folder.DIT)
         runs.append(tmp_path / f"run{seed}")
         job(folder, runs[-1])
+    for run, levels in zip(runs, ("(0.9, 1.0)", "(0.0, 0.9)"), strict=True):
+        file = run / "config.py.txt"
+        text = file.read_text().replace("(0.0, 1.0)", levels)
+        file.write_text(text)
+    with pytest.raises(ValueError, match="one of two experts"):
+        pipeline.Pipeline.from_pretrained(runs[0])(**CALL)
+    with pytest.raises(SystemExit, match="one of two experts"):
+        job(runs[0], tmp_path / "alone", license="mit")
+    with pytest.raises(SystemExit, match="was trained on the levels"):
+        job(runs[1], tmp_path / "a", expert_2=runs[0], boundary=0.9, license="mit")
     both = tmp_path / "both"
     job(runs[0], both, expert_2=runs[1], boundary=0.9, license="mit")
     found = pretrained.open_folder(both)
@@ -124,7 +147,7 @@ def test_two_runs_become_two_experts(tmp_path):
 def test_flags_of_the_other_direction_are_refused(source, tmp_path, flags, message):
     with pytest.raises(SystemExit, match=message):
         job(source, tmp_path / "out", **flags)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())  # not even a part of it
 
 
 def test_what_is_no_model_is_refused(run, tmp_path):

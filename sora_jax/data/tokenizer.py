@@ -300,7 +300,7 @@ class JsonTokenizer(Tokenizer):
         self._processor.no_truncation()
         self._processor.no_padding()
         self.digest = hashlib.sha256(model).hexdigest()
-        self.vocab_size = self._processor.get_vocab_size()
+        self.vocab_size = 1 + max(self._processor.get_vocab().values())
         found = [self._processor.token_to_id(t) for t in ("<pad>", "</s>", "<unk>")]
         if None in found[:2]:
             raise ValueError(f"{name} has no <pad> or no </s>")

@@ -13,8 +13,7 @@ from sora_jax.generation import pipeline, runs, wan
 from sora_jax.generation import request as requests
 from sora_jax.models import dit as dits
 from sora_jax.models import video_vae
-from sora_jax.training import cost, pretrained
-from sora_jax.training import state as states
+from sora_jax.training import checkpoint, cost, pretrained
 
 _GIB = 2**30
 
@@ -34,23 +33,24 @@ def _look(folder: pathlib.Path) -> _Model:
         parts = found.components
         return _Model(
             wan.settings(found),
-            tokenizers.load(found.tokenizer, clean_texts=True),
+            wan.read_tokenizer(found),
             parts["transformer"].config,
             parts["vae"].config,
             {name: component.nbytes for name, component in parts.items()},
         )
     config = configs.read(folder)
     pieces = runs.tokenizer(folder, config)
-    shapes = runs.networks_of(config, pieces).abstract()
-    sizes = {name: 4 * states.count(shapes[name]) for name in shapes}
+    sizes = checkpoint.networks_in(folder)
+    vae = pretrained.open_component(folder / "vae", "vae")
     frozen = runs.frozen_text_encoder(folder, config, pieces)
     if frozen is not None:
         sizes["text_encoder"] = frozen.nbytes
+    sizes["vae"] = vae.nbytes
     return _Model(
         runs.settings(config),
         pieces,
         configs.build(dits.Config, config.model.dit, "model.dit"),
-        pretrained.open_component(folder / "vae", "vae").config,
+        vae.config,
         sizes,
     )
 

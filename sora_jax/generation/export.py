@@ -86,7 +86,7 @@ class Card:
 
 def write(
     folder: str | pathlib.Path,
-    networks: Mapping[str, nnx.Module],
+    networks: Mapping[str, nnx.Module | pretrained.Component],
     tokenizer: tokenizers.Tokenizer,
     settings: requests.Settings,
     source: Mapping,
@@ -96,7 +96,7 @@ def write(
 
     Args:
       folder: where to; it may not hold another model.
-      networks: by component: those of `pretrained.KINDS`.
+      networks: by component: those of `pretrained.KINDS`. Files are copied as they are.
       tokenizer: its file is copied.
       settings: for the scheduler, the boundary of two experts, and the card.
       source: where the weights come from.
@@ -111,6 +111,7 @@ def write(
     parameters = {
         name: nnx.to_pure_dict(nnx.state(network, nnx.Param))
         for name, network in networks.items()
+        if isinstance(network, nnx.Module)
     }
     beyond = [
         f"{pretrained.KINDS[name].peer.name}: {part}"
@@ -119,11 +120,20 @@ def write(
             params, networks[name].config
         )
     ]
+    beyond += [
+        f"{pretrained.KINDS[name].peer.name}: {part}"
+        for name, files in networks.items()
+        if name not in parameters
+        for part in files.kind.peer.inexpressible({}, files.config)
+    ]
     if beyond:
         raise ValueError(f"diffusers cannot express {'; '.join(beyond)}")
-    for name, params in parameters.items():
-        config = networks[name].config
-        pretrained.write_component(folder / name, name, params, config)
+    for name, network in networks.items():
+        if name not in parameters and not network.is_ours:
+            network.copy_to(folder / name)
+            continue
+        params = parameters[name] if name in parameters else network.load()
+        pretrained.write_component(folder / name, name, params, network.config)
     scheduler = _scheduler(settings)
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     tokenizer.save(folder / "tokenizer")

@@ -16,7 +16,6 @@ channels, l text tokens, d text width.
 
 import contextlib
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +28,8 @@ from flax import nnx
 import sora_jax
 from sora_jax.core import rng, sharding
 from sora_jax.data import tokenizer as tokenizers
-from sora_jax.diffusion import flow, guidance, known, samplers, timesteps
-from sora_jax.generation import export, placement, recipes, runs, tasks, wan
+from sora_jax.diffusion import flow, samplers, timesteps
+from sora_jax.generation import compiled, export, placement, recipes, runs, tasks, wan
 from sora_jax.generation import request as requests
 from sora_jax.models import dit as dits
 from sora_jax.models import text_encoder as text_encoders
@@ -59,68 +58,18 @@ class Output:
         recipes.save(self.frames[index], path, self.recipes[index])
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def _draw_noise(keys_b: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """One clip's noise for each key: the values do not depend on batch or mesh."""
-    noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys_b)
-    return sharding.reshard(noise, "batch", *(None,) * len(shape))
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _encode_text(graph, state, ids_bl, mask_bl) -> jax.Array:
-    return nnx.merge(graph, state)(ids_bl, mask_bl)
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _encode_video(graph, state, video_bthwc) -> jax.Array:
-    vae = nnx.merge(graph, state)
-    mean_bthwc, _ = vae.encode(video_bthwc)
-    return vae.normalize(mean_bthwc)
-
-
-@functools.partial(jax.jit, static_argnames="graph")
-def _decode_video(graph, state, latents_bthwc) -> jax.Array:
-    vae = nnx.merge(graph, state)
-    video_bthwc = vae.decode(vae.denormalize(latents_bthwc))
-    return jnp.clip(video_bthwc.astype(jnp.float32) / 2 + 0.5, 0, 1)
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "sampler", "guided"))
-def _denoise_chunk(
-    graph, state, x_bthwc, memory, steps, text, null, given, scale, fps, known_tau,
-    *, sampler: str, guided: bool,
-):  # fmt: skip
-    """Runs some solver steps; `given` is (known_bthw, values_bthwc) or None."""
-    dit = nnx.merge(graph, state)
-    known_bthw, values_bthwc = (None, None) if given is None else given
-    condition, empty = text | {"known": known_bthw}, null | {"known": known_bthw}
-
-    def velocity(x, level, condition):
-        tau_b = sharding.reshard(jnp.full(x.shape[:1], level), "batch")
-        is_known, levels_bk = condition["known"], tau_b[:, None]
-        if is_known is not None:
-            levels_bk, _ = known.levels(tau_b, is_known, known_tau)
-            is_known = is_known.astype(jnp.float32)
-        return dit.apply_video(
-            x, levels_bk, is_known, condition["states"], condition["mask"], fps
-        )
-
-    velocity = guidance.guided(velocity, condition, empty, scale if guided else 1)
-    return samplers.sample_chunk(
-        velocity, x_bthwc, memory, steps, known_bthw, values_bthwc, sampler
-    )
-
-
 class Pipeline:
     """Text to video and image to video with one denoiser, or with two experts.
 
     Args:
-      dit, text_encoder, vae: the networks, with their weights; or a function that
-        reads the text encoder, which is then held only while prompts are encoded.
+      dit, text_encoder, vae: the networks, with their weights; of the text encoder the
+        files will do, from which it is read.
       tokenizer: turns prompts into ids for the text encoder.
       settings: what a call uses where it says nothing.
       source: what is known of the weights' origin, written into every recipe.
       dit_2: the expert for levels below `settings.boundary`, of the same form.
+      keep_text_encoder: on the device; or else it is read from its files for the
+        prompts of each call, and freed before the first step.
 
     Where a mesh is set (`jax.set_mesh`), the weights are laid out on it, the clips of a
     batch are split over it, and calls must be made under the same mesh.
@@ -129,13 +78,13 @@ class Pipeline:
     def __init__(
         self,
         dit: dits.DiT,
-        text_encoder: text_encoders.TextEncoder
-        | Callable[[], text_encoders.TextEncoder],
+        text_encoder: text_encoders.TextEncoder | pretrained.Component,
         vae: video_vae.VideoVAE,
         tokenizer: tokenizers.Tokenizer,
         settings: requests.Settings,
         source: Mapping | None = None,
         dit_2: dits.DiT | None = None,
+        keep_text_encoder: bool = True,
     ):
         if (dit_2 is None) != (settings.boundary is None):
             raise ValueError("a second expert and settings.boundary go together")
@@ -143,9 +92,11 @@ class Pipeline:
         self.source = dict(source or {})
         self._dit, self._vae = placement.split(dit), placement.split(vae)
         self._dit_2 = None if dit_2 is None else placement.split(dit_2)
-        self._text_encoder, self._read_text_encoder = None, text_encoder
-        if isinstance(text_encoder, nnx.Module):
-            self._text_encoder = placement.split(text_encoder)
+        self._text_files, self._text_encoder = None, None
+        if isinstance(text_encoder, pretrained.Component):
+            self._text_files = text_encoder
+        if self._text_files is None or keep_text_encoder:
+            self._text_encoder = self._read_text_encoder(text_encoder)
         self._vae_config = vae.config
         self.strides = strides_of(vae.config, dit.config)
 
@@ -164,8 +115,7 @@ class Pipeline:
           dtype: of the weights and the arithmetic of the latter, but for the video VAE,
             which is float32; None: float32 on CPU, bfloat16 elsewhere. A run computes
             as its config says.
-          keep_text_encoder: on the device; or else an imported one is read from its
-            files for the prompts of each call, and freed before the first step.
+          keep_text_encoder: see `Pipeline`; one that was trained along is kept.
 
         Raises:
           FileNotFoundError, ValueError: it is neither, or it is damaged.
@@ -179,14 +129,17 @@ class Pipeline:
             )
         else:
             parts = runs.parts(runs.load(folder))
-        if keep_text_encoder and not isinstance(parts["text_encoder"], nnx.Module):
-            parts["text_encoder"] = parts["text_encoder"]()
-        return cls(**parts)
+        return cls(**parts, keep_text_encoder=keep_text_encoder)
 
     @classmethod
     def from_run(cls, run: checkpoint.LoadedRun) -> "Pipeline":
         """Makes the pipeline of a run; its parameters may be other than those saved."""
         return cls(**runs.parts(run))
+
+    @staticmethod
+    def _read_text_encoder(given: text_encoders.TextEncoder | pretrained.Component):
+        is_read = isinstance(given, nnx.Module)
+        return placement.split(given if is_read else given.module())
 
     def with_expert(self, other: "Pipeline", boundary: float) -> "Pipeline":
         """This pipeline with the denoiser of another for levels below `boundary`.
@@ -195,17 +148,31 @@ class Pipeline:
           ValueError: the two denoisers have other sizes, or one has two experts.
         """
         first, second = nnx.merge(*self._dit), nnx.merge(*other._dit)
-        if first.config != second.config or (self._dit_2 or other._dit_2):
-            raise ValueError("two experts are two single denoisers of the same config")
+        if self._dit_2 or other._dit_2:
+            raise ValueError("two experts are two single denoisers")
+        if differ := pretrained.difference(first.config, second.config):
+            raise ValueError(f"the experts differ in {'; '.join(differ)}")
+        if (self._vae_config, self.tokenizer.digest) != (
+            other._vae_config,
+            other.tokenizer.digest,
+        ):
+            raise ValueError("the experts have other video VAEs, or other tokenizers")
         if not 0 < boundary < 1:
             raise ValueError(f"boundary is a noise level in (0, 1), not {boundary}")
-        text_encoder = self._read_text_encoder
-        if self._text_encoder is not None:
-            text_encoder = nnx.merge(*self._text_encoder)
+        for pipe, wanted in ((self, (boundary, 1.0)), (other, (0.0, boundary))):
+            if pipe.settings.trained_levels not in (wanted, (0.0, 1.0)):
+                raise ValueError(
+                    f"{pipe.source.get('model')} was trained on the levels "
+                    f"{pipe.settings.trained_levels}, not on {wanted}"
+                )
+        settings = dataclasses.replace(
+            self.settings, boundary=boundary, trained_levels=(0.0, 1.0)
+        )
+        text = self._text_files or nnx.merge(*self._text_encoder)
+        source = self.source | {"expert_2": other.source}
         return Pipeline(
-            first, text_encoder, nnx.merge(*self._vae), self.tokenizer,
-            dataclasses.replace(self.settings, boundary=boundary),
-            self.source | {"expert_2": other.source}, second,
+            first, text, nnx.merge(*self._vae), self.tokenizer, settings, source, second,
+            keep_text_encoder=self._text_encoder is not None,
         )  # fmt: skip
 
     def save_pretrained(self, folder: str | pathlib.Path, card: export.Card) -> None:
@@ -214,15 +181,21 @@ class Pipeline:
         Raises:
           ValueError: what diffusers cannot express of this model, all of it by name.
         """
-        with self._holding_text_encoder():
-            parts = {"transformer": self._dit, "text_encoder": self._text_encoder}
-            parts |= {"vae": self._vae}
-            if self._dit_2 is not None:
-                parts["transformer_2"] = self._dit_2
-            networks = {name: nnx.merge(*part) for name, part in parts.items()}
-            export.write(
-                folder, networks, self.tokenizer, self.settings, self.source, card
-            )
+        if self.settings.trained_levels != (0.0, 1.0):
+            raise ValueError(self._half())
+        parts = {"transformer": self._dit, "vae": self._vae}
+        if self._dit_2 is not None:
+            parts["transformer_2"] = self._dit_2
+        networks = {name: nnx.merge(*part) for name, part in parts.items()}
+        networks["text_encoder"] = self._text_files or nnx.merge(*self._text_encoder)
+        export.write(folder, networks, self.tokenizer, self.settings, self.source, card)
+
+    def _half(self) -> str:
+        low, high = self.settings.trained_levels
+        return (
+            f"{self.source.get('model')} is one of two experts, trained on the levels "
+            f"from {low:g} to {high:g} alone: join both with `convert --expert_2`"
+        )
 
     def __call__(
         self,
@@ -309,6 +282,8 @@ class Pipeline:
 
     def check_inputs(self, **arguments) -> requests.Request:
         """Resolves and checks the arguments of a call, and computes nothing."""
+        if self.settings.trained_levels != (0.0, 1.0):
+            raise ValueError(self._half())
         request = requests.check(self.settings, self.strides, **arguments)
         for prompts in (request.prompts, request.negative_prompts):
             requests.check_lengths(
@@ -337,7 +312,7 @@ class Pipeline:
             texts = [texts[row] for row in rows]
             ids_bl, mask_bl = self.tokenizer.encode(texts, self.settings.text_length)
             ids_bl, mask_bl = map(placement.rows_to_device, (ids_bl, mask_bl))
-            states_bld = _encode_text(*self._text_encoder, ids_bl, mask_bl)
+            states_bld = compiled.encode_text(*self._text_encoder, ids_bl, mask_bl)
             return {"states": states_bld, "mask": mask_bl}
 
         with self._holding_text_encoder():
@@ -349,8 +324,7 @@ class Pipeline:
         if self._text_encoder is not None:
             yield
             return
-        module = self._read_text_encoder()
-        self._text_encoder = placement.split(module)
+        self._text_encoder = self._read_text_encoder(self._text_files)
         try:
             yield
         finally:
@@ -368,7 +342,7 @@ class Pipeline:
             noise_bthwc = placement.rows_to_device(noise_bcthw.transpose(0, 2, 3, 4, 1))
         else:
             keys = jnp.stack([rng.key(request.seeds[row], "noise") for row in rows])
-            noise_bthwc = _draw_noise(keys, (*grid, c))
+            noise_bthwc = compiled.draw_noise(keys, (*grid, c))
         if request.images is None:
             return noise_bthwc, tasks.text_to_video()
         pictures = [
@@ -376,7 +350,7 @@ class Pipeline:
             for row in rows
         ]
         video_b1hwc = placement.rows_to_device(np.stack(pictures)[:, None])
-        latents_b1hwc = _encode_video(*self._vae, video_b1hwc)
+        latents_b1hwc = compiled.encode_video(*self._vae, video_b1hwc)
         return noise_bthwc, tasks.image_to_video(latents_b1hwc, tuple(grid))
 
     def denoise(
@@ -405,7 +379,7 @@ class Pipeline:
         memory = samplers.start(x_bthwc, request.sampler)
         for network, scale, part in self._stages(request):
             for plan in samplers.chunks(part, chunk):
-                x_bthwc, memory = _denoise_chunk(
+                x_bthwc, memory = compiled.denoise_chunk(
                     *network, x_bthwc, memory, plan, text, null, held,
                     np.float32(scale), np.float32(request.fps),
                     np.float32(settings.known_tau), sampler=request.sampler,
@@ -466,7 +440,7 @@ class Pipeline:
 
     def decode_latents(self, latents_bthwc: jax.Array) -> jax.Array:
         """Decodes to video, float32 [b, t, h, w, 3] in [0, 1]."""
-        return _decode_video(*self._vae, latents_bthwc)
+        return compiled.decode_video(*self._vae, latents_bthwc)
 
     def _batches(self, request: requests.Request) -> Iterator[list[int]]:
         """Yields rows of the request, the last one repeated to fill the batch."""

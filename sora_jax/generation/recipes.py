@@ -14,7 +14,7 @@ from sora_jax.core import paths
 from sora_jax.data import video_io
 
 # What names the weights; the rest is what a call was asked for.
-WEIGHTS = ("config_digest", "step", "vae_digest", "weights")
+WEIGHTS = ("config_digest", "step", "vae_digest", "text_encoder_digest", "weights")
 ARGUMENTS = (
     "prompt", "negative_prompt", "seed", "num_frames", "height", "width", "fps",
     "num_inference_steps", "guidance_scale", "guidance_scale_2", "shift", "sampler",

@@ -26,7 +26,8 @@ class Settings:
 
     levels: "even" steps before the shift, or those of "diffusers"' schedulers. boundary:
     the level below which the second of two experts denoises, with guidance_scale_2.
-    takes_images: whether a picture can be given.
+    takes_images: whether a picture can be given. trained_levels: of the denoiser; one of
+    two experts makes no video alone.
     """
 
     num_frames: int
@@ -45,6 +46,7 @@ class Settings:
     boundary: float | None = None
     guidance_scale_2: float | None = None
     takes_images: bool = True
+    trained_levels: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ def settings(config: Mapping) -> requests.Settings:
         "text_length": config.text.length,
         "shift": config.noise.shift,
         "known_tau": config.known.known_tau,
+        "trained_levels": tuple(config.noise.get("levels", (0.0, 1.0))),
     }
     return configs.build(requests.Settings, sample, "sample")
 
@@ -68,17 +69,21 @@ def parts(run: checkpoint.LoadedRun) -> dict:
     config, folder = run.config, run.folder
     pieces = tokenizer(folder, config)
     made = networks_of(config, pieces).bind(run.params)
+    source = {
+        "model": folder.resolve().name,
+        "step": run.step,
+        "config_digest": configs.digest(config),
+        "vae_digest": checkpoint.weights_digest(folder / "vae"),
+    }
+    if "weights" in config:  # converted, not trained
+        source["weights"] = config.weights
     frozen = frozen_text_encoder(folder, config, pieces)
     if frozen is not None:
-        made["text_encoder"] = lambda: frozen.module(frozen.config.dtype)
+        made["text_encoder"] = frozen
+        source["text_encoder_digest"] = frozen.digest()
     return made | {
         "vae": latents.load_vae(folder / "vae").module(),
         "tokenizer": pieces,
         "settings": settings(config),
-        "source": {
-            "model": folder.resolve().name,
-            "step": run.step,
-            "config_digest": configs.digest(config),
-            "vae_digest": checkpoint.weights_digest(folder / "vae"),
-        },
+        "source": source,
     }

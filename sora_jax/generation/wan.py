@@ -10,7 +10,6 @@ import pathlib
 import jax
 import numpy as np
 
-from sora_jax.core import mesh as meshes
 from sora_jax.core import paths
 from sora_jax.data import tokenizer
 from sora_jax.generation import request
@@ -46,20 +45,32 @@ def settings(folder: pretrained.Folder) -> request.Settings:
     )
 
 
+def read_tokenizer(folder: pretrained.Folder) -> tokenizer.Tokenizer:
+    """The folder's tokenizer; ValueError where the text encoder lacks some of its ids."""
+    pieces = tokenizer.load(folder.tokenizer, clean_texts=True)
+    table = folder.components["text_encoder"].config.vocab_size
+    if pieces.vocab_size > table:
+        raise ValueError(
+            f"{folder.tokenizer} has {pieces.vocab_size} pieces, but the text encoder "
+            f"knows {table}"
+        )
+    return pieces
+
+
 def parts(folder: pretrained.Folder, dtype: str | None) -> dict:
     """The arguments of the pipeline of a folder; see `Pipeline.from_pretrained`."""
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     made = {
-        ours: folder.components[name].module(dtype)
+        ours: folder.components[name].computing(dtype).module()
         for name, ours in (("transformer", "dit"), ("transformer_2", "dit_2"))
         if name in folder.components
     }
     return made | {
-        "text_encoder": lambda: folder.components["text_encoder"].module(dtype),
+        "text_encoder": folder.components["text_encoder"].computing(dtype),
         # Decoding in less than float32 shows, and is a small part of the work.
-        "vae": folder.components["vae"].module("float32"),
-        "tokenizer": tokenizer.load(folder.tokenizer, clean_texts=True),
+        "vae": folder.components["vae"].computing("float32").module(),
+        "tokenizer": read_tokenizer(folder),
         "settings": settings(folder),
         "source": {"model": folder.path.resolve().name, "weights": folder.digest()},
     }
@@ -67,11 +78,13 @@ def parts(folder: pretrained.Folder, dtype: str | None) -> dict:
 
 def run_config(folder: pretrained.Folder, dtype: str) -> dict:
     """The config of the run that a folder becomes: what is needed to use it."""
+    read_tokenizer(folder)
     text = dataclasses.asdict(folder.components["text_encoder"].config)
     sample = dataclasses.asdict(settings(folder))
     del text["dim"]  # the denoiser's text_dim
-    length, shift, known_tau = (
-        sample.pop(name) for name in ("text_length", "shift", "known_tau")
+    length, shift, known_tau, levels = (
+        sample.pop(name)
+        for name in ("text_length", "shift", "known_tau", "trained_levels")
     )
     transformer = dataclasses.asdict(folder.components["transformer"].config)
     return {
@@ -81,9 +94,10 @@ def run_config(folder: pretrained.Folder, dtype: str) -> dict:
             "text_encoder": text | {"dtype": dtype},
         },
         "text": {"length": length, "clean": True, "frozen": True},
-        "noise": {"shift": shift},
+        "noise": {"shift": shift, "levels": levels},
         "known": {"known_tau": known_tau},
         "sample": sample,
+        "weights": folder.digest(),  # what they are; no run of it trained them
     }
 
 
@@ -103,8 +117,8 @@ def to_run(
     """
     if dtype is None:
         stored = {v.dtype for v in folder.components["transformer"].tensors.values()}
-        narrow = any(kind != np.float32 for kind in stored)
-        dtype = "bfloat16" if narrow else "float32"
+        dtype = "float32" if stored == {np.dtype(np.float32)} else "bfloat16"
+    config = run_config(folder, dtype)
     names = {"transformer": "dit", "transformer_2": "dit_2"}
     params = {
         ours: folder.components[name].load(dtype)
@@ -112,10 +126,8 @@ def to_run(
         if name in folder.components
     }
     checkpoint.save_run(target, params)
-    if jax.process_index() == 0:
-        for name in ("text_encoder", "vae"):
-            folder.components[name].copy_to(target / name)
-        file = folder.tokenizer
-        paths.copy_atomically(file, target / f"tokenizer{file.suffix}")
-    meshes.barrier("components")
-    run_folder.claim(target, run_config(folder, dtype))
+    for name in ("text_encoder", "vae"):
+        folder.components[name].copy_to(target / name)
+    file = folder.tokenizer
+    paths.copy_atomically(file, target / f"tokenizer{file.suffix}")
+    run_folder.claim(target, config)

@@ -10,6 +10,7 @@ stacked on a leading axis here and numbered there.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -62,6 +63,22 @@ class Entry:
 
     def restore(self, array: Any, shape: tuple[int, ...]) -> np.ndarray:
         return self.view(np.asarray(array, np.float32), shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """An array of ours that becomes theirs when numpy asks for it."""
+
+    entry: Entry
+    array: Any
+
+    @property
+    def nbytes(self) -> int:
+        shape = self.entry.turned(self.array.shape)
+        return math.prod(shape) * self.array.dtype.itemsize
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.entry.export(self.array), dtype, copy=copy)
 
 
 def _linear(theirs: str, ours: str, bias: bool = True, **where) -> Iterator[Entry]:
@@ -268,8 +285,13 @@ class Peer:
         missing, unexpected = set(expected) - set(flat), set(flat) - set(expected)
         _check(f"weights of {self.name}", wrong, missing, unexpected)
 
-    def export(self, params: Tree, config: Any) -> Flat:
+    def export(self, params: Tree, config: Any, lazily: bool = False) -> Flat:
         """Returns our parameters as theirs.
+
+        Args:
+          params: ours.
+          config: their network's.
+          lazily: return `Exported`, so that one array after the other is turned.
 
         Raises:
           ValueError: they do not fit the config, or ours does what the peer cannot; all
@@ -286,6 +308,8 @@ class Peer:
         _check(
             f"parameters for {self.name}", {}, places - set(kept), set(kept) - places
         )
+        if lazily:
+            return {e.theirs: Exported(e, kept[e.ours]) for e in entries}
         return {entry.theirs: entry.export(kept[entry.ours]) for entry in entries}
 
     def restore(self, flat: Mapping[str, Any], config: Any) -> Tree:

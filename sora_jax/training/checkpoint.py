@@ -5,9 +5,11 @@ A component folder (`vae/` in a denoiser's run, an exported model) holds
 `config.json` and `weights.safetensors`: numbers and literals only, no code.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 
@@ -178,6 +180,23 @@ def has_any(folder: str | pathlib.Path) -> bool:
     return any(step.name.isdigit() for step in steps)
 
 
+def networks_in(folder: str | pathlib.Path) -> dict[str, int]:
+    """The networks whose averaged weights a run's newest checkpoint holds: bytes each.
+
+    Raises:
+      FileNotFoundError: the folder holds no finished checkpoint.
+    """
+    with _reader(pathlib.Path(folder)) as (reader, step):
+        found = reader.checkpointables_metadata(step).metadata["state"]["ema"]
+    return {
+        name: sum(
+            math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+            for leaf in jax.tree.leaves(found[name])
+        )
+        for name in found
+    }
+
+
 def load_run(
     folder: str | pathlib.Path,
     *,
@@ -218,6 +237,21 @@ def read_state(folder: str | pathlib.Path, step: int | None = None) -> dict:
     return _read(pathlib.Path(folder), step)[1]
 
 
+@contextlib.contextmanager
+def _reader(folder: pathlib.Path):
+    """Yields what reads a run's checkpoints, or parts of them, and the newest step."""
+    checkpoints = (folder / "checkpoints").absolute()
+    missing = f"{folder} holds no checkpoint yet: train it first"
+    if not checkpoints.is_dir():
+        raise FileNotFoundError(missing)
+    context = orbax.Context()
+    context.pytree.loading.partial_load = True
+    with context, orbax.training.Checkpointer(checkpoints) as reader:
+        if reader.latest is None:
+            raise FileNotFoundError(missing)
+        yield reader, reader.latest.step
+
+
 def _read(
     folder: pathlib.Path,
     step: int | None,
@@ -225,16 +259,8 @@ def _read(
     layouts: Mapping | None = None,
 ) -> tuple[int, dict]:
     """Reads a state, or one part of it and nothing else; on the host without layouts."""
-    checkpoints = (folder / "checkpoints").absolute()
-    if not checkpoints.is_dir():
-        raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
-    context = orbax.Context()
-    context.pytree.loading.partial_load = True
-    with context, orbax.training.Checkpointer(checkpoints) as reader:
-        newest = reader.latest
-        if newest is None:
-            raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
-        step = newest.step if step is None else step
+    with _reader(folder) as (reader, newest):
+        step = newest if step is None else step
         found = reader.checkpointables_metadata(step).metadata["state"]
         if part is not None:
             found = {part: found[part]}

@@ -1,7 +1,8 @@
 """What a denoiser's run begins with: a trained text encoder, or a whole trained model.
 
 A text encoder that is not trained along (`text.frozen`) is copied into the run folder
-once, as the video VAE is, and read from there; the checkpoints do not hold it.
+once, as the video VAE is, and read from there; the checkpoints do not hold it. Nothing
+is copied before everything was found to fit (`Initial.keep`).
 """
 
 import dataclasses
@@ -9,21 +10,30 @@ import pathlib
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
+from sora_jax.core import trees
 from sora_jax.data import tokenizer
-from sora_jax.models import text_encoder
+from sora_jax.models import exchange, text_encoder
 from sora_jax.training import checkpoint, objectives, pretrained, run_folder
 from sora_jax.training import state as states
+
+Read = Callable[[], Mapping[str, states.Params]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
-    """The tokenizer, and what reads the weights by network when they are asked for."""
+    """What a new run begins with.
+
+    pieces: the tokenizer. params: reads the weights by network. keep: copies into the
+    run folder what the run needs of others.
+    """
 
     pieces: tokenizer.Tokenizer
-    params: Callable[[], Mapping[str, states.Params]] = dict
+    params: Read = dict
+    keep: Callable[[], None] = lambda: None
 
 
 def fixed(c, folder: pathlib.Path, config: text_encoder.Config) -> dict:
@@ -35,7 +45,9 @@ def fixed(c, folder: pathlib.Path, config: text_encoder.Config) -> dict:
 
 
 def from_text_encoder(c, folder: pathlib.Path) -> Initial:
-    """Begins with another run's text encoder and tokenizer (`text.encoder`).
+    """Begins with a text encoder and its tokenizer (`text.encoder`).
+
+    It is that of a run of objective text_encoder, or of a folder in diffusers' layout.
 
     Raises:
       FileNotFoundError, ValueError: there is none, or another than the config's.
@@ -45,11 +57,14 @@ def from_text_encoder(c, folder: pathlib.Path) -> Initial:
         component = pretrained.open_component(given / "text_encoder", "text_encoder")
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"text.encoder {given} is no finished run of objective text_encoder: {error}"
+            f"text.encoder {given} is no finished run of objective text_encoder, and no "
+            f"folder in diffusers' layout: {error}"
         ) from None
-    pieces = _keep_tokenizer(c, folder, given)
+    file, pieces = _tokenizer(c, given)
     _, config = objectives.denoiser_configs(c, pieces.vocab_size)
-    return Initial(pieces, _take_text_encoder(c, folder, component.fitted(config)))
+    component = component.fitted(config)
+    read = dict if c.text.frozen else lambda: {"text_encoder": component.load()}
+    return Initial(pieces, read, _keeper(c, folder, file, component))
 
 
 def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
@@ -68,94 +83,128 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
         raise ValueError("init brings a text encoder: leave text.encoder empty")
     given = pathlib.Path(c.init)
     if (given / "config.py.txt").is_file():
-        return _from_run(c, folder, given)
-    source, name = _find_transformer(given)
-    _check_vae(source, vae)
-    pieces = _keep_tokenizer(c, folder, source.path / "tokenizer")
+        return _from_run(c, folder, given, vae)
+    source, name = _find_transformer(c, given)
+    _check_vae(source.components["vae"], vae)
+    file, pieces = _tokenizer(c, source.path)
     dit_config, text_config = objectives.denoiser_configs(c, pieces.vocab_size)
     transformer = source.components[name].fitted(dit_config)
     text = source.components["text_encoder"].fitted(text_config)
-    read_text = _take_text_encoder(c, folder, text)
-    return Initial(pieces, lambda: {"dit": transformer.load()} | read_text())
+
+    def read():
+        params = {"dit": transformer.load()}
+        return params if c.text.frozen else params | {"text_encoder": text.load()}
+
+    return Initial(pieces, read, _keeper(c, folder, file, text))
 
 
-def _find_transformer(given: pathlib.Path) -> tuple[pretrained.Folder, str]:
+def _find_transformer(c, given: pathlib.Path) -> tuple[pretrained.Folder, str]:
     """`FOLDER`, or `FOLDER/transformer_2` for one of two experts."""
+    name = "transformer"
     if given.name in ("transformer", "transformer_2"):
-        if pretrained.is_folder(given.parent):
-            return pretrained.open_folder(given.parent), given.name
+        given, name = given.parent, given.name
     if not pretrained.is_folder(given):
         raise FileNotFoundError(
             f"init {given} is no run, and no folder with a model_index.json"
         )
     source = pretrained.open_folder(given)
-    if source.boundary is not None:
+    if source.boundary is None:
+        if name == "transformer_2":
+            raise ValueError(f"init {given} has one transformer, and no transformer_2")
+        return source, name
+    low, high = c.noise.levels
+    wanted = (0.0, source.boundary) if name[-1] == "2" else (source.boundary, 1.0)
+    if pathlib.Path(c.init).name != name or (low, high) != wanted:
         raise ValueError(
             f"init {given} has two experts, and a run trains one: name "
-            f"{given}/transformer, for noise.levels ({source.boundary:g}, 1.0), or "
-            f"{given}/transformer_2, for (0.0, {source.boundary:g})"
+            f"{given}/transformer with noise.levels ({source.boundary:g}, 1.0), or "
+            f"{given}/transformer_2 with (0.0, {source.boundary:g})"
         )
-    return source, "transformer"
+    return source, name
 
 
-def _check_vae(source: pretrained.Folder, vae: pathlib.Path) -> None:
-    used = pretrained.open_component(vae, "vae").config
-    own = dataclasses.replace(source.components["vae"].config, dtype=used.dtype)
-    if used != own:
+def _check_vae(own: pretrained.Component, vae: pathlib.Path) -> None:
+    used = pretrained.open_component(vae, "vae")
+    if pretrained.difference(used.config, own.config):
         raise ValueError(
-            f"the latents were made by another video VAE than that of {source.path}: "
-            f"prepare them with --vae {source.path}"
+            f"the latents were made by another video VAE than {own.folder}: prepare "
+            f"them with --vae {own.folder}"
         )
 
 
-def _from_run(c, folder: pathlib.Path, given: pathlib.Path) -> Initial:
+def _from_run(c, folder: pathlib.Path, given: pathlib.Path, vae: pathlib.Path):
     other = configs.read(given)
-    pieces = _keep_tokenizer(c, folder, given)
+    if other.objective != "denoiser" or not checkpoint.has_any(given):
+        raise ValueError(f"init {given} is no run of a denoiser with a checkpoint")
+    if other.sample.get("boundary") is not None:
+        raise ValueError(
+            f"init {given} has two experts, and a run trains one: name one of the "
+            "folder in diffusers' layout"
+        )
+    if bool(other.text.get("frozen")) != c.text.frozen:
+        raise ValueError(
+            f"text.frozen is {c.text.frozen}, but it was another for {given}: keep it"
+        )
+    _check_vae(pretrained.open_component(given / "vae", "vae"), vae)
+    file, pieces = _tokenizer(c, given)
     wanted = objectives.denoiser_configs(c, pieces.vocab_size)
     found = objectives.denoiser_configs(other, pieces.vocab_size)
+    # What is not there yet is zero at first, as where a peer's weights are read.
+    added = [n for n in exchange.TRANSFORMER.added if not getattr(found[0], n)]
     for theirs, ours in zip(found, wanted, strict=True):
-        if differ := pretrained.difference(theirs, ours):
+        if differ := pretrained.difference(theirs, ours, added):
             raise ValueError(
                 f"a network of {given} is another than the config's: {'; '.join(differ)}"
             )
-    networks = objectives.denoiser_networks(*wanted)
-    if not other.text.get("frozen"):
-        if c.text.frozen:
+    text = None
+    if c.text.frozen:
+        folder_of_text = given / "text_encoder"
+        text = pretrained.open_component(folder_of_text, "text_encoder")
+        text = text.fitted(wanted[1])
+    networks = (objectives.denoiser_networks(*sizes) for sizes in (found, wanted))
+    read = _reader(given, *networks)
+    return Initial(pieces, read, _keeper(c, folder, file, text))
+
+
+def _reader(given: pathlib.Path, found: states.Networks, wanted: states.Networks):
+    """Reads a run's weights; those of `wanted` that it lacks are zeros."""
+
+    def read():
+        held = checkpoint.networks_in(given)
+        layouts = {n: found.layouts()[n] for n in held}
+        flat = trees.flatten(checkpoint.load_run(given, layouts=layouts).params)
+        like = {n: wanted.abstract()[n] for n in held}
+        places = trees.flatten({n: wanted.layouts()[n] for n in held})
+
+        def one(path, leaf):
+            if path in flat:
+                return flat[path]
+            return jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), places[path])
+
+        return trees.map_paths(one, like)
+
+    return read
+
+
+def _keeper(c, folder: pathlib.Path, file: pathlib.Path, text) -> Callable[[], None]:
+    """What copies the tokenizer, and the text encoder if it is frozen."""
+
+    def keep():
+        run_folder.keep(folder, f"tokenizer{file.suffix}", file)
+        target = folder / "text_encoder"
+        begun = run_folder.is_claimed(folder) and (target / "config.json").is_file()
+        if c.text.frozen and jax.process_index() == 0 and not begun:
+            text.copy_to(target)
+        meshes.barrier("text encoder")
+        if (found := tokenizer.find(folder)).suffix != file.suffix:
             raise ValueError(
-                f"text.frozen is set, but {given} trained its text encoder along: "
-                "leave it unset here too"
+                f"{found} is of another model: remove it, or choose another --workdir"
             )
 
-        def read():
-            return checkpoint.load_run(given, layouts=networks.layouts()).params
-
-        return Initial(pieces, read)
-    component = pretrained.open_component(given / "text_encoder", "text_encoder")
-    read_text = _take_text_encoder(c, folder, component.fitted(wanted[1]))
-
-    def read_dit():
-        layouts = {"dit": networks.layouts()["dit"]}
-        return checkpoint.load_run(given, layouts=layouts).params | read_text()
-
-    return Initial(pieces, read_dit)
+    return keep
 
 
-def _take_text_encoder(
-    c, folder: pathlib.Path, component: pretrained.Component
-) -> Callable[[], Mapping[str, states.Params]]:
-    """Copies it into the run if it is frozen; returns what reads it if it is trained."""
-    if not c.text.frozen:
-        return lambda: {"text_encoder": component.load()}
-    target = folder / "text_encoder"
-    begun = run_folder.is_claimed(folder) and (target / "config.json").is_file()
-    if jax.process_index() == 0 and not begun:
-        component.copy_to(target)
-    meshes.barrier("text encoder")
-    return dict
-
-
-def _keep_tokenizer(c, folder: pathlib.Path, given: pathlib.Path):
-    file = tokenizer.find(given)
-    run_folder.keep(folder, "tokenizer" + file.suffix, file)
-    meshes.barrier("tokenizer")
-    return tokenizer.load(folder, c.text.clean)
+def _tokenizer(c, given: pathlib.Path) -> tuple[pathlib.Path, tokenizer.Tokenizer]:
+    inner = given / "tokenizer"
+    file = tokenizer.find(inner if inner.is_dir() else given)
+    return file, tokenizer.load(file, c.text.clean)

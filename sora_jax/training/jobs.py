@@ -101,9 +101,7 @@ def text_encoder(c, folder: pathlib.Path, mesh) -> Job:
     write = captions.CaptionSampler({c.text.target: 1.0})
     read.check(source.manifest["captions"], "text.tiers")
     write.check(source.manifest["captions"], "text.target")
-    pieces = _tokenizer(
-        folder, source, read.probabilities | write.probabilities, c.text.vocab_size
-    )
+    pieces = _tokenizer(c, folder, source, read.probabilities | write.probabilities)
     target_length = c.text.target_length
     if read.probabilities.keys() == write.probabilities.keys():
         # The same text again: what was cut off of it cannot be written.
@@ -132,14 +130,17 @@ def _latents(c) -> cache.Latents:
     return cache.open_latents(_given(c.data.latents, "data.latents", what))
 
 
-def _tokenizer(folder, source, tiers, vocab_size: int) -> tokenizer.Tokenizer:
+def _tokenizer(c, folder, source, tiers) -> tokenizer.Tokenizer:
     """The run's tokenizer, trained on the captions of those tiers where it is new."""
     spiece = folder / "tokenizer.model"
     begun = run_folder.is_claimed(folder) and spiece.is_file()
     if jax.process_index() == 0 and not begun:
-        tokenizer.train(source.all_captions(tiers), spiece, vocab_size)
+        texts = source.all_captions(tiers)
+        if c.text.clean:
+            texts = map(tokenizer.clean, texts)
+        tokenizer.train(texts, spiece, c.text.vocab_size)
     meshes.barrier("tokenizer")
-    return tokenizer.Tokenizer(spiece)
+    return tokenizer.Tokenizer(spiece, c.text.clean)
 
 
 def denoiser(c, folder: pathlib.Path, mesh) -> Job:
@@ -162,8 +163,6 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     sampler.check(source.manifest["captions"], "text.tiers")
     begun = _begin(c, folder, source, sampler.probabilities)
     pieces = begun.pieces
-    for file in pretrained.open_component(source.folder / "vae", "vae").files:
-        run_folder.keep(folder, f"vae/{file.name}", file)
     objective = objectives.denoiser(c, pieces, source.fps)
     dit_config = objective.dit_config
     transform = transforms.LatentsAndText(
@@ -182,6 +181,10 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
             "model.dit.dim": ("embed", dit_config.dim),
         },
     )
+    # All fits together; what the run needs of others is copied from here on.
+    for file in pretrained.open_component(source.folder / "vae", "vae").files:
+        run_folder.keep(folder, f"vae/{file.name}", file)
+    begun.keep()
     flops = 3 * cost.dit_forward_flops(dit_config, tokens, c.text.length)
 
     def batches(start):
@@ -207,7 +210,7 @@ def _begin(c, folder: pathlib.Path, source, tiers) -> initial.Initial:
         raise ValueError(
             "text.frozen needs a trained text encoder: text.encoder or init"
         )
-    return initial.Initial(_tokenizer(folder, source, tiers, c.text.vocab_size))
+    return initial.Initial(_tokenizer(c, folder, source, tiers))
 
 
 def _check_rate(c) -> None:

@@ -5,6 +5,7 @@ Letters: b batch, t time, h height, w width, c channels.
 
 import dataclasses
 import itertools
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +21,7 @@ from sora_jax.training import checkpoint, pretrained
 from sora_jax.training import state as states
 
 _MEASURED_CLIPS = 512
+_VOXELS_AT_ONCE = 2**21  # of video: more is no faster, and large clips would not fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ def encode(
     vae_folder: str | pathlib.Path,
     out: str | pathlib.Path,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> dict:
     """Encodes all clips of video shards into a cache of normalised latents.
 
@@ -160,10 +162,14 @@ def encode(
     vae = load_vae(source)
     mean = np.asarray(vae.config.latent_mean or 0.0, np.float32)
     std = np.asarray(vae.config.latent_std or 1.0, np.float32)
+    clips = shards.open(shards_folder)
+    if batch_size is None:
+        size = [clips.manifest[name] for name in ("num_frames", "height", "width")]
+        batch_size = max(1, min(32, _VOXELS_AT_ONCE // math.prod(size)))
     encode_clips = encoder(vae, batch_size)
     manifest = cache.write_latents(
         out,
-        shards.open(shards_folder),
+        clips,
         lambda clips: (encode_clips(clips) - mean) / std,
         vae_digest=checkpoint.weights_digest(source),
         preprocessing={"pixels": "[-1, 1]", "normalised": True},

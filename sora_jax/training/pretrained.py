@@ -73,6 +73,7 @@ KINDS = {
     ),
 }
 _SUPPORTED = ("WanPipeline",)
+DTYPES = ("float32", "bfloat16")  # what networks compute in
 _OURS = "weights"  # stem of the files that hold our own names
 # What a network computes in, and what it recomputes: not what it is.
 _INCIDENTAL = ("dtype", "remat")
@@ -102,6 +103,7 @@ class Component:
 
     @property
     def folder(self) -> pathlib.Path:
+        """Where it lies."""
         return self.files[0].parent
 
     @property
@@ -126,17 +128,44 @@ class Component:
             )
         return dataclasses.replace(self, config=config)
 
+    def digest(self) -> str:
+        """16 hex digits that name the weights: of the config, and of each tensor its
+        name, type, shape and 64 numbers; to read all of 14B would take minutes.
+        """
+        hashed = hashlib.sha256(f"{self.config}\n".encode())
+        for tensor, view in sorted(self.tensors.items()):
+            sample = view.reshape(-1)[:: max(1, view.size // 64)]
+            hashed.update(f"{tensor} {view.dtype} {view.shape}\n".encode())
+            hashed.update(np.ascontiguousarray(sample).tobytes())
+        return hashed.hexdigest()[:16]
+
     def copy_to(self, folder: pathlib.Path) -> None:
-        """Copies the files as they are, the config last: where it stands, all is."""
+        """Copies the files as they are, the config last: where it stands, all is.
+
+        Raises:
+          ValueError: other files are there, which would be read in place of these.
+        """
+        there = {p.name for p in folder.glob("[!.]*")}
+        if other := sorted(there - {file.name for file in self.files}):
+            raise ValueError(
+                f"{folder} holds {other[0]}, which is of another model: remove the "
+                "folder, or choose another one"
+            )
         for file in (*self.files[1:], self.files[0]):
             paths.copy_atomically(file, folder / file.name)
 
-    def module(self, dtype: str = "float32") -> nnx.Module:
-        """The network with its weights, which computes in `dtype`."""
-        computing = dataclasses.replace(
-            self, config=dataclasses.replace(self.config, dtype=dtype)
-        )
-        return computing.networks.bind({"component": self.load(dtype)})["component"]
+    def computing(self, dtype: str) -> "Component":
+        """The same weights in a network that computes in `dtype`."""
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; it is one of {', '.join(DTYPES)}")
+        config = dataclasses.replace(self.config, dtype=dtype)
+        return dataclasses.replace(self, config=config)
+
+    def module(self) -> nnx.Module:
+        """The network with its weights, in the type that it computes in."""
+        return self.networks.bind({"component": self.load(self.config.dtype)})[
+            "component"
+        ]
 
     @property
     def networks(self) -> states.Networks:
@@ -267,7 +296,7 @@ def write_component(
       ValueError: the peer cannot express what the network does; all of it is named.
     """
     kind = KINDS[name]
-    tensors = kind.peer.export(params, config)
+    tensors = kind.peer.export(params, config, lazily=True)
     weight_files.write(folder, kind.stem, tensors)
     text = json.dumps(kind.write_config(config), indent=2, sort_keys=True) + "\n"
     paths.write_atomically(folder / "config.json", text)
@@ -290,17 +319,10 @@ class Folder:
     takes_images: bool
 
     def digest(self) -> str:
-        """16 hex digits that name the weights: of the configs, and of each tensor its
-        name, type, shape and 64 numbers; to read all of 14B would take minutes.
-        """
-        hashed = hashlib.sha256()
-        for name, component in sorted(self.components.items()):
-            hashed.update(f"{name} {component.config}\n".encode())
-            for tensor, view in sorted(component.tensors.items()):
-                sample = view.reshape(-1)[:: max(1, view.size // 64)]
-                hashed.update(f"{tensor} {view.dtype} {view.shape}\n".encode())
-                hashed.update(np.ascontiguousarray(sample).tobytes())
-        return hashed.hexdigest()[:16]
+        """16 hex digits that name the weights of all components."""
+        parts = sorted(self.components.items())
+        text = "".join(f"{name} {component.digest()}\n" for name, component in parts)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def is_folder(path: str | pathlib.Path) -> bool:

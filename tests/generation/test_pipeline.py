@@ -6,7 +6,7 @@ import pytest
 
 from sora_jax.core import mesh, rng
 from sora_jax.data import video_io
-from sora_jax.generation import pipeline, recipes
+from sora_jax.generation import compiled, pipeline, recipes
 from tests.generation import tiny
 
 
@@ -144,9 +144,9 @@ def test_progress_counts_clip_steps(pipe):
 
 def test_chunks_of_any_number_of_steps_are_compiled_once(pipe):
     pipe("a", num_inference_steps=4)
-    before = pipeline._denoise_chunk._cache_size()
+    before = compiled.denoise_chunk._cache_size()
     pipe(["a", "b"], num_inference_steps=7, guidance_scale=5.0, fps=6.0, seed=9)
-    assert pipeline._denoise_chunk._cache_size() == before
+    assert compiled.denoise_chunk._cache_size() == before
 
 
 def test_weights_that_give_no_numbers_are_reported(pipe):

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sora_jax.core import mesh, trees
-from sora_jax.generation import export, pipeline
+from sora_jax.generation import compiled, export, pipeline
 from sora_jax.models import dit
 from sora_jax.training import pretrained
 
@@ -115,9 +115,9 @@ def test_height_and_width_are_told_apart_by_their_positions(made, pipes, monkeyp
     monkeypatch.setattr(
         dit, "grid_positions", lambda *a: given(*a)[..., jax.numpy.array([0, 2, 1])]
     )
-    pipeline._denoise_chunk.clear_cache()
+    compiled.denoise_chunk.clear_cache()
     turned = call(made, pipes["t2v"], "t2v")
-    pipeline._denoise_chunk.clear_cache()
+    compiled.denoise_chunk.clear_cache()
     assert apart(turned, made[2]["t2v"]["latents/whole"]) > 0.01
 
 
@@ -125,7 +125,7 @@ def test_a_picture_enters_as_it_does_in_diffusers(made, pipes, monkeypatch):
     """TI2V: the peer's encoded first frame is handed to both."""
     found = made[2]["ti2v"]
     first = np.asarray(found["first_latent"]).transpose(0, 2, 3, 4, 1).repeat(2, 0)
-    monkeypatch.setattr(pipeline, "_encode_video", lambda *_: jax.numpy.asarray(first))
+    monkeypatch.setattr(compiled, "encode_video", lambda *_: jax.numpy.asarray(first))
     latents = call(made, pipes["ti2v"], "ti2v", image=found["image"])
     error = apart(latents, found["latents/image"])
     print(f"image to video: {error:.1e}")

@@ -15,7 +15,7 @@ from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng, trees
 from sora_jax.data import shards
-from sora_jax.generation import pipeline
+from sora_jax.generation import pipeline, wan
 from sora_jax.training import (
     checkpoint,
     initial,
@@ -220,6 +220,7 @@ def test_a_text_encoder_may_be_trained_along(made, tmp_path):
         ({"model__text_encoder__vocab_size": 8}, "but the tokenizer has"),
         ({"text__encoder": "x"}, "leave text.encoder empty"),
         ({"init": "nothing"}, "is no run, and no folder with a model_index.json"),
+        ({"data__batch_size": 9}, "batch_size"),
         ({"init": ""}, "text.frozen needs a trained text encoder"),
     ],
 )
@@ -231,7 +232,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(made, tmp_path, changes, m
     ):
         jobs.denoiser(c, tmp_path / "run", jax.sharding.get_mesh())
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "run" / "config.py.txt").exists()
+    assert not (tmp_path / "run").exists()  # what is refused leaves nothing behind
 
 
 def test_latents_of_another_vae_are_refused(made, tmp_path):
@@ -248,10 +249,50 @@ def test_of_two_experts_one_is_named(made, tmp_path):
     vae = made / "latents" / "vae"
     with pytest.raises(ValueError, match="a run trains one: name .*/transformer"):
         initial.from_model(recipe(made, init=str(folder)), tmp_path / "a", vae)
-    for seed, name in ((0, "transformer"), (3, "transformer_2")):
+    with pytest.raises(ValueError, match="has one transformer"):
+        c = recipe(made, init=str(made / "folder" / "transformer_2"))
+        initial.from_model(c, tmp_path / "b", vae)
+    for seed, name, levels in (
+        (0, "transformer", (0.875, 1.0)),
+        (3, "transformer_2", (0.0, 0.875)),
+    ):
         c = recipe(made, init=str(folder / name))
+        with pytest.raises(ValueError, match="a run trains one"):
+            initial.from_model(c, tmp_path / name, vae)  # all levels: half are not its
+        c.noise.levels = levels
         begun = initial.from_model(c, tmp_path / name, vae)
         same(begun.params()["dit"], tiny_folder.weights(name, seed))
+
+
+def test_what_another_start_left_is_not_read(made, tmp_path):
+    """Files of another model, in a folder that no run has claimed yet."""
+    run = tmp_path / "run"
+    c = recipe(made, data__batch_size=8)
+    for left in ("tokenizer.json", "text_encoder/weights.safetensors"):
+        (run / left).parent.mkdir(parents=True, exist_ok=True)
+        (run / left).write_text("{}")
+        with (
+            jax.set_mesh(meshes.make_mesh({"fsdp": 8})),
+            pytest.raises(ValueError, match="of another model"),
+        ):
+            jobs.denoiser(c, run, jax.sharding.get_mesh())
+        shutil.rmtree(run)
+
+
+def test_a_converted_folder_is_a_start_like_the_folder_itself(made, tmp_path):
+    """With the part that Wan lacks, which is zero at first there too."""
+    source = pretrained.open_folder(made / "folder")
+    wan.to_run(source, tmp_path / "run")
+    added = {"model__dit__known_embedding": True}
+    vae = made / "latents" / "vae"
+    one, other = (
+        initial.from_model(recipe(made, init=str(f), **added), tmp_path / "x", vae)
+        for f in (made / "folder", tmp_path / "run")
+    )
+    same(*(begun.params() for begun in (one, other)))
+    with pytest.raises(ValueError, match="time_scale: None, now 2"):
+        c = recipe(made, init=str(tmp_path / "run"), model__dit__time_scale=2.0)
+        initial.from_model(c, tmp_path / "x", vae)
 
 
 def test_a_component_of_ours_is_read_as_one_of_a_peer(tmp_path):
