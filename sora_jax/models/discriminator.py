@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.models import conv, layers, video_vae
+from sora_jax.models import conv, layers, streaming
+from sora_jax.models.vae_layers import Conv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,24 +33,25 @@ class Discriminator(nnx.Module):
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.config = config
         widths = [config.base_dim * min(2**i, 8) for i in range(config.num_layers + 1)]
-        self.conv_in = video_vae.Conv(
-            (3, 3, 3), config.video_channels, widths[0], rngs=rngs
-        )
+        self.conv_in = Conv((3, 3, 3), config.video_channels, widths[0], rngs=rngs)
         self.norms = nnx.List([layers.RMSNorm(i, rngs=rngs) for i in widths])
         self.convs = nnx.List(
             [
-                video_vae.Conv((3, 3, 3), i, o, rngs=rngs)
+                Conv((3, 3, 3), i, o, rngs=rngs)
                 for i, o in zip(widths[:-1], widths[1:], strict=True)
             ]
         )
-        self.conv_out = video_vae.Conv((3, 3, 3), widths[-1], 1, split=False, rngs=rngs)
+        self.conv_out = Conv((3, 3, 3), widths[-1], 1, split=False, rngs=rngs)
 
     def __call__(self, video_bthwc: jax.Array) -> jax.Array:
         """[b, t, h, w, c] in [-1, 1] -> scores of windows, float32 [b, t', h', w']."""
-        x_bthwc = self.conv_in(video_bthwc.astype(self.config.dtype))
+        past = streaming.Past()  # a video is judged whole
+        x_bthwc = self.conv_in.causal(video_bthwc.astype(self.config.dtype), past)
         for norm, widen in zip(self.norms, self.convs, strict=False):
-            x_bthwc = widen(halve(jax.nn.leaky_relu(norm(x_bthwc), 0.2)))
-        x_bthwc = self.conv_out(jax.nn.leaky_relu(self.norms[-1](x_bthwc), 0.2))
+            x_bthwc = halve(jax.nn.leaky_relu(norm(x_bthwc), 0.2))
+            x_bthwc = widen.causal(x_bthwc, past)
+        x_bthwc = jax.nn.leaky_relu(self.norms[-1](x_bthwc), 0.2)
+        x_bthwc = self.conv_out.causal(x_bthwc, past)
         return x_bthwc[..., 0].astype(jnp.float32)
 
 
