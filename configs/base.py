@@ -25,6 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.data = ml_collections.ConfigDict()
     c.data.shards = ""  # folder of video shards (objective "vae")
+    c.data.eval_shards = ""  # the same, for what is measured at loop.eval_every
+    c.data.eval_clips = 64
     c.data.latents = ""  # folder of a latent cache (the other objectives)
     c.data.batch_size = 32  # rows of the global batch
     c.data.num_workers = 0  # processes that decode; 0: threads
@@ -95,6 +97,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.vae.residual_shortcuts = True
     c.model.vae.dtype = "float32"
 
+    c.model.discriminator = ml_collections.ConfigDict()  # models/discriminator.py
+    c.model.discriminator.base_dim = 32
+    c.model.discriminator.num_layers = 3
+    c.model.discriminator.dtype = "float32"
+
     c.noise = ml_collections.ConfigDict()  # diffusion/timesteps.py: Config
     c.noise.logit_normal = 0.9
     c.noise.mean = 0.0
@@ -106,11 +113,13 @@ def get_config() -> ml_collections.ConfigDict:
     c.known.probabilities = ml_collections.ConfigDict({"none": 0.9, "first_frame": 0.1})
     c.known.known_tau = 0.02
 
-    c.reconstruction = ml_collections.ConfigDict()  # training/objectives.py
+    c.reconstruction = ml_collections.ConfigDict()  # training/reconstruction.py
     c.reconstruction.l1 = 0.0
     c.reconstruction.mse = 10.0
-    c.reconstruction.gradient = 0.0
+    c.reconstruction.bands = 0.0
     c.reconstruction.kl = 1e-6
+    c.reconstruction.adversarial = 0.0
+    c.reconstruction.adversarial_start = 0.5
 
     c.optim = ml_collections.ConfigDict()  # training/optim.py: Config
     c.optim.learning_rate = 3e-3

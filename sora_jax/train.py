@@ -15,13 +15,16 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sora_jax.core import config as configs
 from sora_jax.core import environment, job, paths
 from sora_jax.core import mesh as meshes
-from sora_jax.data import loader
+from sora_jax.data import loader, records, shards
+from sora_jax.evals import reconstruction
+from sora_jax.models import video_vae
 from sora_jax.training import cost, jobs, loop, optim, run_folder
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -32,6 +35,22 @@ _INIT = flags.DEFINE_string(
     "init", None, "the weights to begin with: a run, or a folder in diffusers' layout"
 )
 _PROFILE = flags.DEFINE_list("profile", [], "first and last step to trace: 20,25")
+
+
+def evaluators(c) -> dict[str, loop.Evaluator]:
+    """What measures the run on the way: of a video VAE, clips that it does not see."""
+    if c.objective != "vae" or not c.data.eval_shards:
+        return {}
+    clips = shards.open(c.data.eval_shards)
+    chosen = range(min(len(clips), c.data.eval_clips))
+    found = [
+        clip for clip in clips.read(chosen) if isinstance(clip, records.ClipRecord)
+    ]
+    if not found:
+        raise ValueError(f"data.eval_shards {c.data.eval_shards} has no whole clip")
+    config = configs.build(video_vae.Config, c.model.vae, "model.vae")
+    video_nthwc = np.stack([clip.frames() for clip in found])
+    return {"reconstruction": reconstruction.Reconstruction(config, video_nthwc)}
 
 
 def main(arguments):
@@ -52,6 +71,7 @@ def main(arguments):
         loop_config = configs.build(loop.Config, c.loop, "loop")
         optim_config = configs.build(optim.Config, c.optim, "optim")
         task = jobs.JOBS[c.objective](c, folder, mesh)
+        measured = evaluators(c)
         run_folder.claim(folder, c)
         meshes.barrier("config")
         if jax.process_index() == 0:
@@ -72,6 +92,7 @@ def main(arguments):
             fixed=task.fixed,
             row_flops=task.row_flops,
             peak_flops=cost.matmul_peak() * mesh.size if task.row_flops else 0.0,
+            evaluators=measured,
             profile=range(*map(int, _PROFILE.value)) if _PROFILE.value else None,
         )
     except loop.Preempted as stop:

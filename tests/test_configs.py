@@ -14,7 +14,7 @@ from sora_jax.data import tokenizer
 from sora_jax.diffusion import known, timesteps
 from sora_jax.generation import request, runs
 from sora_jax.models import video_vae
-from sora_jax.training import jobs, latents, loop, objectives, optim
+from sora_jax.training import jobs, latents, loop, objectives, optim, reconstruction
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 
@@ -44,7 +44,7 @@ def test_every_section_is_understood(name):
         ("known", known.Config),
         ("optim", optim.Config),
         ("loop", loop.Config),
-        ("reconstruction", objectives.ReconstructionWeights),
+        ("reconstruction", reconstruction.Weights),
     ):
         configs.build(kind, c[section], section)
     vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
@@ -123,7 +123,9 @@ def test_the_train_step_is_traced_on_a_pod(name, shape):
                 objective.networks, optimizer, jax.random.key(0), {}, ["text_encoder"]
             )
             state = dataclasses.replace(state, fixed={"text_encoder": fixed})
-            step = steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.9)
+            step = steps.make_train_step(
+                objective, optimizer, seed=0, num_steps=9, ema_decay=0.9
+            )
             return step(state, batch)
 
         state, metrics = jax.eval_shape(begin_and_step, batch, fixed)

@@ -50,7 +50,9 @@ def main() -> None:
             lambda: states.init(objective.networks, optimizer, rng.key(0, "init"))
         )()
         train_step = jax.jit(
-            steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.99),
+            steps.make_train_step(
+                objective, optimizer, seed=0, num_steps=9, ema_decay=0.99
+            ),
             donate_argnums=0,
         )
         fixed = loop.to_device(next(rows), mesh)

@@ -35,6 +35,7 @@ from sora_jax.models import dit as dits
 from sora_jax.models import text_encoder as text_encoders
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, pretrained
+from sora_jax.training import latents as vae_latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -438,9 +439,29 @@ class Pipeline:
             )
         return placement.rows_to_device(np.concatenate([changed, shown[real:]]))
 
-    def decode_latents(self, latents_bthwc: jax.Array) -> jax.Array:
-        """Decodes to video, float32 [b, t, h, w, 3] in [0, 1]."""
-        return compiled.decode_video(*self._vae, latents_bthwc)
+    def decode_latents(self, latents_bthwc: jax.Array) -> jax.Array | np.ndarray:
+        """Decodes to video, float32 [b, t, h, w, 3] in [0, 1]; a large one in chunks."""
+        b, t, h, w, _ = latents_bthwc.shape
+        stride = self._vae_config.spatial_stride
+        voxels = b * h * w * stride**2 * (1 + self.strides.time * (t - 1))
+        if voxels <= vae_latents.VOXELS_AT_ONCE:
+            return compiled.decode_video(*self._vae, latents_bthwc)
+        return np.concatenate([*self.decode_stream(latents_bthwc)], axis=1)
+
+    def decode_stream(self, latents) -> Iterator[np.ndarray]:
+        """Yields the video of latents in chunks of frames, float32 in [0, 1].
+
+        The device's memory follows the chunk, not the length: a minute can be written
+        to a file while it is decoded.
+
+        Args:
+          latents: as `output_type="latent"` gives them, or an iterable of such parts.
+        """
+        vae = nnx.merge(*self._vae)
+        parts = (latents,) if hasattr(latents, "shape") else latents
+        given = (np.asarray(vae.denormalize(placement.to_host(x))) for x in parts)
+        for video_bthwc in vae.decode_stream(given):
+            yield np.clip(placement.to_host(video_bthwc) / 2 + 0.5, 0, 1)
 
     def _batches(self, request: requests.Request) -> Iterator[list[int]]:
         """Yields rows of the request, the last one repeated to fill the batch."""

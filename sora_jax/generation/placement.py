@@ -50,8 +50,8 @@ def rows_to_device(x: np.ndarray) -> jax.Array:
     return to_device(np.asarray(x), sharding.named(mesh, "batch", *rest))
 
 
-def to_host(x: jax.Array) -> np.ndarray:
+def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
     """The whole of an array, on every process."""
-    if x.is_fully_addressable:
+    if isinstance(x, np.ndarray) or x.is_fully_addressable:
         return np.asarray(x)
     return multihost_utils.process_allgather(x, tiled=True)

@@ -2,15 +2,20 @@
 
 A 3D convolution has one meaning and several forms. XLA's direct form is right on TPU
 and GPU; its CPU form is three to six times slower than one 2D convolution for each time
-tap, and slower still on frames of two pixels, where patches times a matrix win. The form
-is chosen when the program is lowered, so compiling for a TPU on a CPU host gets the
-TPU's.
+tap, and slower still on frames of two pixels, where patches times a matrix win. Pairs of
+frames need two thirds of those 2D convolutions. The form is chosen when the program is
+lowered, so compiling for a TPU on a CPU host gets the TPU's.
 
-Activations keep whatever layout their batch axis has; all else is unsharded.
+Activations keep the layout of their batch axis, and of height and width. Where those
+two are split, XLA's partitioner runs the operation: devices exchange the rows at their
+borders (a collective-permute each way), and no frame is ever gathered.
 
 Letters: b batch, t time, h height, w width, c channel; kernels are [t,h,w,i,o] or
 [h,w,i,o] with i input and o output channels.
 """
+
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -23,49 +28,121 @@ _DIMS_3D = ("NDHWC", "DHWIO", "NDHWC")
 
 
 def reshape(x: jax.Array, *shape: int) -> jax.Array:
-    """Reshapes, keeping the layout of axis 0, which may be merged with axis 1."""
-    layout = sharding.follow(x, *[None] * (x.ndim - 1))
-    return jnp.reshape(x, shape, out_sharding=layout and jax.P(layout[0]))
+    """Reshapes, keeping the layout of the axes in front that stay as they are.
+
+    Axis 0 keeps its layout when axis 1 is merged into it.
+    """
+    pairs = itertools.takewhile(
+        lambda ab: ab[0] == ab[1], zip(x.shape, shape, strict=False)
+    )
+    kept = max(1, sum(1 for _ in pairs))
+    layout = sharding.follow(x, *[None] * (x.ndim - kept))
+    return jnp.reshape(x, shape, out_sharding=layout and jax.P(*layout[:kept]))
 
 
-def causal_conv3d(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
-    """Convolves with zero padding: all of it in front in time, centred in space.
+def join_voxels(x_bthwc: jax.Array) -> jax.Array:
+    """Makes one axis of the voxels of a frame: [b, t, h, w, c] to [b t, h w, c].
+
+    It is split as the height is; the width is gathered.
+    """
+    b, t, h, w, c = x_bthwc.shape
+    layout = sharding.follow(x_bthwc)
+    x_bthwc = sharding.gather_axis(x_bthwc, 3, like=x_bthwc)
+    layout = layout and jax.P(layout[0], layout[2], layout[4])
+    return jnp.reshape(x_bthwc, (b * t, h * w, c), out_sharding=layout)
+
+
+def part_voxels(x_nmc: jax.Array, like_bthwc: jax.Array) -> jax.Array:
+    """Undoes `join_voxels`; the result has the shape and layout of `like_bthwc`."""
+    layout = sharding.follow(like_bthwc)
+    layout = layout and jax.P(*layout[:3], None, layout[4])
+    x_bthwc = jnp.reshape(x_nmc, like_bthwc.shape, out_sharding=layout)
+    return sharding.like(x_bthwc, like_bthwc)
+
+
+def _over_split_frames(operation):
+    """Leaves `operation(x_bthwc, ...)` to XLA's partitioner where frames are split.
+
+    The first four axes of the result have the layout of those of x.
+    """
+
+    @functools.wraps(operation)
+    def run(x_bthwc: jax.Array, *kernel: jax.Array, **options) -> jax.Array:
+        whole = functools.partial(operation, **options)
+        if not sharding.is_split(x_bthwc, (2, 3)):
+            return whole(x_bthwc, *kernel)
+        layout = jax.P(*sharding.follow(x_bthwc)[:4])
+        return jax.sharding.auto_axes(whole, out_sharding=layout)(x_bthwc, *kernel)
+
+    return run
+
+
+@_over_split_frames
+def causal_conv3d(
+    x_bthwc: jax.Array, kernel_thwio: jax.Array, *, missing: int | None = None
+) -> jax.Array:
+    """Convolves causally in time and centred in space, where borders are zero.
 
     Frame t of the result depends on frames t - k + 1 .. t for k time taps. The spatial
-    size of the kernel is odd and the result has the size of the input.
+    size of the kernel is odd and the result has the height and width of the input.
+
+    Args:
+      x_bthwc: the video, with `k - 1 - missing` frames in front of those that are asked
+        for.
+      kernel_thwio: the kernel.
+      missing: how many of the k - 1 frames before the first one are not in x, and taken
+        as zero; by default all of them.
+
+    Returns:
+      t - (k - 1) + missing frames.
     """
+    missing = len(kernel_thwio) - 1 if missing is None else missing
+    taps = functools.partial(_by_time_taps, missing=missing)
     if kernel_thwio.shape[1:3] == (1, 1):
-        return _by_time_taps(x_bthwc, kernel_thwio)
-    return jax.lax.platform_dependent(
-        x_bthwc, kernel_thwio, cpu=_by_time_taps, default=_direct
-    )
+        return taps(x_bthwc, kernel_thwio)
+    direct = functools.partial(_direct, missing=missing)
+    return jax.lax.platform_dependent(x_bthwc, kernel_thwio, cpu=taps, default=direct)
 
 
-def _direct(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
-    kt, kh, kw = kernel_thwio.shape[:3]
-    padding = [(kt - 1, 0), (kh // 2, kh // 2), (kw // 2, kw // 2)]
+def _direct(x_bthwc: jax.Array, kernel_thwio: jax.Array, missing: int) -> jax.Array:
+    kh, kw = kernel_thwio.shape[1:3]
+    padding = [(missing, 0), (kh // 2, kh // 2), (kw // 2, kw // 2)]
     return jax.lax.conv_general_dilated(
         x_bthwc, kernel_thwio, (1, 1, 1), padding, dimension_numbers=_DIMS_3D
     )
 
 
-def _by_time_taps(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
-    """Sums one 2D operation per time tap; frames that are padding cost nothing."""
+def _by_time_taps(
+    x_bthwc: jax.Array, kernel_thwio: jax.Array, missing: int
+) -> jax.Array:
+    """Sums one 2D operation per time tap; frames that are missing cost nothing."""
     kt, kh, kw, i, o = kernel_thwio.shape
     if (kh, kw) == (1, 1) or min(x_bthwc.shape[2:4]) < kh:
         # XLA's CPU convolution is ten times slower than a matrix product once the
         # frame is smaller than the kernel.
         x_bthwc = _patches(x_bthwc, kh, kw)
-        return _sum_taps(x_bthwc, kernel_thwio.reshape(kt, kh * kw * i, o), _matmul)
-    return _conv_taps(x_bthwc, kernel_thwio)
+        kernels_t = kernel_thwio.reshape(kt, kh * kw * i, o)
+        return _sum_taps(x_bthwc, kernels_t, missing, _matmul)
+    return _conv_taps(x_bthwc, kernel_thwio, missing)
 
 
-def _sum_taps(x_bthwc: jax.Array, kernels_t, apply) -> jax.Array:
+def _reads(kt: int, t: int, missing: int) -> list[tuple[int, int, int]]:
+    """For each tap that sees any frame: (tap, first frame it reads, first it writes).
+
+    It reads as many frames as it writes, up to the last that there is.
+    """
+    count = t - (kt - 1) + missing  # frames of the result
+    starts = [(tap, max(0, tap - missing), max(0, missing - tap)) for tap in range(kt)]
+    return [(tap, read, write) for tap, read, write in starts if write < count][::-1]
+
+
+def _sum_taps(x_bthwc: jax.Array, kernels_t, missing: int, apply) -> jax.Array:
     kt, t = len(kernels_t), x_bthwc.shape[1]
-    y = apply(x_bthwc, kernels_t[kt - 1])
-    for back in range(1, min(kt, t)):
-        earlier = apply(x_bthwc[:, : t - back], kernels_t[kt - 1 - back])
-        y = y + _shift(earlier, back, 0)
+    count, y = t - (kt - 1) + missing, None
+    for tap, read, write in _reads(kt, t, missing):
+        seen = apply(x_bthwc[:, read : read + count - write], kernels_t[tap])
+        seen = _shift(seen, write, 0)
+        y = seen if y is None else y + seen
     return y
 
 
@@ -73,45 +150,72 @@ def _shift(x_bthwc: jax.Array, front: int, behind: int) -> jax.Array:
     return jnp.pad(x_bthwc, ((0, 0), (front, behind), (0, 0), (0, 0), (0, 0)))
 
 
-@jax.custom_vjp
-def _conv_taps(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
-    return _sum_taps(x_bthwc, kernel_thwio, conv2d)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_taps(x_bthwc: jax.Array, kernel_thwio: jax.Array, missing: int) -> jax.Array:
+    return _by_pairs(x_bthwc, kernel_thwio, missing)
 
 
-def _conv_taps_forward(x_bthwc, kernel_thwio):
-    return _conv_taps(x_bthwc, kernel_thwio), (x_bthwc, kernel_thwio)
+def _by_pairs(x_bthwc: jax.Array, kernel_thwio: jax.Array, missing: int) -> jax.Array:
+    """Two frames from four convolutions, where their taps would take six.
+
+    F(2, 3) of arXiv 1509.09308, section 4.1, over time. No frame is computed from a
+    later one. In half precision the sums of frames would cost accuracy.
+    """
+    kt, t = len(kernel_thwio), x_bthwc.shape[1] - len(kernel_thwio) + 1 + missing
+    if kt != 3 or t < 2 or x_bthwc.dtype != jnp.float32:
+        return _sum_taps(x_bthwc, kernel_thwio, missing, conv2d)
+    alone = t % 2  # the first frame, where their number is odd
+    x = _shift(x_bthwc, missing, 0)
+    x0, x1, x2, x3 = (x[:, alone + i : i + t - 1 : 2] for i in range(4))
+    k0, k1, k2 = kernel_thwio
+    y0 = conv2d(x0 - x2, k0)
+    y1 = conv2d(x1 + x2, (k0 + k1 + k2) / 2)
+    y2 = conv2d(x2 - x1, (k0 - k1 + k2) / 2)
+    y3 = conv2d(x1 - x3, k2)
+    pairs = jnp.stack([y0 + y1 + y2, y1 - y2 - y3], axis=2)
+    pairs = reshape(pairs, len(pairs), t - alone, *pairs.shape[3:])
+    if not alone:
+        return pairs
+    first = _sum_taps(x_bthwc[:, : kt - missing], kernel_thwio, missing, conv2d)
+    return jnp.concatenate([first, pairs], axis=1)
 
 
-def _conv_taps_backward(saved, dy_bthwo):
+def _conv_taps_forward(x_bthwc, kernel_thwio, missing):
+    return _conv_taps(x_bthwc, kernel_thwio, missing), (x_bthwc, kernel_thwio)
+
+
+def _conv_taps_backward(missing, saved, dy_bthwo):
     """XLA's own gradient for the kernel is a convolution with a window as large as the
     frame, several times slower on CPU than one product of patches and gradient."""
     x_bthwc, kernel_thwio = saved
     kt, kh, kw, i, o = kernel_thwio.shape
-    t = x_bthwc.shape[1]
-    backs = range(min(kt, t))  # how many frames later a tap writes what it reads
+    t, h = x_bthwc.shape[1:3]
+    reads = _reads(kt, t, missing)
     turned = kernel_thwio[:, ::-1, ::-1].swapaxes(-1, -2)
-    dx_bthwc = conv2d(dy_bthwo, turned[kt - 1])
-    for back in backs[1:]:
-        dx = conv2d(dy_bthwo[:, back:], turned[kt - 1 - back])
-        dx_bthwc = dx_bthwc + _shift(dx, 0, back)
-    later = [_shift(dy_bthwo[:, back:], 0, back) for back in backs]
-    later_no = _voxels(jnp.concatenate(later, axis=-1))
+    later = _shift(dy_bthwo, 0, len(reads) - 1)  # the same convolution, back in time
+    backwards = turned[kt - len(reads) :][::-1]
+    dx_bthwc = _by_pairs(later, backwards, kt - 1 - missing)
+    sent = []
+    for _, read, write in reads:
+        dy = dy_bthwo[:, write:]
+        # What a tap read, in place; the others' frames are zero.
+        sent.append(_shift(dy, read, t - read - dy.shape[1]))
+    sent_no = _voxels(jnp.concatenate(sent, axis=-1))
     rows = _patches(x_bthwc, 1, kw)  # a row of taps at once: wide enough for a product
-    edges = ((0, 0), (0, 0), (kh // 2, kh // 2), (0, 0), (0, 0))
-    rows, h = jnp.pad(rows, edges), x_bthwc.shape[2]
+    rows = jnp.pad(rows, ((0, 0), (0, 0), (kh // 2, kh // 2), (0, 0), (0, 0)))
     dk_hko = jnp.stack(
         [
             jnp.einsum(
                 "nk,no->ko",
                 _voxels(rows[:, :, row : row + h]),
-                later_no,
+                sent_no,
                 out_sharding=sharding.spec(None, None),
             )
             for row in range(kh)
         ]
     )
-    dk = dk_hko.reshape(kh, kw, i, len(backs), o).transpose(3, 0, 1, 2, 4)[::-1]
-    unused = ((kt - len(backs), 0), (0, 0), (0, 0), (0, 0), (0, 0))
+    dk = dk_hko.reshape(kh, kw, i, len(reads), o).transpose(3, 0, 1, 2, 4)[::-1]
+    unused = ((kt - len(reads), 0), (0, 0), (0, 0), (0, 0), (0, 0))
     return dx_bthwc, jnp.pad(dk, unused)
 
 
@@ -141,6 +245,7 @@ def _patches(x_bthwc: jax.Array, kh: int, kw: int) -> jax.Array:
     return jnp.concatenate(shifted, axis=-1)
 
 
+@_over_split_frames
 def conv2d(
     x_bthwc: jax.Array,
     kernel_hwio: jax.Array,
@@ -170,6 +275,7 @@ def half_time_conv(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
     return sum(_matmul(x, kernel_thwio[tap, 0, 0]) for tap, x in enumerate(taps))
 
 
+@_over_split_frames
 def double_space(x_bthwc: jax.Array) -> jax.Array:
     """Doubles height and width by repeating pixels (nearest neighbour)."""
     b, t, h, w, c = x_bthwc.shape
@@ -177,7 +283,8 @@ def double_space(x_bthwc: jax.Array) -> jax.Array:
     return reshape(x, b, t, 2 * h, 2 * w, c)
 
 
-def fold(x_bthwc: jax.Array, time: int, space: int) -> jax.Array:
+@_over_split_frames
+def fold(x_bthwc: jax.Array, *, time: int, space: int) -> jax.Array:
     """Moves blocks of time x space x space pixels into channels, as [..., c, blocks].
 
     The result is [b, t/time, h/space, w/space, c, time * space * space].
@@ -189,7 +296,8 @@ def fold(x_bthwc: jax.Array, time: int, space: int) -> jax.Array:
     return reshape(x, b, t, h, w, c, time * space * space)
 
 
-def unfold(x_bthwcf: jax.Array, time: int, space: int) -> jax.Array:
+@_over_split_frames
+def unfold(x_bthwcf: jax.Array, *, time: int, space: int) -> jax.Array:
     """Undoes `fold`: [b, t, h, w, c, blocks] to [b, t*time, h*space, w*space, c]."""
     b, t, h, w, c, _ = x_bthwcf.shape
     x = reshape(x_bthwcf, b, t, h, w, c, time, space, space)

@@ -8,21 +8,22 @@ the channels of one voxel only; nothing is averaged over time, so that no latent
 depends on later video frames.
 
 A whole clip goes through in one pass, with the result that diffusers' AutoencoderKLWan
-reaches frame by frame with its feature caches.
+reaches frame by frame with its feature caches; or it comes in chunks of any size
+(`encode_stream`, `decode_stream`), whose layers are handed what is kept of the past.
+Frames may be split over devices by height and width: the layers keep the layout of what
+they are given.
 
 Letters: b batch, t time, h height, w width, c channels.
 """
 
 import dataclasses
 import itertools
-import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sora_jax.core import sharding
-from sora_jax.models import attention, conv, layers
+from sora_jax.models import conv, layers, streaming, vae_layers
 
 Step = tuple[bool, bool]  # from level to level: whether it halves time, and space
 
@@ -162,147 +163,6 @@ WAN_2_2 = Config(
 )
 
 
-def _normal(std: float):
-    """Normal initializer that draws in one dimension.
-
-    Compiling JAX's generator for five dimensions takes ten times as long, and there is
-    a kernel for each of a hundred layers.
-    """
-
-    def init(key, shape, dtype):
-        return std * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
-
-    return init
-
-
-class Conv(nnx.Module):
-    """A convolution with bias: kernel [t,h,w,i,o] sees no later frame, [h,w,i,o] one.
-
-    The kernel is split over the data-parallel devices by output channel, where `split`.
-    """
-
-    def __init__(
-        self, taps: tuple[int, ...], i: int, o: int, *, split=True, init=None, rngs
-    ):
-        self.axes = (*(None,) * (len(taps) + 1), "embed" if split else None)
-        init = init or _normal((math.prod(taps) * i) ** -0.5)
-        self.kernel = layers.param(rngs, init, (*taps, i, o), self.axes)
-        self.bias = layers.param(rngs, nnx.initializers.zeros, (o,), (None,))
-
-    def __call__(
-        self, x_bthwc: jax.Array, operation=conv.causal_conv3d, **options
-    ) -> jax.Array:
-        kernel = sharding.gather_weight(self.kernel[...], self.axes)
-        y_bthwo = operation(x_bthwc, kernel.astype(x_bthwc.dtype), **options)
-        return y_bthwo + self.bias[...].astype(y_bthwo.dtype)
-
-
-def _norm(c: int, rngs: nnx.Rngs) -> layers.RMSNorm:
-    # Wan divides by max(norm, 1e-12): next to no floor, which small activations need.
-    return layers.RMSNorm(c, eps=1e-24, rngs=rngs)
-
-
-class ResBlock(nnx.Module):
-    """Two times norm, SiLU, convolution; added to the input."""
-
-    def __init__(self, i: int, o: int, *, rngs: nnx.Rngs):
-        zeros = nnx.initializers.zeros
-        self.norm1 = _norm(i, rngs)
-        self.conv1 = Conv((3, 3, 3), i, o, rngs=rngs)
-        self.norm2 = _norm(o, rngs)
-        self.conv2 = Conv((3, 3, 3), o, o, init=zeros, rngs=rngs)
-        self.conv_shortcut = layers.Linear(i, o, rngs=rngs) if i != o else None
-
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        h = self.conv1(jax.nn.silu(self.norm1(x_bthwc)))
-        h = self.conv2(jax.nn.silu(self.norm2(h)))
-        return h + (self.conv_shortcut(x_bthwc) if self.conv_shortcut else x_bthwc)
-
-
-class FrameAttention(nnx.Module):
-    """Self-attention with one head among the voxels of each frame."""
-
-    def __init__(self, c: int, *, rngs: nnx.Rngs):
-        self.norm = _norm(c, rngs)
-        self.to_qkv = layers.Linear(c, 3 * c, rngs=rngs)
-        self.proj = layers.Linear(c, c, init=nnx.initializers.zeros, rngs=rngs)
-
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        b, t, h, w, c = x_bthwc.shape
-        frames_nmc = conv.reshape(self.norm(x_bthwc), b * t, h * w, c)
-        q, k, v = jnp.split(self.to_qkv(frames_nmc)[:, :, None], 3, axis=-1)
-        y_nmc = self.proj(attention.attention(q, k, v)[:, :, 0])
-        return x_bthwc + conv.reshape(y_nmc, b, t, h, w, c)
-
-
-class MidBlock(nnx.Module):
-    """Residual block, attention, residual block."""
-
-    def __init__(self, c: int, *, rngs: nnx.Rngs):
-        self.resnets = nnx.List([ResBlock(c, c, rngs=rngs) for _ in range(2)])
-        self.attentions = nnx.List([FrameAttention(c, rngs=rngs)])
-
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        x_bthwc = self.attentions[0](self.resnets[0](x_bthwc))
-        return self.resnets[1](x_bthwc)
-
-
-class Downsample(nnx.Module):
-    """Halves height and width (`space`), and 1 + 2n frames to 1 + n (`time`)."""
-
-    def __init__(self, c: int, time: bool, space: bool, *, rngs: nnx.Rngs):
-        self.conv = Conv((3, 3), c, c, rngs=rngs) if space else None
-        self.time_conv = Conv((3, 1, 1), c, c, rngs=rngs) if time else None
-
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        if self.conv is not None:
-            padding = ((0, 1), (0, 1))
-            x_bthwc = self.conv(x_bthwc, conv.conv2d, stride=2, padding=padding)
-        if self.time_conv is None or x_bthwc.shape[1] == 1:
-            return x_bthwc
-        rest = self.time_conv(x_bthwc, conv.half_time_conv)
-        return jnp.concatenate([x_bthwc[:, :1], rest], axis=1)
-
-
-class Upsample(nnx.Module):
-    """Doubles height and width (`space`), and 1 + n frames to 1 + 2n (`time`)."""
-
-    def __init__(self, i: int, o: int, time: bool, space: bool, *, rngs: nnx.Rngs):
-        self.time_conv = Conv((3, 1, 1), i, 2 * i, rngs=rngs) if time else None
-        self.conv = Conv((3, 3), i, o, rngs=rngs) if space else None
-
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        b, t, h, w, c = x_bthwc.shape
-        if self.time_conv is not None and t > 1:
-            # The convolution in time begins at the second frame; it does not see the
-            # first one, and gives two frames for each, one after the other.
-            pairs = conv.reshape(self.time_conv(x_bthwc[:, 1:]), b, t - 1, h, w, 2, c)
-            rest = conv.reshape(
-                pairs.transpose(0, 1, 4, 2, 3, 5), b, 2 * t - 2, h, w, c
-            )
-            x_bthwc = jnp.concatenate([x_bthwc[:, :1], rest], axis=1)
-        if self.conv is None:
-            return x_bthwc
-        return self.conv(conv.double_space(x_bthwc), conv.conv2d)
-
-
-def mean_shortcut(x_bthwc: jax.Array, o: int, time: int, space: int) -> jax.Array:
-    """Shrinks by folding blocks into channels and averaging them to `o` channels."""
-    front = -x_bthwc.shape[1] % time  # the first frame is alone in its block
-    x_bthwc = jnp.pad(x_bthwc, ((0, 0), (front, 0), (0, 0), (0, 0), (0, 0)))
-    x_bthwcf = conv.fold(x_bthwc, time, space)
-    return jnp.mean(conv.reshape(x_bthwcf, *x_bthwcf.shape[:4], o, -1), axis=-1)
-
-
-def repeat_shortcut(x_bthwc: jax.Array, o: int, time: int, space: int) -> jax.Array:
-    """Grows by repeating channels and unfolding them to blocks of `o` channels."""
-    blocks = time * space * space
-    repeats = o * blocks // x_bthwc.shape[-1]
-    x = jnp.broadcast_to(x_bthwc[..., None], (*x_bthwc.shape, repeats))
-    x = conv.reshape(x, *x_bthwc.shape[:4], o, blocks)
-    return conv.unfold(x, time, space)[:, time - 1 :]
-
-
 class DownBlock(nnx.Module):
     """A level of the encoder: residual blocks, then a halving except at the last."""
 
@@ -311,19 +171,26 @@ class DownBlock(nnx.Module):
     ):
         widths = [i] + [o] * config.num_res_blocks
         self.resnets = nnx.List(
-            [ResBlock(*pair, rngs=rngs) for pair in itertools.pairwise(widths)]
+            [
+                vae_layers.ResBlock(*pair, rngs=rngs)
+                for pair in itertools.pairwise(widths)
+            ]
         )
-        self.downsampler = Downsample(o, *step, rngs=rngs) if step else None
+        self.downsampler = vae_layers.Downsample(o, *step, rngs=rngs) if step else None
         time, space = step or (False, False)
         self.shortcut = (o, 1 + time, 1 + space) if config.residual_shortcuts else None
 
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
+    def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
         y = x_bthwc
         for resnet in self.resnets:
-            y = resnet(y)
+            y = resnet(y, past)
         if self.downsampler is not None:
-            y = self.downsampler(y)
-        return y + mean_shortcut(x_bthwc, *self.shortcut) if self.shortcut else y
+            y = self.downsampler(y, past)
+        return (
+            y + vae_layers.mean_shortcut(x_bthwc, *self.shortcut)
+            if self.shortcut
+            else y
+        )
 
 
 class UpBlock(nnx.Module):
@@ -334,23 +201,30 @@ class UpBlock(nnx.Module):
     ):
         widths = [i] + [o] * (config.num_res_blocks + 1)
         self.resnets = nnx.List(
-            [ResBlock(*pair, rngs=rngs) for pair in itertools.pairwise(widths)]
+            [
+                vae_layers.ResBlock(*pair, rngs=rngs)
+                for pair in itertools.pairwise(widths)
+            ]
         )
         out = o if config.residual_shortcuts else o // 2
-        self.upsampler = Upsample(o, out, *step, rngs=rngs) if step else None
+        self.upsampler = vae_layers.Upsample(o, out, *step, rngs=rngs) if step else None
         self.shortcut = (
             (o, *(1 + halved for halved in step))
             if config.residual_shortcuts and step
             else None
         )
 
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
+    def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
         y = x_bthwc
         for resnet in self.resnets:
-            y = resnet(y)
+            y = resnet(y, past)
         if self.upsampler is not None:
-            y = self.upsampler(y)
-        return y + repeat_shortcut(x_bthwc, *self.shortcut) if self.shortcut else y
+            y = self.upsampler(y, past)
+        if self.shortcut is None:
+            return y
+        return y + vae_layers.repeat_shortcut(
+            x_bthwc, *self.shortcut, is_first=past.is_first
+        )
 
 
 class Encoder(nnx.Module):
@@ -360,7 +234,9 @@ class Encoder(nnx.Module):
         widths = config.widths(config.base_dim)
         pixels = config.video_channels * config.patch_size**2
         steps = (*config.steps, None)
-        self.conv_in = Conv((3, 3, 3), pixels, widths[0], split=False, rngs=rngs)
+        self.conv_in = vae_layers.Conv(
+            (3, 3, 3), pixels, widths[0], split=False, rngs=rngs
+        )
         self.down_blocks = nnx.List(
             [
                 DownBlock(config, *pair, step, rngs=rngs)
@@ -369,18 +245,18 @@ class Encoder(nnx.Module):
                 )
             ]
         )
-        self.mid_block = MidBlock(widths[-1], rngs=rngs)
-        self.norm_out = _norm(widths[-1], rngs)
-        self.conv_out = Conv(
+        self.mid_block = vae_layers.MidBlock(widths[-1], rngs=rngs)
+        self.norm_out = vae_layers.norm(widths[-1], rngs)
+        self.conv_out = vae_layers.Conv(
             (3, 3, 3), widths[-1], 2 * config.latent_channels, split=False, rngs=rngs
         )
 
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        x_bthwc = self.conv_in(x_bthwc)
+    def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
+        x_bthwc = self.conv_in.causal(x_bthwc, past)
         for block in self.down_blocks:
-            x_bthwc = block(x_bthwc)
-        x_bthwc = self.mid_block(x_bthwc)
-        return self.conv_out(jax.nn.silu(self.norm_out(x_bthwc)))
+            x_bthwc = block(x_bthwc, past)
+        x_bthwc = self.mid_block(x_bthwc, past)
+        return self.conv_out.causal(jax.nn.silu(self.norm_out(x_bthwc)), past)
 
 
 class Decoder(nnx.Module):
@@ -390,10 +266,10 @@ class Decoder(nnx.Module):
         widths = config.widths(config.decoder_base_dim or config.base_dim)[::-1]
         pixels = config.video_channels * config.patch_size**2
         steps = (*config.steps[::-1], None)
-        self.conv_in = Conv(
+        self.conv_in = vae_layers.Conv(
             (3, 3, 3), config.latent_channels, widths[0], split=False, rngs=rngs
         )
-        self.mid_block = MidBlock(widths[0], rngs=rngs)
+        self.mid_block = vae_layers.MidBlock(widths[0], rngs=rngs)
         # Without shortcuts an upsampler halves the channels on the way.
         inputs = [widths[0]] + [
             width if config.residual_shortcuts else width // 2 for width in widths[:-1]
@@ -404,14 +280,16 @@ class Decoder(nnx.Module):
                 for i, o, step in zip(inputs, widths, steps, strict=True)
             ]
         )
-        self.norm_out = _norm(widths[-1], rngs)
-        self.conv_out = Conv((3, 3, 3), widths[-1], pixels, split=False, rngs=rngs)
+        self.norm_out = vae_layers.norm(widths[-1], rngs)
+        self.conv_out = vae_layers.Conv(
+            (3, 3, 3), widths[-1], pixels, split=False, rngs=rngs
+        )
 
-    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        x_bthwc = self.mid_block(self.conv_in(x_bthwc))
+    def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
+        x_bthwc = self.mid_block(self.conv_in.causal(x_bthwc, past), past)
         for block in self.up_blocks:
-            x_bthwc = block(x_bthwc)
-        return self.conv_out(jax.nn.silu(self.norm_out(x_bthwc)))
+            x_bthwc = block(x_bthwc, past)
+        return self.conv_out.causal(jax.nn.silu(self.norm_out(x_bthwc)), past)
 
 
 class VideoVAE(nnx.Module):
@@ -440,10 +318,37 @@ class VideoVAE(nnx.Module):
           ValueError: the size is impossible; the message names the nearest possible.
         """
         self.config.latent_shape(*video_bthwc.shape[1:4])
+        return self.encode_chunk(video_bthwc)[0]
+
+    def encode_chunk(
+        self, video_bthwc: jax.Array, state: streaming.State | None = None
+    ) -> tuple[tuple[jax.Array, jax.Array], streaming.State]:
+        """Encodes the next frames of a video: ((mean_bthwc, logvar_bthwc), state).
+
+        `state` is what the chunk before gave. The first chunk has none, and 1 + 4n
+        frames; others have 4n.
+        """
+        past = streaming.Past(state)
+        streaming.check_split(video_bthwc, self.config.spatial_stride)
         x = _fold_pixels(video_bthwc, self.config.patch_size)
-        x = self.quant_conv(self.encoder(x.astype(self.config.dtype)))
+        x = self.quant_conv(self.encoder(x.astype(self.config.dtype), past))
         mean_bthwc, logvar_bthwc = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        return mean_bthwc, jnp.clip(logvar_bthwc, -30.0, 20.0)
+        return (mean_bthwc, jnp.clip(logvar_bthwc, -30.0, 20.0)), past.state()
+
+    def encode_stream(self, video, chunk: int = streaming.CHUNK, layout=None):
+        """Yields (mean_bthwc, logvar_bthwc) of a video that comes in parts.
+
+        Args:
+          video: an array, or an iterable of arrays that are joined in time, on the host:
+            pixels in [-1, 1], 1 + 4n frames in all.
+          chunk: latent frames that are encoded at a time. The memory follows it, not
+            the length of the video.
+          layout: mesh axes of [b, t, h, w, c]; see `streaming.spread_frames`.
+
+        Raises:
+          ValueError: as `encode`, when what has come cannot be all.
+        """
+        return streaming.encode(self, video, chunk, layout)
 
     def decode(self, latents_bthwc: jax.Array) -> jax.Array:
         """Returns the video of latents that are not normalized.
@@ -451,9 +356,30 @@ class VideoVAE(nnx.Module):
         The pixels are float32 around [-1, 1]; they are clipped where they become bytes,
         so that training sees a gradient everywhere.
         """
+        return self.decode_chunk(latents_bthwc)[0]
+
+    def decode_chunk(
+        self, latents_bthwc: jax.Array, state: streaming.State | None = None
+    ) -> tuple[jax.Array, streaming.State]:
+        """Decodes the next latents of a video: (video_bthwc, state).
+
+        `state` is what the chunk before gave; the first chunk has none.
+        """
+        past = streaming.Past(state)
         x = self.post_quant_conv(latents_bthwc.astype(self.config.dtype))
-        x = self.decoder(x).astype(jnp.float32)
-        return _unfold_pixels(x, self.config.patch_size)
+        x = self.decoder(x, past).astype(jnp.float32)
+        return _unfold_pixels(x, self.config.patch_size), past.state()
+
+    def decode_stream(self, latents, chunk: int = streaming.CHUNK, layout=None):
+        """Yields the frames of latents that come in parts: `decode` in flat memory.
+
+        Args:
+          latents: an array, or an iterable of arrays that are joined in time, on the
+            host, not normalized.
+          chunk: latent frames that are decoded at a time.
+          layout: mesh axes of [b, t, h, w, c]; see `streaming.spread_frames`.
+        """
+        return streaming.decode(self, latents, chunk, layout)
 
     def normalize(self, latents_bthwc: jax.Array) -> jax.Array:
         """Shifts and scales encoded latents to mean 0 and deviation 1 per channel."""
@@ -474,11 +400,11 @@ class VideoVAE(nnx.Module):
 
 def _fold_pixels(video_bthwc: jax.Array, patch: int) -> jax.Array:
     """Moves patches into channels in Wan's order: colour, column, row."""
-    x = conv.fold(video_bthwc, 1, patch)
+    x = conv.fold(video_bthwc, time=1, space=patch)
     x = conv.reshape(x, *x.shape[:5], patch, patch).swapaxes(-1, -2)
     return conv.reshape(x, *x.shape[:4], -1)
 
 
 def _unfold_pixels(x_bthwc: jax.Array, patch: int) -> jax.Array:
     x = conv.reshape(x_bthwc, *x_bthwc.shape[:4], -1, patch, patch).swapaxes(-1, -2)
-    return conv.unfold(conv.reshape(x, *x.shape[:5], -1), 1, patch)
+    return conv.unfold(conv.reshape(x, *x.shape[:5], -1), time=1, space=patch)

@@ -18,7 +18,7 @@ from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding
 from sora_jax.data import captions, loader, shards, tokenizer, transforms
 from sora_jax.data import latents as cache
-from sora_jax.models import video_vae
+from sora_jax.models import discriminator, video_vae
 from sora_jax.training import (
     checkpoint,
     cost,
@@ -27,6 +27,7 @@ from sora_jax.training import (
     objectives,
     optim,
     pretrained,
+    reconstruction,
     run_folder,
 )
 from sora_jax.training import state as states
@@ -228,10 +229,11 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     what = "a folder of video shards that prepare wrote"
     clips = shards.open(_given(c.data.shards, "data.shards", what))
     _check_sizes(mesh, c, {})
-    objective = objectives.Reconstruction(
+    objective = reconstruction.Reconstruction(
         configs.build(video_vae.Config, c.model.vae, "model.vae"),
+        configs.build(reconstruction.Weights, c.reconstruction, "reconstruction"),
         configs.build(
-            objectives.ReconstructionWeights, c.reconstruction, "reconstruction"
+            discriminator.Config, c.model.discriminator, "model.discriminator"
         ),
     )
     stages = transforms.stages(c.data.crops, c.loop.num_steps)

@@ -21,7 +21,8 @@ from sora_jax.training import checkpoint, pretrained
 from sora_jax.training import state as states
 
 _MEASURED_CLIPS = 512
-_VOXELS_AT_ONCE = 2**21  # of video: more is no faster, and large clips would not fit
+# Of video, in one pass: more is no faster, and large clips would not fit.
+VOXELS_AT_ONCE = 2**21
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,8 @@ def encoder(vae: LoadedVAE, batch_size: int):
     """Returns clips -> latent means, float32 [b, t, h, w, c], not normalised.
 
     Fewer clips than `batch_size` are padded to it, so that one program is compiled.
+    Clips of more than VOXELS_AT_ONCE pass in chunks, in memory that does not grow with
+    their length.
     """
 
     @jax.jit
@@ -70,10 +73,22 @@ def encoder(vae: LoadedVAE, batch_size: int):
         video = video_u8.astype(jnp.float32) / 127.5 - 1
         return vae.module(params).encode(video)[0]
 
+    module = vae.module()
+
     def encode_clips(clips: Sequence[records.ClipRecord]) -> np.ndarray:
         frames = [clip.frames() for clip in clips]
         frames += [frames[-1]] * (batch_size - len(frames))
-        return np.asarray(encode(vae.params, np.stack(frames)))[: len(clips)]
+        video_bthwc = np.stack(frames)
+        if video_bthwc[..., 0].size <= VOXELS_AT_ONCE:
+            means = np.asarray(encode(vae.params, video_bthwc))
+        else:
+            pieces = (
+                piece.astype(np.float32) / 127.5 - 1
+                for piece in np.array_split(video_bthwc, video_bthwc.shape[1], axis=1)
+            )
+            means = [np.asarray(mean) for mean, _ in module.encode_stream(pieces)]
+            means = np.concatenate(means, axis=1)
+        return means[: len(clips)]
 
     return encode_clips
 
@@ -165,7 +180,7 @@ def encode(
     clips = shards.open(shards_folder)
     if batch_size is None:
         size = [clips.manifest[name] for name in ("num_frames", "height", "width")]
-        batch_size = max(1, min(32, _VOXELS_AT_ONCE // math.prod(size)))
+        batch_size = max(1, min(32, VOXELS_AT_ONCE // math.prod(size)))
     encode_clips = encoder(vae, batch_size)
     manifest = cache.write_latents(
         out,

@@ -171,6 +171,7 @@ def train(
             objective,
             optimizer,
             seed=seed,
+            num_steps=config.num_steps,
             ema_decay=optim_config.ema_decay,
             accumulation=config.accumulation,
         ),

@@ -1,11 +1,8 @@
-"""What each kind of network learns.
+"""What the denoiser and its text encoder learn.
 
 Letters: b rows, t, h, w latent time, height and width, c channels, l text tokens, d
 text width.
 """
-
-import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +10,7 @@ import jax.numpy as jnp
 from sora_jax.core import config as configs
 from sora_jax.core import sharding
 from sora_jax.diffusion import flow, guidance, known, timesteps
-from sora_jax.models import caption_decoder, dit, text_encoder, video_vae
+from sora_jax.models import caption_decoder, dit, text_encoder
 from sora_jax.training import state as states
 
 
@@ -108,7 +105,8 @@ class Denoiser:
         self.networks = denoiser_networks(dit_config, text_config)
         self.metric_names = {"loss_band": timesteps.band_names(noise.band_edges)}
 
-    def draw(self, key, batch):
+    def draw(self, key, batch, share):
+        del share
         tau_key, noise_key, drop_key, known_key = jax.random.split(key, 4)
         b, *grid, c = batch["latents"].shape
         drawn = dict(batch)
@@ -189,8 +187,8 @@ class Rewriting:
         )
         self.metric_names = {}
 
-    def draw(self, key, batch):
-        del key
+    def draw(self, key, batch, share):
+        del key, share
         return batch
 
     def loss(self, modules, batch):
@@ -209,72 +207,3 @@ class Rewriting:
             tokens,
             {"right": (jnp.sum(right_bm), tokens)},
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class ReconstructionWeights:
-    """How much each term of the video VAE's loss counts.
-
-    Absolute errors alone stall at first: a flat grey video is the median of everything,
-    and nothing pulls away from it; squared errors do.
-    """
-
-    l1: float = 1.0
-    mse: float = 0.0
-    gradient: float = 1.0  # L1 of differences between neighbours in t, h and w
-    kl: float = 1e-6
-
-
-class Reconstruction:
-    """The video VAE's loss: absolute and squared errors, edges, and a small KL.
-
-    Differences in space and time stand in for a perceptual network where none is at
-    hand: they keep edges and motion sharp.
-
-    Batches: `video` uint8 or float32 [b, t, h, w, 3]; float is in [-1, 1].
-    """
-
-    def __init__(self, config: video_vae.Config, weights: ReconstructionWeights):
-        self.weights = weights
-        self.networks = states.Networks(
-            lambda rngs: {"vae": video_vae.VideoVAE(config, rngs=rngs)}
-        )
-        self.metric_names = {}
-        self.config = config
-
-    def draw(self, key, batch):
-        b, t, h, w, _ = batch["video"].shape
-        shape = (b, *self.config.latent_shape(t, h, w))
-        noise = jax.random.normal(
-            key, shape, out_sharding=_rows(None, None, None, None)
-        )
-        return dict(batch) | {"noise": noise}
-
-    def loss(self, modules, batch):
-        video = batch["video"]
-        if video.dtype == jnp.uint8:
-            video = video.astype(jnp.float32) / 127.5 - 1
-        mean, logvar = modules["vae"].encode(video)
-        latents = mean + jnp.exp(0.5 * logvar) * batch["noise"]
-        decoded = modules["vae"].decode(latents).astype(jnp.float32)
-        per_row = (1, 2, 3, 4)
-        l1_b = jnp.mean(jnp.abs(decoded - video), per_row)
-        edges_b = sum(
-            jnp.mean(jnp.abs(jnp.diff(decoded - video, axis=axis)), per_row)
-            for axis in (1, 2, 3)
-            if video.shape[axis] > 1
-        )
-        voxels = math.prod(video.shape[1:4])
-        kl_b = jnp.square(mean) + jnp.exp(logvar) - 1 - logvar
-        kl_b = 0.5 * jnp.sum(kl_b, per_row) / voxels
-        mse_b = jnp.mean(jnp.square(decoded - video), per_row)
-        weights = self.weights
-        loss_b = weights.l1 * l1_b + weights.mse * mse_b
-        loss_b = loss_b + weights.gradient * edges_b + weights.kl * kl_b
-        weight = jnp.full((), loss_b.shape[0], jnp.float32)
-        metrics = {
-            "l1": (jnp.sum(l1_b), weight),
-            "kl": (jnp.sum(kl_b), weight),
-            "psnr": (jnp.sum(-10 * jnp.log10(jnp.maximum(mse_b / 4, 1e-10))), weight),
-        }
-        return jnp.sum(loss_b), weight, metrics

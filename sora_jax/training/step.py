@@ -27,8 +27,11 @@ class Objective(Protocol):
     networks: states.Networks
     metric_names: Mapping[str, list[str]]  # names of a vector metric's entries
 
-    def draw(self, key: jax.Array, batch: Batch) -> Batch:
-        """Adds the step's random arrays, each with the batch as its first axis."""
+    def draw(self, key: jax.Array, batch: Batch, share: jax.Array) -> Batch:
+        """Adds the step's random arrays, each with the batch as its first axis.
+
+        share: how much of the run is done, in [0, 1).
+        """
 
     def loss(
         self, modules: states.Modules, batch: Batch
@@ -41,6 +44,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
+    num_steps: int,
     ema_decay: float,
     accumulation: int = 1,
 ) -> Callable[[states.TrainState, Batch], tuple[states.TrainState, Metrics]]:
@@ -75,7 +79,7 @@ def make_train_step(
 
     def train_step(state, batch):
         key = rng.key(seed, "train", state.step)
-        batch = objective.draw(key, batch)
+        batch = objective.draw(key, batch, state.step / num_steps)
         (total, (weight, metrics)), gradient = accumulated(
             state.params, state.fixed, batch
         )

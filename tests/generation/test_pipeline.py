@@ -211,3 +211,25 @@ def test_a_saved_clip_holds_its_recipe_inside_and_beside(tmp_path, pipe):
     latents = pipe("a cat", num_inference_steps=1, output_type="latent")
     with pytest.raises(ValueError, match="are latents, no video"):
         latents.export_to_video(path)
+
+
+def test_a_large_video_is_decoded_in_chunks(pipe, monkeypatch):
+    """In chunks as at once; and the frames come while later latents are still away."""
+    latents = np.random.default_rng(0).normal(size=(2, 9, 2, 2, 4)).astype(np.float32)
+    whole = np.asarray(pipe.decode_latents(latents))
+    chunks = [*pipe.decode_stream(latents)]
+    assert len(chunks) > 1
+    np.testing.assert_allclose(np.concatenate(chunks, 1), whole, atol=1e-5)
+    monkeypatch.setattr(pipeline.vae_latents, "VOXELS_AT_ONCE", 1)
+    found = pipe.decode_latents(latents)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+    taken = []
+
+    def parts():
+        for t in range(9):
+            taken.append(t)
+            yield latents[:, t : t + 1]
+
+    next(pipe.decode_stream(parts()))
+    assert len(taken) < 9

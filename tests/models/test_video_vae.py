@@ -55,9 +55,9 @@ def test_encode_and_decode_are_those_of_wan(goldens, build, close, name):
         )
         moments = encode(vae, video)
         assert latents.shape[1:] == config.latent_shape(t, h, w)
-        close(f"{size} mean", moments[0], mean)
-        close(f"{size} logvar", moments[1], logvar)
-        close(f"{size} video", decode(vae, latents), decoded)
+        close(f"{size} mean", moments[0], mean, 1e-5)
+        close(f"{size} logvar", moments[1], logvar, 1e-5)
+        close(f"{size} video", decode(vae, latents), decoded, 1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -191,20 +191,29 @@ def test_a_new_vae_has_quiet_branches_and_latents():
     np.testing.assert_array_equal(logvar_bias, -10.0 * np.ones(6))
 
 
+@pytest.mark.parametrize("missing", [2, 1, 0])
 @pytest.mark.parametrize(
     "size", [(1, 6, 5), (2, 6, 5), (5, 3, 3), (1, 2, 7), (5, 2, 2), (2, 1, 1)]
 )
-def test_all_forms_of_the_convolution_are_one(size):
-    """The CPU's form, and its form for tiny frames, against XLA's direct one."""
+def test_all_forms_of_the_convolution_are_one(size, missing):
+    """The CPU's form, and its form for tiny frames, against XLA's direct one.
+
+    With two, one and none of the frames before the first ones missing.
+    """
     rng = np.random.default_rng(0)
+    t, h, w = size
     x, kernel, weight = (
         jnp.asarray(rng.standard_normal(shape), jnp.float32)
-        for shape in ((2, *size, 4), (3, 3, 3, 4, 5), (2, *size, 5))
+        for shape in (
+            (2, t + 2 - missing, h, w, 4),
+            (3, 3, 3, 4, 5),
+            (2, *size, 5),
+        )
     )
 
     def graded(form):
         def loss(x, kernel):
-            y = form(x, kernel)
+            y = form(x, kernel, missing=missing)
             return jnp.sum(y * weight), y
 
         return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, kernel)
@@ -224,7 +233,8 @@ def test_the_form_of_the_convolution_follows_the_target():
         .count("stablehlo.convolution")
         for platform in ("cpu", "tpu", "cuda")
     }
-    assert counts == {"cpu": 3, "tpu": 1, "cuda": 1}
+    # One for the first frame, which sees no other, and four for each two that follow.
+    assert counts == {"cpu": 5, "tpu": 1, "cuda": 1}
 
 
 def test_no_loop_over_time(tiny):

@@ -178,7 +178,7 @@ def test_a_frozen_text_encoder_is_the_one_that_is_used(made, tuned):
         job = jobs.denoiser(c, made / "loss", mesh)
         with job.batches(0) as rows:
             batch = loop.to_device(next(rows), mesh)
-        batch = job.objective.draw(rng.key(c.seed, "train", 0), batch)
+        batch = job.objective.draw(rng.key(c.seed, "train", 0), batch, 0.0)
         folder = pretrained.open_folder(made / "folder").components
         names = {"dit": "transformer", "text_encoder": "text_encoder"}
         params = {ours: folder[theirs].load() for ours, theirs in names.items()}

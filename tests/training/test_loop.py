@@ -62,7 +62,7 @@ def test_losses_do_not_depend_on_the_mesh(name, reference, tmp_path):
 @pytest.mark.parametrize("name", MESHES)
 def test_noise_is_the_same_on_every_mesh(name):
     objective = tiny.objective()
-    draw = jax.jit(lambda batch: objective.draw(rng.key(0, "train", 3), batch))
+    draw = jax.jit(lambda batch: objective.draw(rng.key(0, "train", 3), batch, 0.0))
     wanted = draw(tiny.batch(3))
     mesh = make_mesh(MESHES[name])
     with jax.set_mesh(mesh):
@@ -139,7 +139,9 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path):
     state = jax.jit(
         lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
     )()
-    step = jax.jit(steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.9))
+    step = jax.jit(
+        steps.make_train_step(objective, optimizer, seed=0, num_steps=9, ema_decay=0.9)
+    )
     state, _ = step(state, tiny.batch(1))
     after, _ = step(state, spoiled(3, tiny.batch(3)))
     for name in ("params", "ema", "opt_state"):
@@ -224,7 +226,7 @@ def test_the_loss_learns_what_the_text_says():
         lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
     )()
     step = jax.jit(
-        steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.9),
+        steps.make_train_step(objective, optimizer, seed=0, num_steps=9, ema_decay=0.9),
         donate_argnums=0,
     )
     ids = np.where(np.arange(8)[:, None] % 2, 5, 9) * np.ones((8, 6), np.int32)

@@ -50,7 +50,9 @@ def train(mesh, num_steps):
             lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
         )()
         step = jax.jit(
-            steps.make_train_step(objective, optimizer, seed=0, ema_decay=0.9)
+            steps.make_train_step(
+                objective, optimizer, seed=0, num_steps=9, ema_decay=0.9
+            )
         )
         rows, found = loop.to_device(batch(), mesh), []
         for _ in range(num_steps):

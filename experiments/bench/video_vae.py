@@ -1,0 +1,311 @@
+"""The video VAE beside diffusers' AutoencoderKLWan, in chunks, and on a minute of video.
+
+    python -m experiments.bench.video_vae [--base_dim 32] [--video 17x128x128]
+    python -m experiments.bench.video_vae --stream
+    python -m experiments.bench.video_vae --minute --base_dim 8
+
+The first writes random weights once for both, runs the peer in its own environment
+(`.peers`, the same number of threads, its feature cache on), compares what both compute
+before it times anything, and takes turns. `--stream` times chunk sizes against one
+pass. `--minute` decodes 961 frames of 480 x 832 in chunks and fails above `--bound`
+bytes of memory. All in float32, in the layout of Wan 2.1 at a width of `--base_dim`.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from experiments.bench import loading
+from sora_jax.models import conv, exchange, peer_configs, video_vae
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PEER = ROOT / "tests" / "oracle" / "timed_vae.py"
+THREADS = len(os.sched_getaffinity(0))
+# Relative errors above which nothing is timed.
+TOLERANCE = {"encode": 1e-5, "decode": 1e-5, "train": 1e-4}
+
+
+def make(config: video_vae.Config) -> dict:
+    """Random parameters, none of them at zero as some begin."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, shape):
+        noise = rng.standard_normal(shape.shape, np.float32)
+        if len(shape.shape) > 1:
+            return 0.3 * noise / np.sqrt(np.prod(shape.shape[:-1]))
+        return 0.1 * noise + ("scale" in jax.tree_util.keystr(path))
+
+    shapes = exchange.VAE.shapes(config)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def build(config: video_vae.Config, params: dict) -> video_vae.VideoVAE:
+    """Builds the network around parameters."""
+    vae = nnx.eval_shape(lambda: video_vae.VideoVAE(config, nnx.Rngs(0)))
+    graph, state = nnx.split(vae)
+    nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
+    return nnx.merge(graph, state)
+
+
+def make_inputs(config: video_vae.Config, size: tuple[int, int, int]) -> dict:
+    """A clip and latents of that size; the convolution is that of 64 channels."""
+    rng = np.random.default_rng(1)
+    return {
+        "video": rng.uniform(-1, 1, (1, *size, 3)).astype(np.float32),
+        "latents": rng.standard_normal((1, *config.latent_shape(*size)), np.float32),
+        "x": rng.standard_normal((1, 5, 32, 32, 64), np.float32),
+        "kernel": rng.standard_normal((3, 3, 3, 64, 64), np.float32) / 42,
+    }
+
+
+def our_operations(config, params, inputs) -> dict[str, Callable]:
+    """What is timed, by the peer's names for it; each returns what is compared."""
+    graph, state = nnx.split(build(config, params))
+    tx = optax.adamw(1e-4, weight_decay=0.01)
+    inputs = jax.tree.map(jnp.asarray, inputs)
+
+    def vae(state):
+        return nnx.merge(graph, state)
+
+    def loss(state, video):
+        decoded = vae(state).decode(vae(state).encode(video)[0])
+        return jnp.mean((jnp.clip(decoded, -1, 1) - video) ** 2)
+
+    def step(state, moments, video):
+        value, gradient = jax.value_and_grad(loss)(state, video)
+        updates, moments = tx.update(gradient, moments, state)
+        return optax.apply_updates(state, updates), moments, value
+
+    encode = jax.jit(lambda state, video: vae(state).encode(video)[0])
+    decode = jax.jit(lambda state, z: jnp.clip(vae(state).decode(z), -1, 1))
+    convolve, train = jax.jit(conv.causal_conv3d), jax.jit(step)
+    trained = [jax.tree.map(jnp.copy, state), tx.init(state)]
+
+    def train_once():
+        *trained[:], value = train(*trained, inputs["video"])
+        return value
+
+    return {
+        "encode": lambda: encode(state, inputs["video"]),
+        "decode": lambda: decode(state, inputs["latents"]),
+        "train": train_once,
+        "conv3d": lambda: convolve(inputs["x"], inputs["kernel"]),
+    }
+
+
+class Peer:
+    """The peer's process, which does one operation at a time."""
+
+    def __init__(self, python: str, folder: pathlib.Path, config, params, inputs):
+        self.folder = folder
+        flat = exchange.VAE.export(params, config)
+        case = {f"weight/{name}": np.asarray(array) for name, array in flat.items()}
+        for name, array in inputs.items():
+            forward = (4, 3, 0, 1, 2) if name == "kernel" else (0, 4, 1, 2, 3)
+            case[f"in/{name}"] = array.transpose(forward)
+        case = {name: np.ascontiguousarray(array) for name, array in case.items()}
+        save_file(case, folder / "case.safetensors")
+        text = json.dumps(peer_configs.write_vae(config))
+        (folder / "config.json").write_text(text)
+        self._process = subprocess.Popen(
+            [python, PEER, folder, str(THREADS)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def ask(self, name: str) -> str:
+        self._process.stdin.write(f"{name}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the peer ended with {self._process.wait()} at {name}")
+        return answer
+
+    def results(self) -> dict[str, np.ndarray]:
+        """What its operations gave the first time that each was asked for."""
+        self.ask("save")
+        found = load_file(self.folder / "peer.safetensors")
+        return {
+            name: np.moveaxis(array, 1, -1) if array.ndim == 5 else array
+            for name, array in found.items()
+        }
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        with self._process:  # closes what was open, and waits
+            self._process.stdin.close()
+
+
+def count(name: str) -> int:
+    """How often an operation is done before the clock is read."""
+    return 20 if name == "conv3d" else 1
+
+
+def seconds(operation: Callable, count: int = 1) -> float:
+    began = time.perf_counter()
+    for _ in range(count):
+        jax.block_until_ready(operation())
+    return (time.perf_counter() - began) / count
+
+
+def describe(times: list[float]) -> str:
+    """Median, and the lowest and highest."""
+    low, middle, high = (1e3 * np.quantile(times, q) for q in (0, 0.5, 1))
+    return f"{middle:.4g} ms ({low:.4g}-{high:.4g})"
+
+
+def relative(a, b) -> float:
+    return float(np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b))
+
+
+def check(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    """Prints how far results are from the peer's.
+
+    Raises:
+      ValueError: one of them is too far.
+    """
+    for name, array in theirs.items():
+        error = relative(ours[name.removesuffix("_channels_last")], array)
+        print(f"{name}: relative error {error:.1e}")
+        if not error <= TOLERANCE.get(name, 1e-5):
+            raise ValueError(f"{name} differs from the peer's by {error:.1e}")
+
+
+def compare(python: str, config, size, repeat: int, names=None) -> dict[str, float]:
+    """Times both in turns; returns how many times the peer's time is ours.
+
+    Raises:
+      ValueError: what they compute differs.
+    """
+    params, inputs = make(config), make_inputs(config, size)
+    ours = our_operations(config, params, inputs)
+    ours = {name: run for name, run in ours.items() if not names or name in names}
+    forms = {"conv3d": ("conv3d", "conv3d_channels_last")}
+    with tempfile.TemporaryDirectory() as folder:
+        with Peer(python, pathlib.Path(folder), config, params, inputs) as peer:
+            results = {name: np.asarray(run()) for name, run in ours.items()}
+            for name in ours:
+                for theirs in forms.get(name, (name,)):
+                    peer.ask(f"{theirs} 1")
+            check(results, peer.results())
+            times = {}
+            for turn in range(repeat):
+                for name, run in ours.items():
+                    calls = {name: lambda n=count(name), run=run: seconds(run, n)} | {
+                        f"their {theirs}": (
+                            lambda line=f"{theirs} {count(name)}": float(peer.ask(line))
+                        )
+                        for theirs in forms.get(name, (name,))
+                    }
+                    for label in list(calls)[:: 1 - 2 * (turn % 2)]:
+                        times.setdefault(label, []).append(calls[label]())
+    return report(times, f"base_dim {config.base_dim}, {size}")
+
+
+def report(times: dict[str, list[float]], label: str) -> dict[str, float]:
+    """Prints one line for each operation of the peer."""
+    ratios = {}
+    for name in (name for name in times if name.startswith("their ")):
+        ours = times[name.removeprefix("their ").removesuffix("_channels_last")]
+        ratios[name] = float(np.median(times[name]) / np.median(ours))
+        print(
+            f"{label} {name.removeprefix('their ')}: ours {describe(ours)}, theirs "
+            f"{describe(times[name])}: {ratios[name]:.2f} times"
+        )
+    return ratios
+
+
+def stream(config, size, repeat: int, chunks=(1, 2, 4, 8)) -> None:
+    """Times encoding and decoding in chunks of several sizes against one pass."""
+    params, inputs = make(config), make_inputs(config, size)
+    vae = build(config, params)
+    ours = our_operations(config, params, inputs)
+    ways = {("encode", 0): ours["encode"], ("decode", 0): ours["decode"]}
+
+    def through(run, name, chunk):
+        return lambda: [jax.block_until_ready(x) for x in run(inputs[name], chunk)]
+
+    for chunk in chunks:
+        ways["encode", chunk] = through(vae.encode_stream, "video", chunk)
+        ways["decode", chunk] = through(vae.decode_stream, "latents", chunk)
+    times = {way: [] for way in ways}
+    for turn in range(repeat + 1):
+        for way in list(ways)[:: 1 - 2 * (turn % 2)]:
+            times[way].append(seconds(ways[way]))
+    for (name, chunk), found in times.items():
+        share = np.median(found[1:]) / np.median(times[name, 0][1:])
+        what = f"{chunk} latents at a time" if chunk else "at once"
+        print(f"{name} {what}: {describe(found[1:])}, {share:.3f} of one pass")
+
+
+def minute(config, num_frames: int, size, chunk: int, bound: float) -> None:
+    """Decodes a long video frame by frame and checks what memory it took.
+
+    Raises:
+      ValueError: more than `bound` bytes of anonymous memory beyond the start.
+    """
+    vae = build(config, make(config))
+    t, h, w, c = config.latent_shape(num_frames, *size)
+    rng = np.random.default_rng(2)
+    latents = (rng.standard_normal((1, 1, h, w, c), np.float32) for _ in range(t))
+    before, began, count, peaks = loading.anonymous_bytes(), time.perf_counter(), 0, []
+    with loading.Peak() as peak:
+        for video_bthwc in vae.decode_stream(latents, chunk):
+            count += np.asarray(video_bthwc).shape[1]
+            peaks.append(peak.bytes - before)
+    took, half = time.perf_counter() - began, peaks[len(peaks) // 2]
+    print(
+        f"{count} frames of {size} in {took:.0f} s, {chunk} latents at a time; peak "
+        f"{peaks[-1] / 1e9:.2f} GB above the start, {half / 1e9:.2f} GB at half the "
+        f"video; the video itself has {count * np.prod(size) * 12 / 1e9:.2f} GB"
+    )
+    if count != num_frames or peaks[-1] > bound:
+        raise ValueError(f"{count} frames took {peaks[-1] / 1e9:.2f} GB")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base_dim", type=int, default=32)
+    parser.add_argument("--video", default="17x128x128")
+    parser.add_argument("--repeat", type=int, default=7)
+    parser.add_argument("--operations", help="encode,decode,train,conv3d")
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--minute", action="store_true")
+    parser.add_argument("--num_frames", type=int, default=961)
+    parser.add_argument("--size", default="480x832")
+    parser.add_argument("--chunk", type=int, default=1)
+    parser.add_argument("--bound", type=float, default=2.5e9)
+    default = os.environ.get("SORA_PEERS_PYTHON", ROOT / ".peers" / "bin" / "python")
+    parser.add_argument("--peer", default=str(default))
+    options = parser.parse_args(argv)
+    config = dataclasses.replace(video_vae.WAN_2_1, base_dim=options.base_dim)
+    size = tuple(map(int, options.video.split("x")))
+    print(f"{THREADS} cores, load {os.getloadavg()[0]:.1f}")
+    if options.minute:
+        frame = tuple(map(int, options.size.split("x")))
+        count, chunk = options.num_frames, options.chunk
+        minute(config, count, frame, chunk, options.bound)
+    elif options.stream:
+        stream(config, size, options.repeat)
+    else:
+        names = options.operations and options.operations.split(",")
+        compare(options.peer, config, size, options.repeat, names)
+    print(f"load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""How well a video VAE keeps a video, and what its latents are like.
+
+Letters: n clips, t frames, h height, w width, c channels.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.evals import distances, features
+from sora_jax.models import video_vae
+from sora_jax.training import latents
+
+# Of structural similarity (Wang et al. 2004): window, and what keeps quotients finite.
+_TAPS, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
+_DEAD = (
+    0.05  # deviation, as a share of the median channel's, below which one says nothing
+)
+
+
+def psnr(first_nthwc: np.ndarray, second_nthwc: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio of each clip in dB, for values in [0, 1]: float64 [n].
+
+    Equal clips have 100 dB.
+    """
+    difference = np.asarray(first_nthwc, np.float64) - second_nthwc
+    error_n = np.mean(np.square(difference), axis=(1, 2, 3, 4))
+    return -10 * np.log10(np.maximum(error_n, 1e-10))
+
+
+@jax.jit
+def ssim(first_nthwc: jax.Array, second_nthwc: jax.Array) -> jax.Array:
+    """Structural similarity of each clip (Wang et al. 2004), values in [0, 1]: [n].
+
+    The mean over frames, channels and all places where a Gaussian window of 11 x 11
+    pixels lies inside the frame; of smaller frames the window is cut.
+    """
+    taps = min(_TAPS, *(s - 1 + s % 2 for s in first_nthwc.shape[2:4]))
+    offset = np.arange(taps) - taps // 2
+    weight = np.exp(-(offset**2) / (2 * _SIGMA**2))
+    weight = (weight / weight.sum()).astype(np.float32)
+
+    def blur(x):
+        for axis in (2, 3):
+            size = x.shape[axis] - taps + 1
+            x = sum(
+                w * jax.lax.slice_in_dim(x, i, i + size, axis=axis)
+                for i, w in enumerate(weight)
+            )
+        return x
+
+    a, b = (x.astype(jnp.float32) for x in (first_nthwc, second_nthwc))
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    both = blur(a * b) - mean_a * mean_b
+    c1, c2 = _K1**2, _K2**2
+    quotient = (2 * mean_a * mean_b + c1) * (2 * both + c2)
+    quotient /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    return jnp.mean(quotient, axis=(1, 2, 3, 4))
+
+
+def flicker(first_nthwc: np.ndarray, second_nthwc: np.ndarray) -> np.ndarray:
+    """Mean absolute change in time that one clip has and the other has not: [n].
+
+    A reconstruction whose error stands still has none; one of one frame has none.
+    """
+    error = np.asarray(second_nthwc, np.float64) - first_nthwc
+    if error.shape[1] == 1:
+        return np.zeros(len(error))
+    return np.mean(np.abs(np.diff(error, axis=1)), axis=(1, 2, 3, 4))
+
+
+def describe_latents(latents_nthwc: np.ndarray) -> dict[str, float]:
+    """What a denoiser will find: scale, tails and dead channels of latent means.
+
+    Returns:
+      std_least, std_most: of the channels. kurtosis: the mean of the channels' excess
+      over a normal distribution's. dead_channels: how many vary next to not at all.
+    """
+    flat_mc = np.asarray(latents_nthwc, np.float64).reshape(-1, latents_nthwc.shape[-1])
+    std_c = flat_mc.std(0)
+    normal_mc = (flat_mc - flat_mc.mean(0)) / np.maximum(std_c, 1e-12)
+    return {
+        "std_least": float(std_c.min()),
+        "std_most": float(std_c.max()),
+        "kurtosis": float(np.mean(normal_mc**4) - 3),
+        "dead_channels": float(np.sum(std_c < _DEAD * np.median(std_c))),
+    }
+
+
+class Reconstruction:
+    """Measures a video VAE on some clips; the evaluator of its training.
+
+    Args:
+      config: of the VAE.
+      video_nthwc: the clips, uint8, which training should not have seen.
+      network: features for the Frechet distance between the clips and what comes back
+        (rFVD-toy); None leaves it out.
+      batch_size: clips at a time.
+    """
+
+    def __init__(
+        self,
+        config: video_vae.Config,
+        video_nthwc: np.ndarray,
+        network: features.ToyFeatures | None = None,
+        batch_size: int = 16,
+    ):
+        self.video_nthwc, self.network = video_nthwc, network
+        self.batch_size = batch_size
+        networks = latents.networks_of(config)
+
+        @jax.jit
+        def through(params, video_bthwc):
+            vae = networks.bind({"vae": params})["vae"]
+            mean_bthwc, _ = vae.encode(video_bthwc.astype(jnp.float32) / 127.5 - 1)
+            decoded = vae.decode(mean_bthwc).astype(jnp.float32)
+            return jnp.clip(decoded / 2 + 0.5, 0, 1), mean_bthwc
+
+        self._through = through
+
+    def reconstruct(self, params: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the clips as they come back, in [0, 1], and their latent means."""
+        frames, means = [], []
+        for start in range(0, len(self.video_nthwc), self.batch_size):
+            chunk = self.video_nthwc[start : start + self.batch_size]
+            fill = np.repeat(chunk[-1:], self.batch_size - len(chunk), axis=0)
+            decoded, mean = self._through(params, np.concatenate([chunk, fill]))
+            frames.append(np.asarray(decoded)[: len(chunk)])
+            means.append(np.asarray(mean)[: len(chunk)])
+        return np.concatenate(frames), np.concatenate(means)
+
+    def run(self, params: dict) -> Iterator[tuple[str, float]]:
+        """Yields psnr, ssim, flicker, rfvd_toy where asked for, and the latents'."""
+        frames, means = self.reconstruct(params["vae"])
+        truth = self.video_nthwc.astype(np.float32) / 255
+        yield "psnr", float(np.mean(psnr(truth, frames)))
+        yield "ssim", float(np.mean(self._by_batch(ssim, truth, frames)))
+        yield "flicker", float(np.mean(flicker(truth, frames)))
+        if self.network is not None and len(truth) >= distances.LEAST:
+            came_back = np.round(frames * 255).astype(np.uint8)
+            found = distances.frechet(
+                self.network(came_back), self.network(self.video_nthwc)
+            )
+            yield "rfvd_toy", found
+        for name, value in describe_latents(means).items():
+            yield f"latent_{name}", value
+
+    def _by_batch(self, measure, *arrays: Sequence[np.ndarray]) -> np.ndarray:
+        starts = range(0, len(arrays[0]), self.batch_size)
+        parts = [[a[i : i + self.batch_size] for a in arrays] for i in starts]
+        return np.concatenate([np.asarray(measure(*part)) for part in parts])

@@ -1,0 +1,69 @@
+"""Tells real videos from decoded ones: a score for each of many windows.
+
+Convolutions over space and time with averages that halve both (the first frame stands
+alone, as in the video VAE), so that flicker is seen as well as blur. A picture is a
+video of one frame. Norms look at the channels of one voxel only.
+
+Letters: b batch, t time, h height, w width, c channels.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.models import conv, layers, streaming
+from sora_jax.models.vae_layers import Conv
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes: each of `num_layers` halvings doubles the channels, up to eight times."""
+
+    video_channels: int = 3
+    base_dim: int = 32
+    num_layers: int = 3
+    dtype: str = "float32"
+
+
+class Discriminator(nnx.Module):
+    """Scores windows of a video, real ones high (arXiv 1611.07004, here in 3D)."""
+
+    def __init__(self, config: Config, rngs: nnx.Rngs):
+        self.config = config
+        widths = [config.base_dim * min(2**i, 8) for i in range(config.num_layers + 1)]
+        self.conv_in = Conv((3, 3, 3), config.video_channels, widths[0], rngs=rngs)
+        self.norms = nnx.List([layers.RMSNorm(i, rngs=rngs) for i in widths])
+        self.convs = nnx.List(
+            [
+                Conv((3, 3, 3), i, o, rngs=rngs)
+                for i, o in zip(widths[:-1], widths[1:], strict=True)
+            ]
+        )
+        self.conv_out = Conv((3, 3, 3), widths[-1], 1, split=False, rngs=rngs)
+
+    def __call__(self, video_bthwc: jax.Array) -> jax.Array:
+        """[b, t, h, w, c] in [-1, 1] -> scores of windows, float32 [b, t', h', w']."""
+        past = streaming.Past()  # a video is judged whole
+        x_bthwc = self.conv_in.causal(video_bthwc.astype(self.config.dtype), past)
+        for norm, widen in zip(self.norms, self.convs, strict=False):
+            x_bthwc = halve(jax.nn.leaky_relu(norm(x_bthwc), 0.2))
+            x_bthwc = widen.causal(x_bthwc, past)
+        x_bthwc = jax.nn.leaky_relu(self.norms[-1](x_bthwc), 0.2)
+        x_bthwc = self.conv_out.causal(x_bthwc, past)
+        return x_bthwc[..., 0].astype(jnp.float32)
+
+
+def halve(x_bthwc: jax.Array) -> jax.Array:
+    """Averages neighbours: 1 + 2n frames to 1 + n; other numbers of frames stay.
+
+    Of an odd height or width the last line is left out.
+    """
+    b, t, h, w, c = x_bthwc.shape
+    x_bthwc = x_bthwc[:, :, : h - h % 2, : w - w % 2]
+    x_bthwc = jnp.mean(conv.fold(x_bthwc, 1, 2), axis=-1)
+    if t == 1 or t % 2 == 0:
+        return x_bthwc
+    pairs = jnp.mean(conv.fold(x_bthwc[:, 1:], 2, 1), axis=-1)
+    return jnp.concatenate([x_bthwc[:, :1], pairs], axis=1)

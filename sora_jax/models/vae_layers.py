@@ -1,0 +1,178 @@
+"""The layers of the video autoencoder, which its encoder and decoder are stacked from.
+
+Layers that look back in time take the frames before those that they are given, and
+leave theirs, in a `streaming.Past`; at the beginning of a video it is empty.
+
+Letters: b batch, t time, h height, w width, c channels, i input and o output channels.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.core import sharding
+from sora_jax.models import attention, conv, layers, streaming
+
+
+def _normal(std: float):
+    """Normal initializer that draws in one dimension.
+
+    Compiling JAX's generator for five dimensions takes ten times as long, and there is
+    a kernel for each of a hundred layers.
+    """
+
+    def init(key, shape, dtype):
+        return std * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+    return init
+
+
+class Conv(nnx.Module):
+    """A convolution with bias: kernel [t,h,w,i,o] sees no later frame, [h,w,i,o] one.
+
+    The kernel is split over the data-parallel devices by output channel, where `split`.
+    """
+
+    def __init__(
+        self, taps: tuple[int, ...], i: int, o: int, *, split=True, init=None, rngs
+    ):
+        self.axes = (*(None,) * (len(taps) + 1), "embed" if split else None)
+        init = init or _normal((math.prod(taps) * i) ** -0.5)
+        self.kernel = layers.param(rngs, init, (*taps, i, o), self.axes)
+        self.bias = layers.param(rngs, nnx.initializers.zeros, (o,), (None,))
+
+    def __call__(self, x_bthwc: jax.Array, operation=conv.conv2d, **options):
+        kernel = sharding.gather_weight(self.kernel[...], self.axes)
+        y_bthwo = operation(x_bthwc, kernel.astype(x_bthwc.dtype), **options)
+        return y_bthwo + self.bias[...].astype(y_bthwo.dtype)
+
+    def causal(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
+        """Sees the frames of x, and as many before them as the kernel reaches."""
+        x_bthwc, missing = past.join(x_bthwc, len(self.kernel) - 1)
+        return self(x_bthwc, conv.causal_conv3d, missing=missing)
+
+
+def norm(c: int, rngs: nnx.Rngs) -> layers.RMSNorm:
+    """RMSNorm over the channels of a voxel."""
+    # Wan divides by max(norm, 1e-12): next to no floor, which small activations need.
+    return layers.RMSNorm(c, eps=1e-24, rngs=rngs)
+
+
+class ResBlock(nnx.Module):
+    """Two times norm, SiLU, convolution; added to the input."""
+
+    def __init__(self, i: int, o: int, *, rngs: nnx.Rngs):
+        zeros = nnx.initializers.zeros
+        self.norm1 = norm(i, rngs)
+        self.conv1 = Conv((3, 3, 3), i, o, rngs=rngs)
+        self.norm2 = norm(o, rngs)
+        self.conv2 = Conv((3, 3, 3), o, o, init=zeros, rngs=rngs)
+        self.conv_shortcut = layers.Linear(i, o, rngs=rngs) if i != o else None
+
+    def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
+        h = self.conv1.causal(jax.nn.silu(self.norm1(x_bthwc)), past)
+        h = self.conv2.causal(jax.nn.silu(self.norm2(h)), past)
+        return h + (self.conv_shortcut(x_bthwc) if self.conv_shortcut else x_bthwc)
+
+
+class FrameAttention(nnx.Module):
+    """Self-attention with one head among the voxels of each frame."""
+
+    def __init__(self, c: int, *, rngs: nnx.Rngs):
+        self.norm = norm(c, rngs)
+        self.to_qkv = layers.Linear(c, 3 * c, rngs=rngs)
+        self.proj = layers.Linear(c, c, init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, x_bthwc: jax.Array) -> jax.Array:
+        frames_nmc = conv.join_voxels(self.norm(x_bthwc))
+        q, k, v = jnp.split(self.to_qkv(frames_nmc)[:, :, None], 3, axis=-1)
+        y_nmc = self.proj(attention.attention(q, k, v)[:, :, 0])
+        return x_bthwc + conv.part_voxels(y_nmc, x_bthwc)
+
+
+class MidBlock(nnx.Module):
+    """Residual block, attention, residual block."""
+
+    def __init__(self, c: int, *, rngs: nnx.Rngs):
+        self.resnets = nnx.List([ResBlock(c, c, rngs=rngs) for _ in range(2)])
+        self.attentions = nnx.List([FrameAttention(c, rngs=rngs)])
+
+    def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
+        x_bthwc = self.attentions[0](self.resnets[0](x_bthwc, past))
+        return self.resnets[1](x_bthwc, past)
+
+
+class Downsample(nnx.Module):
+    """Halves height and width (`space`), and frames (`time`): 1 + 2n to 1 + n.
+
+    The first frame of a video stays as it is.
+    """
+
+    def __init__(self, c: int, time: bool, space: bool, *, rngs: nnx.Rngs):
+        self.conv = Conv((3, 3), c, c, rngs=rngs) if space else None
+        self.time_conv = Conv((3, 1, 1), c, c, rngs=rngs) if time else None
+
+    def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
+        if self.conv is not None:
+            x_bthwc = self.conv(x_bthwc, stride=2, padding=((0, 1), (0, 1)))
+        if self.time_conv is None:
+            return x_bthwc
+        begin = x_bthwc[:, : int(past.is_first)]
+        x_bthwc, _ = past.join(x_bthwc, 1)
+        if x_bthwc.shape[1] == 1:
+            return begin
+        rest = self.time_conv(x_bthwc, conv.half_time_conv)
+        return jnp.concatenate([begin, rest], axis=1)
+
+
+class Upsample(nnx.Module):
+    """Doubles height and width (`space`), and frames (`time`): 1 + n to 1 + 2n.
+
+    The first frame of a video stays as it is.
+    """
+
+    def __init__(self, i: int, o: int, time: bool, space: bool, *, rngs: nnx.Rngs):
+        self.time_conv = Conv((3, 1, 1), i, 2 * i, rngs=rngs) if time else None
+        self.conv = Conv((3, 3), i, o, rngs=rngs) if space else None
+
+    def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
+        if self.time_conv is not None:
+            x_bthwc = self._double_time(x_bthwc, past)
+        if self.conv is None:
+            return x_bthwc
+        return self.conv(conv.double_space(x_bthwc))
+
+    def _double_time(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
+        # The convolution in time begins at the second frame; it does not see the first
+        # one, and gives two frames for each, one after the other.
+        first, rest = jnp.split(x_bthwc, [int(past.is_first)], axis=1)
+        seen, missing = past.join(rest, len(self.time_conv.kernel) - 1)
+        if not rest.shape[1]:
+            return first
+        pairs = self.time_conv(seen, conv.causal_conv3d, missing=missing)
+        pairs = conv.reshape(pairs, *rest.shape[:4], 2, -1).swapaxes(-1, -2)
+        return jnp.concatenate([first, conv.unfold(pairs, time=2, space=1)], axis=1)
+
+
+def mean_shortcut(x_bthwc: jax.Array, o: int, time: int, space: int) -> jax.Array:
+    """Shrinks by folding blocks into channels and averaging them to `o` channels."""
+    front = -x_bthwc.shape[1] % time  # the first frame is alone in its block
+    x_bthwc = jnp.pad(x_bthwc, ((0, 0), (front, 0), (0, 0), (0, 0), (0, 0)))
+    x_bthwcf = conv.fold(x_bthwc, time=time, space=space)
+    return jnp.mean(conv.reshape(x_bthwcf, *x_bthwcf.shape[:4], o, -1), axis=-1)
+
+
+def repeat_shortcut(
+    x_bthwc: jax.Array, o: int, time: int, space: int, *, is_first: bool
+) -> jax.Array:
+    """Grows by repeating channels and unfolding them to blocks of `o` channels.
+
+    The first frame of a video grows to one frame, the last of its block.
+    """
+    blocks = time * space * space
+    repeats = o * blocks // x_bthwc.shape[-1]
+    x = jnp.broadcast_to(x_bthwc[..., None], (*x_bthwc.shape, repeats))
+    x = conv.reshape(x, *x_bthwc.shape[:4], o, blocks)
+    return conv.unfold(x, time=time, space=space)[:, is_first * (time - 1) :]

@@ -1,0 +1,188 @@
+"""What the video VAE learns: reconstruction, bands, a small KL, late a discriminator.
+
+Letters: b batch, t time, h height, w width, c channels, n windows.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.core import sharding
+from sora_jax.models import conv, discriminator, video_vae
+from sora_jax.training import state as states
+
+_BAND_LEVELS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """How much each term of the loss counts; 0 leaves it out.
+
+    Absolute errors alone stall at first: a flat grey video is the median of everything,
+    and nothing pulls away from it; squared errors do. `bands` needs no network and no
+    download: it weighs edges and motion at several scales (see `band_error`).
+
+    adversarial: of the discriminator's judgement, as a share of the gradient that the
+    other terms have at the decoder's output (the adaptive weight of arXiv 2012.09841,
+    there of the last layer). adversarial_start: the share of the run after which it
+    begins. disc_learning: weight of the discriminator's own loss.
+    """
+
+    l1: float = 1.0
+    mse: float = 0.0
+    bands: float = 1.0
+    kl: float = 1e-6
+    adversarial: float = 0.0
+    adversarial_start: float = 0.5
+    disc_learning: float = 1.0
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if not value >= 0:
+                raise ValueError(f"reconstruction.{name} is {value}; it is 0 or more")
+
+
+def band_error(error_bthwc: jax.Array, levels: int = _BAND_LEVELS) -> jax.Array:
+    """Mean absolute Haar details of an error, in time, height and width: float32 [b].
+
+    At each of some scales the differences between neighbours along each axis; then
+    height and width are averaged in pairs. Details and averages are linear, so those of
+    the error are the differences of those of two videos.
+    """
+    total_b = jnp.zeros(error_bthwc.shape[0], jnp.float32)
+    total_b = sharding.reshard(total_b, "batch")
+    for _ in range(levels):
+        _, t, h, w, _ = error_bthwc.shape
+        for axis, size in ((1, t), (2, h), (3, w)):
+            if size > 1:
+                detail = jnp.abs(jnp.diff(error_bthwc, axis=axis))
+                total_b = total_b + jnp.mean(detail, (1, 2, 3, 4))
+        if min(h, w) < 2:
+            break
+        even = error_bthwc[:, :, : h - h % 2, : w - w % 2]
+        error_bthwc = jnp.mean(conv.fold(even, 1, 2), axis=-1)
+    return total_b
+
+
+class Reconstruction:
+    """The video VAE's loss, and that of the discriminator that judges it.
+
+    Both are trained in the same step: the VAE does not move the discriminator, nor the
+    discriminator the VAE, because each sees the other's part as constant. Losses are
+    float32.
+
+    Args:
+      config: of the VAE.
+      weights: of the terms.
+      judge: the discriminator's config; used where `weights.adversarial` is not 0.
+
+    Batches: `video` uint8 or float32 [b, t, h, w, 3]; float is in [-1, 1].
+    """
+
+    def __init__(
+        self,
+        config: video_vae.Config,
+        weights: Weights,
+        judge: discriminator.Config = discriminator.Config(),
+    ):
+        def make(rngs):
+            made = {"vae": video_vae.VideoVAE(config, rngs=rngs)}
+            if weights.adversarial:
+                made["discriminator"] = discriminator.Discriminator(judge, rngs=rngs)
+            return made
+
+        self.config, self.weights = config, weights
+        self.networks = states.Networks(make)
+        self.metric_names = {}
+
+    def draw(self, key, batch, share):
+        b, t, h, w, _ = batch["video"].shape
+        shape = (b, *self.config.latent_shape(t, h, w))
+        layout = sharding.spec("batch", None, None, None, None)
+        noise = jax.random.normal(key, shape, out_sharding=layout)
+        judged = jnp.full(b, share >= self.weights.adversarial_start, jnp.float32)
+        return dict(batch) | {
+            "noise": noise,
+            "judged": sharding.reshard(judged, "batch"),
+        }
+
+    def loss(self, modules, batch):
+        video = batch["video"]
+        if video.dtype == jnp.uint8:
+            video = video.astype(jnp.float32) / 127.5 - 1
+        mean, logvar = modules["vae"].encode(video)
+        mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+        latents = mean + jnp.exp(0.5 * logvar) * batch["noise"]
+        decoded = modules["vae"].decode(latents).astype(jnp.float32)
+        kl_b = jnp.square(mean) + jnp.exp(logvar) - 1 - logvar
+        kl_b = 0.5 * jnp.sum(kl_b, (1, 2, 3, 4)) / math.prod(video.shape[1:4])
+
+        weight = jnp.full((), video.shape[0], jnp.float32)
+        error_sum, terms = self._errors(decoded, video)
+        metrics = {name: (jnp.sum(term_b), weight) for name, term_b in terms.items()}
+        metrics["kl"] = jnp.sum(kl_b), weight
+        total = error_sum + self.weights.kl * jnp.sum(kl_b)
+        if self.weights.adversarial:
+            judge = modules["discriminator"]
+            judgement, judged = self._judge(judge, decoded, video, batch["judged"])
+            total = total + judgement
+            metrics |= {name: (value, weight) for name, value in judged.items()}
+        return total, weight, metrics
+
+    def _errors(self, decoded, video):
+        """The sum over rows of the weighted errors, and each of them by row."""
+        error, per_row = decoded - video, (1, 2, 3, 4)
+        mse_b = jnp.mean(jnp.square(error), per_row)
+        terms = {
+            "l1": jnp.mean(jnp.abs(error), per_row),
+            "psnr": -10 * jnp.log10(jnp.maximum(mse_b / 4, 1e-10)),
+        }
+        loss_b = self.weights.l1 * terms["l1"] + self.weights.mse * mse_b
+        if self.weights.bands:
+            terms["bands"] = band_error(error)
+            loss_b = loss_b + self.weights.bands * terms["bands"]
+        return jnp.sum(loss_b), terms
+
+    def _judge(self, judge, decoded, video, judged_b):
+        """The hinge losses of both sides where the step is judged, else 0.
+
+        What moves the decoder is the gradient at its output, scaled; the value that is
+        added to the loss is the scaled judgement itself.
+        """
+
+        def on():
+            score_of = jax.lax.stop_gradient(decoded)
+            errors = jax.grad(lambda x: self._errors(x, video)[0])(score_of)
+            praise, pull = jax.value_and_grad(lambda x: -_mean(judge(x)))(score_of)
+            scale = self.weights.adversarial * _norm(errors) / (_norm(pull) + 1e-12)
+            scale = jnp.minimum(scale, 1e4)
+            return praise, scale * pull, scale
+
+        def off():
+            return jnp.zeros(()), jnp.zeros_like(decoded), jnp.zeros(())
+
+        def learn():
+            real = _mean(jax.nn.relu(1 - judge(video)))
+            return real + _mean(jax.nn.relu(1 + judge(jax.lax.stop_gradient(decoded))))
+
+        is_on = jnp.max(judged_b) > 0
+        frozen = jax.lax.stop_gradient(jax.lax.cond(is_on, on, off))
+        praise, pull, scale = frozen
+        moved = jnp.sum(pull * decoded)
+        judgement = moved - jax.lax.stop_gradient(moved) + scale * praise
+        learned = jax.lax.cond(is_on, learn, lambda: jnp.zeros(()))
+        return judgement + self.weights.disc_learning * learned, {
+            "adversarial_weight": scale * video.shape[0],
+            "discriminator": learned,
+        }
+
+
+def _mean(score_bthw: jax.Array) -> jax.Array:
+    """The sum over rows of each row's mean."""
+    return jnp.sum(jnp.mean(score_bthw, (1, 2, 3)))
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x)))

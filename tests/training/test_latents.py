@@ -1,0 +1,33 @@
+"""Latents of large clips, which pass through the video VAE in chunks."""
+
+import jax
+import numpy as np
+
+from sora_jax.models import video_vae
+from sora_jax.training import latents
+from tests.data import clips
+
+VAE = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
+
+
+def test_a_large_clip_is_encoded_in_chunks(monkeypatch):
+    networks = latents.networks_of(VAE)
+    params = jax.jit(networks.init)(jax.random.key(0))["vae"]
+    vae = latents.LoadedVAE(VAE, networks, params)
+    records = [clips.clip(index, num_frames=21) for index in range(2)]
+    whole = latents.encoder(vae, 2)(records)
+    assert whole.shape == (2, 6, 2, 2, 4)
+    calls = []
+    stream = video_vae.VideoVAE.encode_stream
+    monkeypatch.setattr(
+        video_vae.VideoVAE,
+        "encode_stream",
+        lambda self, *a: (calls.append(1), stream(self, *a))[1],
+    )
+    monkeypatch.setattr(latents, "VOXELS_AT_ONCE", 1)
+    np.testing.assert_allclose(latents.encoder(vae, 2)(records), whole, atol=1e-5)
+    # One that is not full is filled up, so that no other program is compiled.
+    np.testing.assert_allclose(
+        latents.encoder(vae, 2)(records[:1]), whole[:1], atol=1e-5
+    )
+    assert len(calls) == 2

@@ -1,0 +1,184 @@
+"""The video VAE's loss: bands, the discriminator's late and scaled say, bad numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.core import mesh as meshes
+from sora_jax.core import rng, trees
+from sora_jax.models import discriminator, video_vae
+from sora_jax.training import loop, optim, reconstruction
+from sora_jax.training import state as states
+from sora_jax.training import step as steps
+
+VAE = video_vae.Config(
+    latent_channels=4, patch_size=2, base_dim=8, channel_multipliers=(1, 1),
+    num_res_blocks=1, temporal_downsample=(True,),
+)  # fmt: skip
+JUDGE = discriminator.Config(base_dim=8, num_layers=2)
+WEIGHTS = reconstruction.Weights(
+    l1=0.0, mse=10.0, bands=0.5, adversarial=0.3, adversarial_start=0.5
+)
+OPTIM = optim.Config(learning_rate=1e-3, warmup_steps=0, final_fraction=1.0)
+STEPS = 8
+
+
+def clips(rows=8, frames=5, size=16, seed=0):
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (rows, frames, size, size, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def objective():
+    return reconstruction.Reconstruction(VAE, WEIGHTS, JUDGE)
+
+
+@pytest.fixture(scope="module")
+def run(objective):
+    """(step function, state of step 0) on one device."""
+    optimizer = optim.make(OPTIM, STEPS)
+    state = jax.jit(
+        lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
+    )()
+    step = steps.make_train_step(
+        objective, optimizer, seed=0, num_steps=STEPS, ema_decay=0.9
+    )
+    return jax.jit(step), state
+
+
+def moved(before, after):
+    return {
+        name: any(
+            np.any(np.asarray(a) != np.asarray(b))
+            for a, b in zip(
+                *map(jax.tree.leaves, (before.params[name], after.params[name])),
+                strict=True,
+            )
+        )
+        for name in before.params
+    }
+
+
+def test_bands_see_edges_and_motion_and_no_constant():
+    flat = jnp.ones((2, 5, 16, 16, 3)) * jnp.array([0.3, 0.0]).reshape(2, 1, 1, 1, 1)
+    np.testing.assert_allclose(reconstruction.band_error(flat), 0, atol=1e-7)
+    # A ramp of slope s along an axis: s at the first scale, twice that at the next.
+    ramp = np.arange(16.0)[None, None, None, :, None] * np.ones((1, 1, 16, 1, 3))
+    found = reconstruction.band_error(jnp.asarray(ramp, jnp.float32))
+    np.testing.assert_allclose(found, 1 + 2 + 4, rtol=1e-5)
+    flicker = np.arange(5.0)[None, :, None, None, None] * np.ones((1, 1, 16, 16, 3))
+    found = reconstruction.band_error(jnp.asarray(flicker, jnp.float32))
+    np.testing.assert_allclose(found, 3, rtol=1e-5)
+
+
+def test_the_discriminator_begins_late_and_then_both_learn(run):
+    step, state = run
+    batch = {"video": clips()}
+    early, metrics = step(state, batch)
+    assert moved(state, early) == {"vae": True, "discriminator": False}
+    assert float(metrics["discriminator"][0]) == 0
+    late = dataclasses.replace(state, step=jnp.asarray(STEPS // 2, jnp.int32))
+    after, metrics = step(late, batch)
+    assert moved(state, after) == {"vae": True, "discriminator": True}
+    assert float(metrics["discriminator"][0]) > 0
+
+
+def gradient(objective, state, video, **weights):
+    """The summed loss's gradient, and what the decoder's output gets."""
+    changed = reconstruction.Reconstruction(
+        VAE, dataclasses.replace(WEIGHTS, **weights), JUDGE
+    )
+    batch = changed.draw(jax.random.key(1), {"video": video}, 0.9)
+
+    @jax.jit
+    def of(params):
+        return changed.loss(changed.networks.bind(params), batch)[0]
+
+    names = changed.networks.abstract()
+    return jax.grad(of)({name: state.params[name] for name in names})
+
+
+def test_the_judgement_is_scaled_to_its_share_of_the_gradient(objective, run):
+    """At the output layer's bias the share is exact in direction and nearly in size."""
+    _, state = run
+    video = clips()
+    plain = gradient(objective, state, video, adversarial=0.0)["vae"]
+    small, large = (
+        gradient(objective, state, video, adversarial=share)["vae"]
+        for share in (0.1, 0.2)
+    )
+    a, b = (
+        np.concatenate(
+            [np.ravel(x - y) for x, y in zip(*map(jax.tree.leaves, pair), strict=True)]
+        )
+        for pair in ((small, plain), (large, plain))
+    )
+    assert np.linalg.norm(a) > 0
+    np.testing.assert_allclose(b, 2 * a, rtol=0.05, atol=0.02 * np.abs(b).max())
+
+
+def test_the_vae_does_not_move_the_discriminator_nor_the_other_way_round(
+    objective, run
+):
+    """Its gradient is that of its own hinge loss alone."""
+    _, state = run
+    video = clips()
+    one = gradient(objective, state, video, adversarial=0.1)["discriminator"]
+    two = gradient(objective, state, video, adversarial=5.0)["discriminator"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, two)
+    doubled = gradient(objective, state, video, disc_learning=2.0)
+    base = gradient(objective, state, video)
+    for name, factor in (("discriminator", 2), ("vae", 1)):
+        for a, b in zip(
+            *map(jax.tree.leaves, (doubled[name], base[name])), strict=True
+        ):
+            np.testing.assert_allclose(a, factor * np.asarray(b), rtol=1e-4, atol=1e-6)
+
+
+def test_it_learns_to_tell_noise_from_flat():
+    """The discriminator alone: a hinge loss far below the 2 of knowing nothing."""
+    judge = discriminator.Discriminator(JUDGE, jax.random.key and nnx_rngs())
+    assert judge(jnp.zeros((2, 5, 16, 16, 3))).shape == (2, 2, 4, 4)
+    assert judge(jnp.zeros((2, 1, 18, 17, 3))).shape == (2, 1, 4, 4)
+
+
+def nnx_rngs():
+    from flax import nnx
+
+    return nnx.Rngs(0)
+
+
+def test_a_gradient_that_is_no_number_is_skipped_and_counted(run):
+    step, state = run
+    late = dataclasses.replace(state, step=jnp.asarray(STEPS - 1, jnp.int32))
+    params = trees.map_paths(
+        lambda path, leaf: leaf * jnp.nan if "discriminator" in path else leaf,
+        late.params,
+    )
+    broken = dataclasses.replace(late, params=params)
+    after, metrics = step(broken, {"video": clips()})
+    assert int(after.skipped) == 1 and float(metrics["skipped_steps"][0]) == 1
+    assert moved(broken, after)["vae"] is False
+
+
+def test_eight_devices_learn_the_same(objective, run):
+    step, state = run
+    late = dataclasses.replace(state, step=jnp.asarray(STEPS // 2, jnp.int32))
+    _, wanted = step(late, {"video": clips()})
+    mesh = meshes.make_mesh({"fsdp": 8})
+    optimizer = optim.make(OPTIM, STEPS)
+    with jax.set_mesh(mesh):
+        begun = jax.jit(
+            lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
+        )()
+        begun = dataclasses.replace(begun, step=late.step)
+        one = steps.make_train_step(
+            objective, optimizer, seed=0, num_steps=STEPS, ema_decay=0.9
+        )
+        _, found = jax.jit(one)(begun, loop.to_device({"video": clips()}, mesh))
+    for name in ("loss", "discriminator", "adversarial_weight", "grad_norm"):
+        a, b = (float(m[name][0] / m[name][1]) for m in (wanted, found))
+        assert a == pytest.approx(b, rel=1e-4), name
