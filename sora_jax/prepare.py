@@ -140,8 +140,10 @@ def run() -> None:
     if kind == "shards":
         if not _VAE.value:
             raise ValueError("--source shards:DIR needs --vae, the run of a video VAE")
-        from sora_jax.training import latents  # brings in JAX
+        from sora_jax.core import mesh as meshes  # brings in JAX
+        from sora_jax.training import latents
 
+        meshes.initialize()
         latents.encode(name, _VAE.value, out)
         print(f"{out}: latents of {name}; {time.monotonic() - began:.1f} s")
         return

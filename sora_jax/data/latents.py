@@ -16,7 +16,9 @@ import math
 import os
 import pathlib
 import shutil
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,6 +29,7 @@ from sora_jax.core import paths, progress
 from sora_jax.data import array_files, records
 
 _MANIFEST = "latents.json"
+_FEW = 4  # batches; less than that is not worth a forecast
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,10 +77,14 @@ def write_latents(
     preprocessing: Mapping[str, Any],
     batch_size: int = 32,
     clips_per_file: int = 512,
+    process: int = 0,
+    num_processes: int = 1,
+    barrier: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
     """Encodes all clips and stores the latents; goes on where it was interrupted.
 
-    A clip that is damaged is left out and listed in the manifest.
+    A clip that is damaged is left out and listed in the manifest. Before the work
+    begins, a few clips are timed, and what all of them will take is printed.
 
     Args:
       out_dir: a new folder, one that an interrupted run has left, or a finished one.
@@ -88,11 +95,15 @@ def write_latents(
       preprocessing: JSON values that say what is done to frames before encoding.
       batch_size: clips in one call of `encode`.
       clips_per_file: clips in one file; what an interruption can cost.
+      process, num_processes: each of several processes that share the folder makes
+        every so-many-eth file, and the first one writes the manifest.
+      barrier: waits until all of them are there.
 
     Returns:
       The manifest.
 
     Raises:
+      OSError: the disk has no room for what is to come; nothing was written yet.
       ShardsError: the folder belongs to another VAE, other clips or other settings.
       ValueError: `encode` gives something that is not finite or has a wrong shape.
     """
@@ -106,22 +117,34 @@ def write_latents(
             "clips_per_file": clips_per_file,
         }
     )
-    if array_files.claim(out, _MANIFEST, settings):
+    if process:
+        barrier("claimed")
+    finished = array_files.claim(out, _MANIFEST, settings)
+    if not process:
+        barrier("claimed")
+    if finished:
         return json.loads((out / _MANIFEST).read_text())
     parts = [
         range(start, min(start + clips_per_file, len(clips)))
         for start in range(0, len(clips), clips_per_file)
     ]
-    missing = [p for p in range(len(parts)) if not array_files.has_part(out, p)]
+    mine = range(process, len(parts), num_processes)
+    missing = [part for part in mine if not array_files.has_part(out, part)]
     ahead = sum(len(parts[part]) for part in missing)
+    _predict(out, clips, encode, batch_size, ahead, num_processes)
+    total = sum(len(parts[part]) for part in mine)
     with progress.Progress(
-        len(clips), "encode", "clips", start=len(clips) - ahead
+        total, "encode", "clips", start=total - ahead, process_index=process
     ) as bar:
         for part in missing:
             summary: dict[str, Any] = {"dropped": []}
             items = _encoded(clips, parts[part], encode, batch_size, summary, bar)
             # Floats do not shrink; a fast compressor is for the text.
             array_files.store_part(out, part, items, summary, compression="snappy")
+    barrier("encoded")
+    if process:
+        barrier("collected")
+        return json.loads((out / _MANIFEST).read_text())
     files, summaries = array_files.collect(out, len(parts), "latents")
     if not files:
         raise array_files.ShardsError(f"{out}: none of the clips could be read")
@@ -136,7 +159,38 @@ def write_latents(
     }
     paths.write_atomically(out / _MANIFEST, json.dumps(manifest, indent=1))
     shutil.rmtree(out / ".partial")
+    barrier("collected")
     return manifest
+
+
+def _predict(out, clips, encode, batch_size: int, ahead: int, num_processes: int):
+    """Says what encoding `ahead` clips takes; OSError where the disk is too small."""
+    if ahead < _FEW * batch_size:
+        return
+    batch = [
+        clip
+        for clip in clips.read(range(batch_size))
+        if not isinstance(clip, records.CorruptRecord)
+    ]
+    if not batch:
+        return
+    encode(batch)  # compiles
+    began = time.monotonic()
+    latents_nthwc = encode(batch)
+    seconds = (time.monotonic() - began) / len(batch) * ahead
+    texts = sum(len(text.encode()) for clip in batch for text in clip.captions.values())
+    whole = (latents_nthwc.nbytes + texts) / len(batch) * ahead * num_processes
+    free = shutil.disk_usage(out).free
+    print(
+        f"encode: {ahead} clips to go here, about {progress.clock(seconds)} and "
+        f"{whole / num_processes / 2**20:.0f} MiB",
+        file=sys.stderr,
+    )
+    if whole > free:
+        raise OSError(
+            f"{out} has room for {free / 2**30:.1f} GiB, and the latents will take "
+            f"about {whole / 2**30:.1f} GiB"
+        )
 
 
 def _encoded(clips, indices, encode, batch_size, summary, bar):

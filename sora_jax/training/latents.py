@@ -166,6 +166,7 @@ def encode(
 
     The cache carries a copy of the VAE (`OUT/vae`), so that what is trained on it can
     be decoded. Finished files are kept when the job is interrupted and started again.
+    Several processes that share the folder share the work.
 
     Returns:
       The cache's manifest.
@@ -189,6 +190,10 @@ def encode(
         vae_digest=checkpoint.weights_digest(source),
         preprocessing={"pixels": "[-1, 1]", "normalised": True},
         batch_size=batch_size,
+        process=jax.process_index(),
+        num_processes=jax.process_count(),
+        barrier=meshes.barrier,
     )
-    pretrained.open_component(source, "vae").copy_to(out / "vae")
+    if jax.process_index() == 0:
+        pretrained.open_component(source, "vae").copy_to(out / "vae")
     return manifest

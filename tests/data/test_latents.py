@@ -1,10 +1,13 @@
 """A cache gives back what was encoded, goes on after a stop, refuses what is foreign."""
 
+import concurrent.futures
 import dataclasses
+import errno
 import json
 import pathlib
 import pickle
 import shutil
+import threading
 import time
 import types
 
@@ -13,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from sora_jax.data import captions, loader, records, shards, tokenizer, transforms
+from sora_jax.data import latents as cache_files
 from tests.data import clips
 
 STATED = {"vae_digest": "v" * 64, "preprocessing": {"scale": 127.5}}
@@ -255,3 +259,72 @@ def test_a_batch_of_latents_with_text_costs_little(source, tmp_path):
     assert batch["latents"].shape == (64, 2, 4, 4, 48)
     assert batch["text_ids"].shape == (64, 32)
     assert best < 3e-3
+
+
+def test_several_processes_share_the_work(source, written, tmp_path):
+    """Each makes some of the files; together they are what one makes."""
+    out, wall, made = tmp_path / "shared", threading.Barrier(3), {}
+
+    def one(process):
+        def counting(batch):
+            made[process] = made.get(process, 0) + len(batch)
+            return encode(batch)
+
+        return shards.write_latents(
+            out, source, counting, batch_size=3, clips_per_file=4, process=process,
+            num_processes=3, barrier=lambda name: wall.wait(60), **STATED,
+        )  # fmt: skip
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        manifests = [*pool.map(one, range(3))]
+    assert manifests[0] == manifests[1] == manifests[2]
+    assert len(made) == 3 and sum(made.values()) == len(source)
+    alone = shards.write_latents(
+        tmp_path / "alone", source, encode, batch_size=3, clips_per_file=4, **STATED
+    )
+    assert manifests[0]["digest"] == alone["digest"]
+
+
+def test_a_forecast_comes_first_and_a_full_disk_before_any_work(
+    source, tmp_path, monkeypatch, capsys
+):
+    how = STATED | {"batch_size": 2, "clips_per_file": 4}
+    shards.write_latents(tmp_path / "out", source, encode, **how)
+    assert f"{len(source)} clips to go here, about " in capsys.readouterr().err
+    little = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(cache_files.shutil, "disk_usage", lambda path: little)
+    with pytest.raises(OSError, match=r"room for 0\.0 GiB"):
+        shards.write_latents(tmp_path / "full", source, encode, **how)
+    monkeypatch.undo()
+    found = shards.write_latents(tmp_path / "full", source, encode, **how)
+    assert found["count"] == len(source)
+
+
+def test_a_disk_that_fills_up_on_the_way_costs_one_file(
+    source, written, tmp_path, monkeypatch
+):
+    """A clean error; no file that is not whole; the same command goes on."""
+    out, how = tmp_path / "out", STATED | {"batch_size": 4, "clips_per_file": 4}
+    store, count = cache_files.array_files.store_part, []
+
+    def full(*arguments, **options):
+        count.append(1)
+        if len(count) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return store(*arguments, **options)
+
+    monkeypatch.setattr(cache_files.array_files, "store_part", full)
+    with pytest.raises(OSError, match="No space left"):
+        shards.write_latents(out, source, encode, **how)
+    monkeypatch.undo()
+    encoded = []
+
+    def counting(batch):
+        encoded.extend(clip.id for clip in batch)
+        return encode(batch)
+
+    manifest = shards.write_latents(out, source, counting, **how)
+    assert manifest["count"] == len(source)
+    assert len(encoded) == len(source) - 8
+    whole = shards.write_latents(tmp_path / "whole", source, encode, **how)
+    assert manifest["digest"] == whole["digest"]
