@@ -89,7 +89,7 @@ def losses(run):
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def wait_for_losses(run, count, seconds=120):
+def wait_for_losses(run, count, seconds=240):
     """Returns when a run has logged so many steps, or when the time is up."""
     deadline = time.monotonic() + seconds
     while len(losses(run)) < count and time.monotonic() < deadline:

@@ -1,0 +1,193 @@
+"""Does the video VAE keep more of real footage than principal components of its size?
+
+    python -m experiments.real_footage --clips FOLDER --out runs/real [--num_steps 1500]
+
+Of every video of the folder the last second is held out. The VAE is trained on random
+crops of the rest; the principal components are those of the rest's blocks of the same
+size in time, height and width, and as many as the VAE has latent channels (blocks of
+one frame for the first frame, as in the VAE). Both give back the last second whole.
+Writes scores.json and side_by_side.png: truth, VAE, principal components.
+
+Letters: n blocks, t time, h height, w width, c channels, k components.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+
+import jax
+import numpy as np
+from PIL import Image
+
+from sora_jax.core import mesh as meshes
+from sora_jax.core import paths
+from sora_jax.data import video_io
+from sora_jax.evals import reconstruction as evaluation
+from sora_jax.models import video_vae
+from sora_jax.training import loop, optim, reconstruction
+
+FPS = 24.0
+SECONDS = 4 / FPS  # of a latent frame
+CROP = (9, 64, 64)  # frames, height, width
+VAE = video_vae.Config(
+    latent_channels=16, patch_size=4, base_dim=64, channel_multipliers=(1, 1, 1),
+    num_res_blocks=1, temporal_downsample=(True, True), spatial_downsample=(False, True),
+)  # fmt: skip
+
+
+def read(folder: pathlib.Path, size: tuple[int, int]) -> list[np.ndarray]:
+    """The videos of a folder at FPS, uint8 [t, h, w, 3]; at most ten seconds of each."""
+    found = []
+    for path in sorted(folder.glob("*.mp4")):
+        seconds = np.arange(0, min(video_io.probe(path).seconds, 10), 1 / FPS)
+        found.append(np.stack([*video_io.sample(path, seconds, size)]))
+    if not found:
+        raise SystemExit(f"real_footage: {folder} has no mp4 file")
+    return found
+
+
+def split(video_thwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is trained on, and the last second: 1 + 4n frames."""
+    held = 1 + 4 * int((FPS - 1) // 4)
+    return video_thwc[:-held], video_thwc[-held:]
+
+
+def blocks(video_thwc: np.ndarray, time: int, space: int) -> np.ndarray:
+    """Cuts into blocks of time x space x space pixels: [n, numbers]."""
+    t, h, w, c = video_thwc.shape
+    x = video_thwc.reshape(t // time, time, h // space, space, w // space, space, c)
+    return x.transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, time * space * space * c)
+
+
+def unblock(blocks_nm: np.ndarray, shape: tuple[int, ...], time: int, space: int):
+    """Undoes `blocks`."""
+    t, h, w, c = shape
+    x = blocks_nm.reshape(t // time, h // space, w // space, time, space, space, c)
+    return x.transpose(0, 3, 1, 4, 2, 5, 6).reshape(shape)
+
+
+class Components:
+    """The k principal components of blocks."""
+
+    def __init__(self, blocks_nm: np.ndarray, k: int):
+        self.mean_m = blocks_nm.mean(0)
+        centred = blocks_nm - self.mean_m
+        _, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+        self.basis_mk = vectors[:, -k:]
+
+    def __call__(self, blocks_nm: np.ndarray) -> np.ndarray:
+        """Blocks from their k numbers each."""
+        numbers_nk = (blocks_nm - self.mean_m) @ self.basis_mk
+        return numbers_nk @ self.basis_mk.T + self.mean_m
+
+
+def by_components(train: list, held_thwc: np.ndarray, config) -> np.ndarray:
+    """The held-out second as principal components of the VAE's size give it back."""
+    time, space, k = (
+        config.temporal_stride,
+        config.spatial_stride,
+        config.latent_channels,
+    )
+    first = np.concatenate([blocks(video, 1, space) for video in train])
+    rest = np.concatenate(
+        [blocks(video[s:][: (len(video) - s) // time * time], time, space)
+         for video in train for s in range(time)]
+    )  # fmt: skip
+    one, many = Components(first, k), Components(rest, k)
+    head, tail = held_thwc[:1], held_thwc[1:]
+    return np.concatenate(
+        [
+            unblock(one(blocks(head, 1, space)), head.shape, 1, space),
+            unblock(many(blocks(tail, time, space)), tail.shape, time, space),
+        ]
+    )
+
+
+def crops(train: list, batch_size: int):
+    """What the loop takes: random crops, a function of the step."""
+
+    def batches(start):
+        def rows():
+            step = start
+            while True:
+                random = np.random.default_rng(step)
+                picked = []
+                for _ in range(batch_size):
+                    video = train[random.integers(len(train))]
+                    room = np.array(video.shape[:3]) - CROP + 1
+                    t, h, w = random.integers(0, room)
+                    picked.append(
+                        video[t : t + CROP[0], h : h + CROP[1], w : w + CROP[2]]
+                    )
+                yield {"video": np.stack(picked)}
+                step += 1
+
+        return contextlib.nullcontext(rows())
+
+    return batches
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=pathlib.Path, required=True)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--num_steps", type=int, default=1500)
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--size", default="176x320", help="height x width")
+    args = parser.parse_args()
+    videos = read(args.clips, tuple(map(int, args.size.split("x"))))
+    parts = [split(video) for video in videos]
+    train = [part[0] for part in parts]
+    held = np.stack([part[1] for part in parts])
+    objective = reconstruction.Reconstruction(
+        VAE, reconstruction.Weights(l1=0.0, mse=10.0, bands=0.0)
+    )
+    evaluator = evaluation.Reconstruction(VAE, held, batch_size=1)
+    mesh = meshes.make_mesh()
+    with jax.set_mesh(mesh):
+        state = loop.train(
+            loop.Config(
+                num_steps=args.num_steps,
+                log_every=20,
+                eval_every=250,
+                checkpoint_every=250,
+            ),
+            optim.Config(
+                learning_rate=5e-3, muon_learning_rate=0.03, momentum=0.9,
+                warmup_steps=20, ema_decay=0.99,
+            ),
+            objective,
+            crops(train, args.batch_size),
+            seed=0,
+            folder=args.out,
+            mesh=mesh,
+            evaluators={"held_out": evaluator},
+        )  # fmt: skip
+        vae = evaluator.reconstruct(state.ema["vae"])[0]
+    truth = held.astype(np.float32) / 255
+    train = [video.astype(np.float32) / 255 for video in train]
+    components = np.stack([by_components(train, clip, VAE) for clip in truth])
+    components = np.clip(components, 0, 1)
+    scores = {
+        name: {
+            "psnr": float(np.mean(evaluation.psnr(truth, found))),
+            "ssim": float(np.mean(evaluation.ssim(truth, found))),
+            "flicker": float(np.mean(evaluation.flicker(truth, found))),
+        }
+        for name, found in (("vae", vae), ("principal_components", components))
+    }
+    text = json.dumps(scores, indent=1) + "\n"
+    paths.write_atomically(args.out / "scores.json", text)
+    shown = [0, held.shape[1] // 2, held.shape[1] - 1]
+    sheet = np.concatenate(
+        [np.concatenate([x[0, t] for x in (truth, vae, components)], 1) for t in shown]
+    )
+    Image.fromarray(np.round(sheet * 255).astype(np.uint8)).save(
+        args.out / "side_by_side.png"
+    )
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
