@@ -62,8 +62,8 @@ def halve(x_bthwc: jax.Array) -> jax.Array:
     """
     b, t, h, w, c = x_bthwc.shape
     x_bthwc = x_bthwc[:, :, : h - h % 2, : w - w % 2]
-    x_bthwc = jnp.mean(conv.fold(x_bthwc, 1, 2), axis=-1)
+    x_bthwc = jnp.mean(conv.fold(x_bthwc, time=1, space=2), axis=-1)
     if t == 1 or t % 2 == 0:
         return x_bthwc
-    pairs = jnp.mean(conv.fold(x_bthwc[:, 1:], 2, 1), axis=-1)
+    pairs = jnp.mean(conv.fold(x_bthwc[:, 1:], time=2, space=1), axis=-1)
     return jnp.concatenate([x_bthwc[:, :1], pairs], axis=1)

@@ -62,7 +62,7 @@ def band_error(error_bthwc: jax.Array, levels: int = _BAND_LEVELS) -> jax.Array:
         if min(h, w) < 2:
             break
         even = error_bthwc[:, :, : h - h % 2, : w - w % 2]
-        error_bthwc = jnp.mean(conv.fold(even, 1, 2), axis=-1)
+        error_bthwc = jnp.mean(conv.fold(even, time=1, space=2), axis=-1)
     return total_b
 
 

@@ -36,11 +36,19 @@ def test_the_recipe_runs_from_shards_to_report(tmp_path):
     again = quickstart(out).stdout
     assert again.count("finished before") == len(timing["stages"])
 
-    # The README's use of a trained run.
+    # The README's uses of a trained run.
     readme = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"```python\n([^`]*runs/quickstart/model[^`]*)```", readme)
-    example = example.replace("runs/quickstart/model", str(out / "model"))
-    example += "print(frames.shape, frames.min() >= 0, frames.max() <= 1)\n"
+    found = re.findall(r"```python\n([^`]*runs/quickstart/model[^`]*)```", readme)
+    generate, stream = (
+        example.replace("runs/quickstart/model", str(out / "model"))
+        for example in found
+    )
+    generate += "print(frames.shape, frames.min() >= 0, frames.max() <= 1)\n"
+    assert run(generate) == "(1, 9, 32, 32, 3) True True\n"
+    shapes = [f"(1, {frames}, 32, 32, 3)\n" for frames in (29, 32, 32, 28)]
+    assert run(stream) == "".join(shapes)
+
+
+def run(example: str) -> str:
     program = [sys.executable, "-W", "error", "-c", example]
-    printed = subprocess.check_output(program, cwd=ROOT, text=True)
-    assert printed == "(1, 9, 32, 32, 3) True True\n"
+    return subprocess.check_output(program, cwd=ROOT, text=True)
