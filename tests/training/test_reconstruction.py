@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng, trees
@@ -138,17 +139,10 @@ def test_the_vae_does_not_move_the_discriminator_nor_the_other_way_round(
             np.testing.assert_allclose(a, factor * np.asarray(b), rtol=1e-4, atol=1e-6)
 
 
-def test_it_learns_to_tell_noise_from_flat():
-    """The discriminator alone: a hinge loss far below the 2 of knowing nothing."""
-    judge = discriminator.Discriminator(JUDGE, jax.random.key and nnx_rngs())
+def test_a_score_for_each_window_of_a_video_or_a_picture():
+    judge = discriminator.Discriminator(JUDGE, nnx.Rngs(0))
     assert judge(jnp.zeros((2, 5, 16, 16, 3))).shape == (2, 2, 4, 4)
     assert judge(jnp.zeros((2, 1, 18, 17, 3))).shape == (2, 1, 4, 4)
-
-
-def nnx_rngs():
-    from flax import nnx
-
-    return nnx.Rngs(0)
 
 
 def test_a_gradient_that_is_no_number_is_skipped_and_counted(run):
