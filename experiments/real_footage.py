@@ -28,7 +28,6 @@ from sora_jax.models import video_vae
 from sora_jax.training import loop, optim, reconstruction
 
 FPS = 24.0
-SECONDS = 4 / FPS  # of a latent frame
 CROP = (9, 64, 64)  # frames, height, width
 VAE = video_vae.Config(
     latent_channels=16, patch_size=4, base_dim=64, channel_multipliers=(1, 1, 1),

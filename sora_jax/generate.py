@@ -22,6 +22,7 @@ from sora_jax.core import job, progress
 from sora_jax.core import mesh as meshes
 from sora_jax.data import video_io
 from sora_jax.generation import estimate, pipeline, prompt_file, recipes
+from sora_jax.training import pretrained
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -47,7 +48,7 @@ flags.DEFINE_float("guidance_scale_2", None, "The same for the second expert.")
 flags.DEFINE_float("shift", None, "Shift of the noise levels; 1 is none.")
 flags.DEFINE_string("sampler", None, "euler, heun or unipc.")
 flags.DEFINE_string("size", None, "Width and height: 832*480 or 832x480.")
-flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of imported weights.")
+flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of imported weights.")
 flags.DEFINE_bool("keep_text_encoder", True, "On the device, also while sampling.")
 flags.DEFINE_integer("batch_size", None, "Clips that are computed at a time.")
 flags.DEFINE_string("mesh", "replica=-1", "Mesh axes, such as fsdp=4,tensor=2.")

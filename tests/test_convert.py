@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh, trees
-from sora_jax.generation import export, pipeline
+from sora_jax.generation import estimate, export, pipeline
 from sora_jax.training import checkpoint, pretrained
 from tests import conftest
 from tests.training import tiny_folder
@@ -131,6 +131,8 @@ def test_two_runs_become_two_experts(tmp_path, job):
         file.write_text(text)
     with pytest.raises(ValueError, match="one of two experts"):
         pipeline.Pipeline.from_pretrained(runs[0])(**CALL)
+    with pytest.raises(ValueError, match="one of two experts"):
+        estimate.report(runs[0], [CALL])
     with pytest.raises(SystemExit, match="one of two experts"):
         job(runs[0], tmp_path / "alone", license="mit")
     with pytest.raises(SystemExit, match="was trained on the levels"):

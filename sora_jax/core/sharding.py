@@ -62,23 +62,24 @@ def of_parameter(axes: tuple[str | None, ...], shape: Sequence[int]) -> Partitio
     layout = partition(*("layers",) * (len(shape) - len(axes)), *axes)
     if not _has_mesh():
         return layout
-    sizes = jax.sharding.get_abstract_mesh().shape
-
-    def parts(entry: str | tuple[str, ...] | None) -> int:
-        names = (entry,) if isinstance(entry, str) else entry or ()
-        return math.prod(sizes[name] for name in names)
-
+    mesh = jax.sharding.get_abstract_mesh()
     return PartitionSpec(
         *(
-            entry if size % parts(entry) == 0 else None
+            entry if size % shards(mesh, entry) == 0 else None
             for entry, size in zip(layout, shape, strict=True)
         )
     )
 
 
+def shards(mesh, axes: str | tuple[str, ...] | None) -> int:
+    """Into how many shards a dimension is split by its entry of a layout."""
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
 def ways(mesh: jax.sharding.Mesh, name: str) -> int:
     """Into how many shards the mesh splits a logical axis."""
-    return math.prod(mesh.shape[axis] for axis in RULES[name])
+    return shards(mesh, RULES[name])
 
 
 def spec(*names: str | None) -> PartitionSpec | None:
@@ -98,13 +99,8 @@ def is_split(x: jax.Array, dimensions: Iterable[int]) -> bool:
     """Whether any of these dimensions of `x` lies on more than one device."""
     if not _has_mesh():
         return False
-    sizes = jax.sharding.get_abstract_mesh().shape
-    for dimension in dimensions:
-        axes = jax.typeof(x).sharding.spec[dimension] or ()
-        axes = (axes,) if isinstance(axes, str) else axes
-        if any(sizes[axis] > 1 for axis in axes):
-            return True
-    return False
+    mesh, layout = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.spec
+    return any(shards(mesh, layout[dimension]) > 1 for dimension in dimensions)
 
 
 def ends(x: jax.Array | PartitionSpec | None) -> PartitionSpec | None:
@@ -173,20 +169,20 @@ def process_rows(
       ValueError: the rows of a process are not one such part.
     """
     process = jax.process_index() if process is None else process
-    shards = ways(mesh, "batch")
-    layout = named(mesh, "batch").devices_indices_map((shards,))
+    count = ways(mesh, "batch")
+    layout = named(mesh, "batch").devices_indices_map((count,))
     held = {
         rows.start or 0
         for device, (rows,) in layout.items()
         if device.process_index == process
     }
     first, size = min(held), len(held)
-    if max(held) - first + 1 != size or first % size or shards % size:
+    if max(held) - first + 1 != size or first % size or count % size:
         raise ValueError(
-            f"process {process} holds the parts {sorted(held)} of a batch in {shards}; "
+            f"process {process} holds the parts {sorted(held)} of a batch in {count}; "
             "choose mesh axes for which they are neighbours"
         )
-    return first // size, shards // size
+    return first // size, count // size
 
 
 def named(mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
@@ -205,9 +201,9 @@ def check_divisible(mesh: jax.sharding.Mesh, sizes: dict[str, tuple[str, int]]) 
       ValueError: naming the dimension, its size and the mesh axes.
     """
     for label, (name, size) in sizes.items():
-        shards = ways(mesh, name)
-        if size % shards:
+        count = ways(mesh, name)
+        if size % count:
             raise ValueError(
-                f"{label} is {size}, which does not divide over the {shards} shards of "
+                f"{label} is {size}, which does not divide over the {count} shards of "
                 f"mesh axes {RULES[name]}"
             )

@@ -6,6 +6,7 @@ folder alike; ids of padding, end and unknown come from the model.
 Letters: b batch, l length.
 """
 
+import functools
 import hashlib
 import html
 import importlib
@@ -14,7 +15,7 @@ import io
 import os
 import pathlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import sentencepiece
@@ -111,9 +112,14 @@ def clean(text: str) -> str:
     Broken encodings are mended where ftfy is installed, HTML is unescaped twice, white
     space becomes single spaces.
     """
+    return " ".join(html.unescape(html.unescape(_mender()(text))).split())
+
+
+@functools.cache
+def _mender() -> Callable[[str], str]:
     if importlib.util.find_spec("ftfy"):
-        text = importlib.import_module("ftfy").fix_text(text)
-    return " ".join(html.unescape(html.unescape(text)).split())
+        return importlib.import_module("ftfy").fix_text
+    return str
 
 
 class Tokenizer:

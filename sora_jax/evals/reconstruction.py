@@ -15,9 +15,8 @@ from sora_jax.training import latents
 
 # Of structural similarity (Wang et al. 2004): window, and what keeps quotients finite.
 _TAPS, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
-_DEAD = (
-    0.05  # deviation, as a share of the median channel's, below which one says nothing
-)
+# Deviation, as a share of the median channel's, below which a channel says nothing.
+_DEAD = 0.05
 
 
 def psnr(first_nthwc: np.ndarray, second_nthwc: np.ndarray) -> np.ndarray:
@@ -90,6 +89,34 @@ def describe_latents(latents_nthwc: np.ndarray) -> dict[str, float]:
     }
 
 
+def round_trip(config: video_vae.Config, batch_size: int):
+    """Returns (params, uint8 clips [n, t, h, w, c]) -> the clips as they come back.
+
+    They are float32 in [0, 1]; the latent means stand beside them. Fewer clips than
+    `batch_size` are padded to it, so that one program is compiled for a size of clip.
+    """
+    networks = latents.networks_of(config)
+
+    @jax.jit
+    def one_batch(params, video_bthwc):
+        vae = networks.bind({"vae": params})["vae"]
+        mean_bthwc, _ = vae.encode(video_bthwc.astype(jnp.float32) / 127.5 - 1)
+        decoded = vae.decode(mean_bthwc).astype(jnp.float32)
+        return jnp.clip(decoded / 2 + 0.5, 0, 1), mean_bthwc
+
+    def all_batches(params, video_nthwc):
+        frames, means = [], []
+        for start in range(0, len(video_nthwc), batch_size):
+            chunk = video_nthwc[start : start + batch_size]
+            fill = np.repeat(chunk[-1:], batch_size - len(chunk), axis=0)
+            decoded, mean = one_batch(params, np.concatenate([chunk, fill]))
+            frames.append(np.asarray(decoded)[: len(chunk)])
+            means.append(np.asarray(mean)[: len(chunk)])
+        return np.concatenate(frames), np.concatenate(means)
+
+    return all_batches
+
+
 class Reconstruction:
     """Measures a video VAE on some clips; the evaluator of its training.
 
@@ -110,27 +137,11 @@ class Reconstruction:
     ):
         self.video_nthwc, self.network = video_nthwc, network
         self.batch_size = batch_size
-        networks = latents.networks_of(config)
-
-        @jax.jit
-        def through(params, video_bthwc):
-            vae = networks.bind({"vae": params})["vae"]
-            mean_bthwc, _ = vae.encode(video_bthwc.astype(jnp.float32) / 127.5 - 1)
-            decoded = vae.decode(mean_bthwc).astype(jnp.float32)
-            return jnp.clip(decoded / 2 + 0.5, 0, 1), mean_bthwc
-
-        self._through = through
+        self._there_and_back = round_trip(config, batch_size)
 
     def reconstruct(self, params: dict) -> tuple[np.ndarray, np.ndarray]:
         """Returns the clips as they come back, in [0, 1], and their latent means."""
-        frames, means = [], []
-        for start in range(0, len(self.video_nthwc), self.batch_size):
-            chunk = self.video_nthwc[start : start + self.batch_size]
-            fill = np.repeat(chunk[-1:], self.batch_size - len(chunk), axis=0)
-            decoded, mean = self._through(params, np.concatenate([chunk, fill]))
-            frames.append(np.asarray(decoded)[: len(chunk)])
-            means.append(np.asarray(mean)[: len(chunk)])
-        return np.concatenate(frames), np.concatenate(means)
+        return self._there_and_back(params, self.video_nthwc)
 
     def run(self, params: dict) -> Iterator[tuple[str, float]]:
         """Yields psnr, ssim, flicker, rfvd_toy where asked for, and the latents'."""

@@ -15,12 +15,10 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.data import shards
-from sora_jax.evals import protocol, samples, temporal, toyworld
+from sora_jax.evals import protocol, reconstruction, samples, temporal, toyworld
 from sora_jax.generation import pipeline
 from sora_jax.toyworld import families, render
 from sora_jax.toyworld import scene as scenes
@@ -98,23 +96,11 @@ def reconstruct(
     vae: latents.LoadedVAE, videos: Videos, *, batch_size: int = 32
 ) -> Videos:
     """Encodes and decodes clips: what the best denoiser could show."""
-
-    @jax.jit
-    def through(params, video_bthwc):
-        module = vae.module(params)
-        mean_bthwc, _ = module.encode(video_bthwc.astype(jnp.float32) / 127.5 - 1)
-        return module.decode(mean_bthwc).astype(jnp.float32) / 2 + 0.5
-
-    def one_suite(video_nthwc):
-        decoded = []
-        for start in range(0, len(video_nthwc), batch_size):
-            chunk = video_nthwc[start : start + batch_size]
-            fill = np.repeat(chunk[-1:], batch_size - len(chunk), axis=0)
-            frames = through(vae.params, np.concatenate([chunk, fill]))
-            decoded.append(to_uint8(np.asarray(frames)[: len(chunk)]))
-        return np.concatenate(decoded)
-
-    return {suite: one_suite(video_nthwc) for suite, video_nthwc in videos.items()}
+    there_and_back = reconstruction.round_trip(vae.config, batch_size)
+    return {
+        suite: to_uint8(there_and_back(vae.params, video_nthwc)[0])
+        for suite, video_nthwc in videos.items()
+    }
 
 
 def nearest_training_clips(

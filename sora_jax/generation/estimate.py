@@ -70,12 +70,11 @@ def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
     kinds: dict[str, int] = {}
     for call in calls:
         request = requests.check(model.settings, strides, **call)
-        for prompts in (request.prompts, request.negative_prompts):
-            requests.check_lengths(
-                prompts,
-                lambda text: len(model.pieces.pieces(text)),
-                model.settings.text_length,
-            )
+        requests.check_lengths(
+            request.prompts + request.negative_prompts,
+            lambda text: len(model.pieces.pieces(text)),
+            model.settings.text_length,
+        )
         text = _describe(model, request)
         kinds[text] = kinds.get(text, 0) + 1
     weights = sum(model.weight_bytes.values())

@@ -115,16 +115,10 @@ def write(
     }
     beyond = [
         f"{pretrained.KINDS[name].peer.name}: {part}"
-        for name, params in parameters.items()
+        for name, network in networks.items()
         for part in pretrained.KINDS[name].peer.inexpressible(
-            params, networks[name].config
+            parameters.get(name, {}), network.config
         )
-    ]
-    beyond += [
-        f"{pretrained.KINDS[name].peer.name}: {part}"
-        for name, files in networks.items()
-        if name not in parameters
-        for part in files.kind.peer.inexpressible({}, files.config)
     ]
     if beyond:
         raise ValueError(f"diffusers cannot express {'; '.join(beyond)}")

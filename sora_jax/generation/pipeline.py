@@ -182,21 +182,13 @@ class Pipeline:
         Raises:
           ValueError: what diffusers cannot express of this model, all of it by name.
         """
-        if self.settings.trained_levels != (0.0, 1.0):
-            raise ValueError(self._half())
+        requests.check_whole(self.settings)
         parts = {"transformer": self._dit, "vae": self._vae}
         if self._dit_2 is not None:
             parts["transformer_2"] = self._dit_2
         networks = {name: nnx.merge(*part) for name, part in parts.items()}
         networks["text_encoder"] = self._text_files or nnx.merge(*self._text_encoder)
         export.write(folder, networks, self.tokenizer, self.settings, self.source, card)
-
-    def _half(self) -> str:
-        low, high = self.settings.trained_levels
-        return (
-            f"{self.source.get('model')} is one of two experts, trained on the levels "
-            f"from {low:g} to {high:g} alone: join both with `convert --expert_2`"
-        )
 
     def __call__(
         self,
@@ -283,15 +275,12 @@ class Pipeline:
 
     def check_inputs(self, **arguments) -> requests.Request:
         """Resolves and checks the arguments of a call, and computes nothing."""
-        if self.settings.trained_levels != (0.0, 1.0):
-            raise ValueError(self._half())
         request = requests.check(self.settings, self.strides, **arguments)
-        for prompts in (request.prompts, request.negative_prompts):
-            requests.check_lengths(
-                prompts,
-                lambda text: len(self.tokenizer.pieces(text)),
-                self.settings.text_length,
-            )
+        requests.check_lengths(
+            request.prompts + request.negative_prompts,
+            lambda text: len(self.tokenizer.pieces(text)),
+            self.settings.text_length,
+        )
         if request.latents is not None:
             *grid, c = self._vae_config.latent_shape(
                 request.num_frames, request.height, request.width

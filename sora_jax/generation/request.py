@@ -169,6 +169,16 @@ def check_lengths(
             )
 
 
+def check_whole(settings: Settings) -> None:
+    """Raises ValueError for one of two experts, which knows half of the levels."""
+    low, high = settings.trained_levels
+    if (low, high) != (0.0, 1.0):
+        raise ValueError(
+            f"the model is one of two experts, trained on the levels from {low:g} to "
+            f"{high:g} alone: join both with `convert --expert_2`"
+        )
+
+
 def _per_clip(values: list, count: int, name: str) -> tuple:
     """One value for each clip, from one for all or one for each."""
     if len(values) == 1:
@@ -234,6 +244,7 @@ def check(
     Raises:
       ValueError: one sentence: which argument, what it was, what would be right.
     """
+    check_whole(settings)
 
     def or_default(value, name):
         return getattr(settings, name) if value is None else value

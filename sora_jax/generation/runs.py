@@ -7,7 +7,7 @@ from sora_jax.core import config as configs
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.generation import request as requests
 from sora_jax.models import dit, text_encoder
-from sora_jax.training import checkpoint, latents, objectives, pretrained
+from sora_jax.training import checkpoint, initial, latents, objectives, pretrained
 from sora_jax.training import state as states
 
 
@@ -49,11 +49,8 @@ def frozen_text_encoder(
     folder: pathlib.Path, config: Mapping, pieces: tokenizers.Tokenizer
 ) -> pretrained.Component | None:
     """The text encoder that the run used and did not train, where there is one."""
-    if not config.text.get("frozen"):
-        return None
-    component = pretrained.open_component(folder / "text_encoder", "text_encoder")
     _, text_config = objectives.denoiser_configs(config, pieces.vocab_size)
-    return component.fitted(text_config)
+    return initial.frozen_text_encoder(config, folder, text_config)
 
 
 def load(folder: str | pathlib.Path) -> checkpoint.LoadedRun:

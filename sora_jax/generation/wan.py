@@ -16,6 +16,7 @@ from sora_jax.generation import request
 from sora_jax.training import checkpoint, pretrained, run_folder
 
 TEXT_LENGTH = 512  # tokens, zero-padded
+_EXPERTS = {"transformer": "dit", "transformer_2": "dit_2"}
 
 
 def settings(folder: pretrained.Folder) -> request.Settings:
@@ -63,7 +64,7 @@ def parts(folder: pretrained.Folder, dtype: str | None) -> dict:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     made = {
         ours: folder.components[name].computing(dtype).module()
-        for name, ours in (("transformer", "dit"), ("transformer_2", "dit_2"))
+        for name, ours in _EXPERTS.items()
         if name in folder.components
     }
     return made | {
@@ -78,7 +79,6 @@ def parts(folder: pretrained.Folder, dtype: str | None) -> dict:
 
 def run_config(folder: pretrained.Folder, dtype: str) -> dict:
     """The config of the run that a folder becomes: what is needed to use it."""
-    read_tokenizer(folder)
     text = dataclasses.asdict(folder.components["text_encoder"].config)
     sample = dataclasses.asdict(settings(folder))
     del text["dim"]  # the denoiser's text_dim
@@ -118,11 +118,11 @@ def to_run(
     if dtype is None:
         stored = {v.dtype for v in folder.components["transformer"].tensors.values()}
         dtype = "float32" if stored == {np.dtype(np.float32)} else "bfloat16"
+    read_tokenizer(folder)  # a run whose tokenizer does not fit could not be opened
     config = run_config(folder, dtype)
-    names = {"transformer": "dit", "transformer_2": "dit_2"}
     params = {
         ours: folder.components[name].load(dtype)
-        for name, ours in names.items()
+        for name, ours in _EXPERTS.items()
         if name in folder.components
     }
     checkpoint.save_run(target, params)

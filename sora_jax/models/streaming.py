@@ -13,7 +13,6 @@ Letters: b batch, t time, h height, w width, c channels.
 """
 
 import functools
-import math
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -134,7 +133,9 @@ def spread_frames(x_bthwc, latent_size: tuple[int, int], layout=None) -> jax.Arr
         layout = _default_layout(mesh, x_bthwc.shape[0], latent_size)
     layout = jax.P(*layout, *[None] * (x_bthwc.ndim - len(layout)))
     for axis, size in zip((2, 3), latent_size, strict=True):
-        _check_shards(axis, x_bthwc.shape[axis], size, _shards(mesh, layout[axis]))
+        _check_shards(
+            axis, x_bthwc.shape[axis], size, sharding.shards(mesh, layout[axis])
+        )
     return jax.device_put(x_bthwc, jax.NamedSharding(mesh, layout))
 
 
@@ -163,14 +164,10 @@ def check_split(video_bthwc: jax.Array, stride: int) -> None:
     mesh = jax.sharding.get_abstract_mesh()
     for axis in (2, 3):
         if sharding.is_split(video_bthwc, [axis]):
-            shards = _shards(mesh, jax.typeof(video_bthwc).sharding.spec[axis])
+            layout = jax.typeof(video_bthwc).sharding.spec
+            shards = sharding.shards(mesh, layout[axis])
             size = video_bthwc.shape[axis]
             _check_shards(axis, size, size // stride, shards)
-
-
-def _shards(mesh, axes: str | tuple[str, ...] | None) -> int:
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(mesh.shape[name] for name in names)
 
 
 def _check_shards(axis: int, size: int, latent_size: int, shards: int) -> None:

@@ -138,24 +138,6 @@ def save_weights(
     paths.write_atomically(folder / "config.json", text)
 
 
-def load_weights(folder: str | pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
-    """Reads a component folder: flat parameters and the config's fields.
-
-    Raises:
-      FileNotFoundError, ValueError: a file is missing or not what it claims to be.
-    """
-    folder = pathlib.Path(folder)
-    for name in ("config.json", "weights.safetensors"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} lacks {name}")
-    try:
-        flat = safetensors.numpy.load_file(folder / "weights.safetensors")
-        config = json.loads((folder / "config.json").read_text())
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} is damaged: {error}") from error
-    return flat, config
-
-
 def weights_digest(folder: str | pathlib.Path) -> str:
     """Returns 16 hex digits that name a component's weights and config."""
     folder = pathlib.Path(folder)

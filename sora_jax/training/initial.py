@@ -36,12 +36,26 @@ class Initial:
     keep: Callable[[], None] = lambda: None
 
 
+def frozen_text_encoder(
+    c, folder: pathlib.Path, config: text_encoder.Config
+) -> pretrained.Component | None:
+    """The text encoder that a run uses and does not train, where there is one.
+
+    Args:
+      c: the config of the folder's run.
+      folder: of the run.
+      config: of the network that it goes into.
+    """
+    if not c.text.get("frozen"):
+        return None
+    component = pretrained.open_component(folder / "text_encoder", "text_encoder")
+    return component.fitted(config)
+
+
 def fixed(c, folder: pathlib.Path, config: text_encoder.Config) -> dict:
     """Reads the networks that the run uses and does not train, in their compute type."""
-    if not c.text.frozen:
-        return {}
-    component = pretrained.open_component(folder / "text_encoder", "text_encoder")
-    return {"text_encoder": component.fitted(config).load(config.dtype)}
+    component = frozen_text_encoder(c, folder, config)
+    return {} if component is None else {"text_encoder": component.load(config.dtype)}
 
 
 def from_text_encoder(c, folder: pathlib.Path) -> Initial:
@@ -156,11 +170,7 @@ def _from_run(c, folder: pathlib.Path, given: pathlib.Path, vae: pathlib.Path):
             raise ValueError(
                 f"a network of {given} is another than the config's: {'; '.join(differ)}"
             )
-    text = None
-    if c.text.frozen:
-        folder_of_text = given / "text_encoder"
-        text = pretrained.open_component(folder_of_text, "text_encoder")
-        text = text.fitted(wanted[1])
+    text = frozen_text_encoder(other, given, wanted[1])
     networks = (objectives.denoiser_networks(*sizes) for sizes in (found, wanted))
     read = _reader(given, *networks)
     return Initial(pieces, read, _keeper(c, folder, file, text))

@@ -39,7 +39,8 @@ class Job:
 
     batches: start step -> context manager and iterator. row_flops: of training on one
     row; 0 where not known. initial, fixed: read what a new run begins with, and what is
-    used and not trained, by network (`loop.train`). finish: writes what the run is for, given the state's averaged parameters.
+    used and not trained, by network (`loop.train`). finish: writes what the run is for,
+    given the state's averaged parameters.
     """
 
     objective: Any

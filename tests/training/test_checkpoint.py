@@ -9,8 +9,8 @@ import pytest
 
 from sora_jax.core import mesh as meshes
 from sora_jax.core import trees
-from sora_jax.training import checkpoint, run_folder
-from tests.training import tiny
+from sora_jax.training import checkpoint, pretrained, run_folder, weight_files
+from tests.training import tiny, tiny_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,9 @@ PARAMS = {
 
 def test_weights_come_back(tmp_path):
     checkpoint.save_weights(tmp_path, PARAMS, Config())
-    flat, fields = checkpoint.load_weights(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
     assert Config(**fields) == Config()
+    flat = weight_files.TensorFiles(tmp_path, "weights")
     params = checkpoint.unflatten(flat, PARAMS, "here")
     jax.tree.map(np.testing.assert_array_equal, params, PARAMS)
     before = checkpoint.weights_digest(tmp_path)
@@ -52,16 +53,21 @@ def test_every_tensor_that_does_not_fit_is_named():
 
 
 def test_damaged_components_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"lacks config\.json"):
-        checkpoint.load_weights(tmp_path)
-    checkpoint.save_weights(tmp_path, PARAMS, Config())
+    def read():
+        pretrained.open_component(tmp_path, "text_encoder")
+
+    params = tiny_folder.weights("text_encoder")
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        read()
+    checkpoint.save_weights(tmp_path, params, tiny_folder.TEXT)
+    read()
     (tmp_path / "weights.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(ValueError, match="damaged"):
-        checkpoint.load_weights(tmp_path)
-    checkpoint.save_weights(tmp_path, PARAMS, Config())
+        read()
+    checkpoint.save_weights(tmp_path, params, tiny_folder.TEXT)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="damaged"):
-        checkpoint.load_weights(tmp_path)
+        read()
 
 
 def test_a_run_gives_its_averaged_weights(tmp_path):

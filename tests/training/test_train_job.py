@@ -21,7 +21,7 @@ from sora_jax.core import trees
 from sora_jax.data import latents as cache
 from sora_jax.data import shards
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, latents, loop, metrics
+from sora_jax.training import checkpoint, latents, loop, metrics, weight_files
 from tests.data import clips
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -294,7 +294,7 @@ def test_a_denoiser_begins_with_the_text_encoder_it_is_given(
     folder, text_run, tmp_path
 ):
     text, run = text_run, tmp_path / "run"
-    given, _ = checkpoint.load_weights(text / "text_encoder")
+    given = weight_files.TensorFiles(text / "text_encoder", "weights")
     still = {"optim__learning_rate": 0.0, "optim__muon_learning_rate": 0.0}
     arguments = command(folder, run, text__encoder=text, loop__num_steps=1, **still)
     code, output = run_job(arguments)
