@@ -14,6 +14,7 @@ Letters: n blocks, t time, h height, w width, c channels, k components.
 import argparse
 import contextlib
 import json
+import math
 import pathlib
 
 import jax
@@ -25,13 +26,14 @@ from sora_jax.core import paths
 from sora_jax.data import video_io
 from sora_jax.evals import reconstruction as evaluation
 from sora_jax.models import video_vae
-from sora_jax.training import loop, optim, reconstruction
+from sora_jax.training import loop, optim, principal, reconstruction
 
 FPS = 24.0
-CROP = (9, 64, 64)  # frames, height, width
+CROP = (21, 48, 48)  # frames, height, width
 VAE = video_vae.Config(
     latent_channels=16, patch_size=4, base_dim=64, channel_multipliers=(1, 1, 1),
     num_res_blocks=1, temporal_downsample=(True, True), spatial_downsample=(False, True),
+    linear_path=True,
 )  # fmt: skip
 
 
@@ -52,55 +54,27 @@ def split(video_thwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return video_thwc[:-held], video_thwc[-held:]
 
 
-def blocks(video_thwc: np.ndarray, time: int, space: int) -> np.ndarray:
-    """Cuts into blocks of time x space x space pixels: [n, numbers]."""
-    t, h, w, c = video_thwc.shape
-    x = video_thwc.reshape(t // time, time, h // space, space, w // space, space, c)
-    return x.transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, time * space * space * c)
-
-
-def unblock(blocks_nm: np.ndarray, shape: tuple[int, ...], time: int, space: int):
-    """Undoes `blocks`."""
-    t, h, w, c = shape
-    x = blocks_nm.reshape(t // time, h // space, w // space, time, space, space, c)
-    return x.transpose(0, 3, 1, 4, 2, 5, 6).reshape(shape)
-
-
-class Components:
-    """The k principal components of blocks."""
-
-    def __init__(self, blocks_nm: np.ndarray, k: int):
-        self.mean_m = blocks_nm.mean(0)
-        centred = blocks_nm - self.mean_m
-        _, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-        self.basis_mk = vectors[:, -k:]
-
-    def __call__(self, blocks_nm: np.ndarray) -> np.ndarray:
-        """Blocks from their k numbers each."""
-        numbers_nk = (blocks_nm - self.mean_m) @ self.basis_mk
-        return numbers_nk @ self.basis_mk.T + self.mean_m
-
-
 def by_components(train: list, held_thwc: np.ndarray, config) -> np.ndarray:
     """The held-out second as principal components of the VAE's size give it back."""
-    time, space, k = (
-        config.temporal_stride,
-        config.spatial_stride,
-        config.latent_channels,
-    )
-    first = np.concatenate([blocks(video, 1, space) for video in train])
-    rest = np.concatenate(
-        [blocks(video[s:][: (len(video) - s) // time * time], time, space)
-         for video in train for s in range(time)]
-    )  # fmt: skip
-    one, many = Components(first, k), Components(rest, k)
-    head, tail = held_thwc[:1], held_thwc[1:]
-    return np.concatenate(
-        [
-            unblock(one(blocks(head, 1, space)), head.shape, 1, space),
-            unblock(many(blocks(tail, time, space)), tail.shape, time, space),
+    space, k, parts = config.spatial_stride, config.latent_channels, []
+    for time, frames in ((1, held_thwc[:1]), (config.temporal_stride, held_thwc[1:])):
+        sample = [
+            principal.blocks(video[phase:], time, space)
+            for video in train
+            for phase in range(time)
         ]
-    )
+        mean_m, basis_mk, _ = principal.components(np.concatenate(sample), k)
+        numbers_nk = (principal.blocks(frames, time, space) - mean_m) @ basis_mk
+        parts.append(unblock(numbers_nk @ basis_mk.T + mean_m, frames.shape, time))
+    return np.concatenate(parts)
+
+
+def unblock(blocks_nm: np.ndarray, shape: tuple[int, ...], time: int) -> np.ndarray:
+    """Undoes `principal.blocks`."""
+    t, h, w, c = shape
+    space = math.isqrt(blocks_nm.shape[1] // (c * time))
+    x = blocks_nm.reshape(t // time, h // space, w // space, c, time, space, space)
+    return x.transpose(0, 4, 1, 5, 2, 6, 3).reshape(shape)
 
 
 def crops(train: list, batch_size: int):
@@ -155,12 +129,14 @@ def main() -> None:
             optim.Config(
                 learning_rate=5e-3, muon_learning_rate=0.03, momentum=0.9,
                 warmup_steps=20, ema_decay=0.99,
+                learning_rate_factors=(("^vae.linear", 0.0),),
             ),
             objective,
             crops(train, args.batch_size),
             seed=0,
             folder=args.out,
             mesh=mesh,
+            initial=lambda: {"vae": {"linear": principal.linear_codec(train, VAE)}},
             evaluators={"held_out": evaluator},
         )  # fmt: skip
         vae = evaluator.reconstruct(state.ema["vae"])[0]

@@ -353,15 +353,22 @@ TRANSFORMER = Peer(
     added=("known_embedding", "pooled_text"),
     inexpressible=_beyond_wan,
 )
+
+
+def _beyond_wan_vae(params: Mapping, config: video_vae.Config) -> list[str]:
+    """What an AutoencoderKLWan does not compute: its steps all halve the frame."""
+    del params
+    found = ["config.linear_path"] if config.linear_path else []
+    if not all(space for _, space in config.steps):
+        found.append(f"config.spatial_downsample {config.spatial_downsample}")
+    return found
+
+
 VAE = Peer(
     "AutoencoderKLWan",
     _video_vae,
     video_vae.VideoVAE,
-    inexpressible=lambda params, config: (
-        []  # every step of Wan's halves height and width
-        if all(space for _, space in config.steps)
-        else [f"config.spatial_downsample {config.spatial_downsample}"]
-    ),
+    inexpressible=_beyond_wan_vae,
 )
 TEXT_ENCODER = Peer(
     "UMT5EncoderModel",

@@ -54,6 +54,66 @@ class Conv(nnx.Module):
         return self(x_bthwc, conv.causal_conv3d, missing=missing)
 
 
+def conv_out(is_added: bool, i: int, o: int, rngs: nnx.Rngs) -> Conv:
+    """The last convolution of a coder; zero at first where a codec's result is added."""
+    init = nnx.initializers.zeros if is_added else None
+    return Conv((3, 3, 3), i, o, split=False, init=init, rngs=rngs)
+
+
+class LinearCodec(nnx.Module):
+    """Each latent voxel as a linear map of the block of pixels it stands for, and back.
+
+    The first frame of a video is a block of its own, of one frame, with maps of its own.
+    With the principal components of blocks (training/principal.py) this alone is the
+    best linear codec, so that what is around it begins there. Float32.
+
+    Args:
+      time, space: frames, and pixels a side, of a block.
+      pixels: channels of a pixel.
+      c: latent channels.
+    """
+
+    def __init__(self, time: int, space: int, pixels: int, c: int, *, rngs: nnx.Rngs):
+        self.time, self.space = time, space
+        first, rest = pixels * space**2, pixels * space**2 * time
+        free = {"axes": (None, None), "rngs": rngs}
+        self.encode_first = layers.Linear(first, c, **free)
+        self.encode_rest = layers.Linear(rest, c, **free)
+        self.decode_first = layers.Linear(c, first, **free)
+        self.decode_rest = layers.Linear(c, rest, **free)
+
+    def encode(self, video_bthwc: jax.Array, is_first: bool) -> jax.Array:
+        """Blocks of pixels to latents; `is_first`: the video begins here."""
+        x_bthwc = video_bthwc.astype(jnp.float32)
+        first, rest = jnp.split(x_bthwc, [int(is_first)], axis=1)
+        parts = []
+        if is_first:
+            parts.append(self.encode_first(self._fold(first, 1)))
+        if rest.shape[1]:
+            parts.append(self.encode_rest(self._fold(rest, self.time)))
+        return jnp.concatenate(parts, axis=1)
+
+    def decode(self, latents_bthwc: jax.Array, is_first: bool) -> jax.Array:
+        """Latents to pixels; `is_first`: the video begins here."""
+        x_bthwc = latents_bthwc.astype(jnp.float32)
+        first, rest = jnp.split(x_bthwc, [int(is_first)], axis=1)
+        parts = []
+        if is_first:
+            parts.append(self._unfold(self.decode_first(first), 1))
+        if rest.shape[1]:
+            parts.append(self._unfold(self.decode_rest(rest), self.time))
+        return jnp.concatenate(parts, axis=1)
+
+    def _fold(self, x_bthwc: jax.Array, time: int) -> jax.Array:
+        x = conv.fold(x_bthwc, time=time, space=self.space)
+        return conv.reshape(x, *x.shape[:4], -1)
+
+    def _unfold(self, x_bthwm: jax.Array, time: int) -> jax.Array:
+        blocks = time * self.space**2
+        x = conv.reshape(x_bthwm, *x_bthwm.shape[:4], -1, blocks)
+        return conv.unfold(x, time=time, space=self.space)
+
+
 def norm(c: int, rngs: nnx.Rngs) -> layers.RMSNorm:
     """RMSNorm over the channels of a voxel."""
     # Wan divides by max(norm, 1e-12): next to no floor, which small activations need.

@@ -48,6 +48,9 @@ class Config:
     temporal_downsample: tuple[bool, ...] = (True, True)
     spatial_downsample: tuple[bool, ...] | None = None
     residual_shortcuts: bool = True
+    # Beyond Wan: latents and pixels are what a linear codec makes of each other's
+    # blocks, and what the network adds to that; see vae_layers.LinearCodec.
+    linear_path: bool = False
     latent_mean: tuple[float, ...] = ()
     latent_std: tuple[float, ...] = ()
     dtype: str = "float32"  # compute type; parameters are float32
@@ -247,8 +250,8 @@ class Encoder(nnx.Module):
         )
         self.mid_block = vae_layers.MidBlock(widths[-1], rngs=rngs)
         self.norm_out = vae_layers.norm(widths[-1], rngs)
-        self.conv_out = vae_layers.Conv(
-            (3, 3, 3), widths[-1], 2 * config.latent_channels, split=False, rngs=rngs
+        self.conv_out = vae_layers.conv_out(
+            config.linear_path, widths[-1], 2 * config.latent_channels, rngs
         )
 
     def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
@@ -281,8 +284,8 @@ class Decoder(nnx.Module):
             ]
         )
         self.norm_out = vae_layers.norm(widths[-1], rngs)
-        self.conv_out = vae_layers.Conv(
-            (3, 3, 3), widths[-1], pixels, split=False, rngs=rngs
+        self.conv_out = vae_layers.conv_out(
+            config.linear_path, widths[-1], pixels, rngs
         )
 
     def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
@@ -304,6 +307,10 @@ class VideoVAE(nnx.Module):
         self.quant_conv.bias[...] = jnp.repeat(jnp.asarray([0.0, -10.0]), c)
         self.post_quant_conv = layers.Linear(c, c, axes=(None, None), rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
+        block = config.temporal_stride, config.spatial_stride, config.video_channels
+        self.linear = (
+            vae_layers.LinearCodec(*block, c, rngs=rngs) if config.linear_path else None
+        )
 
     def encode(self, video_bthwc: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns mean and log variance of the latent, as they are (not normalized).
@@ -333,6 +340,8 @@ class VideoVAE(nnx.Module):
         x = _fold_pixels(video_bthwc, self.config.patch_size)
         x = self.quant_conv(self.encoder(x.astype(self.config.dtype), past))
         mean_bthwc, logvar_bthwc = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        if self.linear is not None:
+            mean_bthwc = mean_bthwc + self.linear.encode(video_bthwc, past.is_first)
         return (mean_bthwc, jnp.clip(logvar_bthwc, -30.0, 20.0)), past.state()
 
     def encode_stream(self, video, chunk: int = streaming.CHUNK, layout=None):
@@ -368,7 +377,10 @@ class VideoVAE(nnx.Module):
         past = streaming.Past(state)
         x = self.post_quant_conv(latents_bthwc.astype(self.config.dtype))
         x = self.decoder(x, past).astype(jnp.float32)
-        return _unfold_pixels(x, self.config.patch_size), past.state()
+        video_bthwc = _unfold_pixels(x, self.config.patch_size)
+        if self.linear is not None:
+            video_bthwc = video_bthwc + self.linear.decode(latents_bthwc, past.is_first)
+        return video_bthwc, past.state()
 
     def decode_stream(self, latents, chunk: int = streaming.CHUNK, layout=None):
         """Yields the frames of latents that come in parts: `decode` in flat memory.

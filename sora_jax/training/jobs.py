@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding
-from sora_jax.data import captions, loader, shards, tokenizer, transforms
+from sora_jax.data import captions, loader, records, shards, tokenizer, transforms
 from sora_jax.data import latents as cache
 from sora_jax.models import discriminator, video_vae
 from sora_jax.training import (
@@ -27,10 +28,13 @@ from sora_jax.training import (
     objectives,
     optim,
     pretrained,
+    principal,
     reconstruction,
     run_folder,
 )
 from sora_jax.training import state as states
+
+_CLIPS_TO_BEGIN_WITH = 512  # from which a video VAE's linear path is computed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,11 +258,19 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         with contextlib.closing(rows()) as iterator:
             yield iterator
 
+    def begin():
+        if not objective.config.linear_path:
+            return {}
+        chosen = np.linspace(0, len(clips) - 1, min(len(clips), _CLIPS_TO_BEGIN_WITH))
+        found = clips.read([int(index) for index in chosen])
+        videos = [c.frames() for c in found if isinstance(c, records.ClipRecord)]
+        return {"vae": {"linear": principal.linear_codec(videos, objective.config)}}
+
     def finish(params):
         if not (folder / "vae" / "config.json").is_file():
             latents.finish(folder / "vae", params["vae"], objective.config, clips)
 
-    return Job(objective, batches, finish=finish)
+    return Job(objective, batches, initial=begin, finish=finish)
 
 
 JOBS = {"denoiser": denoiser, "vae": vae, "text_encoder": text_encoder}

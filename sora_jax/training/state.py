@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from sora_jax.core import sharding
+from sora_jax.core import sharding, trees
 
 Params = dict
 Modules = dict[str, nnx.Module]
@@ -130,21 +130,22 @@ def init(
       networks: all of them.
       optimizer: its state is made for those that are trained.
       key: of random parameters.
-      initial: parameters by network in place of random ones, in any type.
+      initial: parameters by network in place of random ones, in any type; a network's
+        own parts that it lacks are random.
       fixed: names of the networks that are not trained, whose parameters are put into
         the state afterwards.
     """
     made = networks.init(key)  # what is not taken from it is not computed
-    given = {
-        name: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-        for name, params in initial.items()
-    }
-    given = _place(given, {name: networks.partitions()[name] for name in given})
-    params = {
-        name: given.get(name, params)
-        for name, params in made.items()
-        if name not in fixed
-    }
+    given = trees.flatten(initial)
+    layouts = trees.flatten(networks.partitions())
+
+    def one(name, random):
+        if name not in given:
+            return random
+        return _place(given[name].astype(jnp.float32), layouts[name])
+
+    trained = {name: made[name] for name in made if name not in fixed}
+    params = trees.map_paths(one, trained)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         params=params,

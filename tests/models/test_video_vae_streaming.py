@@ -22,6 +22,7 @@ CONFIGS = {
         **SIZES, **STEP, patch_size=4, spatial_downsample=(False,)
     ),
     "shortcuts": video_vae.Config(**SIZES, **STEP),
+    "linear path": video_vae.Config(**SIZES, **STEP, linear_path=True),
     "no shortcuts": video_vae.Config(
         **SIZES, **STEP, patch_size=1, residual_shortcuts=False
     ),
@@ -64,6 +65,7 @@ def parts(array, *lengths):
         ("wan 2.1", 4, 2, ()),
         ("wan 2.2", 4, 2, ()),
         ("time alone", 3, 1, ()),
+        ("linear path", 3, 1, ()),
         ("shortcuts", 7, 3, (2, 0, 4)),  # a rest, and parts that are no chunks
     ],
 )
@@ -156,6 +158,7 @@ def test_a_video_that_ends_in_between_is_refused(make, frames, chunk, message):
         ("no shortcuts", {"ring": 2}, None),
         ("shortcuts", {"fsdp": 2, "tensor": 2}, jax.P(None, None, "tensor", "fsdp")),
         ("no shortcuts", {"fsdp": 2, "ring": 4}, jax.P("fsdp", None, "ring")),
+        ("linear path", {"fsdp": 2, "ring": 4}, jax.P("fsdp", None, "ring")),
     ],
 )
 def test_frames_over_devices_are_frames_on_one(

@@ -1,0 +1,21 @@
+"""The toy video VAE at four times the compression in space: 4 x 16 x 16, 48 channels.
+
+    python -m sora_jax.prepare --source toyworld:tw64 --num_clips 1600 --out runs/tw64
+    python -m sora_jax.train --config=configs/toy_vae_4x16x16.py \
+        --workdir=runs/toy_vae_4x16x16 --config.data.shards=runs/tw64
+
+What it reaches on two CPU cores stands in experiments/RESULTS.md, "Video VAE".
+"""
+
+from configs import toy_vae
+
+
+def get_config():
+    """Returns the config."""
+    c = toy_vae.get_config()
+    c.model.vae.latent_channels = 48
+    c.model.vae.channel_multipliers = (1, 2, 2)
+    c.model.vae.spatial_downsample = (True, True)
+    c.loop.num_steps = 900
+    c.loop.checkpoint_every = 100
+    return c
