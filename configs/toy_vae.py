@@ -18,6 +18,6 @@ def get_config():
     c.optim.learning_rate_factors = (("^vae.linear", 0.0),)
     c.optim.warmup_steps = 20
     c.optim.ema_decay = 0.99
-    c.loop.num_steps = 800
-    c.loop.checkpoint_every = 200
+    c.loop.num_steps = 500
+    c.loop.checkpoint_every = 250
     return c
