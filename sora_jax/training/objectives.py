@@ -141,22 +141,17 @@ class Denoiser:
 
     def _text(self, modules, batch):
         """The states [b, l, d] and the mask [b, l] of each row's text or the null text."""
-        mask = {"mask": batch["text_mask"]}
-        null_mask = {"mask": self.null_ids_1l != 0}
-        if self.null_states_1ld is None:
-            text = guidance.null_condition(
-                mask | {"ids": batch["text_ids"]},
-                null_mask | {"ids": self.null_ids_1l},
-                batch["drop"],
-            )
-            return modules["text_encoder"](text["ids"], text["mask"]), text["mask"]
-        text = guidance.null_condition(
-            mask | {"states": batch["text_states"]},
-            null_mask | {"states": self.null_states_1ld},
-            batch["drop"],
-        )
-        # In the type that the text encoder would have given.
-        return text["states"].astype(self.text_config.dtype), text["mask"]
+        stored = self.null_states_1ld is not None
+        text = {"mask": batch["text_mask"]}
+        null = {"mask": self.null_ids_1l != 0}
+        if stored:
+            text["states"], null["states"] = batch["text_states"], self.null_states_1ld
+        else:
+            text["ids"], null["ids"] = batch["text_ids"], self.null_ids_1l
+        text = guidance.null_condition(text, null, batch["drop"])
+        if stored:  # in the type that the text encoder would have given
+            return text["states"].astype(self.text_config.dtype), text["mask"]
+        return modules["text_encoder"](text["ids"], text["mask"]), text["mask"]
 
     def loss(self, modules, batch):
         states_bld, text_mask_bl = self._text(modules, batch)
