@@ -49,7 +49,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.text.target = "structured"
     c.text.target_length = 40  # tokens
     c.text.encoder = ""  # run folder of a text encoder to begin with; "": random
-    c.text.frozen = False  # keep the text encoder as it is, not train it along
+    # Keep the text encoder as it is, not train it along. Where prepare has stored its
+    # states beside data.latents, a new run reads those and does not hold the encoder.
+    c.text.frozen = False
     c.text.clean = False  # captions and prompts as Wan cleans them: HTML, white space
 
     c.model = ml_collections.ConfigDict()

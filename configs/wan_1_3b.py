@@ -2,6 +2,8 @@
 
     python -m sora_jax.prepare --source shards:shards --out latents \
         --vae Wan2.1-T2V-1.3B-Diffusers
+    python -m sora_jax.prepare --source latents:latents \
+        --text_encoder Wan2.1-T2V-1.3B-Diffusers
     python -m sora_jax.train --config=configs/wan_1_3b.py --workdir=runs/tuned \
         --config.data.latents=latents --init Wan2.1-T2V-1.3B-Diffusers
 

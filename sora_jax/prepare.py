@@ -1,18 +1,19 @@
-"""Makes training data: the toy world or a folder of videos to shards, shards to latents.
+"""Makes training data: the toy world or videos to shards, those to latents and states.
 
     python -m sora_jax.prepare --source toyworld:tw32 --num_clips 8000 --out shards
     python -m sora_jax.prepare --source folder:my_videos --size 64x64 --num_frames 17 \\
         --fps 8 --out shards
     python -m sora_jax.prepare --source shards:shards --vae runs/toy_vae --out latents
+    python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
 A folder holds mp4, mov, m4v, webm, mkv or gif files, and captions beside them: clip.txt,
 clip.json, or one captions.jsonl or captions.csv. The same command again goes on where it
 was interrupted, and does nothing once it is finished. What is left out is listed with
-the reason, here and in OUT/report.json.
+the reason, here and in OUT/report.json. With --text_encoder the states of the captions are
+stored in the folder `text` of the latents, for denoisers that leave that encoder frozen.
 """
 
 import json
-import math
 import os
 import pathlib
 import re
@@ -25,9 +26,9 @@ from sora_jax.core import job
 from sora_jax.data import curate, shards, toy_clips
 
 _SOURCE = flags.DEFINE_string(
-    "source", None, "toyworld:TIER, folder:DIR or shards:DIR.", required=True
+    "source", None, "toyworld:TIER, folder:, shards: or latents:DIR.", required=True
 )
-_OUT = flags.DEFINE_string("out", None, "The folder to write.", required=True)
+_OUT = flags.DEFINE_string("out", None, "The folder to write.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes; default: one for each core.", lower_bound=0
 )
@@ -44,30 +45,31 @@ _NUM_FRAMES = flags.DEFINE_integer(
 _FPS = flags.DEFINE_float("fps", 8.0, "Folder: frames a second of the clips.")
 _LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: keep frames exactly.")
 _VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of the video VAE.")
+_TEXT_ENCODER = flags.DEFINE_string(
+    "text_encoder", None, "Shards, latents: run or folder of a text encoder."
+)
+_TEXT_TIERS = flags.DEFINE_list(
+    "text_tiers", None, "Text encoder: captions to encode; default: all tiers."
+)
+_TEXT_LENGTH = flags.DEFINE_integer(
+    "text_length", None, "Text encoder: tokens a caption; default: its run's, or 512."
+)
+_TEXT_CLEAN = flags.DEFINE_boolean(
+    "text_clean", None, "Text encoder: clean captions; default: as its run, or yes."
+)
+_TEXT_DTYPE = flags.DEFINE_enum(
+    "text_dtype", "bfloat16", ["bfloat16", "float32"], "Text encoder: of the states."
+)
 
 # Which flags belong to which source; one that is given in vain is a mistake.
+_OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
 _BELONGS = {
-    "toyworld": {"num_clips", "families", "seed", "split", "workers"},
-    "folder": {"size", "num_frames", "fps", "lossless", "split", "workers"},
-    "shards": {"vae"},
+    "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
+    "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"},
+    "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
+    "latents": {"text_encoder", *_OF_TEXT},
 }
 _LISTED = 20
-
-
-def parse_families(text: str | None) -> dict[str, float] | None:
-    """Reads `motion:0.6,count:0.4`; raises ValueError where it is something else."""
-    if text is None:
-        return None
-    families = {}
-    for entry in text.split(","):
-        name, colon, weight = entry.strip().partition(":")
-        try:
-            families[name] = float(weight) if colon else math.nan
-        except ValueError:
-            families[name] = math.nan
-        if not 0 <= families[name] < math.inf:
-            raise ValueError(f"--families has {entry!r}; write motion:0.6,count:0.4")
-    return families
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -84,7 +86,7 @@ def source_of(kind: str, name: str) -> shards.Source:
             name,
             _NUM_CLIPS.value,
             _SPLIT.value,
-            parse_families(_FAMILIES.value),
+            toy_clips.parse_families(_FAMILIES.value),
             _SEED.value,
         )
     folder = pathlib.Path(name)
@@ -107,6 +109,11 @@ def check_flags(kind: str, known: dict[str, set[str]]) -> None:
     for name in sorted(set().union(*known.values()) - known[kind]):
         if flags.FLAGS[name].present:
             raise ValueError(f"--{name} has no meaning for --source {kind}:...")
+    if "out" in known[kind] and not _OUT.value:
+        raise ValueError("--out is not given: it names the folder to write")
+    for name in sorted(_OF_TEXT):
+        if flags.FLAGS[name].present and not _TEXT_ENCODER.value:
+            raise ValueError(f"--{name} has no meaning without --text_encoder")
 
 
 def print_report(out: pathlib.Path, manifest: dict, seconds: float) -> None:
@@ -127,26 +134,45 @@ def print_report(out: pathlib.Path, manifest: dict, seconds: float) -> None:
     )
 
 
+def encode(kind: str, name: str) -> None:
+    """Makes latents of shards, and states of the captions where an encoder is given."""
+    needed, flag, what = {
+        "shards": (_VAE.value, "vae", "a video VAE"),
+        "latents": (_TEXT_ENCODER.value, "text_encoder", "a text encoder"),
+    }[kind]
+    if not needed:
+        raise ValueError(f"--source {kind}:DIR needs --{flag}, the run of {what}")
+    from sora_jax.core import mesh as meshes  # brings in JAX
+    from sora_jax.training import latents, text_states
+
+    meshes.initialize()
+    folder, began = name, time.monotonic()
+    if kind == "shards":
+        folder = _OUT.value
+        latents.encode(name, _VAE.value, folder)
+        print(f"{folder}: latents of {name}; {time.monotonic() - began:.1f} s")
+    if encoder := _TEXT_ENCODER.value:
+        length, clean, dtype = _TEXT_LENGTH.value, _TEXT_CLEAN.value, _TEXT_DTYPE.value
+        text_states.encode(
+            folder, encoder, _TEXT_TIERS.value, length=length, clean=clean, dtype=dtype
+        )
+        where = text_states.beside(folder)
+        print(f"{where}: states by {encoder}; {time.monotonic() - began:.1f} s")
+
+
 def run() -> None:
     """Does what the flags say."""
     kind, _, name = _SOURCE.value.partition(":")
     if kind not in _BELONGS or not name:
         raise ValueError(
-            f"--source is toyworld:TIER, folder:DIR or shards:DIR, not {_SOURCE.value!r}"
+            "--source is toyworld:TIER, folder:DIR, shards:DIR or latents:DIR, not "
+            f"{_SOURCE.value!r}"
         )
     check_flags(kind, _BELONGS)
-    out = pathlib.Path(_OUT.value)
-    began = time.monotonic()
-    if kind == "shards":
-        if not _VAE.value:
-            raise ValueError("--source shards:DIR needs --vae, the run of a video VAE")
-        from sora_jax.core import mesh as meshes  # brings in JAX
-        from sora_jax.training import latents
-
-        meshes.initialize()
-        latents.encode(name, _VAE.value, out)
-        print(f"{out}: latents of {name}; {time.monotonic() - began:.1f} s")
+    if kind in ("shards", "latents"):
+        encode(kind, name)
         return
+    out, began = pathlib.Path(_OUT.value), time.monotonic()
     workers = _WORKERS.value
     if workers is None:
         affinity = getattr(os, "sched_getaffinity", None)  # what Linux lets us use

@@ -251,11 +251,14 @@ def collect(out: pathlib.Path, num_parts: int, prefix: str) -> tuple[list, list]
 
 
 def digest(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """Hashes ids, contents and captions in order, whatever the files look like."""
+    """Hashes ids, contents and captions in order, whatever the files look like.
+
+    Records of text alone have no captions beside them.
+    """
     hashed = hashlib.sha256()
     for summary in summaries:
         for entry in summary["index"]:
-            texts = json.dumps(entry["captions"], sort_keys=True)
+            texts = json.dumps(entry.get("captions"), sort_keys=True)
             hashed.update(f"{entry['id']} {entry['sha256']} {texts}\n".encode())
     return hashed.hexdigest()
 
@@ -264,7 +267,7 @@ def digest(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 
 class Records:
-    """What clips and latents have in common: records by index, verified."""
+    """What clips and caches have in common: records by index, verified."""
 
     def __init__(self, folder: pathlib.Path, manifest: dict[str, Any]):
         self.folder, self.manifest = folder, manifest

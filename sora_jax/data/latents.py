@@ -15,9 +15,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
-import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -25,11 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 import safetensors.numpy
 
-from sora_jax.core import paths, progress
-from sora_jax.data import array_files, records
+from sora_jax.data import array_files, caches, records
 
 _MANIFEST = "latents.json"
-_FEW = 4  # batches; less than that is not worth a forecast
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,55 +112,33 @@ def write_latents(
             "clips_per_file": clips_per_file,
         }
     )
-    if process:
-        barrier("claimed")
-    finished = array_files.claim(out, _MANIFEST, settings)
-    if not process:
-        barrier("claimed")
-    if finished:
-        return json.loads((out / _MANIFEST).read_text())
     parts = [
         range(start, min(start + clips_per_file, len(clips)))
         for start in range(0, len(clips), clips_per_file)
     ]
-    mine = range(process, len(parts), num_processes)
-    missing = [part for part in mine if not array_files.has_part(out, part)]
-    ahead = sum(len(parts[part]) for part in missing)
-    _predict(out, clips, encode, batch_size, ahead, num_processes)
-    total = sum(len(parts[part]) for part in mine)
-    with progress.Progress(
-        total, "encode", "clips", start=total - ahead, process_index=process
-    ) as bar:
-        for part in missing:
-            summary: dict[str, Any] = {"dropped": []}
-            items = _encoded(clips, parts[part], encode, batch_size, summary, bar)
-            # Floats do not shrink; a fast compressor is for the text.
-            array_files.store_part(out, part, items, summary, compression="snappy")
-    barrier("encoded")
-    if process:
-        barrier("collected")
-        return json.loads((out / _MANIFEST).read_text())
-    files, summaries = array_files.collect(out, len(parts), "latents")
-    if not files:
-        raise array_files.ShardsError(f"{out}: none of the clips could be read")
-    manifest = {
-        "settings": settings,
-        "count": sum(file["count"] for file in files),
-        "dropped": [item for summary in summaries for item in summary["dropped"]],
-        **_statistics(summaries),
-        **_sizes(summaries),
-        "digest": array_files.digest(summaries),
-        "files": files,
-    }
-    paths.write_atomically(out / _MANIFEST, json.dumps(manifest, indent=1))
-    shutil.rmtree(out / ".partial")
-    barrier("collected")
-    return manifest
+    return caches.write(
+        out,
+        _MANIFEST,
+        settings,
+        parts,
+        prefix="latents",
+        unit="clips",
+        forecast=lambda missing: _predict(
+            out, clips, encode, batch_size, sum(map(len, missing)), num_processes
+        ),
+        encode=lambda part, summary, bar: _encoded(
+            clips, part, encode, batch_size, summary, bar
+        ),
+        describe=_describe,
+        process=process,
+        num_processes=num_processes,
+        barrier=barrier,
+    )
 
 
 def _predict(out, clips, encode, batch_size: int, ahead: int, num_processes: int):
     """Says what encoding `ahead` clips takes; OSError where the disk is too small."""
-    if ahead < _FEW * batch_size:
+    if ahead < caches.FEW * batch_size:
         return
     batch = [
         clip
@@ -179,22 +152,14 @@ def _predict(out, clips, encode, batch_size: int, ahead: int, num_processes: int
     latents_nthwc = encode(batch)
     seconds = (time.monotonic() - began) / len(batch) * ahead
     texts = sum(len(text.encode()) for clip in batch for text in clip.captions.values())
-    whole = (latents_nthwc.nbytes + texts) / len(batch) * ahead * num_processes
-    free = shutil.disk_usage(out).free
-    print(
-        f"encode: {ahead} clips to go here, about {progress.clock(seconds)} and "
-        f"{whole / num_processes / 2**20:.0f} MiB",
-        file=sys.stderr,
-    )
-    if whole > free:
-        raise OSError(
-            f"{out} has room for {free / 2**30:.1f} GiB, and the latents will take "
-            f"about {whole / 2**30:.1f} GiB"
-        )
+    here = (latents_nthwc.nbytes + texts) / len(batch) * ahead
+    whole = here * num_processes
+    caches.announce(out, "latents", f"{ahead} clips", seconds, here, whole)
 
 
 def _encoded(clips, indices, encode, batch_size, summary, bar):
     """Yields (bytes, index entry) and fills the part's summary with its sums."""
+    summary["dropped"] = []
     sums = np.zeros(())
     squares = np.zeros(())
     positions = 0
@@ -226,6 +191,12 @@ def _encoded(clips, indices, encode, batch_size, summary, bar):
         "squares": squares.tolist(),
         "positions": positions,
     }
+
+
+def _describe(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the manifest says of all clips together."""
+    dropped = [item for summary in summaries for item in summary["dropped"]]
+    return {"dropped": dropped, **_statistics(summaries), **_sizes(summaries)}
 
 
 def _statistics(summaries: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -269,24 +240,8 @@ def _pack(clip: records.ClipRecord, latents_thwc: np.ndarray):
     return safetensors.numpy.save({"latents": latents_thwc}, metadata), entry
 
 
-class Latents(array_files.Records):
-    """A finished cache; `[i]` gives a verified `LatentRecord`.
-
-    Records that have been read stay in memory until `memory_bytes` are used, so that
-    from the second epoch on nothing is read, parsed or hashed.
-    """
-
-    def __init__(
-        self, folder: pathlib.Path, manifest: dict[str, Any], memory_bytes: int
-    ):
-        super().__init__(folder, manifest)
-        self._memory_bytes = memory_bytes
-        self._kept: dict[int, LatentRecord] = {}
-        self._used = 0
-        self._keeping = threading.Lock()
-
-    def __reduce__(self):
-        return open_latents, (self.folder,), {"_memory_bytes": self._memory_bytes}
+class Latents(caches.Cache):
+    """A finished cache; `[i]` gives a verified `LatentRecord`."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -312,19 +267,8 @@ class Latents(array_files.Records):
         mean, std = self.manifest["mean"], self.manifest["std"]
         return np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
-    def read(self, indices: Sequence[int]) -> list[LatentRecord | Any]:
-        """Returns the records, with a `records.CorruptRecord` for each damaged one."""
-        missing = [index for index in indices if index not in self._kept]
-        read = dict(zip(missing, super().read(missing), strict=True))
-        with self._keeping:
-            for index, record in read.items():
-                if index in self._kept or not isinstance(record, LatentRecord):
-                    continue
-                size = record.latents.nbytes + len(record.header)
-                if self._used + size <= self._memory_bytes:
-                    self._kept[index] = record
-                    self._used += size
-        return [self._kept.get(index) or read[index] for index in indices]
+    def nbytes_of(self, record: LatentRecord) -> int:
+        return record.latents.nbytes + len(record.header)
 
     def parse(self, raw: bytes, entry: Mapping[str, Any]) -> LatentRecord:
         # Text and shape come from the index, which has been parsed already: reading

@@ -1,6 +1,7 @@
 """The toy world as a source of clips: rendered, told in five tiers, losslessly encoded."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -8,6 +9,22 @@ from sora_jax.data import records, video_io, workers
 from sora_jax.toyworld import captions, families, render, scene
 
 _CLIPS_PER_PART = 250
+
+
+def parse_families(text: str | None) -> dict[str, float] | None:
+    """Reads `motion:0.6,count:0.4`; raises ValueError where it is something else."""
+    if text is None:
+        return None
+    families = {}
+    for entry in text.split(","):
+        name, colon, weight = entry.strip().partition(":")
+        try:
+            families[name] = float(weight) if colon else math.nan
+        except ValueError:
+            families[name] = math.nan
+        if not 0 <= families[name] < math.inf:
+            raise ValueError(f"--families has {entry!r}; write motion:0.6,count:0.4")
+    return families
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Every function is pure in (record, generator), and the generator is a function of (seed,
 step, row).
 
-Letters: n crops, t time, h height, w width, c channels, l tokens.
+Letters: n crops, t time, h height, w width, c channels, l tokens, d text width.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sora_jax.data import captions, records, tokenizer
+from sora_jax.data import captions, records, text_states, tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +86,22 @@ class Tokenize:
 
 
 class LatentsAndText:
-    """What the denoiser trains with: the latents and one of their captions."""
+    """What the denoiser trains with: the latents and one of their captions.
 
-    def __init__(self, text: Tokenize):
-        self.text = text
+    The caption is its `text_ids`, or its `text_states` [l, d] where a cache of them is
+    given; which caption it is does not depend on that.
+    """
+
+    def __init__(self, text: Tokenize, states: text_states.TextStates | None = None):
+        self.text, self.states = text, states
 
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
-        return {"latents": record.latents} | self.text(record, random)
+        text = self.text(record, random)
+        if self.states is not None:
+            ids_l, mask_l = text["text_ids"], text["text_mask"]
+            states_ld = self.states.padded(ids_l, mask_l)
+            text = {"text_states": states_ld, "text_mask": mask_l}
+        return {"latents": record.latents} | text
 
 
 class TwoCaptions:

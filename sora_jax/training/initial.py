@@ -27,11 +27,13 @@ Read = Callable[[], Mapping[str, states.Params]]
 class Initial:
     """What a new run begins with.
 
-    pieces: the tokenizer. params: reads the weights by network. keep: copies into the
-    run folder what the run needs of others.
+    pieces: the tokenizer. text_encoder: the component folder of the trained text
+    encoder, where there is one. params: reads the weights by network. keep: copies into
+    the run folder what the run needs of others.
     """
 
     pieces: tokenizer.Tokenizer
+    text_encoder: pathlib.Path | None = None
     params: Read = dict
     keep: Callable[[], None] = lambda: None
 
@@ -67,18 +69,41 @@ def from_text_encoder(c, folder: pathlib.Path) -> Initial:
       FileNotFoundError, ValueError: there is none, or another than the config's.
     """
     given = pathlib.Path(c.text.encoder)
-    try:
-        component = pretrained.open_component(given / "text_encoder", "text_encoder")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"text.encoder {given} is no finished run of objective text_encoder, and no "
-            f"folder in diffusers' layout: {error}"
-        ) from None
-    file, pieces = _tokenizer(c, given)
+    component = open_text_encoder(given, "text.encoder")
+    file, pieces = read_tokenizer(given, c.text.clean)
     _, config = objectives.denoiser_configs(c, pieces.vocab_size)
     component = component.fitted(config)
     read = dict if c.text.frozen else lambda: {"text_encoder": component.load()}
-    return Initial(pieces, read, _keeper(c, folder, file, component))
+    keep = _keeper(c, folder, file, component)
+    return Initial(pieces, component.folder, read, keep)
+
+
+def open_text_encoder(given: pathlib.Path, option: str) -> pretrained.Component:
+    """The text encoder of a run, or of a folder in diffusers' layout.
+
+    Args:
+      given: the folder.
+      option: that names it, for the message.
+
+    Raises:
+      FileNotFoundError, ValueError: there is none, or it is damaged.
+    """
+    try:
+        return pretrained.open_component(given / "text_encoder", "text_encoder")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{option} {given} is no finished run of objective text_encoder, and no "
+            f"folder in diffusers' layout: {error}"
+        ) from None
+
+
+def read_tokenizer(
+    given: pathlib.Path, clean: bool
+) -> tuple[pathlib.Path, tokenizer.Tokenizer]:
+    """The tokenizer of a run, or of a folder in diffusers' layout, and its file."""
+    inner = given / "tokenizer"
+    file = tokenizer.find(inner if inner.is_dir() else given)
+    return file, tokenizer.load(file, clean)
 
 
 def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
@@ -100,7 +125,7 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
         return _from_run(c, folder, given, vae)
     source, name = _find_transformer(c, given)
     _check_vae(source.components["vae"], vae)
-    file, pieces = _tokenizer(c, source.path)
+    file, pieces = read_tokenizer(source.path, c.text.clean)
     dit_config, text_config = objectives.denoiser_configs(c, pieces.vocab_size)
     transformer = source.components[name].fitted(dit_config)
     text = source.components["text_encoder"].fitted(text_config)
@@ -109,7 +134,7 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
         params = {"dit": transformer.load()}
         return params if c.text.frozen else params | {"text_encoder": text.load()}
 
-    return Initial(pieces, read, _keeper(c, folder, file, text))
+    return Initial(pieces, text.folder, read, _keeper(c, folder, file, text))
 
 
 def _find_transformer(c, given: pathlib.Path) -> tuple[pretrained.Folder, str]:
@@ -160,7 +185,7 @@ def _from_run(c, folder: pathlib.Path, given: pathlib.Path, vae: pathlib.Path):
             f"text.frozen is {c.text.frozen}, but it was another for {given}: keep it"
         )
     _check_vae(pretrained.open_component(given / "vae", "vae"), vae)
-    file, pieces = _tokenizer(c, given)
+    file, pieces = read_tokenizer(given, c.text.clean)
     wanted = objectives.denoiser_configs(c, pieces.vocab_size)
     found = objectives.denoiser_configs(other, pieces.vocab_size)
     # What is not there yet is zero at first, as where a peer's weights are read.
@@ -173,7 +198,8 @@ def _from_run(c, folder: pathlib.Path, given: pathlib.Path, vae: pathlib.Path):
     text = frozen_text_encoder(other, given, wanted[1])
     networks = (objectives.denoiser_networks(*sizes) for sizes in (found, wanted))
     read = _reader(given, *networks)
-    return Initial(pieces, read, _keeper(c, folder, file, text))
+    where = None if text is None else text.folder
+    return Initial(pieces, where, read, _keeper(c, folder, file, text))
 
 
 def _reader(given: pathlib.Path, found: states.Networks, wanted: states.Networks):
@@ -212,9 +238,3 @@ def _keeper(c, folder: pathlib.Path, file: pathlib.Path, text) -> Callable[[], N
             )
 
     return keep
-
-
-def _tokenizer(c, given: pathlib.Path) -> tuple[pathlib.Path, tokenizer.Tokenizer]:
-    inner = given / "tokenizer"
-    file = tokenizer.find(inner if inner.is_dir() else given)
-    return file, tokenizer.load(file, c.text.clean)

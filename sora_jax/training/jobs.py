@@ -31,6 +31,7 @@ from sora_jax.training import (
     principal,
     reconstruction,
     run_folder,
+    text_states,
 )
 from sora_jax.training import state as states
 
@@ -168,10 +169,14 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     sampler.check(source.manifest["captions"], "text.tiers")
     begun = _begin(c, folder, source, sampler.probabilities)
     pieces = begun.pieces
-    objective = objectives.denoiser(c, pieces, source.fps)
+    cached = text_states.of_run(c, folder, source, begun, sampler.probabilities)
+    null_states = None
+    if cached is not None:
+        null_states = cached.padded(*(a[0] for a in pieces.encode([""], c.text.length)))
+    objective = objectives.denoiser(c, pieces, source.fps, null_states)
     dit_config = objective.dit_config
     transform = transforms.LatentsAndText(
-        transforms.Tokenize(sampler, pieces, c.text.length)
+        transforms.Tokenize(sampler, pieces, c.text.length), cached
     )
     pt, ph, pw = dit_config.patch
     tokens = (t // pt) * (h // ph) * (w // pw)
@@ -190,6 +195,7 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     for file in pretrained.open_component(source.folder / "vae", "vae").files:
         run_folder.keep(folder, f"vae/{file.name}", file)
     begun.keep()
+    text_states.keep(folder, cached)
     flops = 3 * cost.dit_forward_flops(dit_config, tokens, c.text.length)
 
     def batches(start):
@@ -197,6 +203,8 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         return read_ahead(c, mesh, source, transform, start, steps)
 
     def fixed():
+        if cached is not None:
+            return {}
         return initial.fixed(c, folder, objective.text_config)
 
     return Job(objective, batches, flops, begun.params, fixed)
@@ -205,7 +213,8 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
 def _begin(c, folder: pathlib.Path, source, tiers) -> initial.Initial:
     """The tokenizer, and the weights that a new run begins with."""
     if checkpoint.has_any(folder):  # all else is in the run by now
-        return initial.Initial(tokenizer.load(folder, c.text.clean))
+        pieces = tokenizer.load(folder, c.text.clean)
+        return initial.Initial(pieces, folder / "text_encoder")
     if c.init:
         return initial.from_model(c, folder, source.folder / "vae")
     if c.text.encoder:

@@ -49,13 +49,14 @@ def denoiser_networks(
     )
 
 
-def denoiser(c, pieces, fps: float) -> "Denoiser":
+def denoiser(c, pieces, fps: float, null_states=None) -> "Denoiser":
     """The objective of a denoiser's run.
 
     Args:
       c: the run's config.
       pieces: its tokenizer.
       fps: frames a second of the training clips.
+      null_states: see `Denoiser`.
     """
     null_ids, _ = pieces.encode([""], c.text.length)
     return Denoiser(
@@ -65,6 +66,7 @@ def denoiser(c, pieces, fps: float) -> "Denoiser":
         text_dropout=c.text.dropout,
         null_ids=null_ids[0],
         fps=fps,
+        null_states=null_states,
     )
 
 
@@ -82,9 +84,11 @@ class Denoiser:
       text_dropout: share of rows whose text is replaced by the null text.
       null_ids: token ids of the null text, [l].
       fps: frames a second of the training clips.
+      null_states: the text encoder's states of the null text, [l, d], where batches
+        bring states; the text encoder is then none of the networks.
 
-    Batches: `latents` float32 [b, t, h, w, c] normalised to unit variance, `text_ids`
-    int32 [b, l], `text_mask` bool [b, l].
+    Batches: `latents` float32 [b, t, h, w, c] normalised to unit variance, `text_mask`
+    bool [b, l], and `text_ids` int32 [b, l] or `text_states` [b, l, d] in any type.
     """
 
     def __init__(
@@ -97,12 +101,21 @@ class Denoiser:
         text_dropout: float,
         null_ids,
         fps: float,
+        null_states=None,
     ):
         self.dit_config, self.text_config, self.fps = dit_config, text_config, fps
         self.noise, self.known = noise, known_config
         self.text_dropout = text_dropout
         self.null_ids_1l = jnp.asarray(null_ids, jnp.int32)[None]
-        self.networks = denoiser_networks(dit_config, text_config)
+        self.null_states_1ld = (
+            None if null_states is None else jnp.asarray(null_states)[None]
+        )
+        if null_states is None:
+            self.networks = denoiser_networks(dit_config, text_config)
+        else:
+            self.networks = states.Networks(
+                lambda rngs: {"dit": dit.DiT(dit_config, rngs=rngs)}
+            )
         self.metric_names = {"loss_band": timesteps.band_names(noise.band_edges)}
 
     def draw(self, key, batch, share):
@@ -126,12 +139,22 @@ class Denoiser:
         )  # fmt: skip
         return drawn
 
-    def loss(self, modules, batch):
-        text = {"ids": batch["text_ids"], "mask": batch["text_mask"]}
-        null = {"ids": self.null_ids_1l, "mask": self.null_ids_1l != 0}
+    def _text(self, modules, batch):
+        """The states [b, l, d] and the mask [b, l] of each row's text or the null text."""
+        stored = self.null_states_1ld is not None
+        text = {"mask": batch["text_mask"]}
+        null = {"mask": self.null_ids_1l != 0}
+        if stored:
+            text["states"], null["states"] = batch["text_states"], self.null_states_1ld
+        else:
+            text["ids"], null["ids"] = batch["text_ids"], self.null_ids_1l
         text = guidance.null_condition(text, null, batch["drop"])
-        states_bld = modules["text_encoder"](text["ids"], text["mask"])
+        if stored:  # in the type that the text encoder would have given
+            return text["states"].astype(self.text_config.dtype), text["mask"]
+        return modules["text_encoder"](text["ids"], text["mask"]), text["mask"]
 
+    def loss(self, modules, batch):
+        states_bld, text_mask_bl = self._text(modules, batch)
         x0, noise, is_known = batch["latents"], batch["noise"], batch["known"]
         tau_bthw = known.token_tau(batch["tau"], is_known, self.known.known_tau)
         levels_bk, _ = known.levels(batch["tau"], is_known, self.known.known_tau)
@@ -140,7 +163,7 @@ class Denoiser:
             levels_bk,
             is_known.astype(jnp.float32),
             states_bld,
-            text["mask"],
+            text_mask_bl,
             self.fps,
         )
         error_bthw = jnp.mean(jnp.square(velocity - flow.velocity(x0, noise)), -1)

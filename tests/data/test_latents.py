@@ -15,8 +15,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from sora_jax.data import captions, loader, records, shards, tokenizer, transforms
-from sora_jax.data import latents as cache_files
+from sora_jax.data import (
+    array_files,
+    caches,
+    captions,
+    loader,
+    records,
+    shards,
+    tokenizer,
+    transforms,
+)
 from tests.data import clips
 
 STATED = {"vae_digest": "v" * 64, "preprocessing": {"scale": 127.5}}
@@ -292,7 +300,7 @@ def test_a_forecast_comes_first_and_a_full_disk_before_any_work(
     shards.write_latents(tmp_path / "out", source, encode, **how)
     assert f"{len(source)} clips to go here, about " in capsys.readouterr().err
     little = shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(cache_files.shutil, "disk_usage", lambda path: little)
+    monkeypatch.setattr(caches.shutil, "disk_usage", lambda path: little)
     with pytest.raises(OSError, match=r"room for 0\.0 GiB"):
         shards.write_latents(tmp_path / "full", source, encode, **how)
     monkeypatch.undo()
@@ -305,7 +313,7 @@ def test_a_disk_that_fills_up_on_the_way_costs_one_file(
 ):
     """A clean error; no file that is not whole; the same command goes on."""
     out, how = tmp_path / "out", STATED | {"batch_size": 4, "clips_per_file": 4}
-    store, count = cache_files.array_files.store_part, []
+    store, count = array_files.store_part, []
 
     def full(*arguments, **options):
         count.append(1)
@@ -313,7 +321,7 @@ def test_a_disk_that_fills_up_on_the_way_costs_one_file(
             raise OSError(errno.ENOSPC, "No space left on device")
         return store(*arguments, **options)
 
-    monkeypatch.setattr(cache_files.array_files, "store_part", full)
+    monkeypatch.setattr(array_files, "store_part", full)
     with pytest.raises(OSError, match="No space left"):
         shards.write_latents(out, source, encode, **how)
     monkeypatch.undo()

@@ -136,8 +136,8 @@ def test_refusals_are_one_clear_sentence(tmp_path):
 
 
 def test_flags_become_sizes():
-    assert prepare.parse_families(None) is None
-    assert prepare.parse_families("motion:0.6, count:.4") == {
+    assert toy_clips.parse_families(None) is None
+    assert toy_clips.parse_families("motion:0.6, count:.4") == {
         "motion": 0.6,
         "count": 0.4,
     }

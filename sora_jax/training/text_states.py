@@ -1,0 +1,160 @@
+"""Text states made once: encoding the captions of a latent cache, and a run's use of it.
+
+Letters: b batch, l tokens, d width.
+"""
+
+import functools
+import pathlib
+from collections.abc import Collection, Mapping
+
+import jax
+import numpy as np
+
+from sora_jax.core import config as configs
+from sora_jax.core import mesh as meshes
+from sora_jax.data import captions, latents, records
+from sora_jax.data import text_states as cache
+from sora_jax.training import initial, pretrained, run_folder
+
+# Of captions, in one pass.
+TOKENS_AT_ONCE = 2**13
+# Of a folder in diffusers' layout, as Wan's pipelines read prompts.
+_PEER_LENGTH, _PEER_CLEAN = 512, True
+
+
+def beside(latents_folder: str | pathlib.Path) -> pathlib.Path:
+    """Where the text states of a latent cache lie."""
+    return pathlib.Path(latents_folder) / "text"
+
+
+def encode(
+    latents_folder: str | pathlib.Path,
+    encoder_folder: str | pathlib.Path,
+    tiers: Collection[str] | None = None,
+    *,
+    length: int | None = None,
+    clean: bool | None = None,
+    dtype: str = "bfloat16",
+) -> Mapping:
+    """Encodes the captions of a latent cache, into a folder beside the latents.
+
+    Finished files are kept when the job is interrupted and started again. Several
+    processes that share the folder share the work.
+
+    Args:
+      latents_folder: the cache.
+      encoder_folder: a run with a text encoder, or a folder in diffusers' layout.
+      tiers: of the captions, all by default.
+      length: tokens that a caption is cut to; that of the run, or 512.
+      clean: whether captions are cleaned as Wan does; as in the run, or true.
+      dtype: of the states. The network computes in bfloat16 where they are stored in
+        it and the machine has an accelerator, else in float32.
+
+    Returns:
+      The cache's manifest.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such encoder, or it is damaged.
+      ShardsError: the folder holds states of something else.
+      OSError: the disk has no room for what is to come.
+    """
+    source, given = latents.open_latents(latents_folder), pathlib.Path(encoder_folder)
+    if (given / "config.py.txt").is_file():
+        text = configs.read(given).text
+        default_length, default_clean = text.length, text.get("clean", False)
+    else:
+        default_length, default_clean = _PEER_LENGTH, _PEER_CLEAN
+    length = default_length if length is None else length
+    if length < 1:
+        raise ValueError(f"captions have a length of 1 token or more, not {length}")
+    clean = default_clean if clean is None else clean
+    asked = captions.CaptionSampler(dict.fromkeys(tiers or records.TIERS, 1.0))
+    asked.check(source.manifest["captions"], "text_tiers")
+    tiers = [*asked.probabilities]
+    opened = initial.open_text_encoder(given, "text_encoder")
+    _, pieces = initial.read_tokenizer(given, clean)
+    if pieces.vocab_size > opened.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {given} has {pieces.vocab_size} pieces, its text encoder "
+            f"{opened.config.vocab_size}"
+        )
+    half = dtype == "bfloat16" and jax.default_backend() != "cpu"
+    computing = opened.computing("bfloat16" if half else "float32")
+    networks = computing.networks
+    # Where all is made already, nothing is read.
+    params = functools.cache(lambda: computing.load(computing.config.dtype))
+
+    @jax.jit
+    def states(params, ids_bl, mask_bl):
+        network = networks.bind({"component": params})["component"]
+        return network(ids_bl, mask_bl).astype(dtype)
+
+    return cache.write_text_states(
+        beside(latents_folder),
+        source.all_captions(tiers),
+        pieces,
+        lambda ids_bl, mask_bl: np.asarray(states(params(), ids_bl, mask_bl)),
+        length=length,
+        dim=opened.config.dim,
+        dtype=dtype,
+        settings={
+            "text_encoder": opened.digest(),
+            "captions": source.manifest["digest"],
+            "tiers": tiers,
+            "clean": clean,
+            "computed": computing.config.dtype,
+        },
+        batch_size=max(1, min(64, TOKENS_AT_ONCE // length)),
+        process=jax.process_index(),
+        num_processes=jax.process_count(),
+        barrier=meshes.barrier,
+    )
+
+
+def of_run(
+    c,
+    folder: pathlib.Path,
+    source: latents.Latents,
+    begun: initial.Initial,
+    tiers: Collection[str],
+) -> cache.TextStates | None:
+    """The text states that a run trains with; None: it runs its text encoder.
+
+    A new run takes those that lie beside its latents where its text encoder is frozen;
+    one that goes on does what it did.
+
+    Args:
+      c, folder: the run's config and folder.
+      source: its latents.
+      begun: its tokenizer and text encoder.
+      tiers: of the captions that it reads.
+
+    Raises:
+      ShardsError: they are unfinished, or come from another text encoder, other
+        captions or another preprocessing than the run's; or they are gone.
+    """
+    place = beside(source.folder)
+    if run_folder.is_claimed(folder):
+        used = (folder / cache.MANIFEST).is_file()
+    else:
+        used = c.text.frozen and place.is_dir()
+    if not used:
+        return None
+    component = pretrained.open_component(begun.text_encoder, "text_encoder")
+    return cache.open_text_states(
+        place,
+        tiers=[t for t in tiers if source.manifest["captions"].get(t)],
+        text_encoder=component.digest(),
+        tokenizer=begun.pieces.digest,
+        captions=source.manifest["digest"],
+        length=c.text.length,
+        clean=c.text.clean,
+    )
+
+
+def keep(folder: pathlib.Path, states: cache.TextStates | None) -> None:
+    """Notes in a new run's folder with which states it trains, or that it has none."""
+    if states is not None:
+        run_folder.keep(folder, cache.MANIFEST, states.folder / cache.MANIFEST)
+    elif not run_folder.is_claimed(folder) and jax.process_index() == 0:
+        (folder / cache.MANIFEST).unlink(missing_ok=True)
