@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding
 from sora_jax.data import captions, loader, shards, tokenizer, transforms
 from sora_jax.data import latents as cache
-from sora_jax.models import discriminator, video_vae
+from sora_jax.models import discriminator, lpips, video_vae
 from sora_jax.training import (
     checkpoint,
     cost,
@@ -26,11 +27,14 @@ from sora_jax.training import (
     latents,
     objectives,
     optim,
+    perceptual,
     pretrained,
     reconstruction,
     run_folder,
 )
 from sora_jax.training import state as states
+
+_LPIPS = "lpips.safetensors"  # a run's copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,12 +234,15 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     what = "a folder of video shards that prepare wrote"
     clips = shards.open(_given(c.data.shards, "data.shards", what))
     _check_sizes(mesh, c, {})
+    weights = configs.build(reconstruction.Weights, c.reconstruction, "reconstruction")
+    seen = _perception(c, folder, clips) if weights.lpips else None
     objective = reconstruction.Reconstruction(
         configs.build(video_vae.Config, c.model.vae, "model.vae"),
-        configs.build(reconstruction.Weights, c.reconstruction, "reconstruction"),
+        weights,
         configs.build(
             discriminator.Config, c.model.discriminator, "model.discriminator"
         ),
+        seen.config if seen else lpips.Config(),
     )
     stages = transforms.stages(c.data.crops, c.loop.num_steps)
 
@@ -258,7 +265,29 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         if not (folder / "vae" / "config.json").is_file():
             latents.finish(folder / "vae", params["vae"], objective.config, clips)
 
-    return Job(objective, batches, finish=finish)
+    def fixed():
+        return {perceptual.NAME: seen.load()} if seen else {}
+
+    if seen:
+        run_folder.keep(folder, _LPIPS, seen.file)
+    return Job(objective, batches, fixed=fixed, finish=finish)
+
+
+def _perception(c, folder: pathlib.Path, clips: shards.Shards) -> perceptual.Weights:
+    """LPIPS's weights: those that the run has begun with, or else those named."""
+    kept = folder / _LPIPS
+    begun = run_folder.is_claimed(folder) and kept.is_file()
+    found = perceptual.open_weights(kept if begun else c.reconstruction.lpips_weights)
+    for name, place in (("height", 2), ("width", 3)):
+        own = np.min(clips.manifest[name])
+        least = min(crop[place] or own for crop in c.data.crops)
+        if least < found.config.least:
+            raise ValueError(
+                f"a {name} of {least} pixels is too small for LPIPS with "
+                f"{found.config.network}, which needs {found.config.least}: change "
+                "data.crops or data.shards, or leave reconstruction.lpips at 0"
+            )
+    return found
 
 
 JOBS = {"denoiser": denoiser, "vae": vae, "text_encoder": text_encoder}
