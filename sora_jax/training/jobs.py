@@ -44,7 +44,7 @@ class Job:
     batches: start step -> context manager and iterator. row_flops: of training on one
     row; 0 where not known. initial, fixed: read what a new run begins with, and what is
     used and not trained, by network (`loop.train`). finish: writes what the run is for,
-    given the state's averaged parameters.
+    given the state's averaged parameters. lpips: weights that are measured with.
     """
 
     objective: Any
@@ -53,6 +53,7 @@ class Job:
     initial: Callable[[], Mapping] = dict
     fixed: Callable[[], dict] = dict
     finish: Callable[[Mapping], None] | None = None
+    lpips: perceptual.Weights | None = None
 
 
 def _given(path: str, option: str, what: str) -> pathlib.Path:
@@ -235,7 +236,7 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     clips = shards.open(_given(c.data.shards, "data.shards", what))
     _check_sizes(mesh, c, {})
     weights = configs.build(reconstruction.Weights, c.reconstruction, "reconstruction")
-    seen = _perception(c, folder, clips) if weights.lpips else None
+    seen = _perception(c, folder, clips) if weights.lpips_weights else None
     objective = reconstruction.Reconstruction(
         configs.build(video_vae.Config, c.model.vae, "model.vae"),
         weights,
@@ -266,11 +267,11 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
             latents.finish(folder / "vae", params["vae"], objective.config, clips)
 
     def fixed():
-        return {perceptual.NAME: seen.load()} if seen else {}
+        return {perceptual.NAME: seen.load()} if weights.lpips else {}
 
     if seen:
         run_folder.keep(folder, _LPIPS, seen.file)
-    return Job(objective, batches, fixed=fixed, finish=finish)
+    return Job(objective, batches, fixed=fixed, finish=finish, lpips=seen)
 
 
 def _perception(c, folder: pathlib.Path, clips: shards.Shards) -> perceptual.Weights:
