@@ -183,6 +183,9 @@ class Reconstruction:
         (rFVD-toy); None leaves it out.
       lpips: the perceptual distance; None leaves it out.
       batch_size: clips at a time.
+
+    Raises:
+      ValueError: the frames are too small for LPIPS.
     """
 
     def __init__(
@@ -193,6 +196,8 @@ class Reconstruction:
         lpips: Lpips | None = None,
         batch_size: int = 16,
     ):
+        if lpips is not None:
+            lpips.weights.config.check(*video_nthwc.shape[2:4])
         self.video_nthwc, self.network, self.lpips = video_nthwc, network, lpips
         self.batch_size = batch_size
         self._there_and_back = round_trip(config, batch_size)

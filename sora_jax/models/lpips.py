@@ -92,6 +92,14 @@ class Config:
         """The fewest pixels a side that it can look at."""
         return _TRUNKS[self.network].least
 
+    def check(self, height: int, width: int) -> None:
+        """Raises ValueError where frames are too small to be looked at."""
+        if min(height, width) < self.least:
+            raise ValueError(
+                f"LPIPS with {self.network} needs frames of {self.least} pixels a side "
+                f"or more, these have {height} x {width}"
+            )
+
 
 class LPIPS(nnx.Module):
     """The distance, in float32 whatever it is given."""
@@ -113,13 +121,8 @@ class LPIPS(nnx.Module):
         Raises:
           ValueError: the frames are too small for the network.
         """
-        h, w = first_bthwc.shape[2:4]
-        if min(h, w) < self.config.least:
-            raise ValueError(
-                f"LPIPS with {self.config.network} needs frames of {self.config.least} "
-                f"pixels a side or more, these have {h} x {w}"
-            )
-        b, t = first_bthwc.shape[:2]
+        b, t, h, w, _ = first_bthwc.shape
+        self.config.check(h, w)
         frames = (conv.reshape(x, b * t, h, w, 3) for x in (first_bthwc, second_bthwc))
         return jnp.mean(conv.reshape(self._frames(*frames), b, t), axis=1)
 

@@ -279,15 +279,9 @@ def _perception(c, folder: pathlib.Path, clips: shards.Shards) -> perceptual.Wei
     kept = folder / _LPIPS
     begun = run_folder.is_claimed(folder) and kept.is_file()
     found = perceptual.open_weights(kept if begun else c.reconstruction.lpips_weights)
-    for name, place in (("height", 2), ("width", 3)):
-        own = np.min(clips.manifest[name])
-        least = min(crop[place] or own for crop in c.data.crops)
-        if least < found.config.least:
-            raise ValueError(
-                f"a {name} of {least} pixels is too small for LPIPS with "
-                f"{found.config.network}, which needs {found.config.least}: change "
-                "data.crops or data.shards, or leave reconstruction.lpips at 0"
-            )
+    own = [np.min(clips.manifest[name]) for name in ("height", "width")]
+    for crop in c.data.crops:
+        found.config.check(crop[2] or own[0], crop[3] or own[1])
     return found
 
 

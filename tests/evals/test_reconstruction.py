@@ -109,6 +109,8 @@ def test_lpips_is_measured_where_weights_are_given(tmp_path, monkeypatch):
     assert whole.shape == (3,) and (whole > 0).all()
     assert dict(evaluator.run(params))["lpips"] == pytest.approx(whole.mean())
     assert lpips(truth, truth).max() < 1e-9 * whole.min()
+    with pytest.raises(ValueError, match="31 pixels a side or more"):
+        reconstruction.Reconstruction(VAE, video[:, :, :24], lpips=lpips)
     monkeypatch.setattr(latents, "VOXELS_AT_ONCE", 4 * 32 * 40)
     np.testing.assert_allclose(lpips(truth, frames), whole, rtol=1e-5)
 
