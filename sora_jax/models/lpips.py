@@ -179,7 +179,7 @@ class _Head(nnx.Module):
 
 
 def _unit(x_bhwc: jax.Array) -> jax.Array:
-    """Channels to unit length; where all are zero they stay so, and so do gradients."""
+    """Channels to unit length; gradients are finite where they have none."""
     square = jnp.sum(jnp.square(x_bhwc), axis=-1, keepdims=True)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return x_bhwc / (length + 1e-10)

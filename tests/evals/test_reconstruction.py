@@ -107,6 +107,8 @@ def test_lpips_is_measured_where_weights_are_given(tmp_path, monkeypatch):
     truth = video.astype(np.float32) / 255
     whole = lpips(truth, frames)
     assert whole.shape == (3,) and (whole > 0).all()
+    alone = [lpips(truth[:, [i]], frames[:, [i]]) for i in range(5)]
+    np.testing.assert_allclose(np.mean(alone, 0), whole, rtol=1e-5)
     assert dict(evaluator.run(params))["lpips"] == pytest.approx(whole.mean())
     assert lpips(truth, truth).max() < 1e-9 * whole.min()
     with pytest.raises(ValueError, match="31 pixels a side or more"):
