@@ -121,6 +121,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.reconstruction.mse = 10.0
     c.reconstruction.bands = 0.0
     c.reconstruction.kl = 1e-6
+    c.reconstruction.lpips = 0.0
+    # The .safetensors file of LPIPS's network, which convert makes and the run copies;
+    # where it is given, what is measured on data.eval_shards has LPIPS as well.
+    c.reconstruction.lpips_weights = ""
     c.reconstruction.adversarial = 0.0
     c.reconstruction.adversarial_start = 0.5
 

@@ -4,10 +4,14 @@
     python -m sora_jax.convert --from runs/toy --to toy-diffusers --license apache-2.0 \
         --name "Toy" --training_data "Eight thousand clips of the toy world."
 
+    python -m sora_jax.convert --from vgg16-397923af.pth --lpips_heads vgg.pth \
+        --to lpips.safetensors
+
 The direction follows from what --from names: a folder in diffusers' layout becomes the
 checkpoint of a run at step 0, which generates, is evaluated and begins other runs
 (`train --init`); a run becomes a folder in diffusers' layout with a model card. What the
-other side cannot express is named, and nothing is written.
+other side cannot express is named, and nothing is written. With --lpips_heads two files
+of torch's become the one that `train` and `evaluate` measure LPIPS with.
 """
 
 import pathlib
@@ -19,7 +23,7 @@ from absl import app, flags, logging
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
 from sora_jax.generation import export, pipeline, wan
-from sora_jax.training import pretrained
+from sora_jax.training import perceptual, pretrained
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("from", None, "Run, or folder in diffusers' layout.", required=True)
@@ -36,6 +40,10 @@ flags.DEFINE_string("base_model", None, "Card: the hub's name of what it began w
 flags.DEFINE_list("datasets", [], "Card: names on the hub.")
 for _name in ("training_data", "intended_use", "limits"):
     flags.DEFINE_string(_name, getattr(export.Card, _name), "Card: sentences.")
+flags.DEFINE_string("lpips_heads", None, "vgg.pth or alex.pth of the lpips package.")
+flags.DEFINE_string(
+    "torch_python", ".peers/bin/python", "Python that reads .pth files."
+)
 
 _OF_RUNS = ("expert_2", "boundary", "license", "name", "base_model", "datasets")
 _OF_RUNS += ("training_data", "intended_use", "limits")
@@ -75,9 +83,26 @@ def to_diffusers(source: pathlib.Path, target: pathlib.Path) -> None:
     pipe.save_pretrained(target, card)
 
 
+def lpips(trunk: pathlib.Path, target: pathlib.Path) -> None:
+    """Makes one file of LPIPS's published two."""
+    refuse((*_OF_RUNS, "dtype", "mesh"), "for weights of LPIPS")
+    if target.exists():
+        raise ValueError(f"{target} is there already: choose another file")
+    heads, python = pathlib.Path(FLAGS.lpips_heads), FLAGS.torch_python
+    made = perceptual.convert(trunk, heads, target, python)
+    print(f"{target} written: {made.config.network}, SHA-256 {made.sha256[:16]}")
+
+
 def run() -> None:
     """Does what the flags say."""
     source, target = pathlib.Path(FLAGS["from"].value), pathlib.Path(FLAGS.to)
+    if FLAGS.lpips_heads:
+        return lpips(source, target)
+    refuse(("torch_python",), "without --lpips_heads")
+    if source.suffix == ".pth":
+        raise ValueError(
+            f"{source} is of torch: with --lpips_heads it is LPIPS's trunk"
+        )
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: choose another folder")
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))

@@ -1,16 +1,17 @@
-"""Measures a denoiser on the toy world, or a folder of samples: scores and a report.
+"""Measures a denoiser, a folder of samples or a video VAE: scores and a report.
 
     python -m sora_jax.evaluate --model runs/toy --shards runs/shards --out runs/scores
     python -m sora_jax.evaluate --samples clips --shards runs/shards --out clips/scores
+    python -m sora_jax.evaluate --vae runs/vae --shards runs/held_out --out runs/kept \
+        --lpips lpips.safetensors
 
 Writes OUT/scores.json (every row with its intervals, the protocol and its digest),
 OUT/clips.jsonl (the verdict on each clip) and OUT/report.html, and prints the tables.
 Clips that an interrupted run has finished are kept in OUT/parts and used again.
+Denoisers and samples are scored on the toy world, a video VAE on any clips.
 """
 
 import dataclasses
-import datetime
-import json
 import pathlib
 import sys
 
@@ -18,25 +19,32 @@ import jax
 from absl import app, flags, logging
 
 from sora_jax.core import config as configs
-from sora_jax.core import job, paths, progress
+from sora_jax.core import job, progress
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
 from sora_jax.evals import (
     features,
-    report,
+    reconstruction,
+    results,
     rows,
     samples,
     scoring,
     summary,
     toyworld,
+    vae_report,
 )
 from sora_jax.generation import pipeline, runs
-from sora_jax.training import checkpoint, latents, state
+from sora_jax.training import checkpoint, latents, perceptual, state
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Run folder of a trained denoiser.")
 flags.DEFINE_string("samples", None, "Folder of .mp4 files with .json recipes.")
-flags.DEFINE_string("shards", None, "The training set's video shards.", required=True)
+flags.DEFINE_string("vae", None, "Run of a video VAE, or diffusers' folder of one.")
+flags.DEFINE_string("lpips", None, "With --vae: weights that convert wrote.")
+flags.DEFINE_integer("num_clips", 256, "With --vae: clips.", lower_bound=1)
+flags.DEFINE_string(
+    "shards", None, "Video shards: with --model, those of its training.", required=True
+)
 flags.DEFINE_string("out", None, "Folder for scores and report.", required=True)
 for _name, _size in toyworld.SIZES.items():
     flags.DEFINE_integer(_name, _size, f"Prompts of suite {_name}.", lower_bound=0)
@@ -114,53 +122,23 @@ def from_model(clips: shards.Shards, tier: str) -> samples.Material:
     return samples.Material(suites, videos, making, facts, seeds=seeds)
 
 
-def write(
-    out: pathlib.Path,
-    material: samples.Material,
-    result: scoring.Result,
-    clips,
-    network,
-):
-    """Writes scores, verdicts and the report, and prints the tables."""
-    manifest = scoring.manifest(material, result, network, clips.manifest["fps"])
-    failures = [
-        *material.failures,
-        *(note for row in result.rows for note in row.notes),
-    ]
-    tables = summary.tables(result.rows, material.suites)
-    scores = {
-        "protocol": manifest.to_dict(),
-        "digest": manifest.digest(),
-        **summary.to_json(result.rows),
-        "failures": failures,
-    }
-    paths.write_atomically(out / "scores.json", json.dumps(scores, indent=1) + "\n")
-    lines = summary.verdict_lines(result.rows, material.suites)
-    paths.write_atomically(out / "clips.jsonl", "".join(map("{}\n".format, lines)))
-    runs = [*([FLAGS.model] if FLAGS.model else []), *FLAGS.also]
-    page = report.write(
-        title=f"{pathlib.Path(FLAGS.model or FLAGS.samples).resolve().name}: evaluation",
-        facts=material.facts
-        | {
-            "Device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            "Measured": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
-        },
-        figures=summary.figures(result.rows, material.seeds),
-        entries=summary.entries(
-            material.suites, result.videos, result.rows, manifest.fps
-        ),
-        tables=tables,
-        charts=[chart for run in runs for chart in summary.charts(pathlib.Path(run))],
-        failures=failures,
-        config=configs.to_text(configs.read(FLAGS.model)) if FLAGS.model else "",
-        protocol=manifest.to_dict() | {"digest": manifest.digest()},
-    )
-    paths.write_atomically(out / "report.html", page)
-    print(summary.as_text(tables))
-    print("".join(f"\nnot used: {sentence}" for sentence in failures))
-    print(
-        f"protocol {manifest.digest()[:16]}; {out / 'scores.json'}, {out / 'report.html'}"
-    )
+def reconstruct(clips: shards.Shards, network: features.ToyFeatures) -> None:
+    """Measures a video VAE on some of the clips and writes its report."""
+    vae, folder = latents.load_vae(FLAGS.vae), pathlib.Path(FLAGS.vae)
+    lpips = None
+    if FLAGS.lpips:
+        lpips = reconstruction.Lpips(perceptual.open_weights(FLAGS.lpips))
+    count = min(FLAGS.num_clips, len(clips))
+    chosen = [number * len(clips) // count for number in range(count)]
+    found = vae_report.measure(vae, clips, chosen, network, lpips)
+    facts = {
+        "Video VAE": FLAGS.vae,
+        "Parameters": f"{state.count(vae.params) / 1e6:.2f} M",
+        "Shards": FLAGS.shards,
+    } | results.facts()
+    title = f"{folder.resolve().name}: reconstruction"
+    out, charts = pathlib.Path(FLAGS.out), summary.charts(folder)
+    print(vae_report.write(out, found, title, facts, charts))
 
 
 def main(argv: list[str]) -> None:
@@ -169,15 +147,18 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
         meshes.initialize()
-        if (FLAGS.model is None) == (FLAGS.samples is None):
-            raise ValueError("give --model or --samples, one of the two")
-        clips = shards.open(FLAGS.shards)
+        if sum(map(bool, (FLAGS.model, FLAGS.samples, FLAGS.vae))) != 1:
+            raise ValueError("give --model, --samples or --vae, one of the three")
+        if FLAGS.lpips and not FLAGS.vae:
+            raise ValueError("--lpips compares a clip with its original: give --vae")
+        clips, network = shards.open(FLAGS.shards), features.ToyFeatures()
+        if FLAGS.vae:
+            return reconstruct(clips, network) if jax.process_index() == 0 else None
         tier = clips.manifest["settings"].get("tier")
         if tier is None:
             raise ValueError(
                 f"{FLAGS.shards} are not toy-world shards: the oracle cannot read them"
             )
-        network = features.ToyFeatures()
         with jax.set_mesh(meshes.make_mesh()):
             material = (
                 from_model(clips, tier)
@@ -189,7 +170,9 @@ def main(argv: list[str]) -> None:
         sys.exit(f"evaluate: {error}")
     if jax.process_index() == 0:
         result = scoring.score(material, clips, tier, network, vae)
-        write(pathlib.Path(FLAGS.out), material, result, clips, network)
+        manifest = scoring.manifest(material, result, network, clips.manifest["fps"])
+        out, source = pathlib.Path(FLAGS.out), FLAGS.model or FLAGS.samples
+        results.write(out, material, result, manifest, source, FLAGS.model, FLAGS.also)
 
 
 if __name__ == "__main__":

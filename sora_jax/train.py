@@ -37,7 +37,7 @@ _INIT = flags.DEFINE_string(
 _PROFILE = flags.DEFINE_list("profile", [], "first and last step to trace: 20,25")
 
 
-def evaluators(c) -> dict[str, loop.Evaluator]:
+def evaluators(c, task: jobs.Job) -> dict[str, loop.Evaluator]:
     """What measures the run on the way: of a video VAE, clips that it does not see."""
     if c.objective != "vae" or not c.data.eval_shards:
         return {}
@@ -50,7 +50,9 @@ def evaluators(c) -> dict[str, loop.Evaluator]:
         raise ValueError(f"data.eval_shards {c.data.eval_shards} has no whole clip")
     config = configs.build(video_vae.Config, c.model.vae, "model.vae")
     video_nthwc = np.stack([clip.frames() for clip in found])
-    return {"reconstruction": reconstruction.Reconstruction(config, video_nthwc)}
+    lpips = reconstruction.Lpips(task.lpips) if task.lpips else None
+    measured = reconstruction.Reconstruction(config, video_nthwc, lpips=lpips)
+    return {"reconstruction": measured}
 
 
 def main(arguments):
@@ -71,7 +73,7 @@ def main(arguments):
         loop_config = configs.build(loop.Config, c.loop, "loop")
         optim_config = configs.build(optim.Config, c.optim, "optim")
         task = jobs.JOBS[c.objective](c, folder, mesh)
-        measured = evaluators(c)
+        measured = evaluators(c, task)
         run_folder.claim(folder, c)
         meshes.barrier("config")
         if jax.process_index() == 0:

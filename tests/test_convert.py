@@ -1,5 +1,7 @@
 """Open weights to a run, the run to open weights, and what cannot be converted."""
 
+import subprocess
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from safetensors.numpy import load_file
 from sora_jax.core import config as configs
 from sora_jax.core import mesh, trees
 from sora_jax.generation import estimate, export, pipeline
-from sora_jax.training import checkpoint, pretrained
+from sora_jax.training import checkpoint, perceptual, pretrained
 from tests import conftest
 from tests.training import tiny_folder
 
@@ -198,3 +200,33 @@ def test_a_sentencepiece_model_leaves_as_a_tokenizer_with_the_same_ids(run, tmp_
     assert tensors
     other = pretrained.open_folder(tmp_path / "out").tokenizer
     assert other.name == "tokenizer.json"
+
+
+@pytest.mark.peers
+def test_the_published_files_of_lpips_become_one(tmp_path, job, peers_python, capsys):
+    oracle = conftest.ROOT / "tests" / "oracle" / "perceptual.py"
+    subprocess.run([peers_python, str(oracle), "alexnet", str(tmp_path)], check=True)
+    trunk, target = tmp_path / "trunk.pth", tmp_path / "lpips.safetensors"
+    flags = {"lpips_heads": tmp_path / "heads.pth", "torch_python": peers_python}
+    job(trunk, target, **flags)
+    weights = perceptual.open_weights(target)
+    assert weights.config.network == "alexnet"
+    assert f"SHA-256 {weights.sha256[:16]}" in capsys.readouterr().out
+    for changed, message in (
+        ({}, "is there already"),
+        ({"license": "mit"}, "--license has no meaning for weights of LPIPS"),
+        ({"lpips_heads": trunk}, "lin0.model.1.weight is missing"),
+    ):
+        out = target if not changed else tmp_path / "other.safetensors"
+        with pytest.raises(SystemExit, match=message):
+            job(trunk, out, **flags | changed)
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+def test_a_file_of_torch_alone_is_refused(tmp_path, job):
+    with pytest.raises(SystemExit, match="with --lpips_heads"):
+        job(tmp_path / "vgg16.pth", tmp_path / "out")
+    with pytest.raises(SystemExit, match="heads.pth is missing"):
+        (tmp_path / "vgg16.pth").touch()
+        heads, out = tmp_path / "heads.pth", tmp_path / "out.safetensors"
+        job(tmp_path / "vgg16.pth", out, lpips_heads=heads)

@@ -100,14 +100,16 @@ def text_digest(texts: Iterable[str]) -> str:
     return result.hexdigest()
 
 
-def code_version() -> str:
-    """Returns the version and a digest of the code that decides scores.
+def code_version(*more: str) -> str:
+    """Returns the version and a digest of the code that decides scores, and of more.
 
     Comments, docstrings and layout are left out, so that they do not make old results
     incomparable and a changed threshold does.
     """
     root = pathlib.Path(sora_jax.__file__).parent
-    files = (file for pattern in _SCORING for file in sorted(root.glob(pattern)))
+    files = (
+        file for pattern in (*_SCORING, *more) for file in sorted(root.glob(pattern))
+    )
     sources = (bare_code(file.read_text()) for file in files)
     return f"{sora_jax.__version__}+{text_digest(sources)[:12]}"
 

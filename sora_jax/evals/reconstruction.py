@@ -11,7 +11,7 @@ import numpy as np
 
 from sora_jax.evals import distances, features
 from sora_jax.models import video_vae
-from sora_jax.training import latents
+from sora_jax.training import latents, perceptual
 
 # Of structural similarity (Wang et al. 2004): window, and what keeps quotients finite.
 _TAPS, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
@@ -71,6 +71,50 @@ def flicker(first_nthwc: np.ndarray, second_nthwc: np.ndarray) -> np.ndarray:
     return np.mean(np.abs(np.diff(error, axis=1)), axis=(1, 2, 3, 4))
 
 
+class Lpips:
+    """Perceptual distance of each clip (arXiv 1801.03924), the mean over its frames.
+
+    Attributes:
+      weights: of the network, with their SHA-256 for the protocol.
+    """
+
+    def __init__(self, weights: perceptual.Weights):
+        self.weights = weights
+        networks = perceptual.networks_of(weights.config)
+
+        @jax.jit
+        def of_frames(params, first_nthwc, second_nthwc):
+            network = networks.bind({perceptual.NAME: params})[perceptual.NAME]
+            return network(2 * first_nthwc - 1, 2 * second_nthwc - 1)
+
+        self._of_frames, self._params = of_frames, None
+
+    def __call__(self, first_nthwc: np.ndarray, second_nthwc: np.ndarray) -> np.ndarray:
+        """Distance of clips in [0, 1]: float64 [n]; 0 is equal.
+
+        Frames pass in groups, so that memory does not grow with the clips' length.
+
+        Raises:
+          ValueError: the frames are too small for the network.
+        """
+        if self._params is None:
+            self._params = self.weights.load()
+        n, t, h, w, _ = first_nthwc.shape
+        size = max(1, min(n * t, latents.VOXELS_AT_ONCE // (h * w)))
+        pairs = [
+            np.reshape(x, (n * t, 1, h, w, 3)) for x in (first_nthwc, second_nthwc)
+        ]
+        found = []
+        for start in range(0, n * t, size):
+            chunk = [np.float32(x[start : start + size]) for x in pairs]
+            fill = size - len(chunk[0])
+            chunk = [np.concatenate([x, np.repeat(x[-1:], fill, 0)]) for x in chunk]
+            found.append(
+                np.asarray(self._of_frames(self._params, *chunk))[: size - fill]
+            )
+        return np.concatenate(found).astype(np.float64).reshape(n, t).mean(1)
+
+
 def describe_latents(latents_nthwc: np.ndarray) -> dict[str, float]:
     """What a denoiser will find: scale, tails and dead channels of latent means.
 
@@ -93,7 +137,8 @@ def round_trip(config: video_vae.Config, batch_size: int):
     """Returns (params, uint8 clips [n, t, h, w, c]) -> the clips as they come back.
 
     They are float32 in [0, 1]; the latent means stand beside them. Fewer clips than
-    `batch_size` are padded to it, so that one program is compiled for a size of clip.
+    `batch_size` are padded to it, so that one program is compiled for a size of clip;
+    clips of more than `latents.VOXELS_AT_ONCE` pass alone and in chunks.
     """
     networks = latents.networks_of(config)
 
@@ -104,7 +149,18 @@ def round_trip(config: video_vae.Config, batch_size: int):
         decoded = vae.decode(mean_bthwc).astype(jnp.float32)
         return jnp.clip(decoded / 2 + 0.5, 0, 1), mean_bthwc
 
+    def in_chunks(params, video_thwc):
+        vae = networks.bind({"vae": params})["vae"]
+        pieces = np.array_split(video_thwc[None], len(video_thwc), axis=1)
+        parts = vae.encode_stream(np.float32(piece) / 127.5 - 1 for piece in pieces)
+        means = [np.asarray(mean) for mean, _ in parts]
+        decoded = np.concatenate([*map(np.asarray, vae.decode_stream(means))], axis=1)
+        return np.clip(decoded / 2 + 0.5, 0, 1), np.concatenate(means, axis=1)
+
     def all_batches(params, video_nthwc):
+        if video_nthwc[0, ..., 0].size > latents.VOXELS_AT_ONCE:
+            pairs = [in_chunks(params, video_thwc) for video_thwc in video_nthwc]
+            return tuple(map(np.concatenate, zip(*pairs, strict=True)))
         frames, means = [], []
         for start in range(0, len(video_nthwc), batch_size):
             chunk = video_nthwc[start : start + batch_size]
@@ -125,7 +181,11 @@ class Reconstruction:
       video_nthwc: the clips, uint8, which training should not have seen.
       network: features for the Frechet distance between the clips and what comes back
         (rFVD-toy); None leaves it out.
+      lpips: the perceptual distance; None leaves it out.
       batch_size: clips at a time.
+
+    Raises:
+      ValueError: the frames are too small for LPIPS.
     """
 
     def __init__(
@@ -133,9 +193,12 @@ class Reconstruction:
         config: video_vae.Config,
         video_nthwc: np.ndarray,
         network: features.ToyFeatures | None = None,
+        lpips: Lpips | None = None,
         batch_size: int = 16,
     ):
-        self.video_nthwc, self.network = video_nthwc, network
+        if lpips is not None:
+            lpips.weights.config.check(*video_nthwc.shape[2:4])
+        self.video_nthwc, self.network, self.lpips = video_nthwc, network, lpips
         self.batch_size = batch_size
         self._there_and_back = round_trip(config, batch_size)
 
@@ -144,12 +207,14 @@ class Reconstruction:
         return self._there_and_back(params, self.video_nthwc)
 
     def run(self, params: dict) -> Iterator[tuple[str, float]]:
-        """Yields psnr, ssim, flicker, rfvd_toy where asked for, and the latents'."""
+        """Yields psnr, ssim, flicker, lpips and rfvd_toy where asked for, the latents'."""
         frames, means = self.reconstruct(params["vae"])
         truth = self.video_nthwc.astype(np.float32) / 255
         yield "psnr", float(np.mean(psnr(truth, frames)))
         yield "ssim", float(np.mean(self._by_batch(ssim, truth, frames)))
         yield "flicker", float(np.mean(flicker(truth, frames)))
+        if self.lpips is not None:
+            yield "lpips", float(np.mean(self.lpips(truth, frames)))
         if self.network is not None and len(truth) >= distances.LEAST:
             came_back = np.round(frames * 255).astype(np.uint8)
             found = distances.frechet(

@@ -22,6 +22,7 @@ BARS = {
     ("motion", "direction"): 0.95,
     ("relation", "side"): 0.90,
 }
+_STATED = {"prompts": "the prompt states", "clips": "is true of their scenes"}
 _LOOK_DIGITS = {scoring.FVD_TOY: 4, scoring.FVD_TOY_LIMIT: 3}
 
 
@@ -78,7 +79,7 @@ def entries(
                 clips.append(
                     report.Clip(
                         row.removeprefix("VAE "),
-                        _mp4(frames_thwc, fps),
+                        mp4(frames_thwc, fps),
                         marks_of(row, suite, number),
                         frames_thwc.shape[2] / frames_thwc.shape[1],
                     )
@@ -105,7 +106,8 @@ def entries(
     return found
 
 
-def _mp4(video_thwc: np.ndarray, fps: float) -> bytes:
+def mp4(video_thwc: np.ndarray, fps: float) -> bytes:
+    """A uint8 clip as a browser plays it."""
     # Twice the size keeps the colours of single pixels, of which H.264 stores a quarter.
     if video_thwc.shape[1] <= 64:
         video_thwc = video_thwc.repeat(2, axis=1).repeat(2, axis=2)
@@ -136,7 +138,7 @@ def tables(rows: Sequence[Row], suites: Sequence[toyworld.Suite]) -> list[report
         for name in (scoring.WORST, scoring.MODEL)
         if any(row.name == name for row in rows)
     ][:1]
-    found = [_suite_table(rows, s.name, len(s), strong) for s in suites]
+    found = [suite_table(rows, s.name, len(s), strong) for s in suites]
     looked = [row for row in rows if row.look]
     if looked:
         names = list(dict.fromkeys(name for row in looked for name in row.look))
@@ -160,12 +162,19 @@ def tables(rows: Sequence[Row], suites: Sequence[toyworld.Suite]) -> list[report
     return found
 
 
-def _suite_table(rows, suite: str, size: int, strong) -> report.Table:
+def suite_table(
+    rows: Sequence[Row],
+    suite: str,
+    size: int,
+    strong: Sequence[str] = (),
+    unit: str = "prompts",
+) -> report.Table:
+    """What the oracle finds in the clips of a suite, of so many prompts or clips."""
     members = [row for row in rows if suite in row.shares]
     parts = list(dict.fromkeys(part for row in members for part in row.shares[suite]))
     parts.sort(key=lambda part: part == toyworld.PASS)
     note = (
-        "Share of clips in which the oracle finds what the prompt states, with 95 % "
+        f"Share of clips in which the oracle finds what {_STATED[unit]}, with 95 % "
         "Wilson intervals; what is not found is wrong. pass: all parts at once."
     )
     if any("side" in row.shares[suite] for row in members):
@@ -174,7 +183,7 @@ def _suite_table(rows, suite: str, size: int, strong) -> report.Table:
         (row.name, [_share_cell(row.shares[suite].get(part)) for part in parts])
         for row in members
     ]
-    title = f"{suite.replace('_', ' ').capitalize()}: {size} prompts"
+    title = f"{suite.replace('_', ' ').capitalize()}: {size} {unit}"
     return report.Table(title, note, parts, lines, strong)
 
 

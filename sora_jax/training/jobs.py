@@ -19,7 +19,7 @@ from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding
 from sora_jax.data import captions, loader, records, shards, tokenizer, transforms
 from sora_jax.data import latents as cache
-from sora_jax.models import discriminator, video_vae
+from sora_jax.models import discriminator, lpips, video_vae
 from sora_jax.training import (
     checkpoint,
     cost,
@@ -27,6 +27,7 @@ from sora_jax.training import (
     latents,
     objectives,
     optim,
+    perceptual,
     pretrained,
     principal,
     reconstruction,
@@ -36,6 +37,7 @@ from sora_jax.training import (
 from sora_jax.training import state as states
 
 _CLIPS_TO_BEGIN_WITH = 512  # from which a video VAE's linear path is computed
+_LPIPS = "lpips.safetensors"  # a run's copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Job:
     batches: start step -> context manager and iterator. row_flops: of training on one
     row; 0 where not known. initial, fixed: read what a new run begins with, and what is
     used and not trained, by network (`loop.train`). finish: writes what the run is for,
-    given the state's averaged parameters.
+    given the state's averaged parameters. lpips: weights that are measured with.
     """
 
     objective: Any
@@ -54,6 +56,7 @@ class Job:
     initial: Callable[[], Mapping] = dict
     fixed: Callable[[], dict] = dict
     finish: Callable[[Mapping], None] | None = None
+    lpips: perceptual.Weights | None = None
 
 
 def _given(path: str, option: str, what: str) -> pathlib.Path:
@@ -243,12 +246,15 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     what = "a folder of video shards that prepare wrote"
     clips = shards.open(_given(c.data.shards, "data.shards", what))
     _check_sizes(mesh, c, {})
+    weights = configs.build(reconstruction.Weights, c.reconstruction, "reconstruction")
+    seen = _perception(c, folder, clips) if weights.lpips_weights else None
     objective = reconstruction.Reconstruction(
         configs.build(video_vae.Config, c.model.vae, "model.vae"),
-        configs.build(reconstruction.Weights, c.reconstruction, "reconstruction"),
+        weights,
         configs.build(
             discriminator.Config, c.model.discriminator, "model.discriminator"
         ),
+        seen.config if seen else lpips.Config(),
     )
     stages = transforms.stages(c.data.crops, c.loop.num_steps)
 
@@ -279,7 +285,25 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         if not (folder / "vae" / "config.json").is_file():
             latents.finish(folder / "vae", params["vae"], objective.config, clips)
 
-    return Job(objective, batches, initial=begin, finish=finish)
+    def fixed():
+        return {perceptual.NAME: seen.load()} if weights.lpips else {}
+
+    if seen:
+        run_folder.keep(folder, _LPIPS, seen.file)
+    return Job(
+        objective, batches, initial=begin, fixed=fixed, finish=finish, lpips=seen
+    )
+
+
+def _perception(c, folder: pathlib.Path, clips: shards.Shards) -> perceptual.Weights:
+    """LPIPS's weights: those that the run has begun with, or else those named."""
+    kept = folder / _LPIPS
+    begun = run_folder.is_claimed(folder) and kept.is_file()
+    found = perceptual.open_weights(kept if begun else c.reconstruction.lpips_weights)
+    own = [np.min(clips.manifest[name]) for name in ("height", "width")]
+    for crop in c.data.crops:
+        found.config.check(crop[2] or own[0], crop[3] or own[1])
+    return found
 
 
 JOBS = {"denoiser": denoiser, "vae": vae, "text_encoder": text_encoder}

@@ -1,4 +1,4 @@
-"""What the video VAE learns: reconstruction, bands, a small KL, late a discriminator.
+"""What the video VAE learns: reconstruction, bands, LPIPS, KL, late a discriminator.
 
 Letters: b batch, t time, h height, w width, c channels, n windows.
 """
@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from sora_jax.core import sharding
-from sora_jax.models import conv, discriminator, video_vae
+from sora_jax.models import conv, discriminator, lpips, video_vae
+from sora_jax.training import perceptual
 from sora_jax.training import state as states
 
 _BAND_LEVELS = 3
@@ -26,7 +27,8 @@ class Weights:
 
     adversarial: of the discriminator's judgement, as a share of the gradient that the
     other terms have at the decoder's output (the adaptive weight of arXiv 2012.09841,
-    there of the last layer). adversarial_start: the share of the run after which it
+    there of the last layer). lpips: of the perceptual distance, the mean over frames,
+    whose network's weights are the file `lpips_weights`. adversarial_start: the share of the run after which it
     begins. disc_learning: weight of the discriminator's own loss.
     """
 
@@ -34,14 +36,22 @@ class Weights:
     mse: float = 0.0
     bands: float = 1.0
     kl: float = 1e-6
+    lpips: float = 0.0
+    lpips_weights: str = ""
     adversarial: float = 0.0
     adversarial_start: float = 0.5
     disc_learning: float = 1.0
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
-            if not value >= 0:
+            if name != "lpips_weights" and not value >= 0:
                 raise ValueError(f"reconstruction.{name} is {value}; it is 0 or more")
+        if self.lpips and not self.lpips_weights:
+            raise ValueError(
+                f"reconstruction.lpips is {self.lpips:g}, but reconstruction.lpips_weights "
+                "names no file of weights, which are not shipped: `python -m "
+                "sora_jax.convert` makes one; without it the other terms can be learned"
+            )
 
 
 def band_error(error_bthwc: jax.Array, levels: int = _BAND_LEVELS) -> jax.Array:
@@ -77,6 +87,8 @@ class Reconstruction:
       config: of the VAE.
       weights: of the terms.
       judge: the discriminator's config; used where `weights.adversarial` is not 0.
+      perception: of LPIPS; used where `weights.lpips` is not 0. The network {"lpips"} is
+        then to be given as one that is not trained.
 
     Batches: `video` uint8 or float32 [b, t, h, w, 3]; float is in [-1, 1].
     """
@@ -86,11 +98,14 @@ class Reconstruction:
         config: video_vae.Config,
         weights: Weights,
         judge: discriminator.Config = discriminator.Config(),
+        perception: lpips.Config = lpips.Config(),
     ):
         def make(rngs):
             made = {"vae": video_vae.VideoVAE(config, rngs=rngs)}
             if weights.adversarial:
                 made["discriminator"] = discriminator.Discriminator(judge, rngs=rngs)
+            if weights.lpips:
+                made[perceptual.NAME] = lpips.LPIPS(perception, rngs)
             return made
 
         self.config, self.weights = config, weights
@@ -120,18 +135,17 @@ class Reconstruction:
         kl_b = 0.5 * jnp.sum(kl_b, (1, 2, 3, 4)) / math.prod(video.shape[1:4])
 
         weight = jnp.full((), video.shape[0], jnp.float32)
-        error_sum, terms = self._errors(decoded, video)
+        error_sum, terms = self._errors(modules, decoded, video)
         metrics = {name: (jnp.sum(term_b), weight) for name, term_b in terms.items()}
         metrics["kl"] = jnp.sum(kl_b), weight
         total = error_sum + self.weights.kl * jnp.sum(kl_b)
         if self.weights.adversarial:
-            judge = modules["discriminator"]
-            judgement, judged = self._judge(judge, decoded, video, batch["judged"])
+            judgement, judged = self._judge(modules, decoded, video, batch["judged"])
             total = total + judgement
             metrics |= {name: (value, weight) for name, value in judged.items()}
         return total, weight, metrics
 
-    def _errors(self, decoded, video):
+    def _errors(self, modules, decoded, video):
         """The sum over rows of the weighted errors, and each of them by row."""
         error, per_row = decoded - video, (1, 2, 3, 4)
         mse_b = jnp.mean(jnp.square(error), per_row)
@@ -143,18 +157,26 @@ class Reconstruction:
         if self.weights.bands:
             terms["bands"] = band_error(error)
             loss_b = loss_b + self.weights.bands * terms["bands"]
+        if self.weights.lpips:
+            # Its kernels see whole frames, of this device's rows.
+            pair = (
+                sharding.reshard(x, "batch", *(None,) * 4) for x in (decoded, video)
+            )
+            terms["lpips"] = modules[perceptual.NAME](*pair)
+            loss_b = loss_b + self.weights.lpips * terms["lpips"]
         return jnp.sum(loss_b), terms
 
-    def _judge(self, judge, decoded, video, judged_b):
+    def _judge(self, modules, decoded, video, judged_b):
         """The hinge losses of both sides where the step is judged, else 0.
 
         What moves the decoder is the gradient at its output, scaled; the value that is
         added to the loss is the scaled judgement itself.
         """
+        judge = modules["discriminator"]
 
         def on():
             score_of = jax.lax.stop_gradient(decoded)
-            errors = jax.grad(lambda x: self._errors(x, video)[0])(score_of)
+            errors = jax.grad(lambda x: self._errors(modules, x, video)[0])(score_of)
             praise, pull = jax.value_and_grad(lambda x: -_mean(judge(x)))(score_of)
             scale = self.weights.adversarial * _norm(errors) / (_norm(pull) + 1e-12)
             scale = jnp.minimum(scale, 1e4)

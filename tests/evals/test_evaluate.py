@@ -12,6 +12,7 @@ from sora_jax.evals import protocol, rows, scoring, toyworld
 from sora_jax.generation import pipeline, recipes
 from tests import conftest
 from tests.evals import tiny_run
+from tests.training import tiny_lpips
 
 JOB = []  # the job as a module, while its fixture lasts
 ASKED = {
@@ -144,9 +145,29 @@ def test_a_folder_of_samples(folder, capsys):
     assert "Motion: 9 prompts" in capsys.readouterr().out
 
 
+def test_a_video_vae_by_itself(folder, capsys):
+    """Of a run, on clips that are spread over the shards."""
+    out, lpips = folder / "vae_scores", tiny_lpips.write(folder / "lpips.safetensors")
+    given = {"vae": folder / "run", "lpips": lpips, "num_clips": 10}
+    run(shards=folder / "shards", out=out, **given)
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["clips"] == {"asked": 10, "measured": 10, "failed": 0}
+    assert scores["scores"]["VAE reconstruction/LPIPS"] > 0
+    lines = [json.loads(x) for x in (out / "clips.jsonl").read_text().splitlines()]
+    assert lines[-1]["clip"].endswith("0000036")
+    assert "0.85–0.93" in (out / "report.html").read_text()  # of the run's training
+    assert "10 of 10 clips" in capsys.readouterr().out
+
+
 def test_wrong_use_ends_with_a_sentence(folder):
-    with pytest.raises(SystemExit, match="--model or --samples"):
+    with pytest.raises(SystemExit, match="--model, --samples or --vae"):
         run(shards=folder / "shards", out=folder / "x")
+    with pytest.raises(SystemExit, match="--lpips compares"):
+        given = {"model": folder / "run", "lpips": folder / "none.safetensors"}
+        run(shards=folder / "shards", out=folder / "x", **given)
+    with pytest.raises(SystemExit, match="everything but LPIPS is computed"):
+        given = {"vae": folder / "run", "lpips": folder / "none.safetensors"}
+        run(shards=folder / "shards", out=folder / "x", **given)
     with pytest.raises(SystemExit, match="checkpoint|run folder"):
         run(model=folder / "shards", shards=folder / "shards", out=folder / "x")
     with pytest.raises(SystemExit, match="NAME:NUMBER"):

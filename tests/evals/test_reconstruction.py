@@ -7,7 +7,8 @@ from scipy import ndimage
 
 from sora_jax.evals import reconstruction
 from sora_jax.models import video_vae
-from sora_jax.training import latents
+from sora_jax.training import latents, perceptual
+from tests.training import tiny_lpips
 
 VAE = video_vae.Config(
     latent_channels=4, patch_size=2, base_dim=8, channel_multipliers=(1, 1),
@@ -92,3 +93,36 @@ def test_the_evaluator_measures_a_vae(clips):
         np.mean(reconstruction.psnr(video / 255, frames)), rel=1e-4
     )
     assert found["psnr"] < 20 and found["ssim"] < 0.9  # it knows nothing yet
+
+
+def test_lpips_is_measured_where_weights_are_given(tmp_path, monkeypatch):
+    """And is the same whether frames pass at once or in groups with a rest."""
+    file = tiny_lpips.write(tmp_path / "a.safetensors")
+    lpips = reconstruction.Lpips(perceptual.open_weights(file))
+    random = np.random.default_rng(0)
+    video = random.integers(0, 256, (3, 5, 32, 40, 3), np.uint8)
+    evaluator = reconstruction.Reconstruction(VAE, video, lpips=lpips, batch_size=4)
+    params = jax.jit(latents.networks_of(VAE).init)(jax.random.key(0))
+    frames, _ = evaluator.reconstruct(params["vae"])
+    truth = video.astype(np.float32) / 255
+    whole = lpips(truth, frames)
+    assert whole.shape == (3,) and (whole > 0).all()
+    alone = [lpips(truth[:, [i]], frames[:, [i]]) for i in range(5)]
+    np.testing.assert_allclose(np.mean(alone, 0), whole, rtol=1e-5)
+    assert dict(evaluator.run(params))["lpips"] == pytest.approx(whole.mean())
+    assert lpips(truth, truth).max() < 1e-9 * whole.min()
+    with pytest.raises(ValueError, match="31 pixels a side or more"):
+        reconstruction.Reconstruction(VAE, video[:, :, :24], lpips=lpips)
+    monkeypatch.setattr(latents, "VOXELS_AT_ONCE", 4 * 32 * 40)
+    np.testing.assert_allclose(lpips(truth, frames), whole, rtol=1e-5)
+
+
+def test_large_clips_come_back_in_chunks_as_they_do_at_once(monkeypatch):
+    random = np.random.default_rng(0)
+    video = random.integers(0, 256, (2, 9, 8, 8, 3), np.uint8)
+    params = jax.jit(latents.networks_of(VAE).init)(jax.random.key(0))["vae"]
+    wanted = reconstruction.round_trip(VAE, 2)(params, video)
+    monkeypatch.setattr(latents, "VOXELS_AT_ONCE", 8 * 8)
+    found = reconstruction.round_trip(VAE, 2)(params, video)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)

@@ -11,9 +11,10 @@ from flax import nnx
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng, trees
 from sora_jax.models import discriminator, video_vae
-from sora_jax.training import loop, optim, reconstruction
+from sora_jax.training import loop, optim, perceptual, reconstruction
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
+from tests.training import tiny_lpips
 
 VAE = video_vae.Config(
     latent_channels=4, patch_size=2, base_dim=8, channel_multipliers=(1, 1),
@@ -176,3 +177,77 @@ def test_eight_devices_learn_the_same(objective, run):
     for name in ("loss", "discriminator", "adversarial_weight", "grad_norm"):
         a, b = (float(m[name][0] / m[name][1]) for m in (wanted, found))
         assert a == pytest.approx(b, rel=1e-4), name
+
+
+@pytest.fixture(scope="module")
+def perception(tmp_path_factory):
+    """(objective with LPIPS and all else, weights of LPIPS)."""
+    file = tiny_lpips.write(tmp_path_factory.mktemp("lpips") / "a.safetensors")
+    weights = dataclasses.replace(WEIGHTS, lpips=2.0, lpips_weights=str(file))
+    seen = perceptual.open_weights(file)
+    return reconstruction.Reconstruction(VAE, weights, JUDGE, seen.config), seen
+
+
+def one_step(objective, fixed):
+    """A judged step on clips of 32 pixels: (state before, after, metrics)."""
+    optimizer = optim.make(OPTIM, STEPS)
+    state = jax.jit(
+        lambda: states.init(
+            objective.networks, optimizer, rng.key(0, "init"), {}, fixed.keys()
+        )
+    )()
+    late = jnp.full_like(state.step, STEPS // 2)
+    state = dataclasses.replace(state, step=late, fixed=fixed)
+    step = steps.make_train_step(
+        objective, optimizer, seed=0, num_steps=STEPS, ema_decay=0.9
+    )
+    batch = {"video": clips(frames=1, size=32)}
+    mesh = jax.sharding.get_mesh()
+    batch = batch if mesh.empty else loop.to_device(batch, mesh)
+    return state, *jax.jit(step)(state, batch)
+
+
+def test_lpips_moves_the_vae_and_nothing_moves_lpips(perception):
+    objective, seen = perception
+    before, after, metrics = one_step(objective, {perceptual.NAME: seen.load()})
+    assert before.params.keys() == {"vae", "discriminator"} == after.ema.keys()
+    jax.tree.map(
+        np.testing.assert_array_equal, after.fixed, {perceptual.NAME: seen.load()}
+    )
+    assert moved(before, after)["vae"]
+    plain = reconstruction.Reconstruction(VAE, WEIGHTS, JUDGE)
+    _, other, without = one_step(plain, {})
+    assert any(
+        np.any(a != b)
+        for a, b in zip(
+            *(jax.tree.leaves(s.params["vae"]) for s in (after, other)), strict=True
+        )
+    )
+    value = float(metrics["lpips"][0])
+    assert value > 0 and "lpips" not in without
+    # What it adds to the loss, less what the judge says in another voice.
+    gap = float(metrics["loss"][0] - without["loss"][0])
+    quiet = [
+        float(m["adversarial_weight"][0]) / metrics["lpips"][1]
+        for m in (metrics, without)
+    ]
+    assert quiet[0] > quiet[1] > 0  # a share of a gradient that has grown
+    assert gap == pytest.approx(2 * value, rel=0.2)
+
+
+def test_eight_devices_see_the_same_lpips(perception):
+    objective, seen = perception
+    _, _, wanted = one_step(objective, {perceptual.NAME: seen.load()})
+    for axes in ({"fsdp": 8}, {"fsdp": 2, "ring": 4}):
+        with jax.set_mesh(meshes.make_mesh(axes)):
+            _, _, found = one_step(objective, {perceptual.NAME: seen.load()})
+        for name in ("loss", "lpips", "grad_norm"):
+            a, b = (float(m[name][0] / m[name][1]) for m in (wanted, found))
+            assert a == pytest.approx(b, rel=1e-4), name
+
+
+def test_a_weight_without_a_file_is_refused():
+    with pytest.raises(ValueError, match="lpips is 0.5, but .* names no file"):
+        reconstruction.Weights(lpips=0.5)
+    with pytest.raises(ValueError, match="lpips is -1"):
+        reconstruction.Weights(lpips=-1.0)

@@ -19,10 +19,11 @@ import pytest
 
 from sora_jax.core import trees
 from sora_jax.data import latents as cache
-from sora_jax.data import shards
+from sora_jax.data import shards, toy_clips
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, latents, loop, metrics, weight_files
 from tests.data import clips
+from tests.training import tiny_lpips
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 30
@@ -317,3 +318,35 @@ def test_a_denoiser_begins_with_the_text_encoder_it_is_given(
     )
     assert code == 1 and "is no finished run of objective text_encoder" in output
     assert "Traceback" not in output
+
+
+def test_a_video_vae_learns_from_lpips(tmp_path):
+    """The file is copied, is in no checkpoint, and the run goes on without it."""
+    shards.write(tmp_path / "shards", toy_clips.ToyClips("tw32", 8))
+    weights, run = tmp_path / "lpips.safetensors", tmp_path / "run"
+    recipe = {
+        "objective": "vae", "data__shards": tmp_path / "shards",
+        "data__eval_shards": tmp_path / "shards", "data__eval_clips": 8,
+        "model__vae__base_dim": 8, "model__vae__latent_channels": 4,
+        "reconstruction__lpips": 0.5, "loop__num_steps": 2,
+    }  # fmt: skip
+    code, output = run_job(command(tmp_path, run, **recipe))
+    assert code == 1 and "names no file of weights" in output
+    recipe["reconstruction__lpips_weights"] = weights
+    code, output = run_job(command(tmp_path, run, **recipe))
+    assert code == 1 and "without it everything but LPIPS is computed" in output
+    assert "Traceback" not in output and not run.exists()
+    tiny_lpips.write(weights)
+    small = recipe | {"data__crops": "((1.0,5,16,32,1),)"}
+    code, output = run_job(command(tmp_path, run, **small))
+    assert code == 1 and "these have 16 x 32" in output and not run.exists()
+    code, output = run_job(command(tmp_path, run, **recipe))
+    assert code == 0, output
+    assert checkpoint.networks_in(run).keys() == {"vae"}
+    assert [path.name for path in (run / "vae").iterdir()].count("config.json") == 1
+    rows = metrics.read(run / "metrics.jsonl")
+    assert rows[0]["lpips"] > 0
+    assert any(row.get("reconstruction/lpips", 0) > 0 for row in rows)
+    weights.unlink()
+    code, output = run_job(command(tmp_path, run, **recipe))
+    assert code == 0, output

@@ -1,0 +1,388 @@
+"""What a video VAE keeps of the clips of shards: measures, intervals, a report.
+
+    report = vae_report.measure(vae, clips, range(256), network, lpips)
+    vae_report.write(out, report, vae, facts)
+
+Every measure is of single clips, so that it has an interval; clips that are damaged, that
+the VAE cannot take, or that come back as no numbers are counted and not averaged. Where
+clips carry the toy world's state, the oracle reads them before and after: what it finds
+of the reconstructions is the most that a denoiser on these latents could show.
+
+Letters: n clips, t frames, h height, w width, c channels, d features, m voxels.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sora_jax.core import paths, progress
+from sora_jax.data import records, shards
+from sora_jax.evals import (
+    distances,
+    features,
+    protocol,
+    reconstruction,
+    report,
+    rows,
+    scoring,
+    statistics,
+    summary,
+    toyworld,
+)
+from sora_jax.toyworld import oracle
+from sora_jax.toyworld import scene as scenes
+from sora_jax.training import latents
+
+PSNR, SSIM, FLICKER, LPIPS, RFVD = "PSNR", "SSIM", "flicker", "LPIPS", "rFVD-toy"
+_FIRST, _WORST = 6, 3  # clips that the report shows
+_BATCH = 16
+_DIGITS = {PSNR: 4, RFVD: 4}
+_NOTE = (
+    "Means over clips with 95 % bootstrap intervals. PSNR in dB and SSIM (windows of 11 x "
+    "11 pixels): higher is better. Flicker, the change in time that only one of the two "
+    "has (full scale = 1), LPIPS (version 0.1), and rFVD-toy, the Frechet distance of the "
+    "state network's features to those of the clips themselves: lower is better. They "
+    "are comparable where the protocol is equal."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A clip that the report shows, as it was and as it came back: uint8 [t, h, w, c]."""
+
+    id: str
+    text: str
+    fps: float
+    psnr: float
+    before_thwc: np.ndarray
+    after_thwc: np.ndarray
+    right: Mapping[str, bool]
+
+
+@dataclasses.dataclass
+class Report:
+    """What was measured.
+
+    Attributes:
+      asked: how many clips.
+      values: measure -> clip's id -> value.
+      verdicts: row -> family -> clip's id -> what the oracle finds, by part.
+      rfvd: the Frechet distance, where the feature network fits.
+      latent: of the latent means; see `reconstruction.describe_latents`.
+      failures: one sentence for each clip that is in no mean.
+      notes: one for each measure that leaves clips out.
+      shown: the first clips, and those of the lowest PSNR, worst first.
+      protocol: how it was measured, as JSON values.
+    """
+
+    asked: int
+    values: dict[str, dict[str, float]]
+    verdicts: dict[str, dict[str, dict[str, dict[str, bool]]]]
+    rfvd: scoring.Estimate | None
+    latent: dict[str, float]
+    failures: list[str]
+    notes: list[str]
+    shown: tuple[list[Shown], list[Shown]]
+    protocol: dict[str, Any]
+
+    def rows(self) -> list[scoring.Row]:
+        """The clips as they were and as they came back."""
+        look = {
+            name: scoring.Estimate(*statistics.mean_interval(np.array([*of.values()])))
+            for name, of in self.values.items()
+        }
+        if self.rfvd is not None:
+            look[RFVD] = self.rfvd
+        found = {scoring.GROUND_TRUTH: {}, scoring.RECONSTRUCTION: look}
+        result = []
+        for name, look in found.items():
+            of_families = self.verdicts.get(name, {})
+            shares = {
+                family: toyworld.summarize([*verdicts.values()])
+                for family, verdicts in sorted(of_families.items())
+            }
+            result.append(scoring.Row(name, shares=shares, look=look))
+        return result
+
+
+def measure(
+    vae: latents.LoadedVAE,
+    clips: shards.Shards,
+    chosen: Sequence[int],
+    network: features.ToyFeatures,
+    lpips: reconstruction.Lpips | None = None,
+) -> Report:
+    """Passes clips through the VAE and measures what comes back.
+
+    Args:
+      vae: the VAE, of ours or of diffusers.
+      clips: video shards.
+      chosen: which of them.
+      network: features for rFVD-toy.
+      lpips: the perceptual distance; None leaves it out.
+
+    Raises:
+      ValueError: not one clip can be measured.
+    """
+    failures, values = [], collections.defaultdict(dict)
+    verdicts = collections.defaultdict(lambda: collections.defaultdict(dict))
+    pairs, means, shown, sizes = [], [], [], set()
+    hashed = hashlib.sha256()
+    with progress.Progress(len(chosen), "reconstruct", "clips") as bar:
+        for good, before_nthwc, after_nthwc, means_nthwc in _reconstructed(
+            vae, clips, chosen, failures, bar
+        ):
+            truth_nthwc = before_nthwc.astype(np.float32) / 255
+            pair = truth_nthwc, after_nthwc
+            found = {
+                PSNR: reconstruction.psnr(*pair),
+                SSIM: reconstruction.ssim(*pair),
+                FLICKER: reconstruction.flicker(*pair),
+            }
+            _, t, h, w, _ = before_nthwc.shape
+            if lpips and min(h, w) >= lpips.weights.config.least:
+                found[LPIPS] = lpips(*pair)
+            after_nthwc = rows.to_uint8(after_nthwc)
+            if t >= network.num_frames:
+                pairs.append((network(before_nthwc), network(after_nthwc)))
+            means.append(means_nthwc.reshape(-1, means_nthwc.shape[-1]))
+            sizes.add((t, h, w))
+            for number, clip in enumerate(good):
+                for name, value_n in found.items():
+                    values[name][clip.id] = float(value_n[number])
+                before, after = before_nthwc[number], after_nthwc[number]
+                right = _judge(clip, before, after, verdicts)
+                hashed.update(f"{clip.id} {clip.sha256}\n".encode())
+                psnr = values[PSNR][clip.id]
+                text = next(iter(clip.captions.values()), clip.id)
+                shown.append(Shown(clip.id, text, clip.fps, psnr, before, after, right))
+            shown = _to_show(shown)
+    count = len(values[PSNR])
+    if not count:
+        failures = failures or ["none was asked for"]
+        raise ValueError(f"none of {len(chosen)} clips can be measured: {failures[0]}")
+    rfvd, notes = _rfvd(pairs, count, network)
+    if lpips and (left := count - len(values[LPIPS])):
+        notes.append(
+            f"{left} clips are not in {LPIPS}: {lpips.weights.config.network} needs "
+            f"{lpips.weights.config.least} pixels a side"
+        )
+        values = {name: of for name, of in values.items() if of}
+    return Report(
+        asked=len(chosen),
+        values=dict(values),
+        verdicts={name: dict(of) for name, of in verdicts.items()},
+        rfvd=rfvd,
+        latent=reconstruction.describe_latents(np.concatenate(means)),
+        failures=failures,
+        notes=notes,
+        shown=(shown[:_FIRST], sorted(shown, key=lambda s: s.psnr)[:_WORST]),
+        protocol={
+            "clips": hashed.hexdigest(),
+            "code": protocol.code_version("evals/reconstruction.py", "models/lpips.py"),
+            "feature_weights": network.sha256,
+            "latents": "means",
+            "lpips": lpips and f"{lpips.weights.config.network} {lpips.weights.sha256}",
+            "num_clips": count,
+            "pixels": "float32 in [0, 1]; uint8 for the oracle and rFVD-toy",
+            "resize": network.resize,
+            "sizes": sorted(map(list, sizes)),
+        },
+    )
+
+
+def _reconstructed(vae, clips, chosen, failures, bar) -> Iterator[tuple]:
+    """Batches of one size: clips, uint8 frames, what comes back in [0, 1], and means."""
+    groups = collections.defaultdict(list)
+    for index in chosen:
+        entry = clips.entry(index)
+        size = entry["num_frames"], entry["height"], entry["width"]
+        groups[size].append(index)
+    for size, members in groups.items():
+        try:
+            vae.config.latent_shape(*size)
+        except ValueError as error:
+            failures += [
+                f"clip {clips.entry(index)['id']}: {error}" for index in members
+            ]
+            bar.update(len(members))
+            continue
+        batch = max(1, min(_BATCH, latents.VOXELS_AT_ONCE // math.prod(size)))
+        there_and_back = reconstruction.round_trip(vae.config, batch)
+        for indices in itertools.batched(members, batch):
+            good = []
+            for clip in clips.read(indices):
+                try:
+                    if isinstance(clip, records.CorruptRecord):
+                        raise clip
+                    good.append((clip, clip.frames()))
+                except records.CorruptRecord as error:
+                    failures.append(str(error))
+            bar.update(len(indices))
+            if not good:
+                continue
+            before_nthwc = np.stack([frames for _, frames in good])
+            after_nthwc, means_nthwc = there_and_back(vae.params, before_nthwc)
+            kept = [
+                bool(np.isfinite(after).all() and np.isfinite(mean).all())
+                for after, mean in zip(after_nthwc, means_nthwc, strict=True)
+            ]
+            failures += [
+                f"clip {clip.id} comes back as no numbers"
+                for (clip, _), whole in zip(good, kept, strict=True)
+                if not whole
+            ]
+            if any(kept):
+                whole = [clip for (clip, _), ok in zip(good, kept, strict=True) if ok]
+                yield whole, before_nthwc[kept], after_nthwc[kept], means_nthwc[kept]
+
+
+def _judge(clip, before_thwc, after_thwc, verdicts) -> dict[str, bool]:
+    """Asks the oracle of a clip with a state, before and after; returns the latter."""
+    if not clip.state_json:
+        return {}
+    scene = scenes.Scene.from_json(clip.state_json)
+    for name, video_thwc in (
+        (scoring.GROUND_TRUTH, before_thwc),
+        (scoring.RECONSTRUCTION, after_thwc),
+    ):
+        right = oracle.score(scene, video_thwc)
+        verdicts[name][scene.family][clip.id] = right
+    return {part: ok for part, ok in right.items() if part != toyworld.PASS}
+
+
+def _to_show(shown: list[Shown]) -> list[Shown]:
+    """The first ones and, of the rest, the worst."""
+    rest = sorted(shown[_FIRST:], key=lambda one: one.psnr)
+    return shown[:_FIRST] + rest[:_WORST]
+
+
+def _rfvd(pairs, count: int, network) -> tuple[scoring.Estimate | None, list[str]]:
+    """The distance of the features before and after, and what it leaves out."""
+    fit, notes = sum(len(before_nd) for before_nd, _ in pairs), []
+    if fit < count:
+        notes.append(
+            f"{count - fit} clips are not in {RFVD}, which needs {network.num_frames} "
+            "frames"
+        )
+    if fit < distances.LEAST:
+        return None, [*notes, f"{RFVD} needs {distances.LEAST} clips, there are {fit}"]
+    before_nd, after_nd = map(np.concatenate, zip(*pairs, strict=True))
+    point = distances.frechet(after_nd, before_nd)
+
+    def of_resample(rng):  # a clip and what it came back as go together
+        drawn = rng.integers(0, fit, fit)
+        return distances.frechet(after_nd[drawn], before_nd[drawn])
+
+    interval = statistics.bootstrap(of_resample, point, num_resamples=100)
+    return scoring.Estimate(point, *interval), notes
+
+
+def write(
+    out: pathlib.Path, found: Report, title: str, facts: Mapping[str, Any], charts=()
+) -> str:
+    """Writes scores.json, clips.jsonl and report.html; returns what to print.
+
+    Args:
+      out: the folder.
+      found: what was measured.
+      title: of the page.
+      facts: what was measured, on what, when.
+      charts: of the VAE's training.
+    """
+    rows_, digest = found.rows(), protocol.digest(found.protocol)
+    measured = found.protocol["num_clips"]
+    scores = {"protocol": found.protocol, "digest": digest, **summary.to_json(rows_)}
+    scores["scores"] |= {f"latents/{name}": x for name, x in found.latent.items()}
+    scores["clips"] = {
+        "asked": found.asked,
+        "measured": measured,
+        "failed": found.asked - measured,
+    }
+    scores["failures"], scores["notes"] = found.failures, found.notes
+    paths.write_atomically(out / "scores.json", json.dumps(scores, indent=1) + "\n")
+    right = {
+        clip: verdict
+        for of in found.verdicts.get(scoring.RECONSTRUCTION, {}).values()
+        for clip, verdict in of.items()
+    }
+    lines = []
+    for clip in found.values[PSNR]:
+        line = {"clip": clip} | {
+            name: of[clip] for name, of in found.values.items() if clip in of
+        }
+        line |= {"right": right[clip]} if clip in right else {}
+        lines.append(json.dumps(line) + "\n")
+    paths.write_atomically(out / "clips.jsonl", "".join(lines))
+    tables = _tables(found, rows_)
+    page = report.write(
+        title=title,
+        facts=facts | {"Clips": f"{measured} of {found.asked}"},
+        entries=_entries(found),
+        tables=tables,
+        charts=charts,
+        failures=[*found.failures, *found.notes],
+        protocol=found.protocol | {"digest": digest},
+    )
+    paths.write_atomically(out / "report.html", page)
+    lines = [f"not used: {one}" for one in (*found.failures, *found.notes)]
+    files = f"{out / 'scores.json'}, {out / 'report.html'}"
+    lines.append(f"{measured} of {found.asked} clips, protocol {digest[:16]}; {files}")
+    return "\n\n".join([summary.as_text(tables), *lines])
+
+
+def _tables(found: Report, rows_: Sequence[scoring.Row]) -> list[report.Table]:
+    look = rows_[-1].look
+    cells = [
+        report.Cell(one.value, one.low, one.high, digits=_DIGITS.get(name, 3))
+        for name, one in look.items()
+    ]
+    suites = rows_[-1].shares
+    sizes = {family: len(of) for family, of in _families(found).items()}
+    latent = [report.Cell(value, digits=3) for value in found.latent.values()]
+    return [
+        report.Table("As video", _NOTE, [*look], [(scoring.RECONSTRUCTION, cells)]),
+        *(
+            summary.suite_table(rows_, name, sizes[name], unit="clips")
+            for name in suites
+        ),
+        report.Table(
+            "Latent means",
+            "What a denoiser finds: deviation of the channels, the tails that they have "
+            "beyond a normal distribution's, and channels that hardly vary.",
+            [name.replace("_", " ") for name in found.latent],
+            [("all channels", latent)],
+        ),
+    ]
+
+
+def _families(found: Report) -> Mapping[str, Mapping]:
+    return found.verdicts.get(scoring.RECONSTRUCTION, {})
+
+
+def _entries(found: Report) -> list[report.Entry]:
+    entries = []
+    for group, members in zip(("First", "Lowest PSNR"), found.shown, strict=True):
+        for one in members:
+            pair = (("original", one.before_thwc, {}),)
+            label = f"back, {one.psnr:.1f} dB"
+            pair += ((label, one.after_thwc, one.right),)
+            clips = [
+                report.Clip(
+                    name,
+                    summary.mp4(frames, one.fps),
+                    marks,
+                    frames.shape[2] / frames.shape[1],
+                )
+                for name, frames, marks in pair
+            ]
+            entries.append(report.Entry(one.text, group, clips))
+    return entries

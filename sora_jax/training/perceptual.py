@@ -1,0 +1,161 @@
+"""LPIPS's weights as a file: made once from torchvision's and lpips', read by all.
+
+They are not shipped. torch is needed once, to read the files that they are published
+in, in an environment of its own; ours reads safetensors.
+
+Letters: b clips, t frames, h height, w width, c channels.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from sora_jax.core import paths, trees
+from sora_jax.models import lpips
+from sora_jax.training import checkpoint, weight_files
+from sora_jax.training import state as states
+
+NAME = "lpips"  # of the network among those of a train state
+# Run by another Python; `weights_only` reads tensors and refuses code.
+_PROGRAM = """
+import sys
+import torch
+from safetensors.torch import save_file
+found = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
+save_file({name: array.contiguous() for name, array in found.items()}, sys.argv[2])
+"""
+
+
+def networks_of(config: lpips.Config) -> states.Networks:
+    """The network {"lpips"} without arrays."""
+    return states.Networks(lambda rngs: {NAME: lpips.LPIPS(config, rngs)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A checked file of weights.
+
+    file: the file. config: whose they are. tensors: views of it by name.
+    """
+
+    file: pathlib.Path
+    config: lpips.Config
+    tensors: Mapping[str, np.ndarray]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the file, for protocols."""
+        return paths.sha256_file(self.file)
+
+    def load(self) -> dict:
+        """Reads the parameters, whole on every device of the mesh that is set."""
+        networks = networks_of(self.config)
+        layouts = trees.flatten(networks.layouts()[NAME])
+
+        def place(name, leaf):
+            array = np.asarray(self.tensors[name], leaf.dtype)
+            return jax.make_array_from_callback(
+                leaf.shape, layouts[name], lambda index: array[index]
+            )
+
+        return trees.map_paths(place, networks.abstract()[NAME])
+
+
+def open_weights(file: str | pathlib.Path) -> Weights:
+    """Checks a file that `convert` wrote: every name and shape.
+
+    Raises:
+      FileNotFoundError: it is not there; says where it comes from.
+      ValueError: it is damaged, or holds another network's weights.
+    """
+    file = pathlib.Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing: LPIPS needs torchvision's vgg16-397923af.pth "
+            "(download.pytorch.org/models) and weights/v0.1/vgg.pth of the lpips "
+            "package, which `python -m sora_jax.convert --from vgg16-397923af.pth "
+            "--lpips_heads vgg.pth --to FILE` makes one file of; without it everything "
+            "but LPIPS is computed"
+        )
+    if file.suffix != ".safetensors":
+        raise ValueError(
+            f"{file} is no .safetensors file; `python -m sora_jax.convert` makes one of "
+            "what is published as .pth"
+        )
+    tensors = weight_files.TensorFiles(file.parent, file.stem)
+    try:
+        config = lpips.Config(lpips.network_of(tensors, "convs.0.kernel"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    shapes = networks_of(config).abstract()[NAME]
+    checkpoint.unflatten(tensors, shapes, str(file))
+    return Weights(file, config, tensors)
+
+
+def convert(
+    trunk: pathlib.Path, heads: pathlib.Path, target: pathlib.Path, python: str
+) -> Weights:
+    """Makes our file of the two that are published.
+
+    Args:
+      trunk: torchvision's vgg16-397923af.pth or alexnet-owt-7be5be79.pth.
+      heads: vgg.pth or alex.pth of the lpips package, weights/v0.1.
+      target: the .safetensors file to write.
+      python: of an environment with torch and safetensors, which reads them.
+
+    Raises:
+      FileNotFoundError: a file is missing, or that Python.
+      ValueError: they are damaged, hold more than tensors, or other ones than these;
+        or that Python has no torch.
+    """
+    if target.suffix != ".safetensors":
+        raise ValueError(f"{target} should end in .safetensors")
+    for file in (trunk, heads):
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing")
+    # Its name ends in the first digits of what torchvision published.
+    digits = re.search(r"-([0-9a-f]{8})\.pth$", trunk.name)
+    if digits and not paths.sha256_file(trunk).startswith(digits[1]):
+        raise ValueError(
+            f"{trunk} is damaged: its SHA-256 does not begin as its name says"
+        )
+    found = [_read(file, python) for file in (trunk, heads)]
+    config = lpips.Config(lpips.network_of(found[0], "features.0.weight"))
+    arrays = lpips.from_torch(config, *found)
+    paths.write_atomically(target, safetensors.numpy.save(arrays))
+    return open_weights(target)
+
+
+def _read(file: pathlib.Path, python: str) -> dict[str, np.ndarray]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "tensors.safetensors"
+        try:
+            ended = subprocess.run(
+                [python, "-c", _PROGRAM, str(file.absolute()), str(out)],
+                capture_output=True,
+                text=True,
+            )
+        except OSError:
+            raise FileNotFoundError(_no_torch(python)) from None
+        if ended.returncode:
+            lines = ended.stderr.strip().splitlines() or ["it said nothing"]
+            if "ModuleNotFoundError" in lines[-1]:
+                raise ValueError(_no_torch(python))
+            raise ValueError(f"{file} could not be read as tensors: {lines[-1]}")
+        return safetensors.numpy.load(out.read_bytes())
+
+
+def _no_torch(python: str) -> str:
+    return (
+        f"{python} is no Python with torch and safetensors, which .pth files are read "
+        "with: install launch/requirements/peers.txt into an environment of its own and "
+        "name its Python with --torch_python"
+    )
