@@ -65,7 +65,9 @@ def main(out: str) -> None:
     model = torch_i3d.random_i3d("hassony2", 1e-3)
     traced = torch.jit.trace(model, clips[16].float(), check_trace=False)
     torch.jit.script(Detector(traced)).save(out / "scripted.pt")
-    save_file({k: v.contiguous() for k, v in found.items()}, out / "features.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in found.items()}, out / "features.safetensors"
+    )
 
 
 if __name__ == "__main__":
