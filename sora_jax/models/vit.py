@@ -212,10 +212,11 @@ class VisionTransformer(nnx.Module):
         init = nnx.initializers.normal(0.02)
         has_class = config.pool == "class"
         self.token = layers.param(rngs, init, (d,), (None,)) if has_class else None
-        self.table = None
-        if config.positions == "table":
-            count = int(np.prod(config.grid)) + has_class
-            self.table = layers.param(rngs, init, (count, d), (None, None))
+        count = int(np.prod(config.grid)) + has_class
+        has_table = config.positions == "table"
+        self.table = (
+            layers.param(rngs, init, (count, d), (None, None)) if has_table else None
+        )
 
         def norm(there: bool, eps: float):
             return layers.LayerNorm(d, eps=eps, rngs=rngs) if there else None
@@ -230,11 +231,12 @@ class VisionTransformer(nnx.Module):
         query = config.pool == "query"
         self.pool = Query(config, rngs) if query else None
         self.pool_norm = norm(config.pool_norm and not query, config.pool_eps)
-        self.projection = None
-        if config.projection:
-            self.projection = layers.Linear(
-                d, config.projection, axes=(None, None), bias=False, rngs=rngs
-            )
+        width = config.projection
+        self.projection = (
+            layers.Linear(d, width, axes=(None, None), bias=False, rngs=rngs)
+            if width
+            else None
+        )
 
     def tokens(self, video_bthwc: jax.Array) -> jax.Array:
         """Returns the states of the tokens [b, n, d], a class token first.
