@@ -16,7 +16,7 @@ import torch_i3d
 from safetensors.torch import save_file
 from torch.nn import functional
 
-FRAMES = (16, 32, 9, 13)
+FRAMES = (16, 32, 9)
 
 
 class Detector(torch.nn.Module):
