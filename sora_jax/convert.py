@@ -1,15 +1,20 @@
-"""Weights of diffusers and transformers to runs of ours, and runs to their layout.
+"""Weights of diffusers to runs of ours and back; files of feature networks to folders.
 
     python -m sora_jax.convert --from Wan2.1-T2V-1.3B-Diffusers --to runs/wan_1_3b
     python -m sora_jax.convert --from runs/toy --to toy-diffusers --license apache-2.0 \
         --name "Toy" --training_data "Eight thousand clips of the toy world."
+    python -m sora_jax.convert --from i3d_pretrained_400.pt --eps 1e-5 --to weights/i3d
+    python -m sora_jax.convert --from i3d_torchscript.pt --trust_torchscript \\
+        --to weights/i3d
 
 The direction follows from what --from names: a folder in diffusers' layout becomes the
 checkpoint of a run at step 0, which generates, is evaluated and begins other runs
 (`train --init`); a run becomes a folder in diffusers' layout with a model card. What the
-other side cannot express is named, and nothing is written.
+other side cannot express is named, and nothing is written. A file (.pt, .pth, .pth.tar,
+.npz) is one of the feature networks that distances between videos use.
 """
 
+import os
 import pathlib
 import shutil
 
@@ -18,6 +23,7 @@ from absl import app, flags, logging
 
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
+from sora_jax.evals import weights
 from sora_jax.generation import export, pipeline, wan
 from sora_jax.training import pretrained
 
@@ -36,7 +42,16 @@ flags.DEFINE_string("base_model", None, "Card: the hub's name of what it began w
 flags.DEFINE_list("datasets", [], "Card: names on the hub.")
 for _name in ("training_data", "intended_use", "limits"):
     flags.DEFINE_string(_name, getattr(export.Card, _name), "Card: sentences.")
+flags.DEFINE_float("eps", None, "Features: epsilon of I3D's norms, 1e-3 or 1e-5.")
+flags.DEFINE_string("probe", None, "Features: JEDi's probe, beside V-JEPA's encoder.")
+flags.DEFINE_bool(
+    "trust_torchscript", False, "Features: run --from, a program, to read its weights."
+)
+flags.DEFINE_string(
+    "sha256", weights.STYLEGAN_V, "Features: of the only TorchScript that is run."
+)
 
+_OF_FILES = ("eps", "probe", "trust_torchscript", "sha256")
 _OF_RUNS = ("expert_2", "boundary", "license", "name", "base_model", "datasets")
 _OF_RUNS += ("training_data", "intended_use", "limits")
 
@@ -75,6 +90,21 @@ def to_diffusers(source: pathlib.Path, target: pathlib.Path) -> None:
     pipe.save_pretrained(target, card)
 
 
+def to_features(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Turns a file of feature weights into a folder."""
+    refuse(("dtype", *_OF_RUNS), "for a file of feature weights")
+    if FLAGS["sha256"].present and not FLAGS.trust_torchscript:
+        raise ValueError("--sha256 has no meaning without --trust_torchscript")
+    weights.convert(
+        source,
+        target,
+        eps=FLAGS.eps,
+        probe=FLAGS.probe and pathlib.Path(FLAGS.probe),
+        trusted=FLAGS.sha256 if FLAGS.trust_torchscript else None,
+        python=os.environ.get("SORA_PEERS_PYTHON", weights.PEERS),
+    )
+
+
 def run() -> None:
     """Does what the flags say."""
     source, target = pathlib.Path(FLAGS["from"].value), pathlib.Path(FLAGS.to)
@@ -85,10 +115,14 @@ def run() -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        if pretrained.is_folder(source):
+        if source.is_file():
+            to_features(source, partial)
+        elif pretrained.is_folder(source):
+            refuse(_OF_FILES, "for a folder in diffusers' layout")
             refuse(_OF_RUNS, "for a folder in diffusers' layout, which becomes a run")
             wan.to_run(pretrained.open_folder(source), partial, FLAGS.dtype)
         else:
+            refuse(_OF_FILES, "for a run")
             to_diffusers(source, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from sora_jax.models import feature_exchange, i3d
+from sora_jax.models import i3d, i3d_exchange
 
 ORACLE = pathlib.Path(__file__).resolve().parent.parent / "oracle"
 LAYOUTS = ("piergiaj", "hassony2")
@@ -40,7 +40,7 @@ def network(build):
 
     def make(tensors, eps: float = 1e-3) -> i3d.I3D:
         config = i3d.Config(eps=eps)
-        params = feature_exchange.read_i3d(tensors, config)
+        params = i3d_exchange.read_i3d(tensors, config)
         return build(lambda: i3d.I3D(config, nnx.Rngs(0)), params)
 
     return make
@@ -124,7 +124,7 @@ def test_clips_that_it_cannot_take():
 
 def tensorflow_names(params) -> dict[str, np.ndarray]:
     """A network's arrays as TF-Hub's variables; batch norms have no scale there."""
-    flat = feature_exchange.TF.export(params, i3d.Config())
+    flat = i3d_exchange.TF.export(params, i3d.Config())
     return {f"{n}:0": np.asarray(a) for n, a in flat.items() if "gamma" not in n}
 
 
@@ -144,19 +144,19 @@ def test_tensorflows_variables(params):
     tensors = tensorflow_names(params)
     name = "RGB/inception_i3d/Mixed_5b/Branch_2/Conv3d_0a_3x3/batch_norm/beta:0"
     assert tensors[name].shape == (1, 1, 1, 1, 128)
-    found = feature_exchange.read_i3d(tensors, i3d.Config())
+    found = i3d_exchange.read_i3d(tensors, i3d.Config())
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_tensors_without_a_place_are_named(params):
-    flat = feature_exchange.PIERGIAJ.export(params, i3d.Config())
+    flat = i3d_exchange.PIERGIAJ.export(params, i3d.Config())
     tensors = {name: np.asarray(array) for name, array in flat.items()}
     name = "Mixed_4d.b2b.conv3d.weight"
     assert tensors[name].shape == (64, 24, 3, 3, 3)
 
     def read(**changes):
         changed = {n: a for n, a in (tensors | changes).items() if a is not None}
-        return feature_exchange.read_i3d(changed, i3d.Config())
+        return i3d_exchange.read_i3d(changed, i3d.Config())
 
     read(**{"Mixed_4d.b2b.bn.num_batches_tracked": np.zeros(())})
     for changes, message in (
@@ -167,4 +167,4 @@ def test_tensors_without_a_place_are_named(params):
         with pytest.raises(ValueError, match=message):
             read(**changes)
     with pytest.raises(ValueError, match="names of no known I3D.* here are a.weight"):
-        feature_exchange.read_i3d({"a.weight": np.zeros(2)}, i3d.Config())
+        i3d_exchange.read_i3d({"a.weight": np.zeros(2)}, i3d.Config())

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from sora_jax.models import feature_exchange, vit
+from sora_jax.models import vit, vit_exchange
 
 ORACLE = pathlib.Path(__file__).resolve().parent.parent / "oracle"
 
@@ -44,7 +44,7 @@ def cases(peers_python, tmp_path_factory) -> dict[str, Case]:
 
 
 def transformers_parts(case: Case, build):
-    _, parts = feature_exchange.read_transformers(case.config, case.weights)
+    _, parts = vit_exchange.read_transformers(case.config, case.weights)
     kinds = {"video": vit.VisionTransformer, "vision": vit.VisionTransformer}
     kinds["text"] = vit.TextTransformer
     return {
@@ -87,13 +87,13 @@ def test_the_files_of_cd_fvd_and_jedi(cases, build, close):
     for name in ("videomae_v2", "vjepa_1"):
         case, config = cases[name], dict(cases[name].config)
         if name == "videomae_v2":
-            known = feature_exchange.VIDEOMAE_V2_G
+            known = vit_exchange.VIDEOMAE_V2_G
             config = dataclasses.replace(known, **config)
-            params = feature_exchange.read_videomae_v2(case.weights, config)
+            params = vit_exchange.read_videomae_v2(case.weights, config)
         else:
             config["patch"] = tuple(config["patch"])
-            config = dataclasses.replace(feature_exchange.VJEPA_H, **config)
-            params = feature_exchange.read_vjepa_1(*jedi_files(case.weights), config)
+            config = dataclasses.replace(vit_exchange.VJEPA_H, **config)
+            params = vit_exchange.read_vjepa_1(*jedi_files(case.weights), config)
         network = build(lambda c=config: vit.VisionTransformer(c, nnx.Rngs(0)), params)
         close(name, network(case.video), case.outputs["features"])
 
@@ -119,18 +119,18 @@ def test_tensors_without_a_place_are_named(cases):
     name = "videomae.encoder.layer.1.output.dense.bias"
     fewer = {n: a for n, a in case.weights.items() if n != name}
     with pytest.raises(ValueError, match=f"missing: {re.escape(name)}"):
-        feature_exchange.read_transformers(case.config, fewer)
+        vit_exchange.read_transformers(case.config, fewer)
     more = case.weights | {"videomae.extra.weight": case.weights[name]}
     with pytest.raises(ValueError, match="unexpected: videomae.extra.weight"):
-        feature_exchange.read_transformers(case.config, more)
+        vit_exchange.read_transformers(case.config, more)
     other = case.weights | {name: np.zeros(3, np.float32)}
     with pytest.raises(ValueError, match=r"dense.bias \(3,\) instead of \(24,\)"):
-        feature_exchange.read_transformers(case.config, other)
+        vit_exchange.read_transformers(case.config, other)
     encoder, probe = jedi_files(cases["vjepa_1"].weights)
     with pytest.raises(ValueError, match="V-JEPA do not fit .* of another shape"):
-        feature_exchange.read_vjepa_1(encoder, probe)  # not of V-JEPA-H's size
+        vit_exchange.read_vjepa_1(encoder, probe)  # not of V-JEPA-H's size
     with pytest.raises(ValueError, match="model_type is 'vivit', it must be videomae"):
-        feature_exchange.read_transformers({"model_type": "vivit"}, {})
+        vit_exchange.read_transformers({"model_type": "vivit"}, {})
 
 
 @pytest.mark.peers
@@ -142,7 +142,7 @@ def test_older_names_of_biases(cases):
     }
     assert older.keys() != case.weights.keys()
     found, wanted = (
-        feature_exchange.read_transformers(case.config, w)[1]["video"][1]
+        vit_exchange.read_transformers(case.config, w)[1]["video"][1]
         for w in (older, case.weights)
     )
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
