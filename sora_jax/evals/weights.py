@@ -74,7 +74,8 @@ def save(folder: pathlib.Path, kind: str, config: Any, params, source: Mapping) 
       params: its parameters, nested dicts.
       source: what they come from, for the description.
     """
-    flat = {name: np.asarray(array) for name, array in trees.flatten(params).items()}
+    # safetensors writes memory as it lies; these may be views with other strides.
+    flat = {n: np.ascontiguousarray(a) for n, a in trees.flatten(params).items()}
     content = safetensors.numpy.save(flat)
     sha256 = hashlib.sha256(content).hexdigest()
     paths.write_atomically(folder / "weights.safetensors", content)
@@ -272,7 +273,7 @@ def _from_script(source: pathlib.Path, python) -> tuple[exchange.Tree, i3d.Confi
         params = i3d_exchange.read_i3d_in_order(tensors, config)
         network = build(i3d.I3D, config, params)
         with jax.default_matmul_precision("highest"):
-            found = nnx.jit(network.__call__)(video)["logits"]
+            found = jax.jit(lambda network: network(video)["logits"])(network)
         apart[eps] = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
         if apart[eps] < 1e-4:
             return params, config
