@@ -49,7 +49,7 @@ def main(folder: str, count: str, threads: str | None = None) -> None:
     generator = torch.Generator().manual_seed(1)
     shape = (int(count), 3, 16, 64, 64)
     video = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
-    found = {"video": video, "logits": logits(model, video, 1)}
+    found = {"video": video, "logits": logits(model, video, 4, "channels_last")}
     save_file(found, folder / "clips.safetensors")
     if not threads:
         return
