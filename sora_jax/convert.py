@@ -1,17 +1,20 @@
-"""Weights of diffusers and transformers to runs of ours, and runs to their layout.
+"""Weights of diffusers to runs of ours and back; files of feature networks to folders.
 
     python -m sora_jax.convert --from Wan2.1-T2V-1.3B-Diffusers --to runs/wan_1_3b
-    python -m sora_jax.convert --from runs/toy --to toy-diffusers --license apache-2.0 \
+    python -m sora_jax.convert --from runs/toy --to toy-diffusers --license apache-2.0 \\
         --name "Toy" --training_data "Eight thousand clips of the toy world."
-
-    python -m sora_jax.convert --from vgg16-397923af.pth --lpips_heads vgg.pth \
+    python -m sora_jax.convert --from i3d_pretrained_400.pt --eps 1e-5 --to weights/i3d
+    python -m sora_jax.convert --from i3d_torchscript.pt --trust_torchscript \\
+        --to weights/i3d
+    python -m sora_jax.convert --from vgg16-397923af.pth --lpips_heads vgg.pth \\
         --to lpips.safetensors
 
 The direction follows from what --from names: a folder in diffusers' layout becomes the
 checkpoint of a run at step 0, which generates, is evaluated and begins other runs
 (`train --init`); a run becomes a folder in diffusers' layout with a model card. What the
-other side cannot express is named, and nothing is written. With --lpips_heads two files
-of torch's become the one that `train` and `evaluate` measure LPIPS with.
+other side cannot express is named, and nothing is written. A file (.pt, .pth, .pth.tar,
+.npz) is one of the feature networks that distances between videos use; with --lpips_heads
+two files of torch's become the one that LPIPS is measured with.
 """
 
 import pathlib
@@ -22,8 +25,9 @@ from absl import app, flags, logging
 
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
+from sora_jax.evals import weights
 from sora_jax.generation import export, pipeline, wan
-from sora_jax.training import perceptual, pretrained
+from sora_jax.training import perceptual, pretrained, torch_files
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("from", None, "Run, or folder in diffusers' layout.", required=True)
@@ -42,9 +46,18 @@ for _name in ("training_data", "intended_use", "limits"):
     flags.DEFINE_string(_name, getattr(export.Card, _name), "Card: sentences.")
 flags.DEFINE_string("lpips_heads", None, "vgg.pth or alex.pth of the lpips package.")
 flags.DEFINE_string(
-    "torch_python", ".peers/bin/python", "Python that reads .pth files."
+    "torch_python", str(torch_files.PEERS), "Python that reads files of torch's."
+)
+flags.DEFINE_float("eps", None, "Features: epsilon of I3D's norms, 1e-3 or 1e-5.")
+flags.DEFINE_string("probe", None, "Features: JEDi's probe, beside V-JEPA's encoder.")
+flags.DEFINE_bool(
+    "trust_torchscript", False, "Features: run --from, a program, to read its weights."
+)
+flags.DEFINE_string(
+    "sha256", weights.STYLEGAN_V, "Features: of the only TorchScript that is run."
 )
 
+_OF_FILES = ("torch_python", "eps", "probe", "trust_torchscript", "sha256")
 _OF_RUNS = ("expert_2", "boundary", "license", "name", "base_model", "datasets")
 _OF_RUNS += ("training_data", "intended_use", "limits")
 
@@ -93,16 +106,26 @@ def lpips(trunk: pathlib.Path, target: pathlib.Path) -> None:
     print(f"{target} written: {made.config.network}, SHA-256 {made.sha256[:16]}")
 
 
+def to_features(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Turns a file of feature weights into a folder."""
+    refuse(("dtype", *_OF_RUNS), "for a file of feature weights")
+    if FLAGS["sha256"].present and not FLAGS.trust_torchscript:
+        raise ValueError("--sha256 has no meaning without --trust_torchscript")
+    weights.convert(
+        source,
+        target,
+        eps=FLAGS.eps,
+        probe=FLAGS.probe and pathlib.Path(FLAGS.probe),
+        trusted=FLAGS.sha256 if FLAGS.trust_torchscript else None,
+        python=FLAGS.torch_python,
+    )
+
+
 def run() -> None:
     """Does what the flags say."""
     source, target = pathlib.Path(FLAGS["from"].value), pathlib.Path(FLAGS.to)
     if FLAGS.lpips_heads:
         return lpips(source, target)
-    refuse(("torch_python",), "without --lpips_heads")
-    if source.suffix == ".pth":
-        raise ValueError(
-            f"{source} is of torch: with --lpips_heads it is LPIPS's trunk"
-        )
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: choose another folder")
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
@@ -110,10 +133,14 @@ def run() -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        if pretrained.is_folder(source):
+        if source.is_file():
+            to_features(source, partial)
+        elif pretrained.is_folder(source):
+            refuse(_OF_FILES, "for a folder in diffusers' layout")
             refuse(_OF_RUNS, "for a folder in diffusers' layout, which becomes a run")
             wan.to_run(pretrained.open_folder(source), partial, FLAGS.dtype)
         else:
+            refuse(_OF_FILES, "for a run")
             to_diffusers(source, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

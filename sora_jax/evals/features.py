@@ -1,9 +1,12 @@
-"""Features for Frechet distances, from networks whose weights are hashed.
+"""Features for distances between videos, from networks whose weights are hashed.
 
-Built in is the toy state network; the distance on its features is called FVD-toy, never
-FVD: it can only see what the toy world has.
+Built in is the toy state network ("toy"); the distance on its features is called FVD-toy,
+never FVD: it can only see what the toy world has. The others need weights that cannot be
+shipped (`weights.py` reads them): "i3d" for FVD, "videomae" for content-debiased FVD (arXiv
+2404.12391), "vjepa" for JEDi (2410.05203), "clip" for the agreement with texts. Each is fed as
+the public code of its score feeds it; what may differ goes into the protocol.
 
-Letters: b clips, t frames, h height, w width, c colour channels, d features.
+Letters: b clips, t frames, h height, w width, c colour channels, d features, l tokens.
 """
 
 import dataclasses
@@ -19,15 +22,14 @@ from flax import nnx
 
 from sora_jax.core import config as configs
 from sora_jax.core import paths
+from sora_jax.evals import resize as resizing
 from sora_jax.evals import temporal
-from sora_jax.models import feature_net
+from sora_jax.evals.weights import Weights, WrongWeights
+from sora_jax.evals.weights import load as load_weights
+from sora_jax.models import feature_net, i3d
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"
 TOY = "toy_state_network_2"
-
-
-class WrongWeights(ValueError):
-    """A weights file is absent, or not the one that its description names."""
 
 
 class ToyFeatures:
@@ -62,23 +64,240 @@ class ToyFeatures:
         Raises:
           ValueError: too few frames, or values that are not finite.
         """
-        if np.ndim(video_bthwc) == 5 and video_bthwc.shape[1] < self.num_frames:
+        forward = functools.partial(_forward, self._graph, self.size, self._params)
+        return _in_batches(
+            video_bthwc, self.num_frames, self._batch_size, "the toy state network",
+            lambda chunk_bthwc: forward(chunk_bthwc * 2 - 1),
+        )  # fmt: skip
+
+
+def _in_batches(video_bthwc, num_frames, batch_size: int, name: str, forward):
+    """forward of the first frames, in [0, 1], of all clips; float32 [b, ...].
+
+    Raises:
+      ValueError: there are no clips, too few frames, or values that are not finite.
+    """
+    if np.ndim(video_bthwc) == 5 and video_bthwc.shape[1] < num_frames:
+        raise ValueError(
+            f"{name} needs {num_frames} frames, the clips have {video_bthwc.shape[1]}"
+        )
+    features = []
+    for start in range(0, len(video_bthwc), batch_size):
+        chunk = temporal.as_unit(video_bthwc[start : start + batch_size, :num_frames])
+        # A short chunk is filled up, so that one shape is compiled.
+        fill = np.repeat(chunk[-1:], batch_size - len(chunk), axis=0)
+        result = forward(np.concatenate([chunk, fill]))
+        features.append(np.asarray(result)[: len(chunk)])
+    if not features:
+        raise ValueError("there are no clips to take features of")
+    return np.concatenate(features)
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """How public code feeds one kind of network, and where its weights are.
+
+    Attributes:
+      score: what is computed from its features.
+      resize: one of `resize.NAMES`.
+      mean, deviation: of each channel of pixels in [0, 1]: they are subtracted and
+        divided by.
+      num_frames: the first frames that are used, where the network takes any number.
+      weights: which file, from where, and what makes a folder of it.
+    """
+
+    score: str
+    resize: str
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    weights: str
+    num_frames: int | None = None
+
+
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)}
+_CONVERTED = (
+    "turned into a folder by python -m sora_jax.convert --from FILE --to FOLDER"
+)
+KNOWN = {
+    "i3d": Known(
+        "FVD",
+        "half_pixel",
+        (0.5, 0.5, 0.5),
+        (0.5, 0.5, 0.5),
+        "i3d_torchscript.pt of universome/fvd-comparison or i3d_pretrained_400.pt of "
+        f"songweige/TATS, {_CONVERTED}",
+        num_frames=16,
+    ),
+    "videomae": Known(
+        "content-debiased FVD",
+        "half_pixel",
+        (0.0, 0.0, 0.0),  # CD-FVD's code feeds pixels in [0, 1] as they are
+        (1.0, 1.0, 1.0),
+        "vit_g_hybrid_pt_1200e_ssv2_ft.pth of OpenGVLab's InternVideoMAE_models on the "
+        f"hub, {_CONVERTED}",
+    ),
+    "vjepa": Known(
+        "JEDi",
+        "half_pixel",
+        **_IMAGENET,
+        weights="vith16.pth.tar and ssv2-probe.pth.tar of facebookresearch/jepa, "
+        f"{_CONVERTED} --probe SECOND",
+    ),
+    "clip": Known(
+        "agreement with texts",
+        "bicubic, cropped",
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+        "the folder openai/clip-vit-base-patch32 of the hub as it is",
+    ),
+}
+NAMES = ("toy", *KNOWN)
+
+
+def open(name: str, folder: str | pathlib.Path | None = None, **options):
+    """Returns the features of that name, as a function of clips.
+
+    Args:
+      name: one of NAMES.
+      folder: of the weights; the toy's are built in.
+      options: see `VideoFeatures`.
+
+    Raises:
+      WrongWeights: they are absent, and the sentence says which file, from where, and
+        what can be computed without; or they are another network's.
+      ValueError: no such name, or an option that the network has not.
+    """
+    if name == "toy":
+        return ToyFeatures(**options)
+    if name not in KNOWN:
+        raise ValueError(f"features are {name!r}, they must be {', '.join(NAMES)}")
+    known = KNOWN[name]
+    if folder is None or not (pathlib.Path(folder) / "config.json").is_file():
+        where = "no folder is named" if folder is None else f"{folder} has none"
+        raise WrongWeights(
+            f"{known.score} needs weights that cannot be shipped, and {where}: take "
+            f"{known.weights}; without it FVD-toy, flicker, warping error, motion and "
+            "the oracle's scores can be computed"
+        )
+    weights = load_weights(pathlib.Path(folder))
+    if weights.kind != name:
+        raise WrongWeights(f"{folder} holds {weights.kind}, not {name}")
+    return (ClipFeatures if name == "clip" else VideoFeatures)(weights, **options)
+
+
+class VideoFeatures:
+    """Maps clips to the features of a public network.
+
+    A clip's features do not depend on which clips are computed beside it.
+
+    Args:
+      weights: of the network.
+      resize: one of `resize.NAMES`, in place of its score's.
+      num_frames: how many of a clip's first frames are used, for I3D.
+      output: "logits" or "pooled", for I3D.
+      batch_size: clips that are computed at a time; by default one on CPU, whose caches
+        are small, and 16 elsewhere.
+
+    Attributes:
+      name: of the network.
+      sha256: of the weights.
+      resize: how clips are brought to size, and what else is done to them, for the
+        protocol.
+      num_frames, size: what the network takes.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        resize: str | None = None,
+        num_frames: int | None = None,
+        output: str | None = None,
+        batch_size: int | None = None,
+    ):
+        known = KNOWN[weights.kind]
+        self.name, self.sha256 = weights.kind, weights.sha256
+        network = next(iter(weights.parts.values()))
+        own = None if self.name == "i3d" else network.config.num_frames
+        if self.name != "i3d" and (num_frames, output) != (None, None):
+            raise ValueError(f"{self.name} has one number of frames and one output")
+        if output not in (None, "logits", "pooled"):
+            raise ValueError(f"output is {output!r}, it must be logits or pooled")
+        self.num_frames = num_frames or known.num_frames or own
+        self.size = i3d.SIZE if self.name == "i3d" else network.config.size
+        self._resize = resize or known.resize
+        if self._resize not in resizing.NAMES:
             raise ValueError(
-                f"the toy state network needs {self.num_frames} frames, the clips have "
-                f"{video_bthwc.shape[1]}"
+                f"resize is {self._resize!r}, it must be one of "
+                f"{', '.join(resizing.NAMES)}"
             )
-        features = []
-        for start in range(0, len(video_bthwc), self._batch_size):
-            chunk = video_bthwc[start : start + self._batch_size, : self.num_frames]
-            chunk = temporal.as_unit(chunk) * 2 - 1
-            # A short chunk is filled up, so that one shape is compiled.
-            fill = np.repeat(chunk[-1:], self._batch_size - len(chunk), axis=0)
-            padded = np.concatenate([chunk, fill])
-            result = _forward(self._graph, self.size, self._params, padded)
-            features.append(np.asarray(result)[: len(chunk)])
-        if not features:
-            raise ValueError("there are no clips to take features of")
-        return np.concatenate(features)
+        self._output = output or "logits"
+        eps = f", epsilon {network.config.eps:g}" if self.name == "i3d" else ""
+        what = f" {self._output}" if self.name == "i3d" else ""
+        self.resize = f"{self._resize}; first frames; {self.name}{what}{eps}"
+        cpu = jax.default_backend() == "cpu"
+        self._batch_size = batch_size or (1 if cpu else 16)
+        self._known = known
+        self._split = {part: nnx.split(net) for part, net in weights.parts.items()}
+
+    def __call__(self, video_bthwc: np.ndarray) -> np.ndarray:
+        """Returns features [b, d], float32; takes and raises what `ToyFeatures` does."""
+        return _in_batches(
+            video_bthwc, self.num_frames, self._batch_size, self.name, self._forward
+        )
+
+    def _forward(self, unit_bthwc: np.ndarray) -> jax.Array:
+        graph, params = next(iter(self._split.values()))
+        with jax.default_matmul_precision("highest"):  # no short floats on accelerators
+            return _features(
+                graph, self._known, self.size, self._resize, self._output, params,
+                unit_bthwc,
+            )  # fmt: skip
+
+
+class ClipFeatures(VideoFeatures):
+    """Maps clips to the mean of CLIP's features of their frames, and to texts' agreement.
+
+    All frames are used. Raises what `VideoFeatures` does.
+    """
+
+    def __call__(self, video_bthwc: np.ndarray) -> np.ndarray:
+        """Returns features [b, d] of clips of any length, float32."""
+        return self.frames(video_bthwc).mean(axis=1)
+
+    def frames(self, video_bthwc: np.ndarray) -> np.ndarray:
+        """Returns features [b, t, d] of each frame."""
+        b, t = video_bthwc.shape[:2]
+        pictures = np.reshape(video_bthwc, (b * t, 1, *video_bthwc.shape[2:]))
+        return super().__call__(pictures).reshape(b, t, -1)
+
+    def agreement(self, video_bthwc: np.ndarray, ids_bl: np.ndarray) -> np.ndarray:
+        """Returns the mean over frames of the cosine of frame and text: float32 [b].
+
+        Args:
+          video_bthwc: the clips.
+          ids_bl: token ids of one text for each, as CLIP's own tokenizer makes them.
+        """
+        graph, params = self._split["text"]
+        with jax.default_matmul_precision("highest"):
+            text_bd = np.asarray(_text(graph, params, ids_bl))
+        frames_btd = self.frames(video_bthwc)
+        text_bd = text_bd / np.linalg.norm(text_bd, axis=-1, keepdims=True)
+        frames_btd = frames_btd / np.linalg.norm(frames_btd, axis=-1, keepdims=True)
+        return np.einsum("btd,bd->bt", frames_btd, text_bd).mean(axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _features(graph, known, size, resize, output, params, unit_bthwc):
+    x_bthwc = resizing.resize(unit_bthwc, size, resize)
+    x_bthwc = (x_bthwc - np.float32(known.mean)) / np.float32(known.deviation)
+    found = nnx.merge(graph, params)(x_bthwc)
+    return found[output] if isinstance(found, dict) else found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _text(graph, params, ids_bl):
+    return nnx.merge(graph, params)(ids_bl)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -21,8 +21,11 @@ _SCORING = (
     "evals/distances.py",
     "evals/temporal.py",
     "evals/features.py",
+    "evals/resize.py",
     "evals/toyworld.py",
     "models/feature_net.py",
+    "models/i3d.py",
+    "models/vit.py",
     # What a prompt asks for, what a scene looks like, and when a video shows it.
     "toyworld/*.py",
 )

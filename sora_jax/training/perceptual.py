@@ -10,8 +10,6 @@ import dataclasses
 import functools
 import pathlib
 import re
-import subprocess
-import tempfile
 from collections.abc import Mapping
 
 import jax
@@ -20,18 +18,10 @@ import safetensors.numpy
 
 from sora_jax.core import paths, trees
 from sora_jax.models import lpips
-from sora_jax.training import checkpoint, weight_files
+from sora_jax.training import checkpoint, torch_files, weight_files
 from sora_jax.training import state as states
 
 NAME = "lpips"  # of the network among those of a train state
-# Run by another Python; `weights_only` reads tensors and refuses code.
-_PROGRAM = """
-import sys
-import torch
-from safetensors.torch import save_file
-found = torch.load(sys.argv[1], map_location="cpu", weights_only=True)
-save_file({name: array.contiguous() for name, array in found.items()}, sys.argv[2])
-"""
 
 
 def networks_of(config: lpips.Config) -> states.Networks:
@@ -101,7 +91,10 @@ def open_weights(file: str | pathlib.Path) -> Weights:
 
 
 def convert(
-    trunk: pathlib.Path, heads: pathlib.Path, target: pathlib.Path, python: str
+    trunk: pathlib.Path,
+    heads: pathlib.Path,
+    target: pathlib.Path,
+    python: str | pathlib.Path,
 ) -> Weights:
     """Makes our file of the two that are published.
 
@@ -127,35 +120,8 @@ def convert(
         raise ValueError(
             f"{trunk} is damaged: its SHA-256 does not begin as its name says"
         )
-    found = [_read(file, python) for file in (trunk, heads)]
+    found = [torch_files.read(file, python) for file in (trunk, heads)]
     config = lpips.Config(lpips.network_of(found[0], "features.0.weight"))
     arrays = lpips.from_torch(config, *found)
     paths.write_atomically(target, safetensors.numpy.save(arrays))
     return open_weights(target)
-
-
-def _read(file: pathlib.Path, python: str) -> dict[str, np.ndarray]:
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "tensors.safetensors"
-        try:
-            ended = subprocess.run(
-                [python, "-c", _PROGRAM, str(file.absolute()), str(out)],
-                capture_output=True,
-                text=True,
-            )
-        except OSError:
-            raise FileNotFoundError(_no_torch(python)) from None
-        if ended.returncode:
-            lines = ended.stderr.strip().splitlines() or ["it said nothing"]
-            if "ModuleNotFoundError" in lines[-1]:
-                raise ValueError(_no_torch(python))
-            raise ValueError(f"{file} could not be read as tensors: {lines[-1]}")
-        return safetensors.numpy.load(out.read_bytes())
-
-
-def _no_torch(python: str) -> str:
-    return (
-        f"{python} is no Python with torch and safetensors, which .pth files are read "
-        "with: install launch/requirements/peers.txt into an environment of its own and "
-        "name its Python with --torch_python"
-    )

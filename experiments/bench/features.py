@@ -1,0 +1,104 @@
+"""I3D's features of clips, from small uint8 frames to logits, beside PyTorch's.
+
+    python -m experiments.bench.features [--clips 64] [--repeat 5]
+
+Both have the same random weights (epsilon 1e-5), the same number of threads, float32, and
+resize 16 x 64 x 64 to 224 as public FVD code does. What they compute is compared before
+anything is timed; then they take turns, in alternating order. The peer is timed in both
+of its memory layouts, one and four clips at a time, and its best form counts.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import tempfile
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from experiments.bench import video_vae
+from sora_jax.evals import features, weights
+from sora_jax.models import i3d, i3d_exchange
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PEER = ROOT / "tests" / "oracle" / "i3d_clips.py"
+TOLERANCE = 1e-4
+FORMS = ("1 contiguous", "4 contiguous", "1 channels_last", "4 channels_last")
+
+
+def check(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Prints how far features are from the peer's.
+
+    Raises:
+      ValueError: they are too far.
+    """
+    error = video_vae.relative(ours, theirs)
+    print(f"features of {len(theirs)} clips: relative error {error:.1e}")
+    if not error <= TOLERANCE:
+        raise ValueError(f"the features differ from the peer's by {error:.1e}")
+
+
+def compare(python: str, clips: int, repeat: int, forms=FORMS) -> dict[str, float]:
+    """Times both in turns; returns how many times each peer's time is ours.
+
+    Raises:
+      ValueError: what they compute differs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        with subprocess.Popen(
+            [python, PEER, folder, str(clips), str(video_vae.THREADS)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as peer:  # fmt: skip
+            if peer.stdout.readline() != "ready\n":
+                raise RuntimeError(f"the peer ended with {peer.wait()}")
+
+            def theirs(form: str) -> float:
+                peer.stdin.write(f"{form}\n")
+                peer.stdin.flush()
+                return float(peer.stdout.readline())
+
+            case = load_file(folder / "clips.safetensors")
+            config = i3d.Config(eps=1e-5)
+            tensors = load_file(folder / "piergiaj.safetensors")
+            params = i3d_exchange.read_i3d(tensors, config)
+            network = weights.build(i3d.I3D, config, params)
+            ours = features.VideoFeatures(
+                weights.Weights("i3d", {"video": network}, "")
+            )
+            video = np.ascontiguousarray(np.moveaxis(case["video"], 1, -1))
+            check(ours(video), case["logits"])  # which also compiles
+            calls = {"ours": lambda: video_vae.seconds(lambda: ours(video))}
+            calls |= {form: lambda form=form: theirs(form) for form in forms}
+            times = {label: [] for label in calls}
+            for turn in range(repeat):
+                for label in list(calls)[:: 1 - 2 * (turn % 2)]:
+                    times[label].append(calls[label]())
+            peer.stdin.close()
+    ratios = {}
+    for form in forms:
+        ratios[form] = float(np.median(times[form]) / np.median(times["ours"]))
+        print(
+            f"{clips} clips: ours {video_vae.describe(times['ours'])}, theirs {form} "
+            f"{video_vae.describe(times[form])}: {ratios[form]:.2f} times"
+        )
+    print(f"against the peer's best form: {min(ratios.values()):.2f} times")
+    return ratios
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--forms", default=",".join(FORMS))
+    default = os.environ.get("SORA_PEERS_PYTHON", ROOT / ".peers" / "bin" / "python")
+    parser.add_argument("--peer", default=str(default))
+    options = parser.parse_args(argv)
+    print(f"{video_vae.THREADS} cores, load {os.getloadavg()[0]:.1f}")
+    compare(options.peer, options.clips, options.repeat, options.forms.split(","))
+    print(f"load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

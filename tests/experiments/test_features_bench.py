@@ -1,0 +1,19 @@
+"""The features' bench at a size that tests can afford: it compares before it times."""
+
+import numpy as np
+import pytest
+
+from experiments.bench import features
+
+
+@pytest.mark.peers
+def test_both_compute_the_same_before_they_are_timed(peers_python):
+    ratios = features.compare(peers_python, 1, 1, ("1 channels_last",))
+    assert ratios.keys() == {"1 channels_last"} and ratios["1 channels_last"] > 0
+
+
+@pytest.mark.parametrize("wrong", [1.001, np.nan])
+def test_nothing_is_timed_that_differs(wrong):
+    features.check(np.ones((2, 3)), np.ones((2, 3)))
+    with pytest.raises(ValueError, match="features differ from the peer's by"):
+        features.check(wrong * np.ones((2, 3)), np.ones((2, 3)))
