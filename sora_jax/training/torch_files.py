@@ -19,7 +19,7 @@ def read(
     python: str | pathlib.Path = PEERS,
     probe: pathlib.Path | None = None,
 ) -> dict[str, np.ndarray]:
-    """Returns a file's tensors by name, dots between the keys of nested dicts.
+    """Returns a file's tensors by name, in its order, dots between nested keys.
 
     Args:
       file: a pickle of tensors; where `probe` is given a TorchScript, which is a program
@@ -47,7 +47,7 @@ def read(
             if "ModuleNotFoundError" in last:
                 raise ValueError(_no_torch(python))
             raise ValueError(f"torch cannot read {file} as what it should be: {last}")
-        return safetensors.numpy.load(out.read_bytes())
+        return safetensors.numpy.load_file(out)
 
 
 def _no_torch(python: str | pathlib.Path) -> str:
