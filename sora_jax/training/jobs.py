@@ -238,15 +238,17 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         ),
     )
     stages = transforms.stages(c.data.crops, c.loop.num_steps)
+    for crop in (crop for _, crops in stages for crop in crops):
+        _check_window(objective.config, transforms.window_size(crop, clips.manifest))
 
     @contextlib.contextmanager
     def batches(start):
         def rows():
-            for steps, crop in stages:
+            for steps, crops in stages:
                 first = max(start, steps.start)
                 if first >= steps.stop:
                     continue
-                transform = transforms.CropClips(crop)
+                transform = transforms.CropClips(crops)
                 count = steps.stop - first
                 with read_ahead(c, mesh, clips, transform, first, count) as rows:
                     yield from map(transforms.join_crops, rows)
@@ -259,6 +261,14 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
             latents.finish(folder / "vae", params["vae"], objective.config, clips)
 
     return Job(objective, batches, finish=finish)
+
+
+def _check_window(config: video_vae.Config, size: tuple[int, int, int]) -> None:
+    """Raises ValueError where the video VAE cannot take windows of this size."""
+    try:
+        config.latent_shape(*size)
+    except ValueError as error:
+        raise ValueError(f"data.crops: {error}") from None
 
 
 JOBS = {"denoiser": denoiser, "vae": vae, "text_encoder": text_encoder}

@@ -176,3 +176,78 @@ def test_eight_devices_learn_the_same(objective, run):
     for name in ("loss", "discriminator", "adversarial_weight", "grad_norm"):
         a, b = (float(m[name][0] / m[name][1]) for m in (wanted, found))
         assert a == pytest.approx(b, rel=1e-4), name
+
+
+def mix():
+    """Clips, and twice as many images of another size."""
+    return {"video0": clips(8), "video1": clips(16, frames=1, size=24, seed=1)}
+
+
+def test_every_video_of_a_mix_weighs_the_same(run):
+    """The loss is the sum of both kinds' sums, over the number of videos."""
+    step, state = run
+    both = {name: step(state, {name: video})[1] for name, video in mix().items()}
+    found = step(state, mix())[1]
+    assert float(found["loss"][1]) == 8 + 16
+    for name in ("l1", "psnr"):  # the noise of a kind is its own
+        total = sum(float(both[kind][name][0]) for kind in both)
+        assert float(found[name][0]) == pytest.approx(total, rel=1e-4)
+    images = float(both["video1"]["l1"][0] / 16)
+    assert images != pytest.approx(float(both["video0"]["l1"][0] / 8), rel=1e-3)
+
+
+def taps(gradient):
+    """Norms of what time convolutions give to earlier frames, and to their own."""
+    earlier, own = [], []
+    for leaf in jax.tree.leaves(gradient):
+        if leaf.ndim == 5 and leaf.shape[0] == 3:
+            earlier.append(float(jnp.linalg.norm(leaf[:-1])))
+            if leaf.shape[1] == 3:  # steps that change the frame rate leave images out
+                own.append(float(jnp.linalg.norm(leaf[-1])))
+    return np.array(earlier), np.array(own)
+
+
+def test_images_alone_do_not_move_the_time_taps(run):
+    _, state = run
+    params = jax.tree.map(
+        # Convolutions that begin at zero would hide what is before them.
+        lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(0), leaf.shape),
+        state.params,
+    )
+    objective = reconstruction.Reconstruction(
+        VAE, dataclasses.replace(WEIGHTS, adversarial=0.0)
+    )
+    own_params = {"vae": params["vae"]}
+
+    @jax.jit
+    def gradient(batch):
+        drawn = objective.draw(jax.random.key(1), batch, 0.0)
+        bound = objective.networks.bind
+        return jax.grad(lambda p: objective.loss(bound(p), drawn)[0])(own_params)
+
+    earlier, own = taps(gradient({"video1": mix()["video1"]}))
+    assert len(earlier) > 8 and np.all(earlier == 0) and np.all(own > 0)
+    earlier, own = taps(gradient(mix()))
+    assert np.all(earlier > 0) and np.all(own > 0)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_mix_is_learned_the_same_on_eight_devices(objective, run, accumulation):
+    step, state = run
+    late = dataclasses.replace(state, step=jnp.asarray(STEPS // 4, jnp.int32))
+    given = {name: np.repeat(video, 2, axis=0) for name, video in mix().items()}
+    _, wanted = step(late, given)
+    mesh, optimizer = meshes.make_mesh({"fsdp": 8}), optim.make(OPTIM, STEPS)
+    with jax.set_mesh(mesh):
+        begun = jax.jit(
+            lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
+        )()
+        begun = dataclasses.replace(begun, step=late.step)
+        one = steps.make_train_step(
+            objective, optimizer, seed=0, num_steps=STEPS, ema_decay=0.9,
+            accumulation=accumulation,
+        )  # fmt: skip
+        _, found = jax.jit(one)(begun, loop.to_device(given, mesh))
+    for name in ("loss", "l1", "bands", "kl", "grad_norm"):
+        a, b = (float(m[name][0] / m[name][1]) for m in (wanted, found))
+        assert a == pytest.approx(b, rel=1e-5), name
