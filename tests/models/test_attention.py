@@ -84,21 +84,21 @@ def memory(function, *given) -> int:
 
 
 def test_memory_does_not_grow_with_the_scores():
-    """The middle block's shape: one head of 384 channels, a frame of 2048 voxels."""
-    scores = 4 * 2 * 2048**2
-    qkv = [jax.ShapeDtypeStruct((2, 2048, 1, 384), jnp.float32)] * 3
-    arrays = 4 * 2 * 2048 * 384
+    """One head and a frame of 4096 voxels, as in the video VAE's middle block."""
+    qkv = [jax.ShapeDtypeStruct((1, 4096, 1, 128), jnp.float32)] * 3
+    scores, array, chunk = 4 * 4096**2, 4 * 4096 * 128, attention.CHUNK_BYTES
 
     def gradient(form):
         return lambda *qkv: jax.grad(lambda *x: jnp.sum(form(*x) ** 2), (0, 1, 2))(*qkv)
 
-    assert scores > attention.CHUNK_BYTES
     assert memory(attention.reference, *qkv) >= scores
-    assert memory(attention.attention, *qkv) <= attention.CHUNK_BYTES + 8 * arrays
-    small = functools.partial(attention.chunked, chunk_bytes=2**20)
-    assert memory(small, *qkv) <= 2 * 2**20 + 8 * arrays
+    assert memory(attention.attention, *qkv) <= chunk + 6 * array < scores / 2
     assert memory(gradient(attention.reference), *qkv) >= 2 * scores
-    assert memory(gradient(small), *qkv) <= 4 * 2**20 + 12 * arrays
+    found = memory(gradient(attention.attention), *qkv)
+    assert found <= 3 * chunk + 12 * array < 1.2 * scores
+    small = functools.partial(attention.chunked, chunk_bytes=2**20)
+    assert memory(small, *qkv) <= 2**20 + 6 * array
+    assert memory(gradient(small), *qkv) <= 3 * 2**20 + 12 * array
 
 
 def test_the_form_follows_the_scores_on_a_device(monkeypatch):
