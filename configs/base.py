@@ -31,8 +31,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.batch_size = 32  # rows of the global batch
     c.data.num_workers = 0  # processes that decode; 0: threads
     c.data.max_corrupt_share = 0.01  # of all records, damaged; above: error
-    # Objective "vae": share of the run -> (frames, height, width, crops a clip).
-    c.data.crops = ((1.0, 0, 0, 0, 1),)  # 0: as they are
+    # Objective "vae": stages of the run, each a share of its steps and the kinds of
+    # windows that every step has: (frames, height, width, windows a clip), cut anywhere
+    # out of each of the batch_size clips; 0: the clip's own. So a mix of clips and
+    # images is (1.0, ((9, 32, 32, 1), (1, 64, 64, 2))). Every window weighs the same.
+    c.data.crops = ((1.0, ((0, 0, 0, 1),)),)
 
     c.text = ml_collections.ConfigDict()
     c.text.length = 24  # tokens a caption is cut or padded to

@@ -7,6 +7,7 @@ test that wants another number of devices sets `XLA_FLAGS` for its process.
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import pathlib
 import shutil
@@ -41,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "peers: compares with a peer library, run in .peers"
     )
+    config.addinivalue_line("markers", "tpu: compiles for a TPU that is not there")
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
 
@@ -70,6 +72,27 @@ def peers_python() -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return str(python)
+
+
+@pytest.fixture(scope="session")
+def libtpu() -> str:
+    """Returns the file of XLA's compiler for TPUs, which needs no TPU.
+
+    It is the one that `TPU_LIBRARY_PATH` names, that of our own environment on a TPU VM,
+    or that of the peers' environment. Without it a test is skipped, except in CI.
+    """
+    own = importlib.util.find_spec("libtpu")
+    folders = [pathlib.Path(own.origin).parent] if own else []
+    folders += (ROOT / ".peers" / "lib").glob("python*/site-packages/libtpu")
+    files = [folder / "libtpu.so" for folder in folders]
+    named = os.environ.get("TPU_LIBRARY_PATH")
+    for file in [pathlib.Path(named)] if named else files:
+        if file.is_file():
+            return str(file)
+    reason = "there is no libtpu; ./launch/test installs it into .peers"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @contextlib.contextmanager

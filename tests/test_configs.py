@@ -10,7 +10,7 @@ import pytest
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.data import tokenizer
+from sora_jax.data import tokenizer, transforms
 from sora_jax.diffusion import known, timesteps
 from sora_jax.generation import request, runs
 from sora_jax.models import video_vae
@@ -28,6 +28,12 @@ PUBLISHED = {
     "wan_5b": (4_999_787_712, 704_688_668, 5_680_910_336),
     "wan_14b": (14_288_491_584, 126_892_531, 5_680_910_336),
     "wan_a14b": (14_288_491_584, 126_892_531, 5_680_910_336),
+}
+# Video VAEs that are trained from scratch: parameters, and the latent of 17 x 256 x 256.
+FROM_SCRATCH = {
+    "toy_vae": (3_279_848, (5, 64, 64, 24)),
+    "vae_4x16x16": (193_423_452, (5, 16, 16, 48)),
+    "vae_8x32x32": (260_364_780, (3, 8, 8, 128)),
 }
 
 
@@ -69,6 +75,37 @@ def test_sizes_are_those_of_the_published_weights(name):
         states.count(shapes["text_encoder"]),
     )
     assert sizes == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", FROM_SCRATCH)
+def test_video_vaes_encode_and_decode_at_full_size(name):
+    c = recipe(name)
+    config = configs.build(video_vae.Config, c.model.vae, "model.vae")
+    networks = latents.networks_of(config)
+    params = networks.abstract()
+
+    def both(params, video):
+        vae = networks.bind(params)["vae"]
+        mean, _ = vae.encode(video)
+        return mean, vae.decode(mean)
+
+    video = jax.ShapeDtypeStruct((1, 17, 256, 256, 3), jnp.float32)
+    mean, decoded = jax.eval_shape(both, params, video)
+    assert (states.count(params), mean.shape[1:]) == FROM_SCRATCH[name]
+    assert decoded.shape == video.shape
+
+
+@pytest.mark.parametrize("name", FROM_SCRATCH)
+def test_windows_of_every_stage_suit_the_video_vae(name):
+    c = recipe(name)
+    config = configs.build(video_vae.Config, c.model.vae, "model.vae")
+    whole = c.sample.num_frames, c.sample.height, c.sample.width
+    stages = transforms.stages(c.data.crops, c.loop.num_steps)
+    for _, crops in stages:
+        for crop in crops:
+            config.latent_shape(*crop.within(whole))
+    # Whole clips come last, as they are encoded later.
+    assert stages[-1][1] == (transforms.Crop(),)
 
 
 class Pieces:

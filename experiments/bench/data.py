@@ -110,7 +110,7 @@ def main(arguments):
             with Stopwatch(f"batches of latents, {what} epoch", epoch, "batch"):
                 next(run)
             list(run)
-        crop = transforms_lib.CropClips(transforms_lib.Crop())
+        crop = transforms_lib.CropClips()
         for workers in (0, cores):
             run = steps_of(clips, crop, epoch, num_workers=workers)
             next(run)

@@ -3,12 +3,17 @@
     python -m experiments.bench.video_vae [--base_dim 32] [--video 17x128x128]
     python -m experiments.bench.video_vae --stream
     python -m experiments.bench.video_vae --minute --base_dim 8
+    python -m experiments.bench.video_vae --tpu v5e:1x1 --base_dim 96
 
 The first writes random weights once for both, runs the peer in its own environment
 (`.peers`, the same number of threads, its feature cache on), compares what both compute
 before it times anything, and takes turns. `--stream` times chunk sizes against one
 pass. `--minute` decodes 961 frames of 480 x 832 in chunks and fails above `--bound`
-bytes of memory. All in float32, in the layout of Wan 2.1 at a width of `--base_dim`.
+bytes of memory. `--tpu` compiles the passes over one latent of such a video for a slice
+that need not be there (libtpu), height and width split over it, in bfloat16, and prints
+the memory of a chip by kind; `JAX_OPTIMIZATION_LEVEL=O0` compiles ten times as fast, with
+nearly the same memory. The others are in float32. All in the layout of Wan 2.1 at a
+width of `--base_dim`.
 """
 
 import argparse
@@ -29,7 +34,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from experiments.bench import loading
-from sora_jax.models import conv, exchange, peer_configs, video_vae
+from sora_jax.core import mesh as meshes
+from sora_jax.models import conv, exchange, peer_configs, streaming, video_vae
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEER = ROOT / "tests" / "oracle" / "timed_vae.py"
@@ -277,6 +283,65 @@ def minute(config, num_frames: int, size, chunk: int, bound: float) -> None:
         raise ValueError(f"{count} frames took {peaks[-1] / 1e9:.2f} GB")
 
 
+def tpu(config, topology: str, size, passes: list[str]) -> dict[str, dict]:
+    """Compiles passes over one latent for a TPU slice; prints a chip's bytes by kind.
+
+    Args:
+      config: of the video VAE, with its compute dtype.
+      topology: like "v5e:2x2"; height is split over its first side, width over its
+        second.
+      size: height and width of the video.
+      passes: "encode", "decode": of a latent that is not the video's first, with the
+        state that the chunk before left; "first encode", "first decode".
+
+    Returns:
+      For each pass the bytes of a chip: arguments (state included), results, of them
+      those in place of arguments, and temporary.
+    """
+    devices = meshes.compile_only(topology)
+    sides = [*map(int, topology.partition(":")[2].split("x"))]
+    shape = dict(zip(("ring", "tensor"), sides, strict=False))
+    mesh = meshes.make_mesh(shape, devices)
+    split = [axis if chips > 1 else None for axis, chips in shape.items()]
+    graph, parameters = nnx.split(
+        nnx.eval_shape(lambda: video_vae.VideoVAE(config, nnx.Rngs(0)))
+    )
+
+    def place(leaf, layout=jax.P()):
+        layout = jax.NamedSharding(mesh, layout)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+
+    def chunk(way: str, is_first: bool):
+        shape = config.latent_shape(1, *size)
+        if way == "encode":
+            shape = (1 if is_first else config.temporal_stride, *size, 3)
+        frames = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        return place(frames, jax.P(None, None, *split))
+
+    found = {}
+    with jax.set_mesh(mesh):
+        parameters = jax.tree.map(place, parameters)
+        for name in passes:
+            way, is_first = name.removeprefix("first "), name.startswith("first ")
+            run = {"encode": streaming.encode_chunk, "decode": streaming.decode_chunk}
+            run, state, began = run[way], None, time.perf_counter()
+            if not is_first:
+                begun = jax.eval_shape(run, graph, parameters, chunk(way, True), None)
+                state = tuple(place(leaf, leaf.sharding.spec) for leaf in begun[1])
+            lowered = run.lower(graph, parameters, chunk(way, is_first), state)
+            memory = lowered.compile().memory_analysis()
+            took = time.perf_counter() - began
+            found[name] = {
+                "arguments": memory.argument_size_in_bytes,
+                "results": memory.output_size_in_bytes,
+                "in_place": memory.alias_size_in_bytes,
+                "temporary": memory.temp_size_in_bytes,
+            }
+            kinds = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in found[name].items())
+            print(f"{topology} {name} {size}, GB a chip: {kinds} ({took:.0f} s)")
+    return found
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base_dim", type=int, default=32)
@@ -285,6 +350,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--operations", help="encode,decode,train,conv3d")
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--minute", action="store_true")
+    parser.add_argument("--tpu", help="a slice to compile for, like v5e:1x1")
+    passes = "first encode,encode,first decode,decode"
+    parser.add_argument("--passes", default=passes, help="what --tpu compiles")
     parser.add_argument("--num_frames", type=int, default=961)
     parser.add_argument("--size", default="480x832")
     parser.add_argument("--chunk", type=int, default=1)
@@ -295,8 +363,11 @@ def main(argv: list[str] | None = None) -> None:
     config = dataclasses.replace(video_vae.WAN_2_1, base_dim=options.base_dim)
     size = tuple(map(int, options.video.split("x")))
     print(f"{THREADS} cores, load {os.getloadavg()[0]:.1f}")
-    if options.minute:
-        frame = tuple(map(int, options.size.split("x")))
+    frame = tuple(map(int, options.size.split("x")))
+    if options.tpu:
+        config = dataclasses.replace(config, dtype="bfloat16")
+        tpu(config, options.tpu, frame, options.passes.split(","))
+    elif options.minute:
         count, chunk = options.num_frames, options.chunk
         minute(config, count, frame, chunk, options.bound)
     elif options.stream:

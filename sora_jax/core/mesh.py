@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import jax
-from jax.experimental import multihost_utils
+from jax.experimental import multihost_utils, topologies
 
 AXES = ("replica", "fsdp", "ring", "ulysses", "tensor")
 
@@ -112,6 +112,33 @@ def make_mesh(
         )
     explicit = (jax.sharding.AxisType.Explicit,) * len(AXES)
     return jax.make_mesh(tuple(sizes), AXES, axis_types=explicit, devices=devices)
+
+
+def compile_only(topology: str) -> list:
+    """Returns the devices of a TPU slice that programs are compiled for, not run on.
+
+    XLA's TPU compiler is libtpu, which needs no TPU for that: the package `libtpu`
+    (launch/requirements/tpu.txt), or the file that `TPU_LIBRARY_PATH` names. One process
+    at a time may load it.
+
+    Args:
+      topology: like "v5e:2x2" or "v5p:2x2x1".
+
+    Raises:
+      ValueError: there is no libtpu, or it does not know the topology.
+    """
+    # Otherwise libtpu asks Google's metadata server which machine this is.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    try:
+        found = topologies.get_topology_desc(topology, platform="tpu")
+    except (RuntimeError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cannot compile for {topology} ({reason}): it takes the package libtpu, or "
+            "TPU_LIBRARY_PATH, and a topology like v5e:2x2"
+        ) from None
+    return list(found.devices)
 
 
 def barrier(name: str) -> None:

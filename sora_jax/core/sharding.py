@@ -95,12 +95,17 @@ def follow(x: jax.Array, *last: str | None) -> PartitionSpec | None:
     return PartitionSpec(*kept, *partition(*last))
 
 
+def pieces(x: jax.Array, dimensions: Iterable[int]) -> int:
+    """Into how many pieces the layout of `x` splits these dimensions together."""
+    if not _has_mesh():
+        return 1
+    mesh, layout = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.spec
+    return math.prod(shards(mesh, layout[dimension]) for dimension in dimensions)
+
+
 def is_split(x: jax.Array, dimensions: Iterable[int]) -> bool:
     """Whether any of these dimensions of `x` lies on more than one device."""
-    if not _has_mesh():
-        return False
-    mesh, layout = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.spec
-    return any(shards(mesh, layout[dimension]) > 1 for dimension in dimensions)
+    return pieces(x, dimensions) > 1
 
 
 def ends(x: jax.Array | PartitionSpec | None) -> PartitionSpec | None:

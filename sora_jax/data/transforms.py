@@ -3,11 +3,12 @@
 Every function is pure in (record, generator), and the generator is a function of (seed,
 step, row).
 
-Letters: n crops, t time, h height, w width, c channels, l tokens, d text width.
+Letters: n windows, t time, h height, w width, c channels, l tokens, d text width.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,50 +17,72 @@ from sora_jax.data import captions, records, text_states, tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A window of a clip; 0 means the clip's own size. `count` windows a clip."""
+    """A kind of window: a size, where 0 means the clip's own, and `count` of a clip."""
 
     num_frames: int = 0
     height: int = 0
     width: int = 0
     count: int = 1
 
+    def __post_init__(self):
+        if min(self.size) < 0 or self.count < 1:
+            raise ValueError(
+                f"data.crops: {self.count} windows of {_times(self.size)} are none; "
+                "sizes are 0 (the clip's own) or more, and there is 1 a clip or more"
+            )
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Frames, height and width as they are asked for."""
+        return self.num_frames, self.height, self.width
+
+    def within(self, whole: Sequence[int]) -> tuple[int, int, int]:
+        """Returns the window's size in a clip of (frames, height, width)."""
+        return tuple(
+            wanted or size for wanted, size in zip(self.size, whole, strict=True)
+        )
+
 
 class CropClips:
-    """Cuts random windows out of decoded clips: {"video": uint8 [n, t, h, w, c]}.
+    """Cuts random windows of every kind out of decoded clips.
 
-    A window may begin at any frame, so that the autoencoder also learns clips whose
-    first frame is in the middle of something.
+    Each kind is an entry of its own: {"video0": uint8 [n, t, h, w, c], "video1": ...}
+    with its own n, t, h and w. A window may begin at any frame, so that the autoencoder
+    also learns clips whose first frame is in the middle of something.
     """
 
-    def __init__(self, crop: Crop):
-        self.crop = crop
+    def __init__(self, crops: Sequence[Crop] = (Crop(),)):
+        self.crops = tuple(crops)
 
     def __call__(
         self, record: records.ClipRecord, random: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """Raises ValueError where the clip is smaller than the window."""
+        """Raises ValueError where the clip is smaller than a window."""
         frames_thwc = record.frames()
-        crop = self.crop
-        size = tuple(
-            wanted or whole
-            for wanted, whole in zip(
-                (crop.num_frames, crop.height, crop.width),
-                frames_thwc.shape,
-                strict=False,
-            )
-        )
-        room = [whole - s for whole, s in zip(frames_thwc.shape, size, strict=False)]
+        return {
+            f"video{place}": self._cut(crop, record.id, frames_thwc, random)
+            for place, crop in enumerate(self.crops)
+        }
+
+    def _cut(self, crop, clip_id, frames_thwc, random) -> np.ndarray:
+        whole = frames_thwc.shape[:3]
+        size = crop.within(whole)
+        room = np.array(whole) - size
         if min(room) < 0:
             raise ValueError(
-                f"clip {record.id!r} is {frames_thwc.shape[:3]}, smaller than the "
-                f"window {size}"
+                f"clip {clip_id!r} is {_times(whole)}, smaller than the window "
+                f"{_times(size)}"
             )
-        starts_n3 = random.integers(0, np.array(room) + 1, (crop.count, 3))
+        starts_n3 = random.integers(0, room + 1, (crop.count, 3))
         windows = [
             frames_thwc[t : t + size[0], h : h + size[1], w : w + size[2]]
             for t, h, w in starts_n3
         ]
-        return {"video": np.stack(windows)}
+        return np.stack(windows)
+
+
+def _times(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
 
 
 class Tokenize:
@@ -121,26 +144,70 @@ class TwoCaptions:
 
 
 def join_crops(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """[b, n, ...] -> [b n, ...]: every window becomes a row."""
-    video = batch["video"]
-    return {"video": video.reshape(-1, *video.shape[2:])}
+    """[b, n, ...] -> [b n, ...] of every kind: each window becomes a row."""
+    return {name: video.reshape(-1, *video.shape[2:]) for name, video in batch.items()}
 
 
 def stages(
-    crops: Sequence[tuple[float, int, int, int, int]], num_steps: int
-) -> list[tuple[range, Crop]]:
-    """Splits a run's steps by share: (share, frames, height, width, count) each.
+    crops: Sequence[tuple[float, Sequence[tuple[int, int, int, int]]]], num_steps: int
+) -> list[tuple[range, tuple[Crop, ...]]]:
+    """Splits a run's steps by share.
+
+    Args:
+      crops: (share, kinds) of each stage; a kind is (frames, height, width, count), and
+        every step has windows of all kinds of its stage.
+      num_steps: steps of the run.
 
     Raises:
-      ValueError: the shares do not sum to 1.
+      ValueError: the shares do not sum to 1, a stage has no kind, or a kind is
+        impossible.
     """
-    total = sum(stage[0] for stage in crops)
+    for stage in crops:
+        if len(stage) != 2 or any(np.shape(kind) != (4,) for kind in stage[1]):
+            raise ValueError(
+                "data.crops: a stage is (share, kinds), and a kind (frames, height, "
+                f"width, windows a clip), but one is {stage}"
+            )
+    total = sum(share for share, _ in crops)
     if abs(total - 1) > 1e-6:
         raise ValueError(f"the shares of data.crops sum to {total:g}, not 1")
     result, done, start = [], 0.0, 0
-    for share, *size in crops:
+    for share, kinds in crops:
+        if not kinds:
+            raise ValueError(
+                f"data.crops: the stage with share {share:g} has no kind of window"
+            )
         done += share
         end = round(done * num_steps)
-        result.append((range(start, end), Crop(*size)))
+        result.append((range(start, end), tuple(Crop(*kind) for kind in kinds)))
         start = end
     return result
+
+
+def window_size(crop: Crop, clips: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Returns a window's (frames, height, width) in any clip of a folder.
+
+    Args:
+      crop: the kind of window.
+      clips: a manifest's `num_frames`, `height` and `width`, where the clips differ
+        with all their values.
+
+    Raises:
+      ValueError: a clip is smaller, or the window is the clip's own size and they
+        differ.
+    """
+    smallest = []
+    for wanted, field in zip(crop.size, ("num_frames", "height", "width"), strict=True):
+        sizes = np.atleast_1d(clips[field]).tolist()
+        if not wanted and len(sizes) > 1:
+            raise ValueError(
+                f"data.crops: a window with the clip's own {field} needs clips that "
+                f"agree on it, but they have from {min(sizes)} to {max(sizes)}"
+            )
+        if wanted > min(sizes):
+            raise ValueError(
+                f"data.crops: a window of {_times(crop.size)} is larger than a clip "
+                f"whose {field} is {min(sizes)}"
+            )
+        smallest.append(min(sizes))
+    return crop.within(smallest)

@@ -1,12 +1,26 @@
 """Attention behind one function.
 
-Letters: b batch, n query tokens, m key tokens, h heads, e head size.
+Two forms of the same mathematics. `reference` holds the scores of all queries; where
+they fit into the memory of one chunk it is the fastest. `chunked` holds those of a few
+queries at a time, so that its memory grows with the keys and not with their product
+with the queries, and computes them again for the gradient. Which one runs follows from
+the shapes on a device, so it is known when the program is traced.
+
+Letters: b batch, n query tokens, m key tokens, h heads, e head size, g batch and heads
+as one axis, k chunks, c queries of a chunk.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from sora_jax.core import sharding
+
+# Scores that a device holds at a time; see experiments/RESULTS.md, "Attention".
+CHUNK_BYTES = 16 * 2**20
+# Fewer queries than these make slow products: then there are fewer rows in a chunk.
+_MIN_QUERIES = 128
 
 
 def attention(
@@ -32,16 +46,227 @@ def attention(
     """
     k_bmhe = sharding.gather_axis(k_bmhe, 1, like=q_bnhe)
     v_bmhe = sharding.gather_axis(v_bmhe, 1, like=q_bnhe)
+    if k_segments_bm is not None:
+        k_segments_bm = sharding.gather_axis(k_segments_bm, 1, like=q_segments_bn)
+    fits = _score_bytes(q_bnhe, k_bmhe) <= CHUNK_BYTES
+    form = reference if fits else chunked
+    return form(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+
+
+def _score_bytes(q_bnhe: jax.Array, k_bmhe: jax.Array) -> int:
+    """Bytes of all scores on one device."""
+    b, n, h, _ = q_bnhe.shape
+    devices = sharding.pieces(q_bnhe, (0, 1, 2))
+    return 4 * b * n * h * k_bmhe.shape[1] // devices
+
+
+def _visible(
+    mask_bm: jax.Array | None,
+    q_segments_bn: jax.Array | None,
+    k_segments_bm: jax.Array | None,
+) -> jax.Array | None:
+    """Which keys a query sees: bool [b, n or 1, m]; None where it is all of them."""
+    visible = None if mask_bm is None else mask_bm[:, None]
+    if q_segments_bn is not None:
+        same_bnm = q_segments_bn[:, :, None] == k_segments_bm[:, None]
+        visible = same_bnm if visible is None else same_bnm & visible
+    return visible
+
+
+def _hide(scores: jax.Array, visible: jax.Array | None) -> jax.Array:
+    """Lowers the scores of keys that are not seen."""
+    # Finite, so that a row without any key stays free of NaN.
+    low = jnp.finfo(jnp.float32).min
+    return scores if visible is None else jnp.where(visible, scores, low)
+
+
+def reference(
+    q_bnhe: jax.Array,
+    k_bmhe: jax.Array,
+    v_bmhe: jax.Array,
+    mask_bm: jax.Array | None = None,
+    q_segments_bn: jax.Array | None = None,
+    k_segments_bm: jax.Array | None = None,
+) -> jax.Array:
+    """`attention` with all scores at once; keys and values are whole."""
     scores_bhnm = jnp.einsum(
         "bnhe,bmhe->bhnm", q_bnhe, k_bmhe, preferred_element_type=jnp.float32
     )
     scores_bhnm = scores_bhnm * q_bnhe.shape[-1] ** -0.5
-    # Finite, so that a row without any key stays free of NaN.
-    low = jnp.finfo(jnp.float32).min
-    if mask_bm is not None:
-        scores_bhnm = jnp.where(mask_bm[:, None, None, :], scores_bhnm, low)
-    if q_segments_bn is not None:
-        same_bnm = q_segments_bn[:, :, None] == k_segments_bm[:, None, :]
-        scores_bhnm = jnp.where(same_bnm[:, None], scores_bhnm, low)
-    weights_bhnm = jax.nn.softmax(scores_bhnm, axis=-1).astype(v_bmhe.dtype)
-    return jnp.einsum("bhnm,bmhe->bnhe", weights_bhnm, v_bmhe)
+    visible = _visible(mask_bm, q_segments_bn, k_segments_bm)
+    visible = None if visible is None else visible[:, None]
+    weights_bhnm = jax.nn.softmax(_hide(scores_bhnm, visible), axis=-1)
+    return jnp.einsum("bhnm,bmhe->bnhe", weights_bhnm.astype(v_bmhe.dtype), v_bmhe)
+
+
+def chunked(
+    q_bnhe: jax.Array,
+    k_bmhe: jax.Array,
+    v_bmhe: jax.Array,
+    mask_bm: jax.Array | None = None,
+    q_segments_bn: jax.Array | None = None,
+    k_segments_bm: jax.Array | None = None,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> jax.Array:
+    """`attention` with the scores of a few queries at a time; keys and values are whole.
+
+    Args:
+      chunk_bytes: of scores that a device holds at a time. The gradient holds a small
+        multiple of it.
+
+    Every device works on the rows, queries and heads that it has, without asking any
+    other; only the gradients of keys and values are summed, once, over the devices that
+    share the queries of a row.
+    """
+    run = functools.partial(_chunked, chunk_bytes=chunk_bytes)
+    given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+    if jax.sharding.get_abstract_mesh().empty:
+        return run(*given)
+    b, n, h, e = jax.typeof(q_bnhe).sharding.spec
+    layouts = (jax.P(b, n, h, e), *(jax.P(b, None, h, e),) * 2)
+    layouts += (jax.P(b, None), jax.P(b, n), jax.P(b, None))
+    layouts = [
+        None if x is None else layout for x, layout in zip(given, layouts, strict=True)
+    ]
+    given = [
+        x if x is None else jax.reshard(x, layout)
+        for x, layout in zip(given, layouts, strict=True)
+    ]
+    axes = (n,) if isinstance(n, str) else n or ()
+
+    def on_device(q, k, v, *visible):
+        # The transpose of this is the sum of their gradients.
+        k, v = (jax.lax.pcast(x, axes, to="varying") if axes else x for x in (k, v))
+        return run(q, k, v, *visible)
+
+    return jax.shard_map(on_device, in_specs=tuple(layouts), out_specs=layouts[0])(
+        *given
+    )
+
+
+def _chunked(
+    q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, chunk_bytes
+):
+    """`chunked` on one device: groups of rows and heads, one after the other."""
+    b, n, h, e = q_bnhe.shape
+    query_bytes = 4 * k_bmhe.shape[1]
+    fitting = chunk_bytes // (query_bytes * min(n, _MIN_QUERIES))
+    group = max(
+        g for g in range(1, b * h + 1) if not b * h % g and g <= max(1, fitting)
+    )
+    num_chunks = -(-n // max(1, chunk_bytes // (query_bytes * group)))
+
+    def heads_first(x_bnhe):
+        x = x_bnhe.swapaxes(1, 2)
+        return x.reshape(-1, group, *x.shape[2:])
+
+    def by_head(x_bn):
+        if x_bn is None:
+            return None
+        return jnp.repeat(x_bn, h, axis=0).reshape(-1, group, x_bn.shape[1])
+
+    qkv = tuple(heads_first(x) for x in (q_bnhe, k_bmhe, v_bmhe))
+    given = (*qkv, tuple(by_head(x) for x in (mask_bm, q_segments_bn, k_segments_bm)))
+    run = functools.partial(_attend, num_chunks=num_chunks)
+    if group == b * h:
+        y = run(*jax.tree.map(lambda x: x[0], given))
+    else:
+        y = jax.lax.map(lambda one: run(*one), given)
+    return y.reshape(b, h, n, e).swapaxes(1, 2)
+
+
+def _cut(x_gn: jax.Array | None, num_chunks: int) -> jax.Array | None:
+    """Cuts queries into chunks of one size: [g, n, ...] to [k, g, c, ...]."""
+    if x_gn is None:
+        return None
+    g, n, *rest = x_gn.shape
+    size = -(-n // num_chunks)
+    edges = ((0, 0), (0, num_chunks * size - n), *((0, 0),) * len(rest))
+    x_gn = jnp.pad(x_gn, edges)
+    return x_gn.reshape(g, num_chunks, size, *rest).swapaxes(0, 1)
+
+
+def _join(x_kgc: jax.Array, n: int) -> jax.Array:
+    """Undoes `_cut`."""
+    k, g, c, *rest = x_kgc.shape
+    return x_kgc.swapaxes(0, 1).reshape(g, k * c, *rest)[:, :n]
+
+
+def _scores(q_gce, k_gme, visible) -> jax.Array:
+    scores_gcm = jnp.einsum(
+        "gce,gme->gcm", q_gce, k_gme, preferred_element_type=jnp.float32
+    )
+    return _hide(scores_gcm * q_gce.shape[-1] ** -0.5, visible)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnames=("num_chunks",))
+def _attend(q_gne, k_gme, v_gme, seen, num_chunks):
+    return _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks)[0]
+
+
+def _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks):
+    """Returns the result, and what the gradient needs: no scores, but their log sums."""
+    mask_gm, q_segments_gn, k_segments_gm = seen
+
+    def chunk(_, given):
+        q_gce, q_segments_gc = given
+        visible = _visible(mask_gm, q_segments_gc, k_segments_gm)
+        scores_gcm = _scores(q_gce, k_gme, visible)
+        top_gc1 = jnp.max(scores_gcm, axis=-1, keepdims=True)
+        weights_gcm = jnp.exp(scores_gcm - top_gc1)
+        sum_gc1 = jnp.sum(weights_gcm, axis=-1, keepdims=True)
+        y_gce = jnp.einsum(
+            "gcm,gme->gce",
+            weights_gcm.astype(v_gme.dtype),
+            v_gme,
+            preferred_element_type=jnp.float32,
+        )
+        return None, ((y_gce / sum_gc1).astype(q_gce.dtype), top_gc1, sum_gc1)
+
+    cut = _cut(q_gne, num_chunks), _cut(q_segments_gn, num_chunks)
+    _, (y_kgce, top_kgc1, sum_kgc1) = jax.lax.scan(chunk, None, cut)
+    y_gne = _join(y_kgce, q_gne.shape[1])
+    # Two numbers, since the log sum of a row without any key would drown in its top.
+    return y_gne, (q_gne, k_gme, v_gme, seen, y_gne, top_kgc1, sum_kgc1)
+
+
+def _attend_backward(num_chunks, saved, dy_gne):
+    """The gradient of softmax from its result (arXiv 2205.14135, appendix B)."""
+    q_gne, k_gme, v_gme, seen, y_gne, top_kgc1, sum_kgc1 = saved
+    mask_gm, q_segments_gn, k_segments_gm = seen
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scale = q_gne.shape[-1] ** -0.5
+    dot_gn1 = jnp.sum(
+        dy_gne.astype(jnp.float32) * y_gne.astype(jnp.float32), -1, keepdims=True
+    )
+
+    def chunk(sums, given):
+        dk_gme, dv_gme = sums
+        q_gce, q_segments_gc, dy_gce, dot_gc1, top_gc1, sum_gc1 = given
+        visible = _visible(mask_gm, q_segments_gc, k_segments_gm)
+        scores_gcm = _scores(q_gce, k_gme, visible)
+        weights_gcm = jnp.exp(scores_gcm - top_gc1) / sum_gc1
+        moved_gcm = product("gce,gme->gcm", dy_gce, v_gme) - dot_gc1
+        dscores_gcm = scale * weights_gcm * moved_gcm
+        if visible is not None:  # rows without any key have weights all the same
+            dscores_gcm = jnp.where(visible, dscores_gcm, 0)
+        dscores_gcm = dscores_gcm.astype(q_gce.dtype)
+        weights_gcm = weights_gcm.astype(v_gme.dtype)
+        dk_gme += product("gcm,gce->gme", dscores_gcm, q_gce)
+        dv_gme += product("gcm,gce->gme", weights_gcm, dy_gce)
+        return (dk_gme, dv_gme), product("gcm,gme->gce", dscores_gcm, k_gme)
+
+    cut = [_cut(x, num_chunks) for x in (q_gne, q_segments_gn, dy_gne, dot_gn1)]
+    sums = tuple(jnp.zeros_like(x, jnp.float32) for x in (k_gme, v_gme))
+    (dk_gme, dv_gme), dq_kgce = jax.lax.scan(chunk, sums, (*cut, top_kgc1, sum_kgc1))
+    dq_gne = _join(dq_kgce, q_gne.shape[1])
+    return (
+        dq_gne.astype(q_gne.dtype),
+        dk_gme.astype(k_gme.dtype),
+        dv_gme.astype(v_gme.dtype),
+        None,
+    )
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

@@ -62,12 +62,14 @@ class Past:
 
 
 @functools.partial(jax.jit, static_argnames="graph", donate_argnames="state")
-def _encode_chunk(graph, parameters, video_bthwc, state):
+def encode_chunk(graph, parameters, video_bthwc, state):
+    """`VideoVAE.encode_chunk` as a program, which takes the state's buffers over."""
     return nnx.merge(graph, parameters).encode_chunk(video_bthwc, state)
 
 
 @functools.partial(jax.jit, static_argnames="graph", donate_argnames="state")
-def _decode_chunk(graph, parameters, latents_bthwc, state):
+def decode_chunk(graph, parameters, latents_bthwc, state):
+    """`VideoVAE.decode_chunk` as a program, which takes the state's buffers over."""
     return nnx.merge(graph, parameters).decode_chunk(latents_bthwc, state)
 
 
@@ -80,7 +82,7 @@ def encode(vae, video, chunk: int, layout) -> Iterator[tuple[jax.Array, jax.Arra
         num_frames += video_bthwc.shape[1]
         shape = vae.config.latent_shape(num_frames, *video_bthwc.shape[2:4])
         video_bthwc = spread_frames(video_bthwc, shape[1:3], layout)
-        moments, state = _encode_chunk(graph, parameters, video_bthwc, state)
+        moments, state = encode_chunk(graph, parameters, video_bthwc, state)
         yield moments
 
 
@@ -90,7 +92,7 @@ def decode(vae, latents, chunk: int, layout) -> Iterator[jax.Array]:
     state = None
     for latents_bthwc in _cut(latents, chunk, chunk):
         latents_bthwc = spread_frames(latents_bthwc, latents_bthwc.shape[2:4], layout)
-        video_bthwc, state = _decode_chunk(graph, parameters, latents_bthwc, state)
+        video_bthwc, state = decode_chunk(graph, parameters, latents_bthwc, state)
         yield video_bthwc
 
 

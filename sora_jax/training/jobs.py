@@ -247,7 +247,13 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     clips = shards.open(_given(c.data.shards, "data.shards", what))
     _check_sizes(mesh, c, {})
     weights = configs.build(reconstruction.Weights, c.reconstruction, "reconstruction")
-    seen = _perception(c, folder, clips) if weights.lpips_weights else None
+    stages = transforms.stages(c.data.crops, c.loop.num_steps)
+    sizes = [
+        transforms.window_size(crop, clips.manifest)
+        for _, crops in stages
+        for crop in crops
+    ]
+    seen = _perception(c, folder, sizes) if weights.lpips_weights else None
     objective = reconstruction.Reconstruction(
         configs.build(video_vae.Config, c.model.vae, "model.vae"),
         weights,
@@ -256,16 +262,17 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         ),
         seen.config if seen else lpips.Config(),
     )
-    stages = transforms.stages(c.data.crops, c.loop.num_steps)
+    for size in sizes:
+        _check_window(objective.config, size)
 
     @contextlib.contextmanager
     def batches(start):
         def rows():
-            for steps, crop in stages:
+            for steps, crops in stages:
                 first = max(start, steps.start)
                 if first >= steps.stop:
                     continue
-                transform = transforms.CropClips(crop)
+                transform = transforms.CropClips(crops)
                 count = steps.stop - first
                 with read_ahead(c, mesh, clips, transform, first, count) as rows:
                     yield from map(transforms.join_crops, rows)
@@ -295,15 +302,22 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     )
 
 
-def _perception(c, folder: pathlib.Path, clips: shards.Shards) -> perceptual.Weights:
+def _perception(c, folder: pathlib.Path, sizes) -> perceptual.Weights:
     """LPIPS's weights: those that the run has begun with, or else those named."""
     kept = folder / _LPIPS
     begun = run_folder.is_claimed(folder) and kept.is_file()
     found = perceptual.open_weights(kept if begun else c.reconstruction.lpips_weights)
-    own = [np.min(clips.manifest[name]) for name in ("height", "width")]
-    for crop in c.data.crops:
-        found.config.check(crop[2] or own[0], crop[3] or own[1])
+    for _, height, width in sizes:
+        found.config.check(height, width)
     return found
+
+
+def _check_window(config: video_vae.Config, size: tuple[int, int, int]) -> None:
+    """Raises ValueError where the video VAE cannot take windows of this size."""
+    try:
+        config.latent_shape(*size)
+    except ValueError as error:
+        raise ValueError(f"data.crops: {error}") from None
 
 
 JOBS = {"denoiser": denoiser, "vae": vae, "text_encoder": text_encoder}

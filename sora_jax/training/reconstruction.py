@@ -90,7 +90,8 @@ class Reconstruction:
       perception: of LPIPS; used where `weights.lpips` is not 0. The network {"lpips"} is
         then to be given as one that is not trained.
 
-    Batches: `video` uint8 or float32 [b, t, h, w, 3]; float is in [-1, 1].
+    Batches: an entry for each kind of video, uint8 or float32 [b, t, h, w, 3] with its
+    own sizes; float is in [-1, 1]. Every video weighs the same, of whatever kind.
     """
 
     def __init__(
@@ -113,23 +114,37 @@ class Reconstruction:
         self.metric_names = {}
 
     def draw(self, key, batch, share):
-        b, t, h, w, _ = batch["video"].shape
-        shape = (b, *self.config.latent_shape(t, h, w))
-        layout = sharding.spec("batch", None, None, None, None)
-        noise = jax.random.normal(key, shape, out_sharding=layout)
-        judged = jnp.full(b, share >= self.weights.adversarial_start, jnp.float32)
-        return dict(batch) | {
-            "noise": noise,
-            "judged": sharding.reshard(judged, "batch"),
-        }
+        drawn = dict(batch)
+        for place, name in enumerate(sorted(batch)):
+            b, t, h, w, _ = batch[name].shape
+            shape = (b, *self.config.latent_shape(t, h, w))
+            layout = sharding.spec("batch", None, None, None, None)
+            # The first keeps the key: runs of one kind are what they were before.
+            own = jax.random.fold_in(key, place) if place else key
+            noise = jax.random.normal(own, shape, out_sharding=layout)
+            judged = jnp.full(b, share >= self.weights.adversarial_start, jnp.float32)
+            drawn[f"noise/{name}"] = noise
+            drawn[f"judged/{name}"] = sharding.reshard(judged, "batch")
+        return drawn
 
     def loss(self, modules, batch):
-        video = batch["video"]
+        kinds = [name for name in batch if f"noise/{name}" in batch]
+        each = [
+            self._loss(
+                modules,
+                *(batch[f"{what}{name}"] for what in ("", "noise/", "judged/")),
+            )
+            for name in sorted(kinds)
+        ]
+        return jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *each)
+
+    def _loss(self, modules, video, noise, judged_b):
+        """Loss, weight and metrics of the videos of one kind, as sums over them."""
         if video.dtype == jnp.uint8:
             video = video.astype(jnp.float32) / 127.5 - 1
         mean, logvar = modules["vae"].encode(video)
         mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
-        latents = mean + jnp.exp(0.5 * logvar) * batch["noise"]
+        latents = mean + jnp.exp(0.5 * logvar) * noise
         decoded = modules["vae"].decode(latents).astype(jnp.float32)
         kl_b = jnp.square(mean) + jnp.exp(logvar) - 1 - logvar
         kl_b = 0.5 * jnp.sum(kl_b, (1, 2, 3, 4)) / math.prod(video.shape[1:4])
@@ -140,7 +155,7 @@ class Reconstruction:
         metrics["kl"] = jnp.sum(kl_b), weight
         total = error_sum + self.weights.kl * jnp.sum(kl_b)
         if self.weights.adversarial:
-            judgement, judged = self._judge(modules, decoded, video, batch["judged"])
+            judgement, judged = self._judge(modules, decoded, video, judged_b)
             total = total + judgement
             metrics |= {name: (value, weight) for name, value in judged.items()}
         return total, weight, metrics

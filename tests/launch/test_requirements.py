@@ -98,6 +98,15 @@ def test_every_accelerator_has_the_same_jax():
     assert {pins(path)["jax"][0] for path in files} == {version}
 
 
+def test_programs_are_compiled_by_the_libtpu_that_runs_them():
+    folder = ROOT / "launch" / "requirements"
+    tpu, peers = (
+        re.findall(r"(?m)^libtpu==[\w.]+", (folder / f"{name}.txt").read_text())
+        for name in ("tpu", "peers")
+    )
+    assert len(tpu) == 1 and tpu == peers
+
+
 def test_requirements_and_constraints_do_not_overlap():
     constraints = pins(ROOT / "launch" / "requirements" / "constraints.txt")
     assert not set(constraints) & set(pins(ROOT / "requirements.txt"))

@@ -251,3 +251,85 @@ def test_a_weight_without_a_file_is_refused():
         reconstruction.Weights(lpips=0.5)
     with pytest.raises(ValueError, match="lpips is -1"):
         reconstruction.Weights(lpips=-1.0)
+
+
+def mix():
+    """Clips, and twice as many images of another size."""
+    return {"video0": clips(8), "video1": clips(16, frames=1, size=24, seed=1)}
+
+
+PLAIN = reconstruction.Reconstruction(VAE, dataclasses.replace(WEIGHTS, adversarial=0))
+
+
+def test_every_video_of_a_mix_weighs_the_same(objective, run):
+    """The loss is the sum of both kinds' sums, over the number of videos."""
+    _, state = run
+
+    @jax.jit
+    def loss(batch):
+        drawn = objective.draw(jax.random.key(1), batch, 0.9)
+        # A kind's noise is another in a mix.
+        drawn |= {name: 0 * drawn[name] for name in drawn if name.startswith("noise")}
+        return objective.loss(objective.networks.bind(state.params), drawn)
+
+    alone = [loss({name: video})[2] for name, video in mix().items()]
+    _, weight, found = loss(mix())
+    assert float(weight) == 8 + 16
+    for name in ("l1", "psnr", "discriminator"):
+        sums = [float(metrics[name][0]) for metrics in alone]
+        assert float(found[name][0]) == pytest.approx(sum(sums), rel=1e-5)
+        assert sums[0] / 8 != pytest.approx(sums[1] / 16, rel=1e-4)
+
+
+def taps(gradient):
+    """Norms of what time convolutions give to earlier frames, and to their own."""
+    earlier, own = [], []
+    for leaf in jax.tree.leaves(gradient):
+        if leaf.ndim == 5 and leaf.shape[0] == 3:
+            earlier.append(float(jnp.linalg.norm(leaf[:-1])))
+            if leaf.shape[1] == 3:  # steps that change the frame rate leave images out
+                own.append(float(jnp.linalg.norm(leaf[-1])))
+    return np.array(earlier), np.array(own)
+
+
+def test_images_alone_do_not_move_the_time_taps(run):
+    _, state = run
+    params = jax.tree.map(
+        # Convolutions that begin at zero would hide what is before them.
+        lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(0), leaf.shape),
+        state.params,
+    )
+    own_params = {"vae": params["vae"]}
+
+    @jax.jit
+    def gradient(batch):
+        drawn = PLAIN.draw(jax.random.key(1), batch, 0.0)
+        bound = PLAIN.networks.bind
+        return jax.grad(lambda p: PLAIN.loss(bound(p), drawn)[0])(own_params)
+
+    earlier, own = taps(gradient({"video1": mix()["video1"]}))
+    assert len(earlier) > 8 and np.all(earlier == 0) and np.all(own > 0)
+    earlier, own = taps(gradient(mix()))
+    assert np.all(earlier > 0) and np.all(own > 0)
+
+
+def test_a_mix_is_learned_the_same_on_eight_devices():
+    """And in two parts of each kind as in one."""
+    given = {name: np.repeat(video, 2, axis=0) for name, video in mix().items()}
+    optimizer, key = optim.make(OPTIM, STEPS), rng.key(0, "init")
+
+    def learn(batch, accumulation):
+        step = steps.make_train_step(
+            PLAIN, optimizer, seed=0, num_steps=STEPS, ema_decay=0.9,
+            accumulation=accumulation,
+        )  # fmt: skip
+        begun = jax.jit(lambda: states.init(PLAIN.networks, optimizer, key, {}))()
+        return jax.jit(step)(begun, batch)[1]
+
+    wanted = learn(given, 1)
+    mesh = meshes.make_mesh({"fsdp": 8})
+    with jax.set_mesh(mesh):
+        found = learn(loop.to_device(given, mesh), 2)
+    for name in ("loss", "l1", "bands", "kl", "grad_norm"):
+        a, b = (float(m[name][0] / m[name][1]) for m in (wanted, found))
+        assert a == pytest.approx(b, rel=1e-5), name

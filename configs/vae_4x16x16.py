@@ -1,0 +1,55 @@
+"""A video VAE from scratch: 4 x 16 x 16 with 48 channels, Wan 2.2's form made narrower.
+
+Images and short windows first, whole clips last, and then sharpness: the discriminator
+begins when the rest has settled. For an accelerator, on clips of 256 x 256:
+
+    python -m sora_jax.prepare --source folder:my_videos --size 256x256 \
+        --num_frames 33 --fps 16 --out runs/shards
+    python -m sora_jax.train --config=configs/vae_4x16x16.py --workdir=runs/vae_4x16x16 \
+        --config.data.shards=runs/shards
+
+Built and shape-checked by the tests; it has not been trained.
+"""
+
+from configs import base
+
+
+def get_config():
+    """Returns the config."""
+    c = base.get_config()
+    c.objective = "vae"
+    c.data.batch_size = 16
+    c.data.num_workers = 8
+    c.data.crops = (
+        (0.4, ((9, 64, 64, 1), (1, 128, 128, 2))),
+        (0.4, ((17, 128, 128, 1), (1, 256, 256, 1))),
+        (0.2, ((0, 0, 0, 1),)),
+    )
+
+    vae = c.model.vae
+    vae.latent_channels, vae.patch_size = 48, 2
+    vae.base_dim, vae.decoder_base_dim = 96, 128
+    vae.channel_multipliers, vae.num_res_blocks = (1, 2, 4, 4), 2
+    vae.temporal_downsample = (False, True, True)
+    vae.spatial_downsample = (True, True, True)
+    vae.dtype = "bfloat16"
+    c.model.discriminator.base_dim = 64
+    c.model.discriminator.dtype = "bfloat16"
+
+    c.reconstruction.l1, c.reconstruction.bands = 1.0, 1.0
+    c.reconstruction.mse = 1.0  # absolute errors alone stay at a flat grey for long
+    c.reconstruction.adversarial, c.reconstruction.adversarial_start = 0.1, 0.6
+
+    c.optim.learning_rate = 1e-3
+    c.optim.learning_rate_factors = ()
+    c.optim.warmup_steps = 1000
+    c.optim.ema_decay = 0.9995
+    c.loop.num_steps = 100_000
+    c.loop.checkpoint_every = 2000
+    c.loop.eval_every = 5000
+
+    # What a denoiser of its latents would be given.
+    c.model.dit.in_channels = c.model.dit.out_channels = 48
+    c.sample.num_frames, c.sample.height, c.sample.width = 33, 256, 256
+    c.sample.fps = 16.0
+    return c

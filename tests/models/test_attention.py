@@ -1,0 +1,166 @@
+"""Attention in chunks against the reference: values, gradients, memory, meshes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sora_jax.core import mesh
+from sora_jax.models import attention, vae_layers
+
+
+def draw(b, n, m, h, e, seed=0):
+    rng = np.random.default_rng(seed)
+    sizes = ((b, n, h, e), (b, m, h, e), (b, m, h, e))
+    return tuple(jnp.asarray(rng.standard_normal(s), jnp.float32) for s in sizes)
+
+
+def ids(b, n, count, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, count, (b, n)))
+
+
+def graded(form, **options):
+    """A function that returns the result and the gradients of q, k and v."""
+
+    def loss(q, k, v, *seen):
+        y = form(q, k, v, *seen, **options)
+        return jnp.sum(jnp.sin(3 * y)), y
+
+    def run(q, k, v, *seen):
+        gradient = jax.grad(loss, (0, 1, 2), has_aux=True)
+        (dq, dk, dv), y = gradient(q, k, v, *seen)
+        return y, dq, dk, dv
+
+    return jax.jit(run)
+
+
+def compare(close, found, expected, label=""):
+    names = ("result", "dq", "dk", "dv")
+    for name, a, b in zip(names, found, expected, strict=True):
+        close(f"{label} {name}", a, b, 1e-6 if name == "result" else 1e-5)
+
+
+def masks(kind, b, n, m):
+    mask = ids(b, m, 4, seed=1) > 0
+    segments = ids(b, n, 3, seed=2), ids(b, m, 3, seed=3)
+    return {
+        "all": (),
+        "mask": (mask,),
+        "segments": (None, *segments),
+        "both": (mask, *segments),
+        # No key of the last row, and none for the first row's segment 7.
+        "no key": (mask.at[-1].set(False), segments[0].at[0, :3].set(7), segments[1]),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["all", "mask", "segments", "both", "no key"])
+@pytest.mark.parametrize(
+    # queries, keys, and bytes: one chunk, several, groups of rows, one query at a time
+    "n, m, chunk_bytes",
+    [(67, 67, 10**6), (67, 53, 8000), (301, 64, 40_000), (5, 300, 1)],
+)
+def test_values_and_gradients_are_the_references(close, kind, n, m, chunk_bytes):
+    given = (*draw(2, n, m, 3, 8), *masks(kind, 2, n, m))
+    found = graded(attention.chunked, chunk_bytes=chunk_bytes)(*given)
+    compare(close, found, graded(attention.reference)(*given), kind)
+
+
+def test_half_precision_sums_in_float32(close):
+    given = tuple(x.astype(jnp.bfloat16) for x in draw(2, 300, 300, 2, 16))
+    exact = graded(attention.reference)(*(x.astype(jnp.float32) for x in given))
+    found = graded(attention.chunked, chunk_bytes=40_000)(*given)
+    assert {x.dtype for x in found} == {jnp.dtype(jnp.bfloat16)}
+    for name, a, b in zip(("result", "dq", "dk", "dv"), found, exact, strict=True):
+        close(name, a.astype(jnp.float32), b, 2e-2)
+
+
+def memory(function, *given) -> int:
+    return (
+        jax.jit(function).lower(*given).compile().memory_analysis().temp_size_in_bytes
+    )
+
+
+def test_memory_does_not_grow_with_the_scores():
+    """One head and a frame of 4096 voxels, as in the video VAE's middle block."""
+    qkv = [jax.ShapeDtypeStruct((1, 4096, 1, 128), jnp.float32)] * 3
+    scores, array, chunk = 4 * 4096**2, 4 * 4096 * 128, attention.CHUNK_BYTES
+
+    def gradient(form):
+        return lambda *qkv: jax.grad(lambda *x: jnp.sum(form(*x) ** 2), (0, 1, 2))(*qkv)
+
+    assert memory(attention.reference, *qkv) >= scores
+    assert memory(attention.attention, *qkv) <= chunk + 6 * array < scores / 2
+    assert memory(gradient(attention.reference), *qkv) >= 2 * scores
+    found = memory(gradient(attention.attention), *qkv)
+    assert found <= 3 * chunk + 12 * array < 1.2 * scores
+    small = functools.partial(attention.chunked, chunk_bytes=2**20)
+    assert memory(small, *qkv) <= 2**20 + 6 * array
+    assert memory(gradient(small), *qkv) <= 3 * 2**20 + 12 * array
+
+
+def test_the_form_follows_the_scores_on_a_device(monkeypatch):
+    forms = []
+    for name in ("reference", "chunked"):
+        form = getattr(attention, name)
+        monkeypatch.setattr(
+            attention,
+            name,
+            lambda *x, name=name, form=form: forms.append(name) or form(*x),
+        )
+    qkv = draw(2, 1024, 1024, 4, 8)  # scores of 32 MiB
+    jax.eval_shape(attention.attention, *(x[:, :512] for x in qkv))
+    jax.eval_shape(attention.attention, *qkv)
+    with jax.set_mesh(mesh.make_mesh({"tensor": 2}, jax.devices()[:2])):
+        layout = jax.P(None, None, "tensor", None)
+        split = [jax.device_put(x, layout) for x in qkv]
+        jax.eval_shape(attention.attention, *split)
+    assert forms == ["reference", "chunked", "reference"]
+
+
+MESHES = [
+    {"fsdp": 2, "ring": 2, "tensor": 2},
+    {"ring": 4, "ulysses": 2},
+    {"replica": 2, "fsdp": 2, "ulysses": 2},
+]
+
+
+@pytest.mark.parametrize("kind", ["all", "both"])
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_rows_queries_and_heads_over_devices(close, monkeypatch, shape, kind):
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 0)
+    given = (*draw(4, 40, 40, 2, 8), *masks(kind, 4, 40, 40))
+    expected = graded(attention.reference)(*given)
+    with jax.set_mesh(mesh.make_mesh(shape)):
+        rows, tokens = ("replica", "fsdp"), ("ring", "ulysses")
+        qkv = jax.P(rows, tokens, "tensor", None)
+        layouts = (qkv,) * 3 + (jax.P(rows), jax.P(rows, tokens), jax.P(rows, tokens))
+        given = [jax.device_put(*pair) for pair in zip(given, layouts, strict=False)]
+        run = graded(attention.attention)
+        found = run(*given)
+        for x, like in zip(found, (given[0], *given[:3]), strict=True):
+            assert x.sharding.is_equivalent_to(like.sharding, 4)
+        forward = jax.jit(attention.chunked)
+        text = forward.lower(given[0], *given[:1] * 2).compile().as_text()
+    compare(close, found, expected, str(shape))
+    assert "all-reduce" not in text  # a query's result is made where it lies
+
+
+def test_frames_attend_in_chunks_where_their_height_is_split(
+    build, spread, close, monkeypatch
+):
+    layer = build(lambda: vae_layers.FrameAttention(8, rngs=nnx.Rngs(0)))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 8, 6, 8)))
+    expected = jax.jit(layer)(x)
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 4 * 2 * 48 * 5)
+    close("one device", jax.jit(lambda x: layer(x))(x), expected, 1e-6)
+    with jax.set_mesh(mesh.make_mesh({"ring": 4, "tensor": 2})):
+        split = jax.device_put(x, jax.P(None, None, "ring", "tensor"))
+        close(
+            "eight",
+            jax.jit(lambda layer, x: layer(x))(spread(layer), split),
+            expected,
+            1e-6,
+        )
