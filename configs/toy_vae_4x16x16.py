@@ -18,4 +18,8 @@ def get_config():
     c.model.vae.spatial_downsample = (True, True)
     c.loop.num_steps = 900
     c.loop.checkpoint_every = 100
+
+    # What a denoiser of its latents would be given.
+    c.model.dit.in_channels = c.model.dit.out_channels = 48
+    c.sample.num_frames, c.sample.height, c.sample.width = 17, 64, 64
     return c

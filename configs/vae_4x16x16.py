@@ -41,7 +41,7 @@ def get_config():
     c.reconstruction.adversarial, c.reconstruction.adversarial_start = 0.1, 0.6
 
     c.optim.learning_rate = 1e-3
-    c.optim.learning_rate_factors = ()
+    c.optim.learning_rate_factors = (("^vae.linear", 0.0),)
     c.optim.warmup_steps = 1000
     c.optim.ema_decay = 0.9995
     c.loop.num_steps = 100_000
