@@ -10,7 +10,8 @@ needed, and the whole covariance part is the distance of two square roots after 
 rotation, min_U |R1 - U R2|^2 (Bhatia, Jain and Lim 2019). Written that way it is a sum
 of squares: real and never negative, also for fewer samples than features.
 
-Letters: n samples, d features, r rows of a square root (at most min(n, d)).
+Letters: n samples, d features, r rows of a square root (at most min(n, d)), or
+resamples.
 """
 
 import dataclasses
@@ -134,6 +135,23 @@ def frechet_interval(
         frechet(features1_nd, features2_nd),
         num_resamples=num_resamples,
         seed=seed,
+    )
+
+
+def frechet_of_draws(
+    features_nd: np.ndarray, reference_nd: np.ndarray, draws_rn: np.ndarray
+) -> np.ndarray:
+    """Returns the distances of resamples of one set from another that stays: [r].
+
+    Args:
+      features_nd: the set that is resampled.
+      reference_nd: the other.
+      draws_rn: for each resample the rows of the set that are in it.
+    """
+    other = _root(reference_nd)
+    features_nd = np.asarray(features_nd)
+    return np.array(
+        [_distance(*_root(features_nd[drawn_n]), *other) for drawn_n in draws_rn]
     )
 
 
