@@ -52,6 +52,7 @@ def test_matching():
     # One found cut is right once, however many were asked for beside it.
     assert cuts.match([5], [4, 6]) == cuts.Match(1, 1, 2)
     assert cuts.match([5, 6], [6, 7]) == cuts.Match(2, 2, 2)
+    assert cuts.match([5, 6], [5, 9]) == cuts.Match(1, 2, 2)
     both = cuts.match([5], [5]) + cuts.match([], [4, 8])
     assert both.f1 == pytest.approx(2 * 1 / (1 + 3))
 
