@@ -143,6 +143,27 @@ def move_back(
     return top * (1 - fy) + bottom * fy, inside
 
 
+def low_pass(image_bhwc: jax.Array, sigma: float) -> jax.Array:
+    """Gaussian filter over height and width, edges repeated."""
+    radius = round(2.5 * sigma)
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * np.square(offsets / sigma)).astype(np.float32)
+    kernel /= kernel.sum()
+
+    def along(image, axis):
+        size = image.shape[axis]
+        padding = [(0, 0)] * 4
+        padding[axis] = (radius, radius)
+        padded = jnp.pad(image, padding, mode="edge")
+        shifted = (
+            weight * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
+            for i, weight in enumerate(kernel)
+        )
+        return functools.reduce(jnp.add, shifted)
+
+    return along(along(image_bhwc, 1), 2)
+
+
 def as_unit(video_bthwc: np.ndarray) -> np.ndarray:
     """Returns clips, uint8 or float in [-1, 1], as float32 in [0, 1].
 
@@ -231,7 +252,7 @@ def _refine(first_bhwc, second_bhwc, flow_bhwx):
         forces = [(right * change).sum(-1), (down * change).sum(-1)]
         # What has left the frame says nothing: it would only pull at its neighbours.
         terms = jnp.stack([*products, *forces], -1) * inside[..., None]
-        xx, xy, yy, x, y = jnp.moveaxis(_smooth(terms, _WINDOW_SIGMA), -1, 0)
+        xx, xy, yy, x, y = jnp.moveaxis(low_pass(terms, _WINDOW_SIGMA), -1, 0)
         xx, yy = xx + _FLATNESS, yy + _FLATNESS
         update = jnp.stack([yy * x - xy * y, xx * y - xy * x], -1)
         update = update / (xx * yy - xy * xy)[..., None]
@@ -239,27 +260,6 @@ def _refine(first_bhwc, second_bhwc, flow_bhwx):
         return flow - jnp.clip(update, -1, 1), None
 
     return jax.lax.scan(step, flow_bhwx, length=_ITERATIONS)[0]
-
-
-def _smooth(image_bhwc, sigma: float):
-    """Gaussian filter over height and width, edges repeated."""
-    radius = round(2.5 * sigma)
-    offsets = np.arange(-radius, radius + 1)
-    kernel = np.exp(-0.5 * np.square(offsets / sigma)).astype(np.float32)
-    kernel /= kernel.sum()
-
-    def along(image, axis):
-        size = image.shape[axis]
-        padding = [(0, 0)] * 4
-        padding[axis] = (radius, radius)
-        padded = jnp.pad(image, padding, mode="edge")
-        shifted = (
-            weight * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
-            for i, weight in enumerate(kernel)
-        )
-        return functools.reduce(jnp.add, shifted)
-
-    return along(along(image_bhwc, 1), 2)
 
 
 def _halve(image_bhwc):

@@ -59,6 +59,8 @@ def test_a_background_that_changes_and_a_subject_that_does_not_matter():
     other[:, 5:] = inverted[:, 5:]
     measure = consistency.background_greys
     assert consistency.consistency(video, measure).min() > 0.97
+    plain = squares([PALETTE["red"]] * 5, grey=(60, 60, 60))
+    assert consistency.consistency(plain, measure) == pytest.approx(1, abs=1e-6)
     assert consistency.consistency(other, measure).max() < 0.75
     np.testing.assert_allclose(
         consistency.consistency(other, consistency.subject_colours),

@@ -85,7 +85,7 @@ def test_fvd_toy_of_a_set_in_which_all_moves_right(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_motion_distance_of_a_set_in_which_all_moves_right(seed):
-    """Given < shuffled < still, and a blur is nothing beside a reversal."""
+    """Given < shuffled, still, and a blur is nothing beside a reversal."""
     table = right_moving_table(seed, 24, control_metrics.MOTION_DISTANCE)
     check(table, unseen={controls.BLURRED})
     assert len(table.steps) == 4
