@@ -1,26 +1,43 @@
-"""Control table of the toy world's oracle: what must pass, and what must not.
+"""Control tables of the toy world: what must pass, what must not, and what must lose.
 
     python -m experiments.toyworld_controls --tier tw32 --clips 140
+    python -m experiments.toyworld_controls --tables temporal --clips 96 --seed 11
+    python -m experiments.toyworld_controls --model runs/model --checkpoints 2000,4400
 
-Prints a Markdown table to stdout: for each family the share of clips that pass when
-the video is the scene's own (plain, blurred and noised, through a linear autoencoder of
-about 30 dB) or is tampered with. Behind each tampered figure stands, in brackets, the
-level that it must have: the share of scenes that are still true of the tampered video
-(a mirrored clip of something that moves up still moves up). A figure that is off by
-more than the tolerance is marked with "!", and the exit status is 1.
+Prints Markdown tables to stdout.
+
+The oracle's: for each family the share of clips that pass when the video is the
+scene's own (plain, blurred and noised, through a linear autoencoder of about 30 dB) or
+is tampered with. Behind each tampered figure stands, in brackets, the level that it
+must have: the share of scenes that are still true of the tampered video (a mirrored
+clip of something that moves up still moves up). A figure that is off by more than the
+tolerance is marked with "!".
+
+The temporal metrics': each metric of clips and of the same clips spoilt, with the
+orders that it must give (`sora_jax/evals/control_tables.py`); on families in which
+something moves, and on a set in which all moves right. With --model, clips that its
+checkpoints make of motion prompts take the place of the scenes' own.
+
+The exit status is 1 where a level is missed or an order does not hold.
 """
 
 import argparse
 import dataclasses
+import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from sora_jax.evals import control_metrics, control_tables, features
+from sora_jax.evals import controls as controls_made
+from sora_jax.evals import rows as eval_rows
+from sora_jax.generation import pipeline
 from sora_jax.toyworld import families, oracle, render
 from sora_jax.toyworld.grammar import CONVERSE
 from sora_jax.toyworld.scene import Scene, Slots, find_tier
+from sora_jax.training import checkpoint
 
 TOLERANCE = 0.03
 CEILING = 0.98
@@ -187,7 +204,7 @@ def same_claims(one: Scene, other: Scene) -> bool:
     return claims(one) == claims(other)
 
 
-# -- The table -------------------------------------------------------------------------
+# -- The oracle's table -------------------------------------------------------------------------
 
 TAMPERED: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "mirrored": lambda video, seed: video[:, :, ::-1],
@@ -243,24 +260,16 @@ def controls(
     return found
 
 
-def main() -> int:
-    flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    flags.add_argument("--tier", default="tw32")
-    flags.add_argument("--split", default="test")
-    flags.add_argument("--clips", type=int, default=140)
-    options = flags.parse_args()
-    fitted = [
-        render.render(families.scene(options.tier, "train", i)) for i in range(300)
-    ]
+def print_oracle_table(tier: str, split: str, clips: int) -> int:
+    """Prints the table, a row a family; returns how many figures are off."""
+    fitted = [render.render(families.scene(tier, "train", i)) for i in range(300)]
     autoencoder = LinearAutoencoder(fitted)
     started = time.perf_counter()
     wrong = 0
     for number, family in enumerate(families.FAMILIES):
-        row = controls(options.tier, family, options.clips, options.split, autoencoder)
+        row = controls(tier, family, clips, split, autoencoder)
         if number == 0:
-            print(
-                f"{options.tier}, split {options.split}, {options.clips} clips a row\n"
-            )
+            print(f"{tier}, split {split}, {clips} clips a row\n")
             print("| family | " + " | ".join(row) + " |")
             print("|---" * (len(row) + 1) + "|")
         cells = []
@@ -278,7 +287,115 @@ def main() -> int:
         for clip in fitted[:100]
     ]
     print(f"\nLinear autoencoder: {np.mean(psnr):.1f} dB.", end=" ")
-    print(f"Took {time.perf_counter() - started:.0f} s.")
+    print(f"Took {time.perf_counter() - started:.0f} s.\n")
+    return wrong
+
+
+# -- The temporal metrics' tables ------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Set:
+    """Clips of one kind: of a family and split, those of which `keep` is true."""
+
+    family: str
+    split: str = "test"
+    keep: Callable[[Slots], bool] = lambda truth: True
+    one_way: bool = False
+
+    def render(self, tier: str, count: int, seed: int, split: str) -> np.ndarray:
+        """The first clips of the set, uint8 [n, t, h, w, 3]."""
+        found, index = [], 0
+        while len(found) < count:
+            scene = families.scene(tier, split, index, {self.family: 1.0}, seed)
+            index += 1
+            if self.keep(scene.truth):
+                found.append(render.render(scene))
+        return np.stack(found)
+
+
+def moves_right(truth: Slots) -> bool:
+    return truth.subjects[0].direction == "right"
+
+
+RIGHT = "motion, all to the right"
+SETS = {
+    "motion": Set("motion"),
+    RIGHT: Set("motion", keep=moves_right, one_way=True),
+    "motion_binding": Set("motion_binding"),
+    "camera that moves": Set("camera", keep=lambda truth: truth.camera != "static"),
+    "motion, twice as long": Set("motion", "test_len"),
+}
+
+
+def given_clips(options) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yields title, name of the set, and clips: the scenes' own, or a model's."""
+    if options.model is None:
+        for name, kind in SETS.items():
+            video = kind.render(options.tier, options.clips, options.seed, kind.split)
+            yield f"{options.tier}, {name}, seed {options.seed}", name, video
+        return
+    for step in options.checkpoints.split(","):
+        run = checkpoint.load_run(options.model, step=int(step) if step else None)
+        pipe = pipeline.Pipeline.from_run(run)
+        for name in ("motion", RIGHT):
+            # A quarter goes to the right; more are drawn than would do.
+            wanted = options.clips * (6 if name == RIGHT else 1)
+            drawn = families.prompts("motion", wanted, options.seed, options.tier)
+            texts = [text for text, stated in drawn if SETS[name].keep(stated)]
+            texts = texts[: options.clips]
+            frames = pipe(texts, seed=options.seed, batch_size=32).frames
+            yield f"step {run.step}, {name}", name, eval_rows.to_uint8(frames)
+
+
+def print_temporal_tables(options) -> int:
+    """Prints the tables; returns how many steps of the stated orders do not hold."""
+    network, tables = features.ToyFeatures(), []
+    fps = find_tier(options.tier).fps
+    for title, name, video_nthwc in given_clips(options):
+        kind = SETS[name]
+        reference = None
+        if video_nthwc.shape[1] >= network.num_frames:
+            count, seed = 4 * options.clips, options.seed + 1
+            others = kind.render(options.tier, count, seed, kind.split)
+            seam = controls_made.seam_of(others.shape[1])
+            clips = control_metrics.Clips(others, fps, seam)
+            reference = control_metrics.Reference(clips, network)
+        table = control_tables.build(
+            video_nthwc,
+            fps=fps,
+            title=title,
+            kind=kind.family,
+            one_way=kind.one_way,
+            reference=reference,
+            seed=options.seed,
+        )
+        print(table.as_text() + "\n", flush=True)
+        tables.append(table)
+        if options.out:
+            control_tables.write(tables, pathlib.Path(options.out))
+    return sum(len(table.broken) for table in tables)
+
+
+def main() -> int:
+    flags = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    flags.add_argument("--tables", default="oracle,temporal", help="which to print")
+    flags.add_argument("--tier", default="tw32")
+    flags.add_argument("--split", default="test", help="of the oracle's table")
+    flags.add_argument("--clips", type=int, default=140, help="of a row")
+    flags.add_argument("--seed", type=int, default=0, help="of temporal tables' clips")
+    flags.add_argument("--model", help="run folder whose clips replace the scenes' own")
+    flags.add_argument("--checkpoints", default="", help="its steps, such as 2000,4400")
+    flags.add_argument("--out", help="folder for controls.json and controls.md")
+    options = flags.parse_args()
+    asked = options.tables.split(",")
+    if unknown := set(asked) - {"oracle", "temporal"}:
+        flags.error(f"no table {sorted(unknown)}; there are oracle and temporal")
+    wrong = 0
+    if "oracle" in asked and options.model is None:
+        wrong += print_oracle_table(options.tier, options.split, options.clips)
+    if "temporal" in asked:
+        wrong += print_temporal_tables(options)
     return 1 if wrong else 0
 
 

@@ -10,7 +10,8 @@ needed, and the whole covariance part is the distance of two square roots after 
 rotation, min_U |R1 - U R2|^2 (Bhatia, Jain and Lim 2019). Written that way it is a sum
 of squares: real and never negative, also for fewer samples than features.
 
-Letters: n samples, d features, r rows of a square root (at most min(n, d)).
+Letters: n samples, d features, r rows of a square root (at most min(n, d)), or
+resamples.
 """
 
 import dataclasses
@@ -135,6 +136,31 @@ def frechet_interval(
         num_resamples=num_resamples,
         seed=seed,
     )
+
+
+def frechet_of_draws(
+    features_nd: np.ndarray, reference_nd: np.ndarray, draws_rn: np.ndarray
+) -> np.ndarray:
+    """Returns the distances of resamples of one set from another that stays: [r].
+
+    Args:
+      features_nd: the set that is resampled.
+      reference_nd: the other.
+      draws_rn: for each resample the rows of the set that are in it.
+    """
+    mean_d, root_rd = _root(reference_nd)
+    features_nd = statistics.checked_features(features_nd, least=2)
+    total = np.square(root_rd).sum()
+    values = []
+    for drawn_n in draws_rn:
+        own_d = features_nd[drawn_n].mean(axis=0)
+        centred_nd = (features_nd[drawn_n] - own_d) / np.sqrt(len(drawn_n) - 1)
+        # Singular values alone take a fraction of the time of the rotation, whose sum
+        # of squares stays exact where a distance is close to zero.
+        nuclear = np.linalg.svd(centred_nd @ root_rd.T, compute_uv=False).sum()
+        spread = np.square(centred_nd).sum() + total - 2 * nuclear
+        values.append(np.square(own_d - mean_d).sum() + max(spread, 0.0))
+    return np.array(values)
 
 
 def _root(features_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

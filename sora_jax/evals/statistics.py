@@ -1,6 +1,6 @@
 """Moments that can be merged, and intervals around a score.
 
-Letters: n samples, d features.
+Letters: n samples, d features, r resamples.
 """
 
 import dataclasses
@@ -121,10 +121,7 @@ def bootstrap(
     """Returns a bootstrap interval around a point estimate (Efron 1979).
 
     `statistic` draws its own resample, so that statistics of one set or of two share
-    this function; `resample` draws indices. The percentiles are shifted so that the
-    resamples' mean is the point estimate: a resample repeats samples, which moves a
-    Frechet distance up by about as much again as its bias at that sample size, and
-    plain percentiles would then lie above the estimate.
+    this function; `resample` draws indices, and `interval_of` takes the percentiles.
 
     Args:
       statistic: maps a generator to the statistic of one resample.
@@ -134,10 +131,23 @@ def bootstrap(
       confidence: the share of resamples inside the interval.
     """
     rng = np.random.default_rng(seed)
-    values = np.array([statistic(rng) for _ in range(num_resamples)])
-    values += point - values.mean()
+    values_r = np.array([statistic(rng) for _ in range(num_resamples)])
+    return interval_of(values_r, point, confidence=confidence)
+
+
+def interval_of(
+    values_r: np.ndarray, point: float, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Returns the interval of a statistic's values on resamples.
+
+    The percentiles are shifted so that the resamples' mean is the point estimate: a
+    resample repeats samples, which moves a Frechet distance up by about as much again
+    as its bias at that sample size, and plain percentiles would then lie above the
+    estimate.
+    """
+    values_r = np.asarray(values_r, np.float64)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
+    low, high = np.quantile(values_r + (point - values_r.mean()), [tail, 1 - tail])
     return float(low), float(high)
 
 

@@ -115,6 +115,55 @@ def measure(
     }
 
 
+def move_back(
+    image_bhwc: jax.Array, flow_bhwx: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Reads an image at (pixel + flow), bilinearly.
+
+    Returns:
+      the image [b, h, w, c] so read, beyond the edge that of the edge; and where the
+      place lies in the frame, bool [b, h, w].
+    """
+    b, h, w, _ = image_bhwc.shape
+    x = jnp.arange(w, dtype=jnp.float32) + flow_bhwx[..., 0]
+    y = jnp.arange(h, dtype=jnp.float32)[:, None] + flow_bhwx[..., 1]
+    # Half a pixel beyond the last centre is still the last pixel.
+    inside = (x >= -0.5) & (x <= w - 0.5) & (y >= -0.5) & (y <= h - 0.5)
+    x, y = jnp.clip(x, 0, w - 1), jnp.clip(y, 0, h - 1)
+    x0 = jnp.minimum(x.astype(jnp.int32), max(w - 2, 0))
+    y0 = jnp.minimum(y.astype(jnp.int32), max(h - 2, 0))
+    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
+    row = jnp.arange(b)[:, None, None]
+
+    def at(y, x):
+        return image_bhwc[row, jnp.minimum(y, h - 1), jnp.minimum(x, w - 1)]
+
+    top = at(y0, x0) * (1 - fx) + at(y0, x0 + 1) * fx
+    bottom = at(y0 + 1, x0) * (1 - fx) + at(y0 + 1, x0 + 1) * fx
+    return top * (1 - fy) + bottom * fy, inside
+
+
+def low_pass(image_bhwc: jax.Array, sigma: float) -> jax.Array:
+    """Gaussian filter over height and width, edges repeated."""
+    radius = round(2.5 * sigma)
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * np.square(offsets / sigma)).astype(np.float32)
+    kernel /= kernel.sum()
+
+    def along(image, axis):
+        size = image.shape[axis]
+        padding = [(0, 0)] * 4
+        padding[axis] = (radius, radius)
+        padded = jnp.pad(image, padding, mode="edge")
+        shifted = (
+            weight * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
+            for i, weight in enumerate(kernel)
+        )
+        return functools.reduce(jnp.add, shifted)
+
+    return along(along(image_bhwc, 1), 2)
+
+
 def as_unit(video_bthwc: np.ndarray) -> np.ndarray:
     """Returns clips, uint8 or float in [-1, 1], as float32 in [0, 1].
 
@@ -150,7 +199,7 @@ def _estimate_batch(video_bthwc):
     second = video_bthwc[:, 1:].reshape(-1, h, w, c)
     forward = _lucas_kanade(first, second)
     backward = _lucas_kanade(second, first)
-    back_at_target, inside = _move_back(backward, forward)
+    back_at_target, inside = move_back(backward, forward)
     contradiction = jnp.square(forward + back_at_target).sum(-1)
     length = jnp.square(forward).sum(-1) + jnp.square(back_at_target).sum(-1)
     agrees = contradiction < _CHECK_SCALE * length + _CHECK_OFFSET
@@ -165,7 +214,7 @@ def _measure_batch(video_bthwc, flow_bphwx):
     b, t, h, w, c = video_bthwc.shape
     first = video_bthwc[:, :-1].reshape(-1, h, w, c)
     second = video_bthwc[:, 1:].reshape(-1, h, w, c)
-    moved, inside = _move_back(second, flow_bphwx.reshape(-1, h, w, 2))
+    moved, inside = move_back(second, flow_bphwx.reshape(-1, h, w, 2))
     difference = moved - first
     luminance = difference @ jnp.array([0.299, 0.587, 0.114], jnp.float32)
     return (
@@ -198,12 +247,12 @@ def _refine(first_bhwc, second_bhwc, flow_bhwx):
     ]
 
     def step(flow, _):
-        moved, inside = _move_back(second_bhwc, flow)
+        moved, inside = move_back(second_bhwc, flow)
         change = moved - first_bhwc
         forces = [(right * change).sum(-1), (down * change).sum(-1)]
         # What has left the frame says nothing: it would only pull at its neighbours.
         terms = jnp.stack([*products, *forces], -1) * inside[..., None]
-        xx, xy, yy, x, y = jnp.moveaxis(_smooth(terms, _WINDOW_SIGMA), -1, 0)
+        xx, xy, yy, x, y = jnp.moveaxis(low_pass(terms, _WINDOW_SIGMA), -1, 0)
         xx, yy = xx + _FLATNESS, yy + _FLATNESS
         update = jnp.stack([yy * x - xy * y, xx * y - xy * x], -1)
         update = update / (xx * yy - xy * xy)[..., None]
@@ -211,48 +260,6 @@ def _refine(first_bhwc, second_bhwc, flow_bhwx):
         return flow - jnp.clip(update, -1, 1), None
 
     return jax.lax.scan(step, flow_bhwx, length=_ITERATIONS)[0]
-
-
-def _move_back(image_bhwc, flow_bhwx):
-    """Reads image at (pixel + flow), bilinearly; also says where that is inside."""
-    b, h, w, _ = image_bhwc.shape
-    x = jnp.arange(w, dtype=jnp.float32) + flow_bhwx[..., 0]
-    y = jnp.arange(h, dtype=jnp.float32)[:, None] + flow_bhwx[..., 1]
-    # Half a pixel beyond the last centre is still the last pixel.
-    inside = (x >= -0.5) & (x <= w - 0.5) & (y >= -0.5) & (y <= h - 0.5)
-    x, y = jnp.clip(x, 0, w - 1), jnp.clip(y, 0, h - 1)
-    x0 = jnp.minimum(x.astype(jnp.int32), max(w - 2, 0))
-    y0 = jnp.minimum(y.astype(jnp.int32), max(h - 2, 0))
-    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
-    row = jnp.arange(b)[:, None, None]
-
-    def at(y, x):
-        return image_bhwc[row, jnp.minimum(y, h - 1), jnp.minimum(x, w - 1)]
-
-    top = at(y0, x0) * (1 - fx) + at(y0, x0 + 1) * fx
-    bottom = at(y0 + 1, x0) * (1 - fx) + at(y0 + 1, x0 + 1) * fx
-    return top * (1 - fy) + bottom * fy, inside
-
-
-def _smooth(image_bhwc, sigma: float):
-    """Gaussian filter over height and width, edges repeated."""
-    radius = round(2.5 * sigma)
-    offsets = np.arange(-radius, radius + 1)
-    kernel = np.exp(-0.5 * np.square(offsets / sigma)).astype(np.float32)
-    kernel /= kernel.sum()
-
-    def along(image, axis):
-        size = image.shape[axis]
-        padding = [(0, 0)] * 4
-        padding[axis] = (radius, radius)
-        padded = jnp.pad(image, padding, mode="edge")
-        shifted = (
-            weight * jax.lax.slice_in_dim(padded, i, i + size, axis=axis)
-            for i, weight in enumerate(kernel)
-        )
-        return functools.reduce(jnp.add, shifted)
-
-    return along(along(image_bhwc, 1), 2)
 
 
 def _halve(image_bhwc):

@@ -97,6 +97,14 @@ def test_interval_holds_the_point():
     assert 0 < low < distances.frechet(first, second) < high
 
 
+def test_resamples_have_the_distance_of_what_was_drawn():
+    one, other = features(40, 12, 0), features(30, 12, 1, 1.5)
+    draws_rn = np.random.default_rng(2).integers(0, 40, (5, 40))
+    found = distances.frechet_of_draws(one, other, draws_rn)
+    expected = [distances.frechet(one[drawn], other) for drawn in draws_rn]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def test_errors_name_the_fault():
     good = features(10, 4, 0)
     with pytest.raises(ValueError, match="4 and 5 features"):
