@@ -153,72 +153,88 @@ def _prepare(entry: indices.Entry) -> None:
         (entry.folder / name).unlink(missing_ok=True)
 
 
-def _work(index, todo, commands, slots, inherited, launched=False) -> None:
-    """The loop: starts what there is room for, sees what has ended, records it."""
-    waiting, running, asked = list(todo), [], []
+class _Crew:
+    """The jobs that run at the moment, what has become of them, and who asked to stop."""
 
-    def stop(number, frame):
+    def __init__(self, index: indices.Index, inherited: Sequence[int], launched: bool):
+        self.index, self.inherited, self.launched = index, inherited, launched
+        self.running: list[_Running] = []
+        self.asked: list[int] = []  # signals that asked to stop
+
+    def stop(self, number: int, frame: object) -> None:
+        """Takes a signal; the loop passes it on."""
         say("stopping; the jobs save what they have (once more to end them at once)")
-        asked.append(number)
+        self.asked.append(number)
 
-    def pass_on():
-        for one in running:
-            if len(asked) > 1:
-                one.process.kill()
-            elif asked and not one.told:
-                one.process.terminate()
-                one.told = True
-
-    def start(entry, left, since=None):
-        log = entry.folder / "launcher.txt" if launched else entry.log
+    def start(self, entry, commands, since: float | None = None) -> None:
+        """Starts the first of the commands; the others follow when it has succeeded."""
+        log = entry.folder / "launcher.txt" if self.launched else entry.log
         with open(log, "ab") as file:
             process = subprocess.Popen(
-                left[0],
+                commands[0],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 process_group=0,
-                pass_fds=inherited,
+                pass_fds=self.inherited,
             )
         entry.state, entry.pid = indices.RUNNING, process.pid
-        running.append(_Running(entry, left[1:], process, since or time.monotonic()))
-        index.write()
+        began = since or time.monotonic()
+        self.running.append(_Running(entry, commands[1:], process, began))
+        self.index.write()
 
+    def pass_on(self) -> None:
+        """Asks the jobs to save and to end, once; ends them where it is asked again."""
+        for one in self.running:
+            if len(self.asked) > 1:
+                one.process.kill()
+            elif self.asked and not one.told:
+                one.process.terminate()
+                one.told = True
+
+    def see(self) -> None:
+        """Records what has ended, and goes on with what has more to do."""
+        for one in [one for one in self.running if one.process.poll() is not None]:
+            self.running.remove(one)
+            code, entry, entries = one.process.returncode, one.entry, self.index.entries
+            if code == 0 and one.commands and not self.asked:
+                self.start(entry, one.commands, one.began)
+                continue
+            _ended(one, code, bool(self.asked), self.launched)
+            self.index.write()
+            place = f"{1 + entries.index(entry)}/{len(entries)}"
+            say(f"{place} {entry.name}: {describe(entry)}")
+
+
+def _work(index, todo, commands, slots, inherited, launched=False) -> None:
+    """The loop: starts what there is room for, sees what has ended."""
+    crew, waiting = _Crew(index, inherited, launched), list(todo)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
+    before = {number: signal.signal(number, crew.stop) for number in numbers}
     try:
-        while running or (waiting and not asked):
-            while waiting and len(running) < slots and not asked:
+        while crew.running or (waiting and not crew.asked):
+            while waiting and len(crew.running) < slots and not crew.asked:
                 entry = waiting.pop(0)
-                start(entry, commands[entry.id])
-            pass_on()
+                crew.start(entry, commands[entry.id])
+            crew.pass_on()
             time.sleep(_POLL_SECONDS)
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                code, entry = one.process.returncode, one.entry
-                if code == 0 and one.commands and not asked:
-                    start(entry, one.commands, one.began)
-                    continue
-                _ended(entry, one, code, bool(asked), launched)
-                index.write()
-                place = 1 + index.entries.index(entry)
-                say(f"{place}/{len(index.entries)} {entry.name}: {describe(entry)}")
+            crew.see()
     finally:
-        for one in running:  # only after an error of our own
+        for one in crew.running:  # only after an error of our own
             one.process.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
-    if asked:
+    if crew.asked:
         raise Stopped
 
 
-def _ended(entry, one: _Running, code: int, stopped: bool, launched: bool) -> None:
+def _ended(one: _Running, code: int, stopped: bool, launched: bool) -> None:
+    entry = one.entry
     entry.pid = None
     entry.exit_code = 128 - code if code < 0 else code  # as a shell counts signals
-    if launched:
-        entry.state = indices.FAILED if code else indices.HANDED_OVER
-        if not code:
-            collect(entry)
+    if launched and code == 0:
+        entry.state = indices.HANDED_OVER
+        collect(entry)
         return
     entry.seconds = round(entry.seconds + time.monotonic() - one.began, 2)
     done = code == 0 and not one.commands
