@@ -158,11 +158,6 @@ class Resolved:
             found.append(_command("evaluate", places | evaluated))
         return found
 
-    @property
-    def is_evaluated(self) -> bool:
-        """Whether a scores.json is among the results."""
-        return self.job == "evaluate" or "evaluate.shards" in self.settings
-
 
 def _command(job: str, flags: Mapping[str, object]) -> list[str]:
     return [

@@ -77,9 +77,10 @@ class Bench:
         printed, said = process.communicate(timeout=120)
         return process.returncode, printed, said
 
-    def run_here(self) -> indices.Index:
-        """Runs the points in this process, without a table."""
-        resolved = points.resolve(points.load(self.folder / "sweep.py"), GIVEN)
+    def run_here(self, resolved=None) -> indices.Index:
+        """Runs points, by default the sweep's, in this process and without a table."""
+        if resolved is None:
+            resolved = points.resolve(points.load(self.folder / "sweep.py"), GIVEN)
         index = indices.Index(self.out, resolved, str(self.python))
         with runner.alone_in(self.out) as lock:
             runner.run(index, index.entries, 2, lock)
@@ -265,6 +266,30 @@ def test_a_point_that_fails_stops_no_other_and_is_run_again(bench):
     bench.behave()
     assert bench.run()[0] == 0
     assert len(bench.calls()) == 8 and bench.states() == ["finished"] * 6
+
+
+def test_a_job_without_scores_has_failed(bench):
+    bench.behave(silent=["--num_inference_steps=10"])
+    index = bench.run_here()
+    assert bench.states() == ["finished", "failed", "finished"] * 2
+    assert "no scores.json" in runner.describe(index.entries[1])
+
+
+def test_a_training_run_is_evaluated_afterwards_if_it_succeeds(bench):
+    bench.behave(fail=["--config.seed=1"])
+    recipe = {"config": str(ROOT / "configs" / "toy.py")}
+    sweep = points.Sweep(job="train", points=axis("seed", [0, 1]), quality="loss")
+    index = bench.run_here(points.resolve(sweep, recipe | {"evaluate.shards": "s"}))
+    assert bench.states() == ["finished", "failed"]
+    jobs = [line.split()[0] for line in bench.calls()]
+    assert sorted(jobs) == ["sora_jax.evaluate", "sora_jax.train", "sora_jax.train"]
+    assert "motion/colour" in results.measure(index.entries[0]).measures
+
+    bench.out = bench.folder / "trained"  # and without an evaluation
+    bench.behave()
+    entry = bench.run_here(points.resolve(sweep, recipe)).entries[0]
+    loss = results.quality_of(results.measure(entry), "loss")
+    assert (loss.value, loss.low) == (0.5, None) and entry.state == "finished"
 
 
 def test_ctrl_c_ends_the_jobs_and_the_sweep_goes_on_later(bench):
