@@ -216,7 +216,7 @@ def write(
     ]
     direction = "lower" if sweep.lower_is_better else "higher"
     facts = dict(facts) | {
-        "Measured": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "Written": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
         "Quality": f"{sweep.quality}, {direction} is better, with its 95 % interval",
         "Cost": _cost_name(sweep.cost),
         "Points": f"{len(found)} of {len(index.entries)} finished",
