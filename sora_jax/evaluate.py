@@ -53,7 +53,9 @@ flags.DEFINE_list("seeds", ["0"], "Seeds; each makes a whole set of clips.")
 flags.DEFINE_integer("prompt_seed", 0, "Another seed asks other prompts.")
 flags.DEFINE_integer("num_inference_steps", None, "Solver steps.")
 flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 is no guidance.")
-flags.DEFINE_string("sampler", None, "euler or heun.")
+flags.DEFINE_string("sampler", None, "euler, heun or unipc.")
+flags.DEFINE_float("shift", None, "Of the noise levels towards noise.")
+flags.DEFINE_integer("checkpoint", None, "Step of the run's; by default the newest.")
 flags.DEFINE_integer("batch_size", 32, "Clips that are computed at a time.")
 flags.DEFINE_list("also", [], "More run folders whose training curves are shown.")
 
@@ -83,9 +85,9 @@ def from_model(clips: shards.Shards, tier: str) -> samples.Material:
         exclude_texts=clips.all_captions(),
         seed=FLAGS.prompt_seed,
     )
-    run = checkpoint.load_run(FLAGS.model)
+    run = checkpoint.load_run(FLAGS.model, step=FLAGS.checkpoint)
     pipe = pipeline.Pipeline.from_run(run)
-    asked = {name: FLAGS[name].value for name in samples.MAKING if name != "shift"}
+    asked = {name: FLAGS[name].value for name in samples.MAKING}
     making = {n: asked.get(n) or getattr(pipe.settings, n) for n in samples.MAKING}
     seeds = tuple(map(int, FLAGS.seeds))
     few = [suite.head(rows.UNTRAINED) for suite in suites if not suite.held_out]

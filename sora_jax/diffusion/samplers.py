@@ -54,6 +54,11 @@ def plan(sampler: str, taus: np.ndarray, levels: np.ndarray | None = None) -> Pl
     return steps
 
 
+def evaluations(sampler: str, num_steps: int) -> int:
+    """How often the network is asked for one clip, without guidance, down to tau 0."""
+    return 2 * num_steps - 1 if Sampler(sampler) is Sampler.HEUN else num_steps
+
+
 def chunks(steps: Plan, size: int) -> Iterator[Plan]:
     """Cuts a plan into parts of `size` steps, the last one filled up with idle steps."""
     count = len(steps["tau"])

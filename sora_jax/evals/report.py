@@ -101,6 +101,7 @@ def write(
     entries: Sequence[Entry] = (),
     tables: Sequence[Table] = (),
     charts: Sequence[Chart] = (),
+    charts_title: str = "Training",
     failures: Sequence[str] = (),
     config: str = "",
     protocol: Mapping[str, Any] | None = None,
@@ -112,7 +113,7 @@ def write(
       facts: what ran, on what, when; name -> value.
       figures: the few scores that matter most.
       entries: prompts with their videos, grouped by `Entry.group` in order.
-      tables, charts: results.
+      tables, charts: results; `charts_title` stands above the latter.
       failures: one sentence for each input that could not be used.
       config: resolved text of the run's config.
       protocol: fields of the manifest.
@@ -120,7 +121,7 @@ def write(
     sections = [
         _section("videos", "Videos", _videos(entries)) if entries else "",
         _section("scores", "Scores", "".join(map(_table, tables))) if tables else "",
-        _section("training", "Training", "".join(map(_chart, charts)))
+        _section("charts", charts_title, "".join(map(_chart, charts)))
         if charts
         else "",
         _section("failures", "Not used", _list(failures)) if failures else "",

@@ -141,7 +141,8 @@ def sample(
       seed: seed of the whole set.
       progress: told how many clip steps have been done.
       batch_size: clips computed at a time.
-      **asked: `num_inference_steps`, `guidance_scale`, `sampler`; None is the model's.
+      **asked: `num_inference_steps`, `guidance_scale`, `sampler` and `shift`; what is
+        None is the model's.
     """
     steps = asked["num_inference_steps"] or pipe.settings.num_inference_steps
     videos = {}

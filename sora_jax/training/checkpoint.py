@@ -156,10 +156,15 @@ class LoadedRun:
     folder: pathlib.Path
 
 
+def steps(folder: str | pathlib.Path) -> list[int]:
+    """The steps of a run folder's finished checkpoints, oldest first."""
+    found = pathlib.Path(folder).glob("checkpoints/*")
+    return sorted(int(step.name) for step in found if step.name.isdigit())
+
+
 def has_any(folder: str | pathlib.Path) -> bool:
     """Whether a run folder holds a finished checkpoint."""
-    steps = pathlib.Path(folder).glob("checkpoints/*")
-    return any(step.name.isdigit() for step in steps)
+    return bool(steps(folder))
 
 
 def networks_in(folder: str | pathlib.Path) -> dict[str, int]:
@@ -195,7 +200,8 @@ def load_run(
       layouts: a sharding for each parameter; None: whole arrays on the host.
 
     Raises:
-      FileNotFoundError: the folder holds no run or no finished checkpoint.
+      FileNotFoundError: the folder holds no run or no finished checkpoint, or none of
+        that step.
     """
     folder = pathlib.Path(folder)
     config = configs.read(folder)
@@ -243,6 +249,11 @@ def _read(
     """Reads a state, or one part of it and nothing else; on the host without layouts."""
     with _reader(folder) as (reader, newest):
         step = newest if step is None else step
+        if step not in (kept := steps(folder)):
+            raise FileNotFoundError(
+                f"{folder} holds no checkpoint of step {step}, only of {kept}; the run's "
+                "config says how many stay (loop.keep_checkpoints)"
+            )
         found = reader.checkpointables_metadata(step).metadata["state"]
         if part is not None:
             found = {part: found[part]}

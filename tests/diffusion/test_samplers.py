@@ -55,6 +55,19 @@ def test_the_solution_is_the_closed_form_flow(sampler):
     np.testing.assert_allclose(got, exact(noise), atol=5e-3)
 
 
+@pytest.mark.parametrize("sampler", [*samplers.Sampler])
+def test_evaluations_are_as_many_as_are_counted(sampler):
+    asked = []
+
+    def velocity(x, tau):
+        asked.append(float(tau))
+        return x
+
+    with jax.disable_jit():
+        samplers.sample(velocity, jnp.ones(2), np.linspace(1, 0, 6), sampler=sampler)
+    assert len(asked) == samplers.evaluations(sampler, 5)
+
+
 def test_heun_never_asks_about_clean_data():
     asked = []
 

@@ -1,15 +1,19 @@
 """The whole job on a model without training: rows, resumption, protocol, faults."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from absl import flags
 
 from sora_jax.core import mesh as meshes
 from sora_jax.evals import protocol, rows, scoring, toyworld
 from sora_jax.generation import pipeline, recipes
+from sora_jax.training import checkpoint
+from sora_jax.training import state as states
 from tests import conftest
 from tests.evals import tiny_run
 from tests.training import tiny_lpips
@@ -118,6 +122,37 @@ def test_finished_parts_are_used_again(folder, scored, monkeypatch):
     with pytest.raises(AssertionError, match="made again"):
         other = ASKED | {"guidance_scale": 2.0}
         run(model=folder / "run", shards=folder / "shards", out=out, **other)
+
+
+def test_an_older_checkpoint_and_another_shift(folder):
+    """Both change the clips as they should, and the protocol says which shift it was."""
+    model = folder / "two_checkpoints"
+    shutil.copytree(folder / "run", model)
+    run_0 = checkpoint.load_run(model)
+    other = jax.tree.map(lambda leaf: leaf[::-1], run_0.params)
+    zero = np.zeros((), np.int32)
+    state = states.TrainState(other, other, (), zero, zero, zero)
+    saver = checkpoint.Checkpointer(model / "checkpoints", every=1, keep=2)
+    saver.save(1, state, {"seconds": {}}, force=True)
+    saver.close()
+    few = dict.fromkeys(toyworld.SIZES, 0) | {"motion": 2, "batch_size": 8}
+
+    def clips(name: str, **settings) -> tuple[np.ndarray, float]:
+        out = folder / name
+        run(model=model, shards=folder / "shards", out=out, **few, **settings)
+        parts = safetensors.numpy.load_file(
+            out / "parts" / "model,-seed-0-motion.safetensors"
+        )
+        scores = json.loads((out / "scores.json").read_text())
+        return parts["motion"], scores["protocol"]["shift"]
+
+    newest, shift = clips("newest")
+    oldest = clips("oldest", checkpoint=0)[0]
+    assert (oldest != newest).any() and shift == 12
+    shifted, shift = clips("shifted", checkpoint=0, shift=1.0)
+    assert (shifted != oldest).any() and shift == 1
+    with pytest.raises(SystemExit, match=r"no checkpoint of step 7, only of \[0, 1\]"):
+        clips("absent", checkpoint=7)
 
 
 def test_a_folder_of_samples(folder, capsys):

@@ -1,0 +1,365 @@
+"""What a sweep found: one table, and quality against cost with its Pareto front."""
+
+import dataclasses
+import datetime
+import difflib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from experiments.sweeping import index as indices
+from experiments.sweeping import points, runner
+from sora_jax.core import paths
+from sora_jax.diffusion import samplers
+from sora_jax.evals import curves, protocol, report, samples, scoring, statistics
+from sora_jax.training import metrics
+
+MARK = "●"  # of a point on the Pareto front
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A point that has finished: what it scored, what it cost, how it was measured.
+
+    Attributes:
+      entry: the point.
+      measures: name -> value with its 95 % interval, where it has one.
+      protocol: fields of the manifest; none for training that is not evaluated.
+    """
+
+    entry: indices.Entry
+    measures: Mapping[str, scoring.Estimate]
+    protocol: Mapping[str, object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A row of the table."""
+
+    measured: Measured
+    cost: float
+    quality: scoring.Estimate
+    on_front: bool
+
+
+def measure(entry: indices.Entry) -> Measured:
+    """Reads what a finished point left behind.
+
+    Shares are pooled over seeds, with Wilson's interval: a prompt with several seeds
+    counts as so many clips. Other measures are means over seeds, and their interval
+    reaches from the lowest end to the highest.
+
+    Raises:
+      ValueError: the digest is not that of the protocol.
+    """
+    file = entry.folder / runner.SCORES
+    if not file.is_file():
+        rows = metrics.read(entry.folder / "run" / "metrics.jsonl")
+        last = {
+            n: v for row in rows for n, v in row.items() if isinstance(v, int | float)
+        }
+        return Measured(entry, {n: scoring.Estimate(v) for n, v in last.items()}, {})
+    scores = json.loads(file.read_text())
+    if protocol.digest(scores["protocol"]) != scores["digest"]:
+        raise ValueError(f"{file}: its digest is not that of its protocol")
+    rows = [
+        row
+        for name, row in scores["rows"].items()
+        if name == scoring.MODEL or name.startswith(f"{scoring.MODEL}, seed")
+    ]
+    parts = {
+        f"{s}/{p}": (s, p) for r in rows for s, v in r["suites"].items() for p in v
+    }
+    shares = {
+        name: _pooled([row["suites"][suite][part] for row in rows])
+        for name, (suite, part) in parts.items()
+    }
+    looks = {n: _mean([row["look"][n] for row in rows]) for n in rows[0]["look"]}
+    return Measured(entry, shares | looks, scores["protocol"])
+
+
+def _pooled(shares: Sequence[Mapping]) -> scoring.Estimate:
+    right = sum(share["right"] for share in shares)
+    count = sum(share["count"] for share in shares)
+    return scoring.Estimate(right / count, *statistics.wilson(right, count))
+
+
+def _mean(estimates: Sequence[Mapping]) -> scoring.Estimate:
+    value = sum(one["value"] for one in estimates) / len(estimates)
+    if any(one["low"] is None for one in estimates):
+        return scoring.Estimate(value)
+    low, high = min(e["low"] for e in estimates), max(e["high"] for e in estimates)
+    return scoring.Estimate(value, low, high)
+
+
+def differing(found: Sequence[Measured], varied: Sequence[str]) -> list[str]:
+    """The fields in which the protocols differ, all of them by the sweep's design.
+
+    How clips are made may differ, and the seeds where the sweep varies them.
+
+    Args:
+      found: the finished points.
+      varied: keys that the sweep varies.
+
+    Raises:
+      protocol.UnequalProtocols: anything else differs, so that the points cannot be
+        compared; the message names field and points.
+    """
+    allowed = {*samples.MAKING, *(key.removeprefix("evaluate.") for key in varied)}
+    fields = {name for one in found for name in one.protocol}
+    differ = []
+    for name in sorted(fields):
+        first = found[0]
+        for other in found[1:]:
+            a, b = first.protocol.get(name), other.protocol.get(name)
+            if a == b:
+                continue
+            if name not in allowed:
+                raise protocol.UnequalProtocols(
+                    f"the points cannot be compared: {name} of {first.entry.id} "
+                    f"({first.entry.name}) is {a!r}, of {other.entry.id} "
+                    f"({other.entry.name}) it is {b!r}"
+                )
+            differ.append(name)
+            break
+    return differ
+
+
+def cost_of(one: Measured, what: str) -> float:
+    """What a point cost: network evaluations a clip, seconds, or a setting.
+
+    Raises:
+      ValueError: the point has no such cost.
+    """
+    if what == "seconds":
+        return one.entry.seconds
+    if what == "evaluations":
+        if not one.protocol:
+            raise ValueError("a sweep of training runs alone has no cost 'evaluations'")
+        made = one.protocol
+        once = samplers.evaluations(made["sampler"], made["num_inference_steps"])
+        return float(once * (1 if made["guidance_scale"] == 1 else 2))
+    value = one.entry.settings.get(what)
+    if not isinstance(value, int | float):
+        raise ValueError(
+            f"the cost {what!r} is 'evaluations', 'seconds' or a setting that is a number "
+            f"in all points; in {one.entry.name} it is {value!r}"
+        )
+    return float(value)
+
+
+def quality_of(one: Measured, name: str) -> scoring.Estimate:
+    """A measure of a point.
+
+    Raises:
+      ValueError: the point has no such measure; the message names the nearest.
+    """
+    if name in one.measures:
+        return one.measures[name]
+    near = difflib.get_close_matches(name, one.measures, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {[*one.measures]}"
+    raise ValueError(f"{one.entry.name} has no measure {name!r}; {hint}")
+
+
+def pareto(
+    found: Sequence[tuple[float, float]], *, lower_is_better: bool = False
+) -> list[bool]:
+    """Which of (cost, quality) no other betters in one without losing in the other."""
+    sign = -1 if lower_is_better else 1
+    order = sorted(range(len(found)), key=lambda i: (found[i][0], -sign * found[i][1]))
+    best, marks = None, [False] * len(found)
+    for i in order:
+        cost, quality = found[i][0], sign * found[i][1]
+        # The same cost and the same quality as a point of the front is on it too.
+        if best is None or quality > best[1] or (cost, quality) == best:
+            best, marks[i] = (cost, quality), True
+    return marks
+
+
+def lines(found: Sequence[Measured], sweep: points.Sweep) -> list[Line]:
+    """The rows of the table, in the order of the sweep.
+
+    Raises:
+      ValueError: see `cost_of` and `quality_of`.
+    """
+    costs = [cost_of(one, sweep.cost) for one in found]
+    qualities = [quality_of(one, sweep.quality) for one in found]
+    pairs = [(cost, q.value) for cost, q in zip(costs, qualities, strict=True)]
+    front = pareto(pairs, lower_is_better=sweep.lower_is_better)
+    return [*map(Line, found, costs, qualities, front)]
+
+
+def write(
+    out: pathlib.Path,
+    sweep: points.Sweep,
+    index: indices.Index,
+    facts: Mapping[str, object],
+) -> str:
+    """Writes table.md, table.json and report.html; returns the table as text.
+
+    Args:
+      out: the sweep's folder.
+      sweep: what was asked.
+      index: what has run; at least one point has finished.
+      facts: name -> value, for the head of table and report, such as the command.
+
+    Raises:
+      ValueError: the points cannot be compared, or lack the measure or the cost.
+    """
+    found = [measure(entry) for entry in index.in_state(indices.FINISHED)]
+    differ = differing(found, sweep.varied)
+    rows = lines(found, sweep)
+    missing = [
+        f"{entry.name or entry.id}: {runner.describe(entry)}"
+        for entry in index.entries
+        if entry.state != indices.FINISHED
+    ]
+    direction = "lower" if sweep.lower_is_better else "higher"
+    facts = dict(facts) | {
+        "Written": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "Quality": f"{sweep.quality}, {direction} is better, with its 95 % interval",
+        "Cost": _cost_name(sweep.cost),
+        "Points": f"{len(found)} of {len(index.entries)} finished",
+        "Protocols differ in": ", ".join(differ) or "nothing",
+    }
+    text = markdown(rows, sweep, facts, missing)
+    paths.write_atomically(out / "table.md", text)
+    common = {n: v for n, v in found[0].protocol.items() if n not in differ}
+    content = {
+        "facts": {name: str(value) for name, value in facts.items()},
+        "quality": sweep.quality,
+        "lower_is_better": sweep.lower_is_better,
+        "cost": sweep.cost,
+        "protocol": common,
+        "differs": differ,
+        "rows": [_json(row) for row in rows],
+        "missing": missing,
+    }
+    paths.write_atomically(out / "table.json", json.dumps(content, indent=1) + "\n")
+    page = report.write(
+        title=f"{out.resolve().name}: a sweep",
+        facts=facts,
+        tables=[table(rows, sweep)],
+        charts=[chart(rows, sweep)],
+        charts_title="Quality against cost",
+        failures=missing,
+        protocol=common,
+    )
+    paths.write_atomically(out / "report.html", page)
+    return text
+
+
+def _json(row: Line) -> dict:
+    entry = row.measured.entry
+    return {
+        "id": entry.id,
+        "name": entry.name,
+        "settings": entry.settings,
+        "cost": row.cost,
+        "seconds": entry.seconds,
+        "quality": dataclasses.asdict(row.quality),
+        "pareto": row.on_front,
+        "measures": {
+            n: dataclasses.asdict(e) for n, e in row.measured.measures.items()
+        },
+        "protocol": row.measured.protocol,
+        "folder": str(entry.folder),
+    }
+
+
+def _cost_name(cost: str) -> str:
+    names = {
+        "evaluations": "network evaluations a clip",
+        "seconds": "seconds, from start to end of the point's jobs",
+    }
+    return names.get(cost, cost)
+
+
+def markdown(
+    rows: Sequence[Line],
+    sweep: points.Sweep,
+    facts: Mapping[str, object],
+    missing: Sequence[str],
+) -> str:
+    """The table with its facts and what is missing in it, as Markdown."""
+    keys = [key for key in sweep.varied if key not in (sweep.cost,)]
+    columns = [c for c in sweep.columns if any(c in r.measured.measures for r in rows)]
+    head = [*keys, sweep.cost, sweep.quality, *columns, "seconds", "Pareto"]
+    if sweep.cost == "seconds":
+        head.remove("seconds")
+    body = []
+    for row in rows:
+        entry, measures = row.measured.entry, row.measured.measures
+        cells = [str(entry.settings.get(key, "")) for key in keys]
+        cells += [f"{row.cost:.6g}", _interval(row.quality)]
+        cells += [_interval(measures[c]) if c in measures else "" for c in columns]
+        cells += [] if sweep.cost == "seconds" else [f"{entry.seconds:.1f}"]
+        body.append([*cells, MARK if row.on_front else ""])
+    table_ = [head, ["---"] * len(head), *body]
+    text = [f"- {name}: {value}" for name, value in facts.items()]
+    text += ["", *(f"| {' | '.join(line)} |" for line in table_)]
+    text += [""] * bool(missing) + [f"- not in the table: {one}" for one in missing]
+    return "\n".join(text) + "\n"
+
+
+def _interval(estimate: scoring.Estimate) -> str:
+    text = f"{estimate.value:.3f}"
+    if estimate.low is None or estimate.high is None:
+        return text
+    return f"{text} ({estimate.low:.3f}-{estimate.high:.3f})"
+
+
+def table(rows: Sequence[Line], sweep: points.Sweep) -> report.Table:
+    """The same for a report; the points of the front are the strong rows."""
+    columns = [c for c in sweep.columns if any(c in r.measured.measures for r in rows)]
+
+    def cell(row: Line, name: str) -> report.Cell:
+        found = row.measured.measures.get(name)
+        if found is None:
+            return report.Cell(None)
+        return report.Cell(found.value, found.low, found.high)
+
+    cells = [
+        (
+            row.measured.entry.name,
+            [
+                report.Cell(row.cost, digits=6),
+                report.Cell(row.quality.value, row.quality.low, row.quality.high),
+                *(cell(row, name) for name in columns),
+                report.Cell(row.measured.entry.seconds, digits=4),
+            ],
+        )
+        for row in rows
+    ]
+    return report.Table(
+        "All points",
+        "Strong: the Pareto front, which no other point betters in quality or cost "
+        "without losing in the other. It goes by the values; where intervals overlap, "
+        "another sample might have another front.",
+        [_cost_name(sweep.cost), sweep.quality, *columns, "seconds"],
+        cells,
+        [row.measured.entry.name for row in rows if row.on_front],
+    )
+
+
+def chart(rows: Sequence[Line], sweep: points.Sweep) -> report.Chart:
+    """Every point with its interval as an upright line, and the front through the best."""
+    front = sorted((row.cost, row.quality.value) for row in rows if row.on_front)
+    series = {"Pareto front": tuple(zip(*front, strict=True))}
+    for number, row in enumerate(rows, 1):
+        value, low, high = row.quality.value, row.quality.low, row.quality.high
+        ends = [] if low is None or high is None else [low, high]
+        settings = row.measured.entry.settings
+        name = ", ".join(str(settings[key]) for key in sweep.varied if key in settings)
+        # The line ends at the value, where the chart draws its dot.
+        upright = ([row.cost] * (len(ends) + 1), [*ends, value])
+        series[f"{number}: {name}"] = upright
+    svg = curves.line_chart(
+        series,
+        label=f"{sweep.quality} against {_cost_name(sweep.cost)}",
+        x_label=_cost_name(sweep.cost),
+        y_label=sweep.quality,
+        log_y=False,
+    )
+    note = f"Each point by its row's number and {', '.join(sweep.varied)}."
+    return report.Chart(f"{sweep.quality} against {sweep.cost}", note, svg)

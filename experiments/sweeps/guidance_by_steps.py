@@ -1,0 +1,25 @@
+"""How many steps are worth their time, and how much guidance do they want?
+
+    python -m experiments.sweep --sweep experiments/sweeps/guidance_by_steps.py \\
+        --out runs/guidance_by_steps --set model=runs/quickstart/model \\
+        --set shards=runs/quickstart/shards
+
+Guidance asks the network twice a step, so that 20 steps without it cost what 10 with it
+do. Which of the two puts the named colours on the right sides more often?
+"""
+
+from experiments.sweeping.points import Sweep, axis, product, prompts
+
+
+def get_sweep() -> Sweep:
+    """Nine points."""
+    return Sweep(
+        job="evaluate",
+        points=product(
+            axis("guidance_scale", [1, 2, 3.5]),
+            axis("num_inference_steps", [5, 10, 20]),
+        ),
+        base=prompts(motion=64, relation=64),
+        quality="relation/side",
+        columns=("motion/colour", "motion/direction", "FVD-toy"),
+    )
