@@ -12,6 +12,7 @@ import dataclasses
 import pathlib
 import re
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from sora_jax.data import video_io
 
 FRAMES = ".png"
 ARRAYS = (".npy", ".npz")
+_BROKEN = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class UnusableClip(ValueError):
@@ -49,7 +51,7 @@ class Found:
     """What a folder holds.
 
     Attributes:
-      sources: the clips, by name.
+      sources: the clips, in the order of files, and within one as they lie.
       failures: one sentence for each file that holds none.
       notes: one sentence for what is not read at all.
     """
@@ -70,43 +72,55 @@ class Clip:
 def find(folder: pathlib.Path) -> Found:
     """Lists the clips of a folder and of the folders in it.
 
+    Pictures that lie beside clips are no frames, and are not read.
+
     Raises:
       FileNotFoundError: there is no such folder, or it is empty.
       ValueError: it is one clip's folder of frames, or nothing in it can be a clip.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    if any(folder.glob(f"*{FRAMES}")):
-        raise ValueError(
-            f"{folder} holds frames itself: name the folder in which each clip has one"
-        )
-    sources, failures, framed, others = [], [], set(), collections.Counter()
+    sources, failures = [], []
+    framed, others = collections.Counter(), collections.Counter()
+    beside = set()  # folders with clips in them, as files
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if any(part.startswith(".") for part in inside.parts) or not path.is_file():
             continue
         kind, name = path.suffix.lower(), inside.as_posix()
         if kind == FRAMES:
-            framed.add(path.parent)
+            framed[path.parent] += 1
         elif kind in video_io.SUFFIXES:
+            beside.add(path.parent)
             sources.append(Source(name, path, kind))
         elif kind in ARRAYS:
+            beside.add(path.parent)
             try:
                 sources += _in_arrays(name, path)
             except UnusableClip as error:
                 failures.append(str(error))
         else:
             others[kind or "no suffix"] += 1
-    sources += [Source(p.relative_to(folder).as_posix(), p, FRAMES) for p in framed]
+    for path, number in framed.items():
+        if path in beside:
+            others[FRAMES] += number
+        elif path == folder:
+            raise ValueError(
+                f"{folder} holds frames itself: name the folder in which each clip has "
+                "one"
+            )
+        else:
+            name = path.relative_to(folder).as_posix()
+            sources.append(Source(name, path, FRAMES))
     if not sources:
         raise _nothing(folder, failures, others)
     notes = []
     if others:
         notes.append(
-            f"{folder}: {others.total()} files of other kinds are not read "
-            f"({', '.join(sorted(others))})"
+            f"{others.total()} files of other kinds are not read ("
+            f"{', '.join(sorted(others))})"
         )
-    sources.sort(key=lambda source: (source.name, source.index or 0))
+    sources.sort(key=lambda s: (s.path.as_posix(), s.member or "", s.index or 0))
     return Found(tuple(sources), tuple(failures), tuple(notes))
 
 
@@ -133,7 +147,7 @@ def _in_arrays(name: str, path: pathlib.Path) -> list[Source]:
                 for member in sorted(archive.namelist()):
                     with archive.open(member) as file:
                         shapes[member.removesuffix(".npy")] = _header(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
+    except _BROKEN as error:
         raise UnusableClip(f"{name}: not an array that can be read: {error}") from None
     result = []
     for member, (shape, dtype) in shapes.items():
@@ -198,6 +212,7 @@ class Reader:
                 video_thwc = decoded.frames
         except video_io.UnreadableVideo as error:
             reason = str(error).removeprefix(f"{source.path}: ")
+            reason = reason.removeprefix(f"{source.path}/")  # of a frame
             raise UnusableClip(f"{source.name}: {reason}") from None
         self._check_length(source, len(video_thwc))
         return self._clip(video_thwc)
@@ -208,10 +223,9 @@ class Reader:
 
     def _check_length(self, source: Source, length: int) -> None:
         if length < self._span:
-            every = f", every {self._stride}th of them" if self._stride > 1 else ""
+            some = f", of which one in {self._stride} is used" * (self._stride > 1)
             raise UnusableClip(
-                f"{source.name}: it has {length} frames, and {self._span}{every} are "
-                "needed"
+                f"{source.name}: it has {length} frames, and {self._span} are needed{some}"
             )
 
     def _array(self, source: Source) -> np.ndarray:
@@ -224,7 +238,7 @@ class Reader:
                 if source.member is not None:
                     with array:
                         array = array[source.member]
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            except _BROKEN as error:
                 raise UnusableClip(f"{source.name}: {error}") from None
             self._opened = key, array
         return self._opened[1]

@@ -265,6 +265,9 @@ def _scores(videos, reference, settings, notes: list[str]):
         scores["inception_score_i3d"] = score
     elif settings.features == "i3d":
         notes.append(f"the class score needs {2 * _SPLITS} clips")
+    for label in intervals.keys() & {"frechet", "kernel_biased", "jedi"}:
+        # What is never below zero has no interval there, however few the clips.
+        intervals[label] = tuple(max(0.0, end) for end in intervals[label])
     broken = [label for label, value in scores.items() if not math.isfinite(value)]
     if broken:
         raise ValueError(f"{', '.join(broken)} came out as no number")
@@ -280,11 +283,13 @@ def _by_n(features_nd: np.ndarray) -> np.ndarray:
 
 def _manifest(videos, reference, name: str | None) -> dict[str, Any]:
     """All that a comparison with another result must have alike, and the clips."""
-    shared, other = dict(videos.manifest), dict(reference.manifest)
+    shared, other = dict(videos.manifest), reference.manifest
     del shared["clips"]  # what is judged is no part of how
     differing = {
-        f"reference_{field}": other[field]
-        for field in ("clips", "kinds", "num_clips", "sizes", "stride")
+        f"reference_{field}": value
+        for field, value in other.items()
+        if field in ("clips", "kinds", "num_clips", "sizes", "stride")
+        or value != shared[field]  # where it was forced
     }
     return shared | differing | {
         "intervals": f"bootstrap of {_RESAMPLES}, {set_metrics.SUBSETS} subsets",

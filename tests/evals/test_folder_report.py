@@ -1,5 +1,6 @@
 """A folder of videos against another: every kind of fault, and the protocol around it."""
 
+import dataclasses
 import functools
 import json
 
@@ -9,8 +10,10 @@ import pytest
 import safetensors.numpy
 from absl import flags
 
+from sora_jax.core import trees
 from sora_jax.data import video_io
 from sora_jax.evals import (
+    clip_files,
     distances,
     feature_sets,
     features,
@@ -94,6 +97,7 @@ def test_scores_are_those_of_the_features(folders, tmp_path):
     assert found["intervals"].keys() == scores.keys() - {"frechet_limit", "frechet_n"}
     for name, (low, high) in found["intervals"].items():
         assert low <= scores[name] <= high
+        assert low >= 0 or name == "kernel_unbiased"
     assert found["digest"] == protocol.digest(found["protocol"])
     assert found["protocol"]["num_frames"] == 9
     assert found["counts"]["videos"] == {"found": 12, "used": 12, "failed": 0}
@@ -181,13 +185,37 @@ def test_what_cannot_be_used_is_named_and_counted(folders, tmp_path):
         "damaged.mp4": "",
         "none.npz": "not an array that can be read",
         "gap": "2 of the frames 0 to 9 are missing, the first of them 3",
-        "unreadable": "frame_002.png",
+        "unreadable": "unreadable: frame_002.png: Unidentified",
         "unnumbered": "the frame first.png has no number",
     }.items():
         match = [s for s in sentences if s.startswith(f"videos: {name}")]
         assert len(match) == 1 and reason in match[0], (name, sentences)
     expected = distances.frechet(toy()(clips[:7]), toy()(moving(12, 0)))
     assert found["scores"]["frechet"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_pictures_beside_clips_are_no_clip(folders, tmp_path):
+    for number, clip in enumerate(moving(3, 0)):
+        np.save(tmp_path / f"{number}.npy", clip)
+        PIL.Image.fromarray(clip[0]).save(tmp_path / f"{number}.png")
+    found = clip_files.find(tmp_path)
+    assert len(found.sources) == 3 and not found.failures
+    assert found.notes == ("3 files of other kinds are not read (.png)",)
+
+
+def test_few_clips_wait_for_others_of_their_size():
+    """Whatever the sizes, at most two batches of clips are kept."""
+
+    class Mean:
+        def __call__(self, video_bthwc):
+            return video_bthwc.mean(axis=(1, 2, 3))
+
+    batches = feature_sets._Batches(Mean(), 3)
+    for index in range(12):
+        batches.add(index, np.full((2, 4 + index % 7, 4, 3), index, np.uint8))
+        assert sum(map(len, batches._waiting.values())) < 6
+    found = batches.finish()
+    assert [found[index][0] for index in range(12)] == list(range(12))
 
 
 def test_folders_without_clips(folders, tmp_path):
@@ -221,7 +249,9 @@ def test_a_stride_takes_one_frame_in_so_many(folders, tmp_path):
         2,
         1,
     )
-    with pytest.raises(ValueError, match="10 frames, and 17, every 2th of them, are"):
+    with pytest.raises(
+        ValueError, match="10 frames, and 17 are needed, of which one in 2 "
+    ):
         measured(tmp_path, slow, folders / "real", stride=2)
 
 
@@ -254,6 +284,12 @@ def test_statistics_stand_for_their_folder(folders, tmp_path):
     )
     assert any("stride: 1 and 2" in note for note in forced.notes)
     assert forced.protocol["reference_stride"] == 1  # what was really used
+    more = dataclasses.replace(
+        report.reference, manifest=report.reference.manifest | {"resize": "tf"}
+    )
+    feature_sets.save(file, more, force=True)
+    forced = folder_report.measure(made, file, published.Settings(), toy(), force=True)
+    assert forced.protocol["reference_resize"] == "tf"
     other = folder_report.measure(real, made, published.Settings(), toy())
     with pytest.raises(protocol.UnequalProtocols, match="--force replaces them"):
         feature_sets.save(file, other.reference)
@@ -340,20 +376,62 @@ def test_a_protocol_is_kept_or_refused(folders, tmp_path, monkeypatch):
     assert any("resizing alone moves a distance" in note for note in free["notes"])
     assert free["published"] is None
     monkeypatch.setitem(
-        published.PRESETS, "tiny", preset.__class__(**vars(preset) | {"num_frames": 16})
+        published.PRESETS, "tiny", dataclasses.replace(preset, num_frames=16)
     )
     with pytest.raises(published.NotTheProtocol, match="16 frames, and the network"):
         run()
     monkeypatch.setitem(
-        published.PRESETS, "tiny", preset.__class__(**vars(preset) | {"num_clips": 20})
+        published.PRESETS, "tiny", dataclasses.replace(preset, num_clips=20)
     )
     with pytest.raises(ValueError, match="20 clips or more are needed, and 12 can be"):
         run()
 
 
-def test_i3d_of_another_epsilon_is_refused(tmp_path):
+class Colours:
+    """Six features of the pixels, said to be another network's."""
+
+    sha256, resize, num_frames, batch_size = "0", "none", 9, 8
+
+    def __call__(self, video_bthwc):
+        pixels = video_bthwc.reshape(len(video_bthwc), -1, 3) / 64
+        return np.concatenate([pixels.mean(1), pixels.std(1)], axis=1)
+
+
+def test_scores_that_only_some_networks_have(tmp_path):
+    sets = []
+    for name, seed in (("real", 0), ("made", 1)):
+        (tmp_path / name).mkdir()
+        clips = moving(22, seed)
+        np.save(tmp_path / name / "all.npy", clips)
+        sets.insert(0, Colours()(clips[:, :9]))
+    made, real, network = tmp_path / "made", tmp_path / "real", Colours()
+    jedi = measured(tmp_path, made, real, network, features="vjepa")
+    distance = set_metrics.kernel_distance(*sets, set_metrics.JEDI)
+    assert jedi["scores"]["jedi"] == pytest.approx(100 * distance.biased, rel=1e-4)
+    assert "jedi_unbiased" in jedi["scores"] and "kernel_biased" in jedi["scores"]
+    fvd = measured(tmp_path, made, real, network, features="i3d")
+    expected, _ = set_metrics.inception_score(sets[0], 10)
+    found = fvd["scores"]["inception_score_i3d"]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert "jedi" not in fvd["scores"]
+    assert not any("fewer than" in note for note in fvd["notes"])
+    few = measured(tmp_path, made, real, network, features="i3d", num_clips=3)
+    assert set(few["scores"]) == {
+        "frechet", "frechet_n", "kernel_biased", "kernel_unbiased"
+    }  # fmt: skip
+    notes = "\n".join(few["notes"])
+    assert "class score needs 20 clips" in notes and "coverage needs 6 clips" in notes
+    assert (
+        "extrapolated Frechet distance needs 8 clips of each set, there are 3" in notes
+    )
+
+
+def test_i3d_with_its_epsilon(tmp_path):
     config = i3d.Config(num_classes=4, eps=1e-5)
     params = test_video_features.draw(i3d.I3D, config)
+    params = trees.map_paths(
+        lambda name, array: abs(array) if name.endswith("variance") else array, params
+    )
     weights.save(tmp_path / "i3d", "i3d", config, params, {})
     settings = published.settle("stylegan-v", {})
     with pytest.raises(published.NotTheProtocol, match="epsilon 0.001, and .* 1e-05"):
@@ -361,6 +439,15 @@ def test_i3d_of_another_epsilon_is_refused(tmp_path):
     settings = published.settle("cd-fvd-i3d", {})
     network = published.open_network(settings, "cd-fvd-i3d", tmp_path / "i3d", 3)
     assert (network.num_frames, network.batch_size, network.eps) == (16, 3, 1e-5)
+    for name in ("made", "real"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "all.npy", moving(2, name == "made"))
+    given = {"features": "i3d", "num_frames": 9}
+    where = tmp_path / "made", tmp_path / "real", tmp_path / "out"
+    folder_report.run(*where, None, given, weights=tmp_path / "i3d")
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert found["scores"]["frechet"] > 0
+    assert found["protocol"]["resize"].endswith("i3d logits, epsilon 1e-05")
 
 
 def test_wrong_and_broken_weights_are_refused(folders, tmp_path):
@@ -368,7 +455,7 @@ def test_wrong_and_broken_weights_are_refused(folders, tmp_path):
     with pytest.raises(weights.WrongWeights, match="holds videomae, not vjepa"):
         published.open_network(kept, None, folders / "weights", None)
     params = test_video_features.draw(vit.VisionTransformer, TINY)
-    flat = dict(test_video_features.trees.flatten(params))
+    flat = dict(trees.flatten(params))
     name = next(iter(flat))
     flat[name][...] = np.nan
     weights.save(tmp_path / "nan", "videomae", TINY, params, {})
@@ -428,6 +515,6 @@ def test_the_job(folders, tmp_path, capsys):
             ),
             (given | {"features": "i3d"}, "FVD needs weights that cannot be shipped"),
         ):
-            with pytest.raises(SystemExit, match=f"evaluate: {sentence}"):
+            with pytest.raises(SystemExit, match=f"evaluate: .*{sentence}"):
                 run(**(wrong | {"out": tmp_path / "wrong"}))
         assert not (tmp_path / "wrong").exists()
