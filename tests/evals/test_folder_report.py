@@ -88,6 +88,9 @@ def test_scores_are_those_of_the_features(folders, tmp_path):
     assert scores["frechet"] == pytest.approx(distances.frechet(*sets), rel=1e-4)
     limit = distances.frechet_extrapolated(*sets).limit
     assert scores["frechet_limit"] == pytest.approx(limit, rel=1e-3)
+    low, high = distances.frechet_interval(*sets)
+    expected = [max(0.0, low), high]
+    assert found["intervals"]["frechet"] == pytest.approx(expected, rel=1e-3)
     kernel = set_metrics.kernel_distance(*sets)
     assert scores["kernel_biased"] == pytest.approx(kernel.biased, rel=1e-4)
     assert scores["kernel_unbiased"] == pytest.approx(kernel.unbiased, rel=1e-4)
