@@ -2,8 +2,7 @@
 
     python -m sora_jax.evaluate --model runs/toy --shards runs/shards --out runs/scores
     python -m sora_jax.evaluate --samples clips --shards runs/shards --out clips/scores
-    python -m sora_jax.evaluate --vae runs/vae --shards runs/held_out --out runs/kept \
-        --lpips lpips.safetensors
+    python -m sora_jax.evaluate --vae runs/vae --shards runs/held_out --out runs/kept
     python -m sora_jax.evaluate --videos clips --reference real --out runs/distances
 
 Writes OUT/scores.json (every row with its intervals, the protocol and its digest),
@@ -168,6 +167,8 @@ def main(argv: list[str]) -> None:
             raise ValueError("give one of --model, --samples, --vae and --videos")
         if FLAGS.videos:
             return compare() if jax.process_index() == 0 else None
+        if FLAGS.reference or FLAGS.protocol or FLAGS.save_statistics:
+            raise ValueError("--reference, --protocol, --save_statistics need --videos")
         if not FLAGS.shards:
             raise ValueError("give --shards: only --videos are measured without")
         if FLAGS.lpips and not FLAGS.vae:

@@ -63,10 +63,14 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Frames uint8 [t, h, w, 3] of a clip, and whether it goes on after them."""
+    """Frames uint8 [t, h, w, 3] of a clip, and whether it goes on after them.
+
+    `fps` is of the file, before the stride; None where it does not say.
+    """
 
     video_thwc: np.ndarray
     longer: bool
+    fps: float | None = None
 
 
 def find(folder: pathlib.Path) -> Found:
@@ -200,6 +204,7 @@ class Reader:
         Raises:
           UnusableClip: with the sentence.
         """
+        fps = None
         try:
             if source.kind == FRAMES:
                 return self._frames(source)
@@ -209,17 +214,14 @@ class Reader:
                 video_thwc = video_thwc[: self._span + 1]
             else:
                 decoded = video_io.decode(source.path, max_frames=self._span + 1)
-                video_thwc = decoded.frames
+                video_thwc, fps = decoded.frames, decoded.fps
         except video_io.UnreadableVideo as error:
             reason = str(error).removeprefix(f"{source.path}: ")
             reason = reason.removeprefix(f"{source.path}/")  # of a frame
             raise UnusableClip(f"{source.name}: {reason}") from None
         self._check_length(source, len(video_thwc))
-        return self._clip(video_thwc)
-
-    def _clip(self, video_thwc: np.ndarray) -> Clip:
         used_thwc = np.ascontiguousarray(video_thwc[: self._span : self._stride])
-        return Clip(used_thwc, len(video_thwc) > self._span)
+        return Clip(used_thwc, len(video_thwc) > self._span, fps)
 
     def _check_length(self, source: Source, length: int) -> None:
         if length < self._span:

@@ -99,7 +99,7 @@ def take(
     reader = clip_files.Reader(fields["num_frames"], fields["stride"])
     batches = _Batches(network, network.batch_size)
     failures, longer, position = {}, 0, 0
-    digests, sizes, kinds = {}, set(), set()
+    digests, sizes, kinds, rates = {}, set(), set(), set()
     # In the order of names, since a file of arrays is read as a whole; those that fail
     # are replaced until there are as many as wanted.
     while position < count and len(digests) < wanted:
@@ -116,6 +116,7 @@ def take(
                 digests[index] = _digest(clip.video_thwc)
                 sizes.add(clip.video_thwc.shape[1:3])
                 kinds.add(source.kind)
+                rates |= {round(clip.fps, 3)} if clip.fps else set()
                 batches.add(index, clip.video_thwc)
             tell()
     features = batches.finish()
@@ -132,10 +133,13 @@ def take(
             f"{longer} of {len(digests) + len(failures)} clips have more frames than "
             f"the first {fields['num_frames']} (one in {fields['stride']}) that are used"
         )
+    if len(rates) > 1:
+        notes.append(f"the clips have {len(rates)} frame rates, and none is changed")
     if len(sizes) > 1:
         notes.append(f"the clips are of {len(sizes)} sizes, and each is resized")
     manifest = dict(fields) | {
         "clips": protocol.text_digest(digests[index] for index in sorted(digests)),
+        "fps": sorted(rates),
         "kinds": sorted(kinds),
         "num_clips": len(features),
         "sizes": sorted(map(list, sizes)),

@@ -205,6 +205,15 @@ def _unlike(videos, reference, settings, name: str | None) -> list[str]:
             "the clips are {} and the reference is {}: what a codec loses moves a "
             "distance".format(*kinds)
         )
+    paces = [
+        [rate / manifest["stride"] for rate in manifest["fps"]]
+        for manifest in (first, second)
+    ]
+    if all(paces) and paces[0] != paces[1]:
+        notes.append(
+            "of the clips {} frames a second are used and of the reference {}: the pace "
+            "moves a distance".format(*(", ".join(f"{r:g}" for r in p) for p in paces))
+        )
     if first["clips"] == second["clips"]:
         notes.append("the clips are those of the reference itself")
     n, d = videos.features_nd.shape
@@ -297,7 +306,7 @@ def _manifest(videos, reference, name: str | None) -> dict[str, Any]:
     differing = {
         f"reference_{field}": value
         for field, value in other.items()
-        if field in ("clips", "kinds", "num_clips", "sizes", "stride")
+        if field in ("clips", "fps", "kinds", "num_clips", "sizes", "stride")
         or value != shared[field]  # where it was forced
     }
     return shared | differing | {

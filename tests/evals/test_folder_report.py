@@ -197,6 +197,29 @@ def test_what_cannot_be_used_is_named_and_counted(folders, tmp_path):
     assert found["scores"]["frechet"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_another_pace_is_told(folders, tmp_path):
+    """Frames a second count after the stride; arrays have none."""
+    for name, fps in (("slow", 8), ("fast", 16), ("both", 8)):
+        (tmp_path / name).mkdir()
+        for number, clip in enumerate(np.repeat(moving(3, 0), 2, axis=1)):
+            encoded = video_io.encode_lossless(clip, fps * (1 + (number > 1)))
+            if name != "both":
+                encoded = video_io.encode_lossless(clip, fps)
+            (tmp_path / name / f"{number}.mp4").write_bytes(encoded)
+    slow, fast = tmp_path / "slow", tmp_path / "fast"
+    found = measured(tmp_path, fast, slow)
+    assert (found["protocol"]["fps"], found["protocol"]["reference_fps"]) == ([16], [8])
+    sentence = (
+        "of the clips 16 frames a second are used and of the reference 8: the pace"
+    )
+    assert any(note.startswith(sentence) for note in found["notes"])
+    for pair in ((slow, slow, 1), (fast, slow, 2), (fast, folders / "real", 1)):
+        same = measured(tmp_path, *pair[:2], stride=pair[2], reference_stride=1)
+        assert not any("the pace" in note for note in same["notes"])
+    both = measured(tmp_path, tmp_path / "both", slow)
+    assert "videos: the clips have 2 frame rates, and none is changed" in both["notes"]
+
+
 def test_pictures_beside_clips_are_no_clip(folders, tmp_path):
     for number, clip in enumerate(moving(3, 0)):
         np.save(tmp_path / f"{number}.npy", clip)
@@ -512,6 +535,7 @@ def test_the_job(folders, tmp_path, capsys):
             ({"videos": folders / "made"}, "give --reference"),
             ({"shards": folders / "made"}, "give one of --model"),
             ({"samples": folders / "made"}, "give --shards"),
+            ({"vae": "x", "protocol": "stylegan-v"}, "--protocol.*need --videos"),
             (
                 given | {"protocol": "stylegan-v"},
                 "protocol stylegan-v has num_frames 16",
