@@ -20,6 +20,7 @@ from sora_jax.data import video_io
 
 FRAMES = ".png"
 ARRAYS = (".npy", ".npz")
+_LIMITS = video_io.Limits(max_total_pixels=400_000_000)  # of a clip, 1.2 GB
 _BROKEN = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -189,12 +190,14 @@ class Reader:
     """Reads chosen frames of clips; keeps the last file of arrays open.
 
     Args:
-      num_frames: how many frames of a clip are used, from its first on.
+      num_frames: how many frames of a clip are used.
       stride: one frame in so many.
+      start: "first", or "random" for a window somewhere in the clip, which its name
+        decides; videos are then decoded as a whole.
     """
 
-    def __init__(self, num_frames: int, stride: int):
-        self._num_frames, self._stride = num_frames, stride
+    def __init__(self, num_frames: int, stride: int, start: str = "first"):
+        self._stride, self._random = stride, start == "random"
         self._span = (num_frames - 1) * stride + 1
         self._opened = (None, None)
 
@@ -211,17 +214,26 @@ class Reader:
             if source.kind in ARRAYS:
                 array = self._array(source)
                 video_thwc = array if source.index is None else array[source.index]
-                video_thwc = video_thwc[: self._span + 1]
             else:
-                decoded = video_io.decode(source.path, max_frames=self._span + 1)
+                most = None if self._random else self._span + 1
+                decoded = video_io.decode(source.path, max_frames=most, limits=_LIMITS)
                 video_thwc, fps = decoded.frames, decoded.fps
         except video_io.UnreadableVideo as error:
             reason = str(error).removeprefix(f"{source.path}: ")
             reason = reason.removeprefix(f"{source.path}/")  # of a frame
             raise UnusableClip(f"{source.name}: {reason}") from None
         self._check_length(source, len(video_thwc))
-        used_thwc = np.ascontiguousarray(video_thwc[: self._span : self._stride])
-        return Clip(used_thwc, len(video_thwc) > self._span, fps)
+        used_thwc = video_thwc[self._window(source, len(video_thwc))]
+        longer = len(video_thwc) > self._span
+        return Clip(np.ascontiguousarray(used_thwc), longer, fps)
+
+    def _window(self, source: Source, length: int) -> slice:
+        """The frames of a clip that are used."""
+        first = 0
+        if self._random:
+            rng = np.random.default_rng(zlib.crc32(source.name.encode()))
+            first = int(rng.integers(0, length - self._span + 1))
+        return slice(first, first + self._span, self._stride)
 
     def _check_length(self, source: Source, length: int) -> None:
         if length < self._span:
@@ -265,7 +277,7 @@ class Reader:
                 f"the first of them {gap}"
             )
         self._check_length(source, len(numbered))
-        kept = range(first, first + self._span, self._stride)
+        kept = range(first, last + 1)[self._window(source, len(numbered))]
         frames = [video_io.read_image(numbered[number]) for number in kept]
         if len({frame.shape for frame in frames}) > 1:
             raise UnusableClip(f"{source.name}: its frames differ in size")

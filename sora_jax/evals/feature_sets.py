@@ -31,7 +31,7 @@ _CODE = (
 )
 # What of a manifest says how clips become features, whichever the clips are.
 MADE_WITH = (
-    "features", "feature_weights", "resize", "num_frames", "stride", "code",
+    "features", "feature_weights", "resize", "num_frames", "stride", "start", "code",
 )  # fmt: skip
 _ARRAYS = {"features_nd", "count", "mean_d", "scatter_dd", "manifest", "digest"}
 
@@ -55,7 +55,9 @@ class FeatureSet:
     notes: tuple[str, ...] = ()
 
 
-def made_with(name: str, network, num_frames: int, stride: int) -> dict[str, Any]:
+def made_with(
+    name: str, network, num_frames: int, stride: int, start: str
+) -> dict[str, Any]:
     """Returns the fields `MADE_WITH` of a manifest."""
     return {
         "features": name,
@@ -63,6 +65,7 @@ def made_with(name: str, network, num_frames: int, stride: int) -> dict[str, Any
         "resize": network.resize,
         "num_frames": num_frames,
         "stride": stride,
+        "start": start,
         "code": protocol.code_version(*_CODE),
     }
 
@@ -96,7 +99,7 @@ def take(
     if num_clips is not None and num_clips < count:
         order = np.random.default_rng(seed).permutation(count)
     wanted = count if num_clips is None else num_clips
-    reader = clip_files.Reader(fields["num_frames"], fields["stride"])
+    reader = clip_files.Reader(*(fields[f] for f in ("num_frames", "stride", "start")))
     batches = _Batches(network, network.batch_size)
     failures, longer, position = {}, 0, 0
     digests, sizes, kinds, rates = {}, set(), set(), set()
@@ -131,7 +134,7 @@ def take(
     if longer:
         notes.append(
             f"{longer} of {len(digests) + len(failures)} clips have more frames than "
-            f"the first {fields['num_frames']} (one in {fields['stride']}) that are used"
+            f"the {fields['num_frames']} that are used, from a {fields['start']} one on"
         )
     if len(rates) > 1:
         notes.append(f"the clips have {len(rates)} frame rates, and none is changed")

@@ -132,8 +132,11 @@ def measure(
     sides = {"videos": (videos, settings.stride)}
     stride = settings.reference_stride or settings.stride
     fields = {
-        side: feature_sets.made_with(settings.features, network, num_frames, of_side)
-        for side, of_side in (("videos", settings.stride), ("reference", stride))
+        side: feature_sets.made_with(settings.features, network, num_frames, *of_side)
+        for side, of_side in (
+            ("videos", (settings.stride, "first")),
+            ("reference", (stride, settings.reference_start)),
+        )
     }
     sets = {}
     if reference.is_file():
@@ -306,7 +309,7 @@ def _manifest(videos, reference, name: str | None) -> dict[str, Any]:
     differing = {
         f"reference_{field}": value
         for field, value in other.items()
-        if field in ("clips", "fps", "kinds", "num_clips", "sizes", "stride")
+        if field in ("clips", "fps", "kinds", "num_clips", "sizes", "start", "stride")
         or value != shared[field]  # where it was forced
     }
     return shared | differing | {

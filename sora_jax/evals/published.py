@@ -24,6 +24,7 @@ class Settings:
       num_frames: frames of a clip, from its first on; None: what the network takes.
       stride: one frame in so many is used.
       reference_stride: the same of the reference; None: as `stride`.
+      reference_start: "first", or "random" for a window somewhere in each clip.
       resize: one of `resize.NAMES`; None: the network's usual one.
       eps: of I3D's batch norms; None: what the weights say.
       num_clips: of each set; None: all that there are.
@@ -42,10 +43,20 @@ class Settings:
     num_clips: int | None = None
     same_size: bool = False
     score: str = "frechet"
+    reference_start: str = "first"
 
 
 _STYLEGAN_V = Settings(
-    "i3d", 16, 1, 1, "half_pixel", 1e-3, 2048, score="frechet_n", same_size=True
+    "i3d",
+    16,
+    1,
+    1,
+    "half_pixel",
+    1e-3,
+    2048,
+    score="frechet_n",
+    same_size=True,
+    reference_start="random",
 )
 _VIDEOGPT = Settings("i3d", 16, 1, 1, "half_pixel, cropped", 1e-5)
 PRESETS = {

@@ -105,7 +105,10 @@ def test_scores_are_those_of_the_features(folders, tmp_path):
     assert found["protocol"]["num_frames"] == 9
     assert found["counts"]["videos"] == {"found": 12, "used": 12, "failed": 0}
     notes = "\n".join(found["notes"])
-    assert "12 of 12 clips have more frames than the first 9" in notes
+    assert (
+        "12 of 12 clips have more frames than the 9 that are used, from a first"
+        in notes
+    )
     assert "fewer than the" in notes and protocol.compare(found, found)["frechet"] == 0
 
 
@@ -195,6 +198,32 @@ def test_what_cannot_be_used_is_named_and_counted(folders, tmp_path):
         assert len(match) == 1 and reason in match[0], (name, sentences)
     expected = distances.frechet(toy()(clips[:7]), toy()(moving(12, 0)))
     assert found["scores"]["frechet"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_random_start_is_a_window_that_the_name_decides(tmp_path):
+    """Of every kind of file; frame t holds the value t."""
+    video = np.broadcast_to(
+        np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 4, 4, 3)
+    )
+    np.save(tmp_path / "a.npy", np.stack([video] * 40))
+    write_frames(tmp_path / "b", video, first=3)
+    (tmp_path / "c.mp4").write_bytes(video_io.encode_lossless(video, 8))
+    sources = clip_files.find(tmp_path).sources
+    firsts = {}
+    for start in ("first", "random"):
+        read = clip_files.Reader(5, 4, start)
+        found = [read(source).video_thwc[:, 0, 0, 0].astype(int) for source in sources]
+        assert all(
+            (np.diff(values) == 4).all() and len(values) == 5 for values in found
+        )
+        firsts[start] = [values[0] for values in found]
+    assert set(firsts["first"]) == {0}
+    assert min(firsts["random"]) < 8 and 35 < max(firsts["random"]) <= 43
+    assert firsts["random"][40] > 0 or firsts["random"][41] > 0
+    again = [
+        clip_files.Reader(5, 4, "random")(s).video_thwc[0, 0, 0, 0] for s in sources
+    ]
+    assert again == firsts["random"]
 
 
 def test_another_pace_is_told(folders, tmp_path):
@@ -362,6 +391,7 @@ def test_presets_differ_as_published():
         "frechet_n",
     )
     assert (latte.stride, latte.reference_stride) == (1, 3)
+    assert latte.reference_start == stylegan.reference_start == "random"
     assert published.PRESETS["cd-fvd-i3d"].eps == 1e-5
     assert published.PRESETS["tats"].resize == "half_pixel, cropped"
     assert published.PRESETS["jedi"].score == "jedi"
