@@ -1,14 +1,15 @@
-"""Measures a denoiser, a folder of samples or a video VAE: scores and a report.
+"""Measures a denoiser, samples, a video VAE, or a folder of videos against another.
 
     python -m sora_jax.evaluate --model runs/toy --shards runs/shards --out runs/scores
     python -m sora_jax.evaluate --samples clips --shards runs/shards --out clips/scores
-    python -m sora_jax.evaluate --vae runs/vae --shards runs/held_out --out runs/kept \
-        --lpips lpips.safetensors
+    python -m sora_jax.evaluate --vae runs/vae --shards runs/held_out --out runs/kept
+    python -m sora_jax.evaluate --videos clips --reference real --out runs/distances
 
 Writes OUT/scores.json (every row with its intervals, the protocol and its digest),
 OUT/clips.jsonl (the verdict on each clip) and OUT/report.html, and prints the tables.
-Clips that an interrupted run has finished are kept in OUT/parts and used again.
-Denoisers and samples are scored on the toy world, a video VAE on any clips.
+What an interrupted run has finished is kept in OUT/parts and used again. Denoisers and
+samples are scored on the toy world, a video VAE on any clips, a folder of videos by
+distances alone (scores.json), as a published --protocol has them or as asked.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
 from sora_jax.evals import (
     features,
+    folder_report,
+    published,
     reconstruction,
     results,
     rows,
@@ -41,10 +44,17 @@ flags.DEFINE_string("model", None, "Run folder of a trained denoiser.")
 flags.DEFINE_string("samples", None, "Folder of .mp4 files with .json recipes.")
 flags.DEFINE_string("vae", None, "Run of a video VAE, or diffusers' folder of one.")
 flags.DEFINE_string("lpips", None, "With --vae: weights that convert wrote.")
-flags.DEFINE_integer("num_clips", 256, "With --vae: clips.", lower_bound=1)
-flags.DEFINE_string(
-    "shards", None, "Video shards: with --model, those of its training.", required=True
-)
+flags.DEFINE_integer("num_clips", 256, "With --vae, --videos: clips.", lower_bound=1)
+flags.DEFINE_string("videos", None, "Folder of videos, .png frames or arrays.")
+flags.DEFINE_string("reference", None, "With --videos: another, or saved statistics.")
+flags.DEFINE_enum("protocol", None, published.PRESETS, "A published score's protocol.")
+flags.DEFINE_enum("features", None, features.NAMES, "With --videos: the network.")
+flags.DEFINE_string("weights", None, "With --features: folder that convert wrote.")
+flags.DEFINE_integer("num_frames", None, "With --videos: first frames.", lower_bound=1)
+flags.DEFINE_integer("stride", None, "Uses one frame in so many.", lower_bound=1)
+flags.DEFINE_string("save_statistics", None, "File (.npz) for those of --reference.")
+flags.DEFINE_bool("force", False, "Uses statistics that were made otherwise.")
+flags.DEFINE_string("shards", None, "Video shards: with --model, of its training.")
 flags.DEFINE_string("out", None, "Folder for scores and report.", required=True)
 for _name, _size in toyworld.SIZES.items():
     flags.DEFINE_integer(_name, _size, f"Prompts of suite {_name}.", lower_bound=0)
@@ -92,12 +102,9 @@ def from_model(clips: shards.Shards, tier: str) -> samples.Material:
     seeds = tuple(map(int, FLAGS.seeds))
     few = [suite.head(rows.UNTRAINED) for suite in suites if not suite.held_out]
     networks = runs.networks_of(run.config, pipe.tokenizer)
-    jobs = [
-        (f"{scoring.MODEL}, seed {seed}", run.params, seed, suites) for seed in seeds
-    ]
-    jobs.append(
-        (scoring.UNTRAINED, jax.jit(networks.init)(jax.random.key(0)), seeds[0], few)
-    )
+    jobs = [(f"{scoring.MODEL}, seed {s}", run.params, s, suites) for s in seeds]
+    untrained = jax.jit(networks.init)(jax.random.key(0))
+    jobs.append((scoring.UNTRAINED, untrained, seeds[0], few))
     store = samples.Store(pathlib.Path(FLAGS.out) / "parts")
     count = sum(len(suite) for *_, chosen in jobs for suite in chosen)
     videos = {}
@@ -127,9 +134,7 @@ def from_model(clips: shards.Shards, tier: str) -> samples.Material:
 def reconstruct(clips: shards.Shards, network: features.ToyFeatures) -> None:
     """Measures a video VAE on some of the clips and writes its report."""
     vae, folder = latents.load_vae(FLAGS.vae), pathlib.Path(FLAGS.vae)
-    lpips = None
-    if FLAGS.lpips:
-        lpips = reconstruction.Lpips(perceptual.open_weights(FLAGS.lpips))
+    lpips = FLAGS.lpips and reconstruction.Lpips(perceptual.open_weights(FLAGS.lpips))
     count = min(FLAGS.num_clips, len(clips))
     chosen = [number * len(clips) // count for number in range(count)]
     found = vae_report.measure(vae, clips, chosen, network, lpips)
@@ -143,16 +148,32 @@ def reconstruct(clips: shards.Shards, network: features.ToyFeatures) -> None:
     print(vae_report.write(out, found, title, facts, charts))
 
 
+def compare() -> None:
+    """Measures a folder of videos against a reference and writes the scores."""
+    fields = {"features", "num_frames", "stride", "num_clips", "batch_size"}
+    given = {name: FLAGS[name].value for name in fields if FLAGS[name].present}
+    files = {n: FLAGS[n].value for n in ("weights", "save_statistics", "force")}
+    names = ("videos", "reference", "out", "protocol")
+    print(folder_report.run(*(FLAGS[n].value for n in names), given, **files))
+
+
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
         meshes.initialize()
-        if sum(map(bool, (FLAGS.model, FLAGS.samples, FLAGS.vae))) != 1:
-            raise ValueError("give --model, --samples or --vae, one of the three")
+        kinds = FLAGS.model, FLAGS.samples, FLAGS.vae, FLAGS.videos
+        if sum(map(bool, kinds)) != 1:
+            raise ValueError("give one of --model, --samples, --vae and --videos")
+        if FLAGS.videos:
+            return compare() if jax.process_index() == 0 else None
+        if FLAGS.reference or FLAGS.protocol or FLAGS.save_statistics:
+            raise ValueError("--reference, --protocol, --save_statistics need --videos")
+        if not FLAGS.shards:
+            raise ValueError("give --shards: only --videos are measured without")
         if FLAGS.lpips and not FLAGS.vae:
-            raise ValueError("--lpips compares a clip with its original: give --vae")
+            raise ValueError("--lpips compares with an original: give --vae")
         clips, network = shards.open(FLAGS.shards), features.ToyFeatures()
         if FLAGS.vae:
             return reconstruct(clips, network) if jax.process_index() == 0 else None
@@ -162,11 +183,8 @@ def main(argv: list[str]) -> None:
                 f"{FLAGS.shards} are not toy-world shards: the oracle cannot read them"
             )
         with jax.set_mesh(meshes.make_mesh()):
-            material = (
-                from_model(clips, tier)
-                if FLAGS.model
-                else samples.read_material(pathlib.Path(FLAGS.samples))
-            )
+            read = FLAGS.samples and samples.read_material(pathlib.Path(FLAGS.samples))
+            material = read or from_model(clips, tier)
         vae = latents.load_vae(FLAGS.model) if FLAGS.model else None
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"evaluate: {error}")

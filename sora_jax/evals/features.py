@@ -42,6 +42,7 @@ class ToyFeatures:
       sha256: of the weights file.
       resize: how clips are brought to size, for the protocol.
       num_frames, size: what the network takes.
+      batch_size: clips that are computed at a time.
     """
 
     resize = "bilinear, antialiased; first frames"
@@ -52,7 +53,7 @@ class ToyFeatures:
         self.network, self.sha256 = load(folder, name)
         self.num_frames = self.network.config.num_frames
         self.size = self.network.config.size
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._graph, self._params = nnx.split(self.network)
 
     def __call__(self, video_bthwc: np.ndarray) -> np.ndarray:
@@ -66,7 +67,7 @@ class ToyFeatures:
         """
         forward = functools.partial(_forward, self._graph, self.size, self._params)
         return _in_batches(
-            video_bthwc, self.num_frames, self._batch_size, "the toy state network",
+            video_bthwc, self.num_frames, self.batch_size, "the toy state network",
             lambda chunk_bthwc: forward(chunk_bthwc * 2 - 1),
         )  # fmt: skip
 
@@ -204,6 +205,8 @@ class VideoFeatures:
       resize: how clips are brought to size, and what else is done to them, for the
         protocol.
       num_frames, size: what the network takes.
+      eps: of I3D's batch norms; None for others.
+      batch_size: clips that are computed at a time.
     """
 
     def __init__(
@@ -232,18 +235,19 @@ class VideoFeatures:
                 f"{', '.join(resizing.NAMES)}"
             )
         self._output = output or "logits"
-        eps = f", epsilon {network.config.eps:g}" if self.name == "i3d" else ""
+        self.eps = network.config.eps if self.name == "i3d" else None
+        eps = "" if self.eps is None else f", epsilon {self.eps:g}"
         what = f" {self._output}" if self.name == "i3d" else ""
         self.resize = f"{self._resize}; first frames; {self.name}{what}{eps}"
         cpu = jax.default_backend() == "cpu"
-        self._batch_size = batch_size or (1 if cpu else 16)
+        self.batch_size = batch_size or (1 if cpu else 16)
         self._known = known
         self._split = {part: nnx.split(net) for part, net in weights.parts.items()}
 
     def __call__(self, video_bthwc: np.ndarray) -> np.ndarray:
         """Returns features [b, d], float32; takes and raises what `ToyFeatures` does."""
         return _in_batches(
-            video_bthwc, self.num_frames, self._batch_size, self.name, self._forward
+            video_bthwc, self.num_frames, self.batch_size, self.name, self._forward
         )
 
     def _forward(self, unit_bthwc: np.ndarray) -> jax.Array:

@@ -55,7 +55,18 @@ class Weights:
 
 
 def build(make, config: Any, params: exchange.Tree) -> nnx.Module:
-    """Makes a network around parameters, without ever drawing its own."""
+    """Makes a network around parameters, without ever drawing its own.
+
+    Raises:
+      ValueError: some are not finite; they are named.
+    """
+    flat = trees.flatten(params)
+    broken = [name for name, array in flat.items() if not np.isfinite(array).all()]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {len(flat)} tensors hold NaN or infinity, such as "
+            f"{broken[0]}"
+        )
     graph, state = nnx.split(nnx.eval_shape(lambda: make(config, nnx.Rngs(0))))
     nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
     return nnx.merge(graph, state)

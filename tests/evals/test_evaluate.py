@@ -195,7 +195,7 @@ def test_a_video_vae_by_itself(folder, capsys):
 
 
 def test_wrong_use_ends_with_a_sentence(folder):
-    with pytest.raises(SystemExit, match="--model, --samples or --vae"):
+    with pytest.raises(SystemExit, match="give one of --model, --samples, --vae and"):
         run(shards=folder / "shards", out=folder / "x")
     with pytest.raises(SystemExit, match="--lpips compares"):
         given = {"model": folder / "run", "lpips": folder / "none.safetensors"}

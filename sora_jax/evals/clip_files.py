@@ -1,0 +1,284 @@
+"""Folders of clips for distances: video files, folders of frames, arrays.
+
+A clip is a video file, a folder of numbered .png frames, an array uint8 [t, h, w, 3] in a
+.npy or .npz file, or one of an array [n, t, h, w, 3]. What cannot be used is said in one
+sentence and counted, whatever it is: no file is skipped in silence.
+
+Letters: n clips, t frames, h height, w width.
+"""
+
+import collections
+import dataclasses
+import pathlib
+import re
+import zipfile
+import zlib
+
+import numpy as np
+
+from sora_jax.data import video_io
+
+FRAMES = ".png"
+ARRAYS = (".npy", ".npz")
+_LIMITS = video_io.Limits(max_total_pixels=400_000_000)  # of a clip, 1.2 GB
+_BROKEN = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+class UnusableClip(ValueError):
+    """A clip that cannot be read, or has not the frames that are needed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where one clip lies.
+
+    Attributes:
+      name: of the clip, from the folder on.
+      path: of its file, or of its folder of frames.
+      kind: suffix of the files.
+      member: of a .npz file.
+      index: in an array of many clips.
+    """
+
+    name: str
+    path: pathlib.Path
+    kind: str
+    member: str | None = None
+    index: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a folder holds.
+
+    Attributes:
+      sources: the clips, in the order of files, and within one as they lie.
+      failures: one sentence for each file that holds none.
+      notes: one sentence for what is not read at all.
+    """
+
+    sources: tuple[Source, ...]
+    failures: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """Frames uint8 [t, h, w, 3] of a clip, and whether it goes on after them.
+
+    `fps` is of the file, before the stride; None where it does not say.
+    """
+
+    video_thwc: np.ndarray
+    longer: bool
+    fps: float | None = None
+
+
+def find(folder: pathlib.Path) -> Found:
+    """Lists the clips of a folder and of the folders in it.
+
+    Pictures that lie beside clips are no frames, and are not read.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or it is empty.
+      ValueError: it is one clip's folder of frames, or nothing in it can be a clip.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    sources, failures = [], []
+    framed, others = collections.Counter(), collections.Counter()
+    beside = set()  # folders with clips in them, as files
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if any(part.startswith(".") for part in inside.parts) or not path.is_file():
+            continue
+        kind, name = path.suffix.lower(), inside.as_posix()
+        if kind == FRAMES:
+            framed[path.parent] += 1
+        elif kind in video_io.SUFFIXES:
+            beside.add(path.parent)
+            sources.append(Source(name, path, kind))
+        elif kind in ARRAYS:
+            beside.add(path.parent)
+            try:
+                sources += _in_arrays(name, path)
+            except UnusableClip as error:
+                failures.append(str(error))
+        else:
+            others[kind or "no suffix"] += 1
+    for path, number in framed.items():
+        if path in beside:
+            others[FRAMES] += number
+        elif path == folder:
+            raise ValueError(
+                f"{folder} holds frames itself: name the folder in which each clip has "
+                "one"
+            )
+        else:
+            name = path.relative_to(folder).as_posix()
+            sources.append(Source(name, path, FRAMES))
+    if not sources:
+        raise _nothing(folder, failures, others)
+    notes = []
+    if others:
+        notes.append(
+            f"{others.total()} files of other kinds are not read ("
+            f"{', '.join(sorted(others))})"
+        )
+    sources.sort(key=lambda s: (s.path.as_posix(), s.member or "", s.index or 0))
+    return Found(tuple(sources), tuple(failures), tuple(notes))
+
+
+def _nothing(folder, failures, others) -> Exception:
+    if failures:
+        return ValueError(f"{folder} holds no clip that can be read: {failures[0]}")
+    if others:
+        return ValueError(
+            f"{folder} holds no clips, only files of other kinds "
+            f"({', '.join(sorted(others))}): videos, .png frames, .npy or .npz are read"
+        )
+    return FileNotFoundError(f"{folder} is empty")
+
+
+def _in_arrays(name: str, path: pathlib.Path) -> list[Source]:
+    """The clips of a file of arrays, by its headers alone."""
+    shapes = {}
+    try:
+        if path.suffix.lower() == ".npy":
+            with open(path, "rb") as file:
+                shapes[None] = _header(file)
+        else:
+            with zipfile.ZipFile(path) as archive:
+                for member in sorted(archive.namelist()):
+                    with archive.open(member) as file:
+                        shapes[member.removesuffix(".npy")] = _header(file)
+    except _BROKEN as error:
+        raise UnusableClip(f"{name}: not an array that can be read: {error}") from None
+    result = []
+    for member, (shape, dtype) in shapes.items():
+        label = name if member is None else f"{name}/{member}"
+        if len(shape) not in (4, 5) or shape[-1] != 3:
+            raise UnusableClip(
+                f"{label}: an array of shape {list(shape)}, and a clip is [t, h, w, 3]"
+            )
+        if dtype != np.uint8:
+            raise UnusableClip(
+                f"{label}: an array of {dtype}, and only uint8 says what is black and "
+                "what is white"
+            )
+        if len(shape) == 4:
+            result.append(Source(label, path, path.suffix.lower(), member))
+        for index in range(shape[0] if len(shape) == 5 else 0):
+            clip = f"{label}[{index}]"
+            result.append(Source(clip, path, path.suffix.lower(), member, index))
+    if not result:
+        raise UnusableClip(f"{name}: it holds no clips")
+    return result
+
+
+def _header(file) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array in the .npy format; the values stay unread."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+class Reader:
+    """Reads chosen frames of clips; keeps the last file of arrays open.
+
+    Args:
+      num_frames: how many frames of a clip are used.
+      stride: one frame in so many.
+      start: "first", or "random" for a window somewhere in the clip, which its name
+        decides; videos are then decoded as a whole.
+    """
+
+    def __init__(self, num_frames: int, stride: int, start: str = "first"):
+        self._stride, self._random = stride, start == "random"
+        self._span = (num_frames - 1) * stride + 1
+        self._opened = (None, None)
+
+    def __call__(self, source: Source) -> Clip:
+        """Returns the frames that are used.
+
+        Raises:
+          UnusableClip: with the sentence.
+        """
+        fps = None
+        try:
+            if source.kind == FRAMES:
+                return self._frames(source)
+            if source.kind in ARRAYS:
+                array = self._array(source)
+                video_thwc = array if source.index is None else array[source.index]
+            else:
+                most = None if self._random else self._span + 1
+                decoded = video_io.decode(source.path, max_frames=most, limits=_LIMITS)
+                video_thwc, fps = decoded.frames, decoded.fps
+        except video_io.UnreadableVideo as error:
+            reason = str(error).removeprefix(f"{source.path}: ")
+            reason = reason.removeprefix(f"{source.path}/")  # of a frame
+            raise UnusableClip(f"{source.name}: {reason}") from None
+        self._check_length(source, len(video_thwc))
+        used_thwc = video_thwc[self._window(source, len(video_thwc))]
+        longer = len(video_thwc) > self._span
+        return Clip(np.ascontiguousarray(used_thwc), longer, fps)
+
+    def _window(self, source: Source, length: int) -> slice:
+        """The frames of a clip that are used."""
+        first = 0
+        if self._random:
+            rng = np.random.default_rng(zlib.crc32(source.name.encode()))
+            first = int(rng.integers(0, length - self._span + 1))
+        return slice(first, first + self._span, self._stride)
+
+    def _check_length(self, source: Source, length: int) -> None:
+        if length < self._span:
+            some = f", of which one in {self._stride} is used" * (self._stride > 1)
+            raise UnusableClip(
+                f"{source.name}: it has {length} frames, and {self._span} are needed{some}"
+            )
+
+    def _array(self, source: Source) -> np.ndarray:
+        key = source.path, source.member
+        if self._opened[0] != key:
+            self._opened = (None, None)  # let the last one go before the next is read
+            try:
+                mode = "r" if source.member is None else None
+                array = np.load(source.path, mmap_mode=mode, allow_pickle=False)
+                if source.member is not None:
+                    with array:
+                        array = array[source.member]
+            except _BROKEN as error:
+                raise UnusableClip(f"{source.name}: {error}") from None
+            self._opened = key, array
+        return self._opened[1]
+
+    def _frames(self, source: Source) -> Clip:
+        """Reads a folder of frames, whose names end in their numbers."""
+        numbered = {}
+        for path in sorted(source.path.iterdir()):
+            if path.suffix.lower() != FRAMES or path.name.startswith("."):
+                continue
+            digits = re.search(r"(\d+)\D*$", path.stem)
+            if digits is None or int(digits[1]) in numbered:
+                fault = "has no number" if digits is None else "has another's number"
+                raise UnusableClip(f"{source.name}: the frame {path.name} {fault}")
+            numbered[int(digits[1])] = path
+        first, last = min(numbered), max(numbered)
+        missing = last - first + 1 - len(numbered)
+        if missing:
+            gap = next(n for n in range(first, last) if n not in numbered)
+            raise UnusableClip(
+                f"{source.name}: {missing} of the frames {first} to {last} are missing, "
+                f"the first of them {gap}"
+            )
+        self._check_length(source, len(numbered))
+        kept = range(first, last + 1)[self._window(source, len(numbered))]
+        frames = [video_io.read_image(numbered[number]) for number in kept]
+        if len({frame.shape for frame in frames}) > 1:
+            raise UnusableClip(f"{source.name}: its frames differ in size")
+        return Clip(np.stack(frames), len(numbered) > self._span)

@@ -1,0 +1,258 @@
+"""Kernel distances, neighbours and classes: what stands beside the Frechet distance.
+
+The kernel distance (MMD^2; KID, arXiv 1801.01401; KVD on features of videos) of sets X and
+Y under a kernel k is mean k(x, x') + mean k(y, y') - 2 mean k(x, y). With pairs of a
+sample and itself it is biased upwards by about c / n, without them it is unbiased and
+may be below zero: published code uses either, so both are computed and named apart.
+
+Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) ask whether
+samples lie in balls around the other set's, whose radii reach to the k-th neighbour.
+
+Letters: n, m samples, d features, k classes.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from sora_jax.evals import statistics
+
+NEIGHBOURS = 5  # of the radii, as the public code of density and coverage has it
+SUBSETS, LARGEST_SUBSET = 100, 1000
+_ROWS = 1024  # rows of a matrix of pairs that are held at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """The polynomial kernel (x . y / d + offset)^degree."""
+
+    degree: int
+    offset: float
+
+
+KID = Kernel(3, 1.0)
+JEDI = Kernel(2, 0.0)  # arXiv 2410.05203, whose score is 100 times the biased form
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelDistance:
+    """A kernel distance in both forms; each may carry its 95 % interval (low, high)."""
+
+    biased: float
+    unbiased: float
+    biased_interval: tuple[float, float] | None = None
+    unbiased_interval: tuple[float, float] | None = None
+
+
+def kernel_distance(
+    features1_nd: np.ndarray, features2_md: np.ndarray, kernel: Kernel = KID
+) -> KernelDistance:
+    """Returns the kernel distance of two sets of features, without intervals.
+
+    Args:
+      features1_nd, features2_md: the sets, which may differ in size.
+      kernel: how alike two samples are.
+
+    Raises:
+      ValueError: unequal d, fewer than two samples, or values that are not finite.
+    """
+    set1_nd, set2_md = _checked(features1_nd, features2_md, least=2)
+    n, m = len(set1_nd), len(set2_md)
+    sum1, diagonal1 = _sums(set1_nd, set1_nd, kernel), _diagonal(set1_nd, kernel)
+    sum2, diagonal2 = _sums(set2_md, set2_md, kernel), _diagonal(set2_md, kernel)
+    between = 2 * _sums(set1_nd, set2_md, kernel) / (n * m)
+    apart1 = (sum1 - diagonal1) / (n * (n - 1))
+    apart2 = (sum2 - diagonal2) / (m * (m - 1))
+    return KernelDistance(
+        biased=float(sum1 / n**2 + sum2 / m**2 - between),
+        unbiased=float(apart1 + apart2 - between),
+    )
+
+
+def kernel_distance_with_intervals(
+    features1_nd: np.ndarray,
+    features2_md: np.ndarray,
+    kernel: Kernel = KID,
+    *,
+    num_subsets: int = SUBSETS,
+    seed: int = 0,
+) -> KernelDistance:
+    """Returns the kernel distance with 95 % intervals from subsets of both sets.
+
+    Subsets are drawn without replacement, the same share s of each set: half, or what
+    `LARGEST_SUBSET` allows. Their distances spread around that of all samples with a
+    variance of (1 - s) / s times its own (Politis, Romano and Wolf 1999), so their
+    deviations from their mean are scaled by sqrt(s / (1 - s)). For equal distributions
+    the interval is too wide rather than too narrow.
+
+    Args:
+      features1_nd, features2_md: the sets.
+      kernel: how alike two samples are.
+      num_subsets: how many pairs of subsets are drawn.
+      seed: of the subsets.
+
+    Raises:
+      ValueError: fewer than four samples, or as `kernel_distance`.
+    """
+    set1_nd, set2_md = _checked(features1_nd, features2_md, least=4)
+    share = min(0.5, LARGEST_SUBSET / max(len(set1_nd), len(set2_md)))
+    rng = np.random.default_rng(seed)
+
+    def subset(set_nd: np.ndarray) -> np.ndarray:
+        size = max(2, round(share * len(set_nd)))
+        return set_nd[np.sort(rng.permutation(len(set_nd))[:size])]
+
+    found = [
+        kernel_distance(subset(set1_nd), subset(set2_md), kernel)
+        for _ in range(num_subsets)
+    ]
+    point = kernel_distance(set1_nd, set2_md, kernel)
+    scale = np.sqrt(share / (1 - share))
+
+    def interval(form: str) -> tuple[float, float]:
+        values = np.array([getattr(distance, form) for distance in found])
+        moved = getattr(point, form) + scale * (values - values.mean())
+        low, high = np.quantile(moved, [0.025, 0.975])
+        return float(low), float(high)
+
+    return dataclasses.replace(
+        point,
+        biased_interval=interval("biased"),
+        unbiased_interval=interval("unbiased"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+    """How two sets lie among each other, with 95 % intervals (value, low, high).
+
+    The intervals are of the samples that are counted, the other set held fixed.
+
+    Attributes:
+      precision: share of samples that lie in some ball around the reference.
+      recall: share of the reference that lies in some ball around the samples.
+      density: in how many balls of the reference a sample lies, over k.
+      coverage: share of the reference's balls in which some sample lies.
+    """
+
+    precision: tuple[float, float, float]
+    recall: tuple[float, float, float]
+    density: tuple[float, float, float]
+    coverage: tuple[float, float, float]
+
+
+def neighbours(
+    samples_nd: np.ndarray, reference_md: np.ndarray, k: int = NEIGHBOURS
+) -> Neighbours:
+    """Returns precision, recall, density and coverage of samples.
+
+    A ball's rim belongs to it, so that copies of a sample are in its ball of radius 0.
+
+    Args:
+      samples_nd: features of what is judged.
+      reference_md: features of what it should be like.
+      k: which neighbour within its own set gives a ball its radius.
+
+    Raises:
+      ValueError: a set has no k-th neighbour, unequal d, or values that are not finite.
+    """
+    samples_nd, reference_md = _checked(samples_nd, reference_md, least=k + 1)
+    # Distances do not change with the origin; near it their squares round least.
+    centre_d = reference_md.mean(axis=0)
+    samples_nd, reference_md = samples_nd - centre_d, reference_md - centre_d
+    radius_n, radius_m = _radii(samples_nd, k), _radii(reference_md, k)
+    balls_n = np.zeros(len(samples_nd), int)  # of the reference, around each sample
+    covered_m = np.zeros(len(reference_md), bool)
+    recalled_m = np.zeros(len(reference_md), bool)
+    for rows, squares_rm in _squares(samples_nd, reference_md):
+        inside_rm = squares_rm <= radius_m
+        balls_n[rows] = inside_rm.sum(axis=1)
+        covered_m |= inside_rm.any(axis=0)
+        recalled_m |= (squares_rm <= radius_n[rows, None]).any(axis=0)
+    return Neighbours(
+        _share(balls_n > 0),
+        _share(recalled_m),
+        statistics.mean_interval(balls_n / k),
+        _share(covered_m),
+    )
+
+
+def inception_score(logits_nk: np.ndarray, splits: int = 10) -> tuple[float, float]:
+    """Returns exp mean KL(p(y|x) || p(y)) and its deviation over splits.
+
+    The score of arXiv 1606.03498: p(y) is the mean of p(y|x) over a split, splits are
+    samples in order, and the score is the mean over splits. It has no reference, and
+    counts only how sure and how various the classes are: 1 to k.
+
+    Args:
+      logits_nk: of a classifier, before its softmax.
+      splits: how many.
+
+    Raises:
+      ValueError: fewer than two samples a split, or values that are not finite.
+    """
+    logits_nk = statistics.checked_features(logits_nk, least=2 * splits)
+    logits_nk = logits_nk - logits_nk.max(axis=1, keepdims=True)
+    log_nk = logits_nk - np.log(np.exp(logits_nk).sum(axis=1, keepdims=True))
+    scores = []
+    for part_nk in np.array_split(log_nk, splits):
+        mean_k = np.log(np.maximum(np.exp(part_nk).mean(axis=0), np.finfo(float).tiny))
+        divergence_n = (np.exp(part_nk) * (part_nk - mean_k)).sum(axis=1)
+        scores.append(np.exp(divergence_n.mean()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def _checked(first_nd, second_md, *, least: int) -> tuple[np.ndarray, np.ndarray]:
+    first_nd = statistics.checked_features(first_nd, least=least)
+    second_md = statistics.checked_features(second_md, least=least)
+    if first_nd.shape[1] != second_md.shape[1]:
+        raise ValueError(
+            f"the sets have {first_nd.shape[1]} and {second_md.shape[1]} features: they "
+            "were not made by the same network"
+        )
+    return first_nd, second_md
+
+
+def _sums(first_nd, second_md, kernel: Kernel) -> float:
+    """The sum of the kernel over all pairs."""
+    d = first_nd.shape[1]
+    return sum(
+        float(((first_nd[rows] @ second_md.T / d + kernel.offset) ** kernel.degree).sum())
+        for rows in _slices(len(first_nd))
+    )  # fmt: skip
+
+
+def _diagonal(set_nd: np.ndarray, kernel: Kernel) -> float:
+    squares_n = np.einsum("nd,nd->n", set_nd, set_nd) / set_nd.shape[1]
+    return float(((squares_n + kernel.offset) ** kernel.degree).sum())
+
+
+def _slices(count: int) -> list[slice]:
+    return [slice(start, start + _ROWS) for start in range(0, count, _ROWS)]
+
+
+def _squares(first_nd, second_md) -> Iterator[tuple[slice, np.ndarray]]:
+    """Squared distances [r, m] of some rows at a time; below rounding they are 0."""
+    length_m = np.einsum("md,md->m", second_md, second_md)
+    for rows in _slices(len(first_nd)):
+        part_rd = first_nd[rows]
+        sums_rm = np.einsum("rd,rd->r", part_rd, part_rd)[:, None] + length_m
+        squares_rm = sums_rm - 2 * part_rd @ second_md.T
+        rounding_rm = 4 * first_nd.shape[1] * np.finfo(np.float64).eps * sums_rm
+        yield rows, np.where(squares_rm <= rounding_rm, 0.0, squares_rm)
+
+
+def _radii(set_nd: np.ndarray, k: int) -> np.ndarray:
+    """The squared distance of each sample to the k-th other one."""
+    radii_n = np.empty(len(set_nd))
+    for rows, squares_rn in _squares(set_nd, set_nd):
+        own = np.arange(len(set_nd))[rows]
+        squares_rn[np.arange(len(own)), own] = np.inf
+        radii_n[rows] = np.partition(squares_rn, k - 1, axis=1)[:, k - 1]
+    return radii_n
+
+
+def _share(inside_n: np.ndarray) -> tuple[float, float, float]:
+    count, right = len(inside_n), int(inside_n.sum())
+    return right / count, *statistics.wilson(right, count)
