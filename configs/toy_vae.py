@@ -15,9 +15,9 @@ def get_config():
     c.optim.learning_rate = 5e-3
     c.optim.muon_learning_rate = 0.03
     c.optim.momentum = 0.9
-    c.optim.learning_rate_factors = (("^vae.linear", 0.0),)
+    c.optim.learning_rate_factors = ()
     c.optim.warmup_steps = 20
     c.optim.ema_decay = 0.99
-    c.loop.num_steps = 500
-    c.loop.checkpoint_every = 250
+    c.loop.num_steps = 800
+    c.loop.checkpoint_every = 200
     return c

@@ -16,6 +16,8 @@ def get_config():
     c.model.vae.latent_channels = 48
     c.model.vae.channel_multipliers = (1, 2, 2)
     c.model.vae.spatial_downsample = (True, True)
+    c.model.vae.linear_path = True
+    c.optim.learning_rate_factors = (("^vae.linear", 0.0),)
     c.loop.num_steps = 900
     c.loop.checkpoint_every = 100
 

@@ -44,7 +44,7 @@ def get_config():
     vae.channel_multipliers, vae.num_res_blocks = (1, 2, 4, 4), 2
     vae.temporal_downsample = (False, True, True)
     vae.spatial_downsample = (True, True, True)
-    vae.residual_shortcuts, vae.linear_path = False, False
+    vae.residual_shortcuts = False
 
     c.noise.shift = 3.0
     c.known.probabilities.none, c.known.probabilities.first_frame = 1.0, 0.0

@@ -31,7 +31,7 @@ PUBLISHED = {
 }
 # Video VAEs that are trained from scratch: parameters, and the latent of 17 x 256 x 256.
 FROM_SCRATCH = {
-    "toy_vae": (3_291_656, (5, 64, 64, 24)),
+    "toy_vae": (3_279_848, (5, 64, 64, 24)),
     "toy_vae_4x16x16": (11_341_888, (5, 16, 16, 48)),
     "vae_4x16x16": (193_796_028, (5, 16, 16, 48)),
     "vae_8x32x32": (267_470_572, (3, 8, 8, 128)),
