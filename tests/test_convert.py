@@ -223,9 +223,7 @@ def test_the_published_files_of_lpips_become_one(tmp_path, job, peers_python, ca
     assert not (tmp_path / "other.safetensors").exists()
 
 
-def test_a_file_of_torch_alone_is_refused(tmp_path, job):
-    with pytest.raises(SystemExit, match="with --lpips_heads"):
-        job(tmp_path / "vgg16.pth", tmp_path / "out")
+def test_lpips_needs_both_of_its_files(tmp_path, job):
     with pytest.raises(SystemExit, match="heads.pth is missing"):
         (tmp_path / "vgg16.pth").touch()
         heads, out = tmp_path / "heads.pth", tmp_path / "out.safetensors"

@@ -118,8 +118,7 @@ def compile_only(topology: str) -> list:
     """Returns the devices of a TPU slice that programs are compiled for, not run on.
 
     XLA's TPU compiler is libtpu, which needs no TPU for that: the package `libtpu`
-    (launch/requirements/tpu.txt), or the file that `TPU_LIBRARY_PATH` names. One process
-    at a time may load it.
+    (launch/requirements/tpu.txt), or the file that `TPU_LIBRARY_PATH` names.
 
     Args:
       topology: like "v5e:2x2" or "v5p:2x2x1".
@@ -130,6 +129,8 @@ def compile_only(topology: str) -> list:
     # Otherwise libtpu asks Google's metadata server which machine this is.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # Its lock keeps two processes off one chip; here there is none.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
     try:
         found = topologies.get_topology_desc(topology, platform="tpu")
     except (RuntimeError, ImportError) as error:

@@ -337,7 +337,7 @@ def test_a_video_vae_learns_from_lpips(tmp_path):
     assert code == 1 and "without it everything but LPIPS is computed" in output
     assert "Traceback" not in output and not run.exists()
     tiny_lpips.write(weights)
-    small = recipe | {"data__crops": "((1.0,5,16,32,1),)"}
+    small = recipe | {"data__crops": "((1.0,((5,16,32,1),)),)"}
     code, output = run_job(command(tmp_path, run, **small))
     assert code == 1 and "these have 16 x 32" in output and not run.exists()
     code, output = run_job(command(tmp_path, run, **recipe))
