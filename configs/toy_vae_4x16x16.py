@@ -1,10 +1,10 @@
-"""The toy video VAE at four times the compression in space: 4 x 16 x 16, 48 channels.
+"""The toy video VAE with a sixteenth of the voxels: 4 x 16 x 16, 48 channels.
 
     python -m sora_jax.prepare --source toyworld:tw64 --num_clips 1600 --out runs/tw64
     python -m sora_jax.train --config=configs/toy_vae_4x16x16.py \
         --workdir=runs/toy_vae_4x16x16 --config.data.shards=runs/tw64
 
-What it reaches on two CPU cores stands in experiments/RESULTS.md, "Video VAE".
+It begins at the 29 dB of as many principal components; it has not been trained to an end.
 """
 
 from configs import toy_vae

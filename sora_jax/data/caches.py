@@ -5,6 +5,7 @@ that an interruption leaves whole and several processes share, what the work wil
 and records that stay in memory once they have been read.
 """
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -124,6 +125,19 @@ def announce(
             f"{out} has room for {free / 2**30:.1f} GiB, and the {what} will take "
             f"about {whole / 2**30:.1f} GiB"
         )
+
+
+def split(raw: bytes, entry: Mapping[str, Any], what: str) -> tuple[bytes, bytes]:
+    """Returns header and content of a record, safetensors bytes of one tensor.
+
+    Raises:
+      ValueError: the content is not that of the index.
+    """
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header, content = raw[8:start], raw[start:]
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise ValueError(f"the SHA-256 of its {what} is not that of the index")
+    return header, content
 
 
 class Cache(array_files.Records):

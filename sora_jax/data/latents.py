@@ -90,9 +90,7 @@ def write_latents(
       preprocessing: JSON values that say what is done to frames before encoding.
       batch_size: clips in one call of `encode`.
       clips_per_file: clips in one file; what an interruption can cost.
-      process, num_processes: each of several processes that share the folder makes
-        every so-many-eth file, and the first one writes the manifest.
-      barrier: waits until all of them are there.
+      process, num_processes, barrier: see `caches.write`.
 
     Returns:
       The manifest.
@@ -273,16 +271,13 @@ class Latents(caches.Cache):
     def parse(self, raw: bytes, entry: Mapping[str, Any]) -> LatentRecord:
         # Text and shape come from the index, which has been parsed already: reading
         # a record is then little more than hashing its latents.
-        start = 8 + int.from_bytes(raw[:8], "little")
-        content = raw[start:]
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise ValueError("the SHA-256 of its latents is not that of the index")
+        header, content = caches.split(raw, entry, "latents")
         return LatentRecord(
             id=entry["id"],
             latents=np.frombuffer(content, "<f4").reshape(entry["shape"]),
             captions=entry["captions"],
             fps=entry["fps"],
-            header=raw[8:start],
+            header=header,
         )
 
 

@@ -235,10 +235,7 @@ class TextStates(caches.Cache):
         return states_ld
 
     def parse(self, raw: bytes, entry: Mapping[str, Any]) -> TextRecord:
-        start = 8 + int.from_bytes(raw[:8], "little")
-        content = raw[start:]
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-            raise ValueError("the SHA-256 of its states is not that of the index")
+        _, content = caches.split(raw, entry, "states")
         dtype = DTYPES[self.manifest["settings"]["dtype"]]
         states_ld = np.frombuffer(content, dtype).reshape(entry["shape"])
         return TextRecord(id=entry["id"], states=states_ld)

@@ -15,6 +15,7 @@ resamples.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -124,15 +125,24 @@ def frechet_interval(
     *,
     num_resamples: int = 100,
     seed: int = 0,
+    done: Callable[[], None] = lambda: None,
 ) -> tuple[float, float]:
-    """Returns a 95 % bootstrap interval of `frechet`, both sets resampled."""
-    features1_nd, features2_nd = map(np.asarray, (features1_nd, features2_nd))
+    """Returns a 95 % bootstrap interval of `frechet`, both sets resampled.
+
+    `done` is called after each resample, of which a large one takes seconds.
+    """
+    sets = [*map(np.asarray, (features1_nd, features2_nd))]
+
+    def once(rng: np.random.Generator) -> float:
+        value = frechet(
+            *(statistics.resample(features_nd, rng) for features_nd in sets)
+        )
+        done()
+        return value
+
     return statistics.bootstrap(
-        lambda rng: frechet(
-            statistics.resample(features1_nd, rng),
-            statistics.resample(features2_nd, rng),
-        ),
-        frechet(features1_nd, features2_nd),
+        once,
+        frechet(*sets),
         num_resamples=num_resamples,
         seed=seed,
     )

@@ -242,7 +242,11 @@ def _scores(videos, reference, settings, notes: list[str]):
         if count < least:
             notes.append(f"{what} needs {least} clips of each set, there are {count}")
     scores = {"frechet": distances.frechet(samples_nd, reference_md)}
-    intervals = {"frechet": _bootstrap(samples_nd, reference_md, scores["frechet"])}
+    with progress.Progress(_RESAMPLES, "bootstrap", "resamples") as bar:
+        ends = distances.frechet_interval(
+            samples_nd, reference_md, num_resamples=_RESAMPLES, done=bar.update
+        )
+    intervals = {"frechet": ends}
     if count >= distances.LEAST:
         found = distances.frechet_extrapolated(samples_nd, reference_md)
         scores["frechet_limit"] = found.limit
@@ -280,19 +284,6 @@ def _scores(videos, reference, settings, notes: list[str]):
     if broken:
         raise ValueError(f"{', '.join(broken)} came out as no number")
     return scores, intervals
-
-
-def _bootstrap(samples_nd, reference_md, point: float) -> tuple[float, float]:
-    """`distances.frechet_interval`, which takes long, with the time that is left."""
-    with progress.Progress(_RESAMPLES, "bootstrap", "resamples") as bar:
-
-        def once(rng: np.random.Generator) -> float:
-            sets = (statistics.resample(s, rng) for s in (samples_nd, reference_md))
-            value = distances.frechet(*sets)
-            bar.update()
-            return value
-
-        return statistics.bootstrap(once, point, num_resamples=_RESAMPLES)
 
 
 def _by_n(features_nd: np.ndarray) -> np.ndarray:
