@@ -39,6 +39,8 @@ from sora_jax.evals import (
 from sora_jax.generation import pipeline, runs
 from sora_jax.training import checkpoint, latents, perceptual, state
 
+_ASKED = ("features", "num_frames", "stride", "num_clips", "batch_size")  # of --videos
+_FILES = ("weights", "save_statistics", "force")
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Run folder of a trained denoiser.")
 flags.DEFINE_string("samples", None, "Folder of .mp4 files with .json recipes.")
@@ -150,9 +152,8 @@ def reconstruct(clips: shards.Shards, network: features.ToyFeatures) -> None:
 
 def compare() -> None:
     """Measures a folder of videos against a reference and writes the scores."""
-    fields = {"features", "num_frames", "stride", "num_clips", "batch_size"}
-    given = {name: FLAGS[name].value for name in fields if FLAGS[name].present}
-    files = {n: FLAGS[n].value for n in ("weights", "save_statistics", "force")}
+    given = {name: FLAGS[name].value for name in _ASKED if FLAGS[name].present}
+    files = {name: FLAGS[name].value for name in _FILES}
     names = ("videos", "reference", "out", "protocol")
     print(folder_report.run(*(FLAGS[n].value for n in names), given, **files))
 
@@ -163,13 +164,13 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
         meshes.initialize()
-        kinds = FLAGS.model, FLAGS.samples, FLAGS.vae, FLAGS.videos
-        if sum(map(bool, kinds)) != 1:
+        if sum(map(bool, (FLAGS.model, FLAGS.samples, FLAGS.vae, FLAGS.videos))) != 1:
             raise ValueError("give one of --model, --samples, --vae and --videos")
         if FLAGS.videos:
             return compare() if jax.process_index() == 0 else None
-        if FLAGS.reference or FLAGS.protocol or FLAGS.save_statistics:
-            raise ValueError("--reference, --protocol, --save_statistics need --videos")
+        of_videos = ("reference", "protocol", *_ASKED[:3], *_FILES)
+        if vain := [f"--{name}" for name in of_videos if FLAGS[name].present]:
+            raise ValueError(f"{', '.join(vain)} need --videos")
         if not FLAGS.shards:
             raise ValueError("give --shards: only --videos are measured without")
         if FLAGS.lpips and not FLAGS.vae:

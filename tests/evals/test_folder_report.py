@@ -566,6 +566,7 @@ def test_the_job(folders, tmp_path, capsys):
             ({"shards": folders / "made"}, "give one of --model"),
             ({"samples": folders / "made"}, "give --shards"),
             ({"vae": "x", "protocol": "stylegan-v"}, "--protocol.*need --videos"),
+            ({"vae": "x", "stride": 2, "force": True}, "--stride, --force need"),
             (
                 given | {"protocol": "stylegan-v"},
                 "protocol stylegan-v has num_frames 16",
