@@ -8,7 +8,7 @@ may be below zero: published code uses either, so both are computed and named ap
 Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) ask whether
 samples lie in balls around the other set's, whose radii reach to the k-th neighbour.
 
-Letters: n, m samples, d features, k classes.
+Letters: n, m samples, d features, k classes, r subsets.
 """
 
 import dataclasses
@@ -111,10 +111,8 @@ def kernel_distance_with_intervals(
     scale = np.sqrt(share / (1 - share))
 
     def interval(form: str) -> tuple[float, float]:
-        values = np.array([getattr(distance, form) for distance in found])
-        moved = getattr(point, form) + scale * (values - values.mean())
-        low, high = np.quantile(moved, [0.025, 0.975])
-        return float(low), float(high)
+        values_r = np.array([getattr(distance, form) for distance in found])
+        return statistics.interval_of(scale * values_r, getattr(point, form))
 
     return dataclasses.replace(
         point,

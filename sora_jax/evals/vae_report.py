@@ -311,7 +311,7 @@ def write(
     paths.write_atomically(out / "scores.json", json.dumps(scores, indent=1) + "\n")
     right = {
         clip: verdict
-        for of in found.verdicts.get(scoring.RECONSTRUCTION, {}).values()
+        for of in _families(found).values()
         for clip, verdict in of.items()
     }
     lines = []
