@@ -63,15 +63,17 @@ def part_voxels(x_nmc: jax.Array, like_bthwc: jax.Array) -> jax.Array:
 def _over_split_frames(operation):
     """Leaves `operation(x_bthwc, ...)` to XLA's partitioner where frames are split.
 
-    The first four axes of the result have the layout of those of x.
+    That is where their layout names axes of the mesh, be they of one device: a
+    convolution by explicit layouts takes no names there. The first four axes of the
+    result have the layout of those of x.
     """
 
     @functools.wraps(operation)
     def run(x_bthwc: jax.Array, *kernel: jax.Array, **options) -> jax.Array:
         whole = functools.partial(operation, **options)
-        if not sharding.is_split(x_bthwc, (2, 3)):
+        layout = jax.P(*(sharding.follow(x_bthwc) or ())[:4])
+        if not any(layout[2:]):
             return whole(x_bthwc, *kernel)
-        layout = jax.P(*sharding.follow(x_bthwc)[:4])
         return jax.sharding.auto_axes(whole, out_sharding=layout)(x_bthwc, *kernel)
 
     return run
