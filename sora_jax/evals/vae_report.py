@@ -45,6 +45,7 @@ PSNR, SSIM, FLICKER, LPIPS, RFVD = "PSNR", "SSIM", "flicker", "LPIPS", "rFVD-toy
 _FIRST, _WORST = 6, 3  # clips that the report shows
 _BATCH = 16
 _DIGITS = {PSNR: 4, RFVD: 4}
+_LABELS = ("medium", "short", "dense", "alt", "structured")  # captions, the best first
 _NOTE = (
     "Means over clips with 95 % bootstrap intervals. PSNR in dB and SSIM (windows of 11 x "
     "11 pixels): higher is better. Flicker, the change in time that only one of the two "
@@ -162,7 +163,7 @@ def measure(
                 right = _judge(clip, before, after, verdicts)
                 hashed.update(f"{clip.id} {clip.sha256}\n".encode())
                 psnr = values[PSNR][clip.id]
-                text = next(iter(clip.captions.values()), clip.id)
+                text = _label(clip)
                 shown.append(Shown(clip.id, text, clip.fps, psnr, before, after, right))
             shown = _to_show(shown)
     count = len(values[PSNR])
@@ -257,6 +258,11 @@ def _judge(clip, before_thwc, after_thwc, verdicts) -> dict[str, bool]:
         right = oracle.score(scene, video_thwc)
         verdicts[name][scene.family][clip.id] = right
     return {part: ok for part, ok in right.items() if part != toyworld.PASS}
+
+
+def _label(clip) -> str:
+    there = [clip.captions[tier] for tier in _LABELS if clip.captions.get(tier)]
+    return there[0] if there else clip.id
 
 
 def _to_show(shown: list[Shown]) -> list[Shown]:
