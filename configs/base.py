@@ -27,15 +27,31 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.shards = ""  # folder of video shards (objective "vae")
     c.data.eval_shards = ""  # the same, for what is measured at loop.eval_every
     c.data.eval_clips = 64
-    c.data.latents = ""  # folder of a latent cache (the other objectives)
+    # Folder of a latent cache (the other objectives); a denoiser whose rows are packed
+    # takes several, with commas between.
+    c.data.latents = ""
     c.data.batch_size = 32  # rows of the global batch
     c.data.num_workers = 0  # processes that decode; 0: threads
     c.data.max_corrupt_share = 0.01  # of all records, damaged; above: error
     # Objective "vae": stages of the run, each a share of its steps and the kinds of
     # windows that every step has: (frames, height, width, windows a clip), cut anywhere
     # out of each of the batch_size clips; 0: the clip's own. So a mix of clips and
-    # images is (1.0, ((9, 32, 32, 1), (1, 64, 64, 2))). Every window weighs the same.
+    # images is (1.0, ((9, 32, 32, 1), (1, 64, 64, 2))). Every window weighs the same;
+    # clips_per_second counts those of the first kind.
     c.data.crops = ((1.0, ((0, 0, 0, 1),)),)
+
+    # Denoisers of clips of many sizes, which share rows (data/packing.py). A step then
+    # has data.batch_size groups of rows: one long row each, or two of half the length...
+    c.packing = ml_collections.ConfigDict()
+    c.packing.shapes = 0  # lengths of rows, each compiled once; 0: clips of one size
+    c.packing.tokens = 0  # of the longest row; 0: those of the longest clip
+    c.packing.unit = 128  # that rows' lengths are multiples of
+    c.packing.clips = 16  # the most that share a row
+    c.packing.window = 20_000  # clips that are planned at a time
+    c.packing.max_padding = 0.05  # share of tokens; above: error
+    c.packing.max_imbalance = (
+        0.05  # of the groups' cost (packing.Summary); above: error
+    )
 
     c.text = ml_collections.ConfigDict()
     c.text.length = 24  # tokens a caption is cut or padded to

@@ -124,7 +124,7 @@ class Pieces:
 def test_the_train_step_is_traced_on_a_pod(name, shape):
     """At full size, without a device: every layout is one that the mesh can hold."""
     c = recipe(name)
-    objective = objectives.denoiser(c, Pieces(), 16.0)
+    objective = objectives.denoiser(c, Pieces(), fps=16.0)
     optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 10)
     vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
     sample = c.sample

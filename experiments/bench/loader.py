@@ -34,7 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     c, source = configs.read(args.model), latents.open_latents(args.latents)
     pieces = tokenizer.Tokenizer(args.model / "tokenizer.model")
-    objective = objectives.denoiser(c, pieces, source.fps)
+    objective = objectives.denoiser(c, pieces, fps=source.fps)
     optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 1000)
     mesh = meshes.make_mesh()
     sampler = captions.CaptionSampler(dict(c.text.tiers))

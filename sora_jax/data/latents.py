@@ -9,6 +9,7 @@ refused with the reason.
 Letters: n clips, t time, h height, w width, c channel.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -16,7 +17,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -255,7 +256,8 @@ class Latents(caches.Cache):
         values = self.manifest[field]
         if len(values) != 1:
             raise array_files.ShardsError(
-                f"the latents in {self.folder} differ in {field}: {values}"
+                f"the latents in {self.folder} differ in {field}: {values}; rows of "
+                "several sizes need packing.shapes"
             )
         return tuple(values[0]) if field == "shape" else values[0]
 
@@ -279,6 +281,57 @@ class Latents(caches.Cache):
             fps=entry["fps"],
             header=header,
         )
+
+
+class Joined:
+    """Several caches of one video VAE, one after the other: clips of several sizes.
+
+    Raises:
+      ShardsError: they come from different video VAEs.
+    """
+
+    def __init__(self, parts: Sequence[Latents]):
+        self.parts, self.folder = tuple(parts), parts[0].folder
+        for part in parts[1:]:
+            vaes = [p.manifest["settings"]["vae"] for p in (parts[0], part)]
+            if vaes[0] != vaes[1]:
+                raise array_files.ShardsError(
+                    f"the latents in {part.folder} come from video VAE {vaes[1][:12]}, "
+                    f"those in {self.folder} from {vaes[0][:12]}"
+                )
+        self._ends = np.cumsum([len(part) for part in parts])
+        counts = collections.Counter()
+        for part in parts:
+            counts.update(part.manifest["captions"])
+        self.manifest = {"captions": dict(counts)}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        return part, index - (int(self._ends[part - 1]) if part else 0)
+
+    def entry(self, index: int) -> dict[str, Any]:
+        """Returns what the index says of a record, without reading the record."""
+        part, place = self._locate(index)
+        return self.parts[part].entry(place)
+
+    def all_captions(self, tiers: Collection[str] = records.TIERS) -> Iterator[str]:
+        """Yields every caption of these tiers."""
+        for part in self.parts:
+            yield from part.all_captions(tiers)
+
+    def read(self, indices: Sequence[int]) -> list[Any]:
+        """Returns the records, with a `records.CorruptRecord` for each damaged one."""
+        places = [self._locate(index) for index in indices]
+        found: list[Any] = [None] * len(places)
+        for number, part in enumerate(self.parts):
+            mine = [i for i, (owner, _) in enumerate(places) if owner == number]
+            read = part.read([places[i][1] for i in mine]) if mine else []
+            for i, record in zip(mine, read, strict=True):
+                found[i] = record
+        return found
 
 
 def open_latents(

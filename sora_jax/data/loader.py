@@ -199,9 +199,9 @@ class Loader:
         self,
         batches: Batches,
         *,
-        num_workers: int,
-        prefetch: int,
-        max_corrupt_share: float,
+        num_workers: int = 0,
+        prefetch: int = 2,
+        max_corrupt_share: float = 0.01,
     ):
         self.quarantine: dict[str, str] = {}
         self.num_replaced = 0

@@ -128,36 +128,56 @@ def sample_known(
       ValueError: an unknown pattern, probabilities that do not sum to 1, or a grid
         with too few latent frames for a pattern that may be drawn.
     """
-    mix = _checked(probabilities)
-    num_frames = grid[0]
-    for pattern in mix:
-        _check_room(pattern, num_frames)
+    for pattern in _checked(probabilities):
+        _check_room(pattern, grid[0])
+    frames_n = jnp.full((n,), grid[0])
+    known_nt = sample_known_frames(key, frames_n, grid[0], probabilities)
+    return jnp.broadcast_to(known_nt[:, :, None, None], (n, *grid))
+
+
+def sample_known_frames(
+    key: jax.Array, frames_n: jax.Array, most: int, probabilities: Mapping[str, float]
+) -> jax.Array:
+    """Draws which latent frames are known, of clips of different lengths: bool [n, t].
+
+    A clip that is too short for the pattern that it draws has no known frame.
+
+    Args:
+      key: of the randomness.
+      frames_n: latent frames of each clip; those behind them are not known.
+      most: t, the most of them.
+      probabilities: of the patterns.
+    """
+    mix, n = _checked(probabilities), len(frames_n)
     pattern_key, count_key, share_key, order_key = jax.random.split(key, 4)
     names = list(mix)
     drawn = jax.random.choice(
         pattern_key, len(names), (n,), p=jnp.asarray(list(mix.values()), jnp.float32)
     )
     # counts in 1..t-1; "both" splits 2..t-1 between the two ends
-    count = jax.random.randint(count_key, (n,), 1, max(num_frames, 2))
-    pair = 2 + (count - 1) % max(num_frames - 2, 1)
+    count = jax.random.randint(count_key, (n,), 1, jnp.maximum(frames_n, 2))
+    pair = 2 + (count - 1) % jnp.maximum(frames_n - 2, 1)
     front = 1 + jnp.floor(jax.random.uniform(share_key, (n,)) * (pair - 1))
-    rank_nt = jnp.argsort(jax.random.uniform(order_key, (n, num_frames)), axis=1)
 
-    frame_1t = jnp.arange(num_frames)[None]
+    frame_1t, frames_n1 = jnp.arange(most)[None], frames_n[:, None]
+    inside_nt = frame_1t < frames_n1
+    order_nt = jnp.where(inside_nt, jax.random.uniform(order_key, (n, most)), 2.0)
+    rank_nt = jnp.argsort(order_nt, axis=1)
     count_n1, pair_n1, front_n1 = count[:, None], pair[:, None], front[:, None]
     masks_nt = {
-        Pattern.NONE: jnp.zeros((1, num_frames), bool),
+        Pattern.NONE: jnp.zeros((1, most), bool),
         Pattern.FIRST_FRAME: frame_1t == 0,
         Pattern.HEAD: frame_1t < count_n1,
-        Pattern.TAIL: frame_1t >= num_frames - count_n1,
+        Pattern.TAIL: frame_1t >= frames_n1 - count_n1,
         Pattern.BOTH: (frame_1t < front_n1)
-        | (frame_1t >= num_frames - pair_n1 + front_n1),
+        | (frame_1t >= frames_n1 - pair_n1 + front_n1),
         Pattern.RANDOM: rank_nt < count_n1,
     }
-    known_nt = jnp.zeros((n, num_frames), bool)
+    known_nt = jnp.zeros((n, most), bool)
     for index, pattern in enumerate(names):
-        known_nt = jnp.where((drawn == index)[:, None], masks_nt[pattern], known_nt)
-    return jnp.broadcast_to(known_nt[:, :, None, None], (n, *grid))
+        chosen_n1 = (drawn == index)[:, None] & (frames_n1 >= _LEAST_FRAMES[pattern])
+        known_nt = jnp.where(chosen_n1, masks_nt[pattern], known_nt)
+    return known_nt & inside_nt
 
 
 def levels(

@@ -284,6 +284,7 @@ class DiT(nnx.Module):
         text_mask_bl: jax.Array,
         segments_bn: jax.Array | None = None,
         text_segments_bl: jax.Array | None = None,
+        level_segments_bk: jax.Array | None = None,
     ) -> jax.Array:
         """Predicts the velocity noise - clean of every token.
 
@@ -296,7 +297,9 @@ class DiT(nnx.Module):
           pos_bn3: (t, h, w) of each token, real-valued; b may be 1.
           text_bld: states of the text encoder.
           text_mask_bl: True at real text tokens.
-          segments_bn, text_segments_bl: ids, where several clips share a row.
+          segments_bn, text_segments_bl, level_segments_bk: where several clips share a
+            row, which clip's a token, a text token, a noise level is; other ids are
+            padding.
 
         Returns:
           velocity_bnc, float32.
@@ -311,6 +314,10 @@ class DiT(nnx.Module):
             level_index_bn = sharding.reshard(level_index_bn, "batch", "tokens")
         if known_bn is not None:
             known_bn = sharding.reshard(known_bn, "batch", "tokens")
+        if segments_bn is not None:
+            segments_bn = sharding.reshard(segments_bn, "batch", "tokens")
+            text_segments_bl = sharding.reshard(text_segments_bl, "batch", None)
+            level_segments_bk = sharding.reshard(level_segments_bk, "batch", None)
         x_bnd = self.patch_embedding(x_bnc.astype(dtype))
         if self.known is not None and known_bn is not None:
             x_bnd = x_bnd + (known_bn[..., None] * self.known[...]).astype(dtype)
@@ -321,8 +328,13 @@ class DiT(nnx.Module):
         level_bkd = self.time_embedder(sinusoid(levels_bk * 1000, config.freq_dim))
         mask_bl = text_mask_bl if config.mask_text else None
         if self.pooled_text is not None:
-            mean_bd = text_encoder.mean_state(text_bld, text_mask_bl)
-            level_bkd = level_bkd + self.pooled_text(mean_bd)[:, None]
+            if level_segments_bk is None:
+                mean_bkd = text_encoder.mean_state(text_bld, text_mask_bl)[:, None]
+            else:
+                same_bkl = level_segments_bk[:, :, None] == text_segments_bl[:, None]
+                seen_bkl = same_bkl & text_mask_bl[:, None]
+                mean_bkd = text_encoder.mean_states(text_bld, seen_bkl)
+            level_bkd = level_bkd + self.pooled_text(mean_bkd)
         modulation_bk6d = self.time_proj(jax.nn.silu(level_bkd))
         modulation_bk6d = modulation_bk6d.reshape(*level_bkd.shape[:2], 6, config.dim)
 
@@ -417,20 +429,30 @@ def grid_positions(
     Wan does; else it is the time in seconds of a latent's last video frame, times
     `time_scale`, so that clips of different frame rates agree on what a second is.
     """
-    t, h, w = (size // patch for size, patch in zip(grid, config.patch, strict=True))
-    time = jnp.arange(t, dtype=jnp.float32)
-    if config.time_scale is not None:
-        if fps is None:
-            raise ValueError("positions are in seconds (time_scale), so fps is needed")
-        frame = time * config.patch[0] * config.temporal_stride
-        time = frame / fps * config.time_scale
-    mesh = jnp.meshgrid(
-        time,
-        jnp.arange(h, dtype=jnp.float32),
-        jnp.arange(w, dtype=jnp.float32),
-        indexing="ij",
-    )
-    return jnp.stack(mesh, axis=-1).reshape(1, t * h * w, 3)
+    sizes = [size // patch for size, patch in zip(grid, config.patch, strict=True)]
+    axes = [jnp.arange(size, dtype=jnp.float32) for size in sizes]
+    index = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
+    return positions(index.reshape(1, -1, 3), config, fps)
+
+
+def positions(
+    index_bn3: jax.Array, config: Config, fps: float | jax.Array | None
+) -> jax.Array:
+    """`grid_positions` of tokens that lie anywhere: [b, n, 3], float32.
+
+    Args:
+      index_bn3: each token's place in its clip's grid of tokens.
+      config: the denoiser's.
+      fps: of all tokens, or of each one, [b, n].
+    """
+    index_bn3 = index_bn3.astype(jnp.float32)
+    if config.time_scale is None:
+        return index_bn3
+    if fps is None:
+        raise ValueError("positions are in seconds (time_scale), so fps is needed")
+    frame_bn = index_bn3[..., 0] * config.patch[0] * config.temporal_stride
+    time_bn = frame_bn / fps * config.time_scale
+    return jnp.concatenate([time_bn[..., None], index_bn3[..., 1:]], axis=-1)
 
 
 def patchify(video_bthwc: jax.Array, patch: tuple[int, int, int]) -> jax.Array:

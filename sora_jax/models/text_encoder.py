@@ -86,6 +86,13 @@ def mean_state(states_bld: jax.Array, mask_bl: jax.Array) -> jax.Array:
     return total_bd / jnp.maximum(jnp.sum(weight_bl1, axis=1), 1)
 
 
+def mean_states(states_bld: jax.Array, seen_bkl: jax.Array) -> jax.Array:
+    """`mean_state` of several sets of tokens of a row: [b, k, d]."""
+    weight_bkl = seen_bkl.astype(jnp.float32)
+    total_bkd = jnp.einsum("bkl,bld->bkd", weight_bkl, states_bld.astype(jnp.float32))
+    return total_bkd / jnp.maximum(jnp.sum(weight_bkl, -1, keepdims=True), 1)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with a bias for each bucket of distances."""
 

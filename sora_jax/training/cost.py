@@ -5,6 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 
+from sora_jax.data import packing
 from sora_jax.models import dit
 
 
@@ -20,6 +21,16 @@ def dit_forward_flops(config: dit.Config, tokens: int, text_tokens: int) -> int:
     block += 4 * n * t * d
     ends = 2 * n * d * (config.token_dim * 2)
     return config.num_layers * block + ends
+
+
+def packed_row_cost(config: dit.Config) -> packing.Cost:
+    """What a packed row costs: FLOPs of its tokens, and of all pairs of them.
+
+    No form of attention that we have leaves out the pairs of two clips.
+    """
+    d, f, layers = config.dim, config.mlp_dim, config.num_layers
+    token = layers * 2 * (6 * d * d + 2 * d * f) + 4 * d * config.token_dim
+    return packing.Cost(linear=token, quadratic=layers * 4 * d, skips=False)
 
 
 def matmul_peak(size: int = 1536, seconds: float = 0.5) -> float:

@@ -8,6 +8,7 @@ runs, it copies into the run folder, once.
 import contextlib
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,15 @@ import numpy as np
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding
-from sora_jax.data import captions, loader, records, shards, tokenizer, transforms
+from sora_jax.data import (
+    captions,
+    loader,
+    packing,
+    records,
+    shards,
+    tokenizer,
+    transforms,
+)
 from sora_jax.data import latents as cache
 from sora_jax.models import discriminator, lpips, video_vae
 from sora_jax.training import (
@@ -86,9 +95,21 @@ def _text_encoder_sizes(config) -> dict[str, tuple[str, int]]:
     }
 
 
-def read_ahead(c, mesh, source, transform, start, num_steps):
-    """Opens the loader for this process's rows of steps start, start + 1, ..."""
+def read_ahead(c, mesh, source, transform, start, num_steps, planner=None):
+    """Opens the loader for this process's rows of steps start, start + 1, ...
+
+    A planner says which clips share rows.
+    """
     part, parts = sharding.process_rows(mesh)
+    if planner is not None:
+        patch = tuple(c.model.dit.patch)
+        return loader.Loader(
+            packing.Batches(
+                source, transform, planner, patch, start, num_steps, part, parts
+            ),
+            num_workers=c.data.num_workers,
+            max_corrupt_share=c.data.max_corrupt_share,
+        )
     return loader.make_loader(
         source,
         transform,
@@ -134,9 +155,17 @@ def text_encoder(c, folder: pathlib.Path, mesh) -> Job:
     return Job(objectives.Rewriting(config), batches, finish=finish)
 
 
-def _latents(c) -> cache.Latents:
+def _latents(c) -> cache.Latents | cache.Joined:
     what = "a folder of latents that prepare wrote"
-    return cache.open_latents(_given(c.data.latents, "data.latents", what))
+    _given(c.data.latents, "data.latents", what)
+    parts = [cache.open_latents(folder) for folder in c.data.latents.split(",")]
+    if len(parts) == 1:
+        return parts[0]
+    if not c.packing.shapes:
+        raise ValueError(
+            f"data.latents names {len(parts)} folders: rows of several need packing.shapes"
+        )
+    return cache.Joined(parts)
 
 
 def _tokenizer(c, folder, source, tiers) -> tokenizer.Tokenizer:
@@ -155,19 +184,7 @@ def _tokenizer(c, folder, source, tiers) -> tokenizer.Tokenizer:
 def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     """A denoiser, from a latent cache."""
     source = _latents(c)
-    t, h, w, channels = source.shape
-    if channels != c.model.dit.in_channels:
-        raise ValueError(
-            f"the latents of {c.data.latents} have {channels} channels, but "
-            f"model.dit.in_channels is {c.model.dit.in_channels}"
-        )
-    patch = tuple(c.model.dit.patch)
-    if any(size % p for size, p in zip((t, h, w), patch, strict=True)):
-        raise ValueError(
-            f"the latents of {c.data.latents} are {t} x {h} x {w}, which does not divide "
-            f"into patches of {patch}: choose another model.dit.patch, or prepare clips "
-            "of another --size"
-        )
+    rows = _Rows(c, source)
     sampler = captions.CaptionSampler(dict(c.text.tiers))
     sampler.check(source.manifest["captions"], "text.tiers")
     begun = _begin(c, folder, source, sampler.probabilities)
@@ -176,19 +193,19 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     null_states = None
     if cached is not None:
         null_states = cached.padded(*(a[0] for a in pieces.encode([""], c.text.length)))
-    objective = objectives.denoiser(c, pieces, source.fps, null_states)
+    objective = objectives.denoiser(
+        c, pieces, fps=rows.fps, most_frames=rows.most_frames, null_states=null_states
+    )
     dit_config = objective.dit_config
     transform = transforms.LatentsAndText(
         transforms.Tokenize(sampler, pieces, c.text.length), cached
     )
-    pt, ph, pw = dit_config.patch
-    tokens = (t // pt) * (h // ph) * (w // pw)
     _check_sizes(
         mesh,
         c,
         _text_encoder_sizes(objective.text_config)
+        | {f"a row of {n} tokens": ("tokens", n) for n in rows.tokens}
         | {
-            "the number of tokens": ("tokens", tokens),
             "model.dit.num_heads": ("heads", dit_config.num_heads),
             "model.dit.mlp_dim": ("mlp", dit_config.mlp_dim),
             "model.dit.dim": ("embed", dit_config.dim),
@@ -199,11 +216,14 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         run_folder.keep(folder, f"vae/{file.name}", file)
     begun.keep()
     text_states.keep(folder, cached)
-    flops = 3 * cost.dit_forward_flops(dit_config, tokens, c.text.length)
+    flops = 0.0
+    if not rows.packed:
+        flops = 3 * cost.dit_forward_flops(dit_config, rows.tokens[0], c.text.length)
+    planner = rows.planner(cost.packed_row_cost(dit_config)) if rows.packed else None
 
     def batches(start):
         steps = c.loop.num_steps - start
-        return read_ahead(c, mesh, source, transform, start, steps)
+        return read_ahead(c, mesh, source, transform, start, steps, planner)
 
     def fixed():
         if cached is not None:
@@ -211,6 +231,79 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         return initial.fixed(c, folder, objective.text_config)
 
     return Job(objective, batches, flops, begun.params, fixed)
+
+
+class _Rows:
+    """The rows of a denoiser's run: of clips of one size, or packed.
+
+    Attributes:
+      packed: whether several clips share a row.
+      tokens: the lengths that rows have.
+      fps: of all clips, where rows are not packed.
+      most_frames: of the longest clip in tokens, where they are; else 0.
+    """
+
+    def __init__(self, c, source):
+        self._c, patch = c, tuple(c.model.dit.patch)
+        self.packed, self.fps, self.most_frames = c.packing.shapes > 0, None, 0
+        if self.packed:
+            shapes = [source.entry(index)["shape"] for index in range(len(source))]
+        else:
+            shapes, self.fps = [source.shape], source.fps
+        for channels in {shape[-1] for shape in shapes} - {c.model.dit.in_channels}:
+            raise ValueError(
+                f"the latents of {c.data.latents} have {channels} channels, but "
+                f"model.dit.in_channels is {c.model.dit.in_channels}"
+            )
+        try:
+            self._lengths = [packing.tokens_of(shape, patch) for shape in shapes]
+        except ValueError as error:
+            raise ValueError(
+                f"{c.data.latents}: {error}: choose another model.dit.patch, or prepare "
+                "clips of another --size"
+            ) from None
+        self.tokens = self._lengths[:1]
+        if self.packed:
+            self.most_frames = max(shape[0] // patch[0] for shape in shapes)
+            longest = c.packing.tokens or max(self._lengths)
+            self._shapes = packing.halved(
+                longest, c.packing.shapes, unit=c.packing.unit, clips=c.packing.clips
+            )
+            self.tokens = [shape.tokens for shape in self._shapes]
+
+    def planner(self, row_cost: packing.Cost) -> packing.Planner:
+        """The plan of packed rows; says how well they are filled.
+
+        Raises:
+          ValueError: less well than the config asks for.
+        """
+        given = self._c.packing
+        planner = packing.Planner(
+            np.array(self._lengths),
+            self._shapes,
+            groups=self._c.data.batch_size,
+            window=given.window,
+            seed=self._c.seed,
+            cost=row_cost,
+        )
+        found = planner.forecast()
+        if jax.process_index() == 0:
+            shapes = ", ".join(f"{s.rows} x {s.tokens}" for s in self._shapes)
+            print(
+                f"packing: rows of {shapes} tokens a group; {found.clips} clips in "
+                f"{found.steps} steps of {found.shapes} shapes, {found.padding:.2%} "
+                f"padding, {found.imbalance:.2%} imbalance",
+                file=sys.stderr,
+            )
+        for name in ("padding", "imbalance"):
+            value, most = getattr(found, name), given[f"max_{name}"]
+            if value > most:
+                raise ValueError(
+                    f"packed rows have {value:.1%} {name}, more than packing.max_{name} "
+                    f"({most:.1%}): other packing.shapes, more packing.clips or a larger "
+                    "packing.window may help"
+                )
+        return planner
 
 
 def _begin(c, folder: pathlib.Path, source, tiers) -> initial.Initial:

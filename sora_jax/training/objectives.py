@@ -1,7 +1,7 @@
 """What the denoiser and its text encoder learn.
 
 Letters: b rows, t, h, w latent time, height and width, c channels, l text tokens, d
-text width.
+text width; of packed rows n tokens, k clips, c numbers of a token.
 """
 
 import jax
@@ -49,24 +49,31 @@ def denoiser_networks(
     )
 
 
-def denoiser(c, pieces, fps: float, null_states=None) -> "Denoiser":
+def denoiser(
+    c, pieces, *, fps: float | None = None, most_frames: int = 0, null_states=None
+) -> "Denoiser":
     """The objective of a denoiser's run.
 
     Args:
       c: the run's config.
       pieces: its tokenizer.
-      fps: frames a second of the training clips.
+      fps: frames a second of the training clips, where they are of one size.
+      most_frames: of the longest clip, where rows are packed; 0: they are not.
       null_states: see `Denoiser`.
     """
     null_ids, _ = pieces.encode([""], c.text.length)
-    return Denoiser(
+    kind = Denoiser
+    sizes = {"fps": fps}
+    if most_frames:
+        kind, sizes = PackedDenoiser, {"most_frames": most_frames}
+    return kind(
         *denoiser_configs(c, pieces.vocab_size),
         configs.build(timesteps.Config, c.noise, "noise"),
         configs.build(known.Config, c.known, "known"),
         text_dropout=c.text.dropout,
         null_ids=null_ids[0],
-        fps=fps,
         null_states=null_states,
+        **sizes,
     )
 
 
@@ -100,7 +107,7 @@ class Denoiser:
         *,
         text_dropout: float,
         null_ids,
-        fps: float,
+        fps: float | None,
         null_states=None,
     ):
         self.dit_config, self.text_config, self.fps = dit_config, text_config, fps
@@ -171,8 +178,14 @@ class Denoiser:
         loss_b = jnp.sum(error_bthw * unknown_bthw, (1, 2, 3)) / jnp.sum(
             unknown_bthw, (1, 2, 3)
         )
-        band_b = timesteps.band_index(batch["tau"], self.noise.band_edges)
+        weight_b = jnp.ones_like(loss_b)
+        return self._summed(loss_b, weight_b, batch["tau"])
+
+    def _summed(self, loss_b, weight_b, tau_b):
+        """Sums clips' losses, in all and by the band of their noise level."""
+        band_b = timesteps.band_index(tau_b, self.noise.band_edges)
         in_band_bk = jax.nn.one_hot(band_b, len(self.noise.band_edges) - 1)
+        in_band_bk = in_band_bk * weight_b[:, None]
         metrics = {
             "loss_band": (
                 jnp.einsum(
@@ -181,8 +194,126 @@ class Denoiser:
                 jnp.sum(in_band_bk, 0),
             )
         }
-        weight = jnp.full((), loss_b.shape[0], jnp.float32)
-        return jnp.sum(loss_b), weight, metrics
+        return jnp.sum(loss_b * weight_b), jnp.sum(weight_b), metrics
+
+
+class PackedDenoiser(Denoiser):
+    """`Denoiser` of clips of any sizes that share rows, each with its own noise level.
+
+    Batches are those of `packing.Batches`, with `text_mask` bool [b, k, l], and
+    `text_ids` int32 [b, k, l] or `text_states` [b, k, l, d]. A row's text is that of its
+    clips, one after the other. The patterns of known tokens are of frames of tokens; a
+    clip that is too short for the one that it draws has none.
+
+    Args:
+      most_frames: frames of tokens of the longest clip.
+      others: see `Denoiser`.
+    """
+
+    def __init__(self, *args, most_frames: int, **others):
+        super().__init__(*args, fps=None, **others)
+        self.most_frames = most_frames
+
+    def draw(self, key, batch, share):
+        del share
+        tau_key, noise_key, drop_key, known_key = jax.random.split(key, 4)
+        b, k = batch["frames"].shape
+        tau_bk = timesteps.sample_tau(tau_key, b * k, self.noise).reshape(b, k)
+        drop_bk = jax.random.uniform(drop_key, (b, k)) < self.text_dropout
+        known_bkt = known.sample_known_frames(
+            known_key,
+            sharding.replicate(batch["frames"]).reshape(b * k),
+            self.most_frames,
+            self.known.probabilities,
+        ).reshape(b, k, self.most_frames)
+        noise_bnc = jax.random.normal(
+            noise_key, batch["tokens"].shape, out_sharding=_rows(None, None)
+        )
+        return dict(batch) | {
+            "tau": sharding.reshard(tau_bk, "batch", None),
+            "drop": sharding.reshard(drop_bk, "batch", None),
+            "known": sharding.reshard(known_bkt, "batch", None, None),
+            "noise": noise_bnc,
+        }
+
+    def _texts(self, modules, batch):
+        """The states [b, k l, d] and the mask [b, k l] of each row's texts."""
+
+        def apart(x):  # [b, k, ...] -> [b k, ...]
+            layout = _rows(*(None,) * (x.ndim - 2))
+            return jnp.reshape(x, (-1, *x.shape[2:]), out_sharding=layout)
+
+        names = {"text_ids", "text_states", "text_mask", "drop"} & batch.keys()
+        clips = {name: apart(batch[name]) for name in names}
+        states_gld, mask_gl = self._text(modules, clips)
+        (b, k, l), d = batch["text_mask"].shape, states_gld.shape[-1]
+        return (
+            jnp.reshape(states_gld, (b, k * l, d), out_sharding=_rows(None, None)),
+            jnp.reshape(mask_gl, (b, k * l), out_sharding=_rows(None)),
+        )
+
+    def loss(self, modules, batch):
+        x0, noise, segments_bn = batch["tokens"], batch["noise"], batch["segments"]
+        b, k = batch["frames"].shape
+        states_bld, text_mask_bl = self._texts(modules, batch)
+
+        def of_rows(x_1m):
+            x_bm = jnp.broadcast_to(x_1m, (b, x_1m.shape[1]))
+            return sharding.reshard(x_bm, "batch", None)
+
+        # Products with one-hot rows, which shard where a gather does not.
+        of_clip_bnk = jax.nn.one_hot(segments_bn - 1, k)
+        in_frame_bnt = jax.nn.one_hot(batch["places"][..., 0], self.most_frames)
+        there_bn = (segments_bn > 0).astype(jnp.float32)
+        known_bnt = jnp.einsum(
+            "bnk,bkt->bnt", of_clip_bnk, batch["known"].astype(jnp.float32)
+        )
+        known_bn = jnp.sum(known_bnt * in_frame_bnt, -1)
+        tau_bn = jnp.einsum("bnk,bk->bn", of_clip_bnk, batch["tau"])
+        tau_bn = jnp.where(known_bn > 0, self.known.known_tau, tau_bn)
+        fps_bn = jnp.einsum("bnk,bk->bn", of_clip_bnk, batch["fps"]) + 1 - there_bn
+        known_tau_bk = of_rows(jnp.full((1, k), self.known.known_tau))
+        number_bn = jnp.maximum(segments_bn - 1, 0) + k * known_bn.astype(jnp.int32)
+        clip_1k = jnp.arange(1, k + 1)[None]
+
+        velocity_bnc = modules["dit"](
+            flow.interpolate(x0, noise, tau_bn),
+            jnp.concatenate([batch["tau"], known_tau_bk], 1),
+            number_bn,
+            known_bn,
+            dit.positions(batch["places"], self.dit_config, fps_bn),
+            states_bld,
+            text_mask_bl,
+            segments_bn,
+            of_rows(jnp.repeat(clip_1k, states_bld.shape[1] // k, axis=1)),
+            of_rows(jnp.tile(clip_1k, (1, 2))),
+        )
+        error_bn = jnp.mean(jnp.square(velocity_bnc - flow.velocity(x0, noise)), -1)
+        unknown_bn = there_bn - known_bn
+
+        def by_clip(x_bn):
+            x_bn = sharding.reshard(x_bn, "batch", None)
+            return jnp.einsum("bn,bnk->bk", x_bn, of_clip_bnk)
+
+        loss_bk = by_clip(error_bn * unknown_bn) / jnp.maximum(by_clip(unknown_bn), 1)
+        weight_bk = (batch["frames"] > 0).astype(jnp.float32)
+
+        def flat(x_bk):
+            return jnp.reshape(x_bk, (b * k,), out_sharding=_rows())
+
+        total, weight, metrics = self._summed(
+            *map(flat, (loss_bk, weight_bk, batch["tau"]))
+        )
+        tokens = jnp.full((), there_bn.size, jnp.float32)
+        return (
+            total,
+            weight,
+            metrics
+            | {
+                "padding": (tokens - jnp.sum(there_bn), tokens),
+                "clips": (weight, jnp.ones(())),
+            },
+        )
 
 
 class Rewriting:

@@ -140,6 +140,10 @@ def of_run(
         used = c.text.frozen and place.is_dir()
     if not used:
         return None
+    if isinstance(source, latents.Joined):
+        raise ValueError(
+            f"{place} holds text states, which are read with one folder of latents only"
+        )
     component = pretrained.open_component(begun.text_encoder, "text_encoder")
     return cache.open_text_states(
         place,

@@ -38,24 +38,26 @@ TINY = {
 }  # fmt: skip
 
 
+def write_latents(out, shards_folder, grid):
+    """A cache of made-up latents of four channels."""
+
+    def encode(batch):
+        numbers = np.array([clip.frames()[0, 0, 0, 0] for clip in batch])
+        noise = np.random.default_rng(numbers.tolist()).normal(size=(*grid, 4))
+        return (noise + numbers[:, None, None, None, None] / 24).astype(np.float32)
+
+    cache.write_latents(
+        out, shards.open(shards_folder), encode, vae_digest="tiny", preprocessing={}
+    )
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A latent cache with four channels and the VAE it claims to come from."""
     base = tmp_path_factory.mktemp("job")
     shards.write(base / "shards", clips.Clips(num=24, per_part=12))
 
-    def encode(batch):
-        numbers = np.array([clip.frames()[0, 0, 0, 0] for clip in batch])
-        noise = np.random.default_rng(numbers.tolist()).normal(size=(2, 2, 2, 4))
-        return (noise + numbers[:, None, None, None, None] / 24).astype(np.float32)
-
-    cache.write_latents(
-        base / "latents",
-        shards.open(base / "shards"),
-        encode,
-        vae_digest="tiny",
-        preprocessing={},
-    )
+    write_latents(base / "latents", base / "shards", (2, 2, 2))
     config = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
     params = latents.networks_of(config).init(jax.random.key(0))["vae"]
     checkpoint.save_weights(base / "latents" / "vae", jax.device_get(params), config)
@@ -350,3 +352,34 @@ def test_a_video_vae_learns_from_lpips(tmp_path):
     weights.unlink()
     code, output = run_job(command(tmp_path, run, **recipe))
     assert code == 0, output
+
+
+def test_clips_of_several_sizes_train_in_packed_rows(folder, tmp_path):
+    caches = [folder / "latents"]
+    for number, grid in enumerate([(1, 2, 2), (3, 2, 4), (4, 4, 4)]):
+        caches.append(tmp_path / f"latents{number}")
+        write_latents(caches[-1], folder / "shards", grid)
+    packed = {
+        "data.latents": ",".join(map(str, caches)), "data.batch_size": 8,
+        "packing.shapes": 3, "packing.unit": 8, "packing.clips": 10,
+        "packing.window": 960, "loop.num_steps": 12,
+    }  # fmt: skip
+    found = {}
+    for devices in (1, 8):
+        run = tmp_path / f"on{devices}"
+        code, output = run_job(command(folder, run, **packed), devices=devices)
+        assert code == 0, output
+        assert "packing: rows of 1 x 16, 2 x 8 tokens a group" in output
+        found[devices] = losses(run)
+    assert len(found[1]) == 12
+    np.testing.assert_allclose(found[8], found[1], rtol=2e-4)
+    row = metrics.read(run / "metrics.jsonl")[-1]
+    assert 0 <= row["padding"] < 0.05 and row["clips"] >= 8
+    # More padding than allowed, and sizes without packing, end before a run begins.
+    for changes, message in (
+        ({"packing.clips": 1}, "padding, more than packing.max_padding"),
+        ({"packing.shapes": 0}, "4 folders: rows of several need packing.shapes"),
+    ):
+        code, output = run_job(command(folder, tmp_path / "no", **packed | changes))
+        assert code == 1 and message in output
+        assert not (tmp_path / "no" / "checkpoints").exists()

@@ -1,0 +1,428 @@
+"""Which clips share which rows: clips of any length in rows of a few fixed lengths.
+
+A step has one shape: `groups` groups of `rows` rows of `tokens` tokens. All groups of a
+step should cost the same, since the slowest one is waited for, and hold few tokens that
+are padding. So clips of like length go to rows of like length (rows twice as long, half
+as many of them: each shape has about as many tokens a group), short clips fill what long
+ones leave free, the rows of a step are those next to each other in cost, and each group
+takes dear and cheap ones of them. Compare the bins of arXiv 2307.06304 (fewer tokens
+padded) and 2508.06001 (balanced by cost).
+
+The order of clips is that of `loader.permute`. It is cut into windows; what does not
+fill a step of a window goes on to the next one, before the clips that are new there, so
+no clip is left out or comes twice. A plan is a function of (lengths, settings, seed,
+window) alone; nothing is decoded for it.
+
+Letters: n clips of the data, r rows, m tokens of a row, k clips of a row, c numbers of a
+token; t, h, w the latents' time, height and width.
+"""
+
+import bisect
+import dataclasses
+import heapq
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from sora_jax.data import loader, records
+
+_PATIENCE = 20  # windows without a step, after which there is something wrong
+_STEPS = 0x73746570  # keeps the order of a window's steps apart from other randomness
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What is compiled once: `rows` rows of `tokens` tokens a group.
+
+    Attributes:
+      rows: of one group.
+      tokens: of one row, padding included.
+      clips: the most that share a row; it sizes a row's texts and noise levels.
+    """
+
+    rows: int
+    tokens: int
+    clips: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a row costs on a backend, in any unit: linear * tokens + quadratic * pairs.
+
+    Attributes:
+      linear: of a token, padding too: products with weights.
+      quadratic: of a pair of tokens in attention.
+      skips: whether pairs of two clips cost nothing. A kernel that masks them, and
+        computes them all the same, does not skip.
+    """
+
+    linear: float = 1.0
+    quadratic: float = 0.0
+    skips: bool = False
+
+    def of_row(self, lengths: Sequence[int], tokens: int) -> float:
+        """The cost of a row of `tokens` tokens with clips of these lengths."""
+        pairs = sum(n * n for n in lengths) if self.skips else tokens * tokens
+        return self.linear * tokens + self.quadratic * pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The rows of one step.
+
+    Attributes:
+      shape: their shape.
+      rows: the clips of each row, [groups * shape.rows] tuples; a group's are together.
+    """
+
+    shape: Shape
+    rows: tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """How well steps are filled and balanced.
+
+    Attributes:
+      steps: how many.
+      clips: in them.
+      shapes: different ones, each compiled once.
+      padding: share of their tokens that are padding.
+      imbalance: mean over steps of the dearest group's cost over the mean group's, - 1.
+    """
+
+    steps: int
+    clips: int
+    shapes: int
+    padding: float
+    imbalance: float
+
+
+def halved(longest: int, shapes: int, *, unit: int, clips: int) -> tuple[Shape, ...]:
+    """Shapes of about as many tokens a group, from one long row to many short ones.
+
+    Args:
+      longest: tokens of the longest clip.
+      shapes: how many; each has rows of half the length of the one before.
+      unit: that lengths of rows are multiples of, as kernels and the mesh need.
+      clips: the most that share a row.
+    """
+    longest = -(-longest // unit) * unit
+    found = []
+    for halvings in range(shapes):
+        tokens = -(-longest // (unit << halvings)) * unit
+        if not found or tokens < found[-1].tokens:
+            found.append(Shape(1 << halvings, tokens, clips))
+    return tuple(found)
+
+
+class Planner:
+    """Plans steps, window after window.
+
+    Args:
+      lengths_n: tokens of every clip.
+      shapes: of the steps.
+      groups: of a step; the devices that rows are split over divide them.
+      window: clips that are planned at a time. More can be packed and balanced better,
+        and less is held back at a time.
+      seed: of the order.
+      cost: of a row on the backend.
+
+    Raises:
+      ValueError: a clip is longer than every row, or the sizes are none.
+    """
+
+    def __init__(
+        self,
+        lengths_n: np.ndarray,
+        shapes: Sequence[Shape],
+        *,
+        groups: int,
+        window: int,
+        seed: int,
+        cost: Cost,
+    ):
+        lengths_n = np.asarray(lengths_n)
+        if not len(lengths_n):
+            raise ValueError("there are no clips to pack")
+        if groups < 1 or window < 1 or not shapes:
+            raise ValueError(
+                f"packing needs groups ({groups}), a window ({window}) and shapes"
+            )
+        self.shapes = tuple(sorted(shapes, key=lambda shape: shape.tokens))
+        longest, room = int(lengths_n.max()), self.shapes[-1].tokens
+        if longest > room:
+            raise ValueError(
+                f"clip {int(lengths_n.argmax())} has {longest} tokens, more than the "
+                f"{room} of the longest row"
+            )
+        if lengths_n.min() < 1:
+            raise ValueError(f"clip {int(lengths_n.argmin())} has no tokens")
+        self.lengths_n = lengths_n
+        self.groups, self.window, self.seed, self.cost = groups, window, seed, cost
+        self._begun = [(0, [])]  # of each window: its first step, what is carried to it
+        self._held = None  # the last window planned: (number, steps, left over)
+
+    def steps(self, start: int = 0) -> Iterator[Step]:
+        """All steps from a number on; endless."""
+        for number in itertools.count(start):
+            yield self.step(number)
+
+    def step(self, number: int) -> Step:
+        """One step by its number; the plans of the windows before it come first.
+
+        Raises:
+          ValueError: windows after windows have not filled a single step.
+        """
+        # For each window: its first step, and what it is given from the one before.
+        begun, held = self._begun, self._held
+        while begun[-1][0] <= number:
+            first, carried = begun[-1]
+            held = len(begun) - 1, *self.plan(len(begun) - 1, carried)
+            begun.append((first + len(held[1]), held[2]))
+            if len(begun) > _PATIENCE and begun[-1 - _PATIENCE][0] == begun[-1][0]:
+                raise ValueError(
+                    f"{_PATIENCE} windows of {self.window} clips have not filled one "
+                    f"step of {self.groups} groups of {self.shapes[0].rows} or more rows"
+                )
+        window = bisect.bisect_right(begun, number, key=lambda entry: entry[0]) - 1
+        if held is None or held[0] != window:
+            held = window, *self.plan(window, begun[window][1])
+        self._held = held
+        return held[1][number - begun[window][0]]
+
+    def plan(self, window: int, carried: Sequence[int]) -> tuple[list[Step], list[int]]:
+        """The steps of a window.
+
+        Args:
+          window: its number.
+          carried: what the window before it has left over.
+
+        Returns:
+          the steps, and the clips that are left over.
+        """
+        n = len(self.lengths_n)
+        places = window * self.window + np.arange(self.window)
+        fresh = loader.permute(places % n, n, self.seed, places // n)
+        old = set(range(len(carried)))
+        pool = [*carried, *fresh.tolist()]
+        steps, left = [], []
+        for shape, rows in zip(self.shapes, self._pack(pool), strict=True):
+            size = self.groups * shape.rows
+            # Clips that have waited go first, then the rows that are fullest.
+            rows.sort(key=lambda row: (old.isdisjoint(row[1]), row[0]))
+            whole = len(rows) // size * size
+            left += [place for _, row in rows[whole:] for place in row]
+            steps += self._balance(shape, [row for _, row in rows[:whole]], pool)
+        order = np.random.default_rng((_STEPS, self.seed, window)).permutation(
+            len(steps)
+        )
+        # In the order in which they came, so that the next plan prefers the oldest.
+        return [steps[i] for i in order], [pool[place] for place in sorted(left)]
+
+    def _pack(self, pool: Sequence[int]) -> list[list[tuple[int, tuple[int, ...]]]]:
+        """Rows of each shape as (free tokens, places in the pool).
+
+        Best fit, the longest clip first: each goes where the least is left free, into a
+        row that is as short as it may be where none has room.
+        """
+        lengths = self.lengths_n[np.asarray(pool)]
+        ends = [shape.tokens for shape in self.shapes]
+        rows, kinds, free = [], [], []  # free: sorted (tokens, row), rows with room
+        for place in np.argsort(-lengths, kind="stable").tolist():
+            length = int(lengths[place])
+            found = bisect.bisect_left(free, (length, -1))
+            if found < len(free):
+                room, row = free.pop(found)
+            else:
+                kind = bisect.bisect_left(ends, length)
+                room, row = ends[kind], len(rows)
+                rows.append([])
+                kinds.append(kind)
+            rows[row].append(place)
+            if len(rows[row]) < self.shapes[kinds[row]].clips:
+                bisect.insort(free, (room - length, row))
+        result = [[] for _ in self.shapes]
+        for kind, row in zip(kinds, rows, strict=True):
+            used = sum(int(lengths[place]) for place in row)
+            result[kind].append((ends[kind] - used, tuple(row)))
+        return result
+
+    def _balance(self, shape: Shape, rows, pool: Sequence[int]) -> Iterator[Step]:
+        """Cuts rows into steps of like cost, and deals each step's to its groups."""
+
+        def price(row):
+            lengths = [int(self.lengths_n[pool[place]]) for place in row]
+            return self.cost.of_row(lengths, shape.tokens)
+
+        priced = sorted(((price(row), row) for row in rows), reverse=True)
+        size = self.groups * shape.rows
+        for first in range(0, len(priced), size):
+            # The dearest row that is left goes to the group that has cost least.
+            dealt = [[] for _ in range(self.groups)]
+            waiting = [(0.0, group) for group in range(self.groups)]
+            for cost, row in priced[first : first + size]:
+                total, group = heapq.heappop(waiting)
+                dealt[group].append(tuple(pool[place] for place in row))
+                if len(dealt[group]) < shape.rows:
+                    heapq.heappush(waiting, (total + cost, group))
+            yield Step(shape, tuple(row for group in dealt for row in group))
+
+    def forecast(self) -> Summary:
+        """The summary of the first window that fills a step, and of those before."""
+        self.step(0)
+        window, steps, _ = self._held
+        return self.summarize(steps)
+
+    def summarize(self, steps: Sequence[Step]) -> Summary:
+        """How well these steps are filled and balanced.
+
+        Raises:
+          ValueError: there are none.
+        """
+        if not steps:
+            raise ValueError("there are no steps to summarize")
+        used = room = clips = 0
+        imbalances = []
+        for step in steps:
+            lengths = [[int(self.lengths_n[clip]) for clip in row] for row in step.rows]
+            used += sum(map(sum, lengths))
+            clips += sum(map(len, lengths))
+            room += len(step.rows) * step.shape.tokens
+            costs = np.array(
+                [self.cost.of_row(row, step.shape.tokens) for row in lengths]
+            )
+            of_groups = costs.reshape(self.groups, -1).sum(1)
+            imbalances.append(of_groups.max() / of_groups.mean() - 1)
+        return Summary(
+            steps=len(steps),
+            clips=clips,
+            shapes=len({step.shape for step in steps}),
+            padding=1 - used / room,
+            imbalance=float(np.mean(imbalances)),
+        )
+
+
+# -- batches --------------------------------------------------------------------------
+
+
+def tokens_of(shape: Sequence[int], patch: Sequence[int]) -> int:
+    """Tokens of latents [t, h, w, ...].
+
+    Raises:
+      ValueError: they do not divide into patches.
+    """
+    grid = shape[:3]
+    if any(size % p for size, p in zip(grid, patch, strict=True)):
+        raise ValueError(
+            f"latents of {' x '.join(map(str, grid))} do not divide into patches of "
+            f"{' x '.join(map(str, patch))}"
+        )
+    return math.prod(size // p for size, p in zip(grid, patch, strict=True))
+
+
+def patches(
+    latents_thwc: np.ndarray, patch: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A clip's tokens [m, c], and the place of each in the grid [m, 3]."""
+    t, h, w, c = latents_thwc.shape
+    pt, ph, pw = patch
+    grid = t // pt, h // ph, w // pw
+    x = latents_thwc.reshape(grid[0], pt, grid[1], ph, grid[2], pw, c)
+    x = x.transpose(0, 2, 4, 1, 3, 5, 6).reshape(math.prod(grid), -1)
+    return x, np.indices(grid, np.int32).reshape(3, -1).T
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Like `loader.Batches`, with several clips in a row.
+
+    A batch has `tokens` float32 [r, m, c] (padding is 0), `places` int32 [r, m, 3] in
+    the clip's grid, `segments` int32 [r, m], the clip's number in the row from 1 on (0:
+    padding), `frames` int32 and `fps` float32 [r, k], a clip's frames of tokens (0: no
+    clip) and frames a second, and what the transform gives beside `latents`, [r, k, ...].
+
+    A damaged record is replaced by none: its tokens are padding. (Another one of its
+    length might not exist.)
+
+    Args:
+      source: latents, of any sizes.
+      transform: as of `loader.Batches`; its `latents` are [t, h, w, c].
+      planner: of the rows.
+      patch: latent voxels of a token.
+      start_step, num_steps: the first step, and how many.
+      process_index, process_count: this process among those that share the rows.
+    """
+
+    source: loader.Source
+    transform: loader.Transform
+    planner: Planner
+    patch: tuple[int, int, int]
+    start_step: int
+    num_steps: int
+    process_index: int = 0
+    process_count: int = 1
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, item: int) -> tuple[dict[str, np.ndarray], tuple]:
+        number = self.start_step + int(item)
+        step = self.planner.step(number)
+        share = len(step.rows) // self.process_count
+        first = self.process_index * share
+        rows = step.rows[first : first + share]
+        cells = [
+            (row, place) for row in range(share) for place in range(len(rows[row]))
+        ]
+        found = self.source.read([rows[row][place] for row, place in cells])
+        numbers = [(first + row) * step.shape.clips + place for row, place in cells]
+        randoms = loader.example_rngs(self.planner.seed, number, numbers)
+        damaged: dict[str, str] = {}
+        examples = {}
+        for cell, record, random in zip(cells, found, randoms, strict=True):
+            try:
+                if isinstance(record, records.CorruptRecord):
+                    raise record
+                examples[cell] = self.transform(record, random), record.fps
+            except records.CorruptRecord as error:
+                damaged[error.id] = str(error)
+        if not examples:
+            raise loader.TooManyCorruptRecords(
+                f"all clips of step {number} are damaged"
+            )
+        return self._join(step.shape, share, examples), tuple(damaged.items())
+
+    def _join(
+        self, shape: Shape, rows: int, examples: Mapping
+    ) -> dict[str, np.ndarray]:
+        """Lays examples, by (row, place), into arrays."""
+        (example, _), *_ = examples.values()
+        wide = example["latents"].shape[-1] * math.prod(self.patch)
+        batch = {
+            "tokens": np.zeros((rows, shape.tokens, wide), np.float32),
+            "places": np.zeros((rows, shape.tokens, 3), np.int32),
+            "segments": np.zeros((rows, shape.tokens), np.int32),
+            "frames": np.zeros((rows, shape.clips), np.int32),
+            "fps": np.ones((rows, shape.clips), np.float32),
+        }
+        for name, array in example.items():
+            if name != "latents":
+                size = (rows, shape.clips, *array.shape)
+                batch[name] = np.zeros(size, array.dtype)
+        used = [0] * rows
+        for (row, place), (example, fps) in examples.items():
+            tokens_mc, places_m3 = patches(example["latents"], self.patch)
+            here = row, slice(used[row], used[row] + len(tokens_mc))
+            used[row] += len(tokens_mc)
+            batch["tokens"][here] = tokens_mc
+            batch["places"][here] = places_m3
+            batch["segments"][here] = place + 1
+            batch["frames"][row, place] = places_m3[-1, 0] + 1
+            batch["fps"][row, place] = fps
+            for name, array in example.items():
+                if name != "latents":
+                    batch[name][row, place] = array
+        return batch

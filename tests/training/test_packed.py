@@ -1,0 +1,188 @@
+"""Clips that share a row: what each gives alone, in forward, loss and gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sora_jax.core import mesh
+from sora_jax.data import packing, records
+from sora_jax.diffusion import known, timesteps
+from sora_jax.training import loop, objectives
+from tests.training import tiny
+
+GRIDS = [(2, 4, 4), (1, 4, 2), (3, 2, 6), (1, 2, 2), (4, 4, 4), (2, 2, 2)]
+FPS = [8.0, 8.0, 16.0, 24.0, 12.0, 6.0]
+ROWS = [(0, 1), (2, 3, 5), (4,), ()]  # clips of each row
+TOKENS, CLIPS, LENGTH = 72, 3, 6  # tokens divide over eight devices
+NOISE = timesteps.Config(shift=3.0)
+KNOWN = known.Config({"none": 0.5, "first_frame": 0.5})
+COMMON = dict(text_dropout=0.2, null_ids=[1] + [0] * 5)
+
+
+class Source:
+    """Latents of the grids, one of which may be damaged."""
+
+    def __init__(self, damaged=()):
+        self.damaged = damaged
+
+    def __len__(self):
+        return len(GRIDS)
+
+    def read(self, indices):
+        return [
+            records.CorruptRecord("file", str(i), "bad") if i in self.damaged
+            else Record(i)
+            for i in indices
+        ]  # fmt: skip
+
+
+class Record:
+    def __init__(self, index):
+        random = np.random.default_rng(index)
+        self.fps = FPS[index]
+        self.latents = random.normal(size=(*GRIDS[index], 4)).astype(np.float32)
+        ids = random.integers(3, 40, LENGTH).astype(np.int32)
+        ids[3 + index % 3 :] = 0
+        self.ids = ids
+
+
+def transform(record, random):
+    return {
+        "latents": record.latents,
+        "text_ids": record.ids,
+        "text_mask": record.ids != 0,
+    }
+
+
+class Plan:
+    """The rows above, as a planner gives them."""
+
+    seed = 0
+
+    def step(self, number):
+        return packing.Step(packing.Shape(len(ROWS), TOKENS, CLIPS), tuple(ROWS))
+
+
+def close(name, ours, theirs, tolerance):
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    error = np.linalg.norm(ours - theirs) / max(np.linalg.norm(theirs), 1e-6)
+    print(f"{name}: relative error {error:.1e}")
+    assert error <= tolerance, f"{name}: {error:.2e} > {tolerance:.0e}"
+
+
+def packed_batch(**more):
+    batches = packing.Batches(Source(**more), transform, Plan(), (1, 1, 1), 0, 1)
+    return batches[0]
+
+
+def make():
+    objective = objectives.PackedDenoiser(
+        tiny.DIT, tiny.TEXT, NOISE, KNOWN, most_frames=4, **COMMON
+    )
+    params = objective.networks.init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    random = np.random.default_rng(5)  # nothing stays at the zero that it begins with
+    leaves = [
+        leaf + 0.1 * random.standard_normal(leaf.shape, np.float32) for leaf in leaves
+    ]
+    return objective, jax.tree.unflatten(tree, leaves)
+
+
+def drawn(objective, batch):
+    batch = jax.tree.map(jnp.asarray, batch)
+    return jax.jit(objective.draw)(jax.random.key(7), batch, jnp.zeros(()))
+
+
+def graded(objective, params, batch):
+    def total(params):
+        found = objective.loss(objective.networks.bind(params), batch)
+        return found[0], found[1:]
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+
+
+def test_packed_clips_are_each_clip_alone():
+    objective, params = make()
+    batch = drawn(objective, packed_batch()[0])
+    (total, (weight, metrics)), gradient = graded(objective, params, batch)
+    assert weight == len(GRIDS)
+    used = sum(int(np.prod(GRIDS[clip])) for row in ROWS for clip in row)
+    share = 1 - used / (len(ROWS) * TOKENS)
+    assert float(metrics["padding"][0] / metrics["padding"][1]) == pytest.approx(share)
+    losses, gradients, in_bands = [], [], 0
+    for row, clips in enumerate(ROWS):
+        first = 0
+        for place, clip in enumerate(clips):
+            grid, size = GRIDS[clip], int(np.prod(GRIDS[clip]))
+            alone = objectives.Denoiser(
+                tiny.DIT, tiny.TEXT, NOISE, KNOWN, fps=FPS[clip], **COMMON
+            )
+            frames = batch["known"][row, place, : grid[0], None, None]
+            noise = batch["noise"][row, first : first + size]
+            given = {
+                "latents": Record(clip).latents[None],
+                "text_ids": batch["text_ids"][row, place][None],
+                "text_mask": batch["text_mask"][row, place][None],
+                "tau": batch["tau"][row, place][None],
+                "drop": batch["drop"][row, place][None],
+                "known": jnp.broadcast_to(frames, grid)[None],
+                "noise": noise.reshape(1, *grid, 4),
+            }
+            (loss, (_, found)), of_clip = graded(alone, params, given)
+            losses.append(loss)
+            gradients.append(of_clip)
+            in_bands += found["loss_band"][0]
+            first += size
+    assert np.ptp(losses) > 0.1 and np.asarray(batch["known"]).any()
+    assert np.asarray(batch["drop"]).any()
+    close("loss", total, sum(losses), 1e-5)
+    close("by band", metrics["loss_band"][0], in_bands, 1e-5)
+    summed = jax.tree.map(lambda *parts: sum(parts), *gradients)
+    pairs = zip(
+        jax.tree.leaves_with_path(gradient), jax.tree.leaves(summed), strict=True
+    )
+    for (path, ours), theirs in pairs:
+        close(jax.tree_util.keystr(path), ours, theirs, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"fsdp": 4, "ring": 2}, {"fsdp": 2, "ulysses": 2, "tensor": 2}, {"ring": 8}],
+    ids=str,
+)
+def test_a_mesh_changes_nothing(shape):
+    objective, params = make()
+    batch = drawn(objective, packed_batch()[0])
+    (total, _), gradient = graded(objective, params, batch)
+    made = mesh.make_mesh(shape)
+    with jax.set_mesh(made):
+        rows = loop.to_device(packed_batch()[0], made)
+        there = jax.device_put(params, objective.networks.layouts())
+        (found, _), of_mesh = graded(objective, there, drawn(objective, rows))
+    close("loss", found, total, 1e-5)
+    for ours, theirs in zip(
+        jax.tree.leaves(of_mesh), jax.tree.leaves(gradient), strict=True
+    ):
+        close("gradient", ours, theirs, 1e-4)
+
+
+def test_what_a_clip_is_shares_no_information_with_its_neighbours():
+    objective, params = make()
+    batch = drawn(objective, packed_batch()[0])
+    one = graded(objective, params, batch)[0][0]
+    other = dict(batch)
+    # The padding may hold anything.
+    padding = (batch["segments"] == 0)[..., None]
+    other["tokens"] = jnp.where(padding, 9.0, batch["tokens"])
+    assert graded(objective, params, other)[0][0] == one
+
+
+def test_a_damaged_clip_leaves_padding_and_is_named():
+    batch, damaged = packed_batch(damaged=(2,))
+    assert [name for name, _ in damaged] == ["2"]
+    assert batch["frames"][1].tolist() == [0, 1, 2]
+    objective, params = make()
+    (_, (weight, _)), gradient = graded(objective, params, drawn(objective, batch))
+    assert weight == len(GRIDS) - 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
