@@ -71,10 +71,14 @@ def of_parameter(axes: tuple[str | None, ...], shape: Sequence[int]) -> Partitio
     )
 
 
+def names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of an entry of a layout."""
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
 def shards(mesh, axes: str | tuple[str, ...] | None) -> int:
     """Into how many shards a dimension is split by its entry of a layout."""
-    axes = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(mesh.shape[axis] for axis in axes)
+    return math.prod(mesh.shape[axis] for axis in names(axes))
 
 
 def ways(mesh: jax.sharding.Mesh, name: str) -> int:

@@ -21,6 +21,7 @@ from sora_jax.core import sharding
 CHUNK_BYTES = 16 * 2**20
 # Fewer queries than these make slow products: then there are fewer rows in a chunk.
 _MIN_QUERIES = 128
+_EXCHANGED = "ulysses"  # the mesh axis over which heads and tokens change places
 
 
 def attention(
@@ -42,8 +43,38 @@ def attention(
       [b, n, h, e] in the dtype of q. A query that may see no key at all gets the mean
       of the values.
 
-    Queries stay where they are; keys and values are gathered over the context axes.
+    Where keys are tokens that are split, heads are exchanged for tokens over the
+    `ulysses` axis if they divide (arXiv 2309.14509), and keys and values are gathered
+    over what is left of the context axes. Text is whole everywhere, and queries stay.
     """
+    return _exchanged(
+        _attend_split, q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm
+    )
+
+
+def _exchanged(form, q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm):
+    """`form` with the tokens of a part of the heads, in place of all heads of a part."""
+    given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape[_EXCHANGED] == 1:
+        return form(*given)
+    before, keys = (jax.typeof(x).sharding.spec for x in (q_bnhe, k_bmhe))
+    rows, tokens, heads, _ = (sharding.names(entry) for entry in before)
+    whole = q_bnhe.shape[2] % (sharding.shards(mesh, heads) * mesh.shape[_EXCHANGED])
+    if whole or _EXCHANGED not in tokens or _EXCHANGED not in sharding.names(keys[1]):
+        return form(*given)
+    tokens = tuple(name for name in tokens if name != _EXCHANGED)
+    after = jax.P(rows, tokens, (*heads, _EXCHANGED), None)
+    layouts = (*(after,) * 3, jax.P(rows), *(jax.P(rows, tokens),) * 2)
+    given = (
+        None if x is None else jax.reshard(x, layout)
+        for x, layout in zip(given, layouts, strict=True)
+    )
+    return jax.reshard(form(*given), before)
+
+
+def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm):
+    """`attention` where queries are; keys, values and what hides them are gathered."""
     k_bmhe = sharding.gather_axis(k_bmhe, 1, like=q_bnhe)
     v_bmhe = sharding.gather_axis(v_bmhe, 1, like=q_bnhe)
     if k_segments_bm is not None:

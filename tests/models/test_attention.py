@@ -148,6 +148,28 @@ def test_rows_queries_and_heads_over_devices(close, monkeypatch, shape, kind):
     assert "all-reduce" not in text  # a query's result is made where it lies
 
 
+def test_heads_are_exchanged_for_tokens_and_nothing_is_gathered(close):
+    given = (*draw(2, 64, 64, 4, 8), *masks("segments", 2, 64, 64))
+    expected = graded(attention.reference)(*given)
+    made = mesh.make_mesh({"tensor": 2, "ulysses": 2}, jax.devices()[:4])
+    with jax.set_mesh(made):
+        qkv = jax.P(None, "ulysses", "tensor")
+        layouts = (*(qkv,) * 3, None, *(jax.P(None, "ulysses"),) * 2)
+        given = [
+            None if x is None else jax.device_put(x, layout)
+            for x, layout in zip(given, layouts, strict=True)
+        ]
+        run = graded(attention.attention)
+        found = run(*given)
+        whole = jax.jit(attention.attention).lower(*given[:3]).compile().as_text()
+        odd = [x[:, :, :3] for x in draw(2, 64, 64, 4, 8)]  # three heads stay whole
+        split = [jax.device_put(x, jax.P(None, "ulysses")) for x in odd]
+        gathered = jax.jit(attention.attention)(*split)
+    compare(close, found, expected, "exchanged")
+    assert "all-to-all" in whole and "all-gather" not in whole
+    close("three heads", gathered, attention.reference(*odd), 1e-6)
+
+
 def test_frames_attend_in_chunks_where_their_height_is_split(
     build, spread, close, monkeypatch
 ):
