@@ -1,10 +1,11 @@
 """Attention behind one function.
 
-Two forms of the same mathematics. `reference` holds the scores of all queries; where
+Three forms of the same mathematics. `reference` holds the scores of all queries; where
 they fit into the memory of one chunk it is the fastest. `chunked` holds those of a few
 queries at a time, so that its memory grows with the keys and not with their product
-with the queries, and computes them again for the gradient. Which one runs follows from
-the shapes on a device, so it is known when the program is traced.
+with the queries, and computes them again for the gradient. `splash` is JAX's kernel for
+TPUs, which never holds them outside of a core. Which one runs follows from the shapes
+on a device and from what the program is lowered for, so it is known before it runs.
 
 Letters: b batch, n query tokens, m key tokens, h heads, e head size, g batch and heads
 as one axis, k chunks, c queries of a chunk.
@@ -14,6 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
 
 from sora_jax.core import sharding
 
@@ -21,6 +23,9 @@ from sora_jax.core import sharding
 CHUNK_BYTES = 16 * 2**20
 # Fewer queries than these make slow products: then there are fewer rows in a chunk.
 _MIN_QUERIES = 128
+_SPLASH_SIZES = (128, 256)  # of heads: whole lanes, and tiles that fit into VMEM
+_TILE = 1024  # queries or keys of a tile of splash, at most
+_LANES = 128
 _EXCHANGED = "ulysses"  # the mesh axis over which heads and tokens change places
 
 
@@ -79,9 +84,22 @@ def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
     v_bmhe = sharding.gather_axis(v_bmhe, 1, like=q_bnhe)
     if k_segments_bm is not None:
         k_segments_bm = sharding.gather_axis(k_segments_bm, 1, like=q_segments_bn)
-    fits = _score_bytes(q_bnhe, k_bmhe) <= CHUNK_BYTES
-    form = reference if fits else chunked
-    return form(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+    given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+    if _score_bytes(q_bnhe, k_bmhe) <= CHUNK_BYTES:
+        return reference(*given)
+    if q_bnhe.shape[-1] not in _SPLASH_SIZES:
+        return chunked(*given)
+    there = [x is not None for x in given]
+
+    def on(form):
+        def run(*arrays):
+            arrays = iter(arrays)
+            return form(*(next(arrays) if x else None for x in there))
+
+        return run
+
+    arrays = [x for x in given if x is not None]
+    return jax.lax.platform_dependent(*arrays, tpu=on(splash), default=on(chunked))
 
 
 def _score_bytes(q_bnhe: jax.Array, k_bmhe: jax.Array) -> int:
@@ -151,10 +169,19 @@ def chunked(
     share the queries of a row.
     """
     run = functools.partial(_chunked, chunk_bytes=chunk_bytes)
-    given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+    return _by_device(
+        run, (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+    )
+
+
+def _by_device(run, given, *, kernel: bool = False):
+    """Runs a form on each device's rows, queries and heads, with all of their keys.
+
+    A kernel does not say over which axes its results vary.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return run(*given)
-    b, n, h, e = jax.typeof(q_bnhe).sharding.spec
+    b, n, h, e = jax.typeof(given[0]).sharding.spec
     layouts = (jax.P(b, n, h, e), *(jax.P(b, None, h, e),) * 2)
     layouts += (jax.P(b, None), jax.P(b, n), jax.P(b, None))
     layouts = [
@@ -164,16 +191,20 @@ def chunked(
         x if x is None else jax.reshard(x, layout)
         for x, layout in zip(given, layouts, strict=True)
     ]
-    axes = (n,) if isinstance(n, str) else n or ()
+    axes = sharding.names(n)
 
     def on_device(q, k, v, *visible):
         # The transpose of this is the sum of their gradients.
-        k, v = (jax.lax.pcast(x, axes, to="varying") if axes else x for x in (k, v))
+        if axes and not kernel:
+            k, v = (jax.lax.pcast(x, axes, to="varying") for x in (k, v))
         return run(q, k, v, *visible)
 
-    return jax.shard_map(on_device, in_specs=tuple(layouts), out_specs=layouts[0])(
-        *given
-    )
+    return jax.shard_map(
+        on_device,
+        in_specs=tuple(layouts),
+        out_specs=layouts[0],
+        check_vma=not kernel,
+    )(*given)
 
 
 def _chunked(
@@ -301,3 +332,75 @@ def _attend_backward(num_chunks, saved, dy_gne):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def splash(
+    q_bnhe: jax.Array,
+    k_bmhe: jax.Array,
+    v_bmhe: jax.Array,
+    mask_bm: jax.Array | None = None,
+    q_segments_bn: jax.Array | None = None,
+    k_segments_bm: jax.Array | None = None,
+    *,
+    tile: int = _TILE,
+    interpret: bool = False,
+) -> jax.Array:
+    """`attention` as JAX's splash kernel for TPUs; keys and values are whole.
+
+    Segments hide scores and skip no tile. A query without any key gets the mean of some
+    values.
+
+    Args:
+      tile: queries, and keys, that a core works on at a time, at most.
+      interpret: runs the kernel's program on any platform, slowly.
+    """
+    run = functools.partial(_splash, tile=tile, interpret=interpret)
+    given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+    return _by_device(run, given, kernel=True)
+
+
+def _splash(
+    q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, tile, interpret
+):
+    (b, n, h, e), m = q_bnhe.shape, k_bmhe.shape[1]
+
+    def tiles(size: int) -> tuple[int, int]:
+        """The tile of so many tokens, and how many are missing to whole ones."""
+        fitting = min(tile, -(-size // _LANES) * _LANES)
+        return fitting, -size % fitting
+
+    (tile_n, more_n), (tile_m, more_m) = tiles(n), tiles(m)
+    ids = None
+    if more_n or more_m or mask_bm is not None or q_segments_bn is not None:
+        q_ids_bn = jnp.zeros((b, n), jnp.int32)
+        k_ids_bm = jnp.zeros((b, m), jnp.int32)
+        if q_segments_bn is not None:
+            q_ids_bn, k_ids_bm = q_segments_bn, k_segments_bm
+        low = jnp.iinfo(jnp.int32).min  # no clip's id
+        if mask_bm is not None:
+            k_ids_bm = jnp.where(mask_bm, k_ids_bm, low)
+        ids = splash_attention.SegmentIds(
+            jnp.pad(q_ids_bn, ((0, 0), (0, more_n))),
+            jnp.pad(k_ids_bm, ((0, 0), (0, more_m)), constant_values=low),
+        )
+
+    def heads_first(x_bnhe, more):
+        return jnp.pad(x_bnhe.swapaxes(1, 2), ((0, 0), (0, 0), (0, more), (0, 0)))
+
+    q_bhne = heads_first((q_bnhe * e**-0.5).astype(q_bnhe.dtype), more_n)
+    k_bhme, v_bhme = heads_first(k_bmhe, more_m), heads_first(v_bmhe, more_m)
+    whole = splash_attention.FullMask((n + more_n, m + more_m))
+    kernel = splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([whole] * h),
+        block_sizes=splash_attention.BlockSizes(
+            block_q=tile_n, block_kv=tile_m,
+            block_q_dkv=tile_n, block_kv_dkv=tile_m,
+            block_q_dq=tile_n, block_kv_dq=tile_m,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name="attention",
+        interpret=interpret,
+    )  # fmt: skip
+    y_bhne = jax.vmap(kernel)(q_bhne, k_bhme, v_bhme, ids)
+    return y_bhne[:, :, :n].swapaxes(1, 2)

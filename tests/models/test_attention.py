@@ -77,6 +77,26 @@ def test_half_precision_sums_in_float32(close):
         close(name, a.astype(jnp.float32), b, 2e-2)
 
 
+@pytest.mark.parametrize("kind", ["all", "mask", "segments", "both"])
+def test_splash_is_the_reference(close, kind):
+    """Interpreted: the kernel's arithmetic, not its speed. Odd sizes are padded."""
+    given = (*draw(2, 200, 300, 2, 128), *masks(kind, 2, 200, 300))
+    found = graded(attention.splash, tile=128, interpret=True)(*given)
+    compare(close, found, graded(attention.reference)(*given), kind)
+
+
+def test_splash_on_a_mesh_is_splash_on_one_device(close):
+    qkv = draw(2, 256, 256, 2, 128)
+    ids_bn = ids(2, 256, 3, seed=2)
+    form = functools.partial(attention.splash, tile=128, interpret=True)
+    expected = graded(attention.reference)(*qkv, None, ids_bn, ids_bn)
+    with jax.set_mesh(mesh.make_mesh({"fsdp": 2, "ring": 2}, jax.devices()[:4])):
+        split = [jax.device_put(x, jax.P("fsdp", "ring")) for x in qkv]
+        rows = jax.device_put(ids_bn, jax.P("fsdp", "ring"))
+        found = graded(form)(*split, None, rows, jax.reshard(rows, jax.P("fsdp")))
+    compare(close, found, expected, "four")
+
+
 def memory(function, *given) -> int:
     return (
         jax.jit(function).lower(*given).compile().memory_analysis().temp_size_in_bytes

@@ -1,0 +1,58 @@
+"""Attention compiled for TPUs that are not there: the kernel, and what chips exchange."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Prints what one chip of four holds and does for the gradient of a row of 16,384 tokens.
+PROGRAM = """
+import json
+import jax, jax.numpy as jnp
+from sora_jax.core import mesh
+from sora_jax.models import attention
+
+devices = mesh.compile_only("v5e:2x2")
+made = mesh.make_mesh({"ulysses": 4}, devices)
+layout = jax.NamedSharding(made, jax.P(None, "ulysses", None, None))
+q = jax.ShapeDtypeStruct((1, 16384, 8, 128), jnp.bfloat16, sharding=layout)
+
+def loss(q, k, v):
+    return jnp.sum(attention.attention(q, k, v).astype(jnp.float32) ** 2)
+
+with jax.set_mesh(made):
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, q, q).compile()
+text, memory = compiled.as_text(), compiled.memory_analysis()
+print(json.dumps({
+    "kernels": text.count("splash"),
+    "exchanged": text.count("all-to-all"),
+    "gathered": text.count("all-gather"),
+    "temporary": memory.temp_size_in_bytes,
+}))
+"""
+
+
+@pytest.mark.tpu
+def test_four_chips_share_a_row_by_heads(libtpu):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "TPU_LIBRARY_PATH": libtpu,
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT, env=environment, text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["kernels"] > 0 and found["exchanged"] > 0
+    assert found["gathered"] == 0
+    # The scores of two heads alone would be 2 GB.
+    assert found["temporary"] < 0.4e9
