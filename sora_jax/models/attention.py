@@ -15,6 +15,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from sora_jax.core import sharding
@@ -26,6 +27,7 @@ _MIN_QUERIES = 128
 _SPLASH_SIZES = (128, 256)  # of heads: whole lanes, and tiles that fit into VMEM
 _TILE = 1024  # queries or keys of a tile of splash, at most
 _LANES = 128
+SAVED = "attention"  # what a remat policy calls the result and its log sums
 _EXCHANGED = "ulysses"  # the mesh axis over which heads and tokens change places
 
 
@@ -86,7 +88,7 @@ def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
         k_segments_bm = sharding.gather_axis(k_segments_bm, 1, like=q_segments_bn)
     given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
     if _score_bytes(q_bnhe, k_bmhe) <= CHUNK_BYTES:
-        return reference(*given)
+        return checkpoint_name(reference(*given), SAVED)
     if q_bnhe.shape[-1] not in _SPLASH_SIZES:
         return chunked(*given)
     there = [x is not None for x in given]
@@ -288,7 +290,8 @@ def _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks):
 
     cut = _cut(q_gne, num_chunks), _cut(q_segments_gn, num_chunks)
     _, (y_kgce, top_kgc1, sum_kgc1) = jax.lax.scan(chunk, None, cut)
-    y_gne = _join(y_kgce, q_gne.shape[1])
+    y_gne = checkpoint_name(_join(y_kgce, q_gne.shape[1]), SAVED)
+    top_kgc1, sum_kgc1 = (checkpoint_name(x, SAVED) for x in (top_kgc1, sum_kgc1))
     # Two numbers, since the log sum of a row without any key would drown in its top.
     return y_gne, (q_gne, k_gme, v_gme, seen, y_gne, top_kgc1, sum_kgc1)
 
@@ -399,7 +402,7 @@ def _splash(
         ),
         head_shards=1,
         q_seq_shards=1,
-        residual_checkpoint_name="attention",
+        residual_checkpoint_name=SAVED,
         interpret=interpret,
     )  # fmt: skip
     y_bhne = jax.vmap(kernel)(q_bhne, k_bhme, v_bhme, ids)

@@ -16,14 +16,24 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.core import sharding
 from sora_jax.models import attention, layers, text_encoder
 
+_INPUT = "block_input"
+_policies = jax.checkpoint_policies
 _REMAT = {
     "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": _policies.nothing_saveable,
+    "attention": _policies.save_only_these_names(attention.SAVED),
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[attention.SAVED],
+        names_which_can_be_offloaded=[_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "dots": _policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -53,8 +63,9 @@ class Config:
     temporal_stride: int = 4  # video frames in a latent frame, the first one aside
     dtype: str = "float32"  # compute type; parameters are float32
     # What the backward pass recomputes: "none"; "full", all but each block's input;
-    # "dots", all but the products with weights (the fastest on CPU, where memory is
-    # slower than arithmetic).
+    # "attention", all but the input and what attention gave; "offload", the same, with
+    # inputs kept in the host's memory; "dots", all but the products with weights (the
+    # fastest on CPU, where memory is slower than arithmetic).
     remat: str = "none"
 
     def __post_init__(self):
@@ -352,6 +363,7 @@ class DiT(nnx.Module):
         }
 
         def body(x_bnd, block):
+            x_bnd = checkpoint_name(x_bnd, _INPUT)
             return block(x_bnd, modulation_bk6d, pick, text_bld, inputs), None
 
         if config.remat != "none":
