@@ -26,7 +26,7 @@ _CODE = (
     "evals/clip_files.py",
     "evals/feature_sets.py",
     "evals/published.py",
-    "evals/weights.py",
+    "evals/weight_folders.py",
     "data/video_io.py",
 )
 # What of a manifest says how clips become features, whichever the clips are.

@@ -2,9 +2,9 @@
 
 Built in is the toy state network ("toy"); the distance on its features is called FVD-toy,
 never FVD: it can only see what the toy world has. The others need weights that cannot be
-shipped (`weights.py` reads them): "i3d" for FVD, "videomae" for content-debiased FVD (arXiv
-2404.12391), "vjepa" for JEDi (2410.05203), "clip" for the agreement with texts. Each is fed as
-the public code of its score feeds it; what may differ goes into the protocol.
+shipped (`weight_folders.py` reads them): "i3d" for FVD, "videomae" for content-debiased FVD
+(arXiv 2404.12391), "vjepa" for JEDi (2410.05203), "clip" for the agreement with texts. Each
+is fed as the public code of its score feeds it; what may differ goes into the protocol.
 
 Letters: b clips, t frames, h height, w width, c colour channels, d features, l tokens.
 """
@@ -24,8 +24,8 @@ from sora_jax.core import config as configs
 from sora_jax.core import paths
 from sora_jax.evals import resize as resizing
 from sora_jax.evals import temporal
-from sora_jax.evals.weights import Weights, WrongWeights
-from sora_jax.evals.weights import load as load_weights
+from sora_jax.evals.weight_folders import Weights, WrongWeights
+from sora_jax.evals.weight_folders import load as load_weights
 from sora_jax.models import feature_net, i3d
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"

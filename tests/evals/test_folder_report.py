@@ -21,7 +21,7 @@ from sora_jax.evals import (
     protocol,
     published,
     set_metrics,
-    weights,
+    weight_folders,
 )
 from sora_jax.models import i3d, vit
 from tests import conftest
@@ -62,7 +62,7 @@ def folders(tmp_path_factory):
         for number, clip in enumerate(moving(12, seed)):
             np.save(base / name / f"{number:02}.npy", clip)
     params = test_video_features.draw(vit.VisionTransformer, TINY)
-    weights.save(base / "weights", "videomae", TINY, params, {})
+    weight_folders.save(base / "weights", "videomae", TINY, params, {})
     return base
 
 
@@ -488,7 +488,7 @@ def test_i3d_with_its_epsilon(tmp_path):
     params = trees.map_paths(
         lambda name, array: abs(array) if name.endswith("variance") else array, params
     )
-    weights.save(tmp_path / "i3d", "i3d", config, params, {})
+    weight_folders.save(tmp_path / "i3d", "i3d", config, params, {})
     settings = published.settle("stylegan-v", {})
     with pytest.raises(published.NotTheProtocol, match="epsilon 0.001, and .* 1e-05"):
         published.open_network(settings, "stylegan-v", tmp_path / "i3d", None)
@@ -508,14 +508,14 @@ def test_i3d_with_its_epsilon(tmp_path):
 
 def test_wrong_and_broken_weights_are_refused(folders, tmp_path):
     kept = published.settle(None, {"features": "vjepa"})
-    with pytest.raises(weights.WrongWeights, match="holds videomae, not vjepa"):
+    with pytest.raises(weight_folders.WrongWeights, match="holds videomae, not vjepa"):
         published.open_network(kept, None, folders / "weights", None)
     params = test_video_features.draw(vit.VisionTransformer, TINY)
     flat = dict(trees.flatten(params))
     name = next(iter(flat))
     flat[name][...] = np.nan
-    weights.save(tmp_path / "nan", "videomae", TINY, params, {})
-    with pytest.raises(weights.WrongWeights, match=f"1 of .* NaN .*{name}"):
+    weight_folders.save(tmp_path / "nan", "videomae", TINY, params, {})
+    with pytest.raises(weight_folders.WrongWeights, match=f"1 of .* NaN .*{name}"):
         features.open("videomae", tmp_path / "nan")
     assert safetensors.numpy.load_file(tmp_path / "nan" / "weights.safetensors")
 
