@@ -68,7 +68,7 @@ def right_moving_table(seed, count, metric, **more):
     return control_tables.build(
         clips("motion", count, seed, keep=moves_right), fps=8, one_way=True,
         reference=control_metrics.Reference(
-            control_metrics.Clips(others, 8, 4), network()
+            control_metrics.Clips(others, 8), network()
         ),
         metrics=(), sets=(metric,), names=(*controls.CORE, controls.NOISE), **more,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def test_what_does_not_move_counts_as_stated():
     metric = control_metrics.Metric(
         "one", lambda c: np.array([1.0, np.nan, 1.0, 1.0]), (), still_counts=-3.0
     )
-    values = metric.values(control_metrics.Clips(half, 8, 4))
+    values = metric.values(control_metrics.Clips(half, 8))
     assert values.tolist() == [1, -3, -3, -3]
 
 
@@ -172,6 +172,6 @@ def test_errors_name_the_fault():
     with pytest.raises(ValueError, match="2 clips of 4 frames or more"):
         control_tables.build(np.zeros((2, 3, 16, 16, 3), np.uint8), fps=8)
     short = np.zeros((2, 5, 32, 32, 3), np.uint8)
-    reference = control_metrics.Reference(control_metrics.Clips(short, 8, 2), network())
+    reference = control_metrics.Reference(control_metrics.Clips(short, 8), network())
     with pytest.raises(ValueError, match="too short for FVD-toy"):
         control_tables.build(short, fps=8, metrics=(), reference=reference)
