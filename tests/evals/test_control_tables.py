@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from sora_jax.data import video_io
-from sora_jax.evals import control_metrics, control_tables, controls, features
+from sora_jax.evals import (
+    clip_measures,
+    control_metrics,
+    control_tables,
+    controls,
+    features,
+)
 from sora_jax.evals.control_metrics import GIVEN
 from sora_jax.toyworld import families, render
 
@@ -152,11 +158,14 @@ def test_a_folder_of_clips_and_what_is_written(tmp_path):
     for number, video_thwc in enumerate(clips("motion", 3, 0)):
         file = tmp_path / f"{number}.mp4"
         file.write_bytes(video_io.encode_mp4(video_thwc, 8))
-        file.with_suffix(".json").write_text('{"prompt": "a red circle"}')
+    (tmp_path / "4.mp4").write_bytes(b"nothing")
     chosen = [
         m for m in control_metrics.METRICS if m.name in ("sharpness", "repetition")
     ]
-    table = control_tables.of_folder(tmp_path, fps=8, metrics=chosen)
+    table, left_out = control_tables.of_folder(
+        tmp_path, clip_measures.Settings(), metrics=chosen
+    )
+    assert len(left_out) == 1 and left_out[0].startswith("4.mp4: ")
     control_tables.write([table], tmp_path / "out")
     (written,) = json.loads((tmp_path / "out" / "controls.json").read_text())
     assert written["count"] == 3 and set(written["cells"]) == {
