@@ -32,7 +32,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from sora_jax.evals import control_metrics, control_tables, features
-from sora_jax.evals import controls as controls_made
 from sora_jax.evals import rows as eval_rows
 from sora_jax.generation import pipeline
 from sora_jax.toyworld import families, oracle, render
@@ -367,8 +366,7 @@ def print_temporal_tables(options) -> int:
         if video_nthwc.shape[1] >= network.num_frames:
             count, seed = 4 * options.clips, options.seed + 1
             others = kind.render(options.tier, count, seed, kind.split)
-            seam = controls_made.seam_of(others.shape[1])
-            clips = control_metrics.Clips(others, fps, seam)
+            clips = control_metrics.Clips(others, fps)
             reference = control_metrics.Reference(clips, network)
         table = control_tables.build(
             video_nthwc,

@@ -25,7 +25,7 @@ from absl import app, flags, logging
 
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
-from sora_jax.evals import weights
+from sora_jax.evals import weight_folders
 from sora_jax.generation import export, pipeline, wan
 from sora_jax.training import perceptual, pretrained, torch_files
 
@@ -54,7 +54,9 @@ flags.DEFINE_bool(
     "trust_torchscript", False, "Features: run --from, a program, to read its weights."
 )
 flags.DEFINE_string(
-    "sha256", weights.STYLEGAN_V, "Features: of the only TorchScript that is run."
+    "sha256",
+    weight_folders.STYLEGAN_V,
+    "Features: of the only TorchScript that is run.",
 )
 
 _OF_FILES = ("torch_python", "eps", "probe", "trust_torchscript", "sha256")
@@ -111,7 +113,7 @@ def to_features(source: pathlib.Path, target: pathlib.Path) -> None:
     refuse(("dtype", *_OF_RUNS), "for a file of feature weights")
     if FLAGS["sha256"].present and not FLAGS.trust_torchscript:
         raise ValueError("--sha256 has no meaning without --trust_torchscript")
-    weights.convert(
+    weight_folders.convert(
         source,
         target,
         eps=FLAGS.eps,

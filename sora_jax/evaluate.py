@@ -1,15 +1,14 @@
-"""Measures a denoiser, samples, a video VAE, or a folder of videos against another.
+"""Measures a denoiser, samples, a video VAE, or a folder of videos.
 
     python -m sora_jax.evaluate --model runs/toy --shards runs/shards --out runs/scores
     python -m sora_jax.evaluate --samples clips --shards runs/shards --out clips/scores
     python -m sora_jax.evaluate --vae runs/vae --shards runs/held_out --out runs/kept
-    python -m sora_jax.evaluate --videos clips --reference real --out runs/distances
+    python -m sora_jax.evaluate --videos clips --reference real --out runs/clips
 
 Writes OUT/scores.json (every row with its intervals, the protocol and its digest),
 OUT/clips.jsonl (the verdict on each clip) and OUT/report.html, and prints the tables.
-What an interrupted run has finished is kept in OUT/parts and used again. Denoisers and
-samples are scored on the toy world, a video VAE on any clips, a folder of videos by
-distances alone (scores.json), as a published --protocol has them or as asked.
+What an interrupted run has finished is kept in OUT/parts and used again. A VAE takes any
+clips, models and samples the toy world's; videos are measured one by one and as a set.
 """
 
 import dataclasses
@@ -39,8 +38,6 @@ from sora_jax.evals import (
 from sora_jax.generation import pipeline, runs
 from sora_jax.training import checkpoint, latents, perceptual, state
 
-_ASKED = ("features", "num_frames", "stride", "num_clips", "batch_size")  # of --videos
-_FILES = ("weights", "save_statistics", "force")
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Run folder of a trained denoiser.")
 flags.DEFINE_string("samples", None, "Folder of .mp4 files with .json recipes.")
@@ -56,6 +53,11 @@ flags.DEFINE_integer("num_frames", None, "With --videos: first frames.", lower_b
 flags.DEFINE_integer("stride", None, "Uses one frame in so many.", lower_bound=1)
 flags.DEFINE_string("save_statistics", None, "File (.npz) for those of --reference.")
 flags.DEFINE_bool("force", False, "Uses statistics that were made otherwise.")
+flags.DEFINE_bool("temporal", True, "With --videos: measures each clip by itself.")
+flags.DEFINE_string("clip", None, "With --videos: CLIP's folder, to compare captions.")
+flags.DEFINE_integer("chunk_frames", None, "Looks for seams there.", lower_bound=1)
+flags.DEFINE_float("fps", None, "Of --videos that do not say theirs.", lower_bound=0.01)
+flags.DEFINE_bool("controls", False, "With --videos: measures some spoilt, too.")
 flags.DEFINE_string("shards", None, "Video shards: with --model, of its training.")
 flags.DEFINE_string("out", None, "Folder for scores and report.", required=True)
 for _name, _size in toyworld.SIZES.items():
@@ -151,11 +153,9 @@ def reconstruct(clips: shards.Shards, network: features.ToyFeatures) -> None:
 
 
 def compare() -> None:
-    """Measures a folder of videos against a reference and writes the scores."""
-    given = {name: FLAGS[name].value for name in _ASKED if FLAGS[name].present}
-    files = {name: FLAGS[name].value for name in _FILES}
-    names = ("videos", "reference", "out", "protocol")
-    print(folder_report.run(*(FLAGS[n].value for n in names), given, **files))
+    """Measures a folder of videos and writes the scores."""
+    given = {n: FLAGS[n].value for n in folder_report.OPTIONS if FLAGS[n].present}
+    print(folder_report.run(FLAGS.videos, FLAGS.out, folder_report.Options(**given)))
 
 
 def main(argv: list[str]) -> None:
@@ -168,8 +168,8 @@ def main(argv: list[str]) -> None:
             raise ValueError("give one of --model, --samples, --vae and --videos")
         if FLAGS.videos:
             return compare() if jax.process_index() == 0 else None
-        of_videos = ("reference", "protocol", *_ASKED[:3], *_FILES)
-        if vain := [f"--{name}" for name in of_videos if FLAGS[name].present]:
+        of_videos = set(folder_report.OPTIONS) - {"num_clips", "batch_size"}
+        if vain := sorted(f"--{name}" for name in of_videos if FLAGS[name].present):
             raise ValueError(f"{', '.join(vain)} need --videos")
         if not FLAGS.shards:
             raise ValueError("give --shards: only --videos are measured without")

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from experiments.bench import video_vae
-from sora_jax.evals import features, weights
+from sora_jax.evals import features, weight_folders
 from sora_jax.models import i3d, i3d_exchange
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -63,9 +63,9 @@ def compare(python: str, clips: int, repeat: int, forms=FORMS) -> dict[str, floa
             config = i3d.Config(eps=1e-5)
             tensors = load_file(folder / "piergiaj.safetensors")
             params = i3d_exchange.read_i3d(tensors, config)
-            network = weights.build(i3d.I3D, config, params)
+            network = weight_folders.build(i3d.I3D, config, params)
             ours = features.VideoFeatures(
-                weights.Weights("i3d", {"video": network}, "")
+                weight_folders.Weights("i3d", {"video": network}, "")
             )
             video = np.ascontiguousarray(np.moveaxis(case["video"], 1, -1))
             check(ours(video), case["logits"])  # which also compiles

@@ -1,8 +1,8 @@
 """A folder of videos with captions beside them as a source of clips.
 
 Captions of `a/clip.mp4` are looked for in `a/clip.txt` (the text), in `a/clip.json`
-(an object with `caption` or with tiers: alt, short, medium, dense, structured, and
-perhaps `licence` and `source`), and in `captions.jsonl` or `captions.csv` at the top of
+(an object with `caption`, with the `prompt` of a recipe, or with tiers: alt, short,
+medium, dense, structured, and perhaps `licence` and `source`), and in `captions.jsonl` or `captions.csv` at the top of
 the folder (the same fields, and `file`). What stands beside the clip wins.
 
 A video is cut into windows that follow one another without a gap, each of `num_frames`
@@ -29,7 +29,8 @@ from sora_jax.data import records, shards, video_io, workers
 MAX_CAPTION = 4000  # characters
 _MAX_CAPTION_FILE = 1 << 30  # bytes
 _FILE_FIELDS = ("file", "file_name", "video", "path")
-_TEXT_FIELDS = ("caption", "text")  # a caption of no tier: the text the clip came with
+# A caption of no tier is the text the clip came with; a recipe's is its prompt.
+_TEXT_FIELDS = ("caption", "text", "prompt")
 _CRF = 14
 # A longer video is cut into slices of about so many bytes, so that workers can share it.
 _SLICE_BYTES = 64 << 20
@@ -138,10 +139,16 @@ def _named_file(fields: Mapping[str, Any], videos: set[str]) -> str:
     return path.as_posix()
 
 
-def _read_captions(
+def read_captions(
     folder: pathlib.Path, videos: set[str], files: set[str]
 ) -> tuple[dict[str, Text], list[shards.Skipped]]:
-    """Returns what is said about each video, and what could not be read."""
+    """Returns what is said about each video, and what could not be read.
+
+    Args:
+      folder: where they lie.
+      videos: their names, from the folder on.
+      files: names of the other files that may be read.
+    """
     found: dict[str, Text] = {}
     skipped = []
     for table in ("captions.csv", "captions.jsonl"):
@@ -216,7 +223,7 @@ def scan(folder: pathlib.Path) -> Listing:
             videos[name] = path.stat().st_size
         else:
             files.add(name)
-    texts, bad_captions = _read_captions(folder, set(videos), files)
+    texts, bad_captions = read_captions(folder, set(videos), files)
     stems = {video.rsplit(".", 1)[0] for video in videos}
     for name in sorted(files - {"captions.csv", "captions.jsonl"}):
         stem, _, suffix = name.rpartition(".")

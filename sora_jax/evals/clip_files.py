@@ -1,4 +1,4 @@
-"""Folders of clips for distances: video files, folders of frames, arrays.
+"""Folders of clips: video files, folders of frames, arrays.
 
 A clip is a video file, a folder of numbered .png frames, an array uint8 [t, h, w, 3] in a
 .npy or .npz file, or one of an array [n, t, h, w, 3]. What cannot be used is said in one
@@ -13,6 +13,7 @@ import pathlib
 import re
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -129,6 +130,30 @@ def find(folder: pathlib.Path) -> Found:
     return Found(tuple(sources), tuple(failures), tuple(notes))
 
 
+def drawn(
+    count: int, num_clips: int | None, usable: Callable[[], int], *, seed: int = 0
+) -> Iterator[int]:
+    """Yields which of so many clips to read, whatever their names.
+
+    They come in the order of names, since a file of arrays is read as a whole; those that
+    fail are replaced until there are as many as wanted.
+
+    Args:
+      count: clips that there are.
+      num_clips: how many are wanted; None: all.
+      usable: says how many of those that were yielded can be used.
+      seed: of the draw.
+    """
+    if num_clips is None or num_clips >= count:
+        yield from range(count)
+        return
+    order, position = np.random.default_rng(seed).permutation(count), 0
+    while position < count and (missing := num_clips - usable()) > 0:
+        chosen = order[position : position + missing]
+        position += len(chosen)
+        yield from sorted(map(int, chosen))
+
+
 def _nothing(folder, failures, others) -> Exception:
     if failures:
         return ValueError(f"{folder} holds no clip that can be read: {failures[0]}")
@@ -191,14 +216,23 @@ class Reader:
 
     Args:
       num_frames: how many frames of a clip are used.
+      least: how many a clip must have; None: as many as are used.
       stride: one frame in so many.
       start: "first", or "random" for a window somewhere in the clip, which its name
         decides; videos are then decoded as a whole.
     """
 
-    def __init__(self, num_frames: int, stride: int, start: str = "first"):
+    def __init__(
+        self,
+        num_frames: int,
+        stride: int,
+        start: str = "first",
+        *,
+        least: int | None = None,
+    ):
         self._stride, self._random = stride, start == "random"
         self._span = (num_frames - 1) * stride + 1
+        self._least = ((least or num_frames) - 1) * stride + 1
         self._opened = (None, None)
 
     def __call__(self, source: Source) -> Clip:
@@ -236,10 +270,11 @@ class Reader:
         return slice(first, first + self._span, self._stride)
 
     def _check_length(self, source: Source, length: int) -> None:
-        if length < self._span:
+        if length < self._least:
             some = f", of which one in {self._stride} is used" * (self._stride > 1)
             raise UnusableClip(
-                f"{source.name}: it has {length} frames, and {self._span} are needed{some}"
+                f"{source.name}: it has {length} frames, and {self._least} are "
+                f"needed{some}"
             )
 
     def _array(self, source: Source) -> np.ndarray:

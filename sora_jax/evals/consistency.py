@@ -49,7 +49,16 @@ def consistency(
     Raises:
       ValueError: fewer than two frames, or features that are not [n, d] and finite.
     """
-    vectors_btd = of_frames(video_bthwc, frame_features, batch_size=batch_size)
+    return similarity(of_frames(video_bthwc, frame_features, batch_size=batch_size))
+
+
+def similarity(vectors_btd: np.ndarray) -> np.ndarray:
+    """The same of features of frames, [b, t, d].
+
+    Raises:
+      ValueError: fewer than two frames.
+    """
+    vectors_btd = np.asarray(vectors_btd, np.float64)
     if vectors_btd.shape[1] < 2:
         raise ValueError("consistency needs clips of 2 frames or more, got 1")
     length_bt1 = np.linalg.norm(vectors_btd, axis=2, keepdims=True)

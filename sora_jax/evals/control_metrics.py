@@ -38,15 +38,24 @@ class Clips:
     Args:
       video_nthwc: uint8.
       fps: frames a second.
-      seam: the frame at which the controls have their seam.
+      seams: the frames at which the clips may have seams; the controls have one.
     """
 
-    def __init__(self, video_nthwc: np.ndarray, fps: float, seam: int):
-        self.video_nthwc, self.fps, self.seam = video_nthwc, fps, seam
+    def __init__(self, video_nthwc: np.ndarray, fps: float, seams: Sequence[int] = ()):
+        self.video_nthwc, self.fps, self.seams = video_nthwc, fps, tuple(seams)
 
     @functools.cached_property
+    def _motions(self) -> tuple[temporal.Motion, temporal.Motion]:
+        return temporal.estimate_both(self.video_nthwc)
+
+    @property
     def forward(self) -> temporal.Motion:
-        return temporal.estimate(self.video_nthwc)
+        return self._motions[0]
+
+    @property
+    def backward(self) -> temporal.Motion:
+        """That of the reversed clips."""
+        return self._motions[1]
 
     @functools.cached_property
     def steadiness(self) -> dict[str, np.ndarray]:
@@ -55,6 +64,10 @@ class Clips:
     @functools.cached_property
     def degree(self) -> dict[str, np.ndarray]:
         return motion.dynamic_degree(self.forward, fps=self.fps)
+
+    @functools.cached_property
+    def smoothness(self) -> np.ndarray:
+        return motion.smoothness(self.video_nthwc, self.backward, exact=False)
 
     @functools.cached_property
     def drift(self) -> dict[str, np.ndarray]:
@@ -131,21 +144,29 @@ def _of(function: Callable, **more) -> Callable[[Clips], np.ndarray]:
 
 
 def _consistent(frame_features) -> Callable[[Clips], np.ndarray]:
-    return _of(consistency.consistency, frame_features=frame_features)
+    """Of clips in no frame of which anything is found it is not defined."""
+
+    def measure(clips: Clips) -> np.ndarray:
+        vectors_btd = consistency.of_frames(clips.video_nthwc, frame_features)
+        found_b = vectors_btd.any(axis=(1, 2))
+        return np.where(found_b, consistency.similarity(vectors_btd), np.nan)
+
+    return measure
 
 
 _STILL_LAST = ((GIVEN, controls.SHUFFLED, controls.STILL),)
 METRICS: tuple[Metric, ...] = (
     Metric(
         "warping error", lambda c: c.steadiness["warping_error"], _STILL_LAST,
-        still_counts=1.0, note="a blurred clip, which is easier to predict, wins",
+        still_counts=1.0,
+        note="a blurred clip wins; what cannot be followed, as at a cut, is left out",
     ),
     Metric(
         "flicker", lambda c: c.steadiness["flicker"], _STILL_LAST,
         still_counts=1.0, note="a blurred clip wins",
     ),
     Metric(
-        "smoothness", _of(motion.smoothness),
+        "smoothness", lambda c: c.smoothness,
         tuple(
             (GIVEN, name)
             for name in (
@@ -187,7 +208,7 @@ METRICS: tuple[Metric, ...] = (
         for name in long_video.SERIES
     ),
     Metric(
-        "seam score", lambda c: long_video.seam_score(c.video_nthwc, [c.seam]),
+        "seam score", lambda c: long_video.seam_score(c.video_nthwc, c.seams),
         tuple(
             (GIVEN, name, controls.STILL)
             for name in (controls.DROPPED, controls.TWICE)
@@ -206,7 +227,7 @@ METRICS: tuple[Metric, ...] = (
         note="of a clip asked to loop: in a shuffled one every step is as large",
     ),
     Metric(
-        "cut where asked", lambda c: c.cut_f1([c.seam]),
+        "cut where asked", lambda c: c.cut_f1(c.seams),
         tuple(
             (controls.CUT, name)
             for name in (GIVEN, controls.STILL, controls.SHUFFLED)

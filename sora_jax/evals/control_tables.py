@@ -20,9 +20,18 @@ from typing import Any
 import numpy as np
 
 from sora_jax.core import paths
-from sora_jax.evals import control_metrics, controls, distances, samples, statistics
+from sora_jax.evals import (
+    clip_files,
+    clip_measures,
+    control_metrics,
+    controls,
+    distances,
+    motion,
+    statistics,
+)
 from sora_jax.evals.control_metrics import GIVEN, Clips, Metric, SetMetric
 
+CLIPS, FRAMES = 24, 24  # of a folder, of which each control is measured again
 _ROUNDING = 1e-6
 
 
@@ -166,39 +175,45 @@ def build(
             f"a control table needs 2 clips of {controls.LEAST_FRAMES} frames or more, "
             f"got shape {video_nthwc.shape}"
         )
-    videos = {GIVEN: video_nthwc}
-    videos |= controls.make(video_nthwc, names=names, seed=seed)
-    seam = controls.seam_of(video_nthwc.shape[1])
-    rows = {name: Clips(video, fps, seam) for name, video in videos.items()}
-    count = len(video_nthwc)
+    seam, count = controls.seam_of(video_nthwc.shape[1]), len(video_nthwc)
     draws_rn = np.random.default_rng(seed).integers(0, count, (num_resamples, count))
+    sets = sets if reference else ()
+    found = {metric.name: {} for metric in (*metrics, *sets)}
+    # A row at a time, since the motion of each takes more memory than its clips.
+    for name in (GIVEN, *names):
+        video = video_nthwc
+        if name != GIVEN:
+            video = controls.make(video_nthwc, names=[name], seed=seed)[name]
+        clips = Clips(video, fps, [seam])
+        for metric in metrics:
+            values_n = metric.values(clips)
+            row = float(values_n.mean()), values_n[draws_rn].mean(1)
+            found[metric.name][name] = row
+        for metric in sets:
+            described = metric.describe(clips, reference.network)
+            found[metric.name][name] = described
     builder = _Builder(title, count, kind)
     for metric in metrics:
-        found = {}
-        for name, clips in rows.items():
-            values_n = metric.values(clips)
-            found[name] = (float(values_n.mean()), values_n[draws_rn].mean(1))
-        builder.add(metric, found, metric.orders, higher=metric.higher)
-    for metric in sets if reference else ():
+        builder.add(metric, found[metric.name], metric.orders, higher=metric.higher)
+    for metric in sets:
         orders = metric.orders + (metric.one_way if one_way else ())
-        found, size = _distances(
-            metric, rows, reference, draws_rn[: num_resamples // 4]
+        rows, size = _distances(
+            metric, found[metric.name], reference, draws_rn[: num_resamples // 4]
         )
         few = (
             f"{count} clips are fewer than the {size} features" if count < size else ""
         )
-        builder.add(metric, found, orders, higher=False, why_not=few)
+        builder.add(metric, rows, orders, higher=False, why_not=few)
     return builder.table()
 
 
-def _distances(metric, rows, reference, draws_rn):
+def _distances(metric, described, reference, draws_rn):
     """Row -> Frechet distance, and that of each resample of the row; and the features."""
     reference_nd = metric.describe(reference.clips, reference.network)
     if reference_nd is None:
         raise ValueError(f"the reference clips are too short for {metric.name}")
     found = {}
-    for name, clips in rows.items():
-        features_nd = metric.describe(clips, reference.network)
+    for name, features_nd in described.items():
         found[name] = features_nd is not None and (
             distances.frechet(features_nd, reference_nd),
             distances.frechet_of_draws(features_nd, reference_nd, draws_rn),
@@ -268,20 +283,64 @@ class _Builder:
         )  # fmt: skip
 
 
-def of_folder(folder: pathlib.Path, *, fps: float, **more) -> Table:
-    """The control table of a folder of samples, .mp4 files with recipes.
+def of_folder(
+    folder: pathlib.Path,
+    settings: clip_measures.Settings,
+    *,
+    metrics: Sequence[Metric] = control_metrics.METRICS,
+) -> tuple[Table, list[str]]:
+    """The control table of a folder's clips, and what it leaves out, in sentences.
+
+    Controls are made of clips that move and have one shape: the usual one of those that
+    are drawn.
 
     Args:
-      folder: as `samples.read_folder` reads it; clips that cannot be used are left out.
-      fps: frames a second.
-      **more: as `build`.
+      folder: as `clip_files.find` reads it.
+      settings: how many clips (`CLIPS` at most) and frames (`FRAMES`) are used, and how.
+      metrics: as `build`.
 
     Raises:
-      FileNotFoundError, ValueError: there is nothing to measure.
+      FileNotFoundError, ValueError: there are not two such clips.
     """
-    kept = [s.video_thwc for s in samples.read_folder(folder).samples]
-    video_nthwc = np.stack([video for video in kept if video is not None])
-    return build(video_nthwc, fps=fps, title=folder.name, **more)
+    found = clip_files.find(folder)
+    most = min(settings.num_frames or FRAMES, FRAMES)
+    reader = clip_files.Reader(most, settings.stride, least=controls.LEAST_FRAMES)
+    wanted = min(settings.num_clips or CLIPS, CLIPS)
+    left_out, kept = list(found.failures), []
+    for index in clip_files.drawn(len(found.sources), wanted, lambda: len(kept)):
+        source = found.sources[index]
+        try:
+            clip = reader(source)
+        except clip_files.UnusableClip as error:
+            left_out.append(str(error))
+        else:
+            video_thwc = clip_measures.shrink(clip.video_thwc)
+            fps = (clip.fps or settings.fps) / settings.stride
+            kept.append((source.name, video_thwc, (*video_thwc.shape[:3], fps)))
+    if not kept:
+        raise ValueError(f"{folder} has no clip for a control table: {left_out[0]}")
+    shapes = [shape for *_, shape in kept]
+    usual = max(dict.fromkeys(shapes), key=shapes.count)
+    others = [name for name, _, shape in kept if shape != usual]
+    t, h, w, fps = usual
+    if others:
+        left_out.append(
+            f"{len(others)} clips are not {t} frames of {h} x {w} at {fps:g} a second as "
+            f"most are: {clip_measures.listed(others)}"
+        )
+    names, videos, _ = zip(*(one for one in kept if one[2] == usual), strict=True)
+    # What is still cannot be told from its still control.
+    moves = Clips(np.stack(videos), fps).degree["dynamic_degree"] > motion.STILL
+    if still := [n for n, moving in zip(names, moves, strict=True) if not moving]:
+        left_out.append(f"{len(still)} clips are still: {clip_measures.listed(still)}")
+    if moves.sum() < 2:
+        raise ValueError(
+            f"a control table needs 2 clips of one shape that move, and {folder} has "
+            f"{moves.sum()} of {t} frames of {h} x {w}"
+        )
+    video_nthwc = np.stack(videos)[moves]
+    title = f"{folder.resolve().name}, {t} frames of {h} x {w}"
+    return build(video_nthwc, fps=fps, title=title, metrics=metrics), left_out
 
 
 def write(tables: Sequence[Table], out: pathlib.Path) -> None:

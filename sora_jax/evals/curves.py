@@ -1,4 +1,4 @@
-"""Line charts as SVG text, for reports that need no script and no library.
+"""Charts as SVG text, for reports that need no script and no library.
 
 Letters: n points of a series.
 """
@@ -71,6 +71,66 @@ def line_chart(
     ]
     return (
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{html.escape(label)}">' + "".join(body) + "</svg>"
+    )
+
+
+_STRIP_HEIGHT, _STRIP_LEFT = 56, 108
+
+
+def strip_chart(groups: Mapping[str, Sequence[float]], *, label: str) -> str:
+    """Draws a dot for each value, a strip a group, and each group's mean as a bar.
+
+    Dots that would lie on each other are moved apart by their order, never at random.
+
+    Args:
+      groups: name -> values; the order gives the colours, from dark to light.
+      label: what the chart shows, and the name of its axis.
+
+    Raises:
+      ValueError: there is no value, or one is not finite.
+    """
+    values = np.array([x for of in groups.values() for x in of], np.float64)
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"the chart {label!r} needs finite values, and one at least")
+    scale = _Scale(*_padded(values, 0.03, False), _STRIP_LEFT, _WIDTH - 24, False)
+    bottom = _TOP + _STRIP_HEIGHT * len(groups)
+    body = [
+        f'<line class="axis" x1="{_STRIP_LEFT}" x2="{_WIDTH - 24}" y1="{bottom}" '
+        f'y2="{bottom}"/>'
+    ]
+    for tick in _ticks(scale):
+        x = scale(tick)
+        body.append(
+            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>'
+            f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:,.6g}</text>'
+        )
+    middle = (_STRIP_LEFT + _WIDTH - 24) / 2
+    body.append(
+        f'<text class="name" x="{middle}" y="{bottom + 36}" text-anchor="middle">'
+        f"{html.escape(label)}</text>"
+    )
+    for number, (name, of) in enumerate(groups.items()):
+        y, colour = _TOP + _STRIP_HEIGHT * (number + 0.5), _colour(number, len(groups))
+        body.append(
+            f'<text class="end" x="{_STRIP_LEFT - 10}" y="{y + 4}" text-anchor="end">'
+            f"{html.escape(name)}</text>"
+        )
+        for rank, value in enumerate(sorted(of)):
+            # Parts of the golden ratio never line up.
+            away = (rank * 0.618034 % 1 - 0.5) * (_STRIP_HEIGHT - 22)
+            body.append(
+                f'<circle cx="{scale(value):.1f}" cy="{y + away:.1f}" r="3" '
+                f'style="fill:{colour};fill-opacity:.55"/>'
+            )
+        if len(of):
+            x = scale(float(np.mean(of)))
+            body.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 22}" y2="{y + 22}" '
+                f'style="stroke:{colour};stroke-width:3"><title>mean</title></line>'
+            )
+    return (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {bottom + 44}" role="img" '
         f'aria-label="{html.escape(label)}">' + "".join(body) + "</svg>"
     )
 

@@ -26,7 +26,7 @@ _CODE = (
     "evals/clip_files.py",
     "evals/feature_sets.py",
     "evals/published.py",
-    "evals/weights.py",
+    "evals/weight_folders.py",
     "data/video_io.py",
 )
 # What of a manifest says how clips become features, whichever the clips are.
@@ -95,33 +95,24 @@ def take(
       ValueError: fewer than two clips can be used, or fewer than `num_clips`.
     """
     count = len(found.sources)
-    order = np.arange(count)
-    if num_clips is not None and num_clips < count:
-        order = np.random.default_rng(seed).permutation(count)
-    wanted = count if num_clips is None else num_clips
     reader = clip_files.Reader(*(fields[f] for f in ("num_frames", "stride", "start")))
     batches = _Batches(network, network.batch_size)
-    failures, longer, position = {}, 0, 0
+    failures, longer = {}, 0
     digests, sizes, kinds, rates = {}, set(), set(), set()
-    # In the order of names, since a file of arrays is read as a whole; those that fail
-    # are replaced until there are as many as wanted.
-    while position < count and len(digests) < wanted:
-        chosen = order[position : position + wanted - len(digests)]
-        position += len(chosen)
-        for index in sorted(map(int, chosen)):
-            source = found.sources[index]
-            try:
-                clip = reader(source)
-            except clip_files.UnusableClip as error:
-                failures[index] = str(error)
-            else:
-                longer += clip.longer
-                digests[index] = _digest(clip.video_thwc)
-                sizes.add(clip.video_thwc.shape[1:3])
-                kinds.add(source.kind)
-                rates |= {round(clip.fps, 3)} if clip.fps else set()
-                batches.add(index, clip.video_thwc)
-            tell()
+    for index in clip_files.drawn(count, num_clips, lambda: len(digests), seed=seed):
+        source = found.sources[index]
+        try:
+            clip = reader(source)
+        except clip_files.UnusableClip as error:
+            failures[index] = str(error)
+        else:
+            longer += clip.longer
+            digests[index] = _digest(clip.video_thwc)
+            sizes.add(clip.video_thwc.shape[1:3])
+            kinds.add(source.kind)
+            rates |= {round(clip.fps, 3)} if clip.fps else set()
+            batches.add(index, clip.video_thwc)
+        tell()
     features = batches.finish()
     for index in sorted(features):
         if not np.isfinite(features[index]).all():

@@ -2,9 +2,9 @@
 
 Built in is the toy state network ("toy"); the distance on its features is called FVD-toy,
 never FVD: it can only see what the toy world has. The others need weights that cannot be
-shipped (`weights.py` reads them): "i3d" for FVD, "videomae" for content-debiased FVD (arXiv
-2404.12391), "vjepa" for JEDi (2410.05203), "clip" for the agreement with texts. Each is fed as
-the public code of its score feeds it; what may differ goes into the protocol.
+shipped (`weight_folders.py` reads them): "i3d" for FVD, "videomae" for content-debiased FVD
+(arXiv 2404.12391), "vjepa" for JEDi (2410.05203), "clip" for the agreement with texts. Each
+is fed as the public code of its score feeds it; what may differ goes into the protocol.
 
 Letters: b clips, t frames, h height, w width, c colour channels, d features, l tokens.
 """
@@ -24,8 +24,8 @@ from sora_jax.core import config as configs
 from sora_jax.core import paths
 from sora_jax.evals import resize as resizing
 from sora_jax.evals import temporal
-from sora_jax.evals.weights import Weights, WrongWeights
-from sora_jax.evals.weights import load as load_weights
+from sora_jax.evals.weight_folders import Weights, WrongWeights
+from sora_jax.evals.weight_folders import load as load_weights
 from sora_jax.models import feature_net, i3d
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"
@@ -262,8 +262,15 @@ class VideoFeatures:
 class ClipFeatures(VideoFeatures):
     """Maps clips to the mean of CLIP's features of their frames, and to texts' agreement.
 
-    All frames are used. Raises what `VideoFeatures` does.
+    All frames are used. Takes and raises what `VideoFeatures` does.
+
+    Attributes:
+      text_config: of the network of texts, a `vit.TextConfig`.
     """
+
+    def __init__(self, weights: Weights, **options):
+        super().__init__(weights, **options)
+        self.text_config = weights.parts["text"].config
 
     def __call__(self, video_bthwc: np.ndarray) -> np.ndarray:
         """Returns features [b, d] of clips of any length, float32."""
@@ -282,13 +289,19 @@ class ClipFeatures(VideoFeatures):
           video_bthwc: the clips.
           ids_bl: token ids of one text for each, as CLIP's own tokenizer makes them.
         """
+        frames_btd, text_bd = map(unit, (self.frames(video_bthwc), self.texts(ids_bl)))
+        return np.einsum("btd,bd->bt", frames_btd, text_bd).mean(axis=1)
+
+    def texts(self, ids_bl: np.ndarray) -> np.ndarray:
+        """Returns features [b, d] of texts, given as token ids."""
         graph, params = self._split["text"]
         with jax.default_matmul_precision("highest"):
-            text_bd = np.asarray(_text(graph, params, ids_bl))
-        frames_btd = self.frames(video_bthwc)
-        text_bd = text_bd / np.linalg.norm(text_bd, axis=-1, keepdims=True)
-        frames_btd = frames_btd / np.linalg.norm(frames_btd, axis=-1, keepdims=True)
-        return np.einsum("btd,bd->bt", frames_btd, text_bd).mean(axis=1)
+            return np.asarray(_text(graph, params, ids_bl))
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Returns vectors of length one in the direction of those along the last axis."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

@@ -1,42 +1,102 @@
-"""One folder of videos against another: set distances, and what they were measured with.
+"""What `evaluate --videos` does: measures a folder of videos, beside another one or alone.
 
-    settings = published.settle("stylegan-v", {})
-    network = published.open_network(settings, "stylegan-v", weights, None)
-    report = folder_report.measure(videos, reference, settings, network)
-    folder_report.write(out, report)
+    options = folder_report.Options(reference="real", clip="clip-vit-base-patch32")
+    print(folder_report.run("clips", "out", options))
 
-Letters: n, m clips, d features.
+Each clip is measured by itself (`clip_measures`), the set against the reference's
+(`folder_distances`), and a few clips beside spoilt ones (`control_tables`). Without a
+reference the distances are left out. OUT gets scores.json, clips.jsonl, report.html and,
+where controls are asked for, controls.json and controls.md.
 """
 
 import dataclasses
 import json
-import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from sora_jax.core import paths, progress
 from sora_jax.evals import (
+    agreement,
     clip_files,
-    distances,
+    clip_measures,
+    control_tables,
     feature_sets,
+    folder_distances,
+    folder_page,
     protocol,
     published,
     results,
-    set_metrics,
-    statistics,
+    summary,
 )
 
-_RESAMPLES = 100
-_SPLITS = 10  # of the class score
-_LEAST = {  # clips of a set, for each group of scores
-    "the interval of the kernel distance": 4,
-    "precision, recall, density and coverage": set_metrics.NEIGHBOURS + 1,
-    "the extrapolated Frechet distance": distances.LEAST,
-}
+_OF_DISTANCES = ("protocol", "features", "weights", "save_statistics", "batch_size")
+_OF_MEASURES = ("clip", "chunk_frames")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a person asks for; None is not asked for.
+
+    Attributes:
+      reference: another folder, or a file of statistics; without it there are no distances.
+      protocol: name of a published one.
+      features, weights: the network of the distances, and the folder of its weights.
+      num_frames, stride, num_clips: see `published.Settings`, `clip_measures.Settings`.
+      batch_size: clips of which features are computed at a time.
+      save_statistics: file for the reference's.
+      force: see `folder_distances.measure` and `feature_sets.save`.
+      temporal: measure each clip by itself.
+      clip: folder of CLIP's weights, for the agreement with captions.
+      chunk_frames, fps: see `clip_measures.Settings`.
+      controls: make a control table.
+    """
+
+    reference: str | None = None
+    protocol: str | None = None
+    features: str | None = None
+    weights: str | None = None
+    num_frames: int | None = None
+    stride: int | None = None
+    num_clips: int | None = None
+    batch_size: int | None = None
+    save_statistics: str | None = None
+    force: bool = False
+    temporal: bool = True
+    clip: str | None = None
+    chunk_frames: int | None = None
+    fps: float | None = None
+    controls: bool = False
+
+    def __post_init__(self):
+        if not self.reference:
+            self._refuse(_OF_DISTANCES, "compare with another folder: give --reference")
+        if not self.temporal:
+            self._refuse(
+                _OF_MEASURES, "are of single clips, which --notemporal leaves out"
+            )
+            if not self.reference and not self.controls:
+                raise ValueError(
+                    "--notemporal leaves nothing to do without --reference"
+                )
+
+    def _refuse(self, names, why: str) -> None:
+        given = [f"--{name}" for name in names if getattr(self, name) is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)} {why}")
+
+    def measures(self) -> clip_measures.Settings:
+        """How single clips are measured."""
+        asked = ("num_clips", "num_frames", "stride", "chunk_frames", "fps")
+        given = {name: getattr(self, name) for name in asked}
+        given = {name: value for name, value in given.items() if value is not None}
+        return clip_measures.Settings(**given)
+
+
+OPTIONS = tuple(field.name for field in dataclasses.fields(Options))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,301 +104,237 @@ class Report:
     """What was measured.
 
     Attributes:
-      scores: name -> value.
-      intervals: name -> (low, high), 95 %, of the scores that have one.
-      protocol: how, as JSON values.
-      counts: set -> how many clips were found, used and failed.
+      folders: set -> where it lies; "videos", and "reference" where there is one.
+      settings: how single clips were measured.
+      sets: set -> its clips by themselves; empty where that was not asked for.
+      distances: of the sets; None without a reference.
+      controls: the control table; None where it was not asked for.
+      protocol: how all was measured, as JSON values.
       failures: one sentence for each clip or file that could not be used.
-      notes: one sentence for what the numbers leave out.
-      published: the name of the protocol and which score is its; None: no protocol.
-      reference: the features of the reference, which may be saved.
+      notes: one sentence for what the numbers leave out or hide.
       seconds: how long it took.
     """
 
-    scores: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+    folders: Mapping[str, str]
+    settings: clip_measures.Settings
+    sets: Mapping[str, clip_measures.Set]
+    distances: folder_distances.Distances | None
+    controls: control_tables.Table | None
     protocol: dict[str, Any]
-    counts: dict[str, dict[str, int]]
     failures: list[str]
     notes: list[str]
-    published: dict[str, Any] | None
-    reference: feature_sets.FeatureSet
     seconds: float
 
+    def estimates(self) -> Iterator[tuple[str, str, clip_measures.Estimate]]:
+        """Set, measure and mean, of all that are defined."""
+        for side, of in self.sets.items():
+            for name in clip_measures.MEASURES:
+                if (found := of.estimate(name)) is not None:
+                    yield side, name, found
 
-def run(
-    videos: str,
-    reference: str | None,
-    out: str,
-    name: str | None,
-    given: Mapping[str, Any],
-    *,
-    weights: str | None = None,
-    save_statistics: str | None = None,
-    force: bool = False,
-) -> str:
-    """Measures as a person asks for it, and writes; returns the scores as a table.
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Set -> how many clips were found, used in distances, and measured."""
+        found = {side: dict(of) for side, of in self._of_distances().items()}
+        for side, of in self.sets.items():
+            base = {"found": of.found, "failed": len(of.failures)}
+            named = (clip_measures.STILL, clip_measures.JUMPS)
+            flags = {
+                clip_measures.MEASURES[name].key: int(of.flagged(name))
+                for name in named
+            }
+            found[side] = (
+                base | found.get(side, {}) | {"measured": len(of.clips)} | flags
+            )
+        return found
 
-    Args:
-      videos, reference, out: a folder, another or a file of statistics, and a third.
-      name: of a published protocol, or None.
-      given: what is asked for by itself: fields of `published.Settings`, batch_size.
-      weights: folder of the feature network's.
-      save_statistics: file for the reference's statistics.
-      force: see `measure` and `feature_sets.save`.
+    def _of_distances(self) -> Mapping[str, Mapping[str, int]]:
+        return self.distances.counts if self.distances else {}
+
+
+def run(videos: str, out: str, options: Options) -> str:
+    """Measures as a person asks for it, and writes; returns what to print.
 
     Raises:
-      FileNotFoundError, ValueError: see `measure`; in one sentence.
+      FileNotFoundError, ValueError: nothing can be measured, or what is asked for does not
+        go together; in one sentence.
     """
-    if not reference:
-        raise ValueError("--videos are compared with another folder: give --reference")
-    fields = dict(given)
-    batch_size = fields.pop("batch_size", None)
-    settings = published.settle(name, fields)
-    network = published.open_network(settings, name, weights, batch_size)
-    paths_of = map(pathlib.Path, (videos, reference))
-    report = measure(*paths_of, settings, network, name=name, force=force)
-    if save_statistics:
-        file = pathlib.Path(save_statistics)
-        feature_sets.save(file, report.reference, force=force)
+    report = measure(videos, options)
+    if options.save_statistics:
+        file = pathlib.Path(options.save_statistics)
+        feature_sets.save(file, report.distances.reference, force=options.force)
     return write(pathlib.Path(out), report)
 
 
-def measure(
-    videos: pathlib.Path,
-    reference: pathlib.Path,
-    settings: published.Settings,
-    network,
-    *,
-    name: str | None = None,
-    force: bool = False,
-) -> Report:
-    """Measures the videos of a folder against a reference.
-
-    Args:
-      videos: the folder.
-      reference: another one, or a file that --save_statistics wrote.
-      settings: how.
-      network: see `published.open_network`.
-      name: of the published protocol, where the settings are its.
-      force: uses statistics of the reference that were made otherwise, and says so.
-
-    Raises:
-      FileNotFoundError, ValueError: there is nothing that can be compared, or it is not
-        what the protocol fixes; in one sentence.
-    """
-    began = time.monotonic()
-    num_frames = settings.num_frames or network.num_frames
-    sides = {"videos": (videos, settings.stride)}
-    stride = settings.reference_stride or settings.stride
-    fields = {
-        side: feature_sets.made_with(settings.features, network, num_frames, *of_side)
-        for side, of_side in (
-            ("videos", (settings.stride, "first")),
-            ("reference", (stride, settings.reference_start)),
-        )
-    }
+def measure(videos: str, options: Options) -> Report:
+    """Measures a folder; see `run`."""
+    began, folders = time.monotonic(), {"videos": str(videos)}
+    if options.reference:
+        folders["reference"] = str(options.reference)
+    settings, distances = options.measures(), None
+    clip = agreement.Agreement(options.clip) if options.clip else None
+    if options.reference:
+        distances = _distances(folders, options)
+    failures = list(distances.failures) if distances else []
+    notes = list(distances.notes) if distances else []
     sets = {}
-    if reference.is_file():
-        kept = feature_sets.load(reference)
-        asked = dict(fields["reference"])
-        if settings.num_clips is not None:
-            asked["num_clips"] = settings.num_clips
-        sets["reference"] = feature_sets.check(reference, kept, asked, force=force)
-    else:
-        sides["reference"] = (reference, stride)
-    found = {side: clip_files.find(folder) for side, (folder, _) in sides.items()}
-    total = sum(
-        min(len(of.sources), settings.num_clips or len(of.sources))
-        for of in found.values()
-    )
-    with progress.Progress(total, "features", "clips") as bar:
-        for side, of in found.items():
-            try:
-                sets[side] = feature_sets.take(
-                    of, network, fields[side], settings.num_clips, bar.update
-                )
-            except ValueError as error:
-                raise ValueError(f"{sides[side][0]}: {error}") from None
-    pair = sets["videos"], sets["reference"]
-    notes = [f"{side}: {note}" for side in sorted(sets) for note in sets[side].notes]
-    notes += _unlike(*pair, settings, name)
-    scores, intervals = _scores(*pair, settings, notes)
+    for side, folder in folders.items() if options.temporal else ():
+        if pathlib.Path(folder).is_file():
+            notes.append(f"{side}: it is a file, whose clips cannot be measured")
+            continue
+        sets[side], more = _clips(pathlib.Path(folder), settings, clip)
+        failures += [f"{side}: {s}" for s in (*sets[side].failures, *more)]
+        notes += [f"{side}: {s}" for s in sets[side].notes]
+        notes += _of_captions(side, sets[side], clip)
+    notes += _unlike(sets)
+    table = None
+    if options.controls:
+        try:
+            table, more = control_tables.of_folder(pathlib.Path(videos), settings)
+        except ValueError as error:
+            if not (sets or distances):
+                raise
+            more = [f"there are none, since {error}"]
+        notes += [f"controls: {sentence}" for sentence in more]
+    manifest = dict(distances.protocol) if distances else {"published": None}
+    if sets:
+        manifest["measures"] = settings.to_json(clip)
     return Report(
-        scores=scores,
-        intervals=intervals,
-        protocol=_manifest(*pair, name),
-        counts={
-            side: {
-                "found": of.found,
-                "used": len(of.features_nd),
-                "failed": len(of.failures),
-            }
-            for side, of in sorted(sets.items())
-        },
-        failures=[f"{s}: {text}" for s in sorted(sets) for text in sets[s].failures],
-        notes=notes,
-        published=name and {"protocol": name, "score": settings.score},
-        reference=sets["reference"],
-        seconds=time.monotonic() - began,
+        folders, settings, sets, distances, table, manifest,
+        list(dict.fromkeys(failures)), list(dict.fromkeys(notes)),
+        time.monotonic() - began,
+    )  # fmt: skip
+
+
+def _distances(folders, options: Options) -> folder_distances.Distances:
+    asked = ("features", "num_frames", "stride", "num_clips")
+    given = {name: getattr(options, name) for name in asked}
+    settings = published.settle(options.protocol, given)
+    network = published.open_network(
+        settings, options.protocol, options.weights, options.batch_size
     )
+    return folder_distances.measure(
+        *map(pathlib.Path, folders.values()), settings, network,
+        name=options.protocol, force=options.force,
+    )  # fmt: skip
 
 
-def _unlike(videos, reference, settings, name: str | None) -> list[str]:
-    """Notes on what differs between the sets beside what they show.
-
-    Raises:
-      NotTheProtocol: the protocol wants clips of one size.
-    """
-    notes, first, second = [], videos.manifest, reference.manifest
-    sizes = first["sizes"], second["sizes"]
-    if sizes[0] != sizes[1] or len(sizes[0]) > 1:
-        sentence = (
-            f"the clips are of {_sizes(sizes[0])}, the reference of {_sizes(sizes[1])}"
-        )
-        if settings.same_size:
-            raise published.NotTheProtocol(
-                f"protocol {name} compares clips of one size, the data set's, and "
-                f"{sentence}: bring both to it first"
+def _clips(folder, settings, clip):
+    """The clips of a folder by themselves, and captions that could not be read."""
+    found, captions = clip_files.find(folder), None
+    if clip:
+        names = [source.name for source in found.sources]
+        captions = agreement.read_captions(folder, names)
+    total = min(len(found.sources), settings.num_clips or clip_measures.MOST_CLIPS)
+    try:
+        with progress.Progress(total, "measure", "clips") as bar:
+            measured = clip_measures.measure(
+                found, settings, captions=captions, clip=clip, tell=bar.update
             )
-        notes.append(f"{sentence} pixels: resizing alone moves a distance")
-    if first["kinds"] != second["kinds"]:
-        kinds = (", ".join(manifest["kinds"]) for manifest in (first, second))
-        notes.append(
-            "the clips are {} and the reference is {}: what a codec loses moves a "
-            "distance".format(*kinds)
-        )
-    paces = [
-        [rate / manifest["stride"] for rate in manifest["fps"]]
-        for manifest in (first, second)
-    ]
-    if all(paces) and paces[0] != paces[1]:
-        notes.append(
-            "of the clips {} frames a second are used and of the reference {}: the pace "
-            "moves a distance".format(*(", ".join(f"{r:g}" for r in p) for p in paces))
-        )
-    if first["clips"] == second["clips"]:
-        notes.append("the clips are those of the reference itself")
-    n, d = videos.features_nd.shape
-    m = len(reference.features_nd)
-    if min(n, m) < d:
-        notes.append(
-            f"{min(n, m)} clips are fewer than the {d} features: most of a Frechet "
-            "distance is then its bias, and its extrapolation only a guess"
-        )
-    return notes
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return measured, captions.failures if captions else ()
 
 
-def _sizes(sizes) -> str:
-    shown = [f"{height} x {width}" for height, width in sizes[:3]]
-    return ", ".join(shown) + (f" and {len(sizes) - 3} more" if sizes[3:] else "")
-
-
-def _scores(videos, reference, settings, notes: list[str]):
-    """Scores and intervals by name; what is left out is noted."""
-    samples_nd, reference_md = videos.features_nd, reference.features_nd
-    count = min(len(samples_nd), len(reference_md))
-    for what, least in _LEAST.items():
-        if count < least:
-            notes.append(f"{what} needs {least} clips of each set, there are {count}")
-    scores = {"frechet": distances.frechet(samples_nd, reference_md)}
-    with progress.Progress(_RESAMPLES, "bootstrap", "resamples") as bar:
-        ends = distances.frechet_interval(
-            samples_nd, reference_md, num_resamples=_RESAMPLES, done=bar.update
+def _of_captions(side: str, of: clip_measures.Set, clip) -> Iterator[str]:
+    texts = [one.caption for one in of.clips if one.caption is not None]
+    if clip and (count := clip.too_long(texts)):
+        yield (
+            f"{side}: {count} of {len(texts)} captions have more tokens than CLIP reads, "
+            "and are cut"
         )
-    intervals = {"frechet": ends}
-    if count >= distances.LEAST:
-        found = distances.frechet_extrapolated(samples_nd, reference_md)
-        scores["frechet_limit"] = found.limit
-    scores["frechet_n"] = distances.frechet(*map(_by_n, (samples_nd, reference_md)))
-    kernels = {"kernel": (set_metrics.KID, 1.0)}
-    if settings.features == "vjepa":
-        kernels["jedi"] = (set_metrics.JEDI, 100.0)
-    for kernel, (like, factor) in kernels.items():
-        measured = set_metrics.kernel_distance
-        if count >= 4:
-            measured = set_metrics.kernel_distance_with_intervals
-        distance = measured(samples_nd, reference_md, like)
-        for form in ("biased", "unbiased"):
-            # JEDi is published in its biased form.
-            label = (
-                "jedi" if (kernel, form) == ("jedi", "biased") else f"{kernel}_{form}"
+    above = of.estimate(clip_measures.ABOVE)
+    if above and (above.low is None or above.low <= 0):
+        yield (
+            f"{side}: the agreement with captions is not above that with other captions "
+            "beyond its interval, so nothing says that the clips show what they should"
+        )
+
+
+def _unlike(sets: Mapping[str, clip_measures.Set]) -> Iterator[str]:
+    """Notes on what differs between the sets beside what they show."""
+    if len(sets) < 2:
+        return
+    for what, moves in (("frames", "repetition and drift"), ("fps", "every step")):
+        usual = [
+            float(np.median([getattr(one, what) for one in of.clips]))
+            for of in sets.values()
+        ]
+        if usual[0] != usual[1]:
+            unit = "frames" if what == "frames" else "frames a second"
+            yield (
+                f"a usual clip has {usual[0]:g} {unit}, one of the reference "
+                f"{usual[1]:g}: that alone moves {moves}"
             )
-            scores[label] = factor * getattr(distance, form)
-            ends = getattr(distance, f"{form}_interval")
-            if ends is not None:
-                intervals[label] = factor * ends[0], factor * ends[1]
-    if count > set_metrics.NEIGHBOURS:
-        near = set_metrics.neighbours(samples_nd, reference_md)
-        for label, (value, *ends) in vars(near).items():
-            scores[label], intervals[label] = value, tuple(ends)
-    if settings.features == "i3d" and len(samples_nd) >= 2 * _SPLITS:
-        score, _ = set_metrics.inception_score(samples_nd, _SPLITS)
-        scores["inception_score_i3d"] = score
-    elif settings.features == "i3d":
-        notes.append(f"the class score needs {2 * _SPLITS} clips")
-    for label in intervals.keys() & {"frechet", "kernel_biased", "jedi"}:
-        # What is never below zero has no interval there, however few the clips.
-        intervals[label] = tuple(max(0.0, end) for end in intervals[label])
-    broken = [label for label, value in scores.items() if not math.isfinite(value)]
-    if broken:
-        raise ValueError(f"{', '.join(broken)} came out as no number")
-    return scores, intervals
-
-
-def _by_n(features_nd: np.ndarray) -> np.ndarray:
-    """Features whose covariance, divided by n - 1, is that of theirs divided by n."""
-    features_nd = statistics.checked_features(features_nd, least=2)
-    n, mean_d = len(features_nd), features_nd.mean(axis=0)
-    return mean_d + (features_nd - mean_d) * math.sqrt((n - 1) / n)
-
-
-def _manifest(videos, reference, name: str | None) -> dict[str, Any]:
-    """All that a comparison with another result must have alike, and the clips."""
-    shared, other = dict(videos.manifest), reference.manifest
-    del shared["clips"]  # what is judged is no part of how
-    differing = {
-        f"reference_{field}": value
-        for field, value in other.items()
-        if field in ("clips", "fps", "kinds", "num_clips", "sizes", "start", "stride")
-        or value != shared[field]  # where it was forced
-    }
-    return shared | differing | {
-        "intervals": f"bootstrap of {_RESAMPLES}, {set_metrics.SUBSETS} subsets",
-        "kernel": "(x . y / d + 1)^3",
-        "neighbours": set_metrics.NEIGHBOURS,
-        "published": name,
-    }  # fmt: skip
 
 
 def write(out: pathlib.Path, report: Report) -> str:
-    """Writes scores.json; returns the scores as a table.
+    """Writes the files; returns the scores as text.
 
-    Everything but "facts" is the same for the same clips.
+    Everything in scores.json but "facts" is the same for the same clips.
     """
-    digest = protocol.digest(report.protocol)
+    digest, distances = protocol.digest(report.protocol), report.distances
+    facts = results.facts() | {"Seconds": round(report.seconds, 1)}
+    scores = dict(distances.scores) if distances else {}
+    ends = {n: list(e) for n, e in distances.intervals.items()} if distances else {}
+    means = {}
+    for side, name, found in report.estimates():
+        key = clip_measures.MEASURES[name].key
+        scores[f"{side}/{key}"] = found.value
+        means[f"{side}/{key}"] = found.count
+        if found.low is not None:
+            ends[f"{side}/{key}"] = [found.low, found.high]
     content = {
         "protocol": report.protocol,
         "digest": digest,
-        "published": report.published,
-        "counts": report.counts,
-        "scores": report.scores,
-        "intervals": {name: list(ends) for name, ends in report.intervals.items()},
+        "published": distances and distances.published,
+        "counts": report.counts(),
+        "scores": scores,
+        "intervals": ends,
+        "clips_in_mean": means,
         "failures": report.failures,
         "notes": report.notes,
-        "facts": results.facts() | {"Seconds": round(report.seconds, 1)},
+        "facts": facts,
     }
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     paths.write_atomically(out / "scores.json", text)
-    lines = []
-    for name, value in report.scores.items():
-        ends = report.intervals.get(name)
+    lines = [
+        json.dumps({"set": side} | one.to_json(), allow_nan=False) + "\n"
+        for side, of in report.sets.items()
+        for one in of.clips
+    ]
+    paths.write_atomically(out / "clips.jsonl", "".join(lines))
+    if report.controls:
+        control_tables.write([report.controls], out)
+    page = folder_page.make(
+        report.folders, report.settings, report.sets, distances, report.controls,
+        protocol=report.protocol | {"digest": digest}, facts=facts,
+        failures=[*report.failures, *report.notes],
+    )  # fmt: skip
+    paths.write_atomically(out / "report.html", page)
+    return _as_text(out, report, digest)
+
+
+def _as_text(out: pathlib.Path, report: Report, digest: str) -> str:
+    lines, distances = [], report.distances
+    for name, value in distances.scores.items() if distances else ():
+        ends = distances.intervals.get(name)
         interval = "" if ends is None else f"  [{ends[0]:.6g}, {ends[1]:.6g}]"
-        mine = (report.published or {}).get("score") == name
-        theirs = f"  <- {report.published['protocol']}" if mine else ""
+        mine = (distances.published or {}).get("score") == name
+        theirs = f"  <- {distances.published['protocol']}" if mine else ""
         lines.append(f"{name:20}{value:.6g}{interval}{theirs}")
-    for side, of in report.counts.items():
-        lines.append(f"{side}: {of['used']} of {of['found']} clips are used")
+    if report.sets:
+        lines += ["", summary.as_text([folder_page.measures_table(report.sets)]), ""]
+    if report.controls:
+        lines += ["", report.controls.as_text(), ""]
+    for side, of in report.counts().items():
+        if "used" in of:
+            lines.append(f"{side}: {of['used']} of {of['found']} clips are used")
+        if "measured" in of:
+            lines.append(
+                f"{side}: {of['measured']} of {of['found']} clips are measured, "
+                f"{of['still']} of them still"
+            )
     lines += [f"not used: {sentence}" for sentence in report.failures]
     lines += [f"note: {sentence}" for sentence in report.notes]
-    return "\n".join([*lines, f"protocol {digest[:16]}; {out / 'scores.json'}"])
+    files = f"{out / 'scores.json'}, {out / 'report.html'}"
+    return "\n".join([*lines, f"protocol {digest[:16]}; {files}"]).lstrip("\n")

@@ -18,7 +18,7 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114])
 # this share of their median, and than a tenth of a step of 8 bits. Without it clips of
 # perfectly even motion would find everything surprising.
 _LEAST_SPREAD, _LEAST_STEP = 0.1, 0.1 / 255
-_LEAST_OTHERS = 4
+LEAST_OTHERS = 4
 # A frame repeats an earlier one where it is nearer to it than half a usual step.
 _SAME = 0.5
 # Distance that no change of the picture explains: rounding to 8 bits, on the mean.
@@ -100,9 +100,9 @@ def seam_score(video_bthwc: np.ndarray, seams: Sequence[int]) -> np.ndarray:
     if not seams or seams[0] < 1 or seams[-1] >= t:
         raise ValueError(f"seams are frames 1 to {t - 1}, got {seams}")
     others = [i - 1 for i in range(1, t) if i not in seams]
-    if len(others) < _LEAST_OTHERS:
+    if len(others) < LEAST_OTHERS:
         raise ValueError(
-            f"{len(others)} steps are no seam, {_LEAST_OTHERS} or more are needed"
+            f"{len(others)} steps are no seam, {LEAST_OTHERS} or more are needed"
         )
     steps_bp = steps(video_bthwc)
     middle_b1 = np.median(steps_bp[:, others], axis=1, keepdims=True)

@@ -78,14 +78,17 @@ def dynamic_degree(
 
 
 def smoothness(
-    video_bthwc: np.ndarray, backward: temporal.Motion | None = None
+    video_bthwc: np.ndarray,
+    backward: temporal.Motion | None = None,
+    *,
+    exact: bool = True,
 ) -> np.ndarray:
     """Share of the change between frames that steady motion explains: float64 [b].
 
     With B_t the flow from frame t back to frame t - 1, what is at x in frame t would go
     on to x - B_t(x) in frame t + 1. Over the pixels that can be followed, and with I a
-    frame low-passed by a Gaussian of 1.5 pixels (as it is, where the motion is given:
-    an exact flow has sharp edges, across which a low pass would mix),
+    frame low-passed by a Gaussian of 1.5 pixels (as it is, where the motion is exact:
+    such a flow has sharp edges, across which a low pass would mix),
 
         smoothness = 1 - min(1, sum |I_{t+1}(x - B_t(x)) - I_t(x)|
                                 / sum |I_{t+1}(x) - I_t(x)|).
@@ -98,7 +101,8 @@ def smoothness(
 
     Args:
       video_bthwc: uint8, or float32 in [-1, 1], 3 frames or more.
-      backward: the motion of the reversed clips, exact; by default it is estimated.
+      backward: the motion of the reversed clips; by default it is estimated.
+      exact: whether the given motion is the scene's own and not an estimate.
 
     Raises:
       ValueError: fewer than three frames, or the motion is of other clips.
@@ -108,7 +112,7 @@ def smoothness(
         raise ValueError(
             f"smoothness needs clips of 3 frames or more, got shape {video_bthwc.shape}"
         )
-    low_pass = _LOW_PASS if backward is None else 0.0
+    low_pass = 0.0 if backward is not None and exact else _LOW_PASS
     backward = backward or temporal.estimate(video_bthwc[:, ::-1])
     expected = (len(video_bthwc), video_bthwc.shape[1] - 1, *video_bthwc.shape[2:4])
     if backward.followed_bphw.shape != expected:

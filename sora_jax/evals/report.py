@@ -35,11 +35,12 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A prompt and its videos, side by side."""
+    """A prompt and its videos, side by side; wide where they are many or large."""
 
     prompt: str
     group: str
     clips: Sequence[Clip]
+    wide: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Cell:
 class Table:
     """Rows of cells under named columns; `note` says how to read them.
 
-    `strong` names the rows that the eye should find.
+    `strong` names the rows that the eye should find; `remarks` stand at the end of
+    theirs, under the heading that "" has.
     """
 
     title: str
@@ -72,6 +74,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[Cell]]]
     strong: Sequence[str] = ()
+    remarks: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +194,8 @@ def _videos(entries: Sequence[Entry]) -> Raw:
     for entry in entries:
         groups.setdefault(entry.group, []).append(entry)
     return "".join(
-        f'<h3>{_escape(group)}</h3><div class="entries">'
+        f'<h3>{_escape(group)}</h3><div class="entries'
+        f'{" wide" * any(entry.wide for entry in members)}">'
         + "".join(map(_entry, members))
         + "</div>"
         for group, members in groups.items()
@@ -222,10 +226,13 @@ def _clip(clip: Clip, prompt: str) -> Raw:
 
 
 def _table(table: Table) -> Raw:
-    head = "".join(f'<th scope="col">{_escape(name)}</th>' for name in table.columns)
+    columns = [*table.columns, *([table.remarks[""]] if table.remarks else [])]
+    head = "".join(f'<th scope="col">{_escape(name)}</th>' for name in columns)
     rows = "".join(
         f"<tr{' class=strong' if name in table.strong else ''}>"
-        f'<th scope="row">{_escape(name)}</th>{"".join(map(_cell, cells))}</tr>'
+        f'<th scope="row">{_escape(name)}</th>{"".join(map(_cell, cells))}'
+        + (_remark(table.remarks.get(name, "")) if table.remarks else "")
+        + "</tr>"
         for name, cells in table.rows
     )
     return (
@@ -233,6 +240,10 @@ def _table(table: Table) -> Raw:
         f'<p class="note">{_escape(table.note)}</p><div class="scroll"><table>'
         f"<thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
     )
+
+
+def _remark(text: str) -> Raw:
+    return f'<td class="remark">{_escape(text)}</td>'
 
 
 def _cell(cell: Cell) -> Raw:
@@ -348,9 +359,12 @@ small, .note, figcaption { color: var(--soft); }
 .gauge i { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ink); }
 .entries { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr));
   gap: 14px; }
+.entries.wide { grid-template-columns:
+  repeat(auto-fill, minmax(min(480px, 100%), 1fr)); }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(88px, 1fr));
   gap: 12px; }
-figure { margin: 0; } figcaption { font-size: 12px; line-height: 1.45; margin-top: 4px; }
+.wide .clips { grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); }
+figure { margin: 0; } figcaption { overflow-wrap: anywhere; font-size: 12px; line-height: 1.45; margin-top: 4px; }
 video { display: block; width: 100%; image-rendering: pixelated;
   border-radius: 6px; background: var(--line); }
 .right, .wrong { display: inline-block; margin-right: 7px; white-space: nowrap; }
@@ -368,6 +382,7 @@ td small { display: block; font-size: 11.5px; }
 .bar { background: linear-gradient(90deg, var(--fill) var(--v), transparent 0)
   no-repeat 8px bottom / calc(100% - 20px) 3px; }
 .none { color: var(--soft); }
+.remark { color: var(--soft); font-size: 13px; white-space: normal; min-width: 15em; }
 .protocol td, .protocol th { white-space: normal; overflow-wrap: anywhere; }
 code, pre { font: 12.5px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 12px;

@@ -232,6 +232,8 @@ def as_text(tables_: Sequence[report.Table]) -> str:
     for table in tables_:
         lines = [["", *table.columns]]
         lines += [[name, *map(_cell_text, cells)] for name, cells in table.rows]
+        for line in lines if table.remarks else ():
+            line.append(table.remarks.get(line[0], ""))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = [
             "  ".join(

@@ -25,6 +25,9 @@ _WINDOW_SIGMA = 2.0
 _ITERATIONS = 5
 # Forward-backward check of Sundaram, Brox and Keutzer (2010), section 4.
 _CHECK_SCALE, _CHECK_OFFSET = 0.01, 0.5
+# What is worked on at once, so that memory does not follow the length of a clip.
+_PIXELS_AT_ONCE = 1 << 21
+_PAIRS_STEP = 16  # clips of any lengths share the few shapes that are compiled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +44,7 @@ class Motion:
     followed_bphw: np.ndarray
 
 
-def estimate(video_bthwc: np.ndarray, *, batch_size: int = 32) -> Motion:
+def estimate(video_bthwc: np.ndarray, *, batch_size: int = 256) -> Motion:
     """Estimates the motion by pyramidal Lucas-Kanade (Bouguet 2001), for each pixel.
 
     A Gaussian window of sigma 2 px around each pixel and all colour channels together
@@ -49,20 +52,45 @@ def estimate(video_bthwc: np.ndarray, *, batch_size: int = 32) -> Motion:
 
     Args:
       video_bthwc: uint8, or float32 in [-1, 1].
-      batch_size: clips that are worked on at once.
+      batch_size: pairs of frames that are worked on at once, fewer of large ones.
     """
+    return _estimate(video_bthwc, batch_size, both=False)[0]
+
+
+def estimate_both(
+    video_bthwc: np.ndarray, *, batch_size: int = 256
+) -> tuple[Motion, Motion]:
+    """Estimates the motion of clips and of their reversals, for the price of one.
+
+    The second is `estimate(video_bthwc[:, ::-1])`; takes what that takes.
+    """
+    return _estimate(video_bthwc, batch_size, both=True)
+
+
+def _estimate(video_bthwc, batch_size: int, *, both: bool) -> tuple[Motion, ...]:
     video_bthwc = as_unit(video_bthwc)
     _check_pairs(video_bthwc)
-    flows, masks = [], []
-    for start in range(0, len(video_bthwc), batch_size):
-        chunk = video_bthwc[start : start + batch_size]
+    b, t, h, w, c = video_bthwc.shape
+    first, second = (
+        part.reshape(-1, h, w, c) for part in (video_bthwc[:, :-1], video_bthwc[:, 1:])
+    )
+    count = len(first)
+    most = max(1, min(batch_size, _PIXELS_AT_ONCE // (h * w)))
+    size = min(most, -(-count // _PAIRS_STEP) * _PAIRS_STEP)
+    parts = []
+    for start in range(0, count, size):
+        pair = [frames[start : start + size] for frames in (first, second)]
         # A short last chunk is filled up, so that one shape is compiled.
-        fill = min(batch_size, len(video_bthwc)) - len(chunk)
-        padded = np.concatenate([chunk, np.repeat(chunk[-1:], fill, axis=0)])
-        flow, followed = _estimate_batch(padded)
-        flows.append(np.asarray(flow)[: len(chunk)])
-        masks.append(np.asarray(followed)[: len(chunk)])
-    return Motion(np.concatenate(flows), np.concatenate(masks))
+        fill = size - len(pair[0])
+        padded = (np.concatenate([x, np.repeat(x[-1:], fill, axis=0)]) for x in pair)
+        found = _estimate_pairs(*padded, both)
+        parts.append([np.asarray(array)[: size - fill] for array in found])
+    arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    arrays = [array.reshape(b, t - 1, *array.shape[1:]) for array in arrays]
+    motions = [Motion(*arrays[:2])]
+    if both:
+        motions.append(Motion(*(array[:, ::-1] for array in arrays[2:])))
+    return tuple(motions)
 
 
 def measure(
@@ -93,9 +121,10 @@ def measure(
             f"the motion is of shape {motion.followed_bphw.shape}, the clips need "
             f"{expected}"
         )
+    most = _PIXELS_AT_ONCE // int(np.prod(video_bthwc.shape[1:4]))
     chunks = [
         _measure_batch(video_bthwc[rows], motion.flow_bphwx[rows])
-        for rows in _slices(len(video_bthwc), 64)
+        for rows in _slices(len(video_bthwc), max(1, min(64, most)))
     ]
     squared, absolute, inside = (
         np.concatenate([np.asarray(chunk[i]) for chunk in chunks]) for i in range(3)
@@ -192,21 +221,20 @@ def _slices(count: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, count, size)]
 
 
-@jax.jit
-def _estimate_batch(video_bthwc):
-    b, t, h, w, c = video_bthwc.shape
-    first = video_bthwc[:, :-1].reshape(-1, h, w, c)
-    second = video_bthwc[:, 1:].reshape(-1, h, w, c)
-    forward = _lucas_kanade(first, second)
-    backward = _lucas_kanade(second, first)
-    back_at_target, inside = move_back(backward, forward)
-    contradiction = jnp.square(forward + back_at_target).sum(-1)
-    length = jnp.square(forward).sum(-1) + jnp.square(back_at_target).sum(-1)
-    agrees = contradiction < _CHECK_SCALE * length + _CHECK_OFFSET
-    return (
-        forward.reshape(b, t - 1, h, w, 2),
-        (agrees & inside).reshape(b, t - 1, h, w),
-    )
+@functools.partial(jax.jit, static_argnums=2)
+def _estimate_pairs(first_bhwc, second_bhwc, both):
+    """Flow and what can be followed, from the first to the second images (and back)."""
+    forward = _lucas_kanade(first_bhwc, second_bhwc)
+    backward = _lucas_kanade(second_bhwc, first_bhwc)
+    found = (forward, _followed(forward, backward))
+    return (*found, backward, _followed(backward, forward)) if both else found
+
+
+def _followed(flow_bhwx, return_bhwx):
+    back_at_target, inside = move_back(return_bhwx, flow_bhwx)
+    contradiction = jnp.square(flow_bhwx + back_at_target).sum(-1)
+    length = jnp.square(flow_bhwx).sum(-1) + jnp.square(back_at_target).sum(-1)
+    return (contradiction < _CHECK_SCALE * length + _CHECK_OFFSET) & inside
 
 
 @jax.jit

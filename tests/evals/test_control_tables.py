@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from sora_jax.data import video_io
-from sora_jax.evals import control_metrics, control_tables, controls, features
+from sora_jax.evals import (
+    clip_measures,
+    control_metrics,
+    control_tables,
+    controls,
+    features,
+)
 from sora_jax.evals.control_metrics import GIVEN
 from sora_jax.toyworld import families, render
 
@@ -68,7 +74,7 @@ def right_moving_table(seed, count, metric, **more):
     return control_tables.build(
         clips("motion", count, seed, keep=moves_right), fps=8, one_way=True,
         reference=control_metrics.Reference(
-            control_metrics.Clips(others, 8, 4), network()
+            control_metrics.Clips(others, 8), network()
         ),
         metrics=(), sets=(metric,), names=(*controls.CORE, controls.NOISE), **more,
     )  # fmt: skip
@@ -123,7 +129,7 @@ def test_what_does_not_move_counts_as_stated():
     metric = control_metrics.Metric(
         "one", lambda c: np.array([1.0, np.nan, 1.0, 1.0]), (), still_counts=-3.0
     )
-    values = metric.values(control_metrics.Clips(half, 8, 4))
+    values = metric.values(control_metrics.Clips(half, 8))
     assert values.tolist() == [1, -3, -3, -3]
 
 
@@ -152,11 +158,14 @@ def test_a_folder_of_clips_and_what_is_written(tmp_path):
     for number, video_thwc in enumerate(clips("motion", 3, 0)):
         file = tmp_path / f"{number}.mp4"
         file.write_bytes(video_io.encode_mp4(video_thwc, 8))
-        file.with_suffix(".json").write_text('{"prompt": "a red circle"}')
+    (tmp_path / "4.mp4").write_bytes(b"nothing")
     chosen = [
         m for m in control_metrics.METRICS if m.name in ("sharpness", "repetition")
     ]
-    table = control_tables.of_folder(tmp_path, fps=8, metrics=chosen)
+    table, left_out = control_tables.of_folder(
+        tmp_path, clip_measures.Settings(), metrics=chosen
+    )
+    assert len(left_out) == 1 and left_out[0].startswith("4.mp4: ")
     control_tables.write([table], tmp_path / "out")
     (written,) = json.loads((tmp_path / "out" / "controls.json").read_text())
     assert written["count"] == 3 and set(written["cells"]) == {
@@ -172,6 +181,6 @@ def test_errors_name_the_fault():
     with pytest.raises(ValueError, match="2 clips of 4 frames or more"):
         control_tables.build(np.zeros((2, 3, 16, 16, 3), np.uint8), fps=8)
     short = np.zeros((2, 5, 32, 32, 3), np.uint8)
-    reference = control_metrics.Reference(control_metrics.Clips(short, 8, 2), network())
+    reference = control_metrics.Reference(control_metrics.Clips(short, 8), network())
     with pytest.raises(ValueError, match="too short for FVD-toy"):
         control_tables.build(short, fps=8, metrics=(), reference=reference)

@@ -4,12 +4,13 @@ import html.parser
 import math
 import os
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from sora_jax.data import video_io
-from sora_jax.evals import curves, report
+from sora_jax.evals import curves, report, summary
 from tests.evals import browser
 
 HOSTILE = '<script>document.title="owned"</script> "red" & <b>circle</b>'
@@ -197,3 +198,30 @@ def test_many_videos_share_few_players(chromium, tmp_path):
     first = "document.querySelector('video')"
     assert chromium.wait_for(f"{first}.hasAttribute('src')", False) is False
     assert not chromium.complaints
+
+
+def test_a_strip_has_a_dot_a_value_and_a_mean():
+    svg = curves.strip_chart(
+        {"a<b": [0.0, 1.0, 1.0], "none": []}, label="degree & more"
+    )
+    root = ElementTree.fromstring(svg)
+    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("circle")]
+    assert len(dots) == 3 and len(set(dots)) == 3
+    assert dots[1][0] == dots[2][0] > dots[0][0]
+    [mean] = [e for e in root.iter("line") if e.find("title") is not None]
+    share = (float(mean.get("x1")) - dots[0][0]) / (dots[1][0] - dots[0][0])
+    assert share == pytest.approx(2 / 3, abs=0.01)
+    assert {"a<b", "none", "degree & more"} <= {e.text for e in root.iter("text")}
+    for values in ([], [float("nan")]):
+        with pytest.raises(ValueError, match="needs finite values"):
+            curves.strip_chart({"a": values}, label="x")
+
+
+def test_remarks_stand_at_the_end_of_their_rows():
+    rows = [("one", [report.Cell(1.0)]), ("two", [report.Cell(2.0)])]
+    remarks = {"": "says", "two": "<this>"}
+    table = report.Table("T", "", ["value"], rows, remarks=remarks)
+    page = report.write(title="t", facts={}, tables=[table])
+    assert '<th scope="col">says</th>' in page
+    assert page.count('<td class="remark">') == 2 and "&lt;this&gt;" in page
+    assert summary.as_text([table]).splitlines()[-1].endswith("2.000  <this>")

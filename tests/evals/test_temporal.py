@@ -118,6 +118,16 @@ def test_chunks_do_not_matter_and_inputs_are_alike():
     np.testing.assert_allclose(as_float.flow_bphwx, whole.flow_bphwx, atol=1e-3)
 
 
+def test_both_directions_are_those_of_the_reversed_clips():
+    """Also where the pairs do not fill the last chunk."""
+    clips = np.concatenate([drifting_texture((0.5, k * 0.3)) for k in range(3)])
+    found = temporal.estimate_both(clips, batch_size=5)
+    for motion, video in zip(found, (clips, clips[:, ::-1]), strict=True):
+        wanted = temporal.estimate(video)
+        np.testing.assert_allclose(motion.flow_bphwx, wanted.flow_bphwx, atol=1e-5)
+        np.testing.assert_array_equal(motion.followed_bphw, wanted.followed_bphw)
+
+
 def test_nothing_followed_is_not_a_number_but_known():
     clip = drifting_texture((0.0, 0.0))
     nothing = temporal.Motion(

@@ -10,7 +10,7 @@ import safetensors.numpy
 from flax import nnx
 
 from sora_jax.core import trees
-from sora_jax.evals import features, weights
+from sora_jax.evals import features, weight_folders
 from sora_jax.models import exchange, i3d, i3d_exchange, vit
 
 ORACLE = pathlib.Path(__file__).resolve().parent.parent / "oracle"
@@ -34,11 +34,11 @@ def draw(make, config, seed: int = 0):
     return trees.map_paths(one, shapes)
 
 
-def tiny(kind: str, **fields) -> weights.Weights:
+def tiny(kind: str, **fields) -> weight_folders.Weights:
     config = dataclasses.replace(TINY, **fields)
     params = draw(vit.VisionTransformer, config)
-    network = weights.build(vit.VisionTransformer, config, params)
-    return weights.Weights(kind, {"video": network}, "0" * 64)
+    network = weight_folders.build(vit.VisionTransformer, config, params)
+    return weight_folders.Weights(kind, {"video": network}, "0" * 64)
 
 
 def clips(count: int, frames: int = 4, size: int = 20, seed: int = 3) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_i3d_end_to_end(peers_python, tmp_path):
     case = safetensors.numpy.load_file(tmp_path / "clips.safetensors")
     config = i3d.Config(eps=1e-5)
     params = i3d_exchange.read_i3d(tensors, config)
-    sha256 = weights.save(tmp_path / "i3d", "i3d", config, params, {})
+    sha256 = weight_folders.save(tmp_path / "i3d", "i3d", config, params, {})
     network = features.open("i3d", tmp_path / "i3d")
     assert network.sha256 == sha256
     assert network.resize == "half_pixel; first frames; i3d logits, epsilon 1e-05"
@@ -98,7 +98,7 @@ def test_pixels_are_scaled_as_each_score_wants():
 
     video = np.full((1, 4, 20, 20, 3), 51, np.uint8)
     for kind in ("videomae", "vjepa"):
-        network = weights.Weights(kind, {"video": Probe()}, "")
+        network = weight_folders.Weights(kind, {"video": Probe()}, "")
         seen[kind] = features.VideoFeatures(network)(video)[0]
     np.testing.assert_allclose(seen["videomae"], [0.2] * 3, rtol=1e-6)
     wanted = (0.2 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
@@ -163,10 +163,10 @@ def clip_weights():
         "text": (vit.TextTransformer, text),
     }
     parts = {
-        part: weights.build(make, config, draw(make, config))
+        part: weight_folders.build(make, config, draw(make, config))
         for part, (make, config) in parts.items()
     }
-    return weights.Weights("clip", parts, "0" * 64)
+    return weight_folders.Weights("clip", parts, "0" * 64)
 
 
 def test_agreement_with_texts(clip_weights):

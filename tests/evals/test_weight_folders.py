@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax import nnx
 
 from sora_jax.core import trees
-from sora_jax.evals import features, weights
+from sora_jax.evals import features, weight_folders
 from sora_jax.models import i3d, i3d_exchange
 from tests import conftest
 
@@ -54,7 +54,9 @@ def convert(peers_python):
     return call
 
 
-def params_of(loaded: weights.Weights, part: str = "video") -> dict[str, np.ndarray]:
+def params_of(
+    loaded: weight_folders.Weights, part: str = "video"
+) -> dict[str, np.ndarray]:
     return trees.flatten(nnx.to_pure_dict(nnx.state(loaded.parts[part])))
 
 
@@ -64,7 +66,7 @@ def test_both_ports_files(files, tensors, convert, tmp_path, layout, eps):
     given = {"eps": eps} if layout == "piergiaj" else {}
     source = files / f"{layout}.pt"
     assert convert(source, tmp_path / "i3d", **given) is None
-    loaded = weights.load(tmp_path / "i3d")
+    loaded = weight_folders.load(tmp_path / "i3d")
     wanted = i3d_exchange.read_i3d(tensors[layout], i3d.Config())
     found = params_of(loaded)
     assert found.keys() == trees.flatten(wanted).keys()
@@ -92,7 +94,7 @@ def test_tensorflows_variables(tensors, convert, tmp_path):
     variables = {n: np.asarray(a) for n, a in flat.items() if "gamma" not in n}
     np.savez(tmp_path / "hub.npz", **variables)
     assert convert(tmp_path / "hub.npz", tmp_path / "i3d") is None
-    loaded = weights.load(tmp_path / "i3d")
+    loaded = weight_folders.load(tmp_path / "i3d")
     found, wanted = params_of(loaded), trees.flatten(params)
     for name, array in wanted.items():
         same = np.ones_like(array) if name.endswith(".scale") else array
@@ -107,12 +109,12 @@ def test_a_torchscript_needs_trust(files, tensors, convert, tmp_path, name):
     source, target = files / name, tmp_path / "i3d"
     assert "torch cannot read" in convert(source, target)  # no pickle of tensors
     message = convert(source, target, trust_torchscript=True)
-    assert weights.STYLEGAN_V in message and "is another one" in message
+    assert weight_folders.STYLEGAN_V in message and "is another one" in message
     sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
     assert "no meaning without" in convert(source, target, sha256=sha256)
     assert not target.exists()
     assert convert(source, target, trust_torchscript=True, sha256=sha256) is None
-    found = params_of(weights.load(target))
+    found = params_of(weight_folders.load(target))
     wanted = i3d_exchange.read_i3d(tensors["hassony2"], i3d.Config())
     for path, array in trees.flatten(wanted).items():
         np.testing.assert_array_equal(found[path], array, err_msg=path)
@@ -157,7 +159,7 @@ def folder(tmp_path):
         lambda path, like: np.ones(like.shape, np.float32),
         i3d_exchange.PIERGIAJ.shapes(i3d.Config()),
     )
-    weights.save(tmp_path / "i3d", "i3d", i3d.Config(), params, {})
+    weight_folders.save(tmp_path / "i3d", "i3d", i3d.Config(), params, {})
     return tmp_path / "i3d"
 
 
@@ -166,8 +168,8 @@ def test_other_weights_are_refused(folder):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(weights.WrongWeights, match="SHA-256 .* asks for"):
-        weights.load(folder)
+    with pytest.raises(weight_folders.WrongWeights, match="SHA-256 .* asks for"):
+        weight_folders.load(folder)
     arrays = safetensors.numpy.load(bytes(content))
     arrays["extra"] = arrays.pop("mixed_3b.b0.kernel")
     content = safetensors.numpy.save(arrays)
@@ -176,23 +178,27 @@ def test_other_weights_are_refused(folder):
     description["sha256"] = hashlib.sha256(content).hexdigest()
     (folder / "config.json").write_text(json.dumps(description))
     missing = "missing: mixed_3b.b0.kernel; unexpected: extra"
-    with pytest.raises(weights.WrongWeights, match=missing):
-        weights.load(folder)
+    with pytest.raises(weight_folders.WrongWeights, match=missing):
+        weight_folders.load(folder)
     description["kind"] = "c3d"
     (folder / "config.json").write_text(json.dumps(description))
-    with pytest.raises(weights.WrongWeights, match="'c3d', it must be one of i3d"):
-        weights.load(folder)
-    with pytest.raises(weights.WrongWeights, match="has no config.json"):
-        weights.load(folder / "elsewhere")
+    with pytest.raises(
+        weight_folders.WrongWeights, match="'c3d', it must be one of i3d"
+    ):
+        weight_folders.load(folder)
+    with pytest.raises(weight_folders.WrongWeights, match="has no config.json"):
+        weight_folders.load(folder / "elsewhere")
 
 
 def test_without_the_peers_environment(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="no Python with torch"):
-        weights.convert(tmp_path / "a.pt", tmp_path / "b", python=tmp_path / "none")
+        weight_folders.convert(
+            tmp_path / "a.pt", tmp_path / "b", python=tmp_path / "none"
+        )
 
 
 def test_weights_of_another_network_are_refused(folder):
-    assert features.open("i3d", folder).sha256 == weights.load(folder).sha256
+    assert features.open("i3d", folder).sha256 == weight_folders.load(folder).sha256
     with pytest.raises(features.WrongWeights, match="holds i3d, not videomae"):
         features.open("videomae", folder)
