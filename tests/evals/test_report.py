@@ -163,7 +163,7 @@ def test_an_interval_is_drawn_as_a_band():
     (band,), (line, _) = points("band"), points("line")
     assert len(band) == 6
     assert (band[:3, 1] > line[:, 1]).all() and (band[3:, 1] < line[::-1, 1]).all()
-    assert band[:, 1].min() > 0 and ">8</text>" in svg
+    assert band[:, 1].min() > 16 and ">5</text>" in svg
 
 
 def test_long_series_are_averaged():
