@@ -183,7 +183,10 @@ class Course:
         page = report.write(
             title=f"{runs.name}: evaluation by checkpoint",
             facts=self._sampling.facts(*steps) | results.facts(),
-            figures=summary.figures(newest.rows, seeds),
+            figures=[
+                dataclasses.replace(one, note=f"{newest.name} · {one.note}")
+                for one in summary.figures(newest.rows, seeds)
+            ],
             entries=_entries(points, suites, self._scorer.fps),
             in_columns=True,
             tables=tables,
