@@ -360,6 +360,25 @@ def test_steps_of_a_folder(base):
     assert checkpoint.steps(base / "run") == [0, 1]
 
 
+def test_processes_go_through_the_steps_of_the_first(monkeypatch):
+    """The others do not look at the folder, which they might see at another moment."""
+    sent = []
+
+    def broadcast(value):
+        if jax.process_index() == 0:
+            sent.append(value)
+            return value
+        assert value == -1
+        return sent.pop(0)
+
+    multihost = checkpoints.multihost_utils
+    monkeypatch.setattr(multihost, "broadcast_one_to_all", broadcast)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for process, steps in ((0, iter([500, 1000])), (1, map(never, [1]))):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert [*checkpoints.on_every_process(steps)] == [500, 1000]
+
+
 def test_curves_have_bands():
     def point(step, right):
         shares = {"motion": {"pass": toyworld.Share.of(right, 10)}}
