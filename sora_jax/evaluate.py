@@ -7,36 +7,32 @@
 
 Writes OUT/scores.json (every row with its intervals, the protocol and its digest),
 OUT/clips.jsonl (the verdict on each clip) and OUT/report.html, and prints the tables.
-What an interrupted run has finished is kept in OUT/parts and used again. A VAE takes any
-clips, models and samples the toy world's; videos are measured one by one and as a set.
+Of several checkpoints (--checkpoints all or 1000,2000; --follow: each as it appears,
+until the run's last) the report shows the course, and OUT/steps has each one's own.
+What an interrupted run has finished is kept in OUT and used again. A VAE takes any clips,
+models and samples the toy world's; videos are measured one by one and as a set.
 """
 
-import dataclasses
 import pathlib
 import sys
 
 import jax
 from absl import app, flags, logging
 
-from sora_jax.core import config as configs
-from sora_jax.core import job, progress
+from sora_jax.core import job
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
 from sora_jax.evals import (
+    checkpoints,
+    course,
     features,
     folder_report,
     published,
-    reconstruction,
     results,
-    rows,
     samples,
-    scoring,
-    summary,
     toyworld,
     vae_report,
 )
-from sora_jax.generation import pipeline, runs
-from sora_jax.training import checkpoint, latents, perceptual, state
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Run folder of a trained denoiser.")
@@ -69,9 +65,10 @@ flags.DEFINE_integer("num_inference_steps", None, "Solver steps.")
 flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 is no guidance.")
 flags.DEFINE_string("sampler", None, "euler, heun or unipc.")
 flags.DEFINE_float("shift", None, "Of the noise levels towards noise.")
-flags.DEFINE_integer("checkpoint", None, "Step of the run's; by default the newest.")
+flags.DEFINE_list("checkpoints", [], "The run's steps, or all; by default the newest.")
+flags.DEFINE_bool("follow", False, "Scores each checkpoint as it comes, to the last.")
 flags.DEFINE_integer("batch_size", 32, "Clips that are computed at a time.")
-flags.DEFINE_list("also", [], "More run folders whose training curves are shown.")
+flags.DEFINE_list("also", [], "More runs, whose curves and other config are shown.")
 
 
 def asked_sizes(families) -> dict[str, int]:
@@ -91,65 +88,57 @@ def asked_sizes(families) -> dict[str, int]:
     return sizes
 
 
-def from_model(clips: shards.Shards, tier: str) -> samples.Material:
-    """Makes the model's clips for each seed, and some of untrained weights."""
+def sampling_of(clips: shards.Shards, tier: str) -> checkpoints.Sampling:
+    """What makes clips of the model's checkpoints, for prompts that are in no caption."""
     suites = toyworld.make_suites(
         asked_sizes(clips.manifest["settings"]["families"]),
         tier=tier,
         exclude_texts=clips.all_captions(),
         seed=FLAGS.prompt_seed,
     )
-    run = checkpoint.load_run(FLAGS.model, step=FLAGS.checkpoint)
-    pipe = pipeline.Pipeline.from_run(run)
-    asked = {name: FLAGS[name].value for name in samples.MAKING}
-    making = {n: asked.get(n) or getattr(pipe.settings, n) for n in samples.MAKING}
-    seeds = tuple(map(int, FLAGS.seeds))
-    few = [suite.head(rows.UNTRAINED) for suite in suites if not suite.held_out]
-    networks = runs.networks_of(run.config, pipe.tokenizer)
-    jobs = [(f"{scoring.MODEL}, seed {s}", run.params, s, suites) for s in seeds]
-    untrained = jax.jit(networks.init)(jax.random.key(0))
-    jobs.append((scoring.UNTRAINED, untrained, seeds[0], few))
-    store = samples.Store(pathlib.Path(FLAGS.out) / "parts")
-    count = sum(len(suite) for *_, chosen in jobs for suite in chosen)
-    videos = {}
-    with progress.Progress(
-        count * making["num_inference_steps"], "sample", "clip steps"
-    ) as bar:
-        for row, params, seed, chosen in jobs:
-            if params is not run.params:
-                other = dataclasses.replace(run, params=params)
-                pipe = pipeline.Pipeline.from_run(other)
-            videos[row] = rows.sample(
-                store, pipe, row, chosen, seed, progress=bar.update,
-                batch_size=FLAGS.batch_size, **asked,
-            )  # fmt: skip
-    facts = {
-        "Model": run.folder,
-        "Step": f"{run.step:,}",
-        "Parameters": f"{state.count(run.params) / 1e6:.2f} M",
-        "Config": configs.digest(run.config),
-        "Sampler": "{sampler}, {num_inference_steps} steps, guidance "
-        "{guidance_scale:g}, shift {shift:g}".format(**making),
-        "Seeds": ", ".join(map(str, seeds)),
-    }
-    return samples.Material(suites, videos, making, facts, seeds=seeds)
+    return checkpoints.Sampling(
+        pathlib.Path(FLAGS.model),
+        suites,
+        pathlib.Path(FLAGS.out) / "parts",
+        seeds=tuple(map(int, FLAGS.seeds)),
+        batch_size=FLAGS.batch_size,
+        mesh=meshes.make_mesh(),
+        asked={name: FLAGS[name].value for name in samples.MAKING},
+    )
+
+
+def score(sampling: checkpoints.Sampling, scorer: results.Scorer) -> None:
+    """Scores the checkpoints that are asked for."""
+    folder, out = sampling.folder, pathlib.Path(FLAGS.out)
+    asked = FLAGS.checkpoints
+    if not FLAGS.follow and len(asked) < 2 and asked != [checkpoints.ALL]:
+        (step,) = checkpoints.chosen(folder, asked)
+        return finish(scorer, sampling.material(step, out / "parts"))
+    several = course.Course(out, sampling, scorer)
+    if FLAGS.follow:
+        steps = checkpoints.follow(folder, several.has, several.skip)
+    else:
+        steps = checkpoints.chosen(folder, asked)
+        if asked != [checkpoints.ALL]:
+            several.only = steps
+        steps = [step for step in steps if not several.has(step)]
+    several.score(checkpoints.on_every_process(iter(steps)))
+
+
+def finish(scorer: results.Scorer, material: samples.Material) -> None:
+    """Scores clips, writes what is found and prints it."""
+    if jax.process_index() == 0:
+        page, out = scorer.page(material), pathlib.Path(FLAGS.out)
+        print(page.write(out))
+        print("".join(f"\nnot used: {sentence}" for sentence in page.failures))
+        files = f"{out / 'scores.json'}, {out / 'report.html'}"
+        print(f"protocol {page.manifest.digest()[:16]}; {files}")
 
 
 def reconstruct(clips: shards.Shards, network: features.ToyFeatures) -> None:
     """Measures a video VAE on some of the clips and writes its report."""
-    vae, folder = latents.load_vae(FLAGS.vae), pathlib.Path(FLAGS.vae)
-    lpips = FLAGS.lpips and reconstruction.Lpips(perceptual.open_weights(FLAGS.lpips))
-    count = min(FLAGS.num_clips, len(clips))
-    chosen = [number * len(clips) // count for number in range(count)]
-    found = vae_report.measure(vae, clips, chosen, network, lpips)
-    facts = {
-        "Video VAE": FLAGS.vae,
-        "Parameters": f"{state.count(vae.params) / 1e6:.2f} M",
-        "Shards": FLAGS.shards,
-    } | results.facts()
-    title = f"{folder.resolve().name}: reconstruction"
-    out, charts = pathlib.Path(FLAGS.out), summary.charts(folder)
-    print(vae_report.write(out, found, title, facts, charts))
+    names = ("vae", "shards", "out", "lpips", "num_clips")
+    print(vae_report.run(clips, network, *(FLAGS[name].value for name in names)))
 
 
 def compare() -> None:
@@ -158,23 +147,33 @@ def compare() -> None:
     print(folder_report.run(FLAGS.videos, FLAGS.out, folder_report.Options(**given)))
 
 
+def check_flags() -> None:
+    """Refuses what does not go together."""
+    if sum(map(bool, (FLAGS.model, FLAGS.samples, FLAGS.vae, FLAGS.videos))) != 1:
+        raise ValueError("give one of --model, --samples, --vae and --videos")
+    if (FLAGS.checkpoints or FLAGS.follow) and not FLAGS.model:
+        raise ValueError("--checkpoints and --follow need --model")
+    if FLAGS.checkpoints and FLAGS.follow:
+        raise ValueError("--follow scores every checkpoint: leave --checkpoints out")
+    of_videos = set(folder_report.OPTIONS) - {"num_clips", "batch_size"}
+    vain = sorted(f"--{name}" for name in of_videos if FLAGS[name].present)
+    if vain and not FLAGS.videos:
+        raise ValueError(f"{', '.join(vain)} need --videos")
+    if not FLAGS.shards and not FLAGS.videos:
+        raise ValueError("give --shards: only --videos are measured without")
+    if FLAGS.lpips and not FLAGS.vae:
+        raise ValueError("--lpips compares with an original: give --vae")
+
+
 def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
         meshes.initialize()
-        if sum(map(bool, (FLAGS.model, FLAGS.samples, FLAGS.vae, FLAGS.videos))) != 1:
-            raise ValueError("give one of --model, --samples, --vae and --videos")
+        check_flags()
         if FLAGS.videos:
             return compare() if jax.process_index() == 0 else None
-        of_videos = set(folder_report.OPTIONS) - {"num_clips", "batch_size"}
-        if vain := sorted(f"--{name}" for name in of_videos if FLAGS[name].present):
-            raise ValueError(f"{', '.join(vain)} need --videos")
-        if not FLAGS.shards:
-            raise ValueError("give --shards: only --videos are measured without")
-        if FLAGS.lpips and not FLAGS.vae:
-            raise ValueError("--lpips compares with an original: give --vae")
         clips, network = shards.open(FLAGS.shards), features.ToyFeatures()
         if FLAGS.vae:
             return reconstruct(clips, network) if jax.process_index() == 0 else None
@@ -183,17 +182,18 @@ def main(argv: list[str]) -> None:
             raise ValueError(
                 f"{FLAGS.shards} are not toy-world shards: the oracle cannot read them"
             )
-        with jax.set_mesh(meshes.make_mesh()):
-            read = FLAGS.samples and samples.read_material(pathlib.Path(FLAGS.samples))
-            material = read or from_model(clips, tier)
-        vae = latents.load_vae(FLAGS.model) if FLAGS.model else None
+        source = pathlib.Path(FLAGS.model or FLAGS.samples)
+        also = [pathlib.Path(folder) for folder in FLAGS.also]
+        runs = results.Runs(source, bool(FLAGS.model), also)
+        runs.differences()  # a run that is not there is named now, not at the end
+        scorer = results.Scorer(clips, tier, network, runs)
+        with job.terminable():
+            if FLAGS.samples:
+                finish(scorer, samples.read_material(source))
+            else:
+                score(sampling_of(clips, tier), scorer)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"evaluate: {error}")
-    if jax.process_index() == 0:
-        result = scoring.score(material, clips, tier, network, vae)
-        manifest = scoring.manifest(material, result, network, clips.manifest["fps"])
-        out, source = pathlib.Path(FLAGS.out), FLAGS.model or FLAGS.samples
-        results.write(out, material, result, manifest, source, FLAGS.model, FLAGS.also)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ EVERY = "every"
 # Flags of sora_jax.evaluate that change how a model is used, and so may be varied.
 VARIED = (
     "model",
-    "checkpoint",
+    "checkpoints",
     "guidance_scale",
     "num_inference_steps",
     "sampler",
@@ -246,14 +246,14 @@ def _plain(value: object) -> object:
 def _with_checkpoint(job: str, settings: Point) -> list[Point]:
     if job != "evaluate":
         return [settings]
-    asked = settings.get("checkpoint")
+    asked = settings.get("checkpoints")
     steps = checkpoint.steps(settings["model"])
     if asked == EVERY and not steps:
         raise FileNotFoundError(f"{settings['model']} holds no checkpoint yet")
     if asked == EVERY:
-        return [settings | {"checkpoint": step} for step in steps]
+        return [settings | {"checkpoints": step} for step in steps]
     return [
-        settings | {"checkpoint": steps[-1]} if steps and asked is None else settings
+        settings | {"checkpoints": steps[-1]} if steps and asked is None else settings
     ]
 
 

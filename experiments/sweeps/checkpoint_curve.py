@@ -15,9 +15,9 @@ def get_sweep() -> Sweep:
     """As many points as there are checkpoints."""
     return Sweep(
         job="evaluate",
-        points=axis("checkpoint", [EVERY]),
+        points=axis("checkpoints", [EVERY]),
         base=prompts(motion=64, relation=64),
         quality="relation/side",
-        cost="checkpoint",
+        cost="checkpoints",
         columns=("motion/colour", "motion/direction", "FVD-toy"),
     )

@@ -99,6 +99,20 @@ def difference(old: Mapping, new: Mapping) -> list[str]:
     return lines
 
 
+def differing(by_run: Mapping[str, Mapping]) -> dict[str, list[str]]:
+    """The fields in which configs differ: dotted name -> the value in each, as text.
+
+    A field that a config lacks is the empty text there.
+    """
+    flat = [flatten(config) for config in by_run.values()]
+    found = {}
+    for name in sorted({name for fields in flat for name in fields}):
+        values = [repr(f[name]) if name in f else "" for f in flat]
+        if len(set(values)) > 1:
+            found[name] = values
+    return found
+
+
 def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
     """Makes the frozen dataclass `cls` from a config section.
 

@@ -1,7 +1,10 @@
 """Runs a job's main function: what the user gets wrong or stops ends in one sentence."""
 
+import contextlib
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 from absl import app
 
@@ -34,3 +37,16 @@ def run(main: Callable[[list[str]], None], name: str) -> None:
             sys.exit(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within it, SIGTERM stops the job as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

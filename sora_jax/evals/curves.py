@@ -6,6 +6,7 @@ Letters: n points of a series.
 import dataclasses
 import html
 import math
+import types
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -38,7 +39,13 @@ class _Scale:
 
 
 def line_chart(
-    series: Mapping[str, Series], *, label: str, x_label: str, y_label: str, log_y: bool
+    series: Mapping[str, Series],
+    *,
+    label: str,
+    x_label: str,
+    y_label: str,
+    log_y: bool,
+    bands: Mapping[str, tuple[Series, Series]] = types.MappingProxyType({}),
 ) -> str:
     """Draws one line a series, named at its right end, as an `<svg>` element.
 
@@ -51,6 +58,7 @@ def line_chart(
       label: what the chart shows, for readers that do not see it.
       x_label, y_label: names of the axes, with units.
       log_y: whether y is logarithmic.
+      bands: name of a series -> its interval's lower and upper end, as series.
 
     Raises:
       ValueError: no series holds a point that can be drawn.
@@ -59,14 +67,20 @@ def line_chart(
     lines = {name: line for name, line in lines.items() if len(line[0])}
     if not lines:
         raise ValueError(f"the chart {label!r} has no point that can be drawn")
-    x_all = np.concatenate([x for x, _ in lines.values()])
-    y_all = np.concatenate([y for _, y in lines.values()])
+    ends = {
+        name: tuple(_binned(*end, log_y) for end in bands[name])
+        for name in lines
+        if name in bands
+    }
+    drawn = [*lines.values(), *(end for pair in ends.values() for end in pair)]
+    x_all, y_all = (np.concatenate(values) for values in zip(*drawn, strict=True))
     x_scale = _Scale(*_padded(x_all, 0, False), _LEFT, _WIDTH - _RIGHT, False)
     y_scale = _Scale(*_padded(y_all, 0.06, log_y), _HEIGHT - _BOTTOM, _TOP, log_y)
     body = [
         *_grid_y(y_scale),
         *_grid_x(x_scale),
         *_axis_labels(x_label, y_label),
+        *_bands(ends, [*lines], x_scale, y_scale),
         *_lines(lines, x_scale, y_scale),
     ]
     return (
@@ -208,14 +222,24 @@ def _axis_labels(x_label: str, y_label: str) -> Iterable[str]:
     )
 
 
+def _bands(ends, names, x_scale: _Scale, y_scale: _Scale) -> Iterable[str]:
+    for name, ((x_low, low), (x_high, high)) in ends.items():
+        colour = _colour(names.index(name), len(names))
+        x, y = np.append(x_low, x_high[::-1]), np.append(low, high[::-1])
+        yield f'<polygon class="band" points="{_points(x, y, x_scale, y_scale)}" style="--c:{colour}"/>'
+
+
+def _points(x_n, y_n, x_scale: _Scale, y_scale: _Scale) -> str:
+    pairs = zip(x_n, y_n, strict=True)
+    return " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in pairs)
+
+
 def _lines(lines, x_scale: _Scale, y_scale: _Scale) -> Iterable[str]:
     ends = {name: y_scale(y[-1]) for name, (_, y) in lines.items()}
     places = _spread(ends)
     for number, (name, (x, y)) in enumerate(lines.items()):
         colour = _colour(number, len(lines))
-        points = " ".join(
-            f"{x_scale(a):.1f},{y_scale(b):.1f}" for a, b in zip(x, y, strict=True)
-        )
+        points = _points(x, y, x_scale, y_scale)
         escaped = html.escape(name)
         yield f'<polyline class="line" points="{points}" style="--c:{colour}"><title>{escaped}</title></polyline>'
         end_x, text_x = x_scale(x[-1]), _WIDTH - _RIGHT + 16

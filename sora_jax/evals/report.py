@@ -96,17 +96,27 @@ class Chart:
     svg: Raw
 
 
+@dataclasses.dataclass(frozen=True)
+class Differences:
+    """The fields in which configs of runs differ: dotted name -> a text for each run."""
+
+    runs: Sequence[str]
+    fields: Mapping[str, Sequence[str]]
+
+
 def write(
     *,
     title: str,
     facts: Mapping[str, Any],
     figures: Sequence[Figure] = (),
     entries: Sequence[Entry] = (),
+    in_columns: bool = False,
     tables: Sequence[Table] = (),
     charts: Sequence[Chart] = (),
     charts_title: str = "Training",
     failures: Sequence[str] = (),
     config: str = "",
+    differences: Differences | None = None,
     protocol: Mapping[str, Any] | None = None,
 ) -> str:
     """Returns the whole page.
@@ -116,20 +126,24 @@ def write(
       facts: what ran, on what, when; name -> value.
       figures: the few scores that matter most.
       entries: prompts with their videos, grouped by `Entry.group` in order.
+      in_columns: a row of the page for each prompt, equal clips below each other.
       tables, charts: results; `charts_title` stands above the latter.
       failures: one sentence for each input that could not be used.
       config: resolved text of the run's config.
+      differences: in what it and the configs of other runs differ.
       protocol: fields of the manifest.
     """
     sections = [
-        _section("videos", "Videos", _videos(entries)) if entries else "",
+        _section("videos", "Videos", _videos(entries, in_columns)) if entries else "",
         _section("scores", "Scores", "".join(map(_table, tables))) if tables else "",
         _section("charts", charts_title, "".join(map(_chart, charts)))
         if charts
         else "",
         _section("failures", "Not used", _list(failures)) if failures else "",
         _section("protocol", "Protocol", _protocol(protocol)) if protocol else "",
-        _section("config", "Config", _config(config)) if config else "",
+        _section("config", "Config", _differences(differences) + _config(config))
+        if config
+        else "",
     ]
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = (
@@ -189,12 +203,12 @@ def _figure(figure: Figure) -> Raw:
     )
 
 
-def _videos(entries: Sequence[Entry]) -> Raw:
+def _videos(entries: Sequence[Entry], in_columns: bool) -> Raw:
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.group, []).append(entry)
     return "".join(
-        f'<h3>{_escape(group)}</h3><div class="entries'
+        f'<h3>{_escape(group)}</h3><div class="entries{" columns" * in_columns}'
         f'{" wide" * any(entry.wide for entry in members)}">'
         + "".join(map(_entry, members))
         + "</div>"
@@ -293,6 +307,24 @@ def _protocol(protocol: Mapping[str, Any]) -> Raw:
     )
 
 
+def _differences(found: Differences | None) -> Raw:
+    if found is None:
+        return ""
+    head = "".join(f'<th scope="col">{_escape(run)}</th>' for run in found.runs)
+    rows = "".join(
+        f'<tr><th scope="row"><code>{_escape(name)}</code></th>'
+        + "".join(f"<td><code>{_escape(value)}</code></td>" for value in values)
+        + "</tr>"
+        for name, values in found.fields.items()
+    )
+    return (
+        '<div class="table"><h3>Differences of config</h3>'
+        f'<p class="note">Fields that differ: {len(found.fields)}.</p>'
+        f'<div class="scroll"><table class="protocol"><thead><tr><th></th>{head}</tr>'
+        f"</thead><tbody>{rows}</tbody></table></div></div>"
+    )
+
+
 def _config(config: str) -> Raw:
     return f"<details><summary>Resolved config</summary><pre>{_escape(config)}</pre></details>"
 
@@ -365,6 +397,9 @@ small, .note, figcaption { color: var(--soft); }
   gap: 12px; }
 .wide .clips { grid-template-columns: repeat(auto-fill, minmax(136px, 1fr)); }
 figure { margin: 0; } figcaption { overflow-wrap: anywhere; font-size: 12px; line-height: 1.45; margin-top: 4px; }
+.columns { grid-template-columns: minmax(0, 1fr); }
+.columns .clips { grid-template-columns: none; grid-auto-flow: column;
+  grid-auto-columns: minmax(76px, 128px); overflow-x: auto; }
 video { display: block; width: 100%; image-rendering: pixelated;
   border-radius: 6px; background: var(--line); }
 .right, .wrong { display: inline-block; margin-right: 7px; white-space: nowrap; }
@@ -392,6 +427,7 @@ summary { cursor: pointer; }
 .chart text { fill: var(--soft); font-size: 12px; } .chart .end { fill: var(--ink); }
 .chart .grid { stroke: var(--line); } .chart .axis { stroke: var(--soft); }
 .chart .line { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
+.chart .band { fill: var(--c); opacity: .16; }
 .chart .lead { stroke: var(--line); fill: none; }
 @media print { .entry, .panel, .table { break-inside: avoid; } }
 """

@@ -67,14 +67,23 @@ class Store:
           made_with: JSON values that decide its content.
           make: makes it: suite -> clips.
         """
-        file = self._folder / f"{name}.safetensors"
-        key = protocol.digest(made_with)
-        if file.is_file() and _key_of(file) == key:
-            return safetensors.numpy.load_file(file), True
+        if (found := self.find(name, made_with)) is not None:
+            return found, True
         parts = {suite: np.ascontiguousarray(clips) for suite, clips in make().items()}
-        content = safetensors.numpy.save(parts, metadata={"made_with": key})
-        paths.write_atomically(file, content)
+        metadata = {"made_with": protocol.digest(made_with)}
+        content = safetensors.numpy.save(parts, metadata=metadata)
+        paths.write_atomically(self._file(name), content)
         return parts, False
+
+    def find(self, name: str, made_with: Mapping[str, Any]) -> Parts | None:
+        """Returns the part of that name, None where it is missing or made otherwise."""
+        file = self._file(name)
+        if file.is_file() and _key_of(file) == protocol.digest(made_with):
+            return safetensors.numpy.load_file(file)
+        return None
+
+    def _file(self, name: str) -> pathlib.Path:
+        return self._folder / f"{name}.safetensors"
 
 
 def _key_of(file: pathlib.Path) -> str | None:

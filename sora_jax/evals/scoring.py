@@ -170,60 +170,95 @@ class Result:
     reference: str
 
 
-def score(
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What a model's clips are held against; the same for all of its checkpoints.
+
+    Attributes:
+      rows: name -> the scores of all kinds of clips but the model's.
+      videos: row -> suite -> clips, of the rows that are worth looking at.
+      features_nd: of other ground truth clips of the same prompts; None: too short.
+      digest: SHA-256 over those clips.
+    """
+
+    rows: dict[str, Row]
+    videos: dict[str, rows.Videos]
+    features_nd: np.ndarray | None
+    digest: str
+
+
+def make_reference(
     material: samples.Material,
     clips: shards.Shards,
     tier: str,
     network: features.ToyFeatures,
     vae: latents.LoadedVAE | None,
-) -> Result:
-    """Scores the model's clips and all rows that explain the scores.
+) -> Reference:
+    """Makes and scores the clips that explain the scores of a model's.
 
     Args:
-      material: prompts and clips.
+      material: prompts, and clips of untrained weights where there are some.
       clips: the training set.
       tier: the toy world's tier.
       network: features for FVD-toy.
       vae: the model's video VAE, where there is one.
     """
-    suites, made = material.suites, material.videos
-    model = {name: videos for name, videos in made.items() if name.startswith(MODEL)}
+    suites, untrained = material.suites, material.videos.get(UNTRAINED, {})
     drawn = {s.name: rows.matching_scenes(s, tier=tier, seed=0) for s in suites}
-    truth = rows.render_scenes(drawn)
+    videos = {GROUND_TRUTH: rows.render_scenes(drawn)}
     main = [suite for suite in suites if not suite.held_out]
-    reference = rows.render_scenes(
+    others = rows.render_scenes(
         {s.name: rows.matching_scenes(s, tier=tier, seed=1) for s in main}
     )
-    videos = {GROUND_TRUTH: truth}
     if vae is not None:
-        videos[RECONSTRUCTION] = rows.reconstruct(vae, truth)
-    shown = dict(list(model.items())[:1]) | videos
-    videos |= model
+        videos[RECONSTRUCTION] = rows.reconstruct(vae, videos[GROUND_TRUTH])
+    shown = dict(videos)
     videos[NEAREST] = rows.nearest_training_clips(suites, clips)
     found = {name: judge(name, suites, clips_of) for name, clips_of in videos.items()}
-    if UNTRAINED in made:
-        few = [
-            suite.head(len(made[UNTRAINED][suite.name]))
-            for suite in suites
-            if suite.name in made[UNTRAINED]
-        ]
-        found[UNTRAINED] = judge(UNTRAINED, few, made[UNTRAINED])
-    other = [toyworld.permuted(suite) for suite in suites]
-    found[SHUFFLED] = judge(SHUFFLED, other, next(iter(model.values())))
+    if untrained:
+        few = [s.head(len(untrained[s.name])) for s in suites if s.name in untrained]
+        found[UNTRAINED] = judge(UNTRAINED, few, untrained)
+    features_nd = None
     if main:
-        _look_at_all(found, videos, drawn, network, reference)
+        features_nd = _look_at_all(found, videos, drawn, network, others)
+    return Reference(found, shown, features_nd, _digest(others))
+
+
+def score(
+    material: samples.Material, reference: Reference, network: features.ToyFeatures
+) -> Result:
+    """Scores the model's clips, beside all rows that explain the scores.
+
+    Args:
+      material: prompts and clips.
+      reference: made for the same prompts.
+      network: features for FVD-toy.
+    """
+    suites = material.suites
+    model = {n: clips for n, clips in material.videos.items() if n.startswith(MODEL)}
+    found = {name: judge(name, suites, clips) for name, clips in model.items()}
+    other = [toyworld.permuted(suite) for suite in suites]
+    shuffled = judge(SHUFFLED, other, next(iter(model.values())))
+    if not all(suite.held_out for suite in suites):
+        for name, clips in model.items():
+            found[name] = look(found[name], clips, network, reference.features_nd)
     if len(model) > 1:
         found[WORST] = worst_row([found[name] for name in model])
+    found |= {SHUFFLED: shuffled} | reference.rows
     order = [GROUND_TRUTH, RECONSTRUCTION, *model, WORST, UNTRAINED, SHUFFLED, NEAREST]
     order += [name for name in found if name not in order]
+    shown = dict(list(model.items())[:1]) | reference.videos
     return Result(
-        [found[name] for name in order if name in found], shown, _digest(reference)
+        [found[name] for name in order if name in found], shown, reference.digest
     )
 
 
-def _look_at_all(found, videos, drawn, network, reference) -> None:
-    """Adds how the clips of each row look, and rows of spoilt ground truth."""
-    others_nthwc, reference_nd = pooled(reference), None
+def _look_at_all(found, videos, drawn, network, others) -> np.ndarray | None:
+    """Adds how the clips of each row look, and rows of spoilt ground truth.
+
+    Returns the features of other ground truth clips, where they are long enough.
+    """
+    others_nthwc, reference_nd = pooled(others), None
     if others_nthwc.shape[1] >= network.num_frames:
         reference_nd = network(others_nthwc)
     else:
@@ -244,6 +279,7 @@ def _look_at_all(found, videos, drawn, network, reference) -> None:
         if name in (GROUND_TRUTH, RECONSTRUCTION):
             known = f"{name}, exact flow"
             found[known] = look(Row(known), clips_of, network, reference_nd, exact)
+    return reference_nd
 
 
 def _digest(videos: rows.Videos) -> str:

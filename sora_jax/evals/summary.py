@@ -50,6 +50,37 @@ def to_json(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def from_json(
+    found: Mapping[str, Any], verdicts: Mapping[str, Mapping[str, list]]
+) -> list[Row]:
+    """The inverse of `to_json`, of what is under "rows", with verdicts by row."""
+    return [
+        Row(
+            name,
+            verdicts.get(name, {}),
+            {
+                suite: {part: toyworld.Share(**share) for part, share in parts.items()}
+                for suite, parts in row["suites"].items()
+            },
+            {n: scoring.Estimate(**estimate) for n, estimate in row["look"].items()},
+        )
+        for name, row in found.items()
+    ]
+
+
+def model_row(rows: Sequence[Row]) -> Row | None:
+    """The row of the model's worst seed, or of its only one; None where there is none."""
+    of_model = [row for row in rows if row.name.startswith(scoring.MODEL)]
+    worst = [row for row in of_model if row.name == scoring.WORST]
+    return next(iter(worst + of_model), None)
+
+
+def marks(row: Row, suite: str, number: int) -> dict[str, bool]:
+    """What is right of a clip, part by part."""
+    verdict = row.verdicts[suite][number]
+    return {part: ok for part, ok in verdict.items() if part != toyworld.PASS}
+
+
 def entries(
     suites: Sequence[toyworld.Suite],
     videos: Mapping[str, Mapping[str, Sequence[np.ndarray | None]]],
@@ -68,7 +99,7 @@ def entries(
       fps: frames a second.
       shown, failed: how many prompts of each kind.
     """
-    verdicts = {row.name: row.verdicts for row in rows}
+    by_name = {row.name: row for row in rows}
     first = next(iter(videos))
 
     def entry(suite: toyworld.Suite, number: int, group: str) -> report.Entry:
@@ -80,15 +111,11 @@ def entries(
                     report.Clip(
                         row.removeprefix("VAE "),
                         mp4(frames_thwc, fps),
-                        marks_of(row, suite, number),
+                        marks(by_name[row], suite.name, number),
                         frames_thwc.shape[2] / frames_thwc.shape[1],
                     )
                 )
         return report.Entry(suite.prompts[number].text, group, clips)
-
-    def marks_of(row, suite, number):
-        verdict = verdicts[row][suite.name][number]
-        return {part: ok for part, ok in verdict.items() if part != toyworld.PASS}
 
     found = []
     for suite in suites:
@@ -97,7 +124,7 @@ def entries(
         found += [entry(suite, number, title) for number in head]
         wrong = [
             number
-            for number, verdict in enumerate(verdicts[first][suite.name])
+            for number, verdict in enumerate(by_name[first].verdicts[suite.name])
             if not verdict[toyworld.PASS] and number >= shown
         ][:failed]
         found += [
@@ -131,13 +158,14 @@ def verdict_lines(
 # -- tables ----------------------------------------------------------------------------
 
 
-def tables(rows: Sequence[Row], suites: Sequence[toyworld.Suite]) -> list[report.Table]:
-    """One table a suite, and one of the clips as video."""
-    strong = [
-        name
-        for name in (scoring.WORST, scoring.MODEL)
-        if any(row.name == name for row in rows)
-    ][:1]
+def tables(
+    rows: Sequence[Row],
+    suites: Sequence[toyworld.Suite],
+    strong: Sequence[str] | None = None,
+) -> list[report.Table]:
+    """One table a suite, and one of the clips as video; by default the model is strong."""
+    if strong is None:
+        strong = [row.name for row in (model_row(rows),) if row]
     found = [suite_table(rows, s.name, len(s), strong) for s in suites]
     looked = [row for row in rows if row.look]
     if looked:
@@ -204,7 +232,7 @@ def _look_cell(row: Row, name: str) -> report.Cell:
 def figures(rows: Sequence[Row], seeds: Sequence[int]) -> list[report.Figure]:
     """The scores that have a bar: of the worst seed, beside ceiling and chance."""
     by_name = {row.name: row for row in rows}
-    model = by_name.get(scoring.WORST) or by_name.get(scoring.MODEL)
+    model = model_row(rows)
     found = []
     for (suite, part), bar in BARS.items():
         share = model.shares.get(suite, {}).get(part) if model else None

@@ -31,6 +31,7 @@ from sora_jax.evals import (
     protocol,
     reconstruction,
     report,
+    results,
     rows,
     scoring,
     statistics,
@@ -39,7 +40,7 @@ from sora_jax.evals import (
 )
 from sora_jax.toyworld import oracle
 from sora_jax.toyworld import scene as scenes
-from sora_jax.training import latents
+from sora_jax.training import latents, perceptual, state
 
 PSNR, SSIM, FLICKER, LPIPS, RFVD = "PSNR", "SSIM", "flicker", "LPIPS", "rFVD-toy"
 _FIRST, _WORST = 6, 3  # clips that the report shows
@@ -290,6 +291,43 @@ def _rfvd(pairs, count: int, network) -> tuple[scoring.Estimate | None, list[str
 
     interval = statistics.bootstrap(of_resample, point, num_resamples=100)
     return scoring.Estimate(point, *interval), notes
+
+
+def run(
+    clips: shards.Shards,
+    network: features.ToyFeatures,
+    vae: str,
+    shards_folder: str,
+    out: str,
+    lpips: str | None,
+    num_clips: int,
+) -> str:
+    """Measures a video VAE on clips that are spread over shards; returns what to print.
+
+    Args:
+      clips: the shards.
+      network: features for rFVD-toy.
+      vae: its run folder, or diffusers' folder of one.
+      shards_folder: where the shards are, for the report.
+      out: folder for scores and report.
+      lpips: file of its weights; None: it is not measured.
+      num_clips: at most so many.
+
+    Raises:
+      FileNotFoundError, ValueError: something that is named is not there.
+    """
+    loaded, folder = latents.load_vae(vae), pathlib.Path(vae)
+    measured = lpips and reconstruction.Lpips(perceptual.open_weights(lpips))
+    count = min(num_clips, len(clips))
+    chosen = [number * len(clips) // count for number in range(count)]
+    found = measure(loaded, clips, chosen, network, measured)
+    facts = {
+        "Video VAE": vae,
+        "Parameters": f"{state.count(loaded.params) / 1e6:.2f} M",
+        "Shards": shards_folder,
+    } | results.facts()
+    title = f"{folder.resolve().name}: reconstruction"
+    return write(pathlib.Path(out), found, title, facts, summary.charts(folder))
 
 
 def write(

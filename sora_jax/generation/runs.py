@@ -53,12 +53,19 @@ def frozen_text_encoder(
     return initial.frozen_text_encoder(config, folder, text_config)
 
 
-def load(folder: str | pathlib.Path) -> checkpoint.LoadedRun:
-    """Reads a run's averaged weights onto the mesh that is set, or the first device."""
+def load(
+    folder: str | pathlib.Path, *, step: int | None = None
+) -> checkpoint.LoadedRun:
+    """Reads a run's averaged weights onto the mesh that is set, or the first device.
+
+    Args:
+      folder: the run folder.
+      step: which checkpoint, by default the newest.
+    """
     folder = pathlib.Path(folder)
     config = configs.read(folder)
     networks = networks_of(config, tokenizer(folder, config))
-    return checkpoint.load_run(folder, layouts=networks.layouts())
+    return checkpoint.load_run(folder, step=step, layouts=networks.layouts())
 
 
 def parts(run: checkpoint.LoadedRun) -> dict:

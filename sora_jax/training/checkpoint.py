@@ -167,6 +167,19 @@ def has_any(folder: str | pathlib.Path) -> bool:
     return bool(steps(folder))
 
 
+def check_kept(folder: str | pathlib.Path, step: int) -> None:
+    """Checks that a run folder holds the checkpoint of a step.
+
+    Raises:
+      FileNotFoundError: it does not; the message names those that it holds.
+    """
+    if step not in (kept := steps(folder)):
+        raise FileNotFoundError(
+            f"{folder} holds no checkpoint of step {step}, only of {kept}; the run's "
+            "config says how many stay (loop.keep_checkpoints)"
+        )
+
+
 def networks_in(folder: str | pathlib.Path) -> dict[str, int]:
     """The networks whose averaged weights a run's newest checkpoint holds: bytes each.
 
@@ -249,11 +262,7 @@ def _read(
     """Reads a state, or one part of it and nothing else; on the host without layouts."""
     with _reader(folder) as (reader, newest):
         step = newest if step is None else step
-        if step not in (kept := steps(folder)):
-            raise FileNotFoundError(
-                f"{folder} holds no checkpoint of step {step}, only of {kept}; the run's "
-                "config says how many stay (loop.keep_checkpoints)"
-            )
+        check_kept(folder, step)
         found = reader.checkpointables_metadata(step).metadata["state"]
         if part is not None:
             found = {part: found[part]}

@@ -7,13 +7,10 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from absl import flags
 
 from sora_jax.core import mesh as meshes
 from sora_jax.evals import protocol, rows, scoring, toyworld
 from sora_jax.generation import pipeline, recipes
-from sora_jax.training import checkpoint
-from sora_jax.training import state as states
 from tests import conftest
 from tests.evals import tiny_run
 from tests.training import tiny_lpips
@@ -57,15 +54,7 @@ def one_device(job):
 
 
 def run(**given) -> None:
-    """Runs the job in this process, so that what is compiled is shared."""
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS(["evaluate", *(f"--{name}={value}" for name, value in given.items())])
-    try:
-        JOB[-1].main(["evaluate"])
-    finally:
-        for name in JOB[-1].FLAGS:
-            if JOB[-1].FLAGS[name].present:
-                JOB[-1].FLAGS[name].unparse()
+    tiny_run.evaluate(JOB[-1], **given)
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +117,7 @@ def test_an_older_checkpoint_and_another_shift(folder):
     """Both change the clips as they should, and the protocol says which shift it was."""
     model = folder / "two_checkpoints"
     shutil.copytree(folder / "run", model)
-    run_0 = checkpoint.load_run(model)
-    other = jax.tree.map(lambda leaf: leaf[::-1], run_0.params)
-    zero = np.zeros((), np.int32)
-    state = states.TrainState(other, other, (), zero, zero, zero)
-    saver = checkpoint.Checkpointer(model / "checkpoints", every=1, keep=2)
-    saver.save(1, state, {"seconds": {}}, force=True)
-    saver.close()
+    tiny_run.add_checkpoint(model, 1)
     few = dict.fromkeys(toyworld.SIZES, 0) | {"motion": 2, "batch_size": 8}
 
     def clips(name: str, **settings) -> tuple[np.ndarray, float]:
@@ -147,12 +130,24 @@ def test_an_older_checkpoint_and_another_shift(folder):
         return parts["motion"], scores["protocol"]["shift"]
 
     newest, shift = clips("newest")
-    oldest = clips("oldest", checkpoint=0)[0]
+    oldest = clips("oldest", checkpoints=0)[0]
     assert (oldest != newest).any() and shift == 12
-    shifted, shift = clips("shifted", checkpoint=0, shift=1.0)
+    shifted, shift = clips("shifted", checkpoints=0, shift=1.0)
     assert (shifted != oldest).any() and shift == 1
     with pytest.raises(SystemExit, match=r"no checkpoint of step 7, only of \[0, 1\]"):
-        clips("absent", checkpoint=7)
+        clips("absent", checkpoints=7)
+
+
+def test_another_batch_size_has_the_same_scores(folder, scored):
+    """To six digits: clips depend on their own prompt and seed, not on their company."""
+    out = folder / "other_batch_size"
+    other = ASKED | {"batch_size": 5}
+    run(model=folder / "run", shards=folder / "shards", out=out, **other)
+    found = json.loads((out / "scores.json").read_text())
+    assert found["digest"] == scored["digest"]
+    assert found["scores"].keys() == scored["scores"].keys()
+    for name, value in scored["scores"].items():
+        assert found["scores"][name] == pytest.approx(value, rel=1e-6), name
 
 
 def test_a_folder_of_samples(folder, capsys):
@@ -178,6 +173,10 @@ def test_a_folder_of_samples(folder, capsys):
     assert found["protocol"]["codec"] == "h264"
     assert any("motion3.mp4" in sentence for sentence in found["failures"])
     assert "Motion: 9 prompts" in capsys.readouterr().out
+    run(samples=clips, shards=folder / "shards", out=folder / "clip_scores_again")
+    for name in ("scores.json", "clips.jsonl"):  # which hold no times
+        again = (folder / "clip_scores_again" / name).read_bytes()
+        assert again == (folder / "clip_scores" / name).read_bytes()
 
 
 def test_a_video_vae_by_itself(folder, capsys):

@@ -145,6 +145,28 @@ def test_chart_leaves_out_what_cannot_be_drawn():
         )
 
 
+def test_an_interval_is_drawn_as_a_band():
+    """Around its line, inside the axes, which it may widen."""
+    x = [0, 1, 2]
+    given = {"label": "l", "x_label": "x", "y_label": "y", "log_y": False}
+    svg = curves.line_chart(
+        {"a": (x, [1.0, 2.0, 3.0]), "b": (x, [1.0, 1.0, 1.0])},
+        bands={"a": ((x, [0.0, 1.0, 2.0]), (x, [3.0, 3.0, 9.0]))},
+        **given,
+    )
+
+    def points(kind):
+        found = re.findall(rf'class="{kind}" points="([^"]+)"', svg)
+        return [
+            np.array([[*map(float, p.split(","))] for p in f.split()]) for f in found
+        ]
+
+    (band,), (line, _) = points("band"), points("line")
+    assert len(band) == 6
+    assert (band[:3, 1] > line[:, 1]).all() and (band[3:, 1] < line[::-1, 1]).all()
+    assert band[:, 1].min() > 16 and ">5</text>" in svg
+
+
 def test_long_series_are_averaged():
     noisy = np.exp(np.random.default_rng(0).normal(size=5000) * 0.1)
     svg = curves.line_chart(

@@ -5,6 +5,7 @@ import pathlib
 import jax
 import numpy as np
 import optax
+from absl import flags
 
 from configs import base
 from sora_jax.core import config as configs
@@ -57,6 +58,29 @@ def make_run(folder: pathlib.Path, shards_folder: pathlib.Path) -> None:
         for s in range(1, 40)
     ]
     paths.write_atomically(folder / "metrics.jsonl", "".join(rows))
+
+
+def add_checkpoint(folder: pathlib.Path, step: int, *, keep: int = 9) -> None:
+    """Writes another checkpoint, of other weights, as training would."""
+    params = checkpoint.load_run(folder).params
+    other = jax.tree.map(lambda leaf: np.roll(leaf, step, axis=-1), params)
+    zero = np.zeros((), np.int32)
+    state = states.TrainState(other, other, (), zero, zero, zero)
+    saver = checkpoint.Checkpointer(folder / "checkpoints", every=1, keep=keep)
+    saver.save(step, state, {"seconds": {}}, force=True)
+    saver.close()
+
+
+def evaluate(job, **given) -> None:
+    """Runs the job `evaluate` in this process, so that what is compiled is shared."""
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS(["evaluate", *(f"--{name}={value}" for name, value in given.items())])
+    try:
+        job.main(["evaluate"])
+    finally:
+        for name in job.FLAGS:
+            if job.FLAGS[name].present:
+                job.FLAGS[name].unparse()
 
 
 def _filled(abstract):

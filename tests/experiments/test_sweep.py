@@ -205,13 +205,13 @@ def test_a_checkpoint_is_named_so_that_a_point_stays_what_it_is(tmp_path):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
     given = {"model": str(tmp_path), "shards": "shards"}
     newest = points.resolve(evaluation({"shift": 4}), given)
-    assert [point.settings["checkpoint"] for point in newest] == [1000]
-    every = points.resolve(evaluation({"checkpoint": points.EVERY}), given)
+    assert [point.settings["checkpoints"] for point in newest] == [1000]
+    every = points.resolve(evaluation({"checkpoints": points.EVERY}), given)
     assert [point.name for point in every] == [
-        *("checkpoint=250", "checkpoint=500", "checkpoint=1000")
+        *("checkpoints=250", "checkpoints=500", "checkpoints=1000")
     ]
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
-        points.resolve(evaluation({"checkpoint": points.EVERY}), GIVEN)
+        points.resolve(evaluation({"checkpoints": points.EVERY}), GIVEN)
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)

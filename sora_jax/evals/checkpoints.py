@@ -1,0 +1,266 @@
+"""The checkpoints of a run: which are to be scored, and the clips that each makes.
+
+A run that is still training writes checkpoints and deletes old ones while it is
+followed, so a checkpoint that was there a moment ago may be gone.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sora_jax.core import config as configs
+from sora_jax.core import progress
+from sora_jax.evals import protocol, rows, samples, scoring, toyworld
+from sora_jax.generation import pipeline, runs
+from sora_jax.training import checkpoint, state
+
+ALL = "all"
+LOOK_SECONDS = 10.0  # between two looks at a run that is followed
+QUIET_MINUTES = 30  # after which a run that writes nothing is spoken of
+_GONE_SECONDS = 5.0  # what deleting a checkpoint may take
+
+
+class Unreadable(ValueError):
+    """A checkpoint that is damaged, or that was deleted while it was read."""
+
+
+def chosen(folder: pathlib.Path, asked: Sequence[str]) -> list[int]:
+    """The steps that are asked for, oldest first.
+
+    Args:
+      folder: the run folder.
+      asked: steps; `ALL` for each that is kept; nothing for the newest.
+
+    Raises:
+      FileNotFoundError: the folder holds no run, or not these checkpoints.
+      ValueError: it is neither.
+    """
+    configs.read(folder)
+    kept = checkpoint.steps(folder)
+    if not kept:
+        raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
+    if not asked:
+        return kept[-1:]
+    if [*asked] == [ALL]:
+        return kept
+    if not all(step.isdigit() for step in asked):
+        wrong = ",".join(asked)
+        raise ValueError(f"--checkpoints is all or 1000,2000 and the like, not {wrong}")
+    return sorted({int(step) for step in asked})
+
+
+def follow(
+    folder: pathlib.Path, is_scored: Callable[[int], bool], note: Callable[[str], None]
+) -> Iterator[int]:
+    """Yields the steps that are not scored yet as they appear, oldest first.
+
+    It waits while there is none, and ends after the run's last step. A checkpoint that
+    came and was deleted unseen is told of, and so is a run that has stopped writing.
+
+    Args:
+      folder: the run folder; its first checkpoint may be still to come.
+      is_scored: whether a step was scored before.
+      note: takes a sentence for the user.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+    """
+    loop = configs.read(folder).loop
+    done, told = set(), False
+    while True:
+        kept = checkpoint.steps(folder)
+        newest = max(kept, default=0)
+        due = range(loop.checkpoint_every, newest, loop.checkpoint_every)
+        missing = [s for s in due if s not in done and s not in kept]
+        gone = [step for step in missing if not is_scored(step)]
+        if gone:
+            steps = ", ".join(f"{step:,}" for step in gone)
+            note(
+                f"step {steps}: deleted before it was read, so it is not scored; "
+                f"the run keeps its newest {loop.keep_checkpoints} "
+                "(loop.keep_checkpoints)"
+            )
+        waiting = [step for step in kept if step not in done and not is_scored(step)]
+        done.update(missing, waiting[:1] or kept)
+        if waiting:
+            yield waiting[0]
+            told = False
+        elif kept and newest >= loop.num_steps:
+            return
+        else:
+            minutes = (time.time() - _last_written(folder)) / 60
+            if minutes > QUIET_MINUTES and not told:
+                print(
+                    f"evaluate: {folder} is at step {newest:,} of {loop.num_steps:,} and "
+                    f"has written nothing for {minutes:.0f} minutes; waiting for it "
+                    "(Ctrl-C ends this)",
+                    file=sys.stderr,
+                )
+                told = True
+            time.sleep(LOOK_SECONDS)
+
+
+def _last_written(folder: pathlib.Path) -> float:
+    files = [
+        folder / name for name in ("config.py.txt", "metrics.jsonl", "checkpoints")
+    ]
+    return max(file.stat().st_mtime for file in files if file.exists())
+
+
+def on_every_process(steps: Iterator[int]) -> Iterator[int]:
+    """Yields the steps of process 0's iterator on all of them."""
+    if jax.process_count() == 1:
+        yield from steps
+        return
+    while True:
+        mine = next(steps, -1) if jax.process_index() == 0 else -1
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(mine)))
+        if step < 0:
+            return
+        yield step
+
+
+def load(folder: pathlib.Path, step: int) -> checkpoint.LoadedRun:
+    """Reads a checkpoint's averaged weights onto the mesh that is set.
+
+    Raises:
+      FileNotFoundError: there is no such run, or not this checkpoint.
+      Unreadable: it is damaged, or was deleted meanwhile.
+    """
+    checkpoint.check_kept(folder, step)
+    try:
+        return runs.load(folder, step=step)
+    except Exception as error:  # files that vanish or lie raise whatever reads them
+        until = time.monotonic() + _GONE_SECONDS
+        while step in checkpoint.steps(folder) and time.monotonic() < until:
+            time.sleep(0.1)
+        if step not in checkpoint.steps(folder):
+            raise Unreadable(
+                f"step {step:,}: deleted while it was read, so it is not scored"
+            ) from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise Unreadable(
+            f"step {step:,}: the checkpoint cannot be read, so it is not scored: "
+            f"{lines[0][:300]}"
+        ) from error
+
+
+class Sampling:
+    """Makes the clips of a run's checkpoints for each seed, and of untrained weights.
+
+    The programs are compiled for the first checkpoint and used for all; untrained
+    weights make their clips once.
+
+    Args:
+      folder: the run folder.
+      suites: the prompts.
+      parts: where the clips of untrained weights are kept.
+      seeds: each makes a whole set of clips.
+      batch_size: clips computed at a time.
+      mesh: over which weights and clips are split.
+      asked: values by the names in `samples.MAKING`; what is None is the model's.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        suites: Sequence[toyworld.Suite],
+        parts: pathlib.Path,
+        *,
+        seeds: Sequence[int],
+        batch_size: int,
+        mesh: jax.sharding.Mesh,
+        asked: Mapping[str, object],
+    ):
+        self._mesh = mesh
+        self.folder, self.suites, self.seeds = folder, [*suites], tuple(seeds)
+        self._parts, self._batch_size, self._asked = parts, batch_size, dict(asked)
+        self._untrained: rows.Videos | None = None
+        self.config = configs.read(folder)
+        self.settings = runs.settings(self.config)
+        self.making = {
+            name: self._asked.get(name) or getattr(self.settings, name)
+            for name in samples.MAKING
+        }
+
+    @functools.cached_property
+    def _networks(self) -> state.Networks:
+        return runs.networks_of(self.config, runs.tokenizer(self.folder, self.config))
+
+    def made_with(self) -> dict[str, object]:
+        """What decides the scores of a step, apart from its weights."""
+        return {
+            "model": self.folder.resolve().name,
+            "config": configs.digest(self.config),
+            "vae": checkpoint.weights_digest(self.folder / "vae"),
+            "prompts": {s.name: protocol.text_digest(s.texts) for s in self.suites},
+            "seeds": self.seeds,
+            "making": self.making,
+            "code": protocol.code_version(),
+        }
+
+    def facts(self, *steps: int) -> dict[str, object]:
+        """For the head of a report on these steps."""
+        shown = [f"{step:,}" for step in steps]
+        if len(shown) > 8:
+            shown[4:-3] = ["…"]
+        return {
+            "Model": self.folder,
+            "Step" if len(steps) == 1 else "Steps": ", ".join(shown),
+            "Parameters": f"{state.count(self._networks.abstract()) / 1e6:.2f} M",
+            "Config": configs.digest(self.config),
+            "Sampler": "{sampler}, {num_inference_steps} steps, guidance "
+            "{guidance_scale:g}, shift {shift:g}".format(**self.making),
+            "Seeds": ", ".join(map(str, self.seeds)),
+        }
+
+    def material(self, step: int, parts: pathlib.Path) -> samples.Material:
+        """Makes the clips of a checkpoint, or finds those that were made before.
+
+        Args:
+          step: which checkpoint.
+          parts: where its clips are kept.
+
+        Raises:
+          FileNotFoundError, Unreadable: see `load`.
+        """
+        with jax.set_mesh(self._mesh):
+            videos = self._sample(load(self.folder, step), parts)
+        return samples.Material(
+            self.suites, videos, self.making, self.facts(step), seeds=self.seeds
+        )
+
+    def _sample(self, run: checkpoint.LoadedRun, parts: pathlib.Path):
+        few = [s.head(rows.UNTRAINED) for s in self.suites if not s.held_out]
+        count = len(self.seeds) * sum(map(len, self.suites))
+        if self._untrained is None:
+            count += sum(map(len, few))
+        steps = self.making["num_inference_steps"]
+        with progress.Progress(count * steps, "sample", "clip steps") as bar:
+
+            def sample(kept, pipe, row, suites, seed):
+                return rows.sample(
+                    samples.Store(kept), pipe, row, suites, seed,
+                    progress=bar.update, batch_size=self._batch_size, **self._asked,
+                )  # fmt: skip
+
+            pipe = pipeline.Pipeline.from_run(run)
+            videos = {}
+            for seed in self.seeds:
+                row = f"{scoring.MODEL}, seed {seed}"
+                videos[row] = sample(parts, pipe, row, self.suites, seed)
+            if self._untrained is None:
+                first = jax.jit(self._networks.init)(jax.random.key(0))
+                other = dataclasses.replace(run, params=first, step=0)
+                del pipe
+                pipe = pipeline.Pipeline.from_run(other)
+                args = (scoring.UNTRAINED, few, self.seeds[0])
+                self._untrained = sample(self._parts, pipe, *args)
+        return videos | {scoring.UNTRAINED: self._untrained}
