@@ -54,11 +54,10 @@ def linear_codec(
 ) -> dict:
     """Parameters of the VAE's linear path that make it the components of videos' blocks.
 
-    A component of deviation sigma has sqrt(sigma) in the latents. With sigma itself
-    distances would be those between pixels, and motion, which is a small part of them,
-    drowned in a denoiser's noise; with 1 for all, so would what makes a picture. Over all
-    their variance is 1. They are mixed by a rotation, so that channels vary alike; first
-    frames by the one with which a video that stands still has the same latents all
+    Distances between latents are those between pixels, but for one factor, which makes
+    their variance 1: what a denoiser gets wrong counts as much as it will be seen.
+    Components are mixed by a rotation, so that channels vary alike; that of first
+    frames is the one with which a video that stands still has the same latents all
     along, as nearly as it can.
 
     Args:
@@ -76,29 +75,28 @@ def linear_codec(
     firsts_nm, rests_nm = (_sample(videos, t, space, k, random) for t in (1, time))
     mean_first_m, first_mk, _ = components(firsts_nm, k, seed)
     mean_rest_m, rest_mk, std_k = components(rests_nm, k, seed)
+    rest_mk = rest_mk @ evened(np.square(std_k), random)
     # A still block is its first frame again and again, so `time` times as strong.
     still = (firsts_nm - mean_first_m).reshape(len(firsts_nm), -1, 1, space**2)
     still_nm = np.broadcast_to(still, (*still.shape[:2], time, space**2))
+    first_mk = first_mk * math.sqrt(time)
     seen_kk = ((firsts_nm - mean_first_m) @ first_mk).T @ (
         still_nm.reshape(len(still), -1) @ rest_mk
     )
     u_kk, _, v_kk = np.linalg.svd(seen_kk)
     first_mk = first_mk @ (u_kk @ v_kk)
-
-    std_k = np.maximum(std_k, 1e-3 * std_k.max())
-    scale_k = np.sqrt(std_k * np.mean(std_k))
-    mix_kk = evened(np.square(std_k / scale_k), random)
+    scale = math.sqrt(np.mean(np.square(std_k)))
 
     def maps(mean_m, basis_mk, gain):
-        encode_mk = (gain * basis_mk / scale_k @ mix_kk).astype(np.float32)
-        decode_km = (mix_kk.T @ (basis_mk * scale_k / gain).T).astype(np.float32)
+        encode_mk = (basis_mk / scale).astype(np.float32)
+        decode_km = (basis_mk.T * (scale / gain)).astype(np.float32)
         return (
             {"kernel": encode_mk, "bias": -mean_m @ encode_mk},
             {"kernel": decode_km, "bias": mean_m},
         )
 
-    encode_first, decode_first = maps(mean_first_m, first_mk, math.sqrt(time))
-    encode_rest, decode_rest = maps(mean_rest_m, rest_mk, 1.0)
+    encode_first, decode_first = maps(mean_first_m, first_mk, time)
+    encode_rest, decode_rest = maps(mean_rest_m, rest_mk, 1)
     return {
         "encode_first": encode_first,
         "decode_first": decode_first,

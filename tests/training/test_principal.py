@@ -90,16 +90,23 @@ def test_a_new_vae_is_the_best_linear_codec(begun):
         assert least * 0.99 <= np.mean(np.square(found - parts)) <= least * 1.3
 
 
-def test_deviations_of_latents_are_square_roots_of_those_of_pixels(begun):
-    """A component is loud in the latents, but less so than in the pixels."""
-    means = begun[3][:, 1:].reshape(-1, VAE.latent_channels)
-    found_k = np.linalg.eigvalsh(np.cov(means.T))[::-1]
-    videos = [video[1:] / np.float32(127.5) - 1 for video in clips()]
-    blocks_nm = np.concatenate([principal.blocks(video, 2, 4) for video in videos])
-    _, _, std_k = principal.components(blocks_nm, VAE.latent_channels)
-    wanted_k = std_k / std_k.mean()
-    # Its components are of every frame and phase, not of these alone.
-    np.testing.assert_allclose(found_k, wanted_k, rtol=0.25)
+def test_distances_between_latents_are_those_between_pixels(begun):
+    """What lies in the components, that is; the rest is lost."""
+    _, _, frames, means = begun
+    factors = []
+    for begin, end, time, gain in ((0, 1, 1, 2), (1, 9, 2, 1)):
+        blocks_nm = np.concatenate(
+            [principal.blocks(2 * clip[begin:end] - 1, time, 4) for clip in frames]
+        )
+        latents = means[:, begin : begin + (end - begin) // time]
+        latents_nk = latents.reshape(-1, VAE.latent_channels)
+        pairs = np.random.default_rng(0).permutation(len(blocks_nm))
+        pixels = np.square(blocks_nm - blocks_nm[pairs]).sum(1) * gain
+        ratio = np.square(latents_nk - latents_nk[pairs]).sum(1)[pixels > 0.1]
+        ratio = ratio / pixels[pixels > 0.1]
+        assert ratio.std() < 0.02 * ratio.mean()
+        factors.append(ratio.mean())
+    assert factors[0] == pytest.approx(factors[1], rel=0.02)
 
 
 def test_channels_vary_alike_and_by_one_on_the_mean(begun):
