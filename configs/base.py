@@ -42,6 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Denoisers of clips of many sizes, which share rows (data/packing.py). A step then
     # has data.batch_size groups of rows: one long row each, or two of half the length...
+    # clips_per_second then counts rows, clips_per_row what they hold.
     c.packing = ml_collections.ConfigDict()
     c.packing.shapes = 0  # lengths of rows, each compiled once; 0: clips of one size
     c.packing.tokens = 0  # of the longest row; 0: those of the longest clip

@@ -21,7 +21,7 @@ import pathlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import grain
 import numpy as np
@@ -131,6 +131,8 @@ class Batches:
     records that were met, as (id, text).
     """
 
+    instead: ClassVar[str] = "another clip takes its place"  # of a damaged one
+
     source: Source
     transform: Transform
     seed: int
@@ -207,6 +209,7 @@ class Loader:
         self.num_replaced = 0
         self._allowed = max_corrupt_share * len(batches.source)
         self._num_records = len(batches.source)
+        self._instead = batches.instead
         self._shared = num_workers > 0
         self._blocks = collections.deque(maxlen=64)
         dataset = grain.MapDataset.source(batches).to_iter_dataset(
@@ -240,7 +243,7 @@ class Loader:
             self.num_replaced += 1
             if record_id not in self.quarantine:
                 self.quarantine[record_id] = text
-                logging.warning("%s; another clip takes its place", text)
+                logging.warning("%s; %s", text, self._instead)
         if len(self.quarantine) > self._allowed:
             raise TooManyCorruptRecords(
                 f"{len(self.quarantine)} of {self._num_records} records are damaged, "

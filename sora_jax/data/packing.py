@@ -23,6 +23,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -108,7 +109,15 @@ def halved(longest: int, shapes: int, *, unit: int, clips: int) -> tuple[Shape, 
       shapes: how many; each has rows of half the length of the one before.
       unit: that lengths of rows are multiples of, as kernels and the mesh need.
       clips: the most that share a row.
+
+    Raises:
+      ValueError: one of them is not positive.
     """
+    if min(longest, shapes, unit, clips) < 1:
+        raise ValueError(
+            f"packing needs positive numbers, not tokens {longest}, shapes {shapes}, "
+            f"unit {unit}, clips {clips}"
+        )
     longest = -(-longest // unit) * unit
     found = []
     for halvings in range(shapes):
@@ -185,7 +194,7 @@ class Planner:
             if len(begun) > _PATIENCE and begun[-1 - _PATIENCE][0] == begun[-1][0]:
                 raise ValueError(
                     f"{_PATIENCE} windows of {self.window} clips have not filled one "
-                    f"step of {self.groups} groups of {self.shapes[0].rows} or more rows"
+                    f"step of {self.groups} groups of {self.shapes[-1].rows} or more rows"
                 )
         window = bisect.bisect_right(begun, number, key=lambda entry: entry[0]) - 1
         if held is None or held[0] != window:
@@ -356,6 +365,8 @@ class Batches:
       process_index, process_count: this process among those that share the rows.
     """
 
+    instead: ClassVar[str] = "its place in the row stays empty"  # of a damaged clip
+
     source: loader.Source
     transform: loader.Transform
     planner: Planner
@@ -389,17 +400,21 @@ class Batches:
                 examples[cell] = self.transform(record, random), record.fps
             except records.CorruptRecord as error:
                 damaged[error.id] = str(error)
-        if not examples:
-            raise loader.TooManyCorruptRecords(
-                f"all clips of step {number} are damaged"
-            )
-        return self._join(step.shape, share, examples), tuple(damaged.items())
+        like = next((example for example, _ in examples.values()), None) or self._any()
+        return self._join(step.shape, share, examples, like), tuple(damaged.items())
+
+    def _any(self) -> Mapping[str, np.ndarray]:
+        """Some example, where no clip of a step can be read: all of it is padding."""
+        for index in range(len(self.source)):
+            (record,) = self.source.read([index])
+            if not isinstance(record, records.CorruptRecord):
+                return self.transform(record, np.random.default_rng(0))
+        raise loader.TooManyCorruptRecords("all records are damaged")
 
     def _join(
-        self, shape: Shape, rows: int, examples: Mapping
+        self, shape: Shape, rows: int, examples: Mapping, example: Mapping
     ) -> dict[str, np.ndarray]:
-        """Lays examples, by (row, place), into arrays."""
-        (example, _), *_ = examples.values()
+        """Lays examples, by (row, place), into arrays; the last says what they hold."""
         wide = example["latents"].shape[-1] * math.prod(self.patch)
         batch = {
             "tokens": np.zeros((rows, shape.tokens, wide), np.float32),

@@ -67,8 +67,8 @@ def _exchanged(form, q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_
         return form(*given)
     before, keys = (jax.typeof(x).sharding.spec for x in (q_bnhe, k_bmhe))
     rows, tokens, heads, _ = (sharding.names(entry) for entry in before)
-    whole = q_bnhe.shape[2] % (sharding.shards(mesh, heads) * mesh.shape[_EXCHANGED])
-    if whole or _EXCHANGED not in tokens or _EXCHANGED not in sharding.names(keys[1]):
+    left = q_bnhe.shape[2] % (sharding.shards(mesh, heads) * mesh.shape[_EXCHANGED])
+    if left or _EXCHANGED not in tokens or _EXCHANGED not in sharding.names(keys[1]):
         return form(*given)
     tokens = tuple(name for name in tokens if name != _EXCHANGED)
     after = jax.P(rows, tokens, (*heads, _EXCHANGED), None)
@@ -369,8 +369,9 @@ def _splash(
 
     def tiles(size: int) -> tuple[int, int]:
         """The tile of so many tokens, and how many are missing to whole ones."""
-        fitting = min(tile, -(-size // _LANES) * _LANES)
-        return fitting, -size % fitting
+        count = -(-size // tile)
+        fitting = -(-size // (count * _LANES)) * _LANES
+        return fitting, count * fitting - size
 
     (tile_n, more_n), (tile_m, more_m) = tiles(n), tiles(m)
     ids = None

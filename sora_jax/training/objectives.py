@@ -311,7 +311,7 @@ class PackedDenoiser(Denoiser):
             metrics
             | {
                 "padding": (tokens - jnp.sum(there_bn), tokens),
-                "clips": (weight, jnp.ones(())),
+                "clips_per_row": (weight, jnp.full((), b, jnp.float32)),
             },
         )
 

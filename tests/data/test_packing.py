@@ -121,6 +121,13 @@ def test_clips_that_cannot_be_packed_are_named(lengths, message):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["shapes", "unit", "clips"])
+def test_numbers_that_are_none_are_refused(name):
+    given = {"shapes": 2, "unit": 8, "clips": 4, name: 0}
+    with pytest.raises(ValueError, match=f"positive numbers, not .*{name} 0"):
+        packing.halved(100, **given)
+
+
 def test_too_few_clips_for_a_step_are_an_error_not_a_wait():
     plans = packing.Planner(
         np.array([500, 500, 3]), [packing.Shape(4, 512, 1)],

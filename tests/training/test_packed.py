@@ -167,12 +167,11 @@ def test_a_mesh_changes_nothing(shape):
         close("gradient", ours, theirs, 1e-4)
 
 
-def test_what_a_clip_is_shares_no_information_with_its_neighbours():
+def test_padding_may_hold_anything():
     objective, params = make()
     batch = drawn(objective, packed_batch()[0])
     one = graded(objective, params, batch)[0][0]
     other = dict(batch)
-    # The padding may hold anything.
     padding = (batch["segments"] == 0)[..., None]
     other["tokens"] = jnp.where(padding, 9.0, batch["tokens"])
     assert graded(objective, params, other)[0][0] == one
@@ -186,3 +185,16 @@ def test_a_damaged_clip_leaves_padding_and_is_named():
     (_, (weight, _)), gradient = graded(objective, params, drawn(objective, batch))
     assert weight == len(GRIDS) - 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_step_without_a_clip_that_can_be_read_is_all_padding():
+    batch, damaged = packed_batch(damaged=(0, 1, 2, 3, 4))
+    assert len(damaged) == 5 and batch["frames"].sum() == 2  # clip 5 is left
+    rest = Plan()
+    rest.step = lambda number: packing.Step(packing.Shape(1, 16, 2), ((1,),))
+    batch, damaged = packing.Batches(
+        Source(damaged=(1,)), transform, rest, (1, 1, 1), 0, 1
+    )[0]
+    assert [name for name, _ in damaged] == ["1"]
+    assert batch["tokens"].shape == (1, 16, 4) and not batch["segments"].any()
+    assert batch["text_ids"].shape == (1, 2, LENGTH)

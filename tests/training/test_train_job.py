@@ -374,7 +374,7 @@ def test_clips_of_several_sizes_train_in_packed_rows(folder, tmp_path):
     assert len(found[1]) == 12
     np.testing.assert_allclose(found[8], found[1], rtol=2e-4)
     row = metrics.read(run / "metrics.jsonl")[-1]
-    assert 0 <= row["padding"] < 0.05 and row["clips"] >= 8
+    assert 0 <= row["padding"] < 0.05 and row["clips_per_row"] >= 1
     # More padding than allowed, and sizes without packing, end before a run begins.
     for changes, message in (
         ({"packing.clips": 1}, "padding, more than packing.max_padding"),
