@@ -8,6 +8,8 @@ no code asks whether an axis exists:
   ring      context parallel, neighbours pass keys and values round
   ulysses   context parallel, tokens and heads are exchanged all-to-all
   tensor    heads and hidden units of one layer are split
+
+Devices that share the tokens of a row split parameters and optimizer state as well.
 """
 
 import os
@@ -114,7 +116,7 @@ def make_mesh(
     return jax.make_mesh(tuple(sizes), AXES, axis_types=explicit, devices=devices)
 
 
-def compile_only(topology: str) -> list:
+def compile_only(topology: str, num_slices: int = 1) -> list:
     """Returns the devices of a TPU slice that programs are compiled for, not run on.
 
     XLA's TPU compiler is libtpu, which needs no TPU for that: the package `libtpu`
@@ -122,6 +124,7 @@ def compile_only(topology: str) -> list:
 
     Args:
       topology: like "v5e:2x2" or "v5p:2x2x1".
+      num_slices: how many of it, joined by a data-centre network.
 
     Raises:
       ValueError: there is no libtpu, or it does not know the topology.
@@ -132,7 +135,8 @@ def compile_only(topology: str) -> list:
     # Its lock keeps two processes off one chip; here there is none.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
     try:
-        found = topologies.get_topology_desc(topology, platform="tpu")
+        several = {"num_slices": num_slices} if num_slices > 1 else {}
+        found = topologies.get_topology_desc(topology, platform="tpu", **several)
     except (RuntimeError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -9,7 +9,7 @@ the names below; this file turns them into mesh axes.
   tokens   spacetime patches of a row              (ring, ulysses)
   heads    attention heads, or their channels      tensor
   mlp      hidden units of the feed-forward part   tensor
-  embed    model width, of weights only            fsdp
+  embed    model width, of weights only            (fsdp, ring, ulysses)
   layers   stacked blocks                          not split
 """
 
@@ -24,7 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "tokens": ("ring", "ulysses"),
     "heads": ("tensor",),
     "mlp": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "ring", "ulysses"),
     "layers": (),
 }
 
@@ -159,7 +159,7 @@ def like(x: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def gather_weight(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """Undoes the fsdp split of a weight just before it is used.
+    """Undoes the split of a weight's width just before it is used.
 
     The gradient of this move is the reduce-scatter that returns it to its owners.
     """

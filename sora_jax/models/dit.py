@@ -493,7 +493,5 @@ def unpatchify(
 
 def _reshape(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Reshapes behind the batch axis, which keeps its layout."""
-    if x.shape[0] == 1:  # one table for all rows
-        return x.reshape(shape)
-    layout = sharding.spec("batch", *(None,) * (len(shape) - 1))
-    return jnp.reshape(x, shape, out_sharding=layout)
+    layout = sharding.follow(x)
+    return jnp.reshape(x, shape, out_sharding=layout and jax.P(*layout[:1]))

@@ -161,7 +161,7 @@ def train(
             state = jax.block_until_ready(make_state(initial()))
     else:
         with chrono("restore"):
-            state, meta = saver.restore(_abstract(make_state, mesh))
+            state, meta = saver.restore(abstract_state(make_state, mesh))
         chrono.seconds = dict(meta["seconds"])
     state = dataclasses.replace(state, fixed=held)
     start = int(state.step)
@@ -278,7 +278,7 @@ def _check_finite(metrics, config: Config, step: int) -> None:
         )
 
 
-def _abstract(make_state, mesh: jax.sharding.Mesh) -> states.TrainState:
+def abstract_state(make_state, mesh: jax.sharding.Mesh) -> states.TrainState:
     """Shapes, dtypes and shardings of a state, without making one."""
 
     def one(leaf):

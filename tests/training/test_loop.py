@@ -56,7 +56,7 @@ def test_losses_do_not_depend_on_the_mesh(name, reference, tmp_path):
     print(name, "largest relative difference", np.abs(found / wanted - 1).max())
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     split = state.params["dit"]["blocks"]["ffn"]["up"]["kernel"].sharding.spec
-    assert split == jax.P(None, "fsdp", "tensor")
+    assert split == jax.P(None, ("fsdp", "ring", "ulysses"), "tensor")
 
 
 @pytest.mark.parametrize("name", MESHES)
