@@ -1,5 +1,6 @@
 """The job for folders of videos: with and without a reference, its files and its page."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -237,6 +238,14 @@ def test_what_does_not_go_together_is_one_sentence(folders, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         run(tmp_path / "absent", tmp_path / "out")
+
+
+def test_other_frames_where_no_clip_is_measured():
+    given = {"reference": "x", "temporal": False, "num_frames": 3}
+    options = folder_report.Options(**given)
+    assert options.measures() == clip_measures.Settings()
+    with pytest.raises(ValueError, match="--notemporal without --controls"):
+        dataclasses.replace(options, controls=True).measures()
 
 
 def test_the_job(folders, tmp_path, capsys):
