@@ -281,7 +281,12 @@ def difference(first: Set, second: Set, name: str) -> Estimate | None:
     return Estimate(point, *ends, min(map(len, values)))
 
 
-def shrink(frame_hwc: np.ndarray, short_side: int = SHORT_SIDE) -> np.ndarray:
+def working_size(frame_hwc: np.ndarray) -> np.ndarray:
+    """A frame uint8 as it is measured."""
+    return shrink(frame_hwc, SHORT_SIDE)
+
+
+def shrink(frame_hwc: np.ndarray, short_side: int) -> np.ndarray:
     """A frame uint8 whose short side is no longer than that, by an antialiased filter."""
     h, w = frame_hwc.shape[:2]
     if min(h, w) <= short_side:
@@ -313,7 +318,9 @@ def measure(
       ValueError: not one clip can be measured; the sentence says why.
     """
     most = settings.num_frames or MOST_FRAMES
-    read = clip_files.Reader(most, settings.stride, least=LEAST_FRAMES, shrink=shrink)
+    read = clip_files.Reader(
+        most, settings.stride, least=LEAST_FRAMES, shrink=working_size
+    )
     # A clip is read twice rather than kept at both sizes, or at its full one.
     read_for_clip = clip and clip_files.Reader(
         most, settings.stride, least=LEAST_FRAMES, shrink=clip.fit

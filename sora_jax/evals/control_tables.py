@@ -315,7 +315,10 @@ def of_folder(
     found = clip_files.find(folder)
     most = min(settings.num_frames or FRAMES, FRAMES)
     reader = clip_files.Reader(
-        most, settings.stride, least=controls.LEAST_FRAMES, shrink=clip_measures.shrink
+        most,
+        settings.stride,
+        least=controls.LEAST_FRAMES,
+        shrink=clip_measures.working_size,
     )
     wanted = min(settings.num_clips or CLIPS, CLIPS)
     left_out, still, shapes = list(found.failures), [], collections.Counter()

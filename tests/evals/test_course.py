@@ -9,6 +9,7 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -18,7 +19,7 @@ from sora_jax.core import mesh as meshes
 from sora_jax.core import paths
 from sora_jax.evals import checkpoints, course, scoring, toyworld
 from sora_jax.generation import compiled, pipeline, runs
-from sora_jax.training import checkpoint
+from sora_jax.training import checkpoint, latents, state
 from tests import conftest
 from tests.evals import tiny_run
 
@@ -65,6 +66,36 @@ def made_once(monkeypatch, reference):
         return reference[0]
 
     monkeypatch.setattr(scoring, "make_reference", made)
+
+
+@pytest.fixture(autouse=True)
+def untrained(monkeypatch):
+    """Weights that no initializer is compiled for, which takes longest of all."""
+
+    def init(self, key):
+        params = jax.tree.map(jnp.asarray, tiny_run.filled(self.abstract()))
+        return state._place(params, self.partitions())
+
+    monkeypatch.setattr(state.Networks, "init", init)
+
+
+@pytest.fixture(scope="module")
+def vaes():
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def read_once(monkeypatch, vaes):
+    """The VAE is the same in all runs, and is read three times for each checkpoint."""
+    load = latents.load_vae
+
+    def read(folder):
+        digest = checkpoint.weights_digest(latents.component(folder))
+        key = digest, jax.sharding.get_mesh()
+        vaes[key] = vaes.get(key) or load(folder)
+        return vaes[key]
+
+    monkeypatch.setattr(latents, "load_vae", read)
 
 
 @pytest.fixture(scope="module")
