@@ -69,6 +69,11 @@ flags.DEFINE_list("checkpoints", [], "The run's steps, or all; by default the ne
 flags.DEFINE_bool("follow", False, "Scores each checkpoint as it comes, to the last.")
 flags.DEFINE_integer("batch_size", 32, "Clips that are computed at a time.")
 flags.DEFINE_list("also", [], "More runs, whose curves and other config are shown.")
+OF_MODELS = (*toyworld.SIZES, "suites", "seeds", "prompt_seed", *samples.MAKING)
+TAKEN_BY = dict.fromkeys(folder_report.OPTIONS, ["videos"]) | {"lpips": ["vae"]}
+TAKEN_BY |= dict.fromkeys((*OF_MODELS, "checkpoints", "follow"), ["model"])
+TAKEN_BY |= {"also": ["model", "samples"], "shards": ["model", "samples", "vae"]}
+TAKEN_BY |= {"num_clips": ["vae", "videos"], "batch_size": ["model", "videos"]}
 
 
 def asked_sizes(families) -> dict[str, int]:
@@ -122,7 +127,7 @@ def score(sampling: checkpoints.Sampling, scorer: results.Scorer) -> None:
         if asked != [checkpoints.ALL]:
             several.only = steps
         steps = [step for step in steps if not several.has(step)]
-    several.score(checkpoints.on_every_process(iter(steps)))
+    several.score(steps)
 
 
 def finish(scorer: results.Scorer, material: samples.Material) -> None:
@@ -149,20 +154,11 @@ def compare() -> None:
 
 def check_flags() -> None:
     """Refuses what does not go together."""
-    if sum(map(bool, (FLAGS.model, FLAGS.samples, FLAGS.vae, FLAGS.videos))) != 1:
-        raise ValueError("give one of --model, --samples, --vae and --videos")
-    if (FLAGS.checkpoints or FLAGS.follow) and not FLAGS.model:
-        raise ValueError("--checkpoints and --follow need --model")
+    job.check_taken(FLAGS, ("model", "samples", "vae", "videos"), TAKEN_BY)
     if FLAGS.checkpoints and FLAGS.follow:
         raise ValueError("--follow scores every checkpoint: leave --checkpoints out")
-    of_videos = set(folder_report.OPTIONS) - {"num_clips", "batch_size"}
-    vain = sorted(f"--{name}" for name in of_videos if FLAGS[name].present)
-    if vain and not FLAGS.videos:
-        raise ValueError(f"{', '.join(vain)} need --videos")
     if not FLAGS.shards and not FLAGS.videos:
         raise ValueError("give --shards: only --videos are measured without")
-    if FLAGS.lpips and not FLAGS.vae:
-        raise ValueError("--lpips compares with an original: give --vae")
 
 
 def main(argv: list[str]) -> None:

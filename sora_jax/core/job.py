@@ -4,9 +4,9 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-from absl import app
+from absl import app, flags
 
 
 def run(main: Callable[[list[str]], None], name: str) -> None:
@@ -37,6 +37,32 @@ def run(main: Callable[[list[str]], None], name: str) -> None:
             sys.exit(130)
 
     app.run(guarded, flags_parser=parse)
+
+
+def check_taken(
+    given: flags.FlagValues,
+    kinds: Sequence[str],
+    taken_by: Mapping[str, Collection[str]],
+) -> None:
+    """Checks that a job has one kind of thing to work on, and no flag in vain.
+
+    Args:
+      given: the flags.
+      kinds: names of those that say what to work on.
+      taken_by: name of a flag -> the kinds that take it.
+
+    Raises:
+      ValueError: not one of the kinds is given, or with it a flag that it does not take.
+    """
+    asked = [kind for kind in kinds if given[kind].value]
+    if len(asked) != 1:
+        *first, last = (f"--{kind}" for kind in kinds)
+        raise ValueError(f"give one of {', '.join(first)} and {last}")
+    vain = [n for n, of in taken_by.items() if given[n].present and asked[0] not in of]
+    if vain:
+        of = taken_by[vain[0]]
+        names = sorted(f"--{name}" for name in vain if taken_by[name] == of)
+        raise ValueError(f"{', '.join(names)} need --{' or --'.join(of)}")
 
 
 @contextlib.contextmanager

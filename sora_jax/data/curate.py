@@ -31,6 +31,8 @@ _MAX_CAPTION_FILE = 1 << 30  # bytes
 _FILE_FIELDS = ("file", "file_name", "video", "path")
 # A caption of no tier is the text the clip came with; a recipe's is its prompt.
 _TEXT_FIELDS = ("caption", "text", "prompt")
+# Suffixes of files that are one clip, or may be: they are no part of a clip's name.
+_OF_CLIPS = (*video_io.SUFFIXES, ".npy")
 _CRF = 14
 # A longer video is cut into slices of about so many bytes, so that workers can share it.
 _SLICE_BYTES = 64 << 20
@@ -88,7 +90,9 @@ def _text_of(fields: Any) -> Text:
     cleaned = {tier: _clean(text, tier) for tier, text in found.items()}
     cleaned = {tier: text for tier, text in cleaned.items() if text}
     if not cleaned:
-        raise ValueError(f"it has no caption, under none of caption, {records.TIERS}")
+        raise ValueError(
+            f"it has no caption, under none of {(*_TEXT_FIELDS, *records.TIERS)}"
+        )
     origin = _clean(fields.get("caption_source") or "original", "caption_source")
     return Text(
         cleaned,
@@ -146,7 +150,8 @@ def read_captions(
 
     Args:
       folder: where they lie.
-      videos: their names, from the folder on.
+      videos: their names, from the folder on. Beside `x.mp4` lies `x.txt`, and beside
+        what ends in no suffix of one clip's file, as the folder `run.v1`, `run.v1.txt`.
       files: names of the other files that may be read.
     """
     found: dict[str, Text] = {}
@@ -168,7 +173,9 @@ def read_captions(
         except (OSError, ValueError) as error:
             skipped.append(shards.Skipped(table, str(error)))
     for video in sorted(videos):
-        stem = video.rsplit(".", 1)[0]
+        stem, suffix = os.path.splitext(video)
+        if suffix.lower() not in _OF_CLIPS:
+            stem = video
         for beside in (f"{stem}.txt", f"{stem}.json"):
             if beside not in files:
                 continue

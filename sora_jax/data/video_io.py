@@ -17,7 +17,7 @@ import os
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import av
 import av.video.reformatter
@@ -64,10 +64,14 @@ DEFAULT_LIMITS = Limits()
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """Decoded frames, uint8[t, h, w, 3], and how many there are in a second."""
+    """Decoded frames, uint8[t, h, w, 3], and how many there are in a second.
+
+    `size` is (height, width) as stored.
+    """
 
     frames: np.ndarray
     fps: float
+    size: tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +243,7 @@ def decode(
     source: bytes | str | os.PathLike,
     *,
     max_frames: int | None = None,
+    shrink: Callable[[np.ndarray], np.ndarray] | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Video:
     """Decodes a video as stored: no rotation, no resampling.
@@ -246,6 +251,8 @@ def decode(
     Args:
       source: the file's bytes or its path.
       max_frames: decode only so many from the start.
+      shrink: is applied to each frame uint8[h, w, 3] as soon as it is decoded, so that
+        memory follows what it returns, not what is stored.
       limits: what the file may ask for.
 
     Returns:
@@ -257,25 +264,26 @@ def decode(
     """
     with _opened(source, limits) as (container, stream, header):
         reformatter = av.video.reformatter.VideoReformatter()
-        frames_hwc = []
+        frames_hwc, size, pixels = [], None, 0
         for frame in _frames(container, stream, limits):
             if max_frames is not None and len(frames_hwc) == max_frames:
                 break
-            if frame.width * frame.height * (len(frames_hwc) + 1) > (
-                limits.max_total_pixels
-            ):
+            frame_hwc = _rgb(frame, reformatter)
+            size = size or frame_hwc.shape[:2]
+            if frame_hwc.shape[:2] != size:
+                raise _Refused(
+                    f"its frames change from {size} to {frame_hwc.shape[:2]}"
+                )
+            frame_hwc = shrink(frame_hwc) if shrink else frame_hwc
+            pixels += frame_hwc.shape[0] * frame_hwc.shape[1]
+            if pixels > limits.max_total_pixels:
                 raise _Refused(
                     f"it has more than {limits.max_total_pixels} pixels in all"
                 )
-            frames_hwc.append(_rgb(frame, reformatter))
-            if frames_hwc[-1].shape != frames_hwc[0].shape:
-                raise _Refused(
-                    f"its frames change from {frames_hwc[0].shape[:2]} to "
-                    f"{frames_hwc[-1].shape[:2]}"
-                )
+            frames_hwc.append(frame_hwc)
         if not frames_hwc:
             raise _Refused("it has no frames")
-        return Video(np.stack(frames_hwc), header.fps)
+        return Video(np.stack(frames_hwc), header.fps, size)
 
 
 def _rgb(frame: av.VideoFrame, reformatter) -> np.ndarray:

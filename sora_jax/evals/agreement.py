@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
 from sora_jax.data import clip_tokenizer, curate
 from sora_jax.data.records import TIERS
@@ -38,6 +39,9 @@ class Captions:
 
 def read_captions(folder: pathlib.Path, names: Collection[str]) -> Captions:
     """Reads what lies beside the clips of a folder: see `data.curate`.
+
+    What is named after a file of many clips is the caption of none of them; such a clip
+    may be named in captions.jsonl or captions.csv.
 
     Of several captions of a clip the first tier counts: the text that it came with, or
     its recipe's prompt.
@@ -83,6 +87,22 @@ class Agreement:
                 f"{folder}: its tokenizer has {ours[0]} ids and ends texts with "
                 f"{ours[1]}, its network {config.vocab_size} and {config.end}"
             )
+
+    def fit(self, frame_hwc: np.ndarray) -> np.ndarray:
+        """The middle of a frame uint8 at the network's size, as CLIP's own code makes it.
+
+        The short side is brought to size by Pillow's bicubic filter and the middle is
+        cut out (`resize.resize`); a smaller frame is left to the network as it is.
+        """
+        side, (h, w) = self.network.size, frame_hwc.shape[:2]
+        short = min(h, w)
+        if short <= side:
+            return frame_hwc
+        size = side * w // short, side * h // short
+        bicubic = PIL.Image.Resampling.BICUBIC
+        found = np.asarray(PIL.Image.fromarray(frame_hwc).resize(size, bicubic))
+        top, left = (round((of - side) / 2) for of in found.shape[:2])
+        return found[top : top + side, left : left + side]
 
     def to_json(self) -> dict[str, Any]:
         """What agreements must have alike to be compared, as JSON values."""

@@ -115,16 +115,39 @@ def _last_written(folder: pathlib.Path) -> float:
 
 
 def on_every_process(steps: Iterator[int]) -> Iterator[int]:
-    """Yields the steps of process 0's iterator on all of them."""
+    """Yields the steps of process 0's iterator on all of them.
+
+    Where the iterator fails, or who goes through it and closes it, the others come to
+    the end, too.
+    """
     if jax.process_count() == 1:
         yield from steps
         return
     while True:
-        mine = next(steps, -1) if jax.process_index() == 0 else -1
-        step = int(multihost_utils.broadcast_one_to_all(np.int32(mine)))
-        if step < 0:
+        try:
+            mine = next(steps, -1) if jax.process_index() == 0 else -1
+        except BaseException:
+            _of_the_first(-1)
+            raise
+        if (step := _of_the_first(mine)) < 0:
             return
-        yield step
+        try:
+            yield step
+        except GeneratorExit:
+            _of_the_first(-1)
+            raise
+
+
+def _of_the_first(value: int) -> int:
+    """Process 0's value."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _everywhere(fine: bool) -> bool:
+    """Whether all is fine on every process."""
+    if jax.process_count() == 1:
+        return fine
+    return bool(multihost_utils.process_allgather(np.bool_(fine)).all())
 
 
 def load(folder: pathlib.Path, step: int) -> checkpoint.LoadedRun:
@@ -186,13 +209,17 @@ class Sampling:
         self.config = configs.read(folder)
         self.settings = runs.settings(self.config)
         self.making = {
-            name: self._asked.get(name) or getattr(self.settings, name)
-            for name in samples.MAKING
+            name: getattr(self.settings, name) if value is None else value
+            for name, value in ((n, self._asked.get(n)) for n in samples.MAKING)
         }
 
     @functools.cached_property
     def _networks(self) -> state.Networks:
         return runs.networks_of(self.config, runs.tokenizer(self.folder, self.config))
+
+    def saved(self, step: int) -> str | None:
+        """What tells a checkpoint from another of its step; None where it has gone."""
+        return checkpoint.saved(self.folder, step)
 
     def made_with(self) -> dict[str, object]:
         """What decides the scores of a step, apart from its weights."""
@@ -229,15 +256,26 @@ class Sampling:
           parts: where its clips are kept.
 
         Raises:
-          FileNotFoundError, Unreadable: see `load`.
+          FileNotFoundError, Unreadable: see `load`; or another process had to.
         """
+        saved, run, error = checkpoint.saved(self.folder, step), None, None
         with jax.set_mesh(self._mesh):
-            videos = self._sample(load(self.folder, step), parts)
+            try:
+                run = load(self.folder, step)
+            except (FileNotFoundError, Unreadable) as raised:
+                error = raised
+            # None may sample, which takes them all, while another has given up.
+            if not _everywhere(run is not None):
+                raise error or Unreadable(
+                    f"step {step:,}: another process could not read it, so it is not "
+                    "scored"
+                )
+            videos = self._sample(run, saved, parts)
         return samples.Material(
             self.suites, videos, self.making, self.facts(step), seeds=self.seeds
         )
 
-    def _sample(self, run: checkpoint.LoadedRun, parts: pathlib.Path):
+    def _sample(self, run: checkpoint.LoadedRun, saved: str | None, parts):
         few = [s.head(rows.UNTRAINED) for s in self.suites if not s.held_out]
         count = len(self.seeds) * sum(map(len, self.suites))
         if self._untrained is None:
@@ -245,9 +283,9 @@ class Sampling:
         steps = self.making["num_inference_steps"]
         with progress.Progress(count * steps, "sample", "clip steps") as bar:
 
-            def sample(kept, pipe, row, suites, seed):
+            def sample(kept, pipe, row, suites, seed, saved):
                 return rows.sample(
-                    samples.Store(kept), pipe, row, suites, seed,
+                    samples.Store(kept), pipe, row, suites, seed, saved=saved,
                     progress=bar.update, batch_size=self._batch_size, **self._asked,
                 )  # fmt: skip
 
@@ -255,12 +293,12 @@ class Sampling:
             videos = {}
             for seed in self.seeds:
                 row = f"{scoring.MODEL}, seed {seed}"
-                videos[row] = sample(parts, pipe, row, self.suites, seed)
+                videos[row] = sample(parts, pipe, row, self.suites, seed, saved)
             if self._untrained is None:
                 first = jax.jit(self._networks.init)(jax.random.key(0))
                 other = dataclasses.replace(run, params=first, step=0)
                 del pipe
                 pipe = pipeline.Pipeline.from_run(other)
-                args = (scoring.UNTRAINED, few, self.seeds[0])
+                args = (scoring.UNTRAINED, few, self.seeds[0], None)
                 self._untrained = sample(self._parts, pipe, *args)
         return videos | {scoring.UNTRAINED: self._untrained}

@@ -21,7 +21,7 @@ from sora_jax.data import video_io
 
 FRAMES = ".png"
 ARRAYS = (".npy", ".npz")
-_LIMITS = video_io.Limits(max_total_pixels=400_000_000)  # of a clip, 1.2 GB
+_LIMITS = video_io.Limits(max_total_pixels=400_000_000)  # of a clip as used, 1.2 GB
 _BROKEN = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -67,11 +67,13 @@ class Found:
 class Clip:
     """Frames uint8 [t, h, w, 3] of a clip, and whether it goes on after them.
 
-    `fps` is of the file, before the stride; None where it does not say.
+    `size` is (height, width) as stored. `fps` is of the file, before the stride; None
+    where it does not say.
     """
 
     video_thwc: np.ndarray
     longer: bool
+    size: tuple[int, int]
     fps: float | None = None
 
 
@@ -220,6 +222,9 @@ class Reader:
       stride: one frame in so many.
       start: "first", or "random" for a window somewhere in the clip, which its name
         decides; videos are then decoded as a whole.
+      shrink: makes a frame uint8 [h, w, 3] smaller as it is read, so that no clip lies
+        in memory at its full size, but for an array that is compressed; None: frames
+        as they are.
     """
 
     def __init__(
@@ -229,8 +234,10 @@ class Reader:
         start: str = "first",
         *,
         least: int | None = None,
+        shrink: Callable[[np.ndarray], np.ndarray] | None = None,
     ):
         self._stride, self._random = stride, start == "random"
+        self._shrink = shrink
         self._span = (num_frames - 1) * stride + 1
         self._least = ((least or num_frames) - 1) * stride + 1
         self._opened = (None, None)
@@ -241,25 +248,31 @@ class Reader:
         Raises:
           UnusableClip: with the sentence.
         """
-        fps = None
         try:
             if source.kind == FRAMES:
                 return self._frames(source)
             if source.kind in ARRAYS:
                 array = self._array(source)
-                video_thwc = array if source.index is None else array[source.index]
-            else:
-                most = None if self._random else self._span + 1
-                decoded = video_io.decode(source.path, max_frames=most, limits=_LIMITS)
-                video_thwc, fps = decoded.frames, decoded.fps
+                array = array if source.index is None else array[source.index]
+                return self._used(source, array, array.shape[1:3], shrink=self._shrink)
+            most = None if self._random else self._span + 1
+            decoded = video_io.decode(
+                source.path, max_frames=most, shrink=self._shrink, limits=_LIMITS
+            )
+            return self._used(source, decoded.frames, decoded.size, decoded.fps)
         except video_io.UnreadableVideo as error:
             reason = str(error).removeprefix(f"{source.path}: ")
             reason = reason.removeprefix(f"{source.path}/")  # of a frame
             raise UnusableClip(f"{source.name}: {reason}") from None
+
+    def _used(self, source: Source, video_thwc, size, fps=None, shrink=None) -> Clip:
+        """The window of a clip, of which an array's frames are not made smaller yet."""
         self._check_length(source, len(video_thwc))
         used_thwc = video_thwc[self._window(source, len(video_thwc))]
+        if shrink:
+            used_thwc = np.stack([shrink(frame_hwc) for frame_hwc in used_thwc])
         longer = len(video_thwc) > self._span
-        return Clip(np.ascontiguousarray(used_thwc), longer, fps)
+        return Clip(np.ascontiguousarray(used_thwc), longer, size, fps)
 
     def _window(self, source: Source, length: int) -> slice:
         """The frames of a clip that are used."""
@@ -313,7 +326,11 @@ class Reader:
             )
         self._check_length(source, len(numbered))
         kept = range(first, last + 1)[self._window(source, len(numbered))]
-        frames = [video_io.read_image(numbered[number]) for number in kept]
-        if len({frame.shape for frame in frames}) > 1:
+        frames, sizes = [], set()
+        for number in kept:
+            frame_hwc = video_io.read_image(numbered[number])
+            sizes.add(frame_hwc.shape[:2])
+            frames.append(self._shrink(frame_hwc) if self._shrink else frame_hwc)
+        if len(sizes) > 1:
             raise UnusableClip(f"{source.name}: its frames differ in size")
-        return Clip(np.stack(frames), len(numbered) > self._span)
+        return Clip(np.stack(frames), len(numbered) > self._span, sizes.pop())

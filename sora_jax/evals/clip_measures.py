@@ -5,7 +5,8 @@
     measured.estimate("warping error")
 
 One clip is in memory at a time, at a working size: where the short side of its frames is
-longer, they are made smaller first, so that clips of any size are measured alike. A still
+longer, each is made smaller as it is read, so that clips of any size are measured alike
+and memory does not follow their size (CLIP gets its own size). A still
 video is best at being steady: a clip in which nothing moves is in no mean of steadiness,
 it is counted and named, and so is one whose motion does not go on, as that of shuffled
 frames. Each measure says what it does not see.
@@ -132,11 +133,16 @@ class Settings:
     def __post_init__(self):
         if self.num_frames is not None and self.num_frames < LEAST_FRAMES:
             raise ValueError(
-                f"single clips are measured from {LEAST_FRAMES} frames on, not "
-                f"{self.num_frames}: --notemporal leaves that out"
+                f"single clips and controls are measured from {LEAST_FRAMES} frames on, "
+                f"not {self.num_frames}: --notemporal without --controls leaves that out"
             )
         if self.chunk_frames is not None and self.stride != 1:
             raise ValueError("seams between chunks are seen at a stride of 1 only")
+
+    @property
+    def most_clips(self) -> int:
+        """How many clips are measured at most."""
+        return self.num_clips or MOST_CLIPS
 
     def to_json(self, captions: agreement.Agreement | None) -> dict[str, Any]:
         """What two sets of measures must have alike, as JSON values."""
@@ -145,13 +151,13 @@ class Settings:
             "clip": captions and captions.to_json(),
             "code": protocol.code_version(*_CODE),
             "fps_unless_said": self.fps,
-            "most_clips": min(self.num_clips or MOST_CLIPS, MOST_CLIPS),
+            "most_clips": self.most_clips,
             "most_frames": self.num_frames or MOST_FRAMES,
             "start": "first",
             "still_below": motion.STILL,
             "stride": self.stride,
             "working_size": f"short side at most {SHORT_SIDE}, bilinear, antialiased; "
-            "CLIP reads the frames as they are",
+            "CLIP reads frames of its own size, by Pillow's bicubic filter",
         }
 
 
@@ -254,11 +260,19 @@ class Set:
 
 
 def difference(first: Set, second: Set, name: str) -> Estimate | None:
-    """How much more the mean of the first set is, each set resampled by itself."""
+    """How much more the mean of the first set is, with its 95 % interval.
+
+    Newcombe's interval for shares; else each set is resampled by itself. None where a
+    set has fewer than two values.
+    """
     values = first.values(name), second.values(name)
     if min(map(len, values)) < 2:
         return None
     point = float(values[0].mean() - values[1].mean())
+    if MEASURES[name].share:
+        counts = ((int(of.sum()), len(of)) for of in values)
+        ends = statistics.newcombe(*counts)
+        return Estimate(point, *ends, min(map(len, values)))
     ends = statistics.bootstrap(
         lambda rng: np.subtract(*(statistics.resample(v, rng).mean() for v in values)),
         point,
@@ -267,16 +281,20 @@ def difference(first: Set, second: Set, name: str) -> Estimate | None:
     return Estimate(point, *ends, min(map(len, values)))
 
 
-def shrink(video_thwc: np.ndarray, short_side: int = SHORT_SIDE) -> np.ndarray:
-    """Frames uint8 whose short side is no longer than that, by an antialiased filter."""
-    h, w = video_thwc.shape[1:3]
+def working_size(frame_hwc: np.ndarray) -> np.ndarray:
+    """A frame uint8 as it is measured."""
+    return shrink(frame_hwc, SHORT_SIDE)
+
+
+def shrink(frame_hwc: np.ndarray, short_side: int) -> np.ndarray:
+    """A frame uint8 whose short side is no longer than that, by an antialiased filter."""
+    h, w = frame_hwc.shape[:2]
     if min(h, w) <= short_side:
-        return video_thwc
+        return frame_hwc
     scale = short_side / min(h, w)
     size = round(w * scale), round(h * scale)
     bilinear = PIL.Image.Resampling.BILINEAR  # over a pixel's whole area in Pillow
-    frames = [PIL.Image.fromarray(f).resize(size, bilinear) for f in video_thwc]
-    return np.stack([np.asarray(frame) for frame in frames])
+    return np.asarray(PIL.Image.fromarray(frame_hwc).resize(size, bilinear))
 
 
 def measure(
@@ -300,22 +318,31 @@ def measure(
       ValueError: not one clip can be measured; the sentence says why.
     """
     most = settings.num_frames or MOST_FRAMES
-    reader = clip_files.Reader(most, settings.stride, least=LEAST_FRAMES)
-    wanted = min(settings.num_clips or MOST_CLIPS, MOST_CLIPS)
+    read = clip_files.Reader(
+        most, settings.stride, least=LEAST_FRAMES, shrink=working_size
+    )
+    # A clip is read twice rather than kept at both sizes, or at its full one.
+    read_for_clip = clip and clip_files.Reader(
+        most, settings.stride, least=LEAST_FRAMES, shrink=clip.fit
+    )
+    wanted = settings.most_clips
     clips, failures, vectors = [], list(found.failures), []
     longer = unsaid = smaller = 0
     for index in clip_files.drawn(len(found.sources), wanted, lambda: len(clips)):
         source = found.sources[index]
         try:
-            read = reader(source)
-            one, vector = _measure(source, read, settings, captions, clip)
+            frames = read(source)
+            one = _measure(source, frames, settings, captions)
+            vector = None
+            if clip:
+                one, vector = _with_frames(one, read_for_clip(source).video_thwc, clip)
         except clip_files.UnusableClip as error:
             failures.append(str(error))
         else:
             clips.append(one)
             vectors.append(vector)
-            longer += read.longer
-            unsaid += read.fps is None
+            longer += frames.longer
+            unsaid += frames.fps is None
             smaller += min(one.size) > SHORT_SIDE
         tell()
     if not clips:
@@ -339,18 +366,16 @@ def measure(
     return Set(tuple(clips), total, tuple(failures), tuple(notes))
 
 
-def _measure(source, read, settings, captions, clip):
-    """One clip, and its features for the agreement with texts."""
-    full_thwc = read.video_thwc
-    size = full_thwc.shape[1:3]
+def _measure(source, read: clip_files.Clip, settings, captions) -> Measured:
+    size = read.size
     if min(size) < LEAST_SIDE:
         raise clip_files.UnusableClip(
             f"{source.name}: its frames are {size[0]} x {size[1]}, and {LEAST_SIDE} "
             "pixels a side are needed"
         )
-    video_1thwc = shrink(full_thwc)[None]
+    video_1thwc = read.video_thwc[None]
     fps = (read.fps or settings.fps) / settings.stride
-    length = len(full_thwc)
+    length = len(read.video_thwc)
     seams = range(length)[:: settings.chunk_frames][1:] if settings.chunk_frames else ()
     view = control_metrics.Clips(video_1thwc, fps, seams)
     values = dict(_values(view))
@@ -360,14 +385,17 @@ def _measure(source, read, settings, captions, clip):
     still = values["dynamic degree"] <= motion.STILL
     jumps = not still and values["smoothness"] < UNSTEADY
     values = {STILL: float(still), JUMPS: float(jumps)} | values
-    vector = None
-    if clip:
-        frames_td = features.unit(clip.network.frames(full_thwc[None])[0])
-        values[FRAMES_ALIKE] = float(consistency.similarity(frames_td[None])[0])
-        vector = frames_td.mean(axis=0)
     caption = captions.texts.get(source.name) if captions else None
     seconds = tuple(round(time / fps, 3) for time in times)
-    return Measured(source, length, size, fps, values, seconds, caption), vector
+    return Measured(source, length, size, fps, values, seconds, caption)
+
+
+def _with_frames(one: Measured, video_thwc, clip) -> tuple[Measured, np.ndarray]:
+    """A clip with how alike CLIP finds its frames, and the mean of their features [d]."""
+    frames_td = features.unit(clip.network.frames(video_thwc[None])[0])
+    alike = {FRAMES_ALIKE: float(consistency.similarity(frames_td[None])[0])}
+    one = dataclasses.replace(one, values=dict(one.values) | alike)
+    return one, frames_td.mean(axis=0)
 
 
 def _values(view: control_metrics.Clips) -> Iterator[tuple[str, float | None]]:

@@ -11,7 +11,9 @@ no control wins unnoticed.
 Letters: n clips, t frames, h height, w width, c channels, d features, r resamples.
 """
 
+import collections
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -26,12 +28,16 @@ from sora_jax.evals import (
     control_metrics,
     controls,
     distances,
+    long_video,
     motion,
     statistics,
 )
 from sora_jax.evals.control_metrics import GIVEN, Clips, Metric, SetMetric
 
 CLIPS, FRAMES = 24, 24  # of a folder, of which each control is measured again
+_LOOKED_AT = 4  # times as many clips, to find those that move and have one shape
+# One frame is dropped, and a step across the seam is none of the others.
+LEAST_FOR_SEAMS = long_video.LEAST_OTHERS + 3
 _ROUNDING = 1e-6
 
 
@@ -161,7 +167,8 @@ def build(
       reference: what set metrics compare with, not resampled; None leaves them out.
         Their orders are not asked of fewer clips than there are features, where most
         of a Frechet distance is its bias.
-      metrics: metrics with a value a clip.
+      metrics: metrics with a value a clip. Where a row is too short for the seam score,
+        that is left out: of clips of fewer than `LEAST_FOR_SEAMS` frames.
       sets: metrics of the whole set.
       names: the controls.
       seed: of controls and resamples.
@@ -175,6 +182,8 @@ def build(
             f"a control table needs 2 clips of {controls.LEAST_FRAMES} frames or more, "
             f"got shape {video_nthwc.shape}"
         )
+    if video_nthwc.shape[1] < LEAST_FOR_SEAMS:
+        metrics = [one for one in metrics if one.name != clip_measures.SEAM]
     seam, count = controls.seam_of(video_nthwc.shape[1]), len(video_nthwc)
     draws_rn = np.random.default_rng(seed).integers(0, count, (num_resamples, count))
     sets = sets if reference else ()
@@ -291,8 +300,9 @@ def of_folder(
 ) -> tuple[Table, list[str]]:
     """The control table of a folder's clips, and what it leaves out, in sentences.
 
-    Controls are made of clips that move and have one shape: the usual one of those that
-    are drawn.
+    Controls are made of clips that move and have one shape, the usual one of those that
+    are drawn: a clip that does not move, or has another shape, is replaced by one more,
+    until `_LOOKED_AT` times as many were drawn as are wanted.
 
     Args:
       folder: as `clip_files.find` reads it.
@@ -304,41 +314,59 @@ def of_folder(
     """
     found = clip_files.find(folder)
     most = min(settings.num_frames or FRAMES, FRAMES)
-    reader = clip_files.Reader(most, settings.stride, least=controls.LEAST_FRAMES)
+    reader = clip_files.Reader(
+        most,
+        settings.stride,
+        least=controls.LEAST_FRAMES,
+        shrink=clip_measures.working_size,
+    )
     wanted = min(settings.num_clips or CLIPS, CLIPS)
-    left_out, kept = list(found.failures), []
-    for index in clip_files.drawn(len(found.sources), wanted, lambda: len(kept)):
+    left_out, still, shapes = list(found.failures), [], collections.Counter()
+    kept: list[tuple[str, np.ndarray, tuple]] = []
+
+    def usable() -> int:
+        return max(shapes.values(), default=0)
+
+    drawn = clip_files.drawn(len(found.sources), wanted, usable)
+    for index in itertools.islice(drawn, _LOOKED_AT * wanted):
         source = found.sources[index]
         try:
             clip = reader(source)
         except clip_files.UnusableClip as error:
             left_out.append(str(error))
-        else:
-            video_thwc = clip_measures.shrink(clip.video_thwc)
-            fps = (clip.fps or settings.fps) / settings.stride
-            kept.append((source.name, video_thwc, (*video_thwc.shape[:3], fps)))
-    if not kept:
+            continue
+        fps = (clip.fps or settings.fps) / settings.stride
+        # What is still cannot be told from its still control.
+        degree = Clips(clip.video_thwc[None], fps).degree["dynamic_degree"]
+        if degree[0] <= motion.STILL:
+            still.append(source.name)
+            continue
+        shape = (*clip.video_thwc.shape[:3], fps)
+        shapes[shape] += 1
+        kept.append((source.name, clip.video_thwc, shape))
+    if still:
+        left_out.append(f"{len(still)} clips are still: {clip_measures.listed(still)}")
+    elif not kept:
         raise ValueError(f"{folder} has no clip for a control table: {left_out[0]}")
-    shapes = [shape for *_, shape in kept]
-    usual = max(dict.fromkeys(shapes), key=shapes.count)
-    others = [name for name, _, shape in kept if shape != usual]
+    if usable() < 2:
+        raise ValueError(
+            f"a control table needs 2 clips of one shape that move, and {folder} has "
+            f"{usable()}: of {len(kept) + len(still)} that are looked at {len(still)} "
+            "are still"
+        )
+    [(usual, _)] = shapes.most_common(1)
     t, h, w, fps = usual
-    if others:
+    if others := [name for name, _, shape in kept if shape != usual]:
         left_out.append(
             f"{len(others)} clips are not {t} frames of {h} x {w} at {fps:g} a second as "
             f"most are: {clip_measures.listed(others)}"
         )
-    names, videos, _ = zip(*(one for one in kept if one[2] == usual), strict=True)
-    # What is still cannot be told from its still control.
-    moves = Clips(np.stack(videos), fps).degree["dynamic_degree"] > motion.STILL
-    if still := [n for n, moving in zip(names, moves, strict=True) if not moving]:
-        left_out.append(f"{len(still)} clips are still: {clip_measures.listed(still)}")
-    if moves.sum() < 2:
-        raise ValueError(
-            f"a control table needs 2 clips of one shape that move, and {folder} has "
-            f"{moves.sum()} of {t} frames of {h} x {w}"
+    if t < LEAST_FOR_SEAMS:
+        left_out.append(
+            f"the clips have {t} frames, too few for a {clip_measures.SEAM}, which needs "
+            f"{LEAST_FOR_SEAMS}"
         )
-    video_nthwc = np.stack(videos)[moves]
+    video_nthwc = np.stack([video for _, video, shape in kept if shape == usual])
     title = f"{folder.resolve().name}, {t} frames of {h} x {w}"
     return build(video_nthwc, fps=fps, title=title, metrics=metrics), left_out
 

@@ -7,12 +7,13 @@
 Letters: n clips, t frames, h height, w width, c channels.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,13 +43,11 @@ class Point:
     Attributes:
       step: its step.
       rows: its scores, and all that explain them.
-      shown: "row/suite" -> the clips of the first prompts, uint8 [n, t, h, w, 3].
       scores: the content of its scores.json.
     """
 
     step: int
     rows: list[scoring.Row]
-    shown: Mapping[str, np.ndarray]
     scores: Mapping[str, Any]
 
     @property
@@ -89,20 +88,25 @@ class Course:
     def score(self, steps: Iterable[int]) -> None:
         """Scores steps one after the other; the report is there from the first on.
 
+        Of several processes the first one's steps are scored by all.
+
         Raises:
           ValueError: none could be scored.
         """
         text = None
-        for step in steps:
-            try:
-                material = self._sampling.material(step, self.parts(step))
-            except (FileNotFoundError, checkpoints.Unreadable) as error:
-                self.skip(str(error))
-                continue
-            if jax.process_index() == 0:
-                self.add(step, self._scorer.page(material))
-                print(_line(self.point(step)), flush=True)
-                text = self.write()
+        every = checkpoints.on_every_process(iter(steps))
+        with contextlib.closing(every):  # at once, for the processes that wait
+            for step in every:
+                saved = self._sampling.saved(step)
+                try:
+                    material = self._sampling.material(step, self.parts(step))
+                except (FileNotFoundError, checkpoints.Unreadable) as error:
+                    self.skip(str(error))
+                    continue
+                if jax.process_index() == 0:
+                    self.add(step, self._scorer.page(material), saved)
+                    print(_line(self.point(step)), flush=True)
+                    text = self.write()
         if jax.process_index() == 0:
             text = text or self.write()
             print(f"\n{text}\n\n{self.out / 'scores.json'}, {self.out / 'report.html'}")
@@ -122,7 +126,10 @@ class Course:
         return self.folder(step) / "parts"
 
     def has(self, step: int) -> bool:
-        """Whether the step was scored before, with all as it is now."""
+        """Whether the step was scored before, with all as it is now.
+
+        A checkpoint that has gone since is taken to be the one that was scored.
+        """
         return self._scores(step) is not None
 
     def steps(self) -> list[int]:
@@ -133,12 +140,20 @@ class Course:
     def _scores(self, step: int) -> dict | None:
         try:
             scores = json.loads((self.folder(step) / "scores.json").read_text())
-            return scores if scores["made_with"] == self._key else None
+            same = scores["made_with"] == self._key
+            saved = self._sampling.saved(step)
+            return scores if same and saved in (None, scores["saved"]) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def add(self, step: int, page: results.Page) -> None:
-        """Keeps the scores of a step, and writes its own report."""
+    def add(self, step: int, page: results.Page, saved: str | None) -> None:
+        """Keeps the scores of a step, and writes its own report.
+
+        Args:
+          step: which.
+          page: its scores.
+          saved: which checkpoint of that step they are of, see `Sampling.saved`.
+        """
         store = samples.Store(self.parts(step))
         videos = {
             f"{row}/{suite}": np.stack(clips[:SHOWN])
@@ -147,8 +162,12 @@ class Course:
         }
         # A step counts as scored from when scores.json, which comes last, is there.
         (self.folder(step) / "scores.json").unlink(missing_ok=True)
-        store.get("shown", {"key": self._key, "step": step}, lambda: videos)
-        page.write(self.folder(step), {"made_with": self._key})
+        store.get("shown", self._of(step, saved), lambda: videos)
+        more = {"made_with": self._key, "saved": saved}
+        page.write(self.folder(step), more)
+
+    def _of(self, step: int, saved: str | None) -> dict[str, Any]:
+        return {"key": self._key, "step": step, "saved": saved}
 
     def point(self, step: int) -> Point:
         """Reads what was kept of a step that `has` is true of."""
@@ -158,10 +177,12 @@ class Course:
             clip = json.loads(line)
             by_suite = verdicts.setdefault(clip["row"], {})
             by_suite.setdefault(clip["suite"], []).append(clip["right"])
-        rows = summary.from_json(scores["rows"], verdicts)
-        key = {"key": self._key, "step": step}
-        shown = samples.Store(self.parts(step)).find("shown", key) or {}
-        return Point(step, rows, shown, scores)
+        return Point(step, summary.from_json(scores["rows"], verdicts), scores)
+
+    def shown(self, point: Point) -> samples.Parts:
+        """Reads "row/suite" -> the clips of the first prompts, uint8 [n, t, h, w, 3]."""
+        key = self._of(point.step, point.scores["saved"])
+        return samples.Store(self.parts(point.step)).find("shown", key) or {}
 
     def write(self) -> str:
         """Writes the report over the scored steps; returns its tables as text.
@@ -187,7 +208,7 @@ class Course:
                 dataclasses.replace(one, note=f"{newest.name} · {one.note}")
                 for one in summary.figures(newest.rows, seeds)
             ],
-            entries=_entries(points, suites, self._scorer.fps),
+            entries=_entries(points, self.shown, suites, self._scorer.fps),
             in_columns=True,
             tables=tables,
             charts=[*_curves(points, seeds), *runs.charts()],
@@ -219,31 +240,40 @@ def _by_step(points: Sequence[Point]) -> list[scoring.Row]:
 
 
 def _entries(
-    points: Sequence[Point], suites: Sequence[toyworld.Suite], fps: float
+    points: Sequence[Point],
+    read: Callable[[Point], samples.Parts],
+    suites: Sequence[toyworld.Suite],
+    fps: float,
 ) -> list[report.Entry]:
-    """The first prompts of each suite: a clip a checkpoint, and what they should show."""
+    """The first prompts of each suite: a clip a checkpoint, and what they should show.
+
+    No more than `COLUMNS` checkpoints' clips are read, however many were scored.
+    """
     chosen = np.linspace(0, len(points) - 1, min(COLUMNS, len(points))).round()
-    columns = [points[int(index)] for index in chosen]
+    columns = [(point, read(point)) for point in (points[int(i)] for i in chosen)]
+    newest, newest_shown = points[-1], columns[-1][1]
     found = []
     for suite in suites:
         for number, text in enumerate(suite.texts[:SHOWN]):
             clips = []
-            for point in columns:
+            for point, shown in columns:
                 row = next(r for r in point.rows if r.name.startswith(scoring.MODEL))
-                clips.append(_clip(point, row, suite.name, number, fps, point.name))
-            for row in points[-1].rows:
+                clips.append(_clip(shown, row, suite.name, number, fps, point.name))
+            for row in newest.rows:
                 if row.name in (scoring.RECONSTRUCTION, scoring.GROUND_TRUTH):
                     name = row.name.removeprefix("VAE ")
-                    clips.append(_clip(points[-1], row, suite.name, number, fps, name))
+                    clips.append(
+                        _clip(newest_shown, row, suite.name, number, fps, name)
+                    )
             title = suite.name.replace("_", " ").capitalize()
             found.append(report.Entry(text, title, [c for c in clips if c]))
     return found
 
 
-def _clip(point: Point, row, suite: str, number: int, fps: float, label: str):
-    if f"{row.name}/{suite}" not in point.shown:
+def _clip(shown: samples.Parts, row, suite: str, number: int, fps: float, label: str):
+    if f"{row.name}/{suite}" not in shown:
         return None
-    frames_thwc = point.shown[f"{row.name}/{suite}"][number]
+    frames_thwc = shown[f"{row.name}/{suite}"][number]
     marks = summary.marks(row, suite, number)
     aspect = frames_thwc.shape[2] / frames_thwc.shape[1]
     return report.Clip(label, summary.mp4(frames_thwc, fps), marks, aspect)

@@ -4,6 +4,7 @@ Clips are read once more for the page, so that none has to be kept until then; t
 shown smaller than they are, and the first seconds only.
 """
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,8 +32,9 @@ _WORST_OF = (
 _NOTE = (
     "Means over clips with 95 % bootstrap intervals (Wilson's for shares), and how many "
     "clips are in each. Clips in which nothing moves are in no mean of steadiness, which "
-    "they would win: read their share first. The difference resamples each set by itself; "
-    "where its interval holds zero the sets are not told apart."
+    "they would win: read their share first. The difference resamples each set by itself, "
+    "and has Newcombe's interval for shares; where its interval holds zero the sets are "
+    "not told apart."
 )
 
 
@@ -168,14 +170,16 @@ def _entries(settings, sets: Mapping[str, clip_measures.Set]) -> list[report.Ent
     return entries
 
 
+_small = functools.partial(clip_measures.shrink, short_side=_SHORT_SIDE)
+
+
 def _clip(one: clip_measures.Measured, settings, name: str) -> report.Clip | None:
     """A clip on the page, with its value; None where its file has gone since."""
-    reader = clip_files.Reader(min(one.frames, _FRAMES), settings.stride)
+    reader = clip_files.Reader(min(one.frames, _FRAMES), settings.stride, shrink=_small)
     try:
         video_thwc = reader(one.source).video_thwc
     except clip_files.UnusableClip:
         return None
-    video_thwc = clip_measures.shrink(video_thwc, _SHORT_SIDE)
     h, w = (side // 2 * 2 for side in video_thwc.shape[1:3])  # what a player takes
     mp4 = summary.mp4(video_thwc[:, :h, :w], one.fps)
     valued = name and not clip_measures.MEASURES[name].share

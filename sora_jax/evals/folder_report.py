@@ -89,7 +89,9 @@ class Options:
             raise ValueError(f"{', '.join(given)} {why}")
 
     def measures(self) -> clip_measures.Settings:
-        """How single clips are measured."""
+        """How single clips are measured, where any are."""
+        if not (self.temporal or self.controls):
+            return clip_measures.Settings()
         asked = ("num_clips", "num_frames", "stride", "chunk_frames", "fps")
         given = {name: getattr(self, name) for name in asked}
         given = {name: value for name, value in given.items() if value is not None}
@@ -224,7 +226,7 @@ def _clips(folder, settings, clip):
     if clip:
         names = [source.name for source in found.sources]
         captions = agreement.read_captions(folder, names)
-    total = min(len(found.sources), settings.num_clips or clip_measures.MOST_CLIPS)
+    total = min(len(found.sources), settings.most_clips)
     try:
         with progress.Progress(total, "measure", "clips") as bar:
             measured = clip_measures.measure(

@@ -121,21 +121,27 @@ def steps(
 ) -> np.ndarray:
     """Distances of neighbouring frames, float64 [b, p]."""
     vectors_btd = consistency.of_frames(video_bthwc, features or _pixels)
-    change = np.diff(vectors_btd, axis=1)
-    return np.sqrt(np.square(change).mean(2))
+    return _apart(vectors_btd[:, 1:], vectors_btd[:, :-1])
+
+
+def _apart(first_bpd: np.ndarray, second_bpd: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.square(first_bpd - second_bpd).mean(2))
 
 
 def frame_distances(
     video_bthwc: np.ndarray, features: consistency.FrameFeatures | None = None
 ) -> np.ndarray:
-    """Distances of all frames of a clip from one another, float64 [b, t, t]."""
+    """Distances of all frames of a clip from one another, float64 [b, t, t].
+
+    By |x - y|^2 = |x|^2 + |y|^2 - 2 x.y of vectors less their mean; that rounds squares
+    to 1e-15 of the largest, so frames that are equal may be 1e-7 of full scale apart.
+    """
     vectors_btd = consistency.of_frames(video_bthwc, features or _pixels)
-    result = np.zeros((*vectors_btd.shape[:2], vectors_btd.shape[1]))
-    for number, vectors_td in enumerate(vectors_btd):
-        for t, vector_d in enumerate(vectors_td):
-            away = np.square(vectors_td[:t] - vector_d).mean(1)
-            result[number, t, :t] = result[number, :t, t] = np.sqrt(away)
-    return result
+    vectors_btd = vectors_btd - vectors_btd.mean(1, keepdims=True)
+    products_btt = vectors_btd @ vectors_btd.swapaxes(1, 2) / vectors_btd.shape[2]
+    squares_bt = np.diagonal(products_btt, 0, 1, 2)
+    away_btt = squares_bt[:, :, None] + squares_bt[:, None] - 2 * products_btt
+    return np.sqrt(np.maximum(away_btt, 0))
 
 
 def _pixels(frames_nhwc: np.ndarray) -> np.ndarray:
@@ -193,10 +199,11 @@ def loop_ratio(
     """
     if np.shape(video_bthwc)[1] < 3:
         raise ValueError(f"a loop needs 3 frames or more, got {video_bthwc.shape[1]}")
-    distance_btt = frame_distances(video_bthwc, features)
-    usual_b = np.median(np.diagonal(distance_btt, 1, 1, 2), axis=1)
+    vectors_btd = consistency.of_frames(video_bthwc, features or _pixels)
+    usual_b = np.median(_apart(vectors_btd[:, 1:], vectors_btd[:, :-1]), axis=1)
+    back_b = _apart(vectors_btd[:, -1:], vectors_btd[:, :1])[:, 0]
     moves = usual_b > _ROUNDING
-    return np.where(moves, distance_btt[:, -1, 0] / np.where(moves, usual_b, 1), np.nan)
+    return np.where(moves, back_b / np.where(moves, usual_b, 1), np.nan)
 
 
 def loop_score(ratio_b: np.ndarray) -> np.ndarray:

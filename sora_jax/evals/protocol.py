@@ -7,6 +7,7 @@ digests are not compared unless a person insists.
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -155,6 +156,7 @@ def compare(
     }
 
 
+@functools.cache
 def bare_code(source: str) -> str:
     """Returns Python source without comments, docstrings and layout."""
     tree = ast.parse(source)

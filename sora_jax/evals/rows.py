@@ -127,6 +127,7 @@ def sample(
     suites: Sequence[toyworld.Suite],
     seed: int,
     *,
+    saved: str | None,
     progress: Callable[[int], None],
     batch_size: int,
     **asked,
@@ -139,6 +140,8 @@ def sample(
       row: what the clips are, such as "seed 0"; part of the kept files' names.
       suites: the prompts.
       seed: seed of the whole set.
+      saved: tells the weights from others of the same run and step, so that clips of
+        a run that was trained anew are not taken for its own; None: nothing has to.
       progress: told how many clip steps have been done.
       batch_size: clips computed at a time.
       **asked: `num_inference_steps`, `guidance_scale`, `sampler` and `shift`; what is
@@ -166,6 +169,7 @@ def sample(
             "asked": asked,
             "settings": dataclasses.asdict(pipe.settings) | {"batch_size": None},
             "source": pipe.source,
+            "saved": saved,
         }
         name = f"{row}-{suite.name}".replace(" ", "-")
         found, finished_before = store.get(name, made_with, make)

@@ -110,6 +110,32 @@ def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float,
     return low, high
 
 
+def newcombe(
+    first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Returns Newcombe's interval of a difference of two proportions p - q (1998).
+
+    With Wilson's intervals (l, u) of each (his method 10):
+
+        p - q - sqrt((p - l_p)^2 + (u_q - q)^2), p - q + sqrt((u_p - p)^2 + (q - l_q)^2)
+
+    A bootstrap would have no width where both are 0 or 1.
+
+    Args:
+      first, second: successes and count.
+      confidence: of the interval.
+
+    Raises:
+      ValueError: as `wilson`.
+    """
+    (low_p, high_p), (low_q, high_q) = (
+        wilson(*one, confidence) for one in (first, second)
+    )
+    p, q = (successes / count for successes, count in (first, second))
+    below, above = math.hypot(p - low_p, high_q - q), math.hypot(high_p - p, q - low_q)
+    return p - q - below, p - q + above
+
+
 def bootstrap(
     statistic: Callable[[np.random.Generator], float],
     point: float,

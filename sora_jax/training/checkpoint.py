@@ -180,6 +180,19 @@ def check_kept(folder: str | pathlib.Path, step: int) -> None:
         )
 
 
+def saved(folder: str | pathlib.Path, step: int) -> str | None:
+    """16 hex digits that tell a checkpoint from any other of the same step, by its times.
+
+    None where the run folder does not hold it.
+    """
+    # Orbax writes into it when the checkpoint was begun and finished, to the nanosecond.
+    file = pathlib.Path(folder) / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+    try:
+        return paths.sha256_file(file)[:16]
+    except FileNotFoundError:
+        return None
+
+
 def networks_in(folder: str | pathlib.Path) -> dict[str, int]:
     """The networks whose averaged weights a run's newest checkpoint holds: bytes each.
 

@@ -3,13 +3,14 @@
 import json
 import pathlib
 import subprocess
+import types
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from sora_jax.data import clip_tokenizer
-from sora_jax.evals import agreement, clip_files, clip_measures
+from sora_jax.evals import agreement, clip_files, clip_measures, resize
 from tests.data import test_clip_tokenizer
 
 ORACLE = pathlib.Path(__file__).resolve().parent.parent / "oracle" / "clip_agreement.py"
@@ -63,6 +64,20 @@ def test_scores_are_those_of_transformers(peers_python, tmp_path):
         agreement.Agreement(folder)
 
 
+def test_a_large_frame_has_the_size_of_the_network():
+    """As the network's own resize makes it, but for rounding."""
+    clip = object.__new__(agreement.Agreement)
+    clip.network = types.SimpleNamespace(size=28)
+    y, x = np.mgrid[:100, :131]
+    frame = np.stack([x, y, 255 - x], -1).astype(np.uint8)
+    for one in (frame, frame.swapaxes(0, 1)):
+        wanted = resize.resize(np.float32(one)[None, None], 28, "bicubic, cropped")
+        found = clip.fit(one)
+        assert found.shape == (28, 28, 3)
+        np.testing.assert_allclose(found, wanted[0, 0], atol=1)
+    assert clip.fit(frame[:20]).shape == (20, 131, 3)
+
+
 class Words:
     """A network for which a text points to the axis that its first word names."""
 
@@ -111,6 +126,12 @@ def test_captions_lie_where_prepare_reads_them(tmp_path):
     assert found.texts == {
         "a.mp4": "a recipe", "b.npy": "beside", "c": "of frames", "d/e.mp4": "one",
     }  # fmt: skip
+    # A file of many clips gives none of them its caption; a folder keeps its whole name.
+    (tmp_path / "run.txt").write_text("not of run.v1")
+    (tmp_path / "run.v2.txt").write_text("of run.v2")
+    names += ["b.npy[0]", "run.npz/arr_0", "run.npz/arr_1[2]", "run.v1", "run.v2"]
+    more = agreement.read_captions(tmp_path, names)
+    assert more.texts == found.texts | {"run.v2": "of run.v2"}
     assert len(found.failures) == 2
     assert "'gone.mp4' is no video of the folder" in found.failures[0]
     assert found.failures[1].startswith("f.json: ")

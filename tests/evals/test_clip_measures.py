@@ -1,4 +1,8 @@
-"""Measures of single clips: against motion that is known, and what must not look good."""
+"""Measures of single clips: against motion that is known, and what must not look good.
+
+Clips have 17 frames at most, of 32 or 64 pixels a side: the motion of a pair of frames
+is compiled for each size, and for each 16 pairs of a clip.
+"""
 
 import numpy as np
 import PIL.Image
@@ -47,8 +51,9 @@ def by_name(of):
     return {clip.name.partition(".")[0]: clip.values for clip in of.clips}
 
 
-def test_a_translation_has_its_speed_and_no_warping_error(tmp_path):
+def test_a_translation_has_its_speed_and_no_warping_error(tmp_path, monkeypatch):
     """Whatever the size of the frames and the rate, and however the file says it."""
+    monkeypatch.setattr(clip_measures, "SHORT_SIDE", 64)
     velocity = (1.6, -1.2)  # 2 pixels of 64 a frame
     write_clips(
         tmp_path,
@@ -84,7 +89,7 @@ def test_a_translation_has_its_speed_and_no_warping_error(tmp_path):
     assert wrong["negative"]["followed"] < values["small"]["followed"] - 0.08
     assert found.estimate("warping error").count == 4
     notes = "\n".join(found.notes)
-    assert "1 of 4 clips are measured at a short side of 128 pixels" in notes
+    assert "1 of 4 clips are measured at a short side of 64 pixels" in notes
     assert "3 of 4 clips do not say their frame rate: 8 is taken" in notes
 
 
@@ -134,7 +139,7 @@ def test_sizes_and_lengths_differ_and_damage_is_named(tmp_path):
     write_clips(
         tmp_path,
         a=sliding((1, 0), frames=5),
-        b=sliding((1, 0), frames=20, size=32),
+        b=sliding((1, 0), frames=12, size=32),
         long=sliding((1, 0), frames=40, size=32),
         short=sliding((1, 0), frames=3),
         tiny=sliding((1, 0), size=6),
@@ -144,10 +149,10 @@ def test_sizes_and_lengths_differ_and_damage_is_named(tmp_path):
     (tmp_path / "frames").mkdir()
     for number, frame in enumerate(sliding((0.7, 0), size=32)):
         PIL.Image.fromarray(frame).save(tmp_path / "frames" / f"{number}.png")
-    found = measured(tmp_path, num_frames=30)
+    found = measured(tmp_path, num_frames=17)
     assert [(c.name, c.frames, c.size) for c in found.clips] == [
-        ("a.npy", 5, (64, 64)), ("b.npy", 20, (32, 32)), ("frames", 9, (32, 32)),
-        ("long.npy", 30, (32, 32)),
+        ("a.npy", 5, (64, 64)), ("b.npy", 12, (32, 32)), ("frames", 9, (32, 32)),
+        ("long.npy", 17, (32, 32)),
     ]  # fmt: skip
     assert found.found == 8 and len(found.failures) == 4
     said = "\n".join(found.failures)
@@ -159,7 +164,7 @@ def test_sizes_and_lengths_differ_and_damage_is_named(tmp_path):
     ):
         assert reason in said
     notes = "\n".join(found.notes)
-    assert "1 of 4 clips go on after the 30 frames that are measured" in notes
+    assert "1 of 4 clips go on after the 17 frames that are measured" in notes
     (tmp_path / "only").mkdir()
     np.save(tmp_path / "only" / "short.npy", sliding((1, 0), frames=2))
     with pytest.raises(
@@ -173,7 +178,7 @@ def test_cuts_and_seams_have_their_times(tmp_path):
     lighter = np.clip(other.astype(int) + 60, 0, 255).astype(np.uint8)
     write_clips(
         tmp_path,
-        cut=np.concatenate([one, lighter]),
+        cut=np.concatenate([one, lighter[:8]]),
         skips=np.concatenate([sliding((1, 0), 30)[:8], sliding((1, 0), 30)[14:22]]),
         even=sliding((1, 0), 16),
         brief=sliding((1, 0), 6),
@@ -184,9 +189,11 @@ def test_cuts_and_seams_have_their_times(tmp_path):
     values = by_name(found)
     assert values["cut"]["cuts"] == 1
     assert values["skips"]["seam score"] > 5 > values["even"]["seam score"]
-    assert (
-        values["brief"]["seam score"] is None if "seam score" in values["brief"] else 1
-    )
+    assert "seam score" not in values["brief"]  # which ends before the first seam
+    write_clips(tmp_path / "brief", brief=sliding((1, 0), 6))
+    few = measured(tmp_path / "brief", chunk_frames=2)
+    assert by_name(few)["brief"]["seam score"] is None  # 3 steps are no seam
+    assert "1 of 1 clips have no seam score: brief.npy" in few.notes
     assert "seam score" not in by_name(measured(tmp_path))["skips"]
     with pytest.raises(ValueError, match="stride of 1 only"):
         clip_measures.Settings(chunk_frames=8, stride=2)
@@ -220,8 +227,66 @@ def test_intervals_say_how_few_clips_there_are(tmp_path):
 
 def test_frames_are_made_smaller_and_never_larger():
     video = np.random.default_rng(0).integers(0, 256, (2, 300, 400, 3), np.uint8)
-    small = clip_measures.shrink(video)
+    small = np.stack([clip_measures.working_size(frame) for frame in video])
     assert small.shape == (2, 128, 171, 3) and small.dtype == np.uint8
     # Every pixel has its part: the mean stays, and noise is averaged away.
     assert abs(small.mean() - video.mean()) < 1 and small.std() < 0.6 * video.std()
-    assert clip_measures.shrink(small) is small
+    frame = small[0]
+    assert clip_measures.working_size(frame) is frame
+
+
+def test_memory_follows_the_working_size(tmp_path, monkeypatch):
+    """A clip too large to be held as stored is read, whatever its file."""
+    limits = video_io.Limits(max_total_pixels=9 * 64 * 64)
+    monkeypatch.setattr(clip_files, "_LIMITS", limits)
+    video = sliding((6.4, -4.8), size=256, wave=4.0)
+    write_clips(tmp_path, array=video)
+    (tmp_path / "video.mp4").write_bytes(video_io.encode_lossless(video, 8))
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(video):
+        PIL.Image.fromarray(frame).save(tmp_path / "frames" / f"{number}.png")
+    seen = []
+
+    def shrink(frame_hwc):
+        seen.append(frame_hwc.shape)
+        return clip_measures.shrink(frame_hwc, 64)
+
+    reader = clip_files.Reader(9, 1, shrink=shrink)
+    array, frames, mp4 = map(reader, clip_files.find(tmp_path).sources)
+    assert seen == [(256, 256, 3)] * 27
+    assert mp4.video_thwc.shape == (9, 64, 64, 3)
+    for clip in (array, frames, mp4):
+        assert clip.size == (256, 256)
+        np.testing.assert_array_equal(clip.video_thwc, mp4.video_thwc)
+    with pytest.raises(clip_files.UnusableClip, match="more than 36864 pixels in all"):
+        clip_files.Reader(9, 1)(clip_files.find(tmp_path).sources[2])
+
+
+def test_as_many_clips_as_are_asked_for(tmp_path, monkeypatch):
+    def measure(source, *arguments):
+        values = dict.fromkeys((clip_measures.STILL, clip_measures.JUMPS), 0.0)
+        return clip_measures.Measured(source, 4, (8, 8), 8.0, values, ())
+
+    monkeypatch.setattr(clip_measures, "_measure", measure)
+    monkeypatch.setattr(clip_measures, "MOST_CLIPS", 3)
+    np.save(tmp_path / "many.npy", np.zeros((6, 4, 8, 8, 3), np.uint8))
+    for asked, wanted in ((None, 3), (2, 2), (5, 5)):
+        assert len(measured(tmp_path, num_clips=asked).clips) == wanted
+        settings = clip_measures.Settings(num_clips=asked)
+        assert settings.to_json(None)["most_clips"] == wanted
+
+
+def test_shares_that_are_all_or_nothing_differ_by_an_interval():
+    def of(*still):
+        clips = tuple(
+            clip_measures.Measured(None, 9, (8, 8), 8.0, {"still": float(x)}, ())
+            for x in still
+        )
+        return clip_measures.Set(clips, len(clips), (), ())
+
+    none, every = of(0, 0, 0, 0, 0), of(1, 1, 1, 1, 1)
+    same = clip_measures.difference(none, none, "still")
+    assert same.value == 0 and same.low < -0.4 and same.high > 0.4
+    apart = clip_measures.difference(every, none, "still")
+    assert apart.value == apart.high == 1 and 0.2 < apart.low < 0.6
+    assert clip_measures.difference(of(1), none, "still") is None

@@ -177,6 +177,36 @@ def test_a_folder_of_clips_and_what_is_written(tmp_path):
     assert (tmp_path / "out" / "controls.md").read_text() == table.as_text() + "\n"
 
 
+def test_clips_of_few_frames_have_no_seam_score(tmp_path):
+    """Everything else has its row; of six frames one is dropped, and three steps left."""
+    video = clips("motion", 2, 0)
+    for count in (4, 6):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number, video_thwc in enumerate(video):
+            np.save(folder / f"{number}.npy", video_thwc[:count])
+        table, left_out = control_tables.of_folder(folder, clip_measures.Settings())
+        names = {metric.name for metric in control_metrics.METRICS}
+        assert names - set(table.cells) == {"seam score"}
+        assert any("too few for a seam score, which needs 7" in x for x in left_out)
+    seven = control_tables.build(video[:, :7], fps=8, names=controls.CONTROLS)
+    assert "seam score" in seven.cells
+
+
+def test_clips_that_cannot_be_used_are_replaced(tmp_path):
+    """Of a folder of mostly still or odd clips as many are found as are asked for."""
+    video = clips("motion", 4, 0)
+    still = np.repeat(video[:1, :1], 9, axis=1)[0]
+    for number in range(12):
+        one = video[number // 3] if number % 3 == 1 else still
+        np.save(tmp_path / f"{number:02}.npy", one)
+    chosen = [m for m in control_metrics.METRICS if m.name == "sharpness"]
+    for wanted in (2, 3):
+        settings = clip_measures.Settings(num_clips=wanted)
+        table, left_out = control_tables.of_folder(tmp_path, settings, metrics=chosen)
+        assert table.count == wanted and "clips are still" in left_out[-1]
+
+
 def test_errors_name_the_fault():
     with pytest.raises(ValueError, match="2 clips of 4 frames or more"):
         control_tables.build(np.zeros((2, 3, 16, 16, 3), np.uint8), fps=8)

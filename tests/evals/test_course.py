@@ -9,6 +9,7 @@ import signal
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -18,7 +19,7 @@ from sora_jax.core import mesh as meshes
 from sora_jax.core import paths
 from sora_jax.evals import checkpoints, course, scoring, toyworld
 from sora_jax.generation import compiled, pipeline, runs
-from sora_jax.training import checkpoint
+from sora_jax.training import checkpoint, latents, state
 from tests import conftest
 from tests.evals import tiny_run
 
@@ -65,6 +66,36 @@ def made_once(monkeypatch, reference):
         return reference[0]
 
     monkeypatch.setattr(scoring, "make_reference", made)
+
+
+@pytest.fixture(autouse=True)
+def untrained(monkeypatch):
+    """Weights that no initializer is compiled for, which takes longest of all."""
+
+    def init(self, key):
+        params = jax.tree.map(jnp.asarray, tiny_run.filled(self.abstract()))
+        return state._place(params, self.partitions())
+
+    monkeypatch.setattr(state.Networks, "init", init)
+
+
+@pytest.fixture(scope="module")
+def vaes():
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def read_once(monkeypatch, vaes):
+    """The VAE is the same in all runs, and is read three times for each checkpoint."""
+    load = latents.load_vae
+
+    def read(folder):
+        digest = checkpoint.weights_digest(latents.component(folder))
+        key = digest, jax.sharding.get_mesh()
+        vaes[key] = vaes.get(key) or load(folder)
+        return vaes[key]
+
+    monkeypatch.setattr(latents, "load_vae", read)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +199,7 @@ def test_all_checkpoints_by_one_program(base, score, monkeypatch, capsys):
     assert (clips["000000"] != clips["000001"]).any()
     alone = read(score(base / "run", "alone", checkpoints=0) / "scores.json")
     assert alone["scores"] == oldest["scores"] and alone["rows"] == oldest["rows"]
-    assert alone.keys() | {"made_with"} == oldest.keys()
+    assert alone.keys() | {"made_with", "saved"} == oldest.keys()
 
     page = (out / "report.html").read_text()
     # Four prompts of a suite, two where there are no more; two checkpoints,
@@ -201,6 +232,14 @@ def test_what_is_scored_is_not_scored_again(model, score, monkeypatch):
             score(model, checkpoints="1,2")
         with pytest.raises(AssertionError, match="done again"):
             score(model, checkpoints="0,1", guidance_scale=2.0)
+        # A run that was trained anew in the same folder has other weights.
+        shutil.move(model / "checkpoints" / "1", model / "before")
+        tiny_run.add_checkpoint(model, 1)
+        for asked in ("0,1", "1"):
+            with pytest.raises(AssertionError, match="done again"):
+                score(model, checkpoints=asked)
+        shutil.rmtree(model / "checkpoints" / "1")
+        shutil.move(model / "before", model / "checkpoints" / "1")
     assert read(out / "scores.json") == before
     assert "step 0" in (out / "report.html").read_text()
     score(model, checkpoints="1,2")
@@ -306,7 +345,7 @@ def test_wrong_use_ends_with_a_sentence(base, model, score, tmp_path):
         score(model, follow=True, checkpoints="all")
     with pytest.raises(SystemExit, match="not 1,newest"):
         score(model, checkpoints="1,newest")
-    with pytest.raises(SystemExit, match="--checkpoints and --follow need --model"):
+    with pytest.raises(SystemExit, match="--follow need --model"):
         tiny_run.evaluate(
             JOB[-1], vae=model, follow=True, shards=base / "shards", out=tmp_path
         )
@@ -360,6 +399,44 @@ def test_steps_of_a_folder(base):
     assert checkpoint.steps(base / "run") == [0, 1]
 
 
+def test_no_guidance_is_asked_for(base):
+    """A weight of zero is a weight, not the model's own."""
+    asked = {"guidance_scale": 0.0}
+    sampling = checkpoints.Sampling(
+        base / "run", [], base, seeds=(0,), batch_size=1, mesh=None, asked=asked
+    )
+    settings = runs.settings(configs.read(base / "run"))
+    assert sampling.making["guidance_scale"] == 0
+    assert sampling.making["shift"] == settings.shift
+
+
+def test_none_samples_where_another_could_not_read(base, monkeypatch):
+    sampling = checkpoints.Sampling(
+        base / "run", [], base, seeds=(0,), batch_size=1, mesh=MAKE_MESH(), asked={}
+    )
+    multihost = checkpoints.multihost_utils
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(checkpoints, "load", lambda *which: object())
+    monkeypatch.setattr(sampling, "_sample", never)
+    asked = []
+
+    def other_cannot(value):
+        asked.append(bool(value))
+        return np.array([value, False])
+
+    monkeypatch.setattr(multihost, "process_allgather", other_cannot)
+    with pytest.raises(checkpoints.Unreadable, match="step 1: another process could"):
+        sampling.material(1, base)
+
+    def gone(*which):
+        raise FileNotFoundError("it has gone")
+
+    monkeypatch.setattr(checkpoints, "load", gone)
+    with pytest.raises(FileNotFoundError, match="it has gone"):
+        sampling.material(1, base)
+    assert asked == [True, False]
+
+
 def test_processes_go_through_the_steps_of_the_first(monkeypatch):
     """The others do not look at the folder, which they might see at another moment."""
     sent = []
@@ -377,6 +454,23 @@ def test_processes_go_through_the_steps_of_the_first(monkeypatch):
     for process, steps in ((0, iter([500, 1000])), (1, map(never, [1]))):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         assert [*checkpoints.on_every_process(steps)] == [500, 1000]
+    assert not sent
+    # The first one ends by an error, in what it looks at or in what it does.
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with pytest.raises(AssertionError, match="done again"):
+        next(checkpoints.on_every_process(map(never, [1])))
+    every = checkpoints.on_every_process(iter([500, 1000]))
+    assert next(every) == 500
+    every.close()
+    assert sent == [-1, 500, -1]
+
+
+def test_few_checkpoints_have_their_clips_read():
+    points = [course.Point(step, [], {}) for step in range(40)]
+    asked = []
+    course._entries(points, asked.append, [], 8)
+    assert len(asked) == course.COLUMNS
+    assert asked[0] is points[0] and asked[-1] is points[-1]
 
 
 def test_curves_have_bands():
@@ -384,7 +478,7 @@ def test_curves_have_bands():
         shares = {"motion": {"pass": toyworld.Share.of(right, 10)}}
         look = {scoring.FVD_TOY: scoring.Estimate(5 - right, 4 - right, 7 - right)}
         row = scoring.Row(f"{scoring.MODEL}, seed 0", shares=shares, look=look)
-        return course.Point(step, [row], {}, {})
+        return course.Point(step, [row], {})
 
     charts = course._curves([point(100, 1), point(200, 3)], (0,))
     assert [chart.title for chart in charts] == [

@@ -196,9 +196,17 @@ def test_a_video_vae_by_itself(folder, capsys):
 def test_wrong_use_ends_with_a_sentence(folder):
     with pytest.raises(SystemExit, match="give one of --model, --samples, --vae and"):
         run(shards=folder / "shards", out=folder / "x")
-    with pytest.raises(SystemExit, match="--lpips compares"):
+    with pytest.raises(SystemExit, match="--lpips need --vae"):
         given = {"model": folder / "run", "lpips": folder / "none.safetensors"}
         run(shards=folder / "shards", out=folder / "x", **given)
+    for given, sentence in (
+        ({"model": "x", "num_clips": 9}, "--num_clips need --vae or --videos"),
+        ({"samples": "x", "seeds": "0", "motion": 3}, "--motion, --seeds need --model"),
+        ({"vae": "x", "also": "y"}, "--also need --model or --samples"),
+        ({"videos": "x"}, "--shards need --model or --samples or --vae"),
+    ):
+        with pytest.raises(SystemExit, match=f"evaluate: {sentence}"):
+            run(shards=folder / "shards", out=folder / "x", **given)
     with pytest.raises(SystemExit, match="everything but LPIPS is computed"):
         given = {"vae": folder / "run", "lpips": folder / "none.safetensors"}
         run(shards=folder / "shards", out=folder / "x", **given)

@@ -1,7 +1,9 @@
 """The job for folders of videos: with and without a reference, its files and its page."""
 
+import dataclasses
 import json
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -113,19 +115,20 @@ def test_a_file_of_statistics_has_no_clips_to_measure(folders, tmp_path):
 
 def test_other_lengths_and_rates_are_told(folders, tmp_path):
     write_clips(
-        tmp_path / "long", **{f"c{i}": np.tile(toy(1)[0], (2, 1, 1, 1)) for i in "ab"}
+        tmp_path / "long",
+        **{f"c{i}": np.tile(toy(1)[0], (2, 1, 1, 1))[:17] for i in "ab"},
     )
     _, found = run(
         folders / "made", tmp_path / "out", reference=tmp_path / "long", fps=16
     )
     notes = "\n".join(found["notes"])
-    assert "a usual clip has 9 frames, one of the reference 18" in notes
+    assert "a usual clip has 9 frames, one of the reference 17" in notes
     assert "has 8 frames a second, one of the reference 16" in notes
 
 
 def test_the_page_shows_clips_side_by_side(folders, tmp_path):
-    write_clips(tmp_path / "odd", **{"a<b": sliding((1, 0), 9, 33)})
-    write_clips(tmp_path / "odd", c=np.repeat(sliding((1, 0), 1, 33), 9, axis=0))
+    still = np.repeat(sliding((1, 0), 1, 32), 9, axis=0)
+    write_clips(tmp_path / "odd", **{"a<b": sliding((1, 0), 9, 32), "c": still})
     run(folders / "made", tmp_path, reference=tmp_path / "odd", controls=True)
     page = (tmp_path / "report.html").read_text()
     assert "http" not in re.sub(r'http-equiv="[^"]*"', "", page)
@@ -144,6 +147,11 @@ def test_the_page_shows_clips_side_by_side(folders, tmp_path):
     (tmp_path / "odd" / "c.npy").unlink()
     shown = [folder_page._clip(one, settings, "repetition") for one in clips]
     assert shown[0] and shown[1] is None
+    # A player takes no odd size: a pixel is cut off, and the rest shown twice as large.
+    write_clips(tmp_path / "odd", **{"a<b": sliding((1, 0), 9, 33)})
+    shown = folder_page._clip(clips[0], settings, "repetition")
+    (tmp_path / "odd.mp4").write_bytes(shown.mp4)
+    assert video_io.decode(tmp_path / "odd.mp4").frames.shape == (9, 64, 64, 3)
 
 
 def test_strips_hold_every_clip_and_the_mean(folders):
@@ -160,7 +168,7 @@ def test_strips_hold_every_clip_and_the_mean(folders):
 
 def test_controls_are_made_of_clips_of_one_shape_that_move(folders, tmp_path):
     (tmp_path / "mixed").mkdir()
-    video = [*toy(4), np.repeat(toy(1)[0, :1], 9, axis=0), sliding((1, 0), 9, 40)]
+    video = [*toy(4), np.repeat(toy(1)[0, :1], 9, axis=0), sliding((1, 0), 8, 32)]
     for number, clip in enumerate(video):
         np.save(tmp_path / "mixed" / f"{number}.npy", clip)
     printed, found = run(tmp_path / "mixed", tmp_path, controls=True)
@@ -195,24 +203,28 @@ def test_captions_and_what_others_get(folders, tmp_path, peers_python):
     paths = (clip, tmp_path / "frames", tmp_path / "texts", tmp_path / "out.json")
     command = [peers_python, test_agreement.ORACLE, *paths]
     subprocess.run(list(map(str, command)), check=True)
-    printed, found = run(folders / "made", tmp_path / "out", clip=clip)
+    made = tmp_path / "made"
+    made.mkdir()
+    for file in sorted((folders / "made").glob("0[0-4].*")):
+        shutil.copy(file, made)
+    printed, found = run(made, tmp_path / "out", clip=clip)
     scores = found["scores"]
     assert scores["videos/agreement_above_that"] == pytest.approx(
         scores["videos/agreement_with_caption"]
         - scores["videos/agreement_with_other_captions"]
     )
     assert found["protocol"]["measures"]["clip"]["tokens"] == 77
-    assert found["clips_in_mean"]["videos/agreement_with_caption"] == 12
+    assert found["clips_in_mean"]["videos/agreement_with_caption"] == 5
     assert "agreement with other captions" in printed
     above = found["intervals"]["videos/agreement_above_that"]
     said = any("is not above that with other captions" in n for n in found["notes"])
     assert said == (above[0] <= 0)
     assert "thing 3" in (tmp_path / "out" / "report.html").read_text()
-    (folders / "made" / "00.json").write_text("{}")
-    _, found = run(folders / "made", tmp_path / "out", clip=clip)
-    assert found["clips_in_mean"]["videos/agreement_with_caption"] == 11
+    (made / "00.json").write_text("{}")
+    _, found = run(made, tmp_path / "out", clip=clip)
+    assert found["clips_in_mean"]["videos/agreement_with_caption"] == 4
     notes = "\n".join(found["notes"])
-    assert "1 of 12 clips have no caption and are in no mean of agreement: 00" in notes
+    assert "1 of 5 clips have no caption and are in no mean of agreement: 00" in notes
     assert any("00.json: it has no caption" in s for s in found["failures"])
 
 
@@ -237,6 +249,14 @@ def test_what_does_not_go_together_is_one_sentence(folders, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         run(tmp_path / "absent", tmp_path / "out")
+
+
+def test_other_frames_where_no_clip_is_measured():
+    given = {"reference": "x", "temporal": False, "num_frames": 3}
+    options = folder_report.Options(**given)
+    assert options.measures() == clip_measures.Settings()
+    with pytest.raises(ValueError, match="--notemporal without --controls"):
+        dataclasses.replace(options, controls=True).measures()
 
 
 def test_the_job(folders, tmp_path, capsys):

@@ -92,6 +92,18 @@ def test_loops():
     assert long_video.loop_ratio(ramp) == pytest.approx(4, rel=1e-6)
 
 
+def test_distances_are_those_of_each_pair():
+    video = clips(2)[:, [0, 1, 2, 0, 5]]
+    unit = video.reshape(2, 5, -1) / 255
+    expected = np.sqrt(np.square(unit[:, :, None] - unit[:, None]).mean(3))
+    found = long_video.frame_distances(video)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-7)
+    steps = long_video.steps(video)
+    np.testing.assert_allclose(steps, np.diagonal(expected, 1, 1, 2), rtol=1e-5)
+    loops = long_video.loop_ratio(video)
+    np.testing.assert_allclose(loops, expected[:, -1, 0] / np.median(steps, 1), 1e-5)
+
+
 def test_other_features_can_be_given():
     video = clips(2)
     shifted = np.roll(video, 5, axis=1)

@@ -86,3 +86,15 @@ def test_bootstrap_is_centred_on_the_point_and_repeatable():
     low, high = statistics.bootstrap(biased, 24.5, seed=3)
     assert low < 24.5 < high < 40
     assert (low, high) == statistics.bootstrap(biased, 24.5, seed=3)
+
+
+def test_newcombe_has_his_table():
+    """Newcombe (1998), table II, method 10."""
+    for first, second, ends in (
+        ((56, 70), (48, 80), (0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.1705, 0.8090)),
+        ((10, 10), (0, 20), (0.6791, 1.0)),
+        ((10, 10), (0, 10), (0.6075, 1.0)),
+    ):
+        found = statistics.newcombe(first, second)
+        np.testing.assert_allclose(found, ends, atol=5e-5)

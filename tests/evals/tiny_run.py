@@ -42,10 +42,10 @@ def make_run(folder: pathlib.Path, shards_folder: pathlib.Path) -> None:
     paths.write_atomically(folder / "config.py.txt", configs.to_text(c))
     texts = shards.open(shards_folder).all_captions()
     tokenizer.train(texts, folder / "tokenizer.model", c.text.vocab_size)
-    vae = _filled(latents.networks_of(VAE).abstract()["vae"])
+    vae = filled(latents.networks_of(VAE).abstract()["vae"])
     checkpoint.save_weights(folder / "vae", vae, VAE)
     words = tokenizer.Tokenizer(folder / "tokenizer.model")
-    params = _filled(runs.networks_of(c, words).abstract())
+    params = filled(runs.networks_of(c, words).abstract())
     zero = np.zeros((), np.int32)
     state = states.TrainState(
         params, params, optax.sgd(0.1).init(params), zero, zero, zero
@@ -83,7 +83,7 @@ def evaluate(job, **given) -> None:
                 job.FLAGS[name].unparse()
 
 
-def _filled(abstract):
+def filled(abstract):
     """Random weights by NumPy: compiling an initializer would take longer."""
     rng = np.random.default_rng(0)
 
