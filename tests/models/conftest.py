@@ -74,9 +74,8 @@ def spread():
     """Returns a function that lays a network out over the mesh that is set."""
 
     def one(parameter: nnx.Param) -> nnx.Param:
-        axes = parameter.get_metadata("axes")
-        stacked = ("layers",) * (parameter.ndim - len(axes))
-        return parameter.replace(sharding.reshard(parameter[...], *stacked, *axes))
+        layout = sharding.of_parameter(parameter.get_metadata("axes"), parameter.shape)
+        return parameter.replace(jax.reshard(parameter[...], layout))
 
     return lambda module: jax.tree.map(
         one, module, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)

@@ -238,7 +238,7 @@ def test_a_field_or_recipe_that_is_not_there_is_one_sentence(folder, flag, messa
 def test_patches_that_do_not_divide_are_named_before_a_run_begins(folder):
     arguments = command(folder, folder / "patch", model__dit__patch="(1,4,4)")
     code, output = run_job(arguments)
-    assert code == 1 and "does not divide into patches of (1, 4, 4)" in output
+    assert code == 1 and "do not divide into patches of 1 x 4 x 4" in output
     assert not (folder / "patch" / "config.py.txt").exists()
 
 
