@@ -50,9 +50,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.packing.clips = 16  # the most that share a row
     c.packing.window = 20_000  # clips that are planned at a time
     c.packing.max_padding = 0.05  # share of tokens; above: error
-    c.packing.max_imbalance = (
-        0.05  # of the groups' cost (packing.Summary); above: error
-    )
 
     c.text = ml_collections.ConfigDict()
     c.text.length = 24  # tokens a caption is cut or padded to
