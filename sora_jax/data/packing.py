@@ -20,7 +20,6 @@ token; t, h, w the latents' time, height and width.
 import bisect
 import dataclasses
 import heapq
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
@@ -173,11 +172,6 @@ class Planner:
         self.groups, self.window, self.seed, self.cost = groups, window, seed, cost
         self._begun = [(0, [])]  # of each window: its first step, what is carried to it
         self._held = None  # the last window planned: (number, steps, left over)
-
-    def steps(self, start: int = 0) -> Iterator[Step]:
-        """All steps from a number on; endless."""
-        for number in itertools.count(start):
-            yield self.step(number)
 
     def step(self, number: int) -> Step:
         """One step by its number; the plans of the windows before it come first.

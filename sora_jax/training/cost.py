@@ -28,9 +28,9 @@ def packed_row_cost(config: dit.Config) -> packing.Cost:
 
     No form of attention that we have leaves out the pairs of two clips.
     """
-    d, f, layers = config.dim, config.mlp_dim, config.num_layers
-    token = layers * 2 * (6 * d * d + 2 * d * f) + 4 * d * config.token_dim
-    return packing.Cost(linear=token, quadratic=layers * 4 * d, skips=False)
+    pair = 4 * config.num_layers * config.dim
+    token = dit_forward_flops(config, 1, 0) - pair
+    return packing.Cost(linear=token, quadratic=pair, skips=False)
 
 
 def matmul_peak(size: int = 1536, seconds: float = 0.5) -> float:

@@ -201,26 +201,16 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     transform = transforms.LatentsAndText(
         transforms.Tokenize(sampler, pieces, c.text.length), cached
     )
-    _check_sizes(
-        mesh,
-        c,
-        _text_encoder_sizes(objective.text_config)
-        | {f"a row of {n} tokens": ("tokens", n) for n in rows.tokens}
-        | {
-            "model.dit.num_heads": ("heads", dit_config.num_heads),
-            "model.dit.mlp_dim": ("mlp", dit_config.mlp_dim),
-            "model.dit.dim": ("embed", dit_config.dim),
-        },
-    )
+    check_denoiser(mesh, c, objective, rows.tokens)
+    planner = rows.planner(cost.packed_row_cost(dit_config)) if rows.packed else None
     # All fits together; what the run needs of others is copied from here on.
     for file in pretrained.open_component(source.folder / "vae", "vae").files:
         run_folder.keep(folder, f"vae/{file.name}", file)
     begun.keep()
     text_states.keep(folder, cached)
-    flops = 0.0
+    flops = 0.0  # rows that are packed differ in theirs
     if not rows.packed:
         flops = 3 * cost.dit_forward_flops(dit_config, rows.tokens[0], c.text.length)
-    planner = rows.planner(cost.packed_row_cost(dit_config)) if rows.packed else None
 
     def batches(start):
         steps = c.loop.num_steps - start
@@ -232,6 +222,26 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         return initial.fixed(c, folder, objective.text_config)
 
     return Job(objective, batches, flops, begun.params, fixed)
+
+
+def check_denoiser(mesh, c, objective: objectives.Denoiser, tokens) -> None:
+    """Checks that rows of so many tokens, and the networks, divide over the mesh.
+
+    Raises:
+      ValueError: naming what does not.
+    """
+    config = objective.dit_config
+    _check_sizes(
+        mesh,
+        c,
+        _text_encoder_sizes(objective.text_config)
+        | {f"a row of {n} tokens": ("tokens", n) for n in tokens}
+        | {
+            "model.dit.num_heads": ("heads", config.num_heads),
+            "model.dit.mlp_dim": ("mlp", config.mlp_dim),
+            "model.dit.dim": ("embed", config.dim),
+        },
+    )
 
 
 class _Rows:

@@ -62,8 +62,7 @@ def denoiser(
       null_states: see `Denoiser`.
     """
     null_ids, _ = pieces.encode([""], c.text.length)
-    kind = Denoiser
-    sizes = {"fps": fps}
+    kind, sizes = Denoiser, {"fps": fps}
     if most_frames:
         kind, sizes = PackedDenoiser, {"most_frames": most_frames}
     return kind(

@@ -22,9 +22,9 @@ import numpy as np
 
 from sora_jax.core import config as configs
 from sora_jax.core import rng, sharding
-from sora_jax.diffusion import known, timesteps
+from sora_jax.data import packing
 from sora_jax.models import video_vae
-from sora_jax.training import cost, loop, objectives, optim
+from sora_jax.training import cost, jobs, loop, objectives, optim
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 
@@ -106,28 +106,28 @@ class Forecast:
         return "\n".join(lines)
 
 
+class _EmptyText:
+    """A tokenizer of no words but the empty text: no run's data is at hand."""
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+    def encode(self, texts, length: int):
+        ids = np.zeros((len(texts), length), np.int32)
+        ids[:, 0] = 1
+        return ids, ids > 0
+
+
 def denoiser_objective(c) -> objectives.Denoiser:
     """The denoiser's objective of a config, without any data.
 
     A frozen text encoder is not held: its states are stored beside the latents.
     """
-    vocab = c.model.text_encoder.vocab_size or c.text.vocab_size
-    dit_config, text_config = objectives.denoiser_configs(c, vocab)
-    null_ids = np.zeros(c.text.length, np.int32)
-    null_ids[0] = 1
     null_states = None
     if c.text.frozen:
-        null_states = np.zeros((c.text.length, text_config.dim), jnp.bfloat16)
-    return objectives.Denoiser(
-        dit_config,
-        text_config,
-        configs.build(timesteps.Config, c.noise, "noise"),
-        configs.build(known.Config, c.known, "known"),
-        text_dropout=c.text.dropout,
-        null_ids=null_ids,
-        fps=c.sample.fps,
-        null_states=null_states,
-    )
+        null_states = np.zeros((c.text.length, c.model.dit.text_dim), jnp.bfloat16)
+    words = _EmptyText(c.model.text_encoder.vocab_size or c.text.vocab_size)
+    return objectives.denoiser(c, words, fps=c.sample.fps, null_states=null_states)
 
 
 def latent_shape(c) -> tuple[int, int, int, int]:
@@ -148,20 +148,10 @@ def train_step(c, mesh: jax.sharding.Mesh) -> Forecast:
       ValueError: sizes that do not divide over the mesh.
     """
     objective = denoiser_objective(c)
-    t, h, w, channels = latent_shape(c)
-    patch = objective.dit_config.patch
-    tokens = math.prod(n // p for n, p in zip((t, h, w), patch, strict=True))
+    shape = latent_shape(c)
+    tokens = packing.tokens_of(shape, objective.dit_config.patch)
+    jobs.check_denoiser(mesh, c, objective, [tokens])
     rows = c.data.batch_size
-    sharding.check_divisible(
-        mesh,
-        {
-            "data.batch_size": ("batch", rows // c.loop.accumulation),
-            f"a row of {tokens} tokens": ("tokens", tokens),
-            "model.dit.num_heads": ("heads", objective.dit_config.num_heads),
-            "model.dit.mlp_dim": ("mlp", objective.dit_config.mlp_dim),
-            "model.dit.dim": ("embed", objective.dit_config.dim),
-        },
-    )
     optimizer = optim.make(
         configs.build(optim.Config, c.optim, "optim"), c.loop.num_steps
     )
@@ -178,7 +168,7 @@ def train_step(c, mesh: jax.sharding.Mesh) -> Forecast:
 
     length = c.text.length
     batch = {
-        "latents": place(jnp.float32, rows, t, h, w, channels),
+        "latents": place(jnp.float32, rows, *shape),
         "text_mask": place(jnp.bool_, rows, length),
     }
     if c.text.frozen:

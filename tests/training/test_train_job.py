@@ -383,3 +383,4 @@ def test_clips_of_several_sizes_train_in_packed_rows(folder, tmp_path):
         code, output = run_job(command(folder, tmp_path / "no", **packed | changes))
         assert code == 1 and message in output
         assert not (tmp_path / "no" / "checkpoints").exists()
+        assert not (tmp_path / "no" / "vae").exists()
