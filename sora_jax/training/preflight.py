@@ -228,7 +228,7 @@ def _compile(lowered):
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
-        if "RESOURCE_EXHAUSTED" not in text and "memory" not in text:
+        if "RESOURCE_EXHAUSTED" not in text:
             raise
         raise DoesNotFit(" ".join(text.splitlines()[0].split())) from None
 
@@ -387,8 +387,9 @@ def collectives(text: str) -> dict[str, tuple[float, float]]:
     walk(entry[1] if entry else here, 1, False)
     result: dict[str, tuple[float, float]] = {}
     for name, size, hidden in total.values():
-        before = result.get(name, (0.0, 0.0))
-        result[name] = before[0] + size, before[1] + size * hidden
+        if size:
+            before = result.get(name, (0.0, 0.0))
+            result[name] = before[0] + size, before[1] + size * hidden
     return result
 
 

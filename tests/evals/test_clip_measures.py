@@ -11,20 +11,11 @@ import pytest
 from sora_jax.data import video_io
 from sora_jax.evals import clip_files, clip_measures, motion
 from sora_jax.toyworld import families, render
+from tests.evals import textures
 
 
 def sliding(velocity, frames=9, size=64, wave=1.0):
-    """A smooth pattern that moves as a whole, sampled exactly: uint8 [t, h, w, 3]."""
-    rng = np.random.default_rng(3)
-    length = rng.uniform(2 * np.pi / 24, 2 * np.pi / 10, 6) / wave
-    angle, phase = rng.uniform(0, 2 * np.pi, 6), rng.uniform(0, 2 * np.pi, (6, 3))
-    y, x = np.mgrid[:size, :size] + 0.5
-    clip = []
-    for t in range(frames):
-        across, down = x - velocity[0] * t, y - velocity[1] * t
-        along = np.cos(angle) * across[..., None] + np.sin(angle) * down[..., None]
-        clip.append(0.5 + 0.06 * np.sin((length * along)[..., None] + phase).sum(2))
-    return np.round(255 * np.array(clip)).clip(0, 255).astype(np.uint8)
+    return textures.drifting(velocity, frames, size, wave)
 
 
 def toy(count, seed=7):

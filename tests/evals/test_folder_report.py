@@ -1,6 +1,7 @@
 """The job for folders of videos: with and without a reference, its files and its page."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -9,7 +10,6 @@ import subprocess
 import numpy as np
 import pytest
 import safetensors.numpy
-from absl import flags
 
 from sora_jax.data import video_io
 from sora_jax.evals import (
@@ -22,7 +22,7 @@ from sora_jax.evals import (
 )
 from tests import conftest
 from tests.data import test_clip_tokenizer
-from tests.evals import test_agreement, test_clip_measures
+from tests.evals import test_agreement, test_clip_measures, tiny_run
 from tests.evals.test_clip_measures import sliding, toy, write_clips
 
 
@@ -264,16 +264,7 @@ def test_the_job(folders, tmp_path, capsys):
     given = {"videos": folders / "made", "reference": folders / "real", "out": out}
     given |= {"save_statistics": file, "batch_size": 4, "num_frames": 9}
     with conftest.lone_job("evaluate") as job:
-
-        def run(**given):
-            flags.FLAGS.unparse_flags()
-            flags.FLAGS(["evaluate", *(f"--{n}={v}" for n, v in given.items())])
-            try:
-                job.main(["evaluate"])
-            finally:
-                for name in job.FLAGS:
-                    job.FLAGS[name].unparse()
-
+        run = functools.partial(tiny_run.evaluate, job)
         run(**given)
         assert "videos: 12 of 13 clips are used" in capsys.readouterr().out
         again = given | {"reference": file, "out": tmp_path / "again"}

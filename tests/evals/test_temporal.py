@@ -5,20 +5,11 @@ import pytest
 
 from sora_jax.evals import controls, rows, temporal
 from sora_jax.toyworld import families, render
+from tests.evals import textures
 
 
 def drifting_texture(velocity, frames=5, size=40):
-    """A smooth texture that moves as a whole, sampled exactly: uint8 [1, t, h, w, 3]."""
-    rng = np.random.default_rng(3)
-    wave = rng.uniform(2 * np.pi / 24, 2 * np.pi / 10, 6)
-    angle, phase = rng.uniform(0, 2 * np.pi, 6), rng.uniform(0, 2 * np.pi, (6, 3))
-    y, x = np.mgrid[:size, :size] + 0.5
-    clip = []
-    for t in range(frames):
-        across, down = x - velocity[0] * t, y - velocity[1] * t
-        along = np.cos(angle) * across[..., None] + np.sin(angle) * down[..., None]
-        clip.append(0.5 + 0.06 * np.sin((wave * along)[..., None] + phase).sum(2))
-    return np.round(255 * np.array(clip)).clip(0, 255).astype(np.uint8)[None]
+    return textures.drifting(velocity, frames, size)[None]
 
 
 @pytest.mark.parametrize("velocity", [(0.3, 0.1), (1.2, -0.7), (-2.5, 1.5)])
