@@ -4,6 +4,7 @@ import dataclasses
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -229,11 +230,11 @@ def test_the_loss_learns_what_the_text_says():
         steps.make_train_step(objective, optimizer, seed=0, num_steps=9, ema_decay=0.9),
         donate_argnums=0,
     )
-    ids = np.where(np.arange(8)[:, None] % 2, 5, 9) * np.ones((8, 6), np.int32)
+    ids = np.repeat(np.where(np.arange(8)[:, None] % 2, 5, 9), 6, 1).astype(np.int32)
     sign = np.where(np.arange(8) % 2, 1.0, -1.0)[:, None, None, None, None]
     batch = {
         "latents": np.broadcast_to(3 * sign, (8, 2, 4, 4, 4)).astype(np.float32),
-        "text_ids": ids.astype(np.int32),
+        "text_ids": ids,
         "text_mask": np.ones((8, 6), bool),
     }
     first = last = None
@@ -242,3 +243,16 @@ def test_the_loss_learns_what_the_text_says():
         last = float(values["loss"][0] / values["loss"][1])
         first = first or last
     assert last < first / 8, (first, last)
+
+    # Where noise hides the latents, the text alone decides.
+    drawn = objective.draw(rng.key(1, "drawn"), batch, 0.0)
+    drawn["tau"] = jnp.full_like(drawn["tau"], 0.98)
+    drawn |= {name: jnp.zeros_like(drawn[name]) for name in ("drop", "known")}
+
+    @jax.jit
+    def loss_of(params, ids):
+        modules = objective.networks.bind(params)
+        return objective.loss(modules, drawn | {"text_ids": ids})[0]
+
+    right, wrong = (loss_of(state.params, x) for x in (ids, ids[::-1]))
+    assert wrong > 4 * right, (right, wrong)
