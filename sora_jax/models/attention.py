@@ -27,7 +27,7 @@ _MIN_QUERIES = 128
 _SPLASH_SIZES = (128, 256)  # of heads: whole lanes, and tiles that fit into VMEM
 _TILE = 1024  # queries or keys of a tile of splash, at most
 _LANES = 128
-SAVED = "attention"  # what a remat policy calls the result and its log sums
+SAVED = "attention"  # what remat policies call the results that are dear to compute
 _EXCHANGED = "ulysses"  # the mesh axis over which heads and tokens change places
 
 
@@ -38,6 +38,8 @@ def attention(
     mask_bm: jax.Array | None = None,
     q_segments_bn: jax.Array | None = None,
     k_segments_bm: jax.Array | None = None,
+    *,
+    name: str = SAVED,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(e)) v, softmax in float32 (arXiv 1706.03762).
 
@@ -45,6 +47,7 @@ def attention(
       q_bnhe, k_bmhe, v_bmhe: queries, keys and values, in the compute dtype.
       mask_bm: True where a key may be attended to.
       q_segments_bn, k_segments_bm: ids; a query sees only keys of its own segment.
+      name: what remat policies call the result and its log sums.
 
     Returns:
       [b, n, h, e] in the dtype of q. A query that may see no key at all gets the mean
@@ -54,8 +57,9 @@ def attention(
     `ulysses` axis if they divide (arXiv 2309.14509), and keys and values are gathered
     over what is left of the context axes. Text is whole everywhere, and queries stay.
     """
+    form = functools.partial(_attend_split, name=name)
     return _exchanged(
-        _attend_split, q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm
+        form, q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm
     )
 
 
@@ -80,7 +84,7 @@ def _exchanged(form, q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_
     return jax.reshard(form(*given), before)
 
 
-def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm):
+def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, name):
     """`attention` where queries are; keys, values and what hides them are gathered."""
     k_bmhe = sharding.gather_axis(k_bmhe, 1, like=q_bnhe)
     v_bmhe = sharding.gather_axis(v_bmhe, 1, like=q_bnhe)
@@ -88,15 +92,15 @@ def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
         k_segments_bm = sharding.gather_axis(k_segments_bm, 1, like=q_segments_bn)
     given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
     if _score_bytes(q_bnhe, k_bmhe) <= CHUNK_BYTES:
-        return checkpoint_name(reference(*given), SAVED)
+        return checkpoint_name(reference(*given), name)
     if q_bnhe.shape[-1] not in _SPLASH_SIZES:
-        return chunked(*given)
+        return chunked(*given, name=name)
     there = [x is not None for x in given]
 
     def on(form):
         def run(*arrays):
             arrays = iter(arrays)
-            return form(*(next(arrays) if x else None for x in there))
+            return form(*(next(arrays) if x else None for x in there), name=name)
 
         return run
 
@@ -159,18 +163,20 @@ def chunked(
     k_segments_bm: jax.Array | None = None,
     *,
     chunk_bytes: int = CHUNK_BYTES,
+    name: str = SAVED,
 ) -> jax.Array:
     """`attention` with the scores of a few queries at a time; keys and values are whole.
 
     Args:
       chunk_bytes: of scores that a device holds at a time. The gradient holds a small
         multiple of it.
+      name: see `attention`.
 
     Every device works on the rows, queries and heads that it has, without asking any
     other; only the gradients of keys and values are summed, once, over the devices that
     share the queries of a row.
     """
-    run = functools.partial(_chunked, chunk_bytes=chunk_bytes)
+    run = functools.partial(_chunked, chunk_bytes=chunk_bytes, name=name)
     return _by_device(
         run, (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
     )
@@ -210,7 +216,7 @@ def _by_device(run, given, *, kernel: bool = False):
 
 
 def _chunked(
-    q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, chunk_bytes
+    q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, chunk_bytes, name
 ):
     """`chunked` on one device: groups of rows and heads, one after the other."""
     b, n, h, e = q_bnhe.shape
@@ -232,7 +238,7 @@ def _chunked(
 
     qkv = tuple(heads_first(x) for x in (q_bnhe, k_bmhe, v_bmhe))
     given = (*qkv, tuple(by_head(x) for x in (mask_bm, q_segments_bn, k_segments_bm)))
-    run = functools.partial(_attend, num_chunks=num_chunks)
+    run = functools.partial(_attend, num_chunks=num_chunks, name=name)
     if group == b * h:
         y = run(*jax.tree.map(lambda x: x[0], given))
     else:
@@ -264,12 +270,12 @@ def _scores(q_gce, k_gme, visible) -> jax.Array:
     return _hide(scores_gcm * q_gce.shape[-1] ** -0.5, visible)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnames=("num_chunks",))
-def _attend(q_gne, k_gme, v_gme, seen, num_chunks):
-    return _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnames=("num_chunks", "name"))
+def _attend(q_gne, k_gme, v_gme, seen, num_chunks, name):
+    return _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks, name)[0]
 
 
-def _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks):
+def _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks, name):
     """Returns the result, and what the gradient needs: no scores, but their log sums."""
     mask_gm, q_segments_gn, k_segments_gm = seen
 
@@ -290,13 +296,13 @@ def _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks):
 
     cut = _cut(q_gne, num_chunks), _cut(q_segments_gn, num_chunks)
     _, (y_kgce, top_kgc1, sum_kgc1) = jax.lax.scan(chunk, None, cut)
-    y_gne = checkpoint_name(_join(y_kgce, q_gne.shape[1]), SAVED)
-    top_kgc1, sum_kgc1 = (checkpoint_name(x, SAVED) for x in (top_kgc1, sum_kgc1))
+    y_gne = checkpoint_name(_join(y_kgce, q_gne.shape[1]), name)
+    top_kgc1, sum_kgc1 = (checkpoint_name(x, name) for x in (top_kgc1, sum_kgc1))
     # Two numbers, since the log sum of a row without any key would drown in its top.
     return y_gne, (q_gne, k_gme, v_gme, seen, y_gne, top_kgc1, sum_kgc1)
 
 
-def _attend_backward(num_chunks, saved, dy_gne):
+def _attend_backward(num_chunks, name, saved, dy_gne):
     """The gradient of softmax from its result (arXiv 2205.14135, appendix B)."""
     q_gne, k_gme, v_gme, seen, y_gne, top_kgc1, sum_kgc1 = saved
     mask_gm, q_segments_gn, k_segments_gm = seen
@@ -347,6 +353,7 @@ def splash(
     *,
     tile: int = _TILE,
     interpret: bool = False,
+    name: str = SAVED,
 ) -> jax.Array:
     """`attention` as JAX's splash kernel for TPUs; keys and values are whole.
 
@@ -356,14 +363,15 @@ def splash(
     Args:
       tile: queries, and keys, that a core works on at a time, at most.
       interpret: runs the kernel's program on any platform, slowly.
+      name: see `attention`.
     """
-    run = functools.partial(_splash, tile=tile, interpret=interpret)
+    run = functools.partial(_splash, tile=tile, interpret=interpret, name=name)
     given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
     return _by_device(run, given, kernel=True)
 
 
 def _splash(
-    q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, tile, interpret
+    q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, tile, interpret, name
 ):
     (b, n, h, e), m = q_bnhe.shape, k_bmhe.shape[1]
 
@@ -403,7 +411,7 @@ def _splash(
         ),
         head_shards=1,
         q_seq_shards=1,
-        residual_checkpoint_name=SAVED,
+        residual_checkpoint_name=name,
         interpret=interpret,
     )  # fmt: skip
     y_bhne = jax.vmap(kernel)(q_bhne, k_bhme, v_bhme, ids)

@@ -22,6 +22,7 @@ from sora_jax.core import sharding
 from sora_jax.models import attention, layers, text_encoder
 
 _INPUT = "block_input"
+_TEXT = "text_attention"  # cheap to compute again, and as large as the other
 _policies = jax.checkpoint_policies
 _REMAT = {
     "none": None,
@@ -63,7 +64,7 @@ class Config:
     temporal_stride: int = 4  # video frames in a latent frame, the first one aside
     dtype: str = "float32"  # compute type; parameters are float32
     # What the backward pass recomputes: "none"; "full", all but each block's input;
-    # "attention", all but the input and what attention gave; "offload", the same, with
+    # "attention", all but the input and what self-attention gave; "offload", the same, with
     # inputs kept in the host's memory; "dots", all but the products with weights (the
     # fastest on CPU, where memory is slower than arithmetic).
     remat: str = "none"
@@ -161,7 +162,14 @@ class Attention(nnx.Module):
         self.num_heads = config.num_heads
 
     def __call__(
-        self, x_bnd, context_bmd, *, rope=None, mask_bm=None, segments=(None, None)
+        self,
+        x_bnd,
+        context_bmd,
+        *,
+        rope=None,
+        mask_bm=None,
+        segments=(None, None),
+        name=attention.SAVED,
     ):
         def heads(x):
             return x.reshape(*x.shape[:2], self.num_heads, -1)
@@ -171,7 +179,9 @@ class Attention(nnx.Module):
         v_bmhe = heads(self.to_v(context_bmd))
         if rope is not None:
             q_bnhe, k_bmhe = rotate(q_bnhe, rope), rotate(k_bmhe, rope)
-        y_bnhe = attention.attention(q_bnhe, k_bmhe, v_bmhe, mask_bm, *segments)
+        y_bnhe = attention.attention(
+            q_bnhe, k_bmhe, v_bmhe, mask_bm, *segments, name=name
+        )
         return self.to_out(y_bnhe.reshape(x_bnd.shape))
 
 
@@ -226,6 +236,7 @@ class Block(nnx.Module):
             text_bld,
             mask_bm=inputs["text_mask"],
             segments=inputs["text_segments"],
+            name=_TEXT,
         )
         h_bnd = (layers.layer_norm(x_bnd) * (1 + scale2) + shift2).astype(dtype)
         return (x_bnd + self.ffn(h_bnd) * gate2).astype(dtype)

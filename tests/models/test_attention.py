@@ -128,7 +128,9 @@ def test_the_form_follows_the_scores_on_a_device(monkeypatch):
         monkeypatch.setattr(
             attention,
             name,
-            lambda *x, name=name, form=form: forms.append(name) or form(*x),
+            lambda *x, form=form, **kept: (
+                forms.append(form.__name__) or form(*x, **kept)
+            ),
         )
     qkv = draw(2, 1024, 1024, 4, 8)  # scores of 32 MiB
     jax.eval_shape(attention.attention, *(x[:, :512] for x in qkv))

@@ -58,3 +58,12 @@ def test_what_is_recomputed_changes_no_gradient(monkeypatch, chunked):
 def test_a_policy_that_is_none_is_named():
     with pytest.raises(ValueError, match="'some'; it is one of .*'offload'"):
         dit.Config(remat="some")
+
+
+def test_attention_to_text_is_not_kept():
+    model = dit.DiT(CONFIG, rngs=nnx.Rngs(0))
+    x, text = jnp.zeros((1, 2, 8, 8, 4)), jnp.zeros((1, 5, 8))
+    given = x, jnp.full((1, 1), 0.7), None, text, jnp.ones((1, 5), bool)
+    program = str(jax.make_jaxpr(model.apply_video)(*given))
+    assert program.count(f"name[name={attention.SAVED}]") == 1
+    assert program.count("name[name=text_attention]") == 1
