@@ -158,6 +158,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.b1 = 0.9
     c.optim.b2 = 0.95
     c.optim.eps = 1e-8
+    c.optim.moments = "float32"  # or "bfloat16": half the memory
     c.optim.weight_decay = 0.0
     c.optim.clip_norm = 1.0
     c.optim.ema_decay = 0.998

@@ -12,6 +12,7 @@ def get_config():
     c = wan_1_3b.get_config()
     dit = c.model.dit
     dit.dim, dit.num_layers, dit.num_heads, dit.mlp_dim = 5120, 40, 40, 13_824
+    dit.remat, c.optim.moments = "offload", "bfloat16"
     c.noise.shift = 5.0
     c.sample.height, c.sample.width = 720, 1280
     return c

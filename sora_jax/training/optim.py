@@ -19,6 +19,10 @@ import optax
 
 from sora_jax.core import sharding
 
+# A number in bfloat16 moves by steps of 1/128 to 1/256 of itself. Where an average takes
+# less than this of what is new, most of it would be rounded away.
+_BFLOAT16_RATE = 0.05
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -36,11 +40,22 @@ class Config:
     b2: float = 0.95
     momentum: float = 0.95  # of Muon
     eps: float = 1e-8
+    moments: str = (
+        "float32"  # type that momentum and squares are kept in, or "bfloat16"
+    )
     weight_decay: float = 0.0  # on matrices only
     clip_norm: float = 1.0
     ema_decay: float = 0.995
 
     def __post_init__(self):
+        if self.moments not in ("float32", "bfloat16"):
+            raise ValueError(f"moments is {self.moments!r}: 'float32' or 'bfloat16'")
+        rates = [1 - x for x in (self.b1, self.b2, self.momentum)]
+        if self.moments == "bfloat16" and min(rates) < _BFLOAT16_RATE:
+            raise ValueError(
+                "moments in bfloat16 do not feel what changes them by less than a "
+                f"256th: b1, b2 and momentum are at most {1 - _BFLOAT16_RATE}"
+            )
         for entry in self.learning_rate_factors:
             pair = isinstance(entry, tuple) and len(entry) == 2
             if not pair or not isinstance(entry[0], str) or not entry[1] >= 0:
@@ -117,6 +132,26 @@ def orthogonalize(x_lio: jax.Array) -> jax.Array:
     return x.swapaxes(1, 2) if tall else x
 
 
+def kept_as(
+    dtype: str, inner: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """`inner`, computed in float32, whose state is kept in another type in between."""
+
+    def cast(state, to):
+        return jax.tree.map(
+            lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x,
+            state,
+        )
+
+    def update(updates, state, params=None):
+        updates, state = inner.update(updates, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(
+        lambda params: cast(inner.init(params), dtype), update
+    )
+
+
 def make(config: Config, num_steps: int) -> optax.GradientTransformation:
     """Builds the optimizer; its state is in the layout of the parameters."""
 
@@ -159,7 +194,7 @@ def make(config: Config, num_steps: int) -> optax.GradientTransformation:
     )
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.partition({"muon": muon, "adamw": adam}, takes),
+        kept_as(config.moments, optax.partition({"muon": muon, "adamw": adam}, takes)),
         optax.add_decayed_weights(
             config.weight_decay * config.learning_rate, is_matrix
         ),

@@ -1,5 +1,7 @@
 """The optimizer against optax's own Muon and AdamW, and on a mesh."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,3 +111,29 @@ def test_updates_do_not_depend_on_the_mesh(layers):
         )
         assert found.sharding.spec == layout
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("muon", [0.0, 0.02])
+def test_moments_in_bfloat16_halve_the_state_and_move_alike(muon):
+    config = optim.Config(muon_learning_rate=muon, warmup_steps=2)
+    half = dataclasses.replace(config, moments="bfloat16")
+    start, moved, sizes = random_tree(0), [], []
+    for one in (config, half):
+        optimizer = optim.make(one, 60)
+        state = optimizer.init(start)
+        sizes.append(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        assert jax.tree.structure(state) == jax.tree.structure(
+            jax.jit(optimizer.update)(start, state, start)[1]
+        )
+        ends = five_steps(optimizer, range(1, 60))
+        moved.append(jax.tree.map(jnp.subtract, ends, start))
+    assert sizes[1] < 0.52 * sizes[0]
+    for a, b in zip(*map(jax.tree.leaves, moved), strict=True):
+        assert jnp.linalg.norm(a - b) < 0.02 * jnp.linalg.norm(a)
+
+
+def test_moments_that_bfloat16_would_round_away_are_refused():
+    with pytest.raises(ValueError, match=r"b1, b2 and momentum are at most 0\.95"):
+        optim.Config(moments="bfloat16", b2=0.999)
+    with pytest.raises(ValueError, match="moments is 'float8': 'float32' or"):
+        optim.Config(moments="float8")
