@@ -242,7 +242,11 @@ def _bytes_of(tree: Any) -> int:
 
 
 def _memory(compiled, state) -> dict[str, int]:
-    """Bytes of a device by kind; what is handed on in place counts once."""
+    """Bytes of a device by kind; what is handed on in place counts once.
+
+    The compiler's own count of temporary bytes has what loops carry twice; what it sets
+    aside, by which it accepts or refuses a program, has it once.
+    """
     found = compiled.memory_analysis()
     arguments = {
         "parameters": _bytes_of(state.params),
@@ -251,10 +255,11 @@ def _memory(compiled, state) -> dict[str, int]:
     }
     rest = found.argument_size_in_bytes - sum(arguments.values())
     results = found.output_size_in_bytes - found.alias_size_in_bytes
+    given = found.argument_size_in_bytes + results
     return arguments | {
         "batch": max(0, rest),
         "results": max(0, results),
-        "temporary": found.temp_size_in_bytes,
+        "temporary": found.total_allocation_bytes - given,
         "program": found.generated_code_size_in_bytes,
     }
 
