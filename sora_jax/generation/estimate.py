@@ -9,8 +9,8 @@ import jax
 
 from sora_jax.core import config as configs
 from sora_jax.data import tokenizer as tokenizers
-from sora_jax.generation import pipeline, runs, wan
 from sora_jax.generation import request as requests
+from sora_jax.generation import runs, wan
 from sora_jax.models import dit as dits
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, cost, pretrained
@@ -66,7 +66,7 @@ def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
       FileNotFoundError, ValueError: as `from_pretrained` and a call would.
     """
     model = _look(pathlib.Path(folder))
-    strides = pipeline.strides_of(model.vae, model.dit)
+    strides = requests.strides_of(model.vae, model.dit)
     kinds: dict[str, int] = {}
     for call in calls:
         request = requests.check(model.settings, strides, **call)

@@ -12,6 +12,7 @@ on video grids t, h, w time, height, width and c latent channels.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +145,18 @@ def linear_guess(tau: jax.Array) -> jax.Array:
     (compare arXiv 2206.00364, section 5).
     """
     return (2 * tau - 1) / (jnp.square(tau) + jnp.square(1 - tau))
+
+
+class Reuse(NamedTuple):
+    """What a step cache tells the denoiser; see `diffusion/step_cache.py`.
+
+    residual_bnd: what the blocks added to their input when they last ran. now: bool
+    scalar, whether it stands for running them. gain_b: times what, in each row.
+    """
+
+    residual_bnd: jax.Array
+    now: jax.Array
+    gain_b: jax.Array
 
 
 class Attention(nnx.Module):
@@ -296,7 +309,8 @@ class DiT(nnx.Module):
         segments_bn: jax.Array | None = None,
         text_segments_bl: jax.Array | None = None,
         level_segments_bk: jax.Array | None = None,
-    ) -> jax.Array:
+        reuse: Reuse | None = None,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Predicts the velocity noise - clean of every token.
 
         Args:
@@ -311,9 +325,11 @@ class DiT(nnx.Module):
           segments_bn, text_segments_bl, level_segments_bk: where several clips share a
             row, which clip's a token, a text token, a noise level is; other ids are
             padding.
+          reuse: a step cache, which may spare running the blocks.
 
         Returns:
-          velocity_bnc, float32.
+          velocity_bnc, float32; with `reuse` also what the blocks added, which is to be
+          handed on.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
@@ -368,7 +384,22 @@ class DiT(nnx.Module):
 
         if config.remat != "none":
             body = jax.checkpoint(body, policy=_REMAT[config.remat])
-        x_bnd, _ = jax.lax.scan(body, x_bnd, self.blocks)
+
+        def run(x_bnd):
+            return jax.lax.scan(body, x_bnd, self.blocks)[0]
+
+        def run_and_keep(x_bnd):
+            y_bnd = run(x_bnd)
+            return y_bnd, y_bnd - x_bnd
+
+        def spare(x_bnd):
+            added_bnd = reuse.gain_b[:, None, None] * reuse.residual_bnd
+            return x_bnd + added_bnd.astype(dtype), reuse.residual_bnd
+
+        if reuse is None:
+            x_bnd = run(x_bnd)
+        else:
+            x_bnd, kept_bnd = jax.lax.cond(reuse.now, spare, run_and_keep, x_bnd)
 
         table_bk2d = self.scale_shift_table[...] + level_bkd[:, :, None, :]
         shift, scale = pick(table_bk2d[:, :, 0]), pick(table_bk2d[:, :, 1])
@@ -377,7 +408,7 @@ class DiT(nnx.Module):
         if config.input_skip:
             gain = pick(linear_guess(levels_bk)[..., None])
             velocity_bnc = velocity_bnc + gain * x_bnc
-        return velocity_bnc
+        return velocity_bnc if reuse is None else (velocity_bnc, kept_bnd)
 
     def apply_video(
         self,
@@ -387,7 +418,8 @@ class DiT(nnx.Module):
         text_bld: jax.Array,
         text_mask_bl: jax.Array,
         fps: float | jax.Array | None = None,
-    ) -> jax.Array:
+        reuse: Reuse | None = None,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Predicts the velocity of whole latent videos of one size.
 
         Args:
@@ -398,9 +430,10 @@ class DiT(nnx.Module):
             voxels are.
           text_bld, text_mask_bl: states of the text encoder.
           fps: frames a second of the video, where positions are in seconds.
+          reuse: a step cache, as in a call.
 
         Returns:
-          velocity_bthwc, float32.
+          velocity_bthwc, float32; with `reuse` also what the blocks added.
         """
         grid = latents_bthwc.shape[1:4]
         x_bnc = patchify(latents_bthwc, self.config.patch)
@@ -411,10 +444,14 @@ class DiT(nnx.Module):
             if levels_bk.shape[1] == 2:
                 index_bn = known_bn.astype(jnp.int32)
         pos_1n3 = grid_positions(grid, self.config, fps)
-        velocity_bnc = self(
-            x_bnc, levels_bk, index_bn, known_bn, pos_1n3, text_bld, text_mask_bl
-        )
-        return unpatchify(velocity_bnc, grid, self.config.patch)
+        found = self(
+            x_bnc, levels_bk, index_bn, known_bn, pos_1n3, text_bld, text_mask_bl,
+            reuse=reuse,
+        )  # fmt: skip
+        if reuse is None:
+            return unpatchify(found, grid, self.config.patch)
+        velocity_bnc, kept_bnd = found
+        return unpatchify(velocity_bnc, grid, self.config.patch), kept_bnd
 
 
 def _picker(level_index_bn: jax.Array | None, k: int):

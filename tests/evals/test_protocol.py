@@ -50,6 +50,7 @@ OTHER = {
     "num_inference_steps": 21,
     "guidance_scale": 3.0,
     "shift": 3.0,
+    "step_cache": 0.1,
     "codec": "h264",
     "code": "another",
 }
