@@ -14,7 +14,7 @@ import numpy as np
 from sora_jax.core import progress
 from sora_jax.diffusion import step_cache
 from sora_jax.evals import reconstruction
-from sora_jax.generation import pipeline, placement
+from sora_jax.generation import pipeline, placement, plans
 from sora_jax.generation import request as requests
 from sora_jax.generation import step_cache as caches
 
@@ -40,11 +40,14 @@ def calibrate(
       **arguments: of a call of the pipeline; a few prompts are enough.
 
     Raises:
-      ValueError: as the call would.
+      ValueError: as the call would; or pictures are given, or one of two experts has
+        no step.
     """
     request = pipe.check_inputs(**arguments | {"step_cache": 0.0})
     if request.images is not None:
         raise ValueError("a step cache is calibrated on text alone, without --image")
+    if not all(len(p["tau"]) for p in plans.plans(request, pipe.settings, None)):
+        raise ValueError("with these steps and this shift one expert has nothing to do")
     videos, changes = [], []
     for rows in pipe.batches(request):
         latents_bthwc, change_er3 = _measure(pipe, request, rows)

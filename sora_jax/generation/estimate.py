@@ -10,7 +10,7 @@ import jax
 from sora_jax.core import config as configs
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.generation import request as requests
-from sora_jax.generation import runs, wan
+from sora_jax.generation import runs, step_cache, wan
 from sora_jax.models import dit as dits
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, cost, pretrained
@@ -76,6 +76,9 @@ def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
             model.settings.text_length,
         )
         text = _describe(model, request)
+        if request.step_cache:
+            calibration = step_cache.read(pathlib.Path(folder) / step_cache.FILE)
+            text += f"\n{calibration.describe(request.step_cache)}"
         kinds[text] = kinds.get(text, 0) + 1
     weights = sum(model.weight_bytes.values())
     lines = [

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.core import sharding
-from sora_jax.models import attention, layers, text_encoder
+from sora_jax.models import attention, encodings, layers, text_encoder
 
 _INPUT = "block_input"
 _policies = jax.checkpoint_policies
@@ -89,53 +89,6 @@ class Config:
         return self.in_channels * self.patch[0] * self.patch[1] * self.patch[2]
 
 
-def sinusoid(x: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
-    """[cos(x f_i), sin(x f_i)] with f_i = max_period^(-2i/width): [...] -> [..., width]."""
-    half = width // 2
-    frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / half)
-    angle = x.astype(jnp.float32)[..., None] * frequency
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
-def rope_split(head_dim: int) -> tuple[int, int, int]:
-    """How many of a head's channels turn with t, h and w: Wan's split."""
-    hw = 2 * (head_dim // 6)
-    return head_dim - 2 * hw, hw, hw
-
-
-def rope_tables(
-    pos_bn3: jax.Array, head_dim: int, theta: float
-) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary angles, each [b, n, head_dim / 2], float32."""
-    angles = []
-    for axis, width in enumerate(rope_split(head_dim)):
-        frequency = theta ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-        angles.append(pos_bn3[..., axis].astype(jnp.float32)[..., None] * frequency)
-    angle_bne = jnp.concatenate(angles, axis=-1)
-    return jnp.cos(angle_bne), jnp.sin(angle_bne)
-
-
-def rotate(x_bnhe: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns neighbouring channel pairs by their angles (arXiv 2104.09864)."""
-    cos, sin = (table[:, :, None, :] for table in tables)
-    x32 = x_bnhe.astype(jnp.float32)
-    even, odd = x32[..., 0::2], x32[..., 1::2]
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return turned.reshape(x_bnhe.shape).astype(x_bnhe.dtype)
-
-
-def additive_positions(pos_bn3: jax.Array, d: int) -> jax.Array:
-    """A sinusoid of unit scale for each axis, side by side: [b, n, d].
-
-    Rotary positions tell distances, not places; small models learn "to the left of the
-    frame" far sooner when the place is in the token.
-    """
-    width = 2 * (d // 6)
-    parts = [sinusoid(pos_bn3[..., axis], width, 100.0) for axis in range(3)]
-    joined = jnp.concatenate(parts, axis=-1)
-    return jnp.pad(joined, ((0, 0), (0, 0), (0, d - joined.shape[-1])))
-
-
 def linear_guess(tau: jax.Array) -> jax.Array:
     """The g of the best guess g x_tau at the velocity, for data of variance 1.
 
@@ -183,7 +136,10 @@ class Attention(nnx.Module):
         k_bmhe = heads(self.norm_k(self.to_k(context_bmd)))
         v_bmhe = heads(self.to_v(context_bmd))
         if rope is not None:
-            q_bnhe, k_bmhe = rotate(q_bnhe, rope), rotate(k_bmhe, rope)
+            q_bnhe, k_bmhe = (
+                encodings.rotate(q_bnhe, rope),
+                encodings.rotate(k_bmhe, rope),
+            )
         y_bnhe = attention.attention(q_bnhe, k_bmhe, v_bmhe, mask_bm, *segments)
         return self.to_out(y_bnhe.reshape(x_bnd.shape))
 
@@ -349,10 +305,14 @@ class DiT(nnx.Module):
         if self.known is not None and known_bn is not None:
             x_bnd = x_bnd + (known_bn[..., None] * self.known[...]).astype(dtype)
         if config.additive_positions:
-            x_bnd = x_bnd + additive_positions(pos_bn3, config.dim).astype(dtype)
+            x_bnd = x_bnd + encodings.additive_positions(pos_bn3, config.dim).astype(
+                dtype
+            )
 
         # Noise level and modulation in float32, for the k levels only.
-        level_bkd = self.time_embedder(sinusoid(levels_bk * 1000, config.freq_dim))
+        level_bkd = self.time_embedder(
+            encodings.sinusoid(levels_bk * 1000, config.freq_dim)
+        )
         mask_bl = text_mask_bl if config.mask_text else None
         if self.pooled_text is not None:
             if level_segments_bk is None:
@@ -368,7 +328,7 @@ class DiT(nnx.Module):
         pick = _picker(level_index_bn, levels_bk.shape[1])
         text_bld = self.text_embedder(text_bld.astype(dtype))
         inputs = {
-            "rope": rope_tables(pos_bn3, config.head_dim, config.rope_theta),
+            "rope": encodings.rope_tables(pos_bn3, config.head_dim, config.rope_theta),
             "text_mask": mask_bl,
             "self_segments": (segments_bn, segments_bn),
             "text_segments": (

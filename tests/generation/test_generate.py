@@ -170,6 +170,8 @@ def test_a_list_is_made_once_and_goes_on_where_it_was(generate, tmp_path, capsys
     assert [recipe["num_inference_steps"] for recipe in found] == [4, 2, 4]
 
     times = [f.stat().st_mtime_ns for f in files]
+    older = {n: value for n, value in found[0].items() if n != "step_cache"}
+    files[0].with_suffix(".json").write_text(json.dumps(older))
     files[1].with_suffix(".json").unlink()  # as if it had been interrupted there
     capsys.readouterr()
     generate(prompts=str(prompts), out=str(out), seed=10, batch_size=2)
@@ -199,6 +201,8 @@ def test_a_step_cache_is_calibrated_then_used(generate, run_folder, tmp_path, ca
     text = capsys.readouterr().out
     # two are retained, then two of three are spared
     assert "step cache 50: 3 of 6 evaluations are computed, up to 2.00 x" in text
+    generate(prompt="a cat", dry_run=True, step_cache=50.0, **sampling)
+    assert "3 of 6 evaluations are computed" in capsys.readouterr().out
     recipe = json.loads(out.with_suffix(".json").read_text())
     digest = json.loads((run_folder / "step_cache.json").read_text())
     assert recipe["step_cache"] == 50.0 and len(recipe["step_cache_digest"]) == 16

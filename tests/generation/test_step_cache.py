@@ -19,9 +19,9 @@ STEPS = {"num_inference_steps": 8}
 LATENT = PROMPTS | STEPS | {"output_type": "latent"}
 
 
-def new_pipe(**given) -> pipeline.Pipeline:
+def new_pipe(settings=tiny.SETTINGS, **given) -> pipeline.Pipeline:
     return pipeline.Pipeline(
-        **tiny.networks(), tokenizer=tiny.Letters(), settings=tiny.SETTINGS, **given
+        **tiny.networks(), tokenizer=tiny.Letters(), settings=settings, **given
     )
 
 
@@ -279,3 +279,20 @@ def test_policy_is_the_calibrations(calibrated):
     want = step_cache.schedule(made.ratio[0], 0.3, 7, 0.0)
     np.testing.assert_array_equal(reuse, want[0])
     np.testing.assert_array_equal(gain, want[1])
+
+
+def test_each_expert_begins_with_nothing_kept():
+    """Of eight levels the first expert's come first; the second has no guidance here."""
+    settings = dataclasses.replace(
+        tiny.SETTINGS, boundary=0.7, guidance_scale_2=1.0, num_inference_steps=8
+    )
+    pipe = new_pipe(settings, dit_2=tiny.networks()["dit"])
+    made = cached_sampling.calibrate(pipe, thresholds=(), retention=0.0, **PROMPTS)
+    high, low = made.ratio
+    assert len(high) + len(low) == 8 and min(len(high), len(low)) > 1
+    assert (len(high[0]), len(low[0])) == (2, 1)
+    assert high[0] == (1.0, 1.0) and low[0] == (1.0,)
+    assert [reuse[0] for reuse, _ in made.schedules(1e6)] == [False, False]
+    cached = pipe(**PROMPTS, step_cache=1e2).frames
+    dense = pipe(**PROMPTS).frames
+    assert 20 < reconstruction.psnr(dense, cached).mean() < 100
