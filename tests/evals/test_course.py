@@ -424,7 +424,7 @@ def test_a_step_cache_is_of_one_checkpoint(base, model, score):
     assert found["protocol"]["step_cache"] == 100.0
     assert "step cache 100" in (out / "report.html").read_text()
     with pytest.raises(SystemExit, match="calibrated for step 1 and not 0"):
-        score(model, out="other", checkpoints=["0"], **asked)
+        score(model, out="other", checkpoints="0", **asked)
     # Results of before there was a step cache are those of none.
     made_with = [
         checkpoints.Sampling(
