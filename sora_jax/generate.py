@@ -8,12 +8,12 @@
 The model is a run, or a folder of Wan 2.1 or 2.2 in diffusers' layout; Wan's own names
 of flags work too. Beside each video stands its recipe (clip.json). A list that was
 interrupted goes on where it was. On several devices the clips of a batch are split over
-them; on several processes the same command runs in each.
+them; on several processes the same command runs in each. --step_cache 0.1 spares work
+once --calibrate_step_cache has measured, on some prompts, what that costs.
 """
 
 import itertools
 import pathlib
-import re
 
 import jax
 from absl import app, flags, logging
@@ -21,7 +21,9 @@ from absl import app, flags, logging
 from sora_jax.core import job, progress
 from sora_jax.core import mesh as meshes
 from sora_jax.data import video_io
-from sora_jax.generation import estimate, pipeline, prompt_file, recipes
+from sora_jax.evals import cached_sampling
+from sora_jax.generation import estimate, pipeline, prompt_file, recipes, step_cache
+from sora_jax.generation import request as requests
 from sora_jax.training import pretrained
 
 FLAGS = flags.FLAGS
@@ -47,6 +49,8 @@ flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 is no guidan
 flags.DEFINE_float("guidance_scale_2", None, "The same for the second expert.")
 flags.DEFINE_float("shift", None, "Shift of the noise levels; 1 is none.")
 flags.DEFINE_string("sampler", None, "euler, heun or unipc.")
+flags.DEFINE_float("step_cache", None, "Error up to which work is spared; 0 is off.")
+flags.DEFINE_bool("calibrate_step_cache", False, "Measures, and makes no clips.")
 flags.DEFINE_string("size", None, "Width and height: 832*480 or 832x480.")
 flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of imported weights.")
 flags.DEFINE_bool("keep_text_encoder", True, "On the device, also while sampling.")
@@ -64,7 +68,7 @@ for _alias, _name in _NAMES_OF_WAN.items():
 
 # What one call of the pipeline shares; the rest is given for each clip.
 SHARED = ("num_frames", "height", "width", "fps", "num_inference_steps")
-SHARED += ("guidance_scale", "guidance_scale_2", "shift", "sampler")
+SHARED += ("guidance_scale", "guidance_scale_2", "shift", "sampler", "step_cache")
 
 
 def clips(recipe: dict | None) -> list[dict]:
@@ -72,7 +76,7 @@ def clips(recipe: dict | None) -> list[dict]:
     ways = ("prompt", "prompts", "from")
     if sum(FLAGS[name].value is not None for name in ways) != 1:
         raise ValueError("give one of --prompt, --prompts and --from")
-    if FLAGS.out is None and not FLAGS.dry_run:
+    if FLAGS.out is None and not (FLAGS.dry_run or FLAGS.calibrate_step_cache):
         raise ValueError("give --out: the video's file, or a folder with --prompts")
     out = pathlib.Path(FLAGS.out or "clip.mp4")
     if FLAGS.prompts is None and out.suffix != ".mp4":
@@ -88,12 +92,10 @@ def clips(recipe: dict | None) -> list[dict]:
     if recipe is not None:
         # What is given beside a recipe changes it.
         defaults, rows = recipes.arguments(recipe) | defaults, [{}]
+    first = {"negative_prompt": ""}
     return [
-        {"negative_prompt": "", "seed": FLAGS.seed + index}
-        | defaults
-        | row
-        | {"file": f}
-        for index, (row, f) in enumerate(zip(rows, files, strict=True))
+        first | {"seed": FLAGS.seed + index} | defaults | row | {"file": file}
+        for index, (row, file) in enumerate(zip(rows, files, strict=True))
     ]
 
 
@@ -103,13 +105,7 @@ def given() -> dict:
     values = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
     if FLAGS["from"].value is not None and FLAGS["seed"].present:
         values["seed"] = FLAGS.seed
-    size = FLAGS.size
-    if size is not None:
-        found = re.fullmatch(r"(\d+)[x*](\d+)", size)
-        if not found:
-            raise ValueError(f"--size is WIDTH*HEIGHT such as 832*480, not {size}")
-        values |= {"width": int(found[1]), "height": int(found[2])}
-    return values
+    return values | requests.parse_size(FLAGS.size)
 
 
 def shared(clip: dict) -> tuple:
@@ -158,9 +154,8 @@ def make(pipe: pipeline.Pipeline, batches: list[list[dict]], steps: int) -> None
     ) as bar:
         for batch in batches:
             output = pipe(**arguments(batch), progress=bar.update)
-            for clip, frames, recipe in zip(
-                batch, output.frames, output.recipes, strict=True
-            ):
+            made = zip(batch, output.frames, output.recipes, strict=True)
+            for clip, frames, recipe in made:
                 if process == 0:
                     recipes.save(frames, clip["file"], recipe)
 
@@ -171,8 +166,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
         meshes.initialize()
-        made = FLAGS["from"].value
-        recipe = None if made is None else recipes.read(made)
+        recipe = recipes.read(made) if (made := FLAGS["from"].value) else None
         wanted = clips(recipe)
         jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
         if FLAGS.dry_run:
@@ -183,13 +177,19 @@ def main(argv: list[str]) -> None:
         )
         if recipe is not None:
             recipes.check_weights(recipe, pipe.source)
+        if FLAGS.calibrate_step_cache:
+            kinds = len(set(map(shared, wanted)))
+            return print(cached_sampling.run(pipe, kinds, **arguments(wanted)))
         batches, steps = plan(pipe, wanted)
+        step_cache.check_recipe(recipe or {}, pipe.calibration)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"generate: {error}") from None
     todo = sum(len(batch) for batch in batches)
     first = jax.process_index() == 0
     if first and todo < len(wanted):
         print(f"{len(wanted) - todo} of {len(wanted)} clips were finished before")
+    if first and (error := wanted[0].get("step_cache", pipe.settings.step_cache)):
+        print(pipe.calibration.describe(error))
     if todo:
         make(pipe, batches, steps)
     if first:

@@ -38,6 +38,7 @@ VARIED = (
     "num_inference_steps",
     "sampler",
     "shift",
+    "step_cache",
     "seeds",
 )
 # Those that decide what is asked: results with different ones are not compared.

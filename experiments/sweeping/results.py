@@ -137,6 +137,11 @@ def cost_of(one: Measured, what: str) -> float:
         if not one.protocol:
             raise ValueError("a sweep of training runs alone has no cost 'evaluations'")
         made = one.protocol
+        if made.get("step_cache"):
+            raise ValueError(
+                "a step cache spares evaluations, which are not counted: take the cost "
+                "'seconds'"
+            )
         once = samplers.evaluations(made["sampler"], made["num_inference_steps"])
         return float(once * (1 if made["guidance_scale"] == 1 else 2))
     value = one.entry.settings.get(what)

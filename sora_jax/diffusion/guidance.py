@@ -63,19 +63,26 @@ def guided(
       condition: a pytree of arrays [b, ...].
       null: the same tree; its leaves have b rows, or one row for all.
       guidance_scale: s. The Python number 1 needs no null half and computes none.
+
+    Rows that do not divide over the devices, but do twice, may be whole on each: the
+    two halves of a pair are then computed on two devices.
+
+    What the result is given beyond x and tau, a step cache, goes to velocity_fn behind
+    the condition, and comes back behind the velocity.
     """
     if isinstance(guidance_scale, int | float) and guidance_scale == 1:
-        return lambda x, tau: velocity_fn(x, tau, condition)
+        return lambda x, tau, *cached: velocity_fn(x, tau, condition, *cached)
 
-    def guided_velocity(x: jax.Array, tau: jax.Array) -> jax.Array:
+    def guided_velocity(x: jax.Array, tau: jax.Array, *cached):
         rows = x.shape[0]
         everyone = jnp.ones((rows,), bool)
         empty = null_condition(condition, null, everyone)
-        with_text, without = _deinterleave(
-            velocity_fn(
-                _interleave(x, x), tau, jax.tree.map(_interleave, condition, empty)
-            )
-        )
-        return without + guidance_scale * (with_text - without)
+        pairs = _interleave(x, x)
+        conditions = jax.tree.map(_interleave, condition, empty)
+        answer = velocity_fn(pairs, tau, conditions, *cached)
+        velocity, *kept = answer if cached else (answer,)
+        with_text, without = _deinterleave(sharding.like(velocity, pairs))
+        velocity = without + guidance_scale * (with_text - without)
+        return (velocity, *kept) if cached else velocity
 
     return guided_velocity

@@ -5,7 +5,8 @@
 or in chunks, each one compiled scan, so that progress, previews and cancelling work
 between them: `plan` says on the host what each step needs, `start` makes what a solver
 remembers, and `sample_chunk` takes both through some steps. Nothing here knows of tasks
-or of text.
+or of text. A plan may have rows for a step cache (`step_cache.py`), which are handed to
+the velocity function together with what it keeps from one evaluation to the next.
 """
 
 import enum
@@ -17,6 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 Velocity = Callable[[jax.Array, jax.Array], jax.Array]
+# (x, level, cache, that evaluation's rows) -> (velocity, cache)
+CachedVelocity = Callable[
+    [jax.Array, jax.Array, Any, dict[str, jax.Array]], tuple[jax.Array, Any]
+]
 Plan = dict[str, np.ndarray]
 
 
@@ -31,6 +36,7 @@ class Sampler(enum.StrEnum):
     UNIPC = "unipc"
 
 
+_OF_CACHE = ("reuse", "gain", "slot")  # rows with one value for each evaluation
 _HISTORY = 2  # the order of UniPC: how many estimates of the data it joins
 
 
@@ -59,6 +65,14 @@ def evaluations(sampler: str, num_steps: int) -> int:
     return 2 * num_steps - 1 if Sampler(sampler) is Sampler.HEUN else num_steps
 
 
+def asked(sampler: str, steps: Plan) -> np.ndarray:
+    """Which evaluations a plan's steps ask for: bool [steps, evaluations of a step]."""
+    asked_n1 = (steps["tau"] > steps["next"])[:, None]
+    if Sampler(sampler) is not Sampler.HEUN:
+        return asked_n1
+    return np.concatenate([asked_n1, asked_n1 & (steps["next"] > 0)[:, None]], axis=1)
+
+
 def chunks(steps: Plan, size: int) -> Iterator[Plan]:
     """Cuts a plan into parts of `size` steps, the last one filled up with idle steps."""
     count = len(steps["tau"])
@@ -81,31 +95,31 @@ def start(x: jax.Array, sampler: str) -> Any:
     return nothing, (nothing,) * _HISTORY
 
 
-def _euler(velocity_fn: Velocity, x, memory, step, hold):
+def _euler(ask, x, memory, cache, step, hold):
     """One step of Euler's method."""
-    return hold(
-        x + (step["next"] - step["tau"]) * velocity_fn(x, step["level"])
-    ), memory
+    slope, cache = ask(x, step["level"], cache, 0)
+    return hold(x + (step["next"] - step["tau"]) * slope), memory, cache
 
 
-def _heun(velocity_fn: Velocity, x, memory, step, hold):
+def _heun(ask, x, memory, cache, step, hold):
     """One step of Heun's method; Euler's where it ends at tau 0.
 
     There the second evaluation would ask the model about clean data, a level that it
     was hardly trained on (Karras et al. 2022, arXiv:2206.00364, algorithm 1).
     """
     tau, tau_next = step["tau"], step["next"]
-    slope = velocity_fn(x, step["level"])
+    slope, cache = ask(x, step["level"], cache, 0)
     guess = hold(x + (tau_next - tau) * slope)
 
-    def corrected(guess):
-        mean_slope = (slope + velocity_fn(guess, tau_next)) / 2
-        return hold(x + (tau_next - tau) * mean_slope)
+    def corrected(guess, cache):
+        second, cache = ask(guess, tau_next, cache, 1)
+        return hold(x + (tau_next - tau) * ((slope + second) / 2)), cache
 
-    return jax.lax.cond(tau_next > 0, corrected, lambda guess: guess, guess), memory
+    x, cache = jax.lax.cond(tau_next > 0, corrected, lambda *same: same, guess, cache)
+    return x, memory, cache
 
 
-def _unipc(velocity_fn: Velocity, x, memory, step, hold):
+def _unipc(ask, x, memory, cache, step, hold):
     """One step of UniPC (Zhao et al. 2023, arXiv:2302.04867), B(h) = e^h - 1, order 2.
 
     The estimate of the data at this level first corrects x, which the step before
@@ -113,10 +127,11 @@ def _unipc(velocity_fn: Velocity, x, memory, step, hold):
     whose weights follow from the levels alone: `_unipc_weights`.
     """
     last, history = memory
-    data = x - step["tau"] * velocity_fn(x, step["level"])
+    slope, cache = ask(x, step["level"], cache, 0)
+    data = x - step["tau"] * slope
     x = _weighted(step["correct"], (x, last, data, *history))
     history = (data, *history[:-1])
-    return hold(_weighted(step["predict"], (x, *history))), (x, history)
+    return hold(_weighted(step["predict"], (x, *history))), (x, history), cache
 
 
 def _weighted(weights, terms):
@@ -187,24 +202,27 @@ _STEPS = {Sampler.EULER: _euler, Sampler.HEUN: _heun, Sampler.UNIPC: _unipc}
 
 
 def sample_chunk(
-    velocity_fn: Velocity,
+    velocity_fn: Velocity | CachedVelocity,
     x: jax.Array,
     memory: Any,
     steps: Plan,
     known_mask: jax.Array | None = None,
     known_values: jax.Array | None = None,
     sampler: str = Sampler.EULER,
-) -> tuple[jax.Array, Any]:
-    """Runs the steps of a part of a plan; returns x at its last level, and the memory.
+    cache: Any = None,
+) -> tuple[jax.Array, Any, Any]:
+    """Runs the steps of a part of a plan: x at its last level, the memory, the cache.
 
     Args:
-      velocity_fn: (x, level scalar) -> dx / dtau, the shape of x.
+      velocity_fn: (x, level scalar) -> dx / dtau, the shape of x; with a cache, it takes
+        and returns that, too.
       x: the state at the first step's level.
       memory: from `start`, or from the chunk before.
       steps: (a part of) a plan. A step between two equal levels costs nothing.
       known_mask: bool, its shape a leading part of x's; these entries are held.
       known_values: what they are held at, the shape of x.
       sampler: that of the plan.
+      cache: what velocity_fn keeps between evaluations, where the plan has rows for it.
     """
     if (known_mask is None) != (known_values is None):
         raise ValueError("known_mask and known_values go together: give both or none.")
@@ -217,16 +235,22 @@ def sample_chunk(
         return jnp.where(held, known_values, x)
 
     def body(carry, step):
+        def ask(x, level, cache, number):
+            if cache is None:
+                return velocity_fn(x, level), None
+            here = {name: step[name][number] for name in _OF_CACHE if name in step}
+            return velocity_fn(x, level, cache, here)
+
         moved = jax.lax.cond(
             step["tau"] > step["next"],
-            lambda carry: take(velocity_fn, *carry, step, hold),
+            lambda carry: take(ask, *carry, step, hold),
             lambda carry: carry,
             carry,
         )
         return moved, None
 
     steps = {name: jnp.asarray(rows, jnp.float32) for name, rows in steps.items()}
-    carry, _ = jax.lax.scan(body, (hold(x), memory), steps)
+    carry, _ = jax.lax.scan(body, (hold(x), memory, cache), steps)
     return carry
 
 

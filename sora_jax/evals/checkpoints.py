@@ -212,6 +212,7 @@ class Sampling:
             name: getattr(self.settings, name) if value is None else value
             for name, value in ((n, self._asked.get(n)) for n in samples.MAKING)
         }
+        self._spares = bool(self.making["step_cache"])
 
     @functools.cached_property
     def _networks(self) -> state.Networks:
@@ -229,7 +230,12 @@ class Sampling:
             "vae": checkpoint.weights_digest(self.folder / "vae"),
             "prompts": {s.name: protocol.text_digest(s.texts) for s in self.suites},
             "seeds": self.seeds,
-            "making": self.making,
+            # Scores of before there was a step cache are like those without it.
+            "making": {
+                name: value
+                for name, value in self.making.items()
+                if self._spares or name != "step_cache"
+            },
             "code": protocol.code_version(),
         }
 
@@ -244,7 +250,8 @@ class Sampling:
             "Parameters": f"{state.count(self._networks.abstract()) / 1e6:.2f} M",
             "Config": configs.digest(self.config),
             "Sampler": "{sampler}, {num_inference_steps} steps, guidance "
-            "{guidance_scale:g}, shift {shift:g}".format(**self.making),
+            "{guidance_scale:g}, shift {shift:g}".format(**self.making)
+            + f", step cache {self.making['step_cache']:g}" * self._spares,
             "Seeds": ", ".join(map(str, self.seeds)),
         }
 
@@ -283,10 +290,11 @@ class Sampling:
         steps = self.making["num_inference_steps"]
         with progress.Progress(count * steps, "sample", "clip steps") as bar:
 
-            def sample(kept, pipe, row, suites, seed, saved):
+            def sample(kept, pipe, row, suites, seed, saved, **other):
                 return rows.sample(
                     samples.Store(kept), pipe, row, suites, seed, saved=saved,
-                    progress=bar.update, batch_size=self._batch_size, **self._asked,
+                    progress=bar.update, batch_size=self._batch_size,
+                    **self._asked | other,
                 )  # fmt: skip
 
             pipe = pipeline.Pipeline.from_run(run)
@@ -300,5 +308,6 @@ class Sampling:
                 del pipe
                 pipe = pipeline.Pipeline.from_run(other)
                 args = (scoring.UNTRAINED, few, self.seeds[0], None)
-                self._untrained = sample(self._parts, pipe, *args)
+                # No calibration is of these weights.
+                self._untrained = sample(self._parts, pipe, *args, step_cache=0.0)
         return videos | {scoring.UNTRAINED: self._untrained}

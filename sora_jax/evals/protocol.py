@@ -57,6 +57,7 @@ class Manifest:
       prompts: SHA-256 over the prompts in order.
       sampler, num_inference_steps, guidance_scale, shift: how the clips were made;
         None where they were given as files.
+      step_cache: the error up to which evaluations of the denoiser were spared.
       codec: what lay between the generator and the score ("none", or the file's codec).
       code: version and digest of the code that scores.
     """
@@ -75,6 +76,7 @@ class Manifest:
     num_inference_steps: int | None
     guidance_scale: float | None
     shift: float | None
+    step_cache: float | None = 0.0
     codec: str = "none"
     code: str = dataclasses.field(default_factory=lambda: code_version())
 
@@ -82,6 +84,8 @@ class Manifest:
         """Returns the fields as JSON values, sorted by name."""
         fields = dataclasses.asdict(self) | {"seeds": list(self.seeds)}
         fields["num_samples"] = dict(sorted(self.num_samples.items()))
+        if fields["step_cache"] == 0:  # so that results of before it are like those now
+            del fields["step_cache"]
         return dict(sorted(fields.items()))
 
     def digest(self) -> str:

@@ -144,9 +144,10 @@ def sample(
         a run that was trained anew are not taken for its own; None: nothing has to.
       progress: told how many clip steps have been done.
       batch_size: clips computed at a time.
-      **asked: `num_inference_steps`, `guidance_scale`, `sampler` and `shift`; what is
-        None is the model's.
+      **asked: the arguments of `samples.MAKING`; what is None is the model's.
     """
+    some = pipe.check_inputs(prompt=suites[0].texts[0], **asked) if suites else None
+    calibration = some and pipe.recipe(some, 0).get("step_cache_digest")
     steps = asked["num_inference_steps"] or pipe.settings.num_inference_steps
     videos = {}
     for suite in suites:
@@ -171,6 +172,8 @@ def sample(
             "source": pipe.source,
             "saved": saved,
         }
+        if calibration:
+            made_with["step_cache"] = calibration
         name = f"{row}-{suite.name}".replace(" ", "-")
         found, finished_before = store.get(name, made_with, make)
         videos |= found

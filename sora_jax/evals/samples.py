@@ -17,7 +17,7 @@ from sora_jax.core import paths
 from sora_jax.data import video_io
 from sora_jax.evals import protocol, toyworld
 
-MAKING = ("sampler", "num_inference_steps", "guidance_scale", "shift")
+MAKING = ("sampler", "num_inference_steps", "guidance_scale", "shift", "step_cache")
 Parts = dict[str, np.ndarray]  # suite -> uint8 [n, t, h, w, 3]
 
 
@@ -193,7 +193,9 @@ def read_material(folder: pathlib.Path) -> Material:
     }
     making = {}
     for name in MAKING:
-        values = [sample.recipe.get(name) for sample in chosen]
+        # Clips of before there was a step cache say nothing of it.
+        absent = 0.0 if name == "step_cache" else None
+        values = [sample.recipe.get(name, absent) for sample in chosen]
         making[name] = values[0] if values.count(values[0]) == len(values) else None
     facts = {"Samples": folder, "Clips": len(found.samples)}
     return Material(

@@ -5,13 +5,15 @@ channels, l text tokens, d text width.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.core import sharding
-from sora_jax.diffusion import guidance, known, samplers
+from sora_jax.diffusion import guidance, known, samplers, step_cache
+from sora_jax.models import dit as dits
 
 
 @functools.partial(jax.jit, static_argnames="shape")
@@ -43,27 +45,69 @@ def decode_video(graph, state, latents_bthwc) -> jax.Array:
     return jnp.clip(video_bthwc.astype(jnp.float32) / 2 + 0.5, 0, 1)
 
 
+@functools.partial(jax.jit, static_argnames=("config", "rows", "grid", "slots"))
+def start_cache(config: dits.Config, rows: int, grid: tuple[int, int, int], slots=0):
+    """A step cache before its first evaluation.
+
+    Args:
+      config: the denoiser's.
+      rows: of a batch, both branches of guidance counted.
+      grid: the latents' time, height and width.
+      slots: evaluations of which is recorded how the residual changes.
+    """
+    tokens = math.prod(grid) // math.prod(config.patch)
+    residual_bnd = jnp.zeros((rows, tokens, config.dim), config.dtype)
+    cache = {"residual": sharding.reshard(residual_bnd, "batch", "tokens", None)}
+    if slots:
+        cache["changes"] = sharding.replicate(jnp.zeros((slots, rows, 3)))
+    return cache
+
+
 @functools.partial(jax.jit, static_argnames=("graph", "sampler", "guided"))
 def denoise_chunk(
     graph, state, x_bthwc, memory, steps, text, null, given, scale, fps, known_tau,
-    *, sampler: str, guided: bool,
+    *, sampler: str, guided: bool, cache=None,
 ):  # fmt: skip
-    """Runs some solver steps; `given` is (known_bthw, values_bthwc) or None."""
+    """Runs some solver steps; `given` is (known_bthw, values_bthwc) or None.
+
+    `cache` is from `start_cache`, or from the chunk before, where the steps have rows
+    for it. Returns x, the solver's memory and the cache.
+    """
     dit = nnx.merge(graph, state)
     known_bthw, values_bthwc = (None, None) if given is None else given
     condition, empty = text | {"known": known_bthw}, null | {"known": known_bthw}
 
-    def velocity(x, level, condition):
+    def velocity(x, level, condition, cache=None, step=None):
+        x, condition = jax.tree.map(
+            lambda a: sharding.reshard(a, "batch", *(None,) * (a.ndim - 1)),
+            (x, condition),
+        )
         tau_b = sharding.reshard(jnp.full(x.shape[:1], level), "batch")
         is_known, levels_bk = condition["known"], tau_b[:, None]
         if is_known is not None:
             levels_bk, _ = known.levels(tau_b, is_known, known_tau)
             is_known = is_known.astype(jnp.float32)
-        return dit.apply_video(
-            x, levels_bk, is_known, condition["states"], condition["mask"], fps
+        reuse = None
+        if cache is not None:
+            gain_b = jnp.tile(step["gain"], x.shape[0] // len(step["gain"]))
+            gain_b = sharding.reshard(gain_b, "batch")
+            reuse = dits.Reuse(cache["residual"], step["reuse"] > 0, gain_b)
+        found = dit.apply_video(
+            x, levels_bk, is_known, condition["states"], condition["mask"], fps, reuse
         )
+        if cache is None:
+            return found
+        found, residual_bnd = found
+        kept = {"residual": residual_bnd}
+        if "changes" in cache:
+            change_b3 = step_cache.change(cache["residual"], residual_bnd)
+            here = jnp.arange(len(cache["changes"])) == step["slot"]
+            kept["changes"] = jnp.where(
+                here[:, None, None], sharding.replicate(change_b3), cache["changes"]
+            )
+        return found, kept
 
     velocity = guidance.guided(velocity, condition, empty, scale if guided else 1)
     return samplers.sample_chunk(
-        velocity, x_bthwc, memory, steps, known_bthw, values_bthwc, sampler
+        velocity, x_bthwc, memory, steps, known_bthw, values_bthwc, sampler, cache
     )

@@ -9,8 +9,8 @@ import jax
 
 from sora_jax.core import config as configs
 from sora_jax.data import tokenizer as tokenizers
-from sora_jax.generation import pipeline, runs, wan
 from sora_jax.generation import request as requests
+from sora_jax.generation import runs, step_cache, wan
 from sora_jax.models import dit as dits
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, cost, pretrained
@@ -66,7 +66,7 @@ def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
       FileNotFoundError, ValueError: as `from_pretrained` and a call would.
     """
     model = _look(pathlib.Path(folder))
-    strides = pipeline.strides_of(model.vae, model.dit)
+    strides = requests.strides_of(model.vae, model.dit)
     kinds: dict[str, int] = {}
     for call in calls:
         request = requests.check(model.settings, strides, **call)
@@ -76,6 +76,9 @@ def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
             model.settings.text_length,
         )
         text = _describe(model, request)
+        if request.step_cache:
+            calibration = step_cache.read(pathlib.Path(folder) / step_cache.FILE)
+            text += f"\n{calibration.describe(request.step_cache)}"
         kinds[text] = kinds.get(text, 0) + 1
     weights = sum(model.weight_bytes.values())
     lines = [

@@ -16,7 +16,6 @@ channels, l text tokens, d text width.
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -26,11 +25,21 @@ import numpy as np
 from flax import nnx
 
 import sora_jax
-from sora_jax.core import rng, sharding
+from sora_jax.core import rng
 from sora_jax.data import tokenizer as tokenizers
-from sora_jax.diffusion import flow, samplers, timesteps
-from sora_jax.generation import compiled, export, placement, recipes, runs, tasks, wan
+from sora_jax.diffusion import flow, samplers, step_cache
+from sora_jax.generation import (
+    compiled,
+    export,
+    placement,
+    plans,
+    recipes,
+    runs,
+    tasks,
+    wan,
+)
 from sora_jax.generation import request as requests
+from sora_jax.generation import step_cache as caches
 from sora_jax.models import dit as dits
 from sora_jax.models import text_encoder as text_encoders
 from sora_jax.models import video_vae
@@ -71,6 +80,7 @@ class Pipeline:
       dit_2: the expert for levels below `settings.boundary`, of the same form.
       keep_text_encoder: on the device; or else it is read from its files for the
         prompts of each call, and freed before the first step.
+      calibration: of the step cache, or its file, which is read when it is asked for.
 
     Where a mesh is set (`jax.set_mesh`), the weights are laid out on it, the clips of a
     batch are split over it, and calls must be made under the same mesh.
@@ -86,11 +96,12 @@ class Pipeline:
         source: Mapping | None = None,
         dit_2: dits.DiT | None = None,
         keep_text_encoder: bool = True,
+        calibration: caches.Calibration | pathlib.Path | None = None,
     ):
         if (dit_2 is None) != (settings.boundary is None):
             raise ValueError("a second expert and settings.boundary go together")
         self.settings, self.tokenizer = settings, tokenizer
-        self.source = dict(source or {})
+        self.source, self.calibration = dict(source or {}), calibration
         self._dit, self._vae = placement.split(dit), placement.split(vae)
         self._dit_2 = None if dit_2 is None else placement.split(dit_2)
         self._text_files, self._text_encoder = None, None
@@ -98,8 +109,8 @@ class Pipeline:
             self._text_files = text_encoder
         if self._text_files is None or keep_text_encoder:
             self._text_encoder = self._read_text_encoder(text_encoder)
-        self._vae_config = vae.config
-        self.strides = strides_of(vae.config, dit.config)
+        self._vae_config, self._dit_config = vae.config, dit.config
+        self.strides = requests.strides_of(vae.config, dit.config)
 
     @classmethod
     def from_pretrained(
@@ -210,6 +221,7 @@ class Pipeline:
         sampler: str | None = None,
         fps: float | None = None,
         batch_size: int | None = None,
+        step_cache: float | None = None,
         callback_on_step_end: Callable | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Output:
@@ -236,6 +248,8 @@ class Pipeline:
           sampler: "euler", "heun" or "unipc".
           fps: frames a second, which the denoiser is told where it counts seconds.
           batch_size: clips that are computed at a time.
+          step_cache: evaluations of the denoiser reuse what its blocks last gave until
+            an error of that size, such as 0.1; 0 is off. It needs a calibration.
           callback_on_step_end: called as (pipe, step, tau, {"latents": ...}) after every
             step of every batch, tau being the level that was reached; may return
             {"latents": ...} to go on from; an exception stops the call.
@@ -251,9 +265,9 @@ class Pipeline:
             guidance_scale=guidance_scale, guidance_scale_2=guidance_scale_2,
             shift=shift, seed=seed, image=image, latents=latents, sampler=sampler,
             num_videos_per_prompt=num_videos_per_prompt, output_type=output_type,
-            fps=fps, batch_size=batch_size,
+            fps=fps, batch_size=batch_size, step_cache=step_cache,
         )  # fmt: skip
-        frames, batches = [], [*self._batches(request)]
+        frames, batches = [], [*self.batches(request)]
         with self._holding_text_encoder():
             encoded = [self.encode_prompt(request, rows) for rows in batches]
         for rows, (text, null) in zip(batches, encoded, strict=True):
@@ -281,6 +295,9 @@ class Pipeline:
             lambda text: len(self.tokenizer.pieces(text)),
             self.settings.text_length,
         )
+        if request.step_cache:
+            self.calibration = caches.read(self.calibration)
+            self.calibration.check(request, self.source)
         if request.latents is not None:
             *grid, c = self._vae_config.latent_shape(
                 request.num_frames, request.height, request.width
@@ -353,9 +370,20 @@ class Pipeline:
         given: tasks.Given | None,
         callback_on_step_end: Callable | None = None,
         progress: Callable[[int], None] | None = None,
+        record: Callable[[int, dict], None] | None = None,
     ) -> jax.Array:
-        """Solves from noise to clean latents, in compiled chunks of steps."""
+        """Solves from noise to clean latents, in compiled chunks of steps.
+
+        Args, beyond those of a call and what the stages before have given:
+          record: told after each expert's steps how the residuals of its blocks have
+            changed: the branches of guidance, and the cache of `compiled.start_cache`.
+        """
         settings, steps = self.settings, request.num_inference_steps
+        size, padded = plans.sizes(request)
+        if size < padded:  # pairs of guidance divide over the devices, clips do not
+            text, null, noise_bthwc, given = placement.first_rows(
+                (text, null, noise_bthwc, given), size
+            )
         chunk = 1 if callback_on_step_end else settings.chunk_steps
         real, done = len(set(rows)), 0
         held = None
@@ -368,12 +396,20 @@ class Pipeline:
         x_bthwc = noise_bthwc
         memory = samplers.start(x_bthwc, request.sampler)
         for network, scale, part in self._stages(request):
+            cache, slots, branches = None, 0, 1 + (scale != 1)
+            if record:
+                slots = int(samplers.asked(request.sampler, part).sum())
+                part |= step_cache.measuring(request.sampler, part, branches)
+            if record or request.step_cache:  # of this expert's own blocks
+                cache = compiled.start_cache(
+                    self._dit_config, branches * len(x_bthwc), x_bthwc.shape[1:4], slots
+                )
             for plan in samplers.chunks(part, chunk):
-                x_bthwc, memory = compiled.denoise_chunk(
+                x_bthwc, memory, cache = compiled.denoise_chunk(
                     *network, x_bthwc, memory, plan, text, null, held,
                     np.float32(scale), np.float32(request.fps),
                     np.float32(settings.known_tau), sampler=request.sampler,
-                    guided=scale != 1,
+                    guided=scale != 1, cache=cache,
                 )  # fmt: skip
                 if callback_on_step_end:
                     x_bthwc = self._call_back(
@@ -388,30 +424,17 @@ class Pipeline:
                 if progress:
                     jax.block_until_ready(x_bthwc)
                     progress(real * step)
+            if record:
+                record(branches, cache)
         if given is not None:  # the given tokens themselves, without their slight noise
             x_bthwc = jnp.where(known_bthw[..., None], given.latents_bthwc, x_bthwc)
-        return x_bthwc
+        return x_bthwc if size == padded else placement.fill_rows(x_bthwc, padded)
 
-    def _stages(self, request: requests.Request):
-        """Yields (network, guidance scale, plan of its steps): one for each expert."""
-        steps, settings = request.num_inference_steps, self.settings
-        if settings.levels == "diffusers":
-            taus, levels = timesteps.diffusers_schedule(
-                request.sampler, steps, request.shift
-            )
-        else:
-            taus, levels = timesteps.schedule(steps, request.shift), None
-        plan = samplers.plan(request.sampler, taus, levels)
-        if settings.boundary is None:
-            yield self._dit, request.guidance_scale, plan
-            return
-        # The first expert's levels come first: they fall from step to step.
-        first = int(np.sum(plan["level"] >= np.float32(settings.boundary)))
-        for network, scale, part in (
-            (self._dit, request.guidance_scale, slice(0, first)),
-            (self._dit_2, request.guidance_scale_2, slice(first, steps)),
-        ):
-            yield network, scale, {name: rows[part] for name, rows in plan.items()}
+    def _stages(self, request: requests.Request) -> list[tuple]:
+        """(network, guidance scale, plan of its steps) for each expert."""
+        found = plans.plans(request, self.settings, self.calibration)
+        scales = request.guidance_scale, request.guidance_scale_2
+        return [*zip((self._dit, self._dit_2), scales, found, strict=False)]
 
     def _call_back(self, callback, step, tau, x_bthwc, real: int) -> jax.Array:
         shown = placement.to_host(x_bthwc)
@@ -452,29 +475,22 @@ class Pipeline:
         for video_bthwc in vae.decode_stream(given):
             yield np.clip(placement.to_host(video_bthwc) / 2 + 0.5, 0, 1)
 
-    def _batches(self, request: requests.Request) -> Iterator[list[int]]:
+    def batches(self, request: requests.Request) -> Iterator[list[int]]:
         """Yields rows of the request, the last one repeated to fill the batch."""
-        mesh = jax.sharding.get_mesh()
-        ways = 1 if mesh.empty else sharding.ways(mesh, "batch")
-        size = math.ceil(request.batch_size / ways) * ways
+        size, padded = plans.sizes(request)
         for start in range(0, len(request), size):
             rows = list(range(start, min(start + size, len(request))))
-            yield rows + rows[-1:] * (size - len(rows))
+            yield rows + rows[-1:] * (padded - len(rows))
 
     def recipe(self, request: requests.Request, index: int) -> dict:
         """All that is needed to make one clip of a request again, as JSON holds it."""
         return request.recipe(index) | {
             "known_tau": self.settings.known_tau,
+            **(
+                {"step_cache_digest": self.calibration.digest()}
+                if request.step_cache
+                else {}
+            ),
             **self.source,
             "versions": {"sora_jax": sora_jax.__version__, "jax": jax.__version__},
         }
-
-
-def strides_of(vae: video_vae.Config, dit: dits.Config) -> requests.Strides:
-    """Which video sizes a video VAE and a denoiser can make together."""
-    return requests.Strides(
-        time=vae.temporal_stride,
-        patch_time=dit.patch[0],
-        height=vae.spatial_stride * dit.patch[1],
-        width=vae.spatial_stride * dit.patch[2],
-    )

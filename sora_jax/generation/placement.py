@@ -3,6 +3,8 @@
 Where no mesh is set everything is on the default device.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,12 +44,29 @@ def to_device(value, layout: NamedSharding) -> jax.Array:
 
 
 def rows_to_device(x: np.ndarray) -> jax.Array:
-    """A host array whose first axis is the clip, split over the mesh if there is one."""
+    """A host array whose first axis is the clip, split over the mesh if there is one.
+
+    Rows that do not divide are whole on each device.
+    """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jnp.asarray(x)
-    rest = (None,) * (x.ndim - 1)
-    return to_device(np.asarray(x), sharding.named(mesh, "batch", *rest))
+    divides = len(x) % sharding.ways(mesh, "batch") == 0
+    names = ("batch" if divides else None, *(None,) * (x.ndim - 1))
+    return to_device(np.asarray(x), sharding.named(mesh, *names))
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def first_rows(tree, count: int):
+    """The first rows of arrays that are split over the mesh, whole on each device."""
+    return jax.tree.map(lambda x: sharding.replicate(x)[:count], tree)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def fill_rows(x: jax.Array, count: int) -> jax.Array:
+    """Rows that are whole on each device, the last repeated, split over the mesh."""
+    filled = x[np.minimum(np.arange(count), len(x) - 1)]
+    return sharding.reshard(filled, "batch", *(None,) * (x.ndim - 1))
 
 
 def to_host(x: jax.Array | np.ndarray) -> np.ndarray:

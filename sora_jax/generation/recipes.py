@@ -18,6 +18,7 @@ WEIGHTS = ("config_digest", "step", "vae_digest", "text_encoder_digest", "weight
 ARGUMENTS = (
     "prompt", "negative_prompt", "seed", "num_frames", "height", "width", "fps",
     "num_inference_steps", "guidance_scale", "guidance_scale_2", "shift", "sampler",
+    "step_cache",
 )  # fmt: skip
 
 
@@ -89,7 +90,8 @@ def is_finished(file: pathlib.Path, recipe: dict) -> bool:
     sidecar = file.with_suffix(".json")
     if not (file.exists() and sidecar.exists()):
         return False
-    found = json.loads(sidecar.read_text())
+    # Clips of before there was a step cache say nothing of it.
+    found = {"step_cache": 0.0} | json.loads(sidecar.read_text())
     other = [
         f"{name} was {found.get(name)!r} and is {value!r}"
         for name, value in recipe.items()

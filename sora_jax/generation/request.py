@@ -6,11 +6,14 @@ Every wrong input is refused before anything is computed, with the nearest right
 import dataclasses
 import difflib
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from sora_jax.diffusion import samplers
+from sora_jax.models import dit as dits
+from sora_jax.models import video_vae
 
 MAX_PROMPT_CHARACTERS = 4000
 MAX_STEPS = 1000
@@ -26,6 +29,7 @@ class Settings:
 
     levels: "even" steps before the shift, or those of "diffusers"' schedulers. boundary:
     the level below which the second of two experts denoises, with guidance_scale_2.
+    step_cache: the error up to which evaluations of the denoiser are spared; 0: none.
     takes_images: whether a picture can be given. trained_levels: of the denoiser; one of
     two experts makes no video alone.
     """
@@ -45,6 +49,7 @@ class Settings:
     levels: str = "even"
     boundary: float | None = None
     guidance_scale_2: float | None = None
+    step_cache: float = 0.0
     takes_images: bool = True
     trained_levels: tuple[float, float] = (0.0, 1.0)
 
@@ -61,6 +66,16 @@ class Strides:
     patch_time: int
     height: int
     width: int
+
+
+def strides_of(vae: video_vae.Config, dit: dits.Config) -> Strides:
+    """Which video sizes a video VAE and a denoiser can make together."""
+    return Strides(
+        time=vae.temporal_stride,
+        patch_time=dit.patch[0],
+        height=vae.spatial_stride * dit.patch[1],
+        width=vae.spatial_stride * dit.patch[2],
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +96,7 @@ class Request:
     shift: float
     sampler: str
     batch_size: int
+    step_cache: float = 0.0
     latents: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -99,6 +115,7 @@ class Request:
             values["image_sha256"] = hashlib.sha256(pixels.tobytes()).hexdigest()
         shared = ("num_frames", "height", "width", "fps", "num_inference_steps")
         shared += ("guidance_scale", "guidance_scale_2", "shift", "sampler")
+        shared += ("step_cache",)
         if self.latents is not None:
             digest = hashlib.sha256(np.ascontiguousarray(self.latents[index]).tobytes())
             values["latents_sha256"] = digest.hexdigest()
@@ -155,6 +172,16 @@ def _texts(value: str | Sequence[str], name: str, empty_allowed: bool) -> list[s
                 f"at most {MAX_PROMPT_CHARACTERS} are read"
             )
     return texts
+
+
+def parse_size(text: str | None) -> dict[str, int]:
+    """{"width": 832, "height": 480} of 832*480 or 832x480; nothing of None."""
+    if text is None:
+        return {}
+    found = re.fullmatch(r"(\d+)[x*](\d+)", text)
+    if not found:
+        raise ValueError(f"--size is WIDTH*HEIGHT such as 832*480, not {text}")
+    return {"width": int(found[1]), "height": int(found[2])}
 
 
 def check_lengths(
@@ -237,6 +264,7 @@ def check(
     sampler: str | None = None,
     fps: float | None = None,
     batch_size: int | None = None,
+    step_cache: float | None = None,
     output_type: str = "np",
 ) -> Request:
     """Resolves and checks the arguments of a call; see `Pipeline.__call__`.
@@ -280,6 +308,7 @@ def check(
         latents=latents,
         sampler=or_default(sampler, "sampler"),
         batch_size=or_default(batch_size, "batch_size"),
+        step_cache=or_default(step_cache, "step_cache"),
     )
     check_size(request.num_frames, request.height, request.width, strides)
     if images is not None and request.num_frames == 1:
@@ -297,6 +326,10 @@ def check(
         scale = getattr(request, name)
         if scale is not None and not 0 <= scale <= 100:
             raise ValueError(f"{name} is from 0 to 100 (1 is none), not {scale!r}")
+    if not 0 <= request.step_cache <= 100:
+        raise ValueError(
+            f"step_cache is an error from 0 (off) such as 0.1, not {request.step_cache!r}"
+        )
     if not 0 < request.shift <= 100:
         raise ValueError(f"shift is above 0 (1 is none), not {request.shift!r}")
     if images is not None and not settings.takes_images:

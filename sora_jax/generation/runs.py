@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from sora_jax.core import config as configs
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.generation import request as requests
+from sora_jax.generation import step_cache
 from sora_jax.models import dit, text_encoder
 from sora_jax.training import checkpoint, initial, latents, objectives, pretrained
 from sora_jax.training import state as states
@@ -90,4 +91,5 @@ def parts(run: checkpoint.LoadedRun) -> dict:
         "tokenizer": pieces,
         "settings": settings(config),
         "source": source,
+        "calibration": folder / step_cache.FILE,
     }

@@ -16,6 +16,7 @@ import numpy as np
 from sora_jax.diffusion import known
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Given:
     """The tokens that a task gives: where, and their clean latents.

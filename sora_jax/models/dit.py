@@ -12,6 +12,7 @@ on video grids t, h, w time, height, width and c latent channels.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.core import sharding
-from sora_jax.models import attention, layers, text_encoder
+from sora_jax.models import attention, encodings, layers, text_encoder
 
 _INPUT = "block_input"
 _TEXT = "text_attention"  # cheap to compute again, and as large as the other
@@ -89,53 +90,6 @@ class Config:
         return self.in_channels * self.patch[0] * self.patch[1] * self.patch[2]
 
 
-def sinusoid(x: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
-    """[cos(x f_i), sin(x f_i)] with f_i = max_period^(-2i/width): [...] -> [..., width]."""
-    half = width // 2
-    frequency = jnp.exp(-jnp.log(max_period) * jnp.arange(half) / half)
-    angle = x.astype(jnp.float32)[..., None] * frequency
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-
-
-def rope_split(head_dim: int) -> tuple[int, int, int]:
-    """How many of a head's channels turn with t, h and w: Wan's split."""
-    hw = 2 * (head_dim // 6)
-    return head_dim - 2 * hw, hw, hw
-
-
-def rope_tables(
-    pos_bn3: jax.Array, head_dim: int, theta: float
-) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary angles, each [b, n, head_dim / 2], float32."""
-    angles = []
-    for axis, width in enumerate(rope_split(head_dim)):
-        frequency = theta ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-        angles.append(pos_bn3[..., axis].astype(jnp.float32)[..., None] * frequency)
-    angle_bne = jnp.concatenate(angles, axis=-1)
-    return jnp.cos(angle_bne), jnp.sin(angle_bne)
-
-
-def rotate(x_bnhe: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns neighbouring channel pairs by their angles (arXiv 2104.09864)."""
-    cos, sin = (table[:, :, None, :] for table in tables)
-    x32 = x_bnhe.astype(jnp.float32)
-    even, odd = x32[..., 0::2], x32[..., 1::2]
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return turned.reshape(x_bnhe.shape).astype(x_bnhe.dtype)
-
-
-def additive_positions(pos_bn3: jax.Array, d: int) -> jax.Array:
-    """A sinusoid of unit scale for each axis, side by side: [b, n, d].
-
-    Rotary positions tell distances, not places; small models learn "to the left of the
-    frame" far sooner when the place is in the token.
-    """
-    width = 2 * (d // 6)
-    parts = [sinusoid(pos_bn3[..., axis], width, 100.0) for axis in range(3)]
-    joined = jnp.concatenate(parts, axis=-1)
-    return jnp.pad(joined, ((0, 0), (0, 0), (0, d - joined.shape[-1])))
-
-
 def linear_guess(tau: jax.Array) -> jax.Array:
     """The g of the best guess g x_tau at the velocity, for data of variance 1.
 
@@ -145,6 +99,18 @@ def linear_guess(tau: jax.Array) -> jax.Array:
     (compare arXiv 2206.00364, section 5).
     """
     return (2 * tau - 1) / (jnp.square(tau) + jnp.square(1 - tau))
+
+
+class Reuse(NamedTuple):
+    """What a step cache tells the denoiser; see `diffusion/step_cache.py`.
+
+    residual_bnd: what the blocks added to their input when they last ran. now: bool
+    scalar, whether it stands for running them. gain_b: times what, in each row.
+    """
+
+    residual_bnd: jax.Array
+    now: jax.Array
+    gain_b: jax.Array
 
 
 class Attention(nnx.Module):
@@ -178,7 +144,10 @@ class Attention(nnx.Module):
         k_bmhe = heads(self.norm_k(self.to_k(context_bmd)))
         v_bmhe = heads(self.to_v(context_bmd))
         if rope is not None:
-            q_bnhe, k_bmhe = rotate(q_bnhe, rope), rotate(k_bmhe, rope)
+            q_bnhe, k_bmhe = (
+                encodings.rotate(q_bnhe, rope),
+                encodings.rotate(k_bmhe, rope),
+            )
         y_bnhe = attention.attention(
             q_bnhe, k_bmhe, v_bmhe, mask_bm, *segments, name=name
         )
@@ -307,7 +276,8 @@ class DiT(nnx.Module):
         segments_bn: jax.Array | None = None,
         text_segments_bl: jax.Array | None = None,
         level_segments_bk: jax.Array | None = None,
-    ) -> jax.Array:
+        reuse: Reuse | None = None,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Predicts the velocity noise - clean of every token.
 
         Args:
@@ -322,9 +292,11 @@ class DiT(nnx.Module):
           segments_bn, text_segments_bl, level_segments_bk: where several clips share a
             row, which clip's a token, a text token, a noise level is; other ids are
             padding.
+          reuse: a step cache, which may spare running the blocks.
 
         Returns:
-          velocity_bnc, float32.
+          velocity_bnc, float32; with `reuse` also what the blocks added, which is to be
+          handed on.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
@@ -344,10 +316,14 @@ class DiT(nnx.Module):
         if self.known is not None and known_bn is not None:
             x_bnd = x_bnd + (known_bn[..., None] * self.known[...]).astype(dtype)
         if config.additive_positions:
-            x_bnd = x_bnd + additive_positions(pos_bn3, config.dim).astype(dtype)
+            x_bnd = x_bnd + encodings.additive_positions(pos_bn3, config.dim).astype(
+                dtype
+            )
 
         # Noise level and modulation in float32, for the k levels only.
-        level_bkd = self.time_embedder(sinusoid(levels_bk * 1000, config.freq_dim))
+        level_bkd = self.time_embedder(
+            encodings.sinusoid(levels_bk * 1000, config.freq_dim)
+        )
         mask_bl = text_mask_bl if config.mask_text else None
         if self.pooled_text is not None:
             if level_segments_bk is None:
@@ -363,7 +339,7 @@ class DiT(nnx.Module):
         pick = _picker(level_index_bn, levels_bk.shape[1])
         text_bld = self.text_embedder(text_bld.astype(dtype))
         inputs = {
-            "rope": rope_tables(pos_bn3, config.head_dim, config.rope_theta),
+            "rope": encodings.rope_tables(pos_bn3, config.head_dim, config.rope_theta),
             "text_mask": mask_bl,
             "self_segments": (segments_bn, segments_bn),
             "text_segments": (
@@ -379,7 +355,22 @@ class DiT(nnx.Module):
 
         if config.remat != "none":
             body = jax.checkpoint(body, policy=_REMAT[config.remat])
-        x_bnd, _ = jax.lax.scan(body, x_bnd, self.blocks)
+
+        def run(x_bnd):
+            return jax.lax.scan(body, x_bnd, self.blocks)[0]
+
+        def run_and_keep(x_bnd):
+            y_bnd = run(x_bnd)
+            return y_bnd, y_bnd - x_bnd
+
+        def spare(x_bnd):
+            added_bnd = reuse.gain_b[:, None, None] * reuse.residual_bnd
+            return x_bnd + added_bnd.astype(dtype), reuse.residual_bnd
+
+        if reuse is None:
+            x_bnd = run(x_bnd)
+        else:
+            x_bnd, kept_bnd = jax.lax.cond(reuse.now, spare, run_and_keep, x_bnd)
 
         table_bk2d = self.scale_shift_table[...] + level_bkd[:, :, None, :]
         shift, scale = pick(table_bk2d[:, :, 0]), pick(table_bk2d[:, :, 1])
@@ -388,7 +379,7 @@ class DiT(nnx.Module):
         if config.input_skip:
             gain = pick(linear_guess(levels_bk)[..., None])
             velocity_bnc = velocity_bnc + gain * x_bnc
-        return velocity_bnc
+        return velocity_bnc if reuse is None else (velocity_bnc, kept_bnd)
 
     def apply_video(
         self,
@@ -398,7 +389,8 @@ class DiT(nnx.Module):
         text_bld: jax.Array,
         text_mask_bl: jax.Array,
         fps: float | jax.Array | None = None,
-    ) -> jax.Array:
+        reuse: Reuse | None = None,
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Predicts the velocity of whole latent videos of one size.
 
         Args:
@@ -409,9 +401,10 @@ class DiT(nnx.Module):
             voxels are.
           text_bld, text_mask_bl: states of the text encoder.
           fps: frames a second of the video, where positions are in seconds.
+          reuse: a step cache, as in a call.
 
         Returns:
-          velocity_bthwc, float32.
+          velocity_bthwc, float32; with `reuse` also what the blocks added.
         """
         grid = latents_bthwc.shape[1:4]
         x_bnc = patchify(latents_bthwc, self.config.patch)
@@ -422,10 +415,14 @@ class DiT(nnx.Module):
             if levels_bk.shape[1] == 2:
                 index_bn = known_bn.astype(jnp.int32)
         pos_1n3 = grid_positions(grid, self.config, fps)
-        velocity_bnc = self(
-            x_bnc, levels_bk, index_bn, known_bn, pos_1n3, text_bld, text_mask_bl
-        )
-        return unpatchify(velocity_bnc, grid, self.config.patch)
+        found = self(
+            x_bnc, levels_bk, index_bn, known_bn, pos_1n3, text_bld, text_mask_bl,
+            reuse=reuse,
+        )  # fmt: skip
+        if reuse is None:
+            return unpatchify(found, grid, self.config.patch)
+        velocity_bnc, kept_bnd = found
+        return unpatchify(velocity_bnc, grid, self.config.patch), kept_bnd
 
 
 def _picker(level_index_bn: jax.Array | None, k: int):

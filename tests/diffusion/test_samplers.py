@@ -99,7 +99,7 @@ def test_chunks_join_exactly_and_padding_is_free(sampler):
     whole = samplers.sample(gaussian_velocity, noise, taus, sampler=sampler)
     x, memory = noise, samplers.start(noise, sampler)
     for steps in samplers.chunks(samplers.plan(sampler, taus), 3):
-        x, memory = chunk(x, memory, steps)
+        x, memory, _ = chunk(x, memory, steps)
     jax.block_until_ready(x)
     jax.effects_barrier()
     np.testing.assert_allclose(x, whole, rtol=1e-5)

@@ -42,7 +42,7 @@ def test_levels_and_samples_are_those_of_diffusers(peers_python, form, steps, sh
     np.testing.assert_allclose(taus, peer["sigmas"], atol=1e-6)
     np.testing.assert_allclose(levels, peer["levels"], atol=1e-6)
     x = jnp.asarray(STARTS)
-    got, _ = samplers.sample_chunk(
+    got, *_ = samplers.sample_chunk(
         lambda x, level: jnp.sin(3 * x) + level * x,
         x,
         samplers.start(x, sampler),

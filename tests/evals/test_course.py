@@ -17,7 +17,7 @@ import safetensors.numpy
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import paths
-from sora_jax.evals import checkpoints, course, scoring, toyworld
+from sora_jax.evals import cached_sampling, checkpoints, course, scoring, toyworld
 from sora_jax.generation import compiled, pipeline, runs
 from sora_jax.training import checkpoint, latents, state
 from tests import conftest
@@ -408,6 +408,32 @@ def test_no_guidance_is_asked_for(base):
     settings = runs.settings(configs.read(base / "run"))
     assert sampling.making["guidance_scale"] == 0
     assert sampling.making["shift"] == settings.shift
+
+
+def test_a_step_cache_is_of_one_checkpoint(base, model, score):
+    asked = {"num_inference_steps": 4, "step_cache": 100.0}
+    with jax.set_mesh(MAKE_MESH(devices=jax.devices()[:1])):
+        pipe = pipeline.Pipeline.from_pretrained(model)
+        file = pipe.calibration
+        cached_sampling.calibrate(
+            pipe, prompt="a red circle", num_inference_steps=4, batch_size=8,
+            thresholds=(), retention=0.0,
+        ).save(file)  # fmt: skip
+    out = score(model, **asked)
+    found = json.loads((out / "scores.json").read_text())
+    assert found["protocol"]["step_cache"] == 100.0
+    assert "step cache 100" in (out / "report.html").read_text()
+    with pytest.raises(SystemExit, match="calibrated for step 1 and not 0"):
+        score(model, out="other", checkpoints="0", **asked)
+    # Results of before there was a step cache are those of none.
+    made_with = [
+        checkpoints.Sampling(
+            base / "run", [], base, seeds=(0,), batch_size=1, mesh=None, asked=given
+        ).made_with()["making"]
+        for given in ({}, {"step_cache": 0.0}, {"step_cache": 0.1})
+    ]
+    assert "step_cache" not in made_with[0] and made_with[0] == made_with[1]
+    assert made_with[2]["step_cache"] == 0.1
 
 
 def test_none_samples_where_another_could_not_read(base, monkeypatch):

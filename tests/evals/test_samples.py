@@ -28,7 +28,7 @@ def test_a_folder_with_faults(tmp_path):
     add(tmp_path, "d", "a cyan cross", sampler="euler")
     (tmp_path / "d.json").unlink()
     add(tmp_path, "e", "the weather in spring", sampler="euler")
-    add(tmp_path, "f", "a green circle", sampler="euler")
+    add(tmp_path, "f", "a green circle", sampler="euler", step_cache=0.0)
     found = samples.read_folder(tmp_path)
     assert [s.file for s in found.samples] == [
         "a.mp4",
@@ -62,7 +62,11 @@ def test_a_folder_with_faults(tmp_path):
     ]
     assert "weather" in material.failures[-1] and len(material.failures) == 4
     assert material.making["sampler"] is None  # not the same for all
+    # Clips of before there was a step cache say nothing of it.
+    assert material.making["step_cache"] == 0.0
     assert material.codec == "h264"
+    add(tmp_path, "f", "a green circle", sampler="euler", step_cache=0.1)
+    assert samples.read_material(tmp_path).making["step_cache"] is None
 
 
 def test_nothing_usable_is_an_error(tmp_path):

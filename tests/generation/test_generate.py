@@ -170,6 +170,8 @@ def test_a_list_is_made_once_and_goes_on_where_it_was(generate, tmp_path, capsys
     assert [recipe["num_inference_steps"] for recipe in found] == [4, 2, 4]
 
     times = [f.stat().st_mtime_ns for f in files]
+    older = {n: value for n, value in found[0].items() if n != "step_cache"}
+    files[0].with_suffix(".json").write_text(json.dumps(older))
     files[1].with_suffix(".json").unlink()  # as if it had been interrupted there
     capsys.readouterr()
     generate(prompts=str(prompts), out=str(out), seed=10, batch_size=2)
@@ -181,6 +183,41 @@ def test_a_list_is_made_once_and_goes_on_where_it_was(generate, tmp_path, capsys
 
     with pytest.raises(SystemExit, match="guidance_scale was 3.5 and is 2.0.*another"):
         generate(prompts=str(prompts), out=str(out), seed=10, guidance_scale=2.0)
+
+
+def test_a_step_cache_is_calibrated_then_used(generate, run_folder, tmp_path, capsys):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "clip.mp4"
+    prompts.write_text("a cat\na red circle moves left\n")
+    with pytest.raises(
+        SystemExit, match="step cache is not calibrated.*step_cache.json"
+    ):
+        generate(prompt="a cat", out=str(out), step_cache=0.1)
+    sampling = {"num_inference_steps": 6, "batch_size": 2}
+    generate(prompts=str(prompts), calibrate_step_cache=True, **sampling)
+    text = capsys.readouterr().out
+    assert "of 6 evaluations are computed" in text and "PSNR" in text
+    assert f"written: {run_folder / 'step_cache.json'}" in text
+    generate(prompt="a cat", out=str(out), step_cache=50.0, **sampling)
+    text = capsys.readouterr().out
+    # two are retained, then two of three are spared
+    assert "step cache 50: 3 of 6 evaluations are computed, up to 2.00 x" in text
+    generate(prompt="a cat", dry_run=True, step_cache=50.0, **sampling)
+    assert "3 of 6 evaluations are computed" in capsys.readouterr().out
+    recipe = json.loads(out.with_suffix(".json").read_text())
+    digest = json.loads((run_folder / "step_cache.json").read_text())
+    assert recipe["step_cache"] == 50.0 and len(recipe["step_cache_digest"]) == 16
+    again = tmp_path / "again.mp4"
+    generate(**{"from": str(out)}, out=str(again), batch_size=2)
+    assert again.read_bytes() == out.read_bytes()
+    with pytest.raises(
+        SystemExit, match="calibrated for num_inference_steps 6 and not 4"
+    ):
+        generate(prompt="a cat", out=str(tmp_path / "other.mp4"), step_cache=0.1)
+    digest["max_skips"] = 1
+    (run_folder / "step_cache.json").write_text(json.dumps(digest))
+    with pytest.raises(SystemExit, match="was made with the step cache's calibration"):
+        generate(**{"from": str(out)}, out=str(again), batch_size=2)
+    (run_folder / "step_cache.json").unlink()
 
 
 def test_a_picture_becomes_the_first_frame(generate, tmp_path):

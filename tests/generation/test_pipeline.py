@@ -185,6 +185,47 @@ def test_eight_devices_make_the_same_clips(pipe, trio, shape):
             np.testing.assert_allclose(given, one_given, atol=1e-4)
 
 
+def test_the_two_branches_of_one_clip_are_on_two_devices(pipe):
+    """One clip at a time keeps two devices busy: the denoiser sees one row on each."""
+    picture = np.full((16, 16, 3), 0.25)
+    two = {"prompt": ["a dog", "a cat"], "seed": [0, 3], "output_type": "latent"}
+    one, given = pipe(**two).frames, pipe(**two, image=picture).frames
+    with jax.set_mesh(mesh.make_mesh({"replica": 2}, jax.devices()[:2])):
+        spread = pipeline.Pipeline(
+            **tiny.networks(), tokenizer=tiny.Letters(), settings=tiny.SETTINGS
+        )
+        request = spread.check_inputs(**two, batch_size=1)
+        assert [*spread.batches(request)] == [[0, 0], [1, 1]]
+        seen = []
+        found = spread(
+            **two, batch_size=1,
+            callback_on_step_end=lambda p, i, tau, x: seen.append(x["latents"].shape),
+        )  # fmt: skip
+        np.testing.assert_allclose(found.frames, one, atol=1e-4)
+        assert seen == [(1, 3, 2, 2, 4)] * 8
+        with_picture = spread(**two, image=picture, batch_size=1).frames
+        np.testing.assert_allclose(with_picture, given, atol=1e-4)
+        # Without guidance a clip is one row: two are made at a time.
+        alone = spread.check_inputs(**two, batch_size=1, guidance_scale=1.0)
+        assert [*spread.batches(alone)] == [[0, 1]]
+        text, null = spread.encode_prompt(request, [0, 0])
+        noise, _ = spread.prepare_latents(request, [0, 0])
+        rows = []
+        video = compiled.dits.DiT.apply_video
+
+        def spying(self, x, *rest):
+            rows.append((x.shape[0], jax.typeof(x).sharding.spec[0]))
+            return video(self, x, *rest)
+
+        compiled.denoise_chunk.clear_cache()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compiled.dits.DiT, "apply_video", spying)
+            spread.denoise(request, [0, 0], text, null, noise, None)
+        compiled.denoise_chunk.clear_cache()
+    # Two rows, of one clip, split over the two devices.
+    assert set(rows) == {(2, ("replica", "fsdp"))}
+
+
 def test_decoding_undoes_what_encoding_normalises(pipe):
     assert tiny.VAE.latent_std != (1.0,) * 4
     latents = np.random.default_rng(0).normal(size=(4, 3, 2, 2, 4)).astype(np.float32)

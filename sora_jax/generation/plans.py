@@ -1,0 +1,59 @@
+"""How a request is computed: the solver's steps, and how many clips at a time."""
+
+import math
+
+import jax
+import numpy as np
+
+from sora_jax.core import sharding
+from sora_jax.diffusion import samplers, timesteps
+from sora_jax.generation import request as requests
+from sora_jax.generation import step_cache
+
+
+def plans(
+    request: requests.Request,
+    settings: requests.Settings,
+    calibration: step_cache.Calibration | None,
+) -> list[samplers.Plan]:
+    """The plan of the one denoiser, or of the first and the second expert.
+
+    Args:
+      request: what is asked for.
+      settings: the model's.
+      calibration: where the request asks for a step cache.
+    """
+    steps = request.num_inference_steps
+    if settings.levels == "diffusers":
+        taus, levels = timesteps.diffusers_schedule(
+            request.sampler, steps, request.shift
+        )
+    else:
+        taus, levels = timesteps.schedule(steps, request.shift), None
+    plan = samplers.plan(request.sampler, taus, levels)
+    parts = [plan]
+    if settings.boundary is not None:
+        # The first expert's levels come first: they fall from step to step.
+        first = int(np.sum(plan["level"] >= np.float32(settings.boundary)))
+        parts = [
+            {name: rows[part] for name, rows in plan.items()}
+            for part in (slice(0, first), slice(first, steps))
+        ]
+    if not request.step_cache:
+        return parts
+    spared = calibration.rows(request, parts)
+    return [part | rows for part, rows in zip(parts, spared, strict=True)]
+
+
+def sizes(request: requests.Request) -> tuple[int, int]:
+    """Clips that are denoised at a time, and rows that the mesh divides, no fewer.
+
+    With guidance a clip is two rows of the denoiser, which may be on two devices: one
+    clip keeps two devices busy.
+    """
+    mesh = jax.sharding.get_mesh()
+    ways = 1 if mesh.empty else sharding.ways(mesh, "batch")
+    is_guided = 1 not in (request.guidance_scale, request.guidance_scale_2)
+    least = ways // 2 if is_guided and ways % 2 == 0 else ways
+    size = math.ceil(request.batch_size / least) * least
+    return size, math.ceil(size / ways) * ways

@@ -1,0 +1,228 @@
+"""What a calibrated model knows of its step cache: `step_cache.json` in its folder.
+
+`evals/cached_sampling.py` measures it for one model and one way of sampling; a call with
+`step_cache=0.1` takes its schedule from it (`diffusion/step_cache.py`).
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sora_jax.core import config as configs
+from sora_jax.core import paths
+from sora_jax.diffusion import samplers, step_cache
+from sora_jax.generation import recipes
+from sora_jax.generation import request as requests
+
+FILE = "step_cache.json"
+_LARGEST_FILE = 1 << 24
+_SAMPLING = (
+    "sampler", "num_inference_steps", "shift", "guidance_scale", "guidance_scale_2",
+)  # fmt: skip
+Table = tuple[tuple[tuple[float, ...], ...], ...]  # [expert][evaluation][branch]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """How like the videos of a threshold are to those with everything computed.
+
+    computed of evaluations were computed; psnr in dB and ssim are means over the clips,
+    lowest_psnr is the worst clip's.
+    """
+
+    threshold: float
+    computed: int
+    evaluations: int
+    psnr: float
+    lowest_psnr: float
+    ssim: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Ratios of successive residuals of one model, sampled in one way.
+
+    Attributes:
+      model: what names its weights.
+      sampling: the arguments on which the ratios depend.
+      clips: on what was measured: "clips", "num_frames", "height", "width".
+      max_skips, retention: see `diffusion/step_cache.py`.
+      ratio: of the norms of a token's residual, the mean over tokens and clips, by
+        expert, evaluation and branch of guidance (with the text, without).
+      deviation: its standard deviation over tokens.
+      distance: the mean cosine distance of successive residuals.
+      quality: by rising threshold.
+    """
+
+    model: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+    clips: Mapping[str, int]
+    max_skips: int
+    retention: float
+    ratio: Table
+    deviation: Table
+    distance: Table
+    quality: tuple[Quality, ...] = ()
+
+    def __post_init__(self):
+        shapes = [
+            [np.shape(expert) for expert in table]
+            for table in (self.ratio, self.deviation, self.distance)
+        ]
+        if shapes[0] != shapes[1] or shapes[0] != shapes[2] or not shapes[0]:
+            raise ValueError("its tables differ in shape")
+        if any(len(shape) != 2 or shape[1] not in (1, 2) for shape in shapes[0]):
+            raise ValueError("a table has a row an evaluation, a column a branch")
+        for expert in self.ratio:
+            ratio_er = np.asarray(expert, np.float64)
+            if not (np.isfinite(ratio_er).all() and (ratio_er > 0).all()):
+                raise ValueError("a ratio is a number above 0")
+        if type(self.max_skips) is not int or self.max_skips < 1:
+            raise ValueError(f"max_skips is at least 1, not {self.max_skips!r}")
+        if not 0 <= self.retention <= 1:
+            raise ValueError(f"retention is a share, not {self.retention!r}")
+
+    def digest(self) -> str:
+        """16 hex digits that name all that decides a schedule."""
+        decides = [self.ratio, self.max_skips, self.retention]
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes the file."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
+        paths.write_atomically(path, text + "\n")
+
+    def schedules(self, threshold: float) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The schedule of each expert's evaluations, which begin with none kept."""
+        policy = self.max_skips, self.retention
+        return [step_cache.schedule(ratio, threshold, *policy) for ratio in self.ratio]
+
+    def rows(
+        self, request: requests.Request, plans: Sequence[samplers.Plan]
+    ) -> list[samplers.Plan]:
+        """What the plan of each expert gets in addition."""
+        return [
+            step_cache.rows(request.sampler, plan, *schedule)
+            for plan, schedule in zip(
+                plans, self.schedules(request.step_cache), strict=True
+            )
+        ]
+
+    def counts(self, threshold: float) -> tuple[int, int]:
+        """How many evaluations are computed, of how many."""
+        reused = [reuse_e for reuse_e, _ in self.schedules(threshold)]
+        total = sum(map(len, reused))
+        return total - int(sum(np.sum(reuse_e) for reuse_e in reused)), total
+
+    def alike(self, first: float, second: float) -> bool:
+        """Whether two thresholds spare the same evaluations."""
+        pairs = zip(self.schedules(first), self.schedules(second), strict=True)
+        return all(np.array_equal(a, b) for (a, _), (b, _) in pairs)
+
+    def check(self, request: requests.Request, source: Mapping[str, Any]) -> None:
+        """Raises ValueError where it is of another model or another way of sampling."""
+        for was, now in (
+            (self.model, model_of(source)),
+            (self.sampling, sampling_of(request)),
+        ):
+            differ = [
+                f"{name} {was.get(name)!r} and not {now.get(name)!r}"
+                for name in sorted(was.keys() | now.keys())
+                if was.get(name) != now.get(name)
+            ]
+            if differ:
+                raise ValueError(
+                    f"the step cache was calibrated for {', '.join(differ)}: calibrate "
+                    "it again (generate --calibrate_step_cache)"
+                )
+
+    def describe(self, threshold: float) -> str:
+        """What a threshold spares and costs, in a few lines."""
+        computed, total = self.counts(threshold)
+        n, t, h, w = (
+            self.clips[name] for name in ("clips", "num_frames", "height", "width")
+        )
+        lines = [
+            f"step cache {threshold:g}: {computed} of {total} evaluations are computed, "
+            f"up to {total / computed:.2f} x as fast"
+        ]
+        same = [q for q in self.quality if self.alike(q.threshold, threshold)]
+        shown = same[:1]
+        if not same:
+            shown = [q for q in self.quality if q.threshold < threshold][-1:]
+            shown += [q for q in self.quality if q.threshold > threshold][:1]
+        for q in shown:
+            known = "" if same else f"{q.threshold:g} ({q.computed} computed): "
+            lines.append(
+                f"  {known}PSNR {q.psnr:.1f} dB (lowest {q.lowest_psnr:.1f}), SSIM "
+                f"{q.ssim:.3f} against all computed, on the {n} clips of {t} frames of "
+                f"{w} x {h} of its calibration"
+            )
+        return "\n".join(lines)
+
+
+def model_of(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What names the weights of a pipeline, of both experts where there are two."""
+    found = {n: source[n] for n in recipes.WEIGHTS if source.get(n) is not None}
+    if "expert_2" in source:
+        found["expert_2"] = json.dumps(model_of(source["expert_2"]), sort_keys=True)
+    return found
+
+
+def sampling_of(request: requests.Request) -> dict[str, Any]:
+    """The arguments on which ratios depend."""
+    return {name: getattr(request, name) for name in _SAMPLING}
+
+
+def check_recipe(recipe: Mapping[str, Any], calibration: Any) -> None:
+    """Raises ValueError where a video to make again had another calibration."""
+    was = recipe.get("step_cache_digest")
+    if was and isinstance(calibration, Calibration) and calibration.digest() != was:
+        raise ValueError(
+            f"the video was made with the step cache's calibration {was}, the model's "
+            f"is {calibration.digest()} now: add --step_cache 0 to compute everything"
+        )
+
+
+def read(given: Calibration | str | pathlib.Path | None) -> Calibration:
+    """The calibration that a pipeline has, read from its file.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: the file is damaged.
+    """
+    if isinstance(given, Calibration):
+        return given
+    path = None if given is None else pathlib.Path(given)
+    if path is None or not path.is_file():
+        where = f": there is no {path}" if path else ""
+        raise FileNotFoundError(
+            f"the model's step cache is not calibrated{where}; calibrate it first "
+            "(generate --calibrate_step_cache)"
+        )
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ValueError(f"it is larger than {_LARGEST_FILE} bytes")
+        found = json.loads(path.read_text(), parse_constant=_refuse)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no fields")
+        quality = found.pop("quality", [])
+        made = configs.build(Calibration, found, "step cache")
+        measured = tuple(configs.build(Quality, one, "quality") for one in quality)
+        made = dataclasses.replace(made, quality=measured)
+        made.model.items(), made.sampling.items(), made.describe(0.0)
+        return made
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ValueError(
+            f"{path} is no calibration of a step cache ({error}): calibrate it again "
+            "(generate --calibrate_step_cache)"
+        ) from None
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number")
