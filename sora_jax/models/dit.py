@@ -127,16 +127,7 @@ class Attention(nnx.Module):
         self.to_out = layers.Linear(d, d, axes=("heads", "embed"), rngs=rngs)
         self.num_heads = config.num_heads
 
-    def __call__(
-        self,
-        x_bnd,
-        context_bmd,
-        *,
-        rope=None,
-        mask_bm=None,
-        segments=(None, None),
-        name=attention.SAVED,
-    ):
+    def __call__(self, x_bnd, context_bmd, *, rope=None, **given):
         def heads(x):
             return x.reshape(*x.shape[:2], self.num_heads, -1)
 
@@ -144,13 +135,9 @@ class Attention(nnx.Module):
         k_bmhe = heads(self.norm_k(self.to_k(context_bmd)))
         v_bmhe = heads(self.to_v(context_bmd))
         if rope is not None:
-            q_bnhe, k_bmhe = (
-                encodings.rotate(q_bnhe, rope),
-                encodings.rotate(k_bmhe, rope),
-            )
-        y_bnhe = attention.attention(
-            q_bnhe, k_bmhe, v_bmhe, mask_bm, *segments, name=name
-        )
+            q_bnhe = encodings.rotate(q_bnhe, rope)
+            k_bmhe = encodings.rotate(k_bmhe, rope)
+        y_bnhe = attention.attention(q_bnhe, k_bmhe, v_bmhe, **given)
         return self.to_out(y_bnhe.reshape(x_bnd.shape))
 
 
@@ -196,16 +183,12 @@ class Block(nnx.Module):
         )
         dtype = x_bnd.dtype
         h_bnd = (layers.layer_norm(x_bnd) * (1 + scale1) + shift1).astype(dtype)
-        h_bnd = self.attn1(
-            h_bnd, h_bnd, rope=inputs["rope"], segments=inputs["self_segments"]
-        )
+        h_bnd = self.attn1(h_bnd, h_bnd, rope=inputs["rope"], **inputs["of_tokens"])
         x_bnd = (x_bnd + h_bnd * gate1).astype(dtype)
         x_bnd = x_bnd + self.attn2(
             x_bnd if self.norm2 is None else self.norm2(x_bnd),
             text_bld,
-            mask_bm=inputs["text_mask"],
-            segments=inputs["text_segments"],
-            name=_TEXT,
+            **inputs["of_text"],
         )
         h_bnd = (layers.layer_norm(x_bnd) * (1 + scale2) + shift2).astype(dtype)
         return (x_bnd + self.ffn(h_bnd) * gate2).astype(dtype)
@@ -340,13 +323,13 @@ class DiT(nnx.Module):
         text_bld = self.text_embedder(text_bld.astype(dtype))
         inputs = {
             "rope": encodings.rope_tables(pos_bn3, config.head_dim, config.rope_theta),
-            "text_mask": mask_bl,
-            "self_segments": (segments_bn, segments_bn),
-            "text_segments": (
-                (None, None)
-                if text_segments_bl is None
-                else (segments_bn, text_segments_bl)
-            ),
+            "of_tokens": {"q_segments_bn": segments_bn, "k_segments_bm": segments_bn},
+            "of_text": {
+                "mask_bm": mask_bl,
+                "q_segments_bn": segments_bn,
+                "k_segments_bm": text_segments_bl,
+                "name": _TEXT,
+            },
         }
 
         def body(x_bnd, block):
