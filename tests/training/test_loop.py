@@ -20,7 +20,6 @@ MESHES = {
     "fsdp 8": {"fsdp": 8},
     "2 x 2 x 2": {"replica": 2, "fsdp": 2, "tensor": 2},
     "context": {"fsdp": 2, "ring": 2, "ulysses": 2},
-    "ring": {"fsdp": 2, "ring": 4},
 }
 
 
