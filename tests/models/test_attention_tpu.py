@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # Prints what one chip of four holds and does for the gradient of a row of 16,384 tokens.
 PROGRAM = """
-import json, sys
+import json, re, sys
 import jax, jax.numpy as jnp
 from sora_jax.core import mesh
 from sora_jax.models import attention
@@ -28,10 +28,14 @@ def loss(q, k, v):
 with jax.set_mesh(made):
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, q, q).compile()
 text, memory = compiled.as_text(), compiled.memory_analysis()
+events = re.findall("%(collective-permute-(?:start|done)|splash)[^=]* = ", text)
+changes = [x for x, last in zip(events, [None, *events]) if x != last]
+on_the_way = "collective-permute-start splash collective-permute-done"
 print(json.dumps({
     "kernels": text.count("splash"),
     "exchanged": text.count("all-to-all"),
     "sent on": text.count("collective-permute-start"),
+    "while kernels run": " ".join(changes).count(on_the_way),
     "gathered": text.count("all-gather"),
     "temporary": memory.temp_size_in_bytes,
 }))
@@ -60,4 +64,5 @@ def test_four_chips_share_a_row(libtpu, shape):
     assert found["kernels"] > 0 and found["gathered"] == 0
     assert (found["exchanged"] > 0) == ("ulysses" in shape)
     assert (found["sent on"] > 0) == ("ring" in shape)
+    assert found["while kernels run"] >= 2 * ("ring" in shape)  # result and gradient
     assert found["temporary"] < 0.4e9

@@ -100,8 +100,10 @@ def test_half_precision_is_merged_in_float32(close):
     with jax.set_mesh(make_mesh({"ring": 8})):
         found = graded(attention.attention)(*split(given))
     assert {x.dtype for x in found} == {jnp.dtype(jnp.bfloat16)}
-    for name, a, b in zip(("result", "dq", "dk", "dv"), found, exact, strict=True):
-        close(name, a.astype(jnp.float32), b, 4e-3)
+    names = ("result", "dq", "dk", "dv")
+    for name, a, b in zip(names, found, exact, strict=True):
+        # What rounding the result once costs; merged in half precision it is 3.6e-3.
+        close(name, a.astype(jnp.float32), b, 2.5e-3 if name == "result" else 4e-3)
 
 
 @pytest.mark.parametrize("kind", ["all", "both"])
