@@ -39,7 +39,7 @@ ONE_IMPORTER = {
     "array_record": "sora_jax/data/array_files.py",
     "av": "sora_jax/data/video_io.py",
     "jax.experimental.topologies": "sora_jax/core/mesh.py",
-    "jax.experimental.pallas": "sora_jax/models/attention.py",
+    "jax.experimental.pallas": "sora_jax/models/splash_attention.py",
 }
 # TensorFlow and torch would double the installation; the rest runs code out of data.
 FORBIDDEN = ("tensorflow", "torch", "pickle", "cloudpickle", "dill", "joblib", "shelve")

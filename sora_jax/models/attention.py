@@ -7,28 +7,32 @@ with the queries, and computes them again for the gradient. `splash` is JAX's ke
 TPUs, which never holds them outside of a core. Which one runs follows from the shapes
 on a device and from what the program is lowered for, so it is known before it runs.
 
+Where a row's tokens are split over devices, heads are exchanged for tokens over the mesh
+axis `ulysses`, and over `ring` the keys and values go round (`ring_attention`), block by
+block; each is attended to in chunks or by the kernel.
+
 Letters: b batch, n query tokens, m key tokens, h heads, e head size, g batch and heads
 as one axis, k chunks, c queries of a chunk.
 """
 
+import dataclasses
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.pallas.ops.tpu import splash_attention
 
 from sora_jax.core import sharding
+from sora_jax.models import ring_attention, splash_attention
 
 # Scores that a device holds at a time; see experiments/RESULTS.md, "Attention".
 CHUNK_BYTES = 16 * 2**20
 # Fewer queries than these make slow products: then there are fewer rows in a chunk.
 _MIN_QUERIES = 128
-_SPLASH_SIZES = (128, 256)  # of heads: whole lanes, and tiles that fit into VMEM
-_TILE = 1024  # queries or keys of a tile of splash, at most
-_LANES = 128
 SAVED = "attention"  # what remat policies call the results that are dear to compute
 _EXCHANGED = "ulysses"  # the mesh axis over which heads and tokens change places
+_RING = "ring"  # the mesh axis over which keys and values go round
 
 
 def attention(
@@ -54,8 +58,10 @@ def attention(
       of the values.
 
     Where keys are tokens that are split, heads are exchanged for tokens over the
-    `ulysses` axis if they divide (arXiv 2309.14509), and keys and values are gathered
-    over what is left of the context axes. Text is whole everywhere, and queries stay.
+    `ulysses` axis if they divide (arXiv 2309.14509), and keys and values go round over
+    the `ring` axis if queries are split over it too (arXiv 2310.01889). They are gathered
+    over what is left: over `ulysses`, where heads do not divide. Text is whole
+    everywhere, and queries stay.
     """
     form = functools.partial(_attend_split, name=name)
     return _exchanged(
@@ -85,16 +91,21 @@ def _exchanged(form, q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_
 
 
 def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, name):
-    """`attention` where queries are; keys, values and what hides them are gathered."""
-    k_bmhe = sharding.gather_axis(k_bmhe, 1, like=q_bnhe)
-    v_bmhe = sharding.gather_axis(v_bmhe, 1, like=q_bnhe)
-    if k_segments_bm is not None:
-        k_segments_bm = sharding.gather_axis(k_segments_bm, 1, like=q_segments_bn)
+    """`attention` where queries are; keys, values and what hides them come there."""
+    if _goes_round(q_bnhe, k_bmhe):
+        small, large = ring, ring
+        kernel = functools.partial(ring, blocks=splash_attention.Blocks())
+    else:
+        small, large, kernel = _named_reference, chunked, splash
+        k_bmhe = sharding.gather_axis(k_bmhe, 1, like=q_bnhe)
+        v_bmhe = sharding.gather_axis(v_bmhe, 1, like=q_bnhe)
+        if k_segments_bm is not None:
+            k_segments_bm = sharding.gather_axis(k_segments_bm, 1, like=q_segments_bn)
     given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
     if _score_bytes(q_bnhe, k_bmhe) <= CHUNK_BYTES:
-        return checkpoint_name(reference(*given), name)
-    if q_bnhe.shape[-1] not in _SPLASH_SIZES:
-        return chunked(*given, name=name)
+        return small(*given, name=name)
+    if q_bnhe.shape[-1] not in splash_attention.HEAD_SIZES:
+        return large(*given, name=name)
     there = [x is not None for x in given]
 
     def on(form):
@@ -105,7 +116,20 @@ def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm,
         return run
 
     arrays = [x for x in given if x is not None]
-    return jax.lax.platform_dependent(*arrays, tpu=on(splash), default=on(chunked))
+    return jax.lax.platform_dependent(*arrays, tpu=on(kernel), default=on(large))
+
+
+def _goes_round(q_bnhe: jax.Array, k_bmhe: jax.Array) -> bool:
+    """Whether the tokens of both are split over the ring."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape[_RING] == 1:
+        return False
+    layouts = (jax.typeof(x).sharding.spec for x in (q_bnhe, k_bmhe))
+    return all(_RING in sharding.names(layout[1]) for layout in layouts)
+
+
+def _named_reference(*given, name):
+    return checkpoint_name(reference(*given), name)
 
 
 def _score_bytes(q_bnhe: jax.Array, k_bmhe: jax.Array) -> int:
@@ -182,16 +206,20 @@ def chunked(
     )
 
 
-def _by_device(run, given, *, kernel: bool = False):
-    """Runs a form on each device's rows, queries and heads, with all of their keys.
+def _by_device(run, given, *, kernel: bool = False, keys: str | None = None):
+    """Runs a form on each device's rows, queries and heads.
 
-    A kernel does not say over which axes its results vary.
+    Args:
+      run: the form; keys and values are its second and third argument.
+      given: arguments of `attention`.
+      kernel: whether it is one; a kernel does not say over which axes results vary.
+      keys: the mesh axis over which keys stay split; None where each device gets all.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return run(*given)
     b, n, h, e = jax.typeof(given[0]).sharding.spec
-    layouts = (jax.P(b, n, h, e), *(jax.P(b, None, h, e),) * 2)
-    layouts += (jax.P(b, None), jax.P(b, n), jax.P(b, None))
+    layouts = (jax.P(b, n, h, e), *(jax.P(b, keys, h, e),) * 2)
+    layouts += (jax.P(b, keys), jax.P(b, n), jax.P(b, keys))
     layouts = [
         None if x is None else layout for x, layout in zip(given, layouts, strict=True)
     ]
@@ -199,7 +227,7 @@ def _by_device(run, given, *, kernel: bool = False):
         x if x is None else jax.reshard(x, layout)
         for x, layout in zip(given, layouts, strict=True)
     ]
-    axes = sharding.names(n)
+    axes = tuple(axis for axis in sharding.names(n) if axis != keys)
 
     def on_device(q, k, v, *visible):
         # The transpose of this is the sum of their gradients.
@@ -218,32 +246,52 @@ def _by_device(run, given, *, kernel: bool = False):
 def _chunked(
     q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, chunk_bytes, name
 ):
-    """`chunked` on one device: groups of rows and heads, one after the other."""
-    b, n, h, e = q_bnhe.shape
-    query_bytes = 4 * k_bmhe.shape[1]
+    """`chunked` on one device."""
+    seen = mask_bm, q_segments_bn, k_segments_bm
+    run = functools.partial(_attend, name=name)
+    return _in_groups(run, (q_bnhe, k_bmhe, v_bmhe), seen, chunk_bytes)
+
+
+def _in_groups(run, arrays, seen, chunk_bytes: int):
+    """`run` for groups of rows and heads, one after the other.
+
+    Args:
+      run: function of arrays, what is seen and `num_chunks`, all with a group in place
+        of batch and heads.
+      arrays: queries, keys and others [b, tokens, h, ...].
+      seen: a mask and segments [b, tokens], or None.
+
+    Returns:
+      what it returns, [b, tokens, h, ...].
+    """
+    b, n, h, _ = arrays[0].shape
+    query_bytes = 4 * arrays[1].shape[1]
     fitting = chunk_bytes // (query_bytes * min(n, _MIN_QUERIES))
     group = max(
         g for g in range(1, b * h + 1) if not b * h % g and g <= max(1, fitting)
     )
     num_chunks = -(-n // max(1, chunk_bytes // (query_bytes * group)))
 
-    def heads_first(x_bnhe):
-        x = x_bnhe.swapaxes(1, 2)
+    def heads_first(x_bnh):
+        x = x_bnh.swapaxes(1, 2)
         return x.reshape(-1, group, *x.shape[2:])
+
+    def heads_last(x_gn):
+        return x_gn.reshape(b, h, *x_gn.shape[2:]).swapaxes(1, 2)
 
     def by_head(x_bn):
         if x_bn is None:
             return None
         return jnp.repeat(x_bn, h, axis=0).reshape(-1, group, x_bn.shape[1])
 
-    qkv = tuple(heads_first(x) for x in (q_bnhe, k_bmhe, v_bmhe))
-    given = (*qkv, tuple(by_head(x) for x in (mask_bm, q_segments_bn, k_segments_bm)))
-    run = functools.partial(_attend, num_chunks=num_chunks, name=name)
+    given = (*map(heads_first, arrays), tuple(map(by_head, seen)))
+    run = functools.partial(run, num_chunks=num_chunks)
     if group == b * h:
-        y = run(*jax.tree.map(lambda x: x[0], given))
+        found = run(*jax.tree.map(lambda x: x[0], given))
+        found = jax.tree.map(lambda x: x[None], found)
     else:
-        y = jax.lax.map(lambda one: run(*one), given)
-    return y.reshape(b, h, n, e).swapaxes(1, 2)
+        found = jax.lax.map(lambda one: run(*one), given)
+    return jax.tree.map(heads_last, found)
 
 
 def _cut(x_gn: jax.Array | None, num_chunks: int) -> jax.Array | None:
@@ -276,7 +324,24 @@ def _attend(q_gne, k_gme, v_gme, seen, num_chunks, name):
 
 
 def _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks, name):
-    """Returns the result, and what the gradient needs: no scores, but their log sums."""
+    y_gne, top_gn, sum_gn = _values(q_gne, k_gme, v_gme, seen, num_chunks, q_gne.dtype)
+    kept = tuple(checkpoint_name(x, name) for x in (y_gne, top_gn, sum_gn))
+    return kept[0], (q_gne, k_gme, v_gme, seen, kept)
+
+
+def _attend_backward(num_chunks, name, saved, dy_gne):
+    del name
+    *qkv, seen, kept = saved
+    gradients = _gradients(*qkv, *kept, dy_gne, seen, num_chunks)
+    return *(d.astype(x.dtype) for d, x in zip(gradients, qkv, strict=True)), None
+
+
+def _values(q_gne, k_gme, v_gme, seen, num_chunks, dtype):
+    """Returns the result, and what the gradient needs: no scores, but their log sums.
+
+    As two numbers a query, [g, n], the largest score and the sum of exp(score -
+    largest), since the log sum of a row without any key would drown in its top.
+    """
     mask_gm, q_segments_gn, k_segments_gm = seen
 
     def chunk(_, given):
@@ -292,32 +357,28 @@ def _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks, name):
             v_gme,
             preferred_element_type=jnp.float32,
         )
-        return None, ((y_gce / sum_gc1).astype(q_gce.dtype), top_gc1, sum_gc1)
+        y_gce = (y_gce / sum_gc1).astype(dtype)
+        return None, (y_gce, top_gc1[..., 0], sum_gc1[..., 0])
 
     cut = _cut(q_gne, num_chunks), _cut(q_segments_gn, num_chunks)
-    _, (y_kgce, top_kgc1, sum_kgc1) = jax.lax.scan(chunk, None, cut)
-    y_gne = checkpoint_name(_join(y_kgce, q_gne.shape[1]), name)
-    top_kgc1, sum_kgc1 = (checkpoint_name(x, name) for x in (top_kgc1, sum_kgc1))
-    # Two numbers, since the log sum of a row without any key would drown in its top.
-    return y_gne, (q_gne, k_gme, v_gme, seen, y_gne, top_kgc1, sum_kgc1)
+    _, found = jax.lax.scan(chunk, None, cut)
+    return tuple(_join(x, q_gne.shape[1]) for x in found)
 
 
-def _attend_backward(num_chunks, name, saved, dy_gne):
+def _gradients(q_gne, k_gme, v_gme, y_gne, top_gn, sum_gn, dy_gne, seen, num_chunks):
     """The gradient of softmax from its result (arXiv 2205.14135, appendix B)."""
-    q_gne, k_gme, v_gme, seen, y_gne, top_kgc1, sum_kgc1 = saved
     mask_gm, q_segments_gn, k_segments_gm = seen
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scale = q_gne.shape[-1] ** -0.5
-    dot_gn1 = jnp.sum(
-        dy_gne.astype(jnp.float32) * y_gne.astype(jnp.float32), -1, keepdims=True
-    )
+    dot_gn = jnp.sum(dy_gne.astype(jnp.float32) * y_gne.astype(jnp.float32), -1)
 
     def chunk(sums, given):
         dk_gme, dv_gme = sums
-        q_gce, q_segments_gc, dy_gce, dot_gc1, top_gc1, sum_gc1 = given
+        q_gce, q_segments_gc, dy_gce, *of_query = given
+        dot_gc1, top_gc1, inverse_gc1 = (x[..., None] for x in of_query)
         visible = _visible(mask_gm, q_segments_gc, k_segments_gm)
         scores_gcm = _scores(q_gce, k_gme, visible)
-        weights_gcm = jnp.exp(scores_gcm - top_gc1) / sum_gc1
+        weights_gcm = jnp.exp(scores_gcm - top_gc1) * inverse_gc1
         moved_gcm = product("gce,gme->gcm", dy_gce, v_gme) - dot_gc1
         dscores_gcm = scale * weights_gcm * moved_gcm
         if visible is not None:  # rows without any key have weights all the same
@@ -328,19 +389,31 @@ def _attend_backward(num_chunks, name, saved, dy_gne):
         dv_gme += product("gcm,gce->gme", weights_gcm, dy_gce)
         return (dk_gme, dv_gme), product("gcm,gme->gce", dscores_gcm, k_gme)
 
-    cut = [_cut(x, num_chunks) for x in (q_gne, q_segments_gn, dy_gne, dot_gn1)]
+    # Not the sum, but its inverse: padding weighs nothing.
+    of_query = q_gne, q_segments_gn, dy_gne, dot_gn, top_gn, 1 / sum_gn
+    cut = [_cut(x, num_chunks) for x in of_query]
     sums = tuple(jnp.zeros_like(x, jnp.float32) for x in (k_gme, v_gme))
-    (dk_gme, dv_gme), dq_kgce = jax.lax.scan(chunk, sums, (*cut, top_kgc1, sum_kgc1))
-    dq_gne = _join(dq_kgce, q_gne.shape[1])
-    return (
-        dq_gne.astype(q_gne.dtype),
-        dk_gme.astype(k_gme.dtype),
-        dv_gme.astype(v_gme.dtype),
-        None,
-    )
+    (dk_gme, dv_gme), dq_kgce = jax.lax.scan(chunk, sums, cut)
+    return _join(dq_kgce, q_gne.shape[1]), dk_gme, dv_gme
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChunkBlocks:
+    """Blocks of a ring in chunks, as `chunked` does it."""
+
+    kernel: ClassVar[bool] = False
+    chunk_bytes: int = CHUNK_BYTES
+
+    def forward(self, q_bnhe, k_bmhe, v_bmhe, seen):
+        run = functools.partial(_values, dtype=jnp.float32)
+        return _in_groups(run, (q_bnhe, k_bmhe, v_bmhe), seen, self.chunk_bytes)
+
+    def backward(self, *arrays_and_seen):
+        *arrays, seen = arrays_and_seen
+        return _in_groups(_gradients, arrays, seen, self.chunk_bytes)
 
 
 def splash(
@@ -351,7 +424,7 @@ def splash(
     q_segments_bn: jax.Array | None = None,
     k_segments_bm: jax.Array | None = None,
     *,
-    tile: int = _TILE,
+    tile: int = splash_attention.TILE,
     interpret: bool = False,
     name: str = SAVED,
 ) -> jax.Array:
@@ -365,54 +438,38 @@ def splash(
       interpret: runs the kernel's program on any platform, slowly.
       name: see `attention`.
     """
-    run = functools.partial(_splash, tile=tile, interpret=interpret, name=name)
+
+    def run(q_bnhe, k_bmhe, v_bmhe, *seen):
+        return splash_attention.attend(
+            q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, name
+        )
+
     given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
     return _by_device(run, given, kernel=True)
 
 
-def _splash(
-    q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, tile, interpret, name
-):
-    (b, n, h, e), m = q_bnhe.shape, k_bmhe.shape[1]
+def ring(
+    q_bnhe: jax.Array,
+    k_bmhe: jax.Array,
+    v_bmhe: jax.Array,
+    mask_bm: jax.Array | None = None,
+    q_segments_bn: jax.Array | None = None,
+    k_segments_bm: jax.Array | None = None,
+    *,
+    blocks: ring_attention.Blocks = ChunkBlocks(),
+    name: str = SAVED,
+) -> jax.Array:
+    """`attention` where keys and values go round over the `ring` axis of the mesh.
 
-    def tiles(size: int) -> tuple[int, int]:
-        """The tile of so many tokens, and how many are missing to whole ones."""
-        count = -(-size // tile)
-        fitting = -(-size // (count * _LANES)) * _LANES
-        return fitting, count * fitting - size
+    Args:
+      blocks: `ChunkBlocks` or `splash_attention.Blocks`: how to attend to one of them.
+      name: see `attention`.
+    """
 
-    (tile_n, more_n), (tile_m, more_m) = tiles(n), tiles(m)
-    ids = None
-    if more_n or more_m or mask_bm is not None or q_segments_bn is not None:
-        q_ids_bn = jnp.zeros((b, n), jnp.int32)
-        k_ids_bm = jnp.zeros((b, m), jnp.int32)
-        if q_segments_bn is not None:
-            q_ids_bn, k_ids_bm = q_segments_bn, k_segments_bm
-        low = jnp.iinfo(jnp.int32).min  # no clip's id
-        if mask_bm is not None:
-            k_ids_bm = jnp.where(mask_bm, k_ids_bm, low)
-        ids = splash_attention.SegmentIds(
-            jnp.pad(q_ids_bn, ((0, 0), (0, more_n))),
-            jnp.pad(k_ids_bm, ((0, 0), (0, more_m)), constant_values=low),
+    def on_device(q_bnhe, k_bmhe, v_bmhe, *seen):
+        return ring_attention.attend(
+            q_bnhe, k_bmhe, v_bmhe, seen, blocks=blocks, axis=_RING, name=name
         )
 
-    def heads_first(x_bnhe, more):
-        return jnp.pad(x_bnhe.swapaxes(1, 2), ((0, 0), (0, 0), (0, more), (0, 0)))
-
-    q_bhne = heads_first((q_bnhe * e**-0.5).astype(q_bnhe.dtype), more_n)
-    k_bhme, v_bhme = heads_first(k_bmhe, more_m), heads_first(v_bmhe, more_m)
-    whole = splash_attention.FullMask((n + more_n, m + more_m))
-    kernel = splash_attention.make_splash_mha(
-        splash_attention.MultiHeadMask([whole] * h),
-        block_sizes=splash_attention.BlockSizes(
-            block_q=tile_n, block_kv=tile_m,
-            block_q_dkv=tile_n, block_kv_dkv=tile_m,
-            block_q_dq=tile_n, block_kv_dq=tile_m,
-        ),
-        head_shards=1,
-        q_seq_shards=1,
-        residual_checkpoint_name=name,
-        interpret=interpret,
-    )  # fmt: skip
-    y_bhne = jax.vmap(kernel)(q_bhne, k_bhme, v_bhme, ids)
-    return y_bhne[:, :, :n].swapaxes(1, 2)
+    given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+    return _by_device(on_device, given, kernel=blocks.kernel, keys=_RING)

@@ -12,14 +12,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # Prints what one chip of four holds and does for the gradient of a row of 16,384 tokens.
 PROGRAM = """
-import json
+import json, re, sys
 import jax, jax.numpy as jnp
 from sora_jax.core import mesh
 from sora_jax.models import attention
 
 devices = mesh.compile_only("v5e:2x2")
-made = mesh.make_mesh({"ulysses": 4}, devices)
-layout = jax.NamedSharding(made, jax.P(None, "ulysses", None, None))
+made = mesh.make_mesh(json.loads(sys.argv[1]), devices)
+layout = jax.NamedSharding(made, jax.P(None, ("ring", "ulysses"), None, None))
 q = jax.ShapeDtypeStruct((1, 16384, 8, 128), jnp.bfloat16, sharding=layout)
 
 def loss(q, k, v):
@@ -28,17 +28,26 @@ def loss(q, k, v):
 with jax.set_mesh(made):
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, q, q).compile()
 text, memory = compiled.as_text(), compiled.memory_analysis()
+events = re.findall("%(collective-permute-(?:start|done)|splash)[^=]* = ", text)
+changes = [x for x, last in zip(events, [None, *events]) if x != last]
+on_the_way = "collective-permute-start splash collective-permute-done"
 print(json.dumps({
     "kernels": text.count("splash"),
     "exchanged": text.count("all-to-all"),
+    "sent on": text.count("collective-permute-start"),
+    "while kernels run": " ".join(changes).count(on_the_way),
     "gathered": text.count("all-gather"),
     "temporary": memory.temp_size_in_bytes,
 }))
 """
 
 
+# The scores of two heads alone would be 2 GB.
 @pytest.mark.tpu
-def test_four_chips_share_a_row_by_heads(libtpu):
+@pytest.mark.parametrize(
+    "shape", [{"ulysses": 4}, {"ring": 4}, {"ring": 2, "ulysses": 2}], ids=str
+)
+def test_four_chips_share_a_row(libtpu, shape):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -46,13 +55,14 @@ def test_four_chips_share_a_row_by_heads(libtpu):
         "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, json.dumps(shape)],
         cwd=ROOT, env=environment, text=True, capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
-    assert found["kernels"] > 0 and found["exchanged"] > 0
-    assert found["gathered"] == 0
-    # The scores of two heads alone would be 2 GB.
+    assert found["kernels"] > 0 and found["gathered"] == 0
+    assert (found["exchanged"] > 0) == ("ulysses" in shape)
+    assert (found["sent on"] > 0) == ("ring" in shape)
+    assert found["while kernels run"] >= 2 * ("ring" in shape)  # result and gradient
     assert found["temporary"] < 0.4e9

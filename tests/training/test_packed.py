@@ -148,7 +148,12 @@ def test_packed_clips_are_each_clip_alone():
 
 @pytest.mark.parametrize(
     "shape",
-    [{"fsdp": 4, "ring": 2}, {"fsdp": 2, "ulysses": 2, "tensor": 2}, {"ring": 8}],
+    [
+        {"fsdp": 4, "ring": 2},
+        {"fsdp": 2, "ulysses": 2, "tensor": 2},
+        {"ring": 4, "ulysses": 2},
+        {"ring": 8},
+    ],
     ids=str,
 )
 def test_a_mesh_changes_nothing(shape):

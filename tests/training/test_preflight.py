@@ -46,13 +46,15 @@ def test_a_kernel_counts_by_formula_and_a_devices_part_for_all():
     assert flops(jax.grad(loss, (0, 1, 2)), *[shape] * 3) == pytest.approx(
         3 * value, rel=1e-3
     )
-    with jax.set_mesh(mesh.make_mesh({"ulysses": 2}, jax.devices()[:2])):
-        layout = jax.sharding.NamedSharding(
-            jax.sharding.get_mesh(), jax.P(None, "ulysses")
-        )
-        qkv = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=layout)] * 3
-        traced = jax.jit(attention.attention).trace(*qkv)
-        assert preflight.flops_of(traced.jaxpr.jaxpr, 2) == value
+    for axis in ("ulysses", "ring"):
+        with jax.set_mesh(mesh.make_mesh({axis: 2}, jax.devices()[:2])):
+            layout = jax.NamedSharding(jax.sharding.get_mesh(), jax.P(None, axis))
+            qkv = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=layout)] * 3
+            traced = jax.jit(attention.attention).trace(*qkv)
+            assert preflight.flops_of(traced.jaxpr.jaxpr, 2) == value
+            traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*qkv)
+            found = preflight.flops_of(traced.jaxpr.jaxpr, 2)
+            assert found == pytest.approx(3 * value, rel=1e-3)
 
 
 PROGRAM = """

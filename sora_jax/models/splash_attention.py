@@ -1,0 +1,140 @@
+"""JAX's splash kernel for TPUs on one device, alone and for the blocks of a ring.
+
+It attends to tiles of keys and values that fit into a core's memory (arXiv 2205.14135),
+and holds no scores outside of it.
+
+Letters: b batch, n query tokens, m key tokens, h heads, e head size.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+from sora_jax.models.ring_attention import Seen
+
+HEAD_SIZES = (128, 256)  # whole lanes, and tiles that fit into VMEM
+TILE = 1024  # queries or keys of a tile, at most
+_LANES = 128
+
+
+def attend(
+    q_bnhe: jax.Array,
+    k_bmhe: jax.Array,
+    v_bmhe: jax.Array,
+    seen: Seen,
+    tile: int,
+    interpret: bool,
+    name: str,
+) -> jax.Array:
+    """Attention [b, n, h, e]; arguments as those of `Blocks` and of `attention`."""
+    kernel, arrays = _kernel(
+        q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, residual_checkpoint_name=name
+    )
+    return _tokens_first(jax.vmap(kernel)(*arrays), q_bnhe.shape[1])
+
+
+def _heads_first(x_bnh: jax.Array, size: int) -> jax.Array:
+    """Swaps tokens and heads, and fills up with zeros to so many tokens."""
+    edges = [(0, 0)] * x_bnh.ndim
+    edges[2] = 0, size - x_bnh.shape[1]
+    return jnp.pad(x_bnh.swapaxes(1, 2), edges)
+
+
+def _tokens_first(x_bhn: jax.Array, size: int) -> jax.Array:
+    """Undoes `_heads_first`."""
+    return x_bhn[:, :, :size].swapaxes(1, 2)
+
+
+def _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, **options):
+    """The kernel for arrays of these sizes, and its arguments of one row each."""
+    (b, n, h, e), m = q_bnhe.shape, k_bmhe.shape[1]
+    mask_bm, q_segments_bn, k_segments_bm = seen
+
+    def tiles(size: int) -> tuple[int, int]:
+        """The tile of so many tokens, and how many whole ones hold."""
+        count = -(-size // tile)
+        fitting = -(-size // (count * _LANES)) * _LANES
+        return fitting, count * fitting
+
+    (tile_n, all_n), (tile_m, all_m) = tiles(n), tiles(m)
+    ids = None
+    if all_n > n or all_m > m or mask_bm is not None or q_segments_bn is not None:
+        q_ids_bn = jnp.zeros((b, n), jnp.int32)
+        k_ids_bm = jnp.zeros((b, m), jnp.int32)
+        if q_segments_bn is not None:
+            q_ids_bn, k_ids_bm = q_segments_bn, k_segments_bm
+        low = jnp.iinfo(jnp.int32).min  # no clip's id
+        if mask_bm is not None:
+            k_ids_bm = jnp.where(mask_bm, k_ids_bm, low)
+        ids = splash_attention.SegmentIds(
+            jnp.pad(q_ids_bn, ((0, 0), (0, all_n - n))),
+            jnp.pad(k_ids_bm, ((0, 0), (0, all_m - m)), constant_values=low),
+        )
+    q_bnhe = (q_bnhe * e**-0.5).astype(q_bnhe.dtype)
+    kernel = splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([splash_attention.FullMask((all_n, all_m))] * h),
+        block_sizes=splash_attention.BlockSizes(
+            block_q=tile_n, block_kv=tile_m,
+            block_q_dkv=tile_n, block_kv_dkv=tile_m,
+            block_q_dq=tile_n, block_kv_dq=tile_m,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+        **options,
+    )  # fmt: skip
+    qkv = zip((q_bnhe, k_bmhe, v_bmhe), (all_n, all_m, all_m), strict=True)
+    return kernel, (*(_heads_first(*pair) for pair in qkv), ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Blocks of a ring with the kernel for TPUs, as `splash` does it.
+
+    The kernel's public gradient takes no log sums from outside, so the function behind
+    it is called: a test compares what it gives with the reference.
+
+    Args:
+      tile: queries, and keys, that a core works on at a time, at most.
+      interpret: runs the kernel's program on any platform, slowly.
+    """
+
+    kernel: ClassVar[bool] = True
+    tile: int = TILE
+    interpret: bool = False
+
+    def forward(self, q_bnhe, k_bmhe, v_bmhe, seen):
+        kernel, arrays = _kernel(
+            q_bnhe, k_bmhe, v_bmhe, seen, self.tile, self.interpret, save_residuals=True
+        )
+        y_bhne, (log_sum_bhn,) = jax.vmap(kernel)(*arrays)
+        y_bnhe, log_sum_bnh = (
+            _tokens_first(x, q_bnhe.shape[1]) for x in (y_bhne, log_sum_bhn)
+        )
+        return y_bnhe.astype(jnp.float32), log_sum_bnh, jnp.ones_like(log_sum_bnh)
+
+    def backward(self, q_bnhe, k_bmhe, v_bmhe, y_bnhe, top_bnh, sum_bnh, dy_bnhe, seen):
+        kernel, arrays = _kernel(
+            q_bnhe, k_bmhe, v_bmhe, seen, self.tile, self.interpret
+        )
+        kept = y_bnhe, top_bnh + jnp.log(sum_bnh), dy_bnhe
+        kept = (_heads_first(x, arrays[0].shape[2]) for x in kept)
+
+        def row(q_hne, k_hme, v_hme, ids, y_hne, log_sum_hn, dy_hne):
+            saved = q_hne, k_hme, v_hme, ids, None, y_hne, log_sum_hn
+            saved += kernel.dq_mask_info, kernel.dkv_mask_info
+            return splash_attention_kernel._splash_attention_bwd(
+                **kernel.kwargs, res=saved, do=dy_hne
+            )[3:6]
+
+        gradients = jax.vmap(row)(*arrays, *kept)
+        sizes = q_bnhe.shape[1], *(k_bmhe.shape[1],) * 2
+        dq_bnhe, dk_bmhe, dv_bmhe = (
+            _tokens_first(x, size).astype(jnp.float32)
+            for x, size in zip(gradients, sizes, strict=True)
+        )
+        return q_bnhe.shape[-1] ** -0.5 * dq_bnhe, dk_bmhe, dv_bmhe
