@@ -1,78 +1,167 @@
-"""Attention in chunks beside the reference, in turns: value alone, and with gradients.
+"""Attention beside torch's scaled_dot_product_attention and JAX's stock operation.
 
-python -m experiments.bench.attention [--shapes 1x6240x1x384,8x1024x4x32] [--repeat 9]
+    python -m experiments.bench.attention [--shapes 1x4096x6x64] [--json runs/attention.json]
+    python -m experiments.bench.attention --forms reference,chunked \
+        --shapes 1x6240x1x384,8x1024x4x32
+    python -m experiments.bench.attention --dtype bfloat16 \
+        --shapes 1x8192x12x128,1x32760x12x128,1x75600x40x128
 
-A shape is rows x tokens x heads x head size, float32. By default that of the video
-VAE's middle block for one frame of 480 x 832, and that of a small denoiser. Memory is
-what the compiled program asks for beside its arguments and results.
+A shape is rows x tokens x heads x head size; values alone, and with the gradients of
+queries, keys and values. Every form is compared with ours before it is timed, and they
+take turns. Forms:
+
+  stock      jax.nn.dot_product_attention
+  cudnn      the same with cuDNN, on a GPU, in bfloat16
+  reference, chunked   of models/attention.py, which ours chooses from
+  sdpa       torch's, in the peers' environment
+  sdpa_cudnn torch's with cuDNN, on a GPU
+
+Memory is what our compiled programs ask for beside arguments and results.
 """
 
 import argparse
+import contextlib
+import functools
 import os
-import time
+import pathlib
+import tempfile
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench import side_by_side
 from sora_jax.models import attention
 
-FORMS = {"reference": attention.reference, "chunked": attention.chunked}
+OURS = {
+    side_by_side.OURS: attention.attention,
+    "stock": jax.nn.dot_product_attention,
+    "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
+    "reference": attention.reference,
+    "chunked": attention.chunked,
+}
+# What a form of the peer's adds to the name of its operation.
+THEIRS = {"sdpa": "", "sdpa_cudnn": "_cudnn"}
+# Relative errors of values and of gradients, above which nothing is timed.
+TOLERANCE = {"float32": (1e-5, 1e-4), "bfloat16": (1e-2, 3e-2)}
+# The least ratios in float32 on a CPU.
+BARS = {
+    "forward": {"sdpa": 0.95, "stock": 2.0},
+    "gradient": {"sdpa": 0.9, "stock": 2.0},
+}
 
 
 def graded(form):
-    """A function of (q, k, v) that returns the gradients of all three."""
+    """A function of (q, k, v) that returns the gradients of all three, flat."""
 
     def loss(*qkv):
-        return jnp.sum(jnp.sin(form(*qkv)))
+        return jnp.sum(jnp.sin(form(*qkv).astype(jnp.float32)))
 
-    return lambda *qkv: jax.grad(loss, (0, 1, 2))(*qkv)
+    def run(*qkv):
+        return jnp.concatenate([x.ravel() for x in jax.grad(loss, (0, 1, 2))(*qkv)])
+
+    return run
 
 
-def compare(shape: tuple[int, ...], repeat: int) -> dict[str, float]:
-    """Prints a line for values and one for gradients; returns reference / chunked.
+def compare(
+    shape: tuple[int, ...], dtype: str, forms, python: str | None, rounds: int
+) -> list[dict]:
+    """Times forms on one shape; returns a row for values and one for gradients.
 
     Raises:
-      ValueError: what the two compute differs.
+      ValueError: what two forms compute differs.
     """
     rng = np.random.default_rng(0)
-    qkv = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(3)]
-    ratios = {}
-    for what, make in (("forward", lambda form: form), ("gradient", graded)):
-        runs = {name: jax.jit(make(form)).lower(*qkv) for name, form in FORMS.items()}
-        runs = {name: lowered.compile() for name, lowered in runs.items()}
-        a, b = (jax.tree.leaves(run(*qkv)) for run in runs.values())
-        for x, y in zip(a, b, strict=True):
-            error = float(jnp.linalg.norm(x - y) / jnp.linalg.norm(x))
-            if not error <= 1e-5:
-                raise ValueError(f"{what} differs from the reference's by {error:.1e}")
-        times = {name: [] for name in runs}
-        for turn in range(repeat):
-            for name in list(runs)[:: 1 - 2 * (turn % 2)]:
-                began = time.perf_counter()
-                jax.block_until_ready(runs[name](*qkv))
-                times[name].append(1e3 * (time.perf_counter() - began))
-        line = []
-        for name, found in times.items():
-            low, middle, high = np.quantile(found, (0, 0.5, 1))
-            held = runs[name].memory_analysis().temp_size_in_bytes / 1e6
-            line.append(f"{name} {middle:.4g} ms ({low:.4g}-{high:.4g}), {held:.0f} MB")
-        ratios[what] = float(
-            np.median(times["reference"]) / np.median(times["chunked"])
-        )
-        print(f"{shape} {what}: {'; '.join(line)}: {ratios[what]:.2f} times")
-    return ratios
+    drawn = {name: rng.standard_normal(shape, np.float32) for name in "qkv"}
+    qkv = [jnp.asarray(x, dtype) for x in drawn.values()]
+    theirs = [form for form in forms if form in THEIRS and python is not None]
+    bars = BARS if jax.default_backend() == "cpu" and dtype == "float32" else {}
+    with contextlib.ExitStack() as stack:
+        peer = None
+        if theirs:
+            folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            given = folder, drawn, {"dtype": dtype}
+            peer = side_by_side.Peer(python, "timed_attention.py", *given)
+            stack.enter_context(peer)
+        rows = []
+        for what, make in (("forward", lambda form: form), ("gradient", graded)):
+            calls, memory = _our_calls(make, [f for f in forms if f in OURS], qkv)
+            expected = np.asarray(calls[side_by_side.OURS](), np.float32)
+            tolerance, errors = TOLERANCE[dtype][what == "gradient"], {}
+            for form in calls:
+                if form != side_by_side.OURS:
+                    found = np.asarray(calls[form](), np.float32)
+                    errors[form] = side_by_side.check(
+                        f"{what} {form}", expected, found, tolerance
+                    )
+            timed = {
+                form: lambda call=call: side_by_side.seconds(call)
+                for form, call in calls.items()
+            }
+            for form in theirs:
+                name = f"{what}{THEIRS[form]}"
+                try:
+                    peer.seconds(name)
+                except side_by_side.Refused as error:
+                    print(f"torch cannot do {form}: {error}")
+                    continue
+                found = peer.results()[name]
+                errors[form] = side_by_side.check(
+                    f"{what} {form}", expected, found, tolerance
+                )
+                timed[form] = lambda name=name: peer.seconds(name)
+            times = side_by_side.take_turns(timed, rounds)
+            b, n, h, e = shape
+            flops = 4 * b * h * n * n * e * (1 if what == "forward" else 3)
+            rate = flops / np.median(times[side_by_side.OURS]) / 1e12
+            name = f"{'x'.join(map(str, shape))} {dtype} {what}"
+            more = {"memory": memory, "utilisation": f"{rate:.3g} TFLOP/s"}
+            more |= {"errors": errors, "peer": peer.versions() if peer else {}}
+            rows.append(side_by_side.row(name, times, bars.get(what), **more))
+    return rows
+
+
+def _our_calls(make, forms, qkv) -> tuple[dict[str, Callable], dict[str, int]]:
+    """Compiled forms, ours first, and the bytes that each asks for."""
+    calls, memory = {}, {}
+    for form in dict.fromkeys([side_by_side.OURS, *forms]):
+        program = jax.jit(make(OURS[form])).lower(*qkv).compile()
+        memory[form] = program.memory_analysis().temp_size_in_bytes
+        calls[form] = functools.partial(program, *qkv)
+    return calls, memory
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default="1x6240x1x384,8x1024x4x32")
-    parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--shapes", default="1x1024x6x64,1x4096x6x64,1x8192x6x64")
+    parser.add_argument("--forms", help="by default stock and sdpa, on a GPU cuDNN's")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peer", default=side_by_side.PEERS)
+    parser.add_argument("--json", help="where the rows are written")
     options = parser.parse_args(argv)
-    print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
+    if options.dtype not in TOLERANCE:
+        parser.error(f"dtype is one of {', '.join(TOLERANCE)}")
+    # Two libraries share a GPU: neither may take all of its memory at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    default = "stock,sdpa"
+    if jax.default_backend() == "gpu":  # the stock operation holds all scores there
+        default = "cudnn,sdpa,sdpa_cudnn"
+    forms, python = (options.forms or default).split(","), None
+    if unknown := set(forms) - {*OURS, *THEIRS}:
+        parser.error(f"forms are of {', '.join((*OURS, *THEIRS))}; not {unknown}")
+    if set(forms) & {*THEIRS}:
+        python = options.peer
+        if reason := side_by_side.missing(python, ["safetensors"]):
+            print(f"Only JAX's side is timed: {reason}")
+            python = None
+    print(f"{side_by_side.THREADS} cores, load {os.getloadavg()[0]:.1f}")
+    rows = []
     for text in options.shapes.split(","):
-        compare(tuple(map(int, text.split("x"))), options.repeat)
-    print(f"load {os.getloadavg()[0]:.1f}")
+        shape = tuple(map(int, text.split("x")))
+        rows += compare(shape, options.dtype, forms, python, options.rounds)
+    side_by_side.write(options.json, rows, bench="attention")
 
 
 if __name__ == "__main__":

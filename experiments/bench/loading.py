@@ -22,26 +22,29 @@ from collections.abc import Iterator, Mapping
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def anonymous_bytes() -> int:
-    """This process's anonymous resident memory."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+def anonymous_bytes(process: int | str = "self") -> int:
+    """The anonymous resident memory of a process, by default of this one."""
+    for line in pathlib.Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return 1024 * int(line.split()[1])
     raise OSError("the kernel does not say how much anonymous memory there is")
 
 
 class Peak:
-    """Samples anonymous memory in a thread while it is open."""
+    """Samples a process's anonymous memory in a thread while it is open."""
+
+    def __init__(self, process: int | str = "self"):
+        self._process = process
 
     def __enter__(self):
-        self.bytes, self._done = 0, threading.Event()
+        self.bytes, self._done = anonymous_bytes(self._process), threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
 
     def _watch(self):
         while not self._done.wait(0.005):
-            self.bytes = max(self.bytes, anonymous_bytes())
+            self.bytes = max(self.bytes, anonymous_bytes(self._process))
 
     def __exit__(self, *exception):
         self._done.set()

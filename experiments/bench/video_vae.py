@@ -18,10 +18,8 @@ width of `--base_dim`.
 
 import argparse
 import dataclasses
-import json
 import os
 import pathlib
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,15 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from safetensors.numpy import load_file, save_file
 
-from experiments.bench import loading
+from experiments.bench import loading, side_by_side
 from sora_jax.core import mesh as meshes
 from sora_jax.models import conv, exchange, peer_configs, streaming, video_vae
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-PEER = ROOT / "tests" / "oracle" / "timed_vae.py"
-THREADS = len(os.sched_getaffinity(0))
 # Relative errors above which nothing is timed.
 TOLERANCE = {"encode": 1e-5, "decode": 1e-5, "train": 1e-4}
 
@@ -112,70 +106,20 @@ def our_operations(config, params, inputs) -> dict[str, Callable]:
     }
 
 
-class Peer:
-    """The peer's process, which does one operation at a time."""
-
-    def __init__(self, python: str, folder: pathlib.Path, config, params, inputs):
-        self.folder = folder
-        flat = exchange.VAE.export(params, config)
-        case = {f"weight/{name}": np.asarray(array) for name, array in flat.items()}
-        for name, array in inputs.items():
-            forward = (4, 3, 0, 1, 2) if name == "kernel" else (0, 4, 1, 2, 3)
-            case[f"in/{name}"] = array.transpose(forward)
-        case = {name: np.ascontiguousarray(array) for name, array in case.items()}
-        save_file(case, folder / "case.safetensors")
-        text = json.dumps(peer_configs.write_vae(config))
-        (folder / "config.json").write_text(text)
-        self._process = subprocess.Popen(
-            [python, PEER, folder, str(THREADS)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def ask(self, name: str) -> str:
-        self._process.stdin.write(f"{name}\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"the peer ended with {self._process.wait()} at {name}")
-        return answer
-
-    def results(self) -> dict[str, np.ndarray]:
-        """What its operations gave the first time that each was asked for."""
-        self.ask("save")
-        found = load_file(self.folder / "peer.safetensors")
-        return {
-            name: np.moveaxis(array, 1, -1) if array.ndim == 5 else array
-            for name, array in found.items()
-        }
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        with self._process:  # closes what was open, and waits
-            self._process.stdin.close()
+def open_peer(python, folder: pathlib.Path, config, params, inputs):
+    """The peer's process, with our weights and inputs in its layout."""
+    flat = exchange.VAE.export(params, config)
+    case = {f"weight/{name}": np.asarray(array) for name, array in flat.items()}
+    for name, array in inputs.items():
+        forward = (4, 3, 0, 1, 2) if name == "kernel" else (0, 4, 1, 2, 3)
+        case[f"in/{name}"] = array.transpose(forward)
+    config = peer_configs.write_vae(config)
+    return side_by_side.Peer(python, "timed_vae.py", folder, case, config)
 
 
 def count(name: str) -> int:
     """How often an operation is done before the clock is read."""
     return 20 if name == "conv3d" else 1
-
-
-def seconds(operation: Callable, count: int = 1) -> float:
-    began = time.perf_counter()
-    for _ in range(count):
-        jax.block_until_ready(operation())
-    return (time.perf_counter() - began) / count
-
-
-def describe(times: list[float]) -> str:
-    """Median, and the lowest and highest."""
-    low, middle, high = (1e3 * np.quantile(times, q) for q in (0, 0.5, 1))
-    return f"{middle:.4g} ms ({low:.4g}-{high:.4g})"
-
-
-def relative(a, b) -> float:
-    return float(np.linalg.norm(np.asarray(a) - b) / np.linalg.norm(b))
 
 
 def check(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
@@ -185,14 +129,14 @@ def check(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
       ValueError: one of them is too far.
     """
     for name, array in theirs.items():
-        error = relative(ours[name.removesuffix("_channels_last")], array)
-        print(f"{name}: relative error {error:.1e}")
-        if not error <= TOLERANCE.get(name, 1e-5):
-            raise ValueError(f"{name} differs from the peer's by {error:.1e}")
+        found = ours[name.removesuffix("_channels_last")]
+        side_by_side.check(name, found, array, TOLERANCE.get(name, 1e-5))
 
 
-def compare(python: str, config, size, repeat: int, names=None) -> dict[str, float]:
-    """Times both in turns; returns how many times the peer's time is ours.
+def compare(
+    python: str, config, size, repeat: int, names=None, json_path: str | None = None
+) -> dict[str, float]:
+    """Times both in turns; returns how many times our time the peer's is.
 
     Raises:
       ValueError: what they compute differs.
@@ -201,38 +145,37 @@ def compare(python: str, config, size, repeat: int, names=None) -> dict[str, flo
     ours = our_operations(config, params, inputs)
     ours = {name: run for name, run in ours.items() if not names or name in names}
     forms = {"conv3d": ("conv3d", "conv3d_channels_last")}
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        with Peer(python, pathlib.Path(folder), config, params, inputs) as peer:
+        given = pathlib.Path(folder), config, params, inputs
+        with open_peer(python, *given) as peer:
             results = {name: np.asarray(run()) for name, run in ours.items()}
             for name in ours:
                 for theirs in forms.get(name, (name,)):
-                    peer.ask(f"{theirs} 1")
-            check(results, peer.results())
-            times = {}
-            for turn in range(repeat):
-                for name, run in ours.items():
-                    calls = {name: lambda n=count(name), run=run: seconds(run, n)} | {
-                        f"their {theirs}": (
-                            lambda line=f"{theirs} {count(name)}": float(peer.ask(line))
-                        )
-                        for theirs in forms.get(name, (name,))
-                    }
-                    for label in list(calls)[:: 1 - 2 * (turn % 2)]:
-                        times.setdefault(label, []).append(calls[label]())
-    return report(times, f"base_dim {config.base_dim}, {size}")
-
-
-def report(times: dict[str, list[float]], label: str) -> dict[str, float]:
-    """Prints one line for each operation of the peer."""
-    ratios = {}
-    for name in (name for name in times if name.startswith("their ")):
-        ours = times[name.removeprefix("their ").removesuffix("_channels_last")]
-        ratios[name] = float(np.median(times[name]) / np.median(ours))
-        print(
-            f"{label} {name.removeprefix('their ')}: ours {describe(ours)}, theirs "
-            f"{describe(times[name])}: {ratios[name]:.2f} times"
-        )
-    return ratios
+                    peer.seconds(theirs)
+            found = peer.results()
+            check(
+                results,
+                {
+                    k: np.moveaxis(v, 1, -1) if v.ndim == 5 else v
+                    for k, v in found.items()
+                },
+            )
+            for name, run in ours.items():
+                calls = {
+                    side_by_side.OURS: lambda n=count(name), run=run: (
+                        side_by_side.seconds(run, n)
+                    )
+                }
+                for theirs in forms.get(name, (name,)):
+                    calls[theirs] = lambda n=count(name), theirs=theirs: peer.seconds(
+                        theirs, n
+                    )
+                times = side_by_side.take_turns(calls, repeat)
+                label = f"base_dim {config.base_dim}, {size} {name}"
+                rows.append(side_by_side.row(label, times))
+    side_by_side.write(json_path, rows)
+    return {k: v for made in rows for k, v in made["ratios"].items()}
 
 
 def stream(config, size, repeat: int, chunks=(1, 2, 4, 8)) -> None:
@@ -251,11 +194,13 @@ def stream(config, size, repeat: int, chunks=(1, 2, 4, 8)) -> None:
     times = {way: [] for way in ways}
     for turn in range(repeat + 1):
         for way in list(ways)[:: 1 - 2 * (turn % 2)]:
-            times[way].append(seconds(ways[way]))
+            times[way].append(side_by_side.seconds(ways[way]))
     for (name, chunk), found in times.items():
         share = np.median(found[1:]) / np.median(times[name, 0][1:])
         what = f"{chunk} latents at a time" if chunk else "at once"
-        print(f"{name} {what}: {describe(found[1:])}, {share:.3f} of one pass")
+        print(
+            f"{name} {what}: {side_by_side.describe(found[1:])}, {share:.3f} of one pass"
+        )
 
 
 def minute(config, num_frames: int, size, chunk: int, bound: float) -> None:
@@ -357,12 +302,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", default="480x832")
     parser.add_argument("--chunk", type=int, default=1)
     parser.add_argument("--bound", type=float, default=2.5e9)
-    default = os.environ.get("SORA_PEERS_PYTHON", ROOT / ".peers" / "bin" / "python")
-    parser.add_argument("--peer", default=str(default))
+    parser.add_argument("--peer", default=side_by_side.PEERS)
+    parser.add_argument("--json", help="where rows of the comparison are written")
     options = parser.parse_args(argv)
     config = dataclasses.replace(video_vae.WAN_2_1, base_dim=options.base_dim)
     size = tuple(map(int, options.video.split("x")))
-    print(f"{THREADS} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{side_by_side.THREADS} cores, load {os.getloadavg()[0]:.1f}")
     frame = tuple(map(int, options.size.split("x")))
     if options.tpu:
         config = dataclasses.replace(config, dtype="bfloat16")
@@ -374,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
         stream(config, size, options.repeat)
     else:
         names = options.operations and options.operations.split(",")
-        compare(options.peer, config, size, options.repeat, names)
+        compare(options.peer, config, size, options.repeat, names, options.json)
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

@@ -1,20 +1,18 @@
 """The peer's video autoencoder, timed one operation at a time as it is asked.
 
-Run by the peers' Python: `python timed_vae.py FOLDER THREADS`. FOLDER/config.json is
-the config of an AutoencoderKLWan and FOLDER/case.safetensors holds its weights
-(weight/) and inputs (in/). Each line of standard input names an operation and how often
-it is done; the seconds for each time are written as a line. `save` writes what the operations gave to
-FOLDER/peer.safetensors.
+Run by the peers' Python: `python timed_vae.py FOLDER THREADS`; see timed.py.
+FOLDER/config.json is the config of an AutoencoderKLWan and FOLDER/case.safetensors
+holds its weights (weight/) and inputs (in/).
 """
 
 import json
 import pathlib
 import sys
-import time
 
 import diffusers
+import timed
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 
 class Operations:
@@ -67,20 +65,10 @@ class Operations:
 
 def main(folder: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
-    folder, results = pathlib.Path(folder), {}
+    folder = pathlib.Path(folder)
     operations = Operations(folder)
-    for line in sys.stdin:
-        name, *count = line.split()
-        if name == "save":
-            save_file(results, folder / "peer.safetensors")
-            print("saved", flush=True)
-            continue
-        began = time.perf_counter()
-        for _ in range(int(count[0])):
-            result = getattr(operations, name)()
-        seconds = (time.perf_counter() - began) / int(count[0])
-        results.setdefault(name, result.contiguous().clone())
-        print(seconds, flush=True)
+    names = ("encode", "decode", "train", "conv3d", "conv3d_channels_last")
+    timed.serve(folder, {name: getattr(operations, name) for name in names})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,312 @@
+"""What every recipe keeps on every slice: sizes that divide, layouts, and exchanges.
+
+No test has devices of its recipe's size: steps are traced under a mesh without any, and
+what XLA makes of a block is read from a tiny denoiser on eight virtual devices. The
+layout of every parameter is kept in tests/golden/sharding.json, which
+
+    python -m tests.training.test_contracts
+
+writes anew; read its difference before it is committed.
+"""
+
+import collections
+import dataclasses
+import functools
+import importlib
+import json
+import math
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from sora_jax.core import config as configs
+from sora_jax.core import mesh as meshes
+from sora_jax.core import rng, sharding, trees
+from sora_jax.data import packing
+from sora_jax.models import dit, layers, video_vae
+from sora_jax.training import jobs, latents, loop, optim, preflight
+from sora_jax.training import state as states
+from sora_jax.training import step as steps
+from tests.training import tiny
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "sharding.json"
+# Slices and their devices: of v5p a name counts cores, two to a device; a device of a
+# tpu7x is a core.
+TOPOLOGIES = {
+    "v5e-4": 4, "v5e-16": 16, "v5e-256": 256,
+    "v5p-8": 4, "v5p-128": 64,
+    "v6e-8": 8, "v6e-16": 16, "v6e-256": 256,
+    "tpu7x-8": 8, "tpu7x-16": 16, "tpu7x-128": 128,
+}  # fmt: skip
+COUNTS = sorted(set(TOPOLOGIES.values()))
+DENOISERS = ("s", "b", "l", "wan_1_3b", "wan_5b", "wan_14b", "wan_a14b")
+# Those for a few devices, which share too little width for more.
+SMALL = ("toy", "toy_text")
+VAES = ("toy_vae", "toy_vae_4x16x16", "vae_4x16x16", "vae_8x32x32")
+
+
+@functools.cache
+def networks(name):
+    """The networks that a recipe trains."""
+    c = recipe(name)
+    if c.objective == "vae":
+        vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
+        return latents.networks_of(vae)
+    return preflight.denoiser_objective(c).networks
+
+
+def recipe(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def abstract_mesh(**shape):
+    axes = (jax.sharding.AxisType.Explicit,) * len(meshes.AXES)
+    sizes = tuple(shape.get(axis, 1) for axis in meshes.AXES)
+    return jax.sharding.AbstractMesh(sizes, meshes.AXES, axis_types=axes)
+
+
+def layouts_on(devices):
+    """Meshes of so many devices: rows split; tokens too; heads too; all at once."""
+    found = {
+        "fsdp": {"fsdp": devices},
+        "context": {"fsdp": devices // 4, "ulysses": 4},
+        "tensor": {"fsdp": devices // 4, "tensor": 4},
+    }
+    if devices >= 16:
+        axes = {"replica": 2, "ring": 2, "ulysses": 2, "tensor": 2}
+        found["mixed"] = {"fsdp": devices // 16} | axes
+    return {label: abstract_mesh(**shape) for label, shape in found.items()}
+
+
+def test_every_recipe_is_in_one_of_the_lists():
+    files = {file.stem for file in (ROOT / "configs").glob("*.py")}
+    assert files - {"__init__", "base"} == {*DENOISERS, *SMALL, *VAES}
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_a_recipe_divides_over_every_slice(name):
+    """By what training checks first, with one row for each shard of the batch."""
+    c = recipe(name)
+    objective = preflight.denoiser_objective(c)
+    tokens = packing.tokens_of(preflight.latent_shape(c), objective.dit_config.patch)
+    shapes = trees.flatten(objective.networks.abstract())
+    layouts = trees.flatten(objective.networks.partitions())
+    for devices in COUNTS:
+        for label, mesh in layouts_on(devices).items():
+            c.data.batch_size = sharding.ways(mesh, "batch")
+            jobs.check_denoiser(mesh, c, objective, [tokens])
+            for path, leaf in shapes.items():
+                for size, entry in zip(leaf.shape, layouts[path], strict=True):
+                    assert size % sharding.shards(mesh, entry) == 0, (label, path)
+
+
+def trace(c, mesh):
+    """Traces a train step of two layers, one row for each shard; returns the states."""
+    c.model.dit.num_layers = 2
+    rows = sharding.ways(mesh, "batch")
+    objective = preflight.denoiser_objective(c)
+    optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 9)
+
+    def place(dtype, *size):
+        layout = sharding.named(mesh, "batch", *(None,) * (len(size) - 1))
+        return jax.ShapeDtypeStruct(size, dtype, sharding=layout)
+
+    batch = {
+        "latents": place(jnp.float32, rows, *preflight.latent_shape(c)),
+        "text_mask": place(jnp.bool_, rows, c.text.length),
+        "text_states": place(jnp.bfloat16, rows, c.text.length, c.model.dit.text_dim),
+    }
+    step = steps.make_train_step(
+        objective, optimizer, seed=0, num_steps=9, ema_decay=0.9
+    )
+
+    def begin(given):
+        return states.init(objective.networks, optimizer, rng.key(0, "init"), given)
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        before = loop.abstract_state(begin, mesh)
+        return before, *jax.eval_shape(step, before, batch)
+
+
+@pytest.mark.parametrize("label", ["fsdp", "mixed"])
+@pytest.mark.parametrize("name", DENOISERS)
+def test_a_train_step_leaves_every_array_where_it_lies(name, label):
+    """On the most devices: what divides over them divides over fewer."""
+    before, after, metrics = trace(recipe(name), layouts_on(COUNTS[-1])[label])
+    assert metrics["loss"][0].shape == ()
+    for old, new in zip(*map(jax.tree.leaves, (before, after)), strict=True):
+        assert (old.shape, old.dtype) == (new.shape, new.dtype)
+        assert old.sharding.spec == new.sharding.spec
+
+
+# -- layouts of parameters ------------------------------------------------------------
+
+# A video VAE's first and last convolutions and its linear path stay whole, which counts
+# in a small one, or where the path joins 24,576 voxels.
+WHOLE = {"toy_vae": 0.10, "toy_vae_4x16x16": 0.10, "vae_8x32x32": 0.05}
+
+
+@pytest.mark.parametrize("name", DENOISERS + SMALL + VAES)
+def test_hardly_a_parameter_is_whole_on_every_device(name):
+    shapes = trees.flatten(networks(name).abstract())
+    total = sum(leaf.size for leaf in shapes.values())
+    for devices in COUNTS if name in DENOISERS else (4, 8, 16):
+        mesh = abstract_mesh(fsdp=devices)
+        with jax.sharding.use_abstract_mesh(mesh):
+            layouts = trees.flatten(networks(name).partitions())
+        whole = sum(
+            leaf.size
+            for path, leaf in shapes.items()
+            if all(sharding.shards(mesh, entry) == 1 for entry in layouts[path])
+        )
+        print(f"{name} on {devices}: {whole / total:.2%} whole")
+        assert whole / total <= WHOLE.get(name, 0.02)
+
+
+def dump():
+    """The layout of every parameter, recipes of one form together."""
+    forms = {}
+    for name in DENOISERS + SMALL + VAES:
+        layouts = trees.flatten(networks(name).partitions())
+        text = {path: str(tuple(layout)) for path, layout in layouts.items()}
+        forms.setdefault(json.dumps(text, sort_keys=True), []).append(name)
+    return {", ".join(names): json.loads(text) for text, names in forms.items()}
+
+
+def test_parameters_lie_where_they_did():
+    assert dump() == json.loads(GOLDEN.read_text())
+
+
+# -- exchanges ------------------------------------------------------------------------
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?(\S+) \(.*\{$")
+_EXCHANGE = re.compile(
+    r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
+    r"(?:-start)?\("
+)
+_LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_SIZE = re.compile(r"\w+\[([\d,]*)\]")
+
+
+def exchanges(text):
+    """(operation, sizes of its results) of a compiled program."""
+    found = [match for line in text.splitlines() if (match := _EXCHANGE.search(line))]
+    sizes = [[s for s in _SIZE.findall(match[1]) if s] for match in found]
+    return [
+        (match[2], [sorted(map(int, s.split(","))) for s in some])
+        for match, some in zip(found, sizes, strict=True)
+    ]
+
+
+def per_block(text):
+    """How often each operation stands in the body of each loop, in the text's order."""
+    bodies, here = {}, None
+    for line in text.splitlines():
+        if start := _COMPUTATION.match(line):
+            here = bodies.setdefault(start[1], [])
+        elif here is not None:
+            here.append(line)
+
+    def inside(name):
+        count = collections.Counter()
+        for line in bodies.get(name, ()):
+            if found := _EXCHANGE.search(line):
+                count[found[2]] += 1
+            for called in _CALLED.findall(line):
+                count += inside(called)
+        return count
+
+    loops = [found for line in text.splitlines() if (found := _LOOP.search(line))]
+    return [dict(inside(found[1])) for found in loops]
+
+
+def abstract(make, mesh):
+    """A network's definition, and its parameters as shapes that lie on the mesh."""
+
+    def place(variable):
+        shape = variable.get_value().shape
+        spec = sharding.of_parameter(variable.get_metadata("axes"), shape)
+        layout = jax.NamedSharding(mesh, spec)
+        return variable.replace(
+            jax.ShapeDtypeStruct(shape, jnp.float32, sharding=layout)
+        )
+
+    graph, params = nnx.split(nnx.eval_shape(make))
+    is_leaf = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    return graph, jax.tree.map(place, params, is_leaf=is_leaf)
+
+
+def on(mesh, names, *size, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(size, dtype, sharding=sharding.named(mesh, *names))
+
+
+# Ten weights a block; heads for tokens in q, k, v and back; a sum after each row-split
+# product, and one for each pair of norms. Of the gradient: a sum of all weights'.
+BLOCK = {
+    "fsdp": [{"all-gather": 10}, {"all-reduce": 1}],
+    "ulysses": [
+        {"all-gather": 10, "all-to-all": 4},
+        {"all-to-all": 4, "all-reduce": 1},
+    ],
+    "tensor": [{"all-reduce": 5}, {"all-reduce": 7}],
+}
+
+
+@pytest.mark.parametrize("axis", BLOCK)
+def test_a_block_exchanges_no_more_than_it_must(axis):
+    config = dataclasses.replace(tiny.DIT, num_layers=3, num_heads=8, dim=64)
+    mesh = meshes.make_mesh({axis: 8})
+    with jax.set_mesh(mesh):
+        graph, params = abstract(lambda: dit.DiT(config, rngs=nnx.Rngs(0)), mesh)
+        rows = functools.partial(on, mesh, ["batch"], 8)
+
+        def loss(params, *given):
+            latents_bthwc, levels_bk, text_bld, mask_bl = given
+            velocity = nnx.merge(graph, params).apply_video(
+                latents_bthwc, levels_bk, None, text_bld, mask_bl, 8.0
+            )
+            return jnp.sum(velocity**2)
+
+        given = rows(2, 4, 4, 4), rows(1), rows(6, 16), rows(6, dtype=jnp.bool_)
+        compiled = jax.jit(jax.grad(loss)).lower(params, *given).compile()
+    assert per_block(compiled.as_text()) == BLOCK[axis]
+
+
+@pytest.mark.parametrize("shape", [{"fsdp": 8}, {"fsdp": 4, "ulysses": 2}], ids=str)
+@pytest.mark.parametrize("part", ["patches", "words"])
+def test_only_weights_move_where_patches_and_words_become_tokens(part, shape):
+    """Neither patches nor words leave their device, nor does what is made of them."""
+    mesh = meshes.make_mesh(shape)
+    make, given = {
+        "patches": (
+            lambda: layers.Linear(12, 64, axes=(None, "embed"), rngs=nnx.Rngs(0)),
+            on(mesh, ["batch", "tokens", None], 8, 40, 12),
+        ),
+        "words": (
+            lambda: layers.Embed(24, 64, rngs=nnx.Rngs(0)),
+            on(mesh, ["batch", None], 8, 40, dtype=jnp.int32),
+        ),
+    }[part]
+    with jax.set_mesh(mesh):
+        graph, params = abstract(make, mesh)
+
+        def loss(params, x):
+            return jnp.sum(jnp.sin(nnx.merge(graph, params)(x)))
+
+        compiled = jax.jit(jax.grad(loss)).lower(params, given).compile()
+    found = exchanges(compiled.as_text())
+    weights = [sorted(leaf.shape) for leaf in jax.tree.leaves(params)]
+    print(found)
+    assert ("all-gather", weights[-1:]) in found
+    assert all(size in weights for _, sizes in found for size in sizes)
+    assert math.prod(weights[-1]) < 8 * 40 * 64  # else it could be either
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(dump(), indent=1) + "\n")
