@@ -6,17 +6,19 @@ of MaxDiffusion (github.com/AI-Hypercomputer/maxdiffusion, README of 2026-08-21)
 Wan 2.1 14B of 81 frames of 1280 x 720, 75,600 tokens:
 
   training  36.0 s a step of one clip on v5p-8, four chips, that share its tokens; bf16
-            weights and AdamW, attention in tiles of 512 with a kernel each for two
-            parts of its gradient. The command says HIDDEN_STATE_WITH_OFFLOAD (block
+            weights and AdamW, attention in tiles of 512 x 512 with a kernel for each of
+            two parts of its gradient. The command says HIDDEN_STATE_WITH_OFFLOAD (block
             inputs and what attention gave lie in the host's memory), the text beside it
             says full recomputation: both are estimated, and `Reached.vector` is fitted
             so that their mean is right.
-  sampling  249.3 s a clip of 50 steps with guidance, decoded, on v7x-8, eight cores:
-            not used for fitting.
+  sampling  249.3 s a clip of 50 steps with guidance, decoded, on v7x-8, eight cores,
+            of which four share the tokens of a row; tiles of 3024 x 2048. Not used for
+            fitting.
 
 What this says: the operations, exchanges and memory traffic are those of our own
 programs of the same model, compiled for those devices, not of theirs. They gather keys
-and values where ours exchange heads for tokens; theirs are other kernels on tpu7x. So
+and values where ours exchange heads for tokens; theirs are other kernels on tpu7x; what
+half fills a multiplier of 256 x 256, as heads of 128 do, is not counted. So
 errors of the model of a chip and differences of the programs are not told apart, one
 number is fitted to one step, and other sizes, chips and layouts have been measured by
 nobody here. Errors of other estimates may be larger.

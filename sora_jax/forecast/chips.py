@@ -80,7 +80,7 @@ class Reached:
     vector: float
 
 
-REACHED = Reached(0.865, 0.85, 0.87, 0.46, 0.35e-6, 15.0)
+REACHED = Reached(0.865, 0.85, 0.876, 0.46, 0.342e-6, 14.1)
 
 
 def kind_of(device) -> str:
