@@ -226,7 +226,7 @@ def decode_chunk(c, mesh: jax.sharding.Mesh) -> Forecast:
 def vae_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     """Compiles a video VAE's train step, of the stage with the most voxels.
 
-    A window that has a clip's own size has that of `sample`.
+    A window that has a clip's own size has that of `sample`. LPIPS is left out.
 
     Raises:
       DoesNotFit, ValueError: see `train_step`.

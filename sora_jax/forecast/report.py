@@ -20,7 +20,8 @@ class Forecast:
       what: such as "a train step of 1 rows of 75,600 tokens".
       kind: of the device, in `chips.CHIPS`.
       memory: kind -> bytes.
-      model_flops: of the whole slice by formula, nothing computed twice.
+      model_flops: of the whole slice by formula, nothing computed twice; of a video VAE,
+        for which there is none, those of the program.
       program_flops: of the whole slice in the traced program.
       collectives: "operation over axes" -> bytes of its results on a device, and how
         many of them XLA moves while something else is computed.
