@@ -174,13 +174,16 @@ class Formulas:
         attention = layout.rows * config.num_layers * 4.0 * pairs * config.dim
         forward = layout.rows * cost.dit_forward_flops(config, self.tokens, length)
         again = layout.remat != "none"
-        # Kernels make 2 products forward and 7 for the gradient.
+        full = layout.remat == "full"
         flops = (forward - attention) * (3 + again)
-        flops += attention * (4.5 + (layout.remat == "full"))
-        scores = layout.rows * config.num_layers * config.num_heads * pairs
-        scores *= 3 + (layout.remat == "full")
         seconds = flops / (devices * chip.peak * REACHED.peak)
-        seconds += scores * REACHED.vector / (devices * chip.vector)
+        # Kernels make 2 products forward and 7 for the gradient, and see the scores of
+        # each of three of them.
+        flops = attention * (4.5 + full)
+        scores = layout.rows * config.num_layers * config.num_heads * pairs * (3 + full)
+        kernels = flops / (chip.peak * REACHED.peak)
+        kernels += scores * REACHED.vector / chip.vector
+        seconds += kernels / (devices * REACHED.kernels)
         width = 2 * (60 * config.dim + 6 * config.mlp_dim / tensor)
         moved = n * config.num_layers * width * (3 + again)
         seconds += moved / (chip.bandwidth * REACHED.bandwidth)

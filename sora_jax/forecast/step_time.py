@@ -9,7 +9,7 @@ that walks them knows what runs beside what.
   kernels  XLA knows nothing of them. Attention's make 2, 4 and 3 products of 2 n m e
            FLOPs a head (value; gradients of keys and values; of queries) and touch n m
            scores, tile by tile; products and elementwise work do not overlap:
-           FLOPs / (peak x reached) + scores x operations / vector rate + tiles x s.
+           (FLOPs / peak + scores x operations / vector rate) / reached + tiles x s.
   links    a ring over n devices of which each sends both ways, so with W the bytes/s
            of two links and s the bytes of the result: (n - 1) / n s / W for
            all-gather and reduce-scatter (of the whole), twice that for all-reduce,
@@ -69,7 +69,7 @@ class Work:
         """Seconds by what takes them."""
         kernels = self.flops / (chip.peak * reached.peak)
         kernels += self.scores * reached.vector / chip.vector
-        kernels += self.tiles * reached.tile / chip.cores
+        kernels = kernels / reached.kernels + self.tiles * reached.tile / chip.cores
         memory = self.memory / (chip.bandwidth * reached.bandwidth)
         return {
             "products": reached.xla_products * self.products / chip.clock,

@@ -12,7 +12,7 @@ CHIP = Chip(
     peak=100.0, clock=1.0, hbm=1.0, bandwidth=1.0, link=0.5, network=0.25, host=1.0,
     cores=1,
 )  # fmt: skip
-REACHED = Reached(1.0, 1.0, 1.0, 1.0, 0.0, 0.0)
+REACHED = Reached(1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0)
 
 
 def cycles(name: str, count: int, operands: str = "%x") -> str:
@@ -82,7 +82,7 @@ def test_a_fused_exchange_counts_once_and_its_end_waits():
   %g.2 = f32[20]{{0}} all-gather(%p), {GATHER}}}
 """
     body = "  %async-collective-start = f32[20] fusion(%x), calls=%start.1\n"
-    body += cycles("a", 20)
+    body += cycles("a", 20).replace("fused.0", "start.1")  # computes, and moves a part
     body += "  %async-collective-done = f32[20] fusion(%a), calls=%done.1\n"
     assert work(body, rest) == step_time.Work(moves=20, links=40)
 
@@ -144,9 +144,11 @@ def test_kernels_count_products_scores_and_tiles():
         )
     with pytest.raises(ValueError, match="what the kernel splash_mha.1 computes"):
         work(line.format(""))
-    reached = dataclasses.replace(REACHED, peak=0.5, tile=0.25, vector=4096.0)
+    reached = dataclasses.replace(
+        REACHED, peak=0.5, tile=0.25, vector=4096.0, kernels=0.5
+    )
     found = step_time.Work(flops=100.0, scores=3.0, tiles=8.0)
-    assert found.parts(CHIP, reached)["kernels"] == 2 + 3 + 2
+    assert found.parts(CHIP, reached)["kernels"] == (2 + 3) / 0.5 + 2
 
 
 def test_every_rate_makes_it_faster_and_all_work_makes_it_longer():
