@@ -1,12 +1,24 @@
-"""Says what a config's training would need on a TPU slice, without having one.
+"""Says what a config would need on a TPU slice, and how long it would take, without one.
 
     python -m sora_jax.preflight --config=configs/wan_1_3b.py --topology=v5e:2x2 \
         --mesh=ulysses=4 --config.data.batch_size=1
+    python -m sora_jax.preflight --config=configs/wan_14b.py --topology=v5p:2x2x1 \
+        --mesh=ulysses=4 --job=sample
+    python -m sora_jax.preflight --config=configs/wan_14b.py --topology=v6e:4x4 --search
 
-Compiles the train step for clips of the config's `sample` size with XLA's TPU compiler
+Compiles a program for clips of the config's `sample` size with XLA's TPU compiler
 (libtpu, launch/requirements/tpu.txt) and prints the memory of a device by kind, the
-operations by formula and in the program, and what devices exchange. Nothing runs, and
-no time is estimated. Exit code 1: it does not fit, by how much.
+operations by formula and in the program, what devices exchange, and an estimate of the
+time, with the errors that such estimates have where times are published. The job:
+
+  train   the train step
+  sample  a step of the sampler, as generate runs it, of which a clip takes
+          sample.num_inference_steps
+  vae     the decoding of a few latent frames; of a video VAE's config its train step
+
+`--search` tries layouts, remat policies and batch sizes of the train step by formula,
+compiles the best and ranks them. Nothing runs. Exit code 1: it does not fit, by how
+much, and what would.
 """
 
 import json
@@ -18,37 +30,79 @@ from ml_collections import config_flags
 
 from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
-from sora_jax.training import preflight
+from sora_jax.forecast import programs, search
+from sora_jax.forecast.report import DoesNotFit
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe of a denoiser.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:2x2 or v5p:2x2x1.")
 _SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of it.", lower_bound=1)
 _MESH = flags.DEFINE_string("mesh", None, "Such as fsdp=2,ulysses=2; config.mesh.")
+_JOB = flags.DEFINE_enum("job", "train", ("train", "sample", "vae"), "See above.")
+_SEARCH = flags.DEFINE_bool("search", False, "Rank layouts of the train step.")
+_LIMIT = flags.DEFINE_integer("compile_limit", 3, "Layouts to compile.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "JSON file for what is printed.")
+
+
+def _program(c):
+    """The program that is asked for."""
+    if c.objective == "vae" and _JOB.value == "vae":
+        return programs.vae_step
+    if c.objective != "denoiser":
+        wanted = "of a denoiser" + ", nor is --job=vae given" * (c.objective == "vae")
+        raise ValueError(f"the config is of a {c.objective}, not {wanted}")
+    return {
+        "train": programs.train_step,
+        "sample": programs.sample_step,
+        "vae": programs.decode_chunk,
+    }[_JOB.value]
+
+
+def _search(c, devices) -> tuple[str, list]:
+    if _JOB.value != "train" or _MESH.value:
+        raise ValueError("--search is of the train step, and chooses the mesh itself")
+    found = search.best(c, devices, _SLICES.value, _LIMIT.value, say=_say)
+    return found.as_text(), found.to_json()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments):
     if len(arguments) > 1:
         raise app.UsageError(f"unknown argument {arguments[1]!r}")
     logging.set_verbosity(logging.WARNING)
-    c = _CONFIG.value
+    c, lacking = _CONFIG.value, None
     try:
-        if c.objective != "denoiser":
-            raise ValueError(f"the config is of a {c.objective}, not of a denoiser")
-        shape = meshes.parse(_MESH.value) if _MESH.value else dict(c.mesh)
+        make = _program(c)
         devices = meshes.compile_only(_TOPOLOGY.value, _SLICES.value)
-        found = preflight.train_step(c, meshes.make_mesh(shape, devices))
-    except preflight.DoesNotFit as error:
-        sys.exit(f"preflight: it does not fit: {error}")
+        if _SEARCH.value:
+            text, values = _search(c, devices)
+        else:
+            shape = meshes.parse(_MESH.value) if _MESH.value else dict(c.mesh)
+            found = make(c, meshes.make_mesh(shape, devices))
+            text, values = found.as_text(), found.to_json()
+            if found.excess > 0:
+                lacking = found.excess
+    except DoesNotFit as error:
+        sys.exit(f"preflight: it does not fit: {error}{_advice(c, devices)}")
     except ValueError as error:
         print(f"preflight: {error}", file=sys.stderr)
         sys.exit(2)
     if _OUT.value:
-        text = json.dumps(found.to_json(), indent=1) + "\n"
-        paths.write_atomically(pathlib.Path(_OUT.value), text)
-    print(found.as_text())
-    if found.used > 1:
-        sys.exit("preflight: it does not fit")
+        written = json.dumps(values, indent=1) + "\n"
+        paths.write_atomically(pathlib.Path(_OUT.value), written)
+    print(text)
+    if lacking:
+        lacks = f"a device lacks {lacking / 2**30:.2f} GiB"
+        sys.exit(f"preflight: it does not fit: {lacks}{_advice(c, devices)}")
+
+
+def _advice(c, devices) -> str:
+    """What would fit, by formula, where a train step does not."""
+    if _JOB.value != "train" or _SEARCH.value:
+        return ""
+    return f"; {search.advice(c, devices, _SLICES.value)}"
 
 
 if __name__ == "__main__":

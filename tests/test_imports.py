@@ -25,6 +25,7 @@ ROOMS = (
     "training",
     "safety",
     "generation",
+    "forecast",
     "evals",
     "serving",
 )

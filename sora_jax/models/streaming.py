@@ -132,7 +132,7 @@ def spread_frames(x_bthwc, latent_size: tuple[int, int], layout=None) -> jax.Arr
     if mesh.empty:
         return x_bthwc
     if layout is None:
-        layout = _default_layout(mesh, x_bthwc.shape[0], latent_size)
+        layout = default_layout(mesh, x_bthwc.shape[0], latent_size)
     layout = jax.P(*layout, *[None] * (x_bthwc.ndim - len(layout)))
     for axis, size in zip((2, 3), latent_size, strict=True):
         _check_shards(
@@ -141,7 +141,7 @@ def spread_frames(x_bthwc, latent_size: tuple[int, int], layout=None) -> jax.Arr
     return jax.device_put(x_bthwc, jax.NamedSharding(mesh, layout))
 
 
-def _default_layout(mesh, rows: int, latent_size: tuple[int, int]) -> jax.P:
+def default_layout(mesh, rows: int, latent_size: tuple[int, int]) -> jax.P:
     batch = rows % sharding.ways(mesh, "batch") == 0
     taken = sharding.RULES["batch"] if batch else ()
     axes, left = ([], []), list(latent_size)

@@ -27,8 +27,9 @@ from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng, sharding, trees
 from sora_jax.data import packing
+from sora_jax.forecast import programs
 from sora_jax.models import dit, layers, video_vae
-from sora_jax.training import jobs, latents, loop, optim, preflight
+from sora_jax.training import jobs, latents, loop, optim
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 from tests.training import tiny
@@ -57,7 +58,7 @@ def networks(name):
     if c.objective == "vae":
         vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
         return latents.networks_of(vae)
-    return preflight.denoiser_objective(c).networks
+    return programs.denoiser_objective(c).networks
 
 
 def recipe(name):
@@ -92,8 +93,8 @@ def test_every_recipe_is_in_one_of_the_lists():
 def test_a_recipe_divides_over_every_slice(name):
     """By what training checks first, with one row for each shard of the batch."""
     c = recipe(name)
-    objective = preflight.denoiser_objective(c)
-    tokens = packing.tokens_of(preflight.latent_shape(c), objective.dit_config.patch)
+    objective = programs.denoiser_objective(c)
+    tokens = packing.tokens_of(programs.latent_shape(c), objective.dit_config.patch)
     shapes = trees.flatten(objective.networks.abstract())
     layouts = trees.flatten(objective.networks.partitions())
     for devices in COUNTS:
@@ -109,7 +110,7 @@ def trace(c, mesh):
     """Traces a train step of two layers, one row for each shard; returns the states."""
     c.model.dit.num_layers = 2
     rows = sharding.ways(mesh, "batch")
-    objective = preflight.denoiser_objective(c)
+    objective = programs.denoiser_objective(c)
     optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 9)
 
     def place(dtype, *size):
@@ -117,7 +118,7 @@ def trace(c, mesh):
         return jax.ShapeDtypeStruct(size, dtype, sharding=layout)
 
     batch = {
-        "latents": place(jnp.float32, rows, *preflight.latent_shape(c)),
+        "latents": place(jnp.float32, rows, *programs.latent_shape(c)),
         "text_mask": place(jnp.bool_, rows, c.text.length),
         "text_states": place(jnp.bfloat16, rows, c.text.length, c.model.dit.text_dim),
     }

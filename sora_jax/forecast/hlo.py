@@ -1,0 +1,215 @@
+"""Programs as XLA has compiled them: what runs in which order, and how often.
+
+The text of a compiled program is one list of operations a computation, in the order of
+their execution. The body of a loop and what operations are fused of are computations of
+their own, each of which stands there once.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(")
+_OPERATION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|true_computation|false_computation)=%([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_LOOP = re.compile(r"condition=%([\w.\-]+), body=%([\w.\-]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_ARRAY = re.compile(r"(bf16|[fsu]\d+|pred)\[([\d,]*)\]")
+_GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_EXCHANGES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One operation.
+
+    name: of its result. kind: such as "fusion". result: its type. rest: operands and
+    attributes, as they stand in the text.
+    """
+
+    name: str
+    kind: str
+    result: str
+    rest: str
+
+    @functools.cached_property
+    def operands(self) -> list[str]:
+        """Names of what it is given."""
+        return re.findall(r"%([^\s,()]+)", self.rest.partition(")")[0])
+
+    @functools.cached_property
+    def called(self) -> list[str]:
+        """Names of the computations that it runs, without the condition of a loop."""
+        found = _CALLED.findall(self.rest)
+        for branches in _BRANCHES.findall(self.rest):
+            found += re.findall(r"%([\w.\-]+)", branches)
+        return found
+
+    @property
+    def cycles(self) -> int | None:
+        """What XLA believes that it takes; None where it does not say."""
+        found = _CYCLES.search(self.rest)
+        return int(found[1]) if found else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """What an operation moves between devices.
+
+    kind: such as "all-gather". axes: of the mesh, "devices" where that is not said.
+    members: devices that exchange with each other; 0 where that is not said. size:
+    bytes of the result on a device. whole: the same before it is scattered.
+    """
+
+    kind: str
+    axes: str
+    members: int
+    size: float
+    whole: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} over {self.axes}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program: its computations, and which of them it starts with."""
+
+    entry: str
+    computations: Mapping[str, list[Operation]]
+
+    def trips(self, loop: Operation) -> int:
+        """How often a loop runs: what its condition compares the counter with."""
+        condition = _LOOP.search(loop.rest)[1]
+        bounds = [
+            int(operation.rest.partition(")")[0])
+            for operation in self.computations.get(condition, ())
+            if operation.kind == "constant" and operation.result.startswith("s32[]")
+        ]
+        return max([1, *bounds])
+
+    def multiplies(self, operation: Operation) -> bool:
+        """Whether an operation, or what it is fused of, has a product of matrices."""
+        if operation.kind in ("convolution", "dot"):
+            return True
+        inside = (self.computations.get(name, ()) for name in operation.called)
+        return any(self.multiplies(one) for found in inside for one in found)
+
+    def exchange(self, computation: str, operation: Operation) -> Exchange | None:
+        """What an operation moves between devices, where it does."""
+        kind = operation.kind.removesuffix("-start")
+        if kind not in _EXCHANGES:
+            return None
+        axes, members = "devices", 0
+        if mesh := _MESH.search(operation.rest):
+            sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+            axes = mesh[2].replace("'", "")
+            members = math.prod(int(sizes[axis]) for axis in axes.split(","))
+        elif group := _GROUP.search(operation.rest):
+            members = int(group[2] or len(group[1].split(",")))
+        size = largest(operation.result)
+        whole = size * members if kind == "reduce-scatter" and members else size
+        # XLA writes a reduce-scatter as a fusion around an all-reduce.
+        if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
+        return Exchange(kind, axes, members, size, whole)
+
+    def exchanges_in(self, computation: str) -> Iterator[tuple[str, Exchange]]:
+        """Yields (key, exchange) inside a computation and those it calls.
+
+        Of the parts that XLA has cut one operation into all have the same key.
+        """
+        for operation in self.computations.get(computation, ()):
+            if found := self.exchange(computation, operation):
+                yield key_of(computation, operation), found
+            for called in operation.called:
+                yield from self.exchanges_in(called)
+
+
+def key_of(computation: str, operation: Operation) -> str:
+    """What the start, the steps and the end of one exchange have in common."""
+    channel = re.search(r"channel_id=(\d+)", operation.rest)
+    return channel[1] if channel else f"{computation} {operation.name}"
+
+
+def parse(text: str) -> Program:
+    """Reads the text of a compiled program."""
+    computations, entry, here = {}, "", ""
+    for line in text.splitlines():
+        if start := _COMPUTATION.match(line):
+            here = start[2]
+            computations[here] = []
+            entry = here if start[1] else entry
+        elif found := _OPERATION.match(line):
+            computations.setdefault(here, []).append(Operation(*_ordered(found)))
+    return Program(entry or here, computations)
+
+
+def _ordered(found: re.Match) -> tuple[str, str, str, str]:
+    name, result, kind, rest = found.groups()
+    return name, kind, result, rest
+
+
+def arrays(types: str) -> list[tuple[float, tuple[int, ...]]]:
+    """(bytes of a number, sizes) of every array in a type."""
+    found = []
+    for kind, sizes in _ARRAY.findall(types):
+        bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
+        found.append((bits / 8, tuple(int(size) for size in sizes.split(",") if size)))
+    return found
+
+
+def largest(types: str) -> float:
+    """Bytes of the largest array in a type."""
+    return max((w * math.prod(sizes) for w, sizes in arrays(types)), default=0.0)
+
+
+def total(types: str) -> float:
+    """Bytes of all arrays in a type."""
+    return sum(width * math.prod(sizes) for width, sizes in arrays(types))
+
+
+def exchanges(program: Program) -> dict[str, tuple[float, float]]:
+    """Bytes of the results of exchanges between devices.
+
+    What stands in the body of a loop counts as often as the loop runs. An operation
+    that XLA has cut into a start, steps and an end counts once.
+
+    Returns:
+      "operation over axes" -> (bytes on a device, those moved beside computation).
+    """
+    found: dict[str, tuple[str, float, bool]] = {}
+
+    def walk(computation: str, times: int, hidden: bool) -> None:
+        for operation in program.computations.get(computation, ()):
+            if one := program.exchange(computation, operation):
+                key = key_of(computation, operation)
+                _, size, beside = found.get(key, ("", 0.0, False))
+                begun = operation.kind.endswith("-start")
+                size = max(size, times * one.size)
+                found[key] = one.name, size, beside or hidden or begun
+            trips = program.trips(operation) if operation.kind == "while" else 1
+            beside = operation.name.startswith("async-collective")
+            for called in operation.called:
+                walk(called, times * trips, hidden or beside)
+
+    walk(program.entry, 1, False)
+    result: dict[str, tuple[float, float]] = {}
+    for name, size, hidden in found.values():
+        if size:
+            before = result.get(name, (0.0, 0.0))
+            result[name] = before[0] + size, before[1] + size * hidden
+    return result

@@ -1,0 +1,363 @@
+"""The programs of a config, compiled for a TPU slice that need not be there.
+
+XLA compiles the very program that a job runs, for the named slice, on any host; what it
+says of memory is what a device must hold.
+
+Letters: b rows, t, h, w latent time, height and width, c channels, l text tokens, d
+text width.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sora_jax.core import config as configs
+from sora_jax.core import rng, sharding
+from sora_jax.data import packing, transforms
+from sora_jax.diffusion import samplers, timesteps
+from sora_jax.forecast import chips, flops, hlo, step_time
+from sora_jax.forecast.chips import GIB
+from sora_jax.forecast.report import DoesNotFit, Forecast
+from sora_jax.generation import compiled, runs
+from sora_jax.models import discriminator, dit, lpips, streaming, video_vae
+from sora_jax.training import cost, jobs, loop, objectives, optim, reconstruction
+from sora_jax.training import state as states
+from sora_jax.training import step as steps
+
+
+class _EmptyText:
+    """A tokenizer of no words but the empty text: no run's data is at hand."""
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+    def encode(self, texts, length: int):
+        ids = np.zeros((len(texts), length), np.int32)
+        ids[:, 0] = 1
+        return ids, ids > 0
+
+
+def denoiser_objective(c) -> objectives.Denoiser:
+    """The denoiser's objective of a config, without any data.
+
+    A frozen text encoder is not held: its states are stored beside the latents.
+    """
+    null_states = None
+    if c.text.frozen:
+        null_states = np.zeros((c.text.length, c.model.dit.text_dim), jnp.bfloat16)
+    words = _EmptyText(c.model.text_encoder.vocab_size or c.text.vocab_size)
+    return objectives.denoiser(c, words, fps=c.sample.fps, null_states=null_states)
+
+
+def vae_config(c) -> video_vae.Config:
+    """The video VAE of a config."""
+    return configs.build(video_vae.Config, c.model.vae, "model.vae")
+
+
+def latent_shape(c) -> tuple[int, int, int, int]:
+    """Latents [t, h, w, c] of the clips that `sample` names."""
+    return vae_config(c).latent_shape(
+        c.sample.num_frames, c.sample.height, c.sample.width
+    )
+
+
+def tokens_of(c) -> int:
+    """Tokens of a clip of `sample`'s size."""
+    patch = configs.build(dit.Config, c.model.dit, "model.dit").patch
+    return packing.tokens_of(latent_shape(c), patch)
+
+
+def begin(c, objective):
+    """A function that makes the state of a run, and the optimizer that steps it."""
+    optimizer = optim.make(
+        configs.build(optim.Config, c.optim, "optim"), c.loop.num_steps
+    )
+
+    def make(given):
+        return states.init(objective.networks, optimizer, rng.key(0, "init"), given, ())
+
+    return jax.jit(make), optimizer
+
+
+def _place(mesh, dtype, *size):
+    layout = sharding.named(mesh, "batch", *(None,) * (len(size) - 1))
+    return jax.ShapeDtypeStruct(size, dtype, sharding=layout)
+
+
+def train_step(c, mesh: jax.sharding.Mesh) -> Forecast:
+    """Compiles a denoiser's train step of clips of `sample`'s size.
+
+    Args:
+      c: the config of a denoiser.
+      mesh: of `meshes.compile_only` devices.
+
+    Raises:
+      DoesNotFit: XLA refuses it for want of memory.
+      ValueError: sizes that do not divide over the mesh.
+    """
+    objective = denoiser_objective(c)
+    tokens = tokens_of(c)
+    jobs.check_denoiser(mesh, c, objective, [tokens])
+    rows, length = c.data.batch_size, c.text.length
+    batch = {
+        "latents": _place(mesh, jnp.float32, rows, *latent_shape(c)),
+        "text_mask": _place(mesh, jnp.bool_, rows, length),
+    }
+    if c.text.frozen:
+        width = objective.text_config.dim
+        batch["text_states"] = _place(mesh, jnp.bfloat16, rows, length, width)
+    else:
+        batch["text_ids"] = _place(mesh, jnp.int32, rows, length)
+    forward = cost.dit_forward_flops(objective.dit_config, tokens, length)
+    return _step(c, mesh, objective, batch, 3.0 * rows * forward, rows, tokens)
+
+
+def _step(c, mesh, objective, batch, model_flops, rows, tokens) -> Forecast:
+    make, optimizer = begin(c, objective)
+    with jax.set_mesh(mesh):
+        state = loop.abstract_state(make, mesh)
+    step = steps.make_train_step(
+        objective,
+        optimizer,
+        seed=0,
+        num_steps=c.loop.num_steps,
+        ema_decay=c.optim.ema_decay,
+        accumulation=c.loop.accumulation,
+    )
+    held = {
+        "parameters": state.params,
+        "average": state.ema,
+        "optimizer": state.opt_state,
+    }
+    said = f"a step of {rows} rows" + (f" of {tokens:,} tokens" if tokens else "")
+    return _compile(
+        mesh, jax.jit(step, donate_argnums=0), (state, batch), held,
+        what=said, model_flops=model_flops, rows=rows, tokens=tokens,
+    )  # fmt: skip
+
+
+def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
+    """Compiles one step of the sampler, for a clip of `sample`'s size a group of devices.
+
+    As `generate` runs it, guidance included; a clip takes `sample.num_inference_steps`.
+
+    Raises:
+      DoesNotFit, ValueError: see `train_step`.
+    """
+    settings, config = runs.settings(c), denoiser_objective(c).dit_config
+    sampler, count = settings.sampler, settings.num_inference_steps
+    tokens, rows = tokens_of(c), sharding.ways(mesh, "batch")
+    sizes = {f"a row of {tokens} tokens": ("tokens", tokens)}
+    sharding.check_divisible(
+        mesh, sizes | {"model.dit.num_heads": ("heads", config.num_heads)}
+    )
+    if settings.levels == "diffusers":
+        taus, levels = timesteps.diffusers_schedule(sampler, count, settings.shift)
+    else:
+        taus, levels = timesteps.schedule(count, settings.shift), None
+    plan = next(samplers.chunks(samplers.plan(sampler, taus, levels), 1))
+    guided = settings.guidance_scale != 1
+    with jax.set_mesh(mesh):
+        graph, weights = _network(mesh, lambda rngs: dit.DiT(config, rngs=rngs))
+        x = _place(mesh, jnp.float32, rows, *latent_shape(c))
+        memory = _abstract(mesh, lambda x: samplers.start(x, sampler), x)
+        text = {
+            "states": _place(
+                mesh, c.model.text_encoder.dtype, rows, c.text.length, config.text_dim
+            ),
+            "mask": _place(mesh, jnp.bool_, rows, c.text.length),
+        }
+    given = (
+        graph, weights, x, memory, plan, text, text, None,
+        np.float32(settings.guidance_scale), np.float32(settings.fps),
+        np.float32(settings.known_tau),
+    )  # fmt: skip
+    passes = samplers.evaluations(sampler, count) / count * (1 + guided)
+    forward = cost.dit_forward_flops(config, tokens, c.text.length)
+    return _compile(
+        mesh, compiled.denoise_chunk, given, {"parameters": weights},
+        named={"sampler": sampler, "guided": guided},
+        what=f"a sampler's step of {rows} clips of {tokens:,} tokens",
+        model_flops=passes * rows * forward, rows=rows, tokens=tokens, runs=count,
+    )  # fmt: skip
+
+
+def decode_chunk(c, mesh: jax.sharding.Mesh) -> Forecast:
+    """Compiles the decoding of some latent frames of `sample`'s size, as a stream does.
+
+    A clip takes as many such chunks as its latent frames make.
+
+    Raises:
+      DoesNotFit, ValueError: see `train_step`.
+    """
+    config = vae_config(c)
+    t, h, w, channels = latent_shape(c)
+    rows, size = sharding.ways(mesh, "batch"), min(streaming.CHUNK, t)
+    with jax.set_mesh(mesh):
+        layout = streaming.default_layout(mesh, rows, (h, w))
+        latents = jax.ShapeDtypeStruct(
+            (rows, size, h, w, channels),
+            jnp.float32,
+            sharding=jax.NamedSharding(mesh, layout),
+        )
+        graph, weights = _network(
+            mesh, lambda rngs: video_vae.VideoVAE(config, rngs=rngs)
+        )
+
+        def first(weights, latents):
+            return nnx.merge(graph, weights).decode_chunk(latents)[1]
+
+        state = _abstract(mesh, first, weights, latents)
+    return _compile(
+        mesh, streaming.decode_chunk, (graph, weights, latents, state),
+        {"parameters": weights, "past": state},
+        what=f"the decoding of {size} latent frames of {rows} clips",
+        rows=rows, tokens=size * h * w, runs=t / size,
+    )  # fmt: skip
+
+
+def vae_step(c, mesh: jax.sharding.Mesh) -> Forecast:
+    """Compiles a video VAE's train step, of the stage with the most voxels.
+
+    A window that has a clip's own size has that of `sample`. LPIPS is left out.
+
+    Raises:
+      DoesNotFit, ValueError: see `train_step`.
+    """
+    weights = configs.build(reconstruction.Weights, c.reconstruction, "reconstruction")
+    judge = configs.build(
+        discriminator.Config, c.model.discriminator, "model.discriminator"
+    )
+    objective = reconstruction.Reconstruction(
+        vae_config(c), dataclasses.replace(weights, lpips=0.0), judge, lpips.Config()
+    )
+    rows, whole = (
+        c.data.batch_size,
+        (c.sample.num_frames, c.sample.height, c.sample.width),
+    )
+    sharding.check_divisible(mesh, {"data.batch_size": ("batch", rows)})
+    batches = []
+    for _, crops in transforms.stages(c.data.crops, c.loop.num_steps):
+        batch = {}
+        for place, crop in enumerate(crops):
+            size = [wanted or own for wanted, own in zip(crop.size, whole, strict=True)]
+            objective.config.latent_shape(*size)
+            batch[f"video{place}"] = _place(
+                mesh, jnp.uint8, rows * crop.count, *size, 3
+            )
+        batches.append(batch)
+    batch = max(batches, key=lambda one: sum(math.prod(v.shape) for v in one.values()))
+    return _step(c, mesh, objective, batch, None, rows, 0)
+
+
+def _network(mesh, make):
+    """A network's definition, and its abstract weights laid out as `generate` does."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+    def place(variable):
+        value = variable.get_value()
+        layout = sharding.of_parameter(variable.get_metadata("axes"), value.shape)
+        return variable.replace(
+            jax.ShapeDtypeStruct(
+                value.shape, value.dtype, sharding=jax.NamedSharding(mesh, layout)
+            )
+        )
+
+    is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+    return graph, jax.tree.map(place, state, is_leaf=is_variable)
+
+
+def _abstract(mesh, function, *given):
+    """What a function gives, with the layouts of it."""
+
+    def one(leaf):
+        layout = leaf.sharding.spec if leaf.sharding else jax.P()
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=jax.NamedSharding(mesh, layout)
+        )
+
+    return jax.tree.map(one, jax.eval_shape(function, *given))
+
+
+def _compile(
+    mesh, function, given, held: Mapping[str, Any], *, what, rows, tokens,
+    named=None, model_flops=None, runs=1.0,
+) -> Forecast:  # fmt: skip
+    """Compiles a function for a mesh; `held` names what it is given, to be listed."""
+    kind = chips.kind_of(mesh.devices.flat[0])
+    chip = chips.CHIPS[kind]
+    sizes = {name: bytes_of(tree) for name, tree in held.items()}
+    needed = sum(sizes.values())
+    if needed > chip.hbm:
+        *first, last = sizes
+        names = f"{', '.join(first)} and {last}" if first else last
+        raise DoesNotFit(
+            f"{names} alone take {needed / GIB:.1f} GiB of the {chip.hbm / GIB:.2f} of a "
+            f"device; split them over {math.ceil(needed * mesh.size / chip.hbm)} devices "
+            "or more"
+        )
+    with jax.set_mesh(mesh):
+        traced = function.trace(*given, **(named or {}))
+        began = time.monotonic()
+        done = _finish(traced.lower())
+    seconds = time.monotonic() - began
+    program = hlo.parse(done.as_text())
+    counted = flops.flops_of(traced.jaxpr.jaxpr, mesh.size)
+    slices = {getattr(device, "slice_index", 0) for device in mesh.devices.flat}
+    return Forecast(
+        what=what,
+        kind=kind,
+        memory=_memory(done, sizes),
+        model_flops=counted if model_flops is None else model_flops,
+        program_flops=counted,
+        collectives=hlo.exchanges(program),
+        work=step_time.work_of(program, chip, chips.REACHED, mesh.size, len(slices)),
+        compile_seconds=seconds,
+        rows=rows,
+        tokens=tokens,
+        runs=runs,
+        devices=mesh.size,
+    )
+
+
+def _finish(lowered):
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        raise DoesNotFit(" ".join(text.splitlines()[0].split())) from None
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of arrays on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _memory(done, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of a device by kind; what is handed on in place counts once.
+
+    The compiler's own count of temporary bytes has what loops carry twice; what it sets
+    aside, by which it accepts or refuses a program, has it once.
+    """
+    found = done.memory_analysis()
+    rest = found.argument_size_in_bytes - sum(sizes.values())
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    given = found.argument_size_in_bytes + results
+    return dict(sizes) | {
+        "batch": max(0, rest),
+        "results": max(0, results),
+        "temporary": max(0, found.total_allocation_bytes - given),
+        "program": found.generated_code_size_in_bytes,
+    }

@@ -1,0 +1,299 @@
+"""Which layout of a train step fits, and which is fastest: by formula, then compiled.
+
+Layouts are meshes, remat policies and rows of a batch. Formulas of memory and time, good
+to some tens of percent, leave out what cannot fit and put the rest in order; the first
+few are compiled, and ranked by what `step_time` says of them.
+
+Letters of the formulas: n tokens of a device, d width, f hidden units, L layers, h
+heads.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from sora_jax.core import mesh as meshes
+from sora_jax.forecast import chips, programs
+from sora_jax.forecast.chips import GIB, REACHED, Chip
+from sora_jax.forecast.report import DoesNotFit, Forecast, table
+from sora_jax.models import dit
+from sora_jax.training import cost, jobs
+
+REMAT = ("none", "attention", "offload", "full")
+_ROWS = (1, 2, 4)  # of a group of devices that share them
+_MARGIN = 1.15  # by how much a formula may exceed the memory before it is believed
+_MOST_DEVICES = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """sizes: of the mesh, by axis. remat: `model.dit.remat`. rows: of the batch."""
+
+    sizes: tuple[tuple[str, int], ...]
+    remat: str
+    rows: int
+
+    @property
+    def mesh(self) -> str:
+        """As the flag gives it."""
+        used = [f"{axis}={size}" for axis, size in self.sizes if size > 1]
+        return ",".join(used) or "fsdp=1"
+
+    def __str__(self) -> str:
+        return f"--mesh={self.mesh}, remat {self.remat}, {self.rows} rows"
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """What formulas say of a layout: bytes of a device, seconds of a clip."""
+
+    layout: Layout
+    size: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """Compiled layouts that fit, the fastest first, and how many were looked at."""
+
+    found: Sequence[tuple[Layout, Forecast]]
+    tried: int
+    fitting: int
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The same as JSON values."""
+        return [
+            dataclasses.asdict(layout) | {"mesh": layout.mesh, **forecast.to_json()}
+            for layout, forecast in self.found
+        ]
+
+    def as_text(self) -> str:
+        """The same as a table, and the first of them in full."""
+        rows = [("mesh", "remat", "rows", "memory", "s a step", "s a clip", "MFU")]
+        for layout, one in self.found:
+            rows.append(
+                (
+                    layout.mesh, layout.remat, str(layout.rows), f"{one.used:.0%}",
+                    f"{one.seconds:.3g}", f"{one.seconds_per_clip:.3g}", f"{one.mfu:.0%}",
+                )
+            )  # fmt: skip
+        said = (
+            f"{self.tried} layouts, {self.fitting} of them fit by formula; times are "
+            "estimates"
+        )
+        return f"{table(rows)}\n{said}\nthe first:\n{self.found[0][1].as_text()}"
+
+
+class Formulas:
+    """Memory and time of a config's train step on devices of one kind.
+
+    Args:
+      c: the config of a denoiser.
+      chip: what a device is.
+      slices: that a network joins.
+    """
+
+    def __init__(self, c, chip: Chip, slices: int = 1):
+        self._c, self._chip, self._slices = c, chip, slices
+        self.objective = programs.denoiser_objective(c)
+        self.config: dit.Config = self.objective.dit_config
+        self.tokens = programs.tokens_of(c)
+        make, _ = programs.begin(c, self.objective)
+        state = jax.eval_shape(make, {})
+        self.state_bytes, self.parameter_bytes = (
+            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+            for tree in (state, state.params)
+        )
+
+    def layouts(self, devices: int) -> Iterator[Layout]:
+        """Every layout whose sizes divide."""
+        c = self._c.copy_and_resolve_references()
+        for sizes in _factors(devices, len(meshes.AXES)):
+            if sizes[0] % self._slices:
+                continue
+            mesh = jax.sharding.AbstractMesh(sizes, meshes.AXES)
+            exchanged = mesh.shape["ulysses"] * mesh.shape["tensor"]
+            if self.config.num_heads % exchanged:
+                continue
+            for rows in _ROWS:
+                batch = rows * sizes[0] * sizes[1] * c.loop.accumulation
+                c.data.batch_size = batch
+                try:
+                    jobs.check_denoiser(mesh, c, self.objective, [self.tokens])
+                except ValueError:
+                    break
+                for remat in REMAT:
+                    yield Layout(
+                        tuple(zip(meshes.AXES, sizes, strict=True)), remat, batch
+                    )
+
+    def guess(self, layout: Layout) -> Guess:
+        """Memory and time of a layout."""
+        seconds = self._seconds(layout) / layout.rows
+        return Guess(layout, self._bytes(layout), seconds)
+
+    def _split(self, layout: Layout) -> tuple[int, int, float]:
+        """(devices that share parameters, of a layer's width, tokens of a device)."""
+        sizes = dict(layout.sizes)
+        rows = layout.rows / self._c.loop.accumulation
+        share = sizes["ring"] * sizes["ulysses"]
+        whole = math.prod(sizes.values()) // sizes["replica"]
+        tokens = rows * self.tokens / (sizes["replica"] * sizes["fsdp"] * share)
+        return whole, sizes["tensor"], tokens
+
+    def _bytes(self, layout: Layout) -> float:
+        """State and gradients; what is kept of every block; what one block works with.
+
+        Of a block's input 2 n d are kept, of its two attentions 2 (2 d + 4 h) n, of all
+        of it some 2 (14 d + 2 f) n; the gradient of one block holds 2 (20 d + 4 f) n.
+        """
+        whole, tensor, n = self._split(layout)
+        d, f = self.config.dim, self.config.mlp_dim / tensor
+        outputs = 2 * (2 * d + 4 * self.config.num_heads) / tensor
+        kept = {
+            "full": 2 * d,
+            "attention": 2 * d + outputs,
+            "offload": outputs,
+            "none": 2 * (14 * d + 2 * f),
+        }[layout.remat]
+        state = (self.state_bytes + self.parameter_bytes) / whole
+        return state + n * (self.config.num_layers * kept + 2 * (20 * d + 4 * f))
+
+    def _seconds(self, layout: Layout) -> float:
+        """Products and kernels at the rates that are reached, memory, and links."""
+        c, chip, config = self._c, self._chip, self.config
+        sizes = dict(layout.sizes)
+        devices = math.prod(sizes.values())
+        whole, tensor, n = self._split(layout)
+        length = c.text.length
+        pairs = self.tokens * (self.tokens + length)
+        attention = layout.rows * config.num_layers * 4.0 * pairs * config.dim
+        forward = layout.rows * cost.dit_forward_flops(config, self.tokens, length)
+        again = layout.remat != "none"
+        full = layout.remat == "full"
+        flops = (forward - attention) * (3 + again)
+        seconds = flops / (devices * chip.peak * REACHED.peak)
+        # Kernels make 2 products forward and 7 for the gradient, and see the scores of
+        # each of three of them.
+        flops = attention * (4.5 + full)
+        scores = layout.rows * config.num_layers * config.num_heads * pairs * (3 + full)
+        kernels = flops / (chip.peak * REACHED.peak)
+        kernels += scores * REACHED.vector / chip.vector
+        seconds += kernels / (devices * REACHED.kernels)
+        width = 2 * (60 * config.dim + 6 * config.mlp_dim / tensor)
+        moved = n * config.num_layers * width * (3 + again)
+        seconds += moved / (chip.bandwidth * REACHED.bandwidth)
+        return seconds + c.loop.accumulation * self._links(sizes, n, again)
+
+    def _links(self, sizes: dict[str, int], n: float, again: bool) -> float:
+        """Weights of every block, and what attention and split layers exchange."""
+        config, both_ways = self.config, 2 * self._chip.link
+        passes, layers = 2 + again, config.num_layers
+        shards = sizes["fsdp"] * sizes["ring"] * sizes["ulysses"]
+        weights = self.parameter_bytes / 2 / sizes["tensor"]  # bfloat16
+        moved = (passes + 1) * weights * (shards - 1) / shards
+        row = 2 * n * config.dim / sizes["tensor"]
+        moved += (
+            layers * passes * 4 * row * (sizes["ulysses"] / 4) * (sizes["ulysses"] > 1)
+        )
+        moved += layers * passes * 2 * row * (sizes["ring"] - 1)
+        tensor = sizes["tensor"]
+        moved += layers * passes * 4 * (2 * n * config.dim) * (tensor - 1) / tensor
+        seconds = moved / both_ways
+        if sizes["replica"] > 1:
+            copies = (
+                2 * self.parameter_bytes * sizes["replica"] / math.prod(sizes.values())
+            )
+            wires = self._chip.network if self._slices > 1 else both_ways
+            seconds += copies / wires
+        return seconds
+
+
+def _factors(number: int, count: int) -> Iterator[tuple[int, ...]]:
+    """Every tuple of so many whole numbers with this product."""
+    if count == 1:
+        yield (number,)
+        return
+    for first in range(1, number + 1):
+        if number % first == 0:
+            for rest in _factors(number // first, count - 1):
+                yield (first, *rest)
+
+
+def best(
+    c, devices: Sequence, slices: int, limit: int, say: Callable[[str], None] = print
+) -> Ranking:
+    """Compiles the `limit` layouts that are best by formula, and ranks what fits.
+
+    Args:
+      c: the config of a denoiser.
+      devices: of `meshes.compile_only`.
+      slices: that they lie on.
+      limit: programs to compile.
+      say: is told of each.
+
+    Raises:
+      DoesNotFit: nothing fits; with the least excess, and what would fit.
+    """
+    chip = chips.CHIPS[chips.kind_of(devices[0])]
+    formulas = Formulas(c, chip, slices)
+    guesses = [*map(formulas.guess, formulas.layouts(len(devices)))]
+    if not guesses:
+        raise ValueError(f"no layout of {len(devices)} devices divides the config")
+    fitting = [one for one in guesses if one.size <= _MARGIN * chip.hbm]
+    fitting.sort(key=lambda one: one.seconds)
+    found, lacking = [], []
+    for guess in itertools.islice(fitting, limit):
+        layout = guess.layout
+        say(f"compiling {layout}: {guess.seconds:.3g} s a clip by formula")
+        try:
+            forecast = programs.train_step(_with(c, layout), _mesh(layout, devices))
+        except DoesNotFit as error:
+            say(f"  {error}")
+            continue
+        if forecast.excess > 0:
+            lacking.append((forecast.excess, layout))
+        else:
+            found.append((layout, forecast))
+    if not found:
+        if not lacking:
+            smallest = min(guesses, key=lambda one: one.size)
+            lacking = [(smallest.size - chip.hbm, smallest.layout)]
+        excess, layout = min(lacking, key=lambda one: one[0])
+        raise DoesNotFit(
+            f"none of {len(guesses)} layouts, the least excess is {excess / GIB:.2f} GiB "
+            f"a device with {layout}; {advice(c, devices, slices)}"
+        )
+    found.sort(key=lambda one: one[1].seconds_per_clip)
+    return Ranking(found, len(guesses), len(fitting))
+
+
+def _with(c, layout: Layout):
+    """The config with a layout's policy and rows."""
+    c = c.copy_and_resolve_references()
+    c.model.dit.remat, c.data.batch_size = layout.remat, layout.rows
+    return c
+
+
+def _mesh(layout: Layout, devices: Sequence) -> jax.sharding.Mesh:
+    return meshes.make_mesh(dict(layout.sizes), devices)
+
+
+def advice(c, devices: Sequence, slices: int = 1) -> str:
+    """What would fit by formula: another layout of these devices, or more of them."""
+    chip = chips.CHIPS[chips.kind_of(devices[0])]
+    formulas = Formulas(c, chip, slices)
+    count = len(devices)
+    while count <= _MOST_DEVICES:
+        guesses = map(formulas.guess, formulas.layouts(count))
+        fitting = [one for one in guesses if one.size <= chip.hbm]
+        if fitting:
+            fastest = min(fitting, key=lambda one: one.seconds)
+            more = f" on {count} devices" if count > len(devices) else ""
+            return f"by formula it would fit{more} with {fastest.layout}"
+        count *= 2
+    return f"by formula it would not fit on {_MOST_DEVICES} devices either"

@@ -1,0 +1,258 @@
+"""How long a compiled program takes on a device: an estimate, not a measurement.
+
+The operations of a program for TPUs stand in the order of their execution, so a clock
+that walks them knows what runs beside what.
+
+  products cycles that XLA writes beside matrix products, over the clock, corrected.
+  moves    the same of all other operations; what has no cycles moves its result through
+           memory twice, once in and once out.
+  kernels  XLA knows nothing of them. Attention's make 2, 4 and 3 products of 2 n m e
+           FLOPs a head (value; gradients of keys and values; of queries) and touch n m
+           scores, tile by tile; products and elementwise work do not overlap:
+           (FLOPs / peak + scores x operations / vector rate) / reached + tiles x s.
+  links    a ring over n devices of which each sends both ways, so with W the bytes/s
+           of two links and s the bytes of the result: (n - 1) / n s / W for
+           all-gather and reduce-scatter (of the whole), twice that for all-reduce,
+           n / 4 s / W for all-to-all (a quarter of the ring is the mean way), 2 s / W
+           for collective-permute (one way). Across slices the network takes W's place.
+  host     bytes over PCIe.
+
+What is begun and ended in two operations runs beside what stands between them: the end
+waits only for what is left of it. Transfers over the same wires run one after the other.
+"""
+
+import dataclasses
+import math
+import re
+
+from sora_jax.forecast import hlo
+from sora_jax.forecast.chips import Chip, Reached
+
+# Products of 2 n m e FLOPs in a kernel, by what its name contains.
+PRODUCTS = {"_fwd": 2, "_dkv": 4, "_dq": 3}
+_KERNEL = 'custom_call_target="tpu_custom_call"'
+_HOST = "S(5)"  # XLA's memory space of the host
+_CONTEXT = 64  # bytes at most of what a transfer carries beside its arrays
+_FUSED_END = "async-collective-done"
+_FREE = {
+    "get-tuple-element", "bitcast", "constant", "parameter", "tuple", "partition-id",
+    "after-all", "iota", "opt-barrier",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a program asks of a device; what a loop repeats counts each time.
+
+    products, moves: cycles by XLA. memory: bytes through memory of operations without
+    cycles. flops, scores, tiles: of kernels. links, host: seconds of waiting for what
+    nothing hides.
+    """
+
+    products: float = 0.0
+    moves: float = 0.0
+    memory: float = 0.0
+    flops: float = 0.0
+    scores: float = 0.0
+    tiles: float = 0.0
+    links: float = 0.0
+    host: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        both = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Work(*(a + b for a, b in both))
+
+    def __rmul__(self, times: float) -> "Work":
+        return Work(*(times * value for value in dataclasses.astuple(self)))
+
+    def parts(self, chip: Chip, reached: Reached) -> dict[str, float]:
+        """Seconds by what takes them."""
+        kernels = self.flops / (chip.peak * reached.peak)
+        kernels += self.scores * reached.vector / chip.vector
+        kernels = kernels / reached.kernels + self.tiles * reached.tile / chip.cores
+        memory = self.memory / (chip.bandwidth * reached.bandwidth)
+        return {
+            "products": reached.xla_products * self.products / chip.clock,
+            "moves": reached.xla_moves * self.moves / chip.clock + memory,
+            "kernels": kernels,
+            "links": self.links,
+            "host": self.host,
+        }
+
+    def seconds(self, chip: Chip, reached: Reached) -> float:
+        """Seconds in all."""
+        return sum(self.parts(chip, reached).values())
+
+
+def kernel(operation: hlo.Operation) -> Work:
+    """The work of one of attention's kernels, as JAX's splash names them.
+
+    Raises:
+      ValueError: what it computes is not known.
+    """
+    given = re.search(r"operand_layout_constraints=\{(.*)\}", operation.rest)
+    found = re.findall(r"(bf|[fsu])\d+\[([\d,]*)\]", given[1] if given else "")
+    shapes = [
+        (kind, tuple(map(int, sizes.split(",")))) for kind, sizes in found if sizes
+    ]
+    floats = [sizes for kind, sizes in shapes if kind in ("bf", "f")]
+    # What lies before the queries says which tiles there are: [..., rows, columns].
+    grid = shapes[0][1][-2:] if shapes and shapes[0][0] == "s" else ()
+    for part, products in PRODUCTS.items():
+        if part in operation.name and len(floats) > 1:
+            (*rows, size), keys = floats[0], floats[1][-2]
+            scores = float(math.prod(rows) * keys)
+            tiles = math.prod(rows[:-1]) * math.prod(grid) if grid else 0
+            flops = 2.0 * products * scores * size
+            return Work(flops=flops, scores=scores, tiles=float(tiles))
+    raise ValueError(f"what the kernel {operation.name} computes is not known")
+
+
+def exchange_seconds(one: hlo.Exchange, devices: int, chip: Chip, slices: int) -> float:
+    """Seconds that an exchange takes where nothing else is on the wires."""
+    n = one.members or devices
+    across = slices > 1 and ("replica" in one.axes or one.axes == "devices")
+    both_ways = chip.network if across else 2 * chip.link
+    if one.kind == "collective-permute":
+        return one.size / (both_ways if across else chip.link)
+    if n < 2:
+        return 0.0
+    factor = {
+        "all-gather": (n - 1) / n,
+        "reduce-scatter": (n - 1) / n,
+        "all-reduce": 2 * (n - 1) / n,
+        "all-to-all": n / 4,
+    }[one.kind]
+    return factor * one.whole / both_ways
+
+
+class _Walk:
+    """One pass over a computation, with its clock and its wires."""
+
+    def __init__(self, clock: "_Clock", computation: str):
+        self._of, self._computation = clock, computation
+        self._now = 0.0
+        self._free = {"links": 0.0, "host": 0.0, "memory": 0.0}
+        self._ready: dict[str, tuple[str, float]] = {}
+        self._results = {}
+        self.work = Work()
+
+    def run(self) -> Work:
+        """Goes through the operations in their order."""
+        for operation in self._of.program.computations.get(self._computation, ()):
+            self._results[operation.name] = operation.result
+            self._step(operation)
+        return self.work
+
+    def _spend(self, work: Work) -> None:
+        self.work += work
+        self._now += work.seconds(self._of.chip, self._of.reached)
+
+    def _begin(self, wires: str, seconds: float, names) -> None:
+        self._free[wires] = max(self._now, self._free[wires]) + seconds
+        for name in names:
+            self._ready[name] = wires, self._free[wires]
+
+    def _end(self, names) -> None:
+        """Waits; what was begun in an earlier pass of a loop is there."""
+        for name in names:
+            wires, ready = self._ready.pop(name, ("links", 0.0))
+            left = max(0.0, ready - self._now)
+            if wires == "memory":
+                left *= self._of.chip.bandwidth * self._of.reached.bandwidth
+            self._spend(Work(**{wires: left}))
+
+    def _step(self, operation: hlo.Operation) -> None:
+        kind, of = operation.kind, self._of
+        fused = operation.name.startswith("async-collective")
+        if kind in _FREE:
+            return
+        if kind in ("while", "call", "conditional"):
+            trips = of.program.trips(operation) if kind == "while" else 1
+            inner = [of.computation(name) for name in operation.called]
+            inner.sort(key=lambda work: work.seconds(of.chip, of.reached))
+            self._spend(trips * inner[-1])
+        elif kind.endswith("-done") or operation.name.startswith(_FUSED_END):
+            self._end(operation.operands + [key for key, _ in self._moved(operation)])
+        elif moved := self._moved(operation):
+            begun = fused or kind.endswith("-start") or operation.cycles is not None
+            for key, one in moved:
+                if key not in self._ready:
+                    seconds = exchange_seconds(one, of.devices, of.chip, of.slices)
+                    self._begin("links", seconds, (key, operation.name))
+                if not begun:
+                    self._end((key, operation.name))
+            if operation.cycles is not None:
+                self._compute(operation)
+        elif kind.endswith("-start"):
+            host = _HOST in operation.result
+            wires, rate = "memory", of.chip.bandwidth * of.reached.bandwidth
+            if host:
+                wires, rate = "host", of.chip.host
+            self._begin(wires, self._bytes(operation) / rate, (operation.name,))
+        else:
+            self._compute(operation)
+
+    def _moved(self, operation: hlo.Operation) -> list[tuple[str, hlo.Exchange]]:
+        """(key, exchange) of what an operation moves, itself or inside of a fusion."""
+        program = self._of.program
+        if one := program.exchange(self._computation, operation):
+            return [(hlo.key_of(self._computation, operation), one)]
+        if operation.kind != "fusion" and not operation.kind.startswith("async"):
+            return []
+        inside = map(program.exchanges_in, operation.called)
+        return [*{key: one for found in inside for key, one in found}.items()]
+
+    def _bytes(self, operation: hlo.Operation) -> float:
+        """Bytes that a transfer moves."""
+        if operation.kind.startswith("dynamic-update-slice"):
+            return hlo.largest(self._results.get(operation.operands[1], ""))
+        # Of ((what is given), result, context) the smaller of the large ones.
+        sizes = [
+            width * math.prod(sizes) for width, sizes in hlo.arrays(operation.result)
+        ]
+        return min((size for size in sizes if size > _CONTEXT), default=0.0)
+
+    def _compute(self, operation: hlo.Operation) -> None:
+        of = self._of
+        if _KERNEL in operation.rest:
+            self._spend(kernel(operation))
+        elif operation.cycles is not None:
+            multiplies = of.program.multiplies(operation)
+            name = "products" if multiplies else "moves"
+            self._spend(Work(**{name: operation.cycles}))
+        elif operation.kind not in ("fusion", "custom-call"):
+            moved = operation.result
+            if operation.kind == "dynamic-update-slice":
+                moved = self._results.get(operation.operands[1], "")
+            self._spend(Work(memory=2 * hlo.total(moved)))
+
+
+@dataclasses.dataclass
+class _Clock:
+    program: hlo.Program
+    chip: Chip
+    reached: Reached
+    devices: int
+    slices: int
+
+    def __post_init__(self):
+        self._known: dict[str, Work] = {}
+
+    def computation(self, name: str) -> Work:
+        """Work of one pass over a computation."""
+        if name not in self._known:
+            self._known[name] = _Walk(self, name).run()
+        return self._known[name]
+
+
+def work_of(
+    program: hlo.Program, chip: Chip, reached: Reached, devices: int, slices: int = 1
+) -> Work:
+    """What a program asks of each of `devices`, of `slices` that a network joins.
+
+    Raises:
+      ValueError: it has a kernel of which nothing is known.
+    """
+    clock = _Clock(program, chip, reached, devices, slices)
+    return clock.computation(program.entry)
