@@ -158,6 +158,9 @@ def check_flags() -> None:
     job.check_taken(FLAGS, ("model", "samples", "vae", "videos"), TAKEN_BY)
     if FLAGS.checkpoints and FLAGS.follow:
         raise ValueError("--follow scores every checkpoint: leave --checkpoints out")
+    many = FLAGS.follow or len(FLAGS.checkpoints) > 1 or FLAGS.checkpoints == ["all"]
+    if FLAGS.step_cache and many:
+        raise ValueError("a step cache is calibrated for one checkpoint: name that one")
     if not FLAGS.shards and not FLAGS.videos:
         raise ValueError("give --shards: only --videos are measured without")
 

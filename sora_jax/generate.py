@@ -76,6 +76,8 @@ def clips(recipe: dict | None) -> list[dict]:
     ways = ("prompt", "prompts", "from")
     if sum(FLAGS[name].value is not None for name in ways) != 1:
         raise ValueError("give one of --prompt, --prompts and --from")
+    if FLAGS.calibrate_step_cache and (FLAGS.out or FLAGS.step_cache):
+        raise ValueError("--calibrate_step_cache takes no --out and no --step_cache")
     if FLAGS.out is None and not (FLAGS.dry_run or FLAGS.calibrate_step_cache):
         raise ValueError("give --out: the video's file, or a folder with --prompts")
     out = pathlib.Path(FLAGS.out or "clip.mp4")
@@ -170,8 +172,7 @@ def main(argv: list[str]) -> None:
         wanted = clips(recipe)
         jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
         if FLAGS.dry_run:
-            print(estimate.report(FLAGS.model, [arguments([c]) for c in wanted]))
-            return
+            return print(estimate.report(FLAGS.model, [arguments([c]) for c in wanted]))
         pipe = pipeline.Pipeline.from_pretrained(
             FLAGS.model, FLAGS.dtype, FLAGS.keep_text_encoder
         )
@@ -185,8 +186,7 @@ def main(argv: list[str]) -> None:
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"generate: {error}") from None
     todo = sum(len(batch) for batch in batches)
-    first = jax.process_index() == 0
-    if first and todo < len(wanted):
+    if (first := jax.process_index() == 0) and todo < len(wanted):
         print(f"{len(wanted) - todo} of {len(wanted)} clips were finished before")
     if first and (error := wanted[0].get("step_cache", pipe.settings.step_cache)):
         print(pipe.calibration.describe(error))

@@ -137,7 +137,7 @@ def our_operations(
             {"states": given[name], "mask": mask} for name in ("text", "null")
         )
         for part in samplers.chunks(plan, request.Settings.chunk_steps):
-            x, memory = compiled.denoise_chunk(
+            x, memory, _ = compiled.denoise_chunk(
                 graph, fixed, x, memory, part, text, null, None,
                 np.float32(GUIDANCE), np.float32(16), np.float32(0),
                 sampler="euler", guided=True,
@@ -323,6 +323,9 @@ def main(argv: list[str] | None = None) -> None:
     rows = (options.rows or default).split(",")
     if unknown := set(rows) - set(BARS):
         parser.error(f"rows are of {', '.join(BARS)}; not {', '.join(sorted(unknown))}")
+    forms = options.forms.split(",")
+    if unknown := set(forms) - {"eager", "compiled"}:
+        parser.error(f"forms are eager and compiled; not {', '.join(sorted(unknown))}")
     if options.dtype not in TOLERANCE:
         parser.error(f"dtype is one of {', '.join(TOLERANCE)}")
     remat = options.remat or ("dots" if jax.default_backend() == "cpu" else "none")
@@ -333,7 +336,7 @@ def main(argv: list[str] | None = None) -> None:
         python = None
     print(f"{side_by_side.THREADS} cores, load {os.getloadavg()[0]:.1f}")
     made = compare(
-        python, config, grid, text_tokens, rows, options.forms.split(","),
+        python, config, grid, text_tokens, rows, forms,
         options.rounds, options.steps, options.shape,
     )  # fmt: skip
     about = {"bench": "denoiser", "shape": options.shape, "remat": remat}

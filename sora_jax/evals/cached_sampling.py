@@ -5,6 +5,7 @@ with the schedules that follow from them for a few thresholds, and compared with
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -114,6 +115,8 @@ def run(pipe: pipeline.Pipeline, kinds: int, **arguments) -> str:
     path, request = pipe.calibration, pipe.check_inputs(**arguments)
     if not isinstance(path, pathlib.Path):
         raise ValueError("the model has no folder for its calibration")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{path.parent} cannot be written to: copy the model first")
     process, steps = jax.process_index(), request.num_inference_steps
     total = (1 + len(THRESHOLDS)) * len(request) * steps
     with progress.Progress(

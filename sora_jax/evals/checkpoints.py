@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from sora_jax.core import config as configs
 from sora_jax.core import progress
 from sora_jax.evals import protocol, rows, samples, scoring, toyworld
-from sora_jax.generation import pipeline, runs
+from sora_jax.generation import pipeline, runs, step_cache
 from sora_jax.training import checkpoint, state
 
 ALL = "all"
@@ -237,7 +237,14 @@ class Sampling:
                 if self._spares or name != "step_cache"
             },
             "code": protocol.code_version(),
-        }
+        } | self._calibration()
+
+    def _calibration(self) -> dict[str, str]:
+        """What decides which evaluations are spared, where some are."""
+        if not self._spares:
+            return {}
+        read = step_cache.read(self.folder / step_cache.FILE)
+        return {"step_cache": read.digest()}
 
     def facts(self, *steps: int) -> dict[str, object]:
         """For the head of a report on these steps."""

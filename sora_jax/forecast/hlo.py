@@ -120,6 +120,8 @@ class Program:
             members = math.prod(int(sizes[axis]) for axis in axes.split(","))
         elif group := _GROUP.search(operation.rest):
             members = int(group[2] or len(group[1].split(",")))
+        elif kind == "collective-permute":  # has pairs, and is what a ring is made of
+            axes = "ring"
         size = largest(operation.result)
         whole = size * members if kind == "reduce-scatter" and members else size
         # XLA writes a reduce-scatter as a fusion around an all-reduce.

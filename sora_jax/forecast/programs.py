@@ -147,6 +147,9 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     """Compiles one step of the sampler, for a clip of `sample`'s size a group of devices.
 
     As `generate` runs it, guidance included; a clip takes `sample.num_inference_steps`.
+    Weights are float32, as a run's are (imported ones in bfloat16 take half), of one
+    expert where there are two. The text encoder and the video VAE, which `generate`
+    holds as well, are not in it.
 
     Raises:
       DoesNotFit, ValueError: see `train_step`.
@@ -184,7 +187,7 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     return _compile(
         mesh, compiled.denoise_chunk, given, {"parameters": weights},
         named={"sampler": sampler, "guided": guided},
-        what=f"a sampler's step of {rows} clips of {tokens:,} tokens",
+        what=f"a sampler's step, the denoiser alone, of {rows} clips of {tokens:,} tokens",
         model_flops=passes * rows * forward, rows=rows, tokens=tokens, runs=count,
     )  # fmt: skip
 

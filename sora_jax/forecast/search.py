@@ -148,12 +148,12 @@ class Formulas:
     def _bytes(self, layout: Layout) -> float:
         """State and gradients; what is kept of every block; what one block works with.
 
-        Of a block's input 2 n d are kept, of its two attentions 2 (2 d + 4 h) n, of all
-        of it some 2 (14 d + 2 f) n; the gradient of one block holds 2 (20 d + 4 f) n.
+        Of a block's input 2 n d are kept, of its self-attention 2 (d + 4 h) n, of all of
+        it some 2 (14 d + 2 f) n; the gradient of one block holds 2 (20 d + 4 f) n.
         """
         whole, tensor, n = self._split(layout)
         d, f = self.config.dim, self.config.mlp_dim / tensor
-        outputs = 2 * (2 * d + 4 * self.config.num_heads) / tensor
+        outputs = 2 * (d + 4 * self.config.num_heads) / tensor
         kept = {
             "full": 2 * d,
             "attention": 2 * d + outputs,
@@ -187,12 +187,16 @@ class Formulas:
         width = 2 * (60 * config.dim + 6 * config.mlp_dim / tensor)
         moved = n * config.num_layers * width * (3 + again)
         seconds += moved / (chip.bandwidth * REACHED.bandwidth)
-        return seconds + c.loop.accumulation * self._links(sizes, n, again)
+        return seconds + c.loop.accumulation * self._links(sizes, n, layout.remat)
 
-    def _links(self, sizes: dict[str, int], n: float, again: bool) -> float:
-        """Weights of every block, and what attention and split layers exchange."""
+    def _links(self, sizes: dict[str, int], n: float, remat: str) -> float:
+        """Weights of every block, and what attention and split layers exchange.
+
+        A ring of r sends keys and values r - 1 times forward and r times back, there with
+        their gradients in float32, over one direction of a link.
+        """
         config, both_ways = self.config, 2 * self._chip.link
-        passes, layers = 2 + again, config.num_layers
+        passes, layers = 2 + (remat != "none"), config.num_layers
         shards = sizes["fsdp"] * sizes["ring"] * sizes["ulysses"]
         weights = self.parameter_bytes / 2 / sizes["tensor"]  # bfloat16
         moved = (passes + 1) * weights * (shards - 1) / shards
@@ -200,10 +204,12 @@ class Formulas:
         moved += (
             layers * passes * 4 * row * (sizes["ulysses"] / 4) * (sizes["ulysses"] > 1)
         )
-        moved += layers * passes * 2 * row * (sizes["ring"] - 1)
         tensor = sizes["tensor"]
         moved += layers * passes * 4 * (2 * n * config.dim) * (tensor - 1) / tensor
         seconds = moved / both_ways
+        if (ring := sizes["ring"]) > 1:
+            hops = (1 + (remat == "full")) * 2 * (ring - 1) + 6 * ring
+            seconds += layers * row * hops / self._chip.link
         if sizes["replica"] > 1:
             copies = (
                 2 * self.parameter_bytes * sizes["replica"] / math.prod(sizes.values())

@@ -78,6 +78,7 @@ def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
         text = _describe(model, request)
         if request.step_cache:
             calibration = step_cache.read(pathlib.Path(folder) / step_cache.FILE)
+            calibration.check_sampling(request)
             text += f"\n{calibration.describe(request.step_cache)}"
         kinds[text] = kinds.get(text, 0) + 1
     weights = sum(model.weight_bytes.values())

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 
 WHOLE = ("seed", "num_frames", "height", "width", "num_inference_steps")
-NUMBERS = ("guidance_scale", "guidance_scale_2", "shift", "fps")
+NUMBERS = ("guidance_scale", "guidance_scale_2", "shift", "fps", "step_cache")
 TEXTS = ("id", "prompt", "negative_prompt", "sampler", "image")
 FIELDS = TEXTS + WHOLE + NUMBERS
 

@@ -20,6 +20,14 @@ from sora_jax.generation import recipes
 from sora_jax.generation import request as requests
 
 FILE = "step_cache.json"
+_DAMAGED = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 _LARGEST_FILE = 1 << 24
 _SAMPLING = (
     "sampler", "num_inference_steps", "shift", "guidance_scale", "guidance_scale_2",
@@ -126,20 +134,22 @@ class Calibration:
 
     def check(self, request: requests.Request, source: Mapping[str, Any]) -> None:
         """Raises ValueError where it is of another model or another way of sampling."""
-        for was, now in (
-            (self.model, model_of(source)),
-            (self.sampling, sampling_of(request)),
-        ):
-            differ = [
-                f"{name} {was.get(name)!r} and not {now.get(name)!r}"
-                for name in sorted(was.keys() | now.keys())
-                if was.get(name) != now.get(name)
-            ]
-            if differ:
-                raise ValueError(
-                    f"the step cache was calibrated for {', '.join(differ)}: calibrate "
-                    "it again (generate --calibrate_step_cache)"
-                )
+        _check_same(self.model, model_of(source))
+        self.check_sampling(request)
+
+    def check_sampling(self, request: requests.Request) -> None:
+        """Raises ValueError where it is of another way of sampling."""
+        _check_same(self.sampling, sampling_of(request))
+        count = samplers.evaluations(request.sampler, request.num_inference_steps)
+        scales = request.guidance_scale, request.guidance_scale_2
+        shapes = [np.shape(expert) for expert in self.ratio]
+        branches = [1 + (scale != 1) for scale in scales][: len(shapes)]
+        if sum(e for e, _ in shapes) != count or [r for _, r in shapes] != branches:
+            raise ValueError(
+                f"the step cache's tables are not of {count} evaluations with "
+                f"{branches} branches: calibrate it again (generate "
+                "--calibrate_step_cache)"
+            )
 
     def describe(self, threshold: float) -> str:
         """What a threshold spares and costs, in a few lines."""
@@ -164,6 +174,19 @@ class Calibration:
                 f"{w} x {h} of its calibration"
             )
         return "\n".join(lines)
+
+
+def _check_same(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differ = [
+        f"{name} {was.get(name)!r} and not {now.get(name)!r}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"the step cache was calibrated for {', '.join(differ)}: calibrate it again "
+            "(generate --calibrate_step_cache)"
+        )
 
 
 def model_of(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +240,7 @@ def read(given: Calibration | str | pathlib.Path | None) -> Calibration:
         made = dataclasses.replace(made, quality=measured)
         made.model.items(), made.sampling.items(), made.describe(0.0)
         return made
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"{path} is no calibration of a step cache ({error}): calibrate it again "
             "(generate --calibrate_step_cache)"

@@ -127,7 +127,8 @@ def _attend_backward(blocks, axis, name, saved, dy_bnhe):
 
     def step(carry, _):
         block, dq_bnhe, *sums = carry
-        # A block's gradients follow it one step behind, so neither waits to be sent.
+        # A block's gradients follow it one step behind, so neither waits to be sent. The
+        # last send of a block is for nothing, and beside computation.
         following, sums = _send((block, sums), axis)
         more_dq_bnhe, *more = visit(block)
         sums = (one + other for one, other in zip(sums, more, strict=True))

@@ -343,6 +343,8 @@ def test_wrong_use_ends_with_a_sentence(base, model, score, tmp_path):
         score(tmp_path / "nowhere", follow=True)
     with pytest.raises(SystemExit, match="leave --checkpoints out"):
         score(model, follow=True, checkpoints="all")
+    with pytest.raises(SystemExit, match="calibrated for one checkpoint"):
+        score(model, follow=True, step_cache=0.1)
     with pytest.raises(SystemExit, match="not 1,newest"):
         score(model, checkpoints="1,newest")
     with pytest.raises(SystemExit, match="--follow need --model"):

@@ -68,3 +68,12 @@ def test_how_many_devices_exchange_is_read_in_every_form():
         program = hlo.parse("ENTRY %m (x: f32[1]) -> f32[4] {\n" + line.format(form))
         (one,) = program.computations["m"]
         assert program.exchange("m", one).members == members, form
+
+
+def test_a_ring_is_named_by_its_sends():
+    text = """
+ENTRY %m (x: f32[4]) -> f32[4] {
+  %r = f32[4]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
+}
+"""
+    assert hlo.exchanges(hlo.parse(text)) == {"collective-permute over ring": (16, 0)}
