@@ -17,7 +17,7 @@ import tempfile
 import numpy as np
 from safetensors.numpy import load_file
 
-from experiments.bench import video_vae
+from experiments.bench import side_by_side
 from sora_jax.evals import features, weight_folders
 from sora_jax.models import i3d, i3d_exchange
 
@@ -33,10 +33,7 @@ def check(ours: np.ndarray, theirs: np.ndarray) -> None:
     Raises:
       ValueError: they are too far.
     """
-    error = video_vae.relative(ours, theirs)
-    print(f"features of {len(theirs)} clips: relative error {error:.1e}")
-    if not error <= TOLERANCE:
-        raise ValueError(f"the features differ from the peer's by {error:.1e}")
+    side_by_side.check(f"features of {len(theirs)} clips", ours, theirs, TOLERANCE)
 
 
 def compare(python: str, clips: int, repeat: int, forms=FORMS) -> dict[str, float]:
@@ -48,7 +45,7 @@ def compare(python: str, clips: int, repeat: int, forms=FORMS) -> dict[str, floa
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         with subprocess.Popen(
-            [python, PEER, folder, str(clips), str(video_vae.THREADS)],
+            [python, PEER, folder, str(clips), str(side_by_side.THREADS)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         ) as peer:  # fmt: skip
             if peer.stdout.readline() != "ready\n":
@@ -69,19 +66,16 @@ def compare(python: str, clips: int, repeat: int, forms=FORMS) -> dict[str, floa
             )
             video = np.ascontiguousarray(np.moveaxis(case["video"], 1, -1))
             check(ours(video), case["logits"])  # which also compiles
-            calls = {"ours": lambda: video_vae.seconds(lambda: ours(video))}
+            calls = {"ours": lambda: side_by_side.seconds(lambda: ours(video))}
             calls |= {form: lambda form=form: theirs(form) for form in forms}
-            times = {label: [] for label in calls}
-            for turn in range(repeat):
-                for label in list(calls)[:: 1 - 2 * (turn % 2)]:
-                    times[label].append(calls[label]())
+            times = side_by_side.take_turns(calls, repeat)
             peer.stdin.close()
     ratios = {}
     for form in forms:
         ratios[form] = float(np.median(times[form]) / np.median(times["ours"]))
         print(
-            f"{clips} clips: ours {video_vae.describe(times['ours'])}, theirs {form} "
-            f"{video_vae.describe(times[form])}: {ratios[form]:.2f} times"
+            f"{clips} clips: ours {side_by_side.describe(times['ours'])}, theirs {form} "
+            f"{side_by_side.describe(times[form])}: {ratios[form]:.2f} times"
         )
     print(f"against the peer's best form: {min(ratios.values()):.2f} times")
     return ratios
@@ -95,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     default = os.environ.get("SORA_PEERS_PYTHON", ROOT / ".peers" / "bin" / "python")
     parser.add_argument("--peer", default=str(default))
     options = parser.parse_args(argv)
-    print(f"{video_vae.THREADS} cores, load {os.getloadavg()[0]:.1f}")
+    print(f"{side_by_side.THREADS} cores, load {os.getloadavg()[0]:.1f}")
     compare(options.peer, options.clips, options.repeat, options.forms.split(","))
     print(f"load {os.getloadavg()[0]:.1f}")
 
