@@ -16,7 +16,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 import jax
-from jax.experimental import multihost_utils, topologies
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils, topologies
 
 AXES = ("replica", "fsdp", "ring", "ulysses", "tensor")
 
@@ -113,7 +114,38 @@ def make_mesh(
             f"mesh {shape} has room for {product} devices, but there are {len(devices)}"
         )
     explicit = (jax.sharding.AxisType.Explicit,) * len(AXES)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=explicit, devices=devices)
+    return jax.sharding.Mesh(_placed(sizes, devices), AXES, axis_types=explicit)
+
+
+def _placed(sizes: list[int], devices: Sequence) -> np.ndarray:
+    """The devices so that neighbours on an axis are neighbours on a slice's wires.
+
+    An axis may take a part of one of the slice's, such as 8 devices of a 4 x 4. Between
+    slices only `replica` is split: their network is slow.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if sizes[0] % slices:
+        raise ValueError(
+            f"the mesh lies on {slices} slices, and replica is {sizes[0]}: it is what is "
+            f"split between slices, so a multiple of {slices}"
+        )
+    within = (sizes[0] // slices, *sizes[1:])
+    try:
+        if slices > 1:
+            return mesh_utils.create_hybrid_device_mesh(
+                within,
+                (slices, *(1,) * len(sizes[1:])),
+                devices,
+                allow_split_physical_axes=True,
+            )
+        return mesh_utils.create_device_mesh(
+            within, devices, allow_split_physical_axes=True
+        )
+    except NotImplementedError as error:
+        raise ValueError(
+            f"the mesh {dict(zip(AXES, sizes, strict=True))} does not fit onto the "
+            f"slice's wires: {error}"
+        ) from None
 
 
 def compile_only(topology: str, num_slices: int = 1) -> list:

@@ -1,6 +1,8 @@
 """Keys, meshes, layouts, configs, progress and files."""
 
 import dataclasses
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -13,6 +15,8 @@ import pytest
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import paths, progress, rng, sharding
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_keys_depend_on_every_part_and_on_nothing_else():
@@ -154,3 +158,30 @@ def test_files_are_whole_or_absent(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         paths.write_atomically(file, "two")
     assert file.read_text() == "one" and list(file.parent.iterdir()) == [file]
+
+
+SLICES = """
+from sora_jax.core import mesh
+one, two = mesh.compile_only("v6e:4x4"), mesh.compile_only("v5e:2x2", 2)
+made = mesh.make_mesh({"ring": 2, "ulysses": 8}, one)
+print(sorted(d.id for d in made.devices.flat) == list(range(16)))
+made = mesh.make_mesh({"replica": 2, "ulysses": 4}, two)
+print([{d.slice_index for d in part.flat} for part in made.devices])
+try:
+    mesh.make_mesh({"fsdp": 8}, two)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.tpu
+def test_axes_take_parts_of_a_slices_and_replicas_are_slices(libtpu):
+    done = subprocess.run(
+        [sys.executable, "-c", SLICES],
+        env=os.environ | {"TPU_LIBRARY_PATH": libtpu},
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole, parts, refused = done.stdout.splitlines()
+    assert whole == "True" and parts == "[{0}, {1}]"
+    assert "lies on 2 slices, and replica is 1" in refused
