@@ -18,7 +18,7 @@ from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import paths
 from sora_jax.evals import cached_sampling, checkpoints, course, scoring, toyworld
-from sora_jax.generation import compiled, pipeline, runs
+from sora_jax.generation import compiled, pipeline, runs, step_cache
 from sora_jax.training import checkpoint, latents, state
 from tests import conftest
 from tests.evals import tiny_run
@@ -430,12 +430,14 @@ def test_a_step_cache_is_of_one_checkpoint(base, model, score):
     # Results of before there was a step cache are those of none.
     made_with = [
         checkpoints.Sampling(
-            base / "run", [], base, seeds=(0,), batch_size=1, mesh=None, asked=given
-        ).made_with()["making"]
+            model, [], base, seeds=(0,), batch_size=1, mesh=None, asked=given
+        ).made_with()
         for given in ({}, {"step_cache": 0.0}, {"step_cache": 0.1})
     ]
+    assert "step_cache" not in made_with[0]["making"]
     assert "step_cache" not in made_with[0] and made_with[0] == made_with[1]
-    assert made_with[2]["step_cache"] == 0.1
+    assert made_with[2]["making"]["step_cache"] == 0.1
+    assert made_with[2]["step_cache"] == step_cache.read(file).digest()
 
 
 def test_none_samples_where_another_could_not_read(base, monkeypatch):
