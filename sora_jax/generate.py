@@ -150,15 +150,13 @@ def plan(pipe: pipeline.Pipeline, wanted: list[dict]) -> tuple[list[list[dict]],
 
 def make(pipe: pipeline.Pipeline, batches: list[list[dict]], steps: int) -> None:
     """Makes the clips, and writes each batch as soon as it is there."""
-    process = jax.process_index()
-    with progress.Progress(
-        steps, "generate", "clip steps", process_index=process
-    ) as bar:
+    index = jax.process_index()
+    with progress.Progress(steps, "generate", "clip steps", process_index=index) as bar:
         for batch in batches:
             output = pipe(**arguments(batch), progress=bar.update)
             made = zip(batch, output.frames, output.recipes, strict=True)
             for clip, frames, recipe in made:
-                if process == 0:
+                if index == 0:
                     recipes.save(frames, clip["file"], recipe)
 
 
@@ -188,7 +186,8 @@ def main(argv: list[str]) -> None:
     todo = sum(len(batch) for batch in batches)
     if (first := jax.process_index() == 0) and todo < len(wanted):
         print(f"{len(wanted) - todo} of {len(wanted)} clips were finished before")
-    if first and (error := wanted[0].get("step_cache", pipe.settings.step_cache)):
+    errors = {clip.get("step_cache", pipe.settings.step_cache) for clip in wanted}
+    for error in sorted(errors - {0}) if first else ():
         print(pipe.calibration.describe(error))
     if todo:
         make(pipe, batches, steps)

@@ -72,7 +72,7 @@ def main(arguments):
     if len(arguments) > 1:
         raise app.UsageError(f"unknown argument {arguments[1]!r}")
     logging.set_verbosity(logging.WARNING)
-    c, lacking = _CONFIG.value, None
+    c, lacking = _CONFIG.value, 0.0
     try:
         make = _program(c)
         devices = meshes.compile_only(_TOPOLOGY.value, _SLICES.value)
@@ -82,8 +82,7 @@ def main(arguments):
             shape = meshes.parse(_MESH.value) if _MESH.value else dict(c.mesh)
             found = make(c, meshes.make_mesh(shape, devices))
             text, values = found.as_text(), found.to_json()
-            if found.excess > 0:
-                lacking = found.excess
+            lacking = found.excess
     except DoesNotFit as error:
         sys.exit(f"preflight: it does not fit: {error}{_advice(c, devices)}")
     except ValueError as error:
@@ -93,7 +92,7 @@ def main(arguments):
         written = json.dumps(values, indent=1) + "\n"
         paths.write_atomically(pathlib.Path(_OUT.value), written)
     print(text)
-    if lacking:
+    if lacking > 0:
         lacks = f"a device lacks {lacking / 2**30:.2f} GiB"
         sys.exit(f"preflight: it does not fit: {lacks}{_advice(c, devices)}")
 

@@ -22,7 +22,7 @@ from sora_jax.evals import features, weight_folders
 from sora_jax.models import i3d, i3d_exchange
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PEER = ROOT / "tests" / "oracle" / "i3d_clips.py"
+PEER = side_by_side.ORACLE / "i3d_clips.py"
 TOLERANCE = 1e-4
 FORMS = ("1 contiguous", "4 contiguous", "1 channels_last", "4 channels_last")
 
@@ -86,8 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--forms", default=",".join(FORMS))
-    default = os.environ.get("SORA_PEERS_PYTHON", ROOT / ".peers" / "bin" / "python")
-    parser.add_argument("--peer", default=str(default))
+    parser.add_argument("--peer", default=side_by_side.PEERS)
     options = parser.parse_args(argv)
     print(f"{side_by_side.THREADS} cores, load {os.getloadavg()[0]:.1f}")
     compare(options.peer, options.clips, options.repeat, options.forms.split(","))

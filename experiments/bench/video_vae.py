@@ -18,6 +18,7 @@ width of `--base_dim`.
 
 import argparse
 import dataclasses
+import functools
 import os
 import pathlib
 import tempfile
@@ -191,10 +192,10 @@ def stream(config, size, repeat: int, chunks=(1, 2, 4, 8)) -> None:
     for chunk in chunks:
         ways["encode", chunk] = through(vae.encode_stream, "video", chunk)
         ways["decode", chunk] = through(vae.decode_stream, "latents", chunk)
-    times = {way: [] for way in ways}
-    for turn in range(repeat + 1):
-        for way in list(ways)[:: 1 - 2 * (turn % 2)]:
-            times[way].append(side_by_side.seconds(ways[way]))
+    calls = {
+        way: functools.partial(side_by_side.seconds, run) for way, run in ways.items()
+    }
+    times = side_by_side.take_turns(calls, repeat + 1)
     for (name, chunk), found in times.items():
         share = np.median(found[1:]) / np.median(times[name, 0][1:])
         what = f"{chunk} latents at a time" if chunk else "at once"

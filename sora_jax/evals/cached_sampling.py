@@ -78,12 +78,10 @@ def calibrate(
         ratio=tables[0], deviation=tables[1], distance=tables[2],
     )  # fmt: skip
     pipe.calibration = made
-    qualities = {}
     for threshold in sorted(thresholds):
-        computed = made.counts(threshold)
-        known = [t for t in qualities if made.alike(t, threshold)]
-        if known:
-            scores = qualities[known[0]]
+        same = [one for one in made.quality if made.alike(one.threshold, threshold)]
+        if same:
+            quality = dataclasses.replace(same[0], threshold=threshold)
             if note:
                 note(len(request) * request.num_inference_steps)
         else:
@@ -91,8 +89,7 @@ def calibrate(
             psnr_n = reconstruction.psnr(dense, cached)
             ssim = float(np.mean(reconstruction.ssim(dense, cached)))
             scores = float(psnr_n.mean()), float(psnr_n.min()), ssim
-        qualities[threshold] = scores
-        quality = caches.Quality(threshold, *computed, *scores)
+            quality = caches.Quality(threshold, *made.counts(threshold), *scores)
         made = dataclasses.replace(made, quality=(*made.quality, quality))
     pipe.calibration = made
     return made

@@ -21,11 +21,11 @@ from flax import nnx
 from sora_jax.core import config as configs
 from sora_jax.core import rng, sharding
 from sora_jax.data import packing, transforms
-from sora_jax.diffusion import samplers, timesteps
+from sora_jax.diffusion import samplers
 from sora_jax.forecast import chips, flops, hlo, step_time
 from sora_jax.forecast.chips import GIB
 from sora_jax.forecast.report import DoesNotFit, Forecast
-from sora_jax.generation import compiled, runs
+from sora_jax.generation import compiled, plans, runs
 from sora_jax.models import discriminator, dit, lpips, streaming, video_vae
 from sora_jax.training import cost, jobs, loop, objectives, optim, reconstruction
 from sora_jax.training import state as states
@@ -91,6 +91,31 @@ def _place(mesh, dtype, *size):
     return jax.ShapeDtypeStruct(size, dtype, sharding=layout)
 
 
+def batch_of(c, mesh, objective: objectives.Denoiser) -> dict:
+    """A global batch of a denoiser's run, as shapes that lie on the mesh."""
+    rows, length = c.data.batch_size, c.text.length
+    batch = {
+        "latents": _place(mesh, jnp.float32, rows, *latent_shape(c)),
+        "text_mask": _place(mesh, jnp.bool_, rows, length),
+    }
+    if c.text.frozen:
+        width = objective.text_config.dim
+        return batch | {"text_states": _place(mesh, jnp.bfloat16, rows, length, width)}
+    return batch | {"text_ids": _place(mesh, jnp.int32, rows, length)}
+
+
+def step_of(c, objective, optimizer):
+    """The function of a run's state and batch that takes one step."""
+    return steps.make_train_step(
+        objective,
+        optimizer,
+        seed=0,
+        num_steps=c.loop.num_steps,
+        ema_decay=c.optim.ema_decay,
+        accumulation=c.loop.accumulation,
+    )
+
+
 def train_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     """Compiles a denoiser's train step of clips of `sample`'s size.
 
@@ -106,15 +131,7 @@ def train_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     tokens = tokens_of(c)
     jobs.check_denoiser(mesh, c, objective, [tokens])
     rows, length = c.data.batch_size, c.text.length
-    batch = {
-        "latents": _place(mesh, jnp.float32, rows, *latent_shape(c)),
-        "text_mask": _place(mesh, jnp.bool_, rows, length),
-    }
-    if c.text.frozen:
-        width = objective.text_config.dim
-        batch["text_states"] = _place(mesh, jnp.bfloat16, rows, length, width)
-    else:
-        batch["text_ids"] = _place(mesh, jnp.int32, rows, length)
+    batch = batch_of(c, mesh, objective)
     forward = cost.dit_forward_flops(objective.dit_config, tokens, length)
     return _step(c, mesh, objective, batch, 3.0 * rows * forward, rows, tokens)
 
@@ -123,14 +140,7 @@ def _step(c, mesh, objective, batch, model_flops, rows, tokens) -> Forecast:
     make, optimizer = begin(c, objective)
     with jax.set_mesh(mesh):
         state = loop.abstract_state(make, mesh)
-    step = steps.make_train_step(
-        objective,
-        optimizer,
-        seed=0,
-        num_steps=c.loop.num_steps,
-        ema_decay=c.optim.ema_decay,
-        accumulation=c.loop.accumulation,
-    )
+    step = step_of(c, objective, optimizer)
     held = {
         "parameters": state.params,
         "average": state.ema,
@@ -161,14 +171,11 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     sharding.check_divisible(
         mesh, sizes | {"model.dit.num_heads": ("heads", config.num_heads)}
     )
-    if settings.levels == "diffusers":
-        taus, levels = timesteps.diffusers_schedule(sampler, count, settings.shift)
-    else:
-        taus, levels = timesteps.schedule(count, settings.shift), None
-    plan = next(samplers.chunks(samplers.plan(sampler, taus, levels), 1))
+    steps_of_clip = plans.solver(settings, sampler, count, settings.shift)
+    plan = next(samplers.chunks(steps_of_clip, 1))
     guided = settings.guidance_scale != 1
     with jax.set_mesh(mesh):
-        graph, weights = _network(mesh, lambda rngs: dit.DiT(config, rngs=rngs))
+        graph, weights = network(mesh, lambda rngs: dit.DiT(config, rngs=rngs))
         x = _place(mesh, jnp.float32, rows, *latent_shape(c))
         memory = _abstract(mesh, lambda x: samplers.start(x, sampler), x)
         text = {
@@ -210,7 +217,7 @@ def decode_chunk(c, mesh: jax.sharding.Mesh) -> Forecast:
             jnp.float32,
             sharding=jax.NamedSharding(mesh, layout),
         )
-        graph, weights = _network(
+        graph, weights = network(
             mesh, lambda rngs: video_vae.VideoVAE(config, rngs=rngs)
         )
 
@@ -260,7 +267,7 @@ def vae_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     return _step(c, mesh, objective, batch, None, rows, 0)
 
 
-def _network(mesh, make):
+def network(mesh, make):
     """A network's definition, and its abstract weights laid out as `generate` does."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 

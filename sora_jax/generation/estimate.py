@@ -67,6 +67,7 @@ def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
     """
     model = _look(pathlib.Path(folder))
     strides = requests.strides_of(model.vae, model.dit)
+    calibration = pathlib.Path(folder) / step_cache.FILE
     kinds: dict[str, int] = {}
     for call in calls:
         request = requests.check(model.settings, strides, **call)
@@ -77,7 +78,7 @@ def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
         )
         text = _describe(model, request)
         if request.step_cache:
-            calibration = step_cache.read(pathlib.Path(folder) / step_cache.FILE)
+            calibration = step_cache.read(calibration)
             calibration.check_sampling(request)
             text += f"\n{calibration.describe(request.step_cache)}"
         kinds[text] = kinds.get(text, 0) + 1

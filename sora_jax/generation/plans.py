@@ -11,6 +11,20 @@ from sora_jax.generation import request as requests
 from sora_jax.generation import step_cache
 
 
+def solver(settings: requests.Settings, sampler: str, steps: int, shift: float):
+    """The plan of a solver's steps, at the levels that a model places them.
+
+    Args:
+      settings: the model's.
+      sampler, steps, shift: what is asked for.
+    """
+    if settings.levels == "diffusers":
+        taus, levels = timesteps.diffusers_schedule(sampler, steps, shift)
+    else:
+        taus, levels = timesteps.schedule(steps, shift), None
+    return samplers.plan(sampler, taus, levels)
+
+
 def plans(
     request: requests.Request,
     settings: requests.Settings,
@@ -24,13 +38,7 @@ def plans(
       calibration: where the request asks for a step cache.
     """
     steps = request.num_inference_steps
-    if settings.levels == "diffusers":
-        taus, levels = timesteps.diffusers_schedule(
-            request.sampler, steps, request.shift
-        )
-    else:
-        taus, levels = timesteps.schedule(steps, request.shift), None
-    plan = samplers.plan(request.sampler, taus, levels)
+    plan = solver(settings, request.sampler, steps, request.shift)
     parts = [plan]
     if settings.boundary is not None:
         # The first expert's levels come first: they fall from step to step.

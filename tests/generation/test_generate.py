@@ -203,6 +203,10 @@ def test_a_step_cache_is_calibrated_then_used(generate, run_folder, tmp_path, ca
     assert "step cache 50: 3 of 6 evaluations are computed, up to 2.00 x" in text
     generate(prompt="a cat", dry_run=True, step_cache=50.0, **sampling)
     assert "3 of 6 evaluations are computed" in capsys.readouterr().out
+    listed = tmp_path / "listed.csv"
+    listed.write_text("prompt,step_cache\na cat,0\na dog,50\n")
+    generate(prompts=str(listed), out=str(tmp_path / "listed"), **sampling)
+    assert "step cache 50: 3 of 6 evaluations" in capsys.readouterr().out
     recipe = json.loads(out.with_suffix(".json").read_text())
     digest = json.loads((run_folder / "step_cache.json").read_text())
     assert recipe["step_cache"] == 50.0 and len(recipe["step_cache_digest"]) == 16

@@ -25,13 +25,11 @@ from flax import nnx
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.core import rng, sharding, trees
+from sora_jax.core import sharding, trees
 from sora_jax.data import packing
-from sora_jax.forecast import programs
+from sora_jax.forecast import hlo, programs
 from sora_jax.models import dit, layers, video_vae
-from sora_jax.training import jobs, latents, loop, optim
-from sora_jax.training import state as states
-from sora_jax.training import step as steps
+from sora_jax.training import jobs, latents, loop
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -109,26 +107,11 @@ def test_a_recipe_divides_over_every_slice(name):
 def trace(c, mesh):
     """Traces a train step of two layers, one row for each shard; returns the states."""
     c.model.dit.num_layers = 2
-    rows = sharding.ways(mesh, "batch")
+    c.data.batch_size = sharding.ways(mesh, "batch")
     objective = programs.denoiser_objective(c)
-    optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 9)
-
-    def place(dtype, *size):
-        layout = sharding.named(mesh, "batch", *(None,) * (len(size) - 1))
-        return jax.ShapeDtypeStruct(size, dtype, sharding=layout)
-
-    batch = {
-        "latents": place(jnp.float32, rows, *programs.latent_shape(c)),
-        "text_mask": place(jnp.bool_, rows, c.text.length),
-        "text_states": place(jnp.bfloat16, rows, c.text.length, c.model.dit.text_dim),
-    }
-    step = steps.make_train_step(
-        objective, optimizer, seed=0, num_steps=9, ema_decay=0.9
-    )
-
-    def begin(given):
-        return states.init(objective.networks, optimizer, rng.key(0, "init"), given)
-
+    begin, optimizer = programs.begin(c, objective)
+    batch = programs.batch_of(c, mesh, objective)
+    step = programs.step_of(c, objective, optimizer)
     with jax.sharding.use_abstract_mesh(mesh):
         before = loop.abstract_state(begin, mesh)
         return before, *jax.eval_shape(step, before, batch)
@@ -185,62 +168,40 @@ def test_parameters_lie_where_they_did():
 
 # -- exchanges ------------------------------------------------------------------------
 
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?(\S+) \(.*\{$")
-_EXCHANGE = re.compile(
-    r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
-    r"(?:-start)?\("
-)
-_LOOP = re.compile(r" while\(.*body=%?([\w.\-]+)")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
-_SIZE = re.compile(r"\w+\[([\d,]*)\]")
+_SIZE = re.compile(r"\w+\[([\d,]+)\]")
 
 
-def exchanges(text):
+def operations(program):
+    """All of a compiled program, with the computations that they stand in."""
+    for computation, found in program.computations.items():
+        yield from ((computation, one) for one in found)
+
+
+def exchanges(program):
     """(operation, sizes of its results) of a compiled program."""
-    found = [match for line in text.splitlines() if (match := _EXCHANGE.search(line))]
-    sizes = [[s for s in _SIZE.findall(match[1]) if s] for match in found]
     return [
-        (match[2], [sorted(map(int, s.split(","))) for s in some])
-        for match, some in zip(found, sizes, strict=True)
+        (
+            found.kind,
+            [sorted(map(int, s.split(","))) for s in _SIZE.findall(one.result)],
+        )
+        for computation, one in operations(program)
+        if (found := program.exchange(computation, one))
     ]
 
 
-def per_block(text):
+def per_block(program):
     """How often each operation stands in the body of each loop, in the text's order."""
-    bodies, here = {}, None
-    for line in text.splitlines():
-        if start := _COMPUTATION.match(line):
-            here = bodies.setdefault(start[1], [])
-        elif here is not None:
-            here.append(line)
-
-    def inside(name):
-        count = collections.Counter()
-        for line in bodies.get(name, ()):
-            if found := _EXCHANGE.search(line):
-                count[found[2]] += 1
-            for called in _CALLED.findall(line):
-                count += inside(called)
-        return count
-
-    loops = [found for line in text.splitlines() if (found := _LOOP.search(line))]
-    return [dict(inside(found[1])) for found in loops]
-
-
-def abstract(make, mesh):
-    """A network's definition, and its parameters as shapes that lie on the mesh."""
-
-    def place(variable):
-        shape = variable.get_value().shape
-        spec = sharding.of_parameter(variable.get_metadata("axes"), shape)
-        layout = jax.NamedSharding(mesh, spec)
-        return variable.replace(
-            jax.ShapeDtypeStruct(shape, jnp.float32, sharding=layout)
+    return [
+        dict(
+            collections.Counter(
+                found.kind
+                for body in loop.called
+                for _, found in program.exchanges_in(body)
+            )
         )
-
-    graph, params = nnx.split(nnx.eval_shape(make))
-    is_leaf = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
-    return graph, jax.tree.map(place, params, is_leaf=is_leaf)
+        for _, loop in operations(program)
+        if loop.kind == "while"
+    ]
 
 
 def on(mesh, names, *size, dtype=jnp.float32):
@@ -264,7 +225,7 @@ def test_a_block_exchanges_no_more_than_it_must(axis):
     config = dataclasses.replace(tiny.DIT, num_layers=3, num_heads=8, dim=64)
     mesh = meshes.make_mesh({axis: 8})
     with jax.set_mesh(mesh):
-        graph, params = abstract(lambda: dit.DiT(config, rngs=nnx.Rngs(0)), mesh)
+        graph, params = programs.network(mesh, lambda rngs: dit.DiT(config, rngs=rngs))
         rows = functools.partial(on, mesh, ["batch"], 8)
 
         def loss(params, *given):
@@ -276,7 +237,7 @@ def test_a_block_exchanges_no_more_than_it_must(axis):
 
         given = rows(2, 4, 4, 4), rows(1), rows(6, 16), rows(6, dtype=jnp.bool_)
         compiled = jax.jit(jax.grad(loss)).lower(params, *given).compile()
-    assert per_block(compiled.as_text()) == BLOCK[axis]
+    assert per_block(hlo.parse(compiled.as_text())) == BLOCK[axis]
 
 
 @pytest.mark.parametrize("shape", [{"fsdp": 8}, {"fsdp": 4, "ulysses": 2}], ids=str)
@@ -286,22 +247,22 @@ def test_only_weights_move_where_patches_and_words_become_tokens(part, shape):
     mesh = meshes.make_mesh(shape)
     make, given = {
         "patches": (
-            lambda: layers.Linear(12, 64, axes=(None, "embed"), rngs=nnx.Rngs(0)),
+            lambda rngs: layers.Linear(12, 64, axes=(None, "embed"), rngs=rngs),
             on(mesh, ["batch", "tokens", None], 8, 40, 12),
         ),
         "words": (
-            lambda: layers.Embed(24, 64, rngs=nnx.Rngs(0)),
+            lambda rngs: layers.Embed(24, 64, rngs=rngs),
             on(mesh, ["batch", None], 8, 40, dtype=jnp.int32),
         ),
     }[part]
     with jax.set_mesh(mesh):
-        graph, params = abstract(make, mesh)
+        graph, params = programs.network(mesh, make)
 
         def loss(params, x):
             return jnp.sum(jnp.sin(nnx.merge(graph, params)(x)))
 
         compiled = jax.jit(jax.grad(loss)).lower(params, given).compile()
-    found = exchanges(compiled.as_text())
+    found = exchanges(hlo.parse(compiled.as_text()))
     weights = [sorted(leaf.shape) for leaf in jax.tree.leaves(params)]
     print(found)
     assert ("all-gather", weights[-1:]) in found
