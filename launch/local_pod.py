@@ -37,8 +37,11 @@ def environment(index: int, processes: int, devices: int, port: int) -> dict[str
         "",
         os.environ.get("XLA_FLAGS", ""),
     )
+    # Only process 0 would find its programs in a cache on disk; while the others compile
+    # theirs it would wait for them at a first collective, whose time is 30 seconds.
+    inherited = os.environ.keys() - {"JAX_COMPILATION_CACHE_DIR"}
     return {
-        **os.environ,
+        **{name: os.environ[name] for name in inherited},
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{kept} --xla_force_host_platform_device_count={devices}".strip(),
         "SORA_COORDINATOR": f"127.0.0.1:{port}",

@@ -1,16 +1,22 @@
 """Runs a job's main function: what the user gets wrong or stops ends in one sentence."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+import jax
 from absl import app, flags
 
 
 def run(main: Callable[[list[str]], None], name: str) -> None:
     """Parses the flags and calls `main`; exits with 130 where Ctrl-C stopped it.
+
+    A process of several that fails ends at once: on its way out JAX would wait minutes
+    for the others, which wait for it.
 
     Args:
       main: takes the arguments that are no flags.
@@ -35,6 +41,12 @@ def run(main: Callable[[list[str]], None], name: str) -> None:
             sentence = f"\n{name}: interrupted; the same command goes on here"
             print(sentence, file=sys.stderr)
             sys.exit(130)
+        except Exception:
+            if not jax.distributed.is_initialized():
+                raise
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
 
     app.run(guarded, flags_parser=parse)
 

@@ -59,6 +59,25 @@ def test_one_failure_ends_all():
     assert time.monotonic() - began < 20
 
 
+def test_a_process_that_fails_does_not_wait_for_the_others():
+    program = INDEX + (
+        "import sys, time\n"
+        "from sora_jax.core import job, mesh\n"
+        "def main(argv):\n"
+        "    mesh.initialize()\n"
+        "    if index == 0: raise RuntimeError('lost the disk')\n"
+        "    time.sleep(100)\n"
+        "job.run(main, 'failing')\n"
+    )
+    began = time.monotonic()
+    process = pod(program)
+    output = process.communicate(timeout=90)[0]
+    assert process.returncode == 1
+    assert "RuntimeError: lost the disk" in output
+    assert "process 0 ended with 1" in output
+    assert time.monotonic() - began < 60
+
+
 def test_a_killed_process_counts_as_a_shell_counts_it():
     program = INDEX + "import signal\nif index == 0: os.kill(os.getpid(), 9)"
     process = pod(program)

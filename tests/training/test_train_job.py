@@ -198,10 +198,13 @@ def test_processes_that_split_no_rows_read_the_same_ones(folder, tmp_path):
 
 def test_a_pod_that_loses_a_process_goes_on_exactly(folder, uninterrupted_pod):
     run = folder / "bereft"
-    launcher = subprocess.Popen(
-        pod(folder, run), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    said = folder / "bereft.txt"
+    with said.open("w") as file:
+        launcher = subprocess.Popen(
+            pod(folder, run), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+        )
     wait_for_losses(run, 6)
+    assert losses(run), said.read_text()
     children = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
     members = [int(pid) for pid in children.read_text().split()]
     assert len(members) == 2
