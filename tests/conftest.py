@@ -19,7 +19,15 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# LLVM's costlier passes are left out: they take a third of a session, which compiles far
+# more than it runs, and XLA's own passes, which could change what is computed, stay.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
 # Equal programs are compiled once a session; the cache is new each time, so that none
 # can hide that a program no longer compiles. The processes of a session share it.
 if "PYTEST_XDIST_WORKER" not in os.environ:

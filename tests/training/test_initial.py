@@ -75,9 +75,11 @@ def train(made, run, devices=8, **changes):
         f"--workdir={run}", f"--config.data.latents={made / 'latents'}",
         f"--init={init}", *(f"--config.{name}={value}" for name, value in values.items()),
     ]  # fmt: skip
-    flag = f"--xla_force_host_platform_device_count={devices}"
+    flags = (
+        f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    )
     found = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": flag}, text=True,
+        command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": flags}, text=True,
         capture_output=True, timeout=240,
     )  # fmt: skip
     return found.returncode, found.stdout + found.stderr

@@ -74,9 +74,10 @@ def command(folder, run, **changes):
 
 
 def environment(devices):
-    return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
-    }
+    flags = (
+        f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    )
+    return os.environ | {"XLA_FLAGS": flags}
 
 
 def run_job(arguments, devices=1, timeout=240):
