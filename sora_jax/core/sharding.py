@@ -86,6 +86,14 @@ def ways(mesh: jax.sharding.Mesh, name: str) -> int:
     return shards(mesh, RULES[name])
 
 
+def filled(size: int, name: str) -> int:
+    """The next size that divides over a logical axis of the mesh that is set, if any."""
+    if not _has_mesh():
+        return size
+    count = ways(jax.sharding.get_abstract_mesh(), name)
+    return -(-size // count) * count
+
+
 def spec(*names: str | None) -> PartitionSpec | None:
     """Returns the layout to hand to `out_sharding=`; None where no mesh is set."""
     return partition(*names) if _has_mesh() else None

@@ -129,7 +129,7 @@ def train_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     """
     objective = denoiser_objective(c)
     tokens = tokens_of(c)
-    jobs.check_denoiser(mesh, c, objective, [tokens])
+    jobs.check_denoiser(mesh, c, objective)
     rows, length = c.data.batch_size, c.text.length
     batch = batch_of(c, mesh, objective)
     forward = cost.dit_forward_flops(objective.dit_config, tokens, length)
@@ -167,10 +167,7 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     settings, config = runs.settings(c), denoiser_objective(c).dit_config
     sampler, count = settings.sampler, settings.num_inference_steps
     tokens, rows = tokens_of(c), sharding.ways(mesh, "batch")
-    sizes = {f"a row of {tokens} tokens": ("tokens", tokens)}
-    sharding.check_divisible(
-        mesh, sizes | {"model.dit.num_heads": ("heads", config.num_heads)}
-    )
+    sharding.check_divisible(mesh, {"model.dit.num_heads": ("heads", config.num_heads)})
     steps_of_clip = plans.solver(settings, sampler, count, settings.shift)
     plan = next(samplers.chunks(steps_of_clip, 1))
     guided = settings.guidance_scale != 1

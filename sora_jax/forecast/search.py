@@ -123,7 +123,7 @@ class Formulas:
                 batch = rows * sizes[0] * sizes[1] * c.loop.accumulation
                 c.data.batch_size = batch
                 try:
-                    jobs.check_denoiser(mesh, c, self.objective, [self.tokens])
+                    jobs.check_denoiser(mesh, c, self.objective)
                 except ValueError:
                     break
                 for remat in REMAT:

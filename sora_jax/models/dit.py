@@ -20,7 +20,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.core import sharding
-from sora_jax.models import attention, encodings, layers, text_encoder
+from sora_jax.models import attention, encodings, layers, patches, text_encoder
 
 _INPUT = "block_input"
 _TEXT = "text_attention"  # cheap to compute again, and as large as the other
@@ -390,22 +390,41 @@ class DiT(nnx.Module):
           velocity_bthwc, float32; with `reuse` also what the blocks added.
         """
         grid = latents_bthwc.shape[1:4]
-        x_bnc = patchify(latents_bthwc, self.config.patch)
+        x_bnc = patches.patchify(latents_bthwc, self.config.patch)
         known_bn = index_bn = None
         if known_bthw is not None:
-            known_bnp = patchify(known_bthw[..., None], self.config.patch)
+            known_bnp = patches.patchify(known_bthw[..., None], self.config.patch)
             known_bn = jnp.min(known_bnp, axis=-1).astype(jnp.float32)
             if levels_bk.shape[1] == 2:
                 index_bn = known_bn.astype(jnp.int32)
         pos_1n3 = grid_positions(grid, self.config, fps)
+        # Tokens of no clip fill a row, so that it divides over the mesh.
+        n = x_bnc.shape[1]
+        more = sharding.filled(n, "tokens") - n
+        of_tokens, segments = (x_bnc, index_bn, known_bn, pos_1n3), {}
+        if more:
+            of_tokens = jax.tree.map(lambda x: _fill(x, more), of_tokens)
+            segments = {
+                "segments_bn": _fill(jnp.zeros(x_bnc.shape[:2], jnp.int32), more, 1),
+                "text_segments_bl": jnp.zeros(text_mask_bl.shape, jnp.int32),
+                "level_segments_bk": jnp.zeros(levels_bk.shape, jnp.int32),
+            }
+        x_bnc, index_bn, known_bn, pos_1n3 = of_tokens
         found = self(
             x_bnc, levels_bk, index_bn, known_bn, pos_1n3, text_bld, text_mask_bl,
-            reuse=reuse,
+            **segments, reuse=reuse,
         )  # fmt: skip
-        if reuse is None:
-            return unpatchify(found, grid, self.config.patch)
-        velocity_bnc, kept_bnd = found
-        return unpatchify(velocity_bnc, grid, self.config.patch), kept_bnd
+        velocity_bnc, *kept_bnd = (found,) if reuse is None else found
+        if more:
+            velocity_bnc = sharding.reshard(velocity_bnc, "batch", None, None)[:, :n]
+        video_bthwc = patches.unpatchify(velocity_bnc, grid, self.config.patch)
+        return video_bthwc if reuse is None else (video_bthwc, *kept_bnd)
+
+
+def _fill(x_bn: jax.Array, more: int, value: int = 0) -> jax.Array:
+    """So many more tokens at the end of rows [b, n, ...]."""
+    edges = [(0, 0), (0, more), *[(0, 0)] * (x_bn.ndim - 2)]
+    return jnp.pad(x_bn, edges, constant_values=value)
 
 
 def _picker(level_index_bn: jax.Array | None, k: int):
@@ -456,33 +475,3 @@ def positions(
     frame_bn = index_bn3[..., 0] * config.patch[0] * config.temporal_stride
     time_bn = frame_bn / fps * config.time_scale
     return jnp.concatenate([time_bn[..., None], index_bn3[..., 1:]], axis=-1)
-
-
-def patchify(video_bthwc: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
-    """[b, t, h, w, c] -> [b, n, patch volume * c]; raises if sizes do not divide."""
-    b, *grid, c = video_bthwc.shape
-    if any(size % p for size, p in zip(grid, patch, strict=True)):
-        raise ValueError(f"latent size {grid} is not a multiple of the patch {patch}")
-    (pt, ph, pw), (t, h, w) = patch, (s // p for s, p in zip(grid, patch, strict=True))
-    x = _reshape(video_bthwc, (b, t, pt, h, ph, w, pw, c))
-    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return _reshape(x, (b, t * h * w, pt * ph * pw * c))
-
-
-def unpatchify(
-    x_bnc: jax.Array, grid: tuple[int, int, int], patch: tuple[int, int, int]
-) -> jax.Array:
-    """The inverse of `patchify` for a latent grid (t, h, w)."""
-    (pt, ph, pw), (t, h, w) = patch, (s // p for s, p in zip(grid, patch, strict=True))
-    b, c = x_bnc.shape[0], x_bnc.shape[-1] // (pt * ph * pw)
-    # Tokens that were split over the context axes come together for the video form.
-    x = sharding.reshard(x_bnc, "batch", None, None)
-    x = _reshape(x, (b, t, h, w, pt, ph, pw, c))
-    x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
-    return _reshape(x, (b, *grid, c))
-
-
-def _reshape(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Reshapes behind the batch axis, which keeps its layout."""
-    layout = sharding.follow(x)
-    return jnp.reshape(x, shape, out_sharding=layout and jax.P(*layout[:1]))

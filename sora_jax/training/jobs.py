@@ -201,7 +201,7 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     transform = transforms.LatentsAndText(
         transforms.Tokenize(sampler, pieces, c.text.length), cached
     )
-    check_denoiser(mesh, c, objective, rows.tokens)
+    check_denoiser(mesh, c, objective, rows.tokens if rows.packed else ())
     planner = rows.planner(cost.packed_row_cost(dit_config)) if rows.packed else None
     # All fits together; what the run needs of others is copied from here on.
     for file in pretrained.open_component(source.folder / "vae", "vae").files:
@@ -224,8 +224,10 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     return Job(objective, batches, flops, begun.params, fixed)
 
 
-def check_denoiser(mesh, c, objective: objectives.Denoiser, tokens) -> None:
-    """Checks that rows of so many tokens, and the networks, divide over the mesh.
+def check_denoiser(mesh, c, objective: objectives.Denoiser, packed=()) -> None:
+    """Checks that the networks, and packed rows of so many tokens, divide over the mesh.
+
+    A row of one clip need not: it is filled.
 
     Raises:
       ValueError: naming what does not.
@@ -235,7 +237,7 @@ def check_denoiser(mesh, c, objective: objectives.Denoiser, tokens) -> None:
         mesh,
         c,
         _text_encoder_sizes(objective.text_config)
-        | {f"a row of {n} tokens": ("tokens", n) for n in tokens}
+        | {f"a row of {n} tokens": ("tokens", n) for n in packed}
         | {
             "model.dit.num_heads": ("heads", config.num_heads),
             "model.dit.mlp_dim": ("mlp", config.mlp_dim),

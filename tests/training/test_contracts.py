@@ -26,7 +26,6 @@ from flax import nnx
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding, trees
-from sora_jax.data import packing
 from sora_jax.forecast import hlo, programs
 from sora_jax.models import dit, layers, video_vae
 from sora_jax.training import jobs, latents, loop
@@ -92,13 +91,12 @@ def test_a_recipe_divides_over_every_slice(name):
     """By what training checks first, with one row for each shard of the batch."""
     c = recipe(name)
     objective = programs.denoiser_objective(c)
-    tokens = packing.tokens_of(programs.latent_shape(c), objective.dit_config.patch)
     shapes = trees.flatten(objective.networks.abstract())
     layouts = trees.flatten(objective.networks.partitions())
     for devices in COUNTS:
         for label, mesh in layouts_on(devices).items():
             c.data.batch_size = sharding.ways(mesh, "batch")
-            jobs.check_denoiser(mesh, c, objective, [tokens])
+            jobs.check_denoiser(mesh, c, objective)
             for path, leaf in shapes.items():
                 for size, entry in zip(leaf.shape, layouts[path], strict=True):
                     assert size % sharding.shards(mesh, entry) == 0, (label, path)
