@@ -21,7 +21,7 @@ from absl import app, flags
 from configs import wan_14b
 from sora_jax.core import mesh as meshes
 from sora_jax.core import paths
-from sora_jax.forecast import calibration, chips, hlo, programs, step_time
+from sora_jax.forecast import calibration, chips, hlo, programs
 
 _ONLY = flags.DEFINE_string("only", None, "One part, such as offload.")
 _PROGRAM = flags.DEFINE_bool("program", True, "Compile.")
@@ -44,13 +44,7 @@ def _train(remat: str) -> dict:
     mesh = meshes.make_mesh({"ulysses": 4}, meshes.compile_only("v5p:2x2x1"))
     found = programs.train_step(_config(remat), mesh)
     print(found.what, found.work, found.parts, flush=True)
-    return _tiled(found.work, _TRAINED_TILE)
-
-
-def _tiled(work: step_time.Work, tile: tuple[int, int]) -> dict:
-    """The work with MaxDiffusion's tiles of attention in place of ours."""
-    count = work.scores / (tile[0] * tile[1])
-    return dataclasses.asdict(dataclasses.replace(work, tiles=count))
+    return dataclasses.asdict(calibration.as_published(found.work, _TRAINED_TILE))
 
 
 def _sampling(make) -> programs.Forecast:
@@ -63,8 +57,8 @@ def _sampling(make) -> programs.Forecast:
 
 def _sample() -> dict:
     found = _sampling(programs.sample_step)
-    work = _tiled(found.work, _SAMPLED_TILE)
-    return {"sample": work, "sampled_clips": found.rows}
+    work = calibration.as_published(found.work, _SAMPLED_TILE)
+    return {"sample": dataclasses.asdict(work), "sampled_clips": found.rows}
 
 
 def _decode() -> dict:

@@ -6,9 +6,9 @@ that walks them knows what runs beside what.
   products cycles that XLA writes beside matrix products, over the clock, corrected.
   moves    the same of all other operations; what has no cycles moves its result through
            memory twice, once in and once out.
-  kernels  XLA knows nothing of them. Attention's make 2, 4 and 3 products of 2 n m e
-           FLOPs a head (value; gradients of keys and values; of queries) and touch n m
-           scores, tile by tile; products and elementwise work do not overlap:
+  kernels  XLA knows nothing of them. Attention's make 2 and 5 products of 2 n m e FLOPs a
+           head (value; gradient) and touch n m scores, tile by tile; products and
+           elementwise work do not overlap:
            (FLOPs / peak + scores x operations / vector rate) / reached + tiles x s.
   links    a ring over n devices of which each sends both ways, so with W the bytes/s
            of two links and s the bytes of the result: (n - 1) / n s / W for
@@ -29,7 +29,7 @@ from sora_jax.forecast import hlo
 from sora_jax.forecast.chips import Chip, Reached
 
 # Products of 2 n m e FLOPs in a kernel, by what its name contains.
-PRODUCTS = {"_fwd": 2, "_dkv": 4, "_dq": 3}
+PRODUCTS = {"_fwd": 2, "_dkv": 5}
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 _HOST = "S(5)"  # XLA's memory space of the host
 _CONTEXT = 64  # bytes at most of what a transfer carries beside its arrays

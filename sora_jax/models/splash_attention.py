@@ -1,26 +1,32 @@
 """JAX's splash kernel for TPUs on one device, alone and for the blocks of a ring.
 
 It attends to tiles of keys and values that fit into a core's memory (arXiv 2205.14135),
-and holds no scores outside of it.
+and holds no scores outside of it. Its public gradient takes neither log sums from outside
+nor a head at a time, so the function behind it is called: tests compare what it gives
+with the reference.
 
 Letters: b batch, n query tokens, m key tokens, h heads, e head size.
 """
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from sora_jax.models.ring_attention import Seen
 
 HEAD_SIZES = (128, 256)  # whole lanes, and tiles that fit into VMEM
-TILE = 1024  # queries or keys of a tile, at most
+TILE = 1024  # queries, and keys, of a tile of scores, at most
+_FETCHED = 2  # tiles of keys that are brought into VMEM at a time
 _LANES = 128
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnames=("tile", "interpret", "name"))
 def attend(
     q_bnhe: jax.Array,
     k_bmhe: jax.Array,
@@ -31,10 +37,66 @@ def attend(
     name: str,
 ) -> jax.Array:
     """Attention [b, n, h, e]; arguments as those of `Blocks` and of `attention`."""
-    kernel, arrays = _kernel(
-        q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, residual_checkpoint_name=name
-    )
+    kernel, arrays = _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret)
     return _tokens_first(jax.vmap(kernel)(*arrays), q_bnhe.shape[1])
+
+
+def _attend_forward(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, name):
+    kept = _forward(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret)
+    kept = tuple(checkpoint_name(x, name) for x in kept)
+    return kept[0], (q_bnhe, k_bmhe, v_bmhe, *kept, seen)
+
+
+def _attend_backward(tile, interpret, name, saved, dy_bnhe):
+    del name
+    *arrays, seen = saved
+    return *_backward(*arrays, dy_bnhe, seen, tile, interpret), None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _forward(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret):
+    """The result [b, n, h, e] and the logarithm of the weights' sum [b, n, h]."""
+    kernel, arrays = _kernel(
+        q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, save_residuals=True
+    )
+    y_bhne, (log_sum_bhn,) = jax.vmap(kernel)(*arrays)
+    size = q_bnhe.shape[1]
+    return _tokens_first(y_bhne, size), _tokens_first(log_sum_bhn, size)
+
+
+def _backward(
+    q_bnhe, k_bmhe, v_bmhe, y_bnhe, log_sum_bnh, dy_bnhe, seen, tile, interpret
+):
+    """Gradients of q, k and v in their dtypes, by one kernel a head.
+
+    The kernel that makes all three computes the weights once; it leaves as many parts
+    of the gradient of q as keys are fetched, to be added up. Those of one head are
+    little; all heads' would not fit beside a model.
+    """
+    one = (x[:, :, :1] for x in (q_bnhe, k_bmhe, v_bmhe))
+    kernel, _ = _kernel(*one, seen, tile, interpret)
+    _, (*arrays, ids) = _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret)
+    kept = y_bnhe, log_sum_bnh, dy_bnhe
+    arrays += (_heads_first(x, arrays[0].shape[2]) for x in kept)
+
+    def row(arrays, ids):
+        def head(arrays):
+            q_ne, k_me, v_me, y_ne, log_sum_n, dy_ne = (x[None] for x in arrays)
+            saved = q_ne, k_me, v_me, ids, None, y_ne, log_sum_n
+            saved += kernel.dq_mask_info, kernel.dkv_mask_info
+            gradients = splash_attention_kernel._splash_attention_bwd(
+                **kernel.kwargs, res=saved, do=dy_ne
+            )[3:6]
+            return [x[0] for x in gradients]
+
+        return jax.lax.map(head, arrays)
+
+    gradients = jax.vmap(row)(arrays, ids)
+    sizes = q_bnhe.shape[1], *(k_bmhe.shape[1],) * 2
+    dq_bnhe, dk_bmhe, dv_bmhe = map(_tokens_first, gradients, sizes)
+    return (q_bnhe.shape[-1] ** -0.5 * dq_bnhe).astype(q_bnhe.dtype), dk_bmhe, dv_bmhe
 
 
 def _heads_first(x_bnh: jax.Array, size: int) -> jax.Array:
@@ -54,13 +116,14 @@ def _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, **options):
     (b, n, h, e), m = q_bnhe.shape, k_bmhe.shape[1]
     mask_bm, q_segments_bn, k_segments_bm = seen
 
-    def tiles(size: int) -> tuple[int, int]:
-        """The tile of so many tokens, and how many whole ones hold."""
-        count = -(-size // tile)
+    def tiles(size: int, together: int) -> tuple[int, int]:
+        """The tile of so many tokens, and how many whole groups of tiles hold."""
+        count = -(-size // (tile * together)) * together
         fitting = -(-size // (count * _LANES)) * _LANES
         return fitting, count * fitting
 
-    (tile_n, all_n), (tile_m, all_m) = tiles(n), tiles(m)
+    fetched = _FETCHED if m > tile else 1
+    (tile_n, all_n), (tile_m, all_m) = tiles(n, 1), tiles(m, fetched)
     ids = None
     if all_n > n or all_m > m or mask_bm is not None or q_segments_bn is not None:
         q_ids_bn = jnp.zeros((b, n), jnp.int32)
@@ -78,9 +141,9 @@ def _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, **options):
     kernel = splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([splash_attention.FullMask((all_n, all_m))] * h),
         block_sizes=splash_attention.BlockSizes(
-            block_q=tile_n, block_kv=tile_m,
-            block_q_dkv=tile_n, block_kv_dkv=tile_m,
-            block_q_dq=tile_n, block_kv_dq=tile_m,
+            block_q=tile_n, block_kv=fetched * tile_m, block_kv_compute=tile_m,
+            block_q_dkv=tile_n, block_kv_dkv=fetched * tile_m,
+            block_kv_dkv_compute=tile_m, use_fused_bwd_kernel=True,
         ),
         head_shards=1,
         q_seq_shards=1,
@@ -95,9 +158,6 @@ def _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, **options):
 class Blocks:
     """Blocks of a ring with the kernel for TPUs, as `splash` does it.
 
-    The kernel's public gradient takes no log sums from outside, so the function behind
-    it is called: a test compares what it gives with the reference.
-
     Args:
       tile: queries, and keys, that a core works on at a time, at most.
       interpret: runs the kernel's program on any platform, slowly.
@@ -108,33 +168,15 @@ class Blocks:
     interpret: bool = False
 
     def forward(self, q_bnhe, k_bmhe, v_bmhe, seen):
-        kernel, arrays = _kernel(
-            q_bnhe, k_bmhe, v_bmhe, seen, self.tile, self.interpret, save_residuals=True
-        )
-        y_bhne, (log_sum_bhn,) = jax.vmap(kernel)(*arrays)
-        y_bnhe, log_sum_bnh = (
-            _tokens_first(x, q_bnhe.shape[1]) for x in (y_bhne, log_sum_bhn)
+        y_bnhe, log_sum_bnh = _forward(
+            q_bnhe, k_bmhe, v_bmhe, seen, self.tile, self.interpret
         )
         return y_bnhe.astype(jnp.float32), log_sum_bnh, jnp.ones_like(log_sum_bnh)
 
     def backward(self, q_bnhe, k_bmhe, v_bmhe, y_bnhe, top_bnh, sum_bnh, dy_bnhe, seen):
-        kernel, arrays = _kernel(
-            q_bnhe, k_bmhe, v_bmhe, seen, self.tile, self.interpret
-        )
-        kept = y_bnhe, top_bnh + jnp.log(sum_bnh), dy_bnhe
-        kept = (_heads_first(x, arrays[0].shape[2]) for x in kept)
-
-        def row(q_hne, k_hme, v_hme, ids, y_hne, log_sum_hn, dy_hne):
-            saved = q_hne, k_hme, v_hme, ids, None, y_hne, log_sum_hn
-            saved += kernel.dq_mask_info, kernel.dkv_mask_info
-            return splash_attention_kernel._splash_attention_bwd(
-                **kernel.kwargs, res=saved, do=dy_hne
-            )[3:6]
-
-        gradients = jax.vmap(row)(*arrays, *kept)
-        sizes = q_bnhe.shape[1], *(k_bmhe.shape[1],) * 2
-        dq_bnhe, dk_bmhe, dv_bmhe = (
-            _tokens_first(x, size).astype(jnp.float32)
-            for x, size in zip(gradients, sizes, strict=True)
-        )
-        return q_bnhe.shape[-1] ** -0.5 * dq_bnhe, dk_bmhe, dv_bmhe
+        log_sum_bnh = top_bnh + jnp.log(sum_bnh)
+        gradients = _backward(
+            q_bnhe, k_bmhe, v_bmhe, y_bnhe, log_sum_bnh, dy_bnhe, seen,
+            self.tile, self.interpret,
+        )  # fmt: skip
+        return tuple(x.astype(jnp.float32) for x in gradients)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sora_jax.forecast import calibration
+from sora_jax.forecast import calibration, step_time
 from sora_jax.forecast.chips import REACHED
 
 
@@ -26,3 +26,15 @@ def test_an_error_is_a_share_of_what_is_published():
     check = calibration.Check("a clip", 40.0, 30.0)
     assert check.error == -0.25
     assert str(check) == "a clip: 30.0 s estimated, 40.0 s published, -25.0%"
+
+
+def test_a_gradient_in_two_parts_costs_two_more_products_and_its_scores_again():
+    def work(values, gradients, products, scores):
+        flops = 2.0 * 128 * (2 * values + products * gradients)
+        return step_time.Work(flops=flops, scores=values + scores * gradients)
+
+    ours, theirs = work(3e6, 1e6, 5, 1), work(3e6, 1e6, 7, 2)
+    found = calibration.as_published(ours, (500, 1000))
+    assert found == dataclasses.replace(theirs, tiles=10.0)
+    sampled = work(3e6, 0, 5, 1)
+    assert calibration.as_published(sampled, (500, 1000)).flops == sampled.flops
