@@ -26,7 +26,14 @@ from sora_jax.forecast import chips, flops, hlo, step_time
 from sora_jax.forecast.chips import GIB
 from sora_jax.forecast.report import DoesNotFit, Forecast
 from sora_jax.generation import compiled, plans, runs
-from sora_jax.models import discriminator, dit, lpips, streaming, video_vae
+from sora_jax.models import (
+    discriminator,
+    dit,
+    lpips,
+    streaming,
+    text_encoder,
+    video_vae,
+)
 from sora_jax.training import cost, jobs, loop, objectives, optim, reconstruction
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
@@ -159,12 +166,13 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     As `generate` runs it, guidance included; a clip takes `sample.num_inference_steps`.
     Weights are float32, as a run's are (imported ones in bfloat16 take half), of one
     expert where there are two. The text encoder and the video VAE, which `generate`
-    holds as well, are not in it.
+    holds as well, are counted by their weights alone.
 
     Raises:
       DoesNotFit, ValueError: see `train_step`.
     """
-    settings, config = runs.settings(c), denoiser_objective(c).dit_config
+    settings, objective = runs.settings(c), denoiser_objective(c)
+    config, text_config = objective.dit_config, objective.text_config
     sampler, count = settings.sampler, settings.num_inference_steps
     tokens, rows = tokens_of(c), sharding.ways(mesh, "batch")
     sharding.check_divisible(mesh, {"model.dit.num_heads": ("heads", config.num_heads)})
@@ -173,6 +181,12 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     guided = settings.guidance_scale != 1
     with jax.set_mesh(mesh):
         graph, weights = network(mesh, lambda rngs: dit.DiT(config, rngs=rngs))
+        _, encoder = network(
+            mesh, lambda rngs: text_encoder.TextEncoder(text_config, rngs=rngs)
+        )
+        _, vae = network(
+            mesh, lambda rngs: video_vae.VideoVAE(vae_config(c), rngs=rngs)
+        )
         x = _place(mesh, jnp.float32, rows, *latent_shape(c))
         memory = _abstract(mesh, lambda x: samplers.start(x, sampler), x)
         text = {
@@ -193,6 +207,7 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
         named={"sampler": sampler, "guided": guided},
         what=f"a sampler's step, the denoiser alone, of {rows} clips of {tokens:,} tokens",
         model_flops=passes * rows * forward, rows=rows, tokens=tokens, runs=count,
+        beside={"text encoder": encoder, "video VAE": vae},
     )  # fmt: skip
 
 
@@ -295,9 +310,12 @@ def _abstract(mesh, function, *given):
 
 def _compile(
     mesh, function, given, held: Mapping[str, Any], *, what, rows, tokens,
-    named=None, model_flops=None, runs=1.0,
+    named=None, model_flops=None, runs=1.0, beside=None,
 ) -> Forecast:  # fmt: skip
-    """Compiles a function for a mesh; `held` names what it is given, to be listed."""
+    """Compiles a function for a mesh; `held` names what it is given, to be listed.
+
+    `beside` names what a device holds that the function is not given.
+    """
     kind = chips.kind_of(mesh.devices.flat[0])
     chip = chips.CHIPS[kind]
     sizes = {name: bytes_of(tree) for name, tree in held.items()}
@@ -321,7 +339,8 @@ def _compile(
     return Forecast(
         what=what,
         kind=kind,
-        memory=_memory(done, sizes),
+        memory=_memory(done, sizes)
+        | {name: bytes_of(tree) for name, tree in (beside or {}).items()},
         model_flops=counted if model_flops is None else model_flops,
         program_flops=counted,
         collectives=hlo.exchanges(program),
