@@ -26,6 +26,7 @@ ORACLE = ROOT / "tests" / "oracle"
 PEERS = os.environ.get("SORA_PEERS_PYTHON", str(ROOT / ".peers" / "bin" / "python"))
 THREADS = len(os.sched_getaffinity(0))
 NOISY = 0.15
+PAUSE = 0.3  # seconds
 OURS = "ours"
 
 
@@ -122,10 +123,14 @@ def seconds(operation: Callable, count: int = 1) -> float:
 def take_turns(
     calls: Mapping[str, Callable[[], float]], rounds: int
 ) -> dict[str, list[float]]:
-    """Calls each once a round, every other round from the last to the first."""
+    """Calls each once a round, every other round from the last to the first.
+
+    Before each, threads of the one before that spin in wait of more work fall asleep.
+    """
     times = {name: [] for name in calls}
     for turn in range(rounds):
         for name in list(calls)[:: 1 - 2 * (turn % 2)]:
+            time.sleep(PAUSE)
             times[name].append(calls[name]())
     return times
 

@@ -17,6 +17,7 @@ as one axis, k chunks, c queries of a chunk.
 
 import dataclasses
 import functools
+import math
 from typing import ClassVar
 
 import jax
@@ -26,10 +27,16 @@ from jax.ad_checkpoint import checkpoint_name
 from sora_jax.core import sharding
 from sora_jax.models import ring_attention, splash_attention
 
-# Scores that a device holds at a time; see experiments/RESULTS.md, "Attention".
-CHUNK_BYTES = 16 * 2**20
-# Fewer queries than these make slow products: then there are fewer rows in a chunk.
-_MIN_QUERIES = 128
+# Scores that a device holds at a time, by which its caches are shared well on a CPU, and
+# what keeps a GPU busy; up to so many are all computed at once. See
+# experiments/RESULTS.md, "Attention".
+CHUNK_BYTES = 4 * 2**20
+_LARGE_CHUNK_BYTES = 2**29  # not measured
+_AT_ONCE_BYTES = 8 * 2**20
+# A chunk has more scores before it has fewer queries than the first, and several heads
+# only where it has more than the second.
+_MIN_QUERIES, _MANY_QUERIES = 256, 512
+_LANES = 64  # of which a chunk's queries are a multiple
 SAVED = "attention"  # what remat policies call the results that are dear to compute
 _EXCHANGED = "ulysses"  # the mesh axis over which heads and tokens change places
 _RING = "ring"  # the mesh axis over which keys and values go round
@@ -93,19 +100,22 @@ def _exchanged(form, q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_
 def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, name):
     """`attention` where queries are; keys, values and what hides them come there."""
     if _goes_round(q_bnhe, k_bmhe):
-        small, large = ring, ring
-        kernel = functools.partial(ring, blocks=splash_attention.Blocks())
+        small, kernel = ring, functools.partial(ring, blocks=splash_attention.Blocks())
+        chunks = lambda size: functools.partial(ring, blocks=ChunkBlocks(size))  # noqa: E731
     else:
-        small, large, kernel = _named_reference, chunked, splash
+        small, kernel = _named_reference, splash
+        chunks = lambda size: functools.partial(chunked, chunk_bytes=size)  # noqa: E731
         k_bmhe = sharding.gather_axis(k_bmhe, 1, like=q_bnhe)
         v_bmhe = sharding.gather_axis(v_bmhe, 1, like=q_bnhe)
         if k_segments_bm is not None:
             k_segments_bm = sharding.gather_axis(k_segments_bm, 1, like=q_segments_bn)
     given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
-    if _score_bytes(q_bnhe, k_bmhe) <= CHUNK_BYTES:
+    if _score_bytes(q_bnhe, k_bmhe) <= _AT_ONCE_BYTES:
         return small(*given, name=name)
+    least = 4 * _MIN_QUERIES * k_bmhe.shape[1]
+    fine, large = (chunks(max(x, least)) for x in (CHUNK_BYTES, _LARGE_CHUNK_BYTES))
     if q_bnhe.shape[-1] not in splash_attention.HEAD_SIZES:
-        return large(*given, name=name)
+        kernel = large
     there = [x is not None for x in given]
 
     def on(form):
@@ -116,7 +126,9 @@ def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm,
         return run
 
     arrays = [x for x in given if x is not None]
-    return jax.lax.platform_dependent(*arrays, tpu=on(kernel), default=on(large))
+    return jax.lax.platform_dependent(
+        *arrays, cpu=on(fine), tpu=on(kernel), default=on(large)
+    )
 
 
 def _goes_round(q_bnhe: jax.Array, k_bmhe: jax.Array) -> bool:
@@ -266,11 +278,12 @@ def _in_groups(run, arrays, seen, chunk_bytes: int):
     """
     b, n, h, _ = arrays[0].shape
     query_bytes = 4 * arrays[1].shape[1]
-    fitting = chunk_bytes // (query_bytes * min(n, _MIN_QUERIES))
-    group = max(
-        g for g in range(1, b * h + 1) if not b * h % g and g <= max(1, fitting)
-    )
-    num_chunks = -(-n // max(1, chunk_bytes // (query_bytes * group)))
+    fitting = max(1, chunk_bytes // (query_bytes * min(n, _MANY_QUERIES)))
+    # Cores share groups of a power of two evenly.
+    whole = fitting >= b * h
+    group = b * h if whole else math.gcd(b * h, 1 << fitting.bit_length() - 1)
+    size = max(1, chunk_bytes // (query_bytes * group))
+    num_chunks = -(-n // (size // _LANES * _LANES or size))
 
     def heads_first(x_bnh):
         x = x_bnh.swapaxes(1, 2)
@@ -373,7 +386,7 @@ def _gradients(q_gne, k_gme, v_gme, y_gne, top_gn, sum_gn, dy_gne, seen, num_chu
     dot_gn = jnp.sum(dy_gne.astype(jnp.float32) * y_gne.astype(jnp.float32), -1)
 
     def chunk(sums, given):
-        dk_gme, dv_gme = sums
+        dk_gem, dv_gem = sums
         q_gce, q_segments_gc, dy_gce, *of_query = given
         dot_gc1, top_gc1, inverse_gc1 = (x[..., None] for x in of_query)
         visible = _visible(mask_gm, q_segments_gc, k_segments_gm)
@@ -385,15 +398,18 @@ def _gradients(q_gne, k_gme, v_gme, y_gne, top_gn, sum_gn, dy_gne, seen, num_chu
             dscores_gcm = jnp.where(visible, dscores_gcm, 0)
         dscores_gcm = dscores_gcm.astype(q_gce.dtype)
         weights_gcm = weights_gcm.astype(v_gme.dtype)
-        dk_gme += product("gcm,gce->gme", dscores_gcm, q_gce)
-        dv_gme += product("gcm,gce->gme", weights_gcm, dy_gce)
-        return (dk_gme, dv_gme), product("gcm,gme->gce", dscores_gcm, k_gme)
+        dk_gem += product("gec,gcm->gem", q_gce.swapaxes(1, 2), dscores_gcm)
+        dv_gem += product("gec,gcm->gem", dy_gce.swapaxes(1, 2), weights_gcm)
+        return (dk_gem, dv_gem), product("gcm,gme->gce", dscores_gcm, k_gme)
 
     # Not the sum, but its inverse: padding weighs nothing.
     of_query = q_gne, q_segments_gn, dy_gne, dot_gn, top_gn, 1 / sum_gn
     cut = [_cut(x, num_chunks) for x in of_query]
-    sums = tuple(jnp.zeros_like(x, jnp.float32) for x in (k_gme, v_gme))
-    (dk_gme, dv_gme), dq_kgce = jax.lax.scan(chunk, sums, cut)
+    # Heads before keys: products of scores that stand as they are, with small arrays
+    # turned, are three times as fast on a CPU as with scores turned.
+    sums = tuple(jnp.zeros_like(x.swapaxes(1, 2), jnp.float32) for x in (k_gme, v_gme))
+    sums_gem, dq_kgce = jax.lax.scan(chunk, sums, cut)
+    dk_gme, dv_gme = (x_gem.swapaxes(1, 2) for x_gem in sums_gem)
     return _join(dq_kgce, q_gne.shape[1]), dk_gme, dv_gme
 
 

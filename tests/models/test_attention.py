@@ -97,6 +97,13 @@ def test_splash_on_a_mesh_is_splash_on_one_device(close):
     compare(close, found, expected, "four")
 
 
+def cut_small(monkeypatch, chunk_bytes: int) -> None:
+    """Cuts the scores of small arrays into chunks of so many bytes too."""
+    monkeypatch.setattr(attention, "_AT_ONCE_BYTES", 0)
+    monkeypatch.setattr(attention, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(attention, "_MIN_QUERIES", 1)
+
+
 def memory(function, *given) -> int:
     return (
         jax.jit(function).lower(*given).compile().memory_analysis().temp_size_in_bytes
@@ -135,11 +142,24 @@ def test_the_form_follows_the_scores_on_a_device(monkeypatch):
     qkv = draw(2, 1024, 1024, 4, 8)  # scores of 32 MiB
     jax.eval_shape(attention.attention, *(x[:, :512] for x in qkv))
     jax.eval_shape(attention.attention, *qkv)
-    with jax.set_mesh(mesh.make_mesh({"tensor": 2}, jax.devices()[:2])):
+    with jax.set_mesh(mesh.make_mesh({"tensor": 4}, jax.devices()[:4])):
         layout = jax.P(None, None, "tensor", None)
         split = [jax.device_put(x, layout) for x in qkv]
         jax.eval_shape(attention.attention, *split)
-    assert forms == ["reference", "chunked", "reference"]
+    assert {*forms[1:-1]} == {"chunked"}  # for every platform
+    assert forms[0] == forms[-1] == "reference"
+
+
+def test_chunks_are_larger_where_a_gpu_must_be_kept_busy():
+    qkv = [jax.ShapeDtypeStruct((1, 4096, 4, 64), jnp.float32)] * 3  # 268 MB of scores
+    traced = jax.jit(attention.attention).trace(*qkv)
+    loops = {
+        platform: traced.lower(lowering_platforms=(platform,))
+        .as_text()
+        .count("stablehlo.while")
+        for platform in ("cpu", "cuda")
+    }
+    assert loops == {"cpu": 2, "cuda": 1}  # over heads and their queries; one chunk
 
 
 MESHES = [
@@ -152,7 +172,7 @@ MESHES = [
 @pytest.mark.parametrize("kind", ["all", "both"])
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_rows_queries_and_heads_over_devices(close, monkeypatch, shape, kind):
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 0)
+    cut_small(monkeypatch, 0)
     given = (*draw(4, 40, 40, 2, 8), *masks(kind, 4, 40, 40))
     expected = graded(attention.reference)(*given)
     with jax.set_mesh(mesh.make_mesh(shape)):
@@ -198,7 +218,7 @@ def test_frames_attend_in_chunks_where_their_height_is_split(
     layer = build(lambda: vae_layers.FrameAttention(8, rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 8, 6, 8)))
     expected = jax.jit(layer)(x)
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 4 * 2 * 48 * 5)
+    cut_small(monkeypatch, 4 * 2 * 48 * 5)
     close("one device", jax.jit(lambda x: layer(x))(x), expected, 1e-6)
     with jax.set_mesh(mesh.make_mesh({"ring": 4, "tensor": 2})):
         split = jax.device_put(x, jax.P(None, None, "ring", "tensor"))

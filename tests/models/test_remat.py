@@ -18,7 +18,9 @@ CONFIG = dit.Config(
 
 def programs(monkeypatch, remat, chunked):
     """The gradients of a video's loss, and the program that gives them."""
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 0 if chunked else 2**30)
+    monkeypatch.setattr(attention, "_AT_ONCE_BYTES", 0 if chunked else 2**30)
+    monkeypatch.setattr(attention, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(attention, "_MIN_QUERIES", 1)
     config = dataclasses.replace(CONFIG, remat=remat)
     model = dit.DiT(config, rngs=nnx.Rngs(0))
     graph, params = nnx.split(model)
