@@ -85,7 +85,7 @@ class Reached:
     tile: float
 
 
-REACHED = Reached(0.865, 0.85, 0.876, 0.46, 8.0, 0.791, 0.292e-6)
+REACHED = Reached(0.865, 0.85, 0.876, 0.46, 8.0, 0.807, 0.286e-6)
 
 
 def kind_of(device) -> str:

@@ -215,8 +215,12 @@ class _Walk:
 
     def _compute(self, operation: hlo.Operation) -> None:
         of = self._of
-        if _KERNEL in operation.rest:
-            self._spend(kernel(operation))
+        inside = (of.program.computations.get(name, ()) for name in operation.called)
+        # One that is given a part of an array is fused with what takes it out.
+        fused = [one for found in inside for one in found if _KERNEL in one.rest]
+        if _KERNEL in operation.rest or fused:
+            for one in fused or [operation]:
+                self._spend(kernel(one))
         elif operation.cycles is not None:
             multiplies = of.program.multiplies(operation)
             name = "products" if multiplies else "moves"

@@ -144,6 +144,11 @@ def test_kernels_count_products_scores_and_tiles():
         )
     with pytest.raises(ValueError, match="what the kernel splash_mha.1 computes"):
         work(line.format(""))
+    fusion = (
+        "  %splash_mha_fwd.7 = bf16[2,8,4] fusion(%a, %q), kind=kCustom, calls=%inner\n"
+    )
+    inner = "%inner (a: s8[]) -> bf16[2,8,4] {\n" + line.format("_fwd") + "}\n"
+    assert work(fusion, inner) == work(line.format("_fwd"))
     reached = dataclasses.replace(
         REACHED, peak=0.5, tile=0.25, vector=4096.0, kernels=0.5
     )
