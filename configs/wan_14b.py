@@ -2,6 +2,15 @@
 
     python -m sora_jax.train --config=configs/wan_14b.py --workdir=runs/tuned \
         --config.data.latents=latents --init Wan2.1-T2V-14B-Diffusers
+
+Compiled by preflight for these slices and run on none (launch/forecasts.md has seconds
+too), one clip a step, AdamW with moments in bfloat16, average and parameters in float32:
+
+    81 frames of 720 x 1280   v5p-8    ulysses=4          80 % of a device's memory
+                              v6e-16   ring=2,ulysses=8   64 %
+    961 of 480 x 832          v5p-128  ring=8,ulysses=8   11 %
+    two of 81 of 480 x 832    v6e-16   fsdp=2,ulysses=8   61 %
+    81 of 480 x 832           v5e-4    does not fit: 11 devices or more
 """
 
 from configs import wan_1_3b
