@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import jax
 from absl import app, flags
 
+from sora_jax.core import xla_flags
+
 
 def run(main: Callable[[list[str]], None], name: str) -> None:
     """Parses the flags and calls `main`; exits with 130 where Ctrl-C stopped it.
@@ -48,6 +50,7 @@ def run(main: Callable[[list[str]], None], name: str) -> None:
             sys.stderr.flush()
             os._exit(1)
 
+    xla_flags.set_defaults()
     app.run(guarded, flags_parser=parse)
 
 

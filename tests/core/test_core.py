@@ -14,7 +14,7 @@ import pytest
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.core import paths, progress, rng, sharding
+from sora_jax.core import paths, progress, rng, sharding, xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -185,3 +185,16 @@ def test_axes_take_parts_of_a_slices_and_replicas_are_slices(libtpu):
     whole, parts, refused = done.stdout.splitlines()
     assert whole == "True" and parts == "[{0}, {1}]"
     assert "lies on 2 slices, and replica is 1" in refused
+
+
+def test_flags_of_the_environment_come_before_ours():
+    ours = [f"--{name}={value}" for name, value in xla_flags.TPU.items()]
+    empty, given = {}, {"LIBTPU_INIT_ARGS": "--other=1"}
+    for environment in (empty, given):
+        xla_flags.set_defaults(environment)
+    assert empty["LIBTPU_INIT_ARGS"].split() == ours
+    assert given["LIBTPU_INIT_ARGS"].split() == ["--other=1", *ours]
+    first = next(iter(xla_flags.TPU))
+    chosen = {"LIBTPU_INIT_ARGS": f"--{first}=false"}
+    xla_flags.set_defaults(chosen)
+    assert chosen["LIBTPU_INIT_ARGS"].split() == [f"--{first}=false", *ours[1:]]
