@@ -75,9 +75,9 @@ def _backward(
     of the gradient of q as keys are fetched, to be added up. Those of one head are
     little; all heads' would not fit beside a model.
     """
-    one = (x[:, :, :1] for x in (q_bnhe, k_bmhe, v_bmhe))
-    kernel, _ = _kernel(*one, seen, tile, interpret)
-    _, (*arrays, ids) = _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret)
+    kernel, (*arrays, ids) = _kernel(
+        q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, heads=1
+    )
     kept = y_bnhe, log_sum_bnh, dy_bnhe
     arrays += (_heads_first(x, arrays[0].shape[2]) for x in kept)
 
@@ -111,8 +111,13 @@ def _tokens_first(x_bhn: jax.Array, size: int) -> jax.Array:
     return x_bhn[:, :, :size].swapaxes(1, 2)
 
 
-def _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, **options):
-    """The kernel for arrays of these sizes, and its arguments of one row each."""
+def _kernel(
+    q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, heads: int | None = None, **options
+):
+    """The kernel for arrays of these sizes, and its arguments of one row each.
+
+    It is made for so many heads, or else for all that the arrays have.
+    """
     (b, n, h, e), m = q_bnhe.shape, k_bmhe.shape[1]
     mask_bm, q_segments_bn, k_segments_bm = seen
 
@@ -138,8 +143,9 @@ def _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, **options):
             jnp.pad(k_ids_bm, ((0, 0), (0, all_m - m)), constant_values=low),
         )
     q_bnhe = (q_bnhe * e**-0.5).astype(q_bnhe.dtype)
+    mask = [splash_attention.FullMask((all_n, all_m))] * (heads or h)
     kernel = splash_attention.make_splash_mha(
-        splash_attention.MultiHeadMask([splash_attention.FullMask((all_n, all_m))] * h),
+        splash_attention.MultiHeadMask(mask),
         block_sizes=splash_attention.BlockSizes(
             block_q=tile_n, block_kv=fetched * tile_m, block_kv_compute=tile_m,
             block_q_dkv=tile_n, block_kv_dkv=fetched * tile_m,
