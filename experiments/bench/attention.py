@@ -96,7 +96,7 @@ def compare(
                         f"{what} {form}", expected, found, tolerance
                     )
             timed = {
-                form: lambda call=call: side_by_side.seconds(call)
+                form: functools.partial(side_by_side.seconds, call)
                 for form, call in calls.items()
             }
             for form in theirs:
@@ -110,7 +110,7 @@ def compare(
                 errors[form] = side_by_side.check(
                     f"{what} {form}", expected, found, tolerance
                 )
-                timed[form] = lambda name=name: peer.seconds(name)
+                timed[form] = functools.partial(peer.seconds, name)
             times = side_by_side.take_turns(timed, rounds)
             b, n, h, e = shape
             flops = 4 * b * h * n * n * e * (1 if what == "forward" else 3)

@@ -261,12 +261,13 @@ def compare(
     def run(peer, available):
         for row in rows:
             ours[row]()  # compiled, and its weights made
-            calls = {side_by_side.OURS: lambda row=row: side_by_side.seconds(ours[row])}
+            run_row = functools.partial(side_by_side.seconds, ours[row])
+            calls = {side_by_side.OURS: run_row}
             for form in available.get(row, ()):
                 theirs = PEER_NAMES.get(row, row)
                 theirs = theirs if form == "eager" else f"{theirs}_compiled"
                 peer.seconds(theirs)
-                calls[form] = lambda theirs=theirs: peer.seconds(theirs)
+                calls[form] = functools.partial(peer.seconds, theirs)
             more = {}
             if peer is not None:
                 more = {"errors": available.get(row, {}), "peer": peer.versions()}

@@ -9,6 +9,7 @@ of its memory layouts, one and four clips at a time, and its best form counts.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import subprocess
@@ -51,10 +52,13 @@ def compare(python: str, clips: int, repeat: int, forms=FORMS) -> dict[str, floa
             if peer.stdout.readline() != "ready\n":
                 raise RuntimeError(f"the peer ended with {peer.wait()}")
 
-            def theirs(form: str) -> float:
-                peer.stdin.write(f"{form}\n")
-                peer.stdin.flush()
-                return float(peer.stdout.readline())
+            def theirs(form: str, count: int) -> float:
+                total = 0.0
+                for _ in range(count):
+                    peer.stdin.write(f"{form}\n")
+                    peer.stdin.flush()
+                    total += float(peer.stdout.readline())
+                return total / count
 
             case = load_file(folder / "clips.safetensors")
             config = i3d.Config(eps=1e-5)
@@ -66,8 +70,9 @@ def compare(python: str, clips: int, repeat: int, forms=FORMS) -> dict[str, floa
             )
             video = np.ascontiguousarray(np.moveaxis(case["video"], 1, -1))
             check(ours(video), case["logits"])  # which also compiles
-            calls = {"ours": lambda: side_by_side.seconds(lambda: ours(video))}
-            calls |= {form: lambda form=form: theirs(form) for form in forms}
+            run = functools.partial(ours, video)
+            calls = {"ours": functools.partial(side_by_side.seconds, run)}
+            calls |= {form: functools.partial(theirs, form) for form in forms}
             times = side_by_side.take_turns(calls, repeat)
             peer.stdin.close()
     ratios = {}

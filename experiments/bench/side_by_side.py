@@ -10,6 +10,7 @@ is noisy where times differ by more than 15 % of their median, and then no resul
 """
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -26,7 +27,8 @@ ORACLE = ROOT / "tests" / "oracle"
 PEERS = os.environ.get("SORA_PEERS_PYTHON", str(ROOT / ".peers" / "bin" / "python"))
 THREADS = len(os.sched_getaffinity(0))
 NOISY = 0.15
-PAUSE = 0.3  # seconds
+PAUSE = 0.3  # seconds before a turn
+TURN = 0.5  # seconds that a turn takes at least
 OURS = "ours"
 
 
@@ -121,17 +123,24 @@ def seconds(operation: Callable, count: int = 1) -> float:
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[], float]], rounds: int
+    calls: Mapping[str, Callable[[int], float]], rounds: int
 ) -> dict[str, list[float]]:
     """Calls each once a round, every other round from the last to the first.
 
     Before each, threads of the one before that spin in wait of more work fall asleep.
+    What is short is therefore done as often as takes half a second, or caches that are
+    cold and threads that sleep would be what is timed.
+
+    Args:
+      calls: by name, a function of how often the work is done, which returns the
+        seconds for each time.
     """
+    counts = {name: math.ceil(TURN / call(1)) for name, call in calls.items()}
     times = {name: [] for name in calls}
     for turn in range(rounds):
         for name in list(calls)[:: 1 - 2 * (turn % 2)]:
             time.sleep(PAUSE)
-            times[name].append(calls[name]())
+            times[name].append(calls[name](counts[name]))
     return times
 
 

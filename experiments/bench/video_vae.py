@@ -118,11 +118,6 @@ def open_peer(python, folder: pathlib.Path, config, params, inputs):
     return side_by_side.Peer(python, "timed_vae.py", folder, case, config)
 
 
-def count(name: str) -> int:
-    """How often an operation is done before the clock is read."""
-    return 20 if name == "conv3d" else 1
-
-
 def check(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
     """Prints how far results are from the peer's.
 
@@ -163,15 +158,10 @@ def compare(
                 },
             )
             for name, run in ours.items():
-                calls = {
-                    side_by_side.OURS: lambda n=count(name), run=run: (
-                        side_by_side.seconds(run, n)
-                    )
-                }
+                run = functools.partial(side_by_side.seconds, run)
+                calls = {side_by_side.OURS: run}
                 for theirs in forms.get(name, (name,)):
-                    calls[theirs] = lambda n=count(name), theirs=theirs: peer.seconds(
-                        theirs, n
-                    )
+                    calls[theirs] = functools.partial(peer.seconds, theirs)
                 times = side_by_side.take_turns(calls, repeat)
                 label = f"base_dim {config.base_dim}, {size} {name}"
                 rows.append(side_by_side.row(label, times))
@@ -195,13 +185,11 @@ def stream(config, size, repeat: int, chunks=(1, 2, 4, 8)) -> None:
     calls = {
         way: functools.partial(side_by_side.seconds, run) for way, run in ways.items()
     }
-    times = side_by_side.take_turns(calls, repeat + 1)
+    times = side_by_side.take_turns(calls, repeat)
     for (name, chunk), found in times.items():
-        share = np.median(found[1:]) / np.median(times[name, 0][1:])
+        share = np.median(found) / np.median(times[name, 0])
         what = f"{chunk} latents at a time" if chunk else "at once"
-        print(
-            f"{name} {what}: {side_by_side.describe(found[1:])}, {share:.3f} of one pass"
-        )
+        print(f"{name} {what}: {side_by_side.describe(found)}, {share:.3f} of one pass")
 
 
 def minute(config, num_frames: int, size, chunk: int, bound: float) -> None:

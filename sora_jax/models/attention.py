@@ -33,9 +33,10 @@ from sora_jax.models import ring_attention, splash_attention
 CHUNK_BYTES = 4 * 2**20
 _LARGE_CHUNK_BYTES = 2**29  # not measured
 _AT_ONCE_BYTES = 8 * 2**20
-# A chunk has more scores before it has fewer queries than the first, and several heads
-# only where it has more than the second.
-_MIN_QUERIES, _MANY_QUERIES = 256, 512
+_MIN_QUERIES = 256  # a chunk has more scores before it has fewer queries
+# Heads share a chunk where the scores of each fit into it whole, in the gradient into
+# this share of it: two in one are up to half as slow again there as one by one.
+_SHARED = 1 / 4
 _LANES = 64  # of which a chunk's queries are a multiple
 SAVED = "attention"  # what remat policies call the results that are dear to compute
 _EXCHANGED = "ulysses"  # the mesh axis over which heads and tokens change places
@@ -212,7 +213,10 @@ def chunked(
     other; only the gradients of keys and values are summed, once, over the devices that
     share the queries of a row.
     """
-    run = functools.partial(_chunked, chunk_bytes=chunk_bytes, name=name)
+
+    def run(q_bnhe, k_bmhe, v_bmhe, *seen):
+        return _attend(q_bnhe, k_bmhe, v_bmhe, seen, chunk_bytes, name)
+
     return _by_device(
         run, (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
     )
@@ -255,16 +259,38 @@ def _by_device(run, given, *, kernel: bool = False, keys: str | None = None):
     )(*given)
 
 
-def _chunked(
-    q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, chunk_bytes, name
-):
-    """`chunked` on one device."""
-    seen = mask_bm, q_segments_bn, k_segments_bm
-    run = functools.partial(_attend, name=name)
-    return _in_groups(run, (q_bnhe, k_bmhe, v_bmhe), seen, chunk_bytes)
+@functools.partial(jax.custom_vjp, nondiff_argnames=("chunk_bytes", "name"))
+def _attend(q_bnhe, k_bmhe, v_bmhe, seen, chunk_bytes, name):
+    return _attend_forward(q_bnhe, k_bmhe, v_bmhe, seen, chunk_bytes, name)[0]
 
 
-def _in_groups(run, arrays, seen, chunk_bytes: int):
+def _attend_forward(q_bnhe, k_bmhe, v_bmhe, seen, chunk_bytes, name):
+    found = _forward(q_bnhe, k_bmhe, v_bmhe, seen, chunk_bytes, q_bnhe.dtype)
+    kept = tuple(checkpoint_name(x, name) for x in found)
+    return kept[0], (q_bnhe, k_bmhe, v_bmhe, seen, kept)
+
+
+def _attend_backward(chunk_bytes, name, saved, dy_bnhe):
+    del name
+    *qkv, seen, kept = saved
+    gradients = _backward((*qkv, *kept, dy_bnhe), seen, chunk_bytes)
+    return *(d.astype(x.dtype) for d, x in zip(gradients, qkv, strict=True)), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _forward(q_bnhe, k_bmhe, v_bmhe, seen, chunk_bytes, dtype):
+    run = functools.partial(_values, dtype=dtype)
+    return _in_groups(run, (q_bnhe, k_bmhe, v_bmhe), seen, chunk_bytes, chunk_bytes)
+
+
+def _backward(arrays, seen, chunk_bytes):
+    shared = int(chunk_bytes * _SHARED)
+    return _in_groups(_gradients, arrays, seen, chunk_bytes, shared)
+
+
+def _in_groups(run, arrays, seen, chunk_bytes: int, shared_bytes: int):
     """`run` for groups of rows and heads, one after the other.
 
     Args:
@@ -272,13 +298,14 @@ def _in_groups(run, arrays, seen, chunk_bytes: int):
         of batch and heads.
       arrays: queries, keys and others [b, tokens, h, ...].
       seen: a mask and segments [b, tokens], or None.
+      chunk_bytes, shared_bytes: scores of a chunk, and of heads that share one.
 
     Returns:
       what it returns, [b, tokens, h, ...].
     """
     b, n, h, _ = arrays[0].shape
     query_bytes = 4 * arrays[1].shape[1]
-    fitting = max(1, chunk_bytes // (query_bytes * min(n, _MANY_QUERIES)))
+    fitting = max(1, shared_bytes // (query_bytes * n))
     # Cores share groups of a power of two evenly.
     whole = fitting >= b * h
     group = b * h if whole else math.gcd(b * h, 1 << fitting.bit_length() - 1)
@@ -329,24 +356,6 @@ def _scores(q_gce, k_gme, visible) -> jax.Array:
         "gce,gme->gcm", q_gce, k_gme, preferred_element_type=jnp.float32
     )
     return _hide(scores_gcm * q_gce.shape[-1] ** -0.5, visible)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnames=("num_chunks", "name"))
-def _attend(q_gne, k_gme, v_gme, seen, num_chunks, name):
-    return _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks, name)[0]
-
-
-def _attend_forward(q_gne, k_gme, v_gme, seen, num_chunks, name):
-    y_gne, top_gn, sum_gn = _values(q_gne, k_gme, v_gme, seen, num_chunks, q_gne.dtype)
-    kept = tuple(checkpoint_name(x, name) for x in (y_gne, top_gn, sum_gn))
-    return kept[0], (q_gne, k_gme, v_gme, seen, kept)
-
-
-def _attend_backward(num_chunks, name, saved, dy_gne):
-    del name
-    *qkv, seen, kept = saved
-    gradients = _gradients(*qkv, *kept, dy_gne, seen, num_chunks)
-    return *(d.astype(x.dtype) for d, x in zip(gradients, qkv, strict=True)), None
 
 
 def _values(q_gne, k_gme, v_gme, seen, num_chunks, dtype):
@@ -413,9 +422,6 @@ def _gradients(q_gne, k_gme, v_gme, y_gne, top_gn, sum_gn, dy_gne, seen, num_chu
     return _join(dq_kgce, q_gne.shape[1]), dk_gme, dv_gme
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
-
-
 @dataclasses.dataclass(frozen=True)
 class ChunkBlocks:
     """Blocks of a ring in chunks, as `chunked` does it."""
@@ -424,12 +430,11 @@ class ChunkBlocks:
     chunk_bytes: int = CHUNK_BYTES
 
     def forward(self, q_bnhe, k_bmhe, v_bmhe, seen):
-        run = functools.partial(_values, dtype=jnp.float32)
-        return _in_groups(run, (q_bnhe, k_bmhe, v_bmhe), seen, self.chunk_bytes)
+        return _forward(q_bnhe, k_bmhe, v_bmhe, seen, self.chunk_bytes, jnp.float32)
 
     def backward(self, *arrays_and_seen):
         *arrays, seen = arrays_and_seen
-        return _in_groups(_gradients, arrays, seen, self.chunk_bytes)
+        return _backward(arrays, seen, self.chunk_bytes)
 
 
 def splash(
