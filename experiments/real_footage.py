@@ -90,9 +90,10 @@ def crops(train: list, batch_size: int):
                     video = train[random.integers(len(train))]
                     room = np.array(video.shape[:3]) - CROP + 1
                     t, h, w = random.integers(0, room)
-                    picked.append(
-                        video[t : t + CROP[0], h : h + CROP[1], w : w + CROP[2]]
-                    )
+                    crop = video[t : t + CROP[0], h : h + CROP[1], w : w + CROP[2]]
+                    # Mirrored and played backwards it is as good a video to rebuild.
+                    time, width = 1 - 2 * random.integers(0, 2, size=2)
+                    picked.append(crop[::time, :, ::width])
                 yield {"video": np.stack(picked)}
                 step += 1
 

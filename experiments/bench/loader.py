@@ -47,7 +47,7 @@ def main() -> None:
     speeds = {"loader": [], "one batch": []}
     with jax.set_mesh(mesh), batches as rows:
         state = jax.jit(
-            lambda: states.init(objective.networks, optimizer, rng.key(0, "init"))
+            lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
         )()
         train_step = jax.jit(
             steps.make_train_step(

@@ -201,12 +201,14 @@ def _conv_cpu(x_bthwc, kernel_thwio, stride: int) -> jax.Array:
         behind = ((0, 0), (0, time[1]), (0, 0), (0, 0), (0, 0))
         x_bthwc = jnp.pad(x_bthwc, behind)
         return conv.causal_conv3d(x_bthwc, kernel_thwio, missing=time[0])
-    # Few input channels: all taps at once, as channels of one 2D convolution.
+    # Few input channels: all taps at once, as channels of one 2D convolution. Frames go
+    # behind the pixels first, where those of a window lie side by side.
     count = -(-x_bthwc.shape[1] // stride)
     x_bthwc = jnp.pad(x_bthwc, ((0, 0), time, (0, 0), (0, 0), (0, 0)))
-    taps = [x_bthwc[:, j : j + (count - 1) * stride + 1 : stride] for j in range(kt)]
+    x_bhwm = jnp.moveaxis(x_bthwc, 1, 3).reshape(*x_bthwc[:, 0].shape[:3], -1)
+    windows = [x_bhwm[..., stride * k * i :][..., : kt * i] for k in range(count)]
     kernel_hwio = jnp.moveaxis(kernel_thwio, 0, 2).reshape(kh, kw, kt * i, o)
-    x_bthwc = jnp.concatenate(taps, axis=-1)
+    x_bthwc = jnp.stack(windows, axis=1)
     return conv.conv2d(x_bthwc, kernel_hwio, stride=stride, padding=tuple(space))
 
 
