@@ -4,8 +4,9 @@
     python -m sora_jax.train --config=configs/toy_vae_4x16x16.py \
         --workdir=runs/toy_vae_4x16x16 --config.data.shards=runs/tw64
 
-It begins at the 29 dB of as many principal components and has 31.6 dB on clips that it has
-not seen after 350 steps; it has not been trained to an end (experiments/RESULTS.md).
+It begins at the 29 dB of as many principal components and has 31.75 dB on clips that it
+has not seen after 600 steps. Colours and paths come through; one of two small objects has
+lost its shape in a tenth to a fifth of them (experiments/RESULTS.md).
 """
 
 from configs import toy_vae

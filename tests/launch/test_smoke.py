@@ -36,6 +36,12 @@ def test_the_recipe_runs_from_shards_to_report(tmp_path):
     again = quickstart(out).stdout
     assert again.count("finished before") == len(timing["stages"])
 
+    # The bench that reads a run.
+    bench = [sys.executable, "-m", "experiments.bench.loader", "--rounds", "1"]
+    bench += ["--model", out / "model", "--latents", out / "latents"]
+    said = subprocess.check_output(bench, cwd=ROOT, text=True)
+    assert "ratio of the medians" in said
+
     # The README's uses of a trained run.
     readme = (ROOT / "README.md").read_text()
     found = re.findall(r"```python\n([^`]*runs/quickstart/model[^`]*)```", readme)
