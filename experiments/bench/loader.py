@@ -3,7 +3,7 @@
     python -m experiments.bench.loader --model runs/quickstart/model \
         --latents runs/quickstart/latents [--rounds 6]
 
-Trains a copy of the run's recipe in memory, in turns of 40 steps: with batches from the
+Trains a copy of the run's recipe in memory, in turns of some steps: with batches from the
 loader, then with one fixed batch. Prints the speed of each turn and the ratio of the
 medians; the bar is .97.
 """
@@ -23,14 +23,13 @@ from sora_jax.training import loop, objectives, optim
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 
-TURN = 40  # steps
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=pathlib.Path, required=True, help="run folder")
     parser.add_argument("--latents", type=pathlib.Path, required=True)
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=40, help="of a turn")
     args = parser.parse_args()
     c, source = configs.read(args.model), latents.open_latents(args.latents)
     pieces = tokenizer.Tokenizer(args.model / "tokenizer.model")
@@ -61,7 +60,7 @@ def main() -> None:
         for turn in range(2 * args.rounds):
             kind = ("loader", "one batch")[turn % 2]
             began = time.perf_counter()
-            for _ in range(TURN):
+            for _ in range(args.steps):
                 batch = fixed
                 if kind == "loader":
                     batch = loop.to_device(next(rows), mesh)
@@ -69,7 +68,7 @@ def main() -> None:
                 jax.device_get(before)  # as the loop does: one step behind
             jax.block_until_ready(metrics)
             seconds = time.perf_counter() - began
-            speeds[kind].append(TURN * c.data.batch_size / seconds)
+            speeds[kind].append(args.steps * c.data.batch_size / seconds)
             print(f"{kind:10} {speeds[kind][-1]:8.1f} clips a second", flush=True)
     medians = {kind: statistics.median(values) for kind, values in speeds.items()}
     print(f"ratio of the medians {medians['loader'] / medians['one batch']:.3f}")

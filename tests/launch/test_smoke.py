@@ -37,8 +37,8 @@ def test_the_recipe_runs_from_shards_to_report(tmp_path):
     assert again.count("finished before") == len(timing["stages"])
 
     # The bench that reads a run.
-    bench = [sys.executable, "-m", "experiments.bench.loader", "--rounds", "1"]
-    bench += ["--model", out / "model", "--latents", out / "latents"]
+    bench = [sys.executable, "-m", "experiments.bench.loader", "--rounds=1"]
+    bench += ["--steps=2", "--model", out / "model", "--latents", out / "latents"]
     said = subprocess.check_output(bench, cwd=ROOT, text=True)
     assert "ratio of the medians" in said
 
