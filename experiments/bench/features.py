@@ -12,7 +12,6 @@ import argparse
 import functools
 import os
 import pathlib
-import subprocess
 import tempfile
 
 import numpy as np
@@ -23,7 +22,6 @@ from sora_jax.evals import features, weight_folders
 from sora_jax.models import i3d, i3d_exchange
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PEER = side_by_side.ORACLE / "i3d_clips.py"
 TOLERANCE = 1e-4
 FORMS = ("1 contiguous", "4 contiguous", "1 channels_last", "4 channels_last")
 
@@ -45,21 +43,9 @@ def compare(python: str, clips: int, repeat: int, forms=FORMS) -> dict[str, floa
     """
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        with subprocess.Popen(
-            [python, PEER, folder, str(clips), str(side_by_side.THREADS)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        ) as peer:  # fmt: skip
-            if peer.stdout.readline() != "ready\n":
-                raise RuntimeError(f"the peer ended with {peer.wait()}")
-
-            def theirs(form: str, count: int) -> float:
-                total = 0.0
-                for _ in range(count):
-                    peer.stdin.write(f"{form}\n")
-                    peer.stdin.flush()
-                    total += float(peer.stdout.readline())
-                return total / count
-
+        given = {}, {"clips": clips}
+        with side_by_side.Peer(python, "timed_i3d.py", folder, *given) as peer:
+            peer.versions()  # what it answers after it has written its clips
             case = load_file(folder / "clips.safetensors")
             config = i3d.Config(eps=1e-5)
             tensors = load_file(folder / "piergiaj.safetensors")
@@ -72,9 +58,10 @@ def compare(python: str, clips: int, repeat: int, forms=FORMS) -> dict[str, floa
             check(ours(video), case["logits"])  # which also compiles
             run = functools.partial(ours, video)
             calls = {"ours": functools.partial(side_by_side.seconds, run)}
-            calls |= {form: functools.partial(theirs, form) for form in forms}
+            for form in forms:
+                name = form.replace(" ", "_")
+                calls[form] = functools.partial(peer.seconds, name)
             times = side_by_side.take_turns(calls, repeat)
-            peer.stdin.close()
     ratios = {}
     for form in forms:
         ratios[form] = float(np.median(times[form]) / np.median(times["ours"]))

@@ -185,6 +185,8 @@ def stream(config, size, repeat: int, chunks=(1, 2, 4, 8)) -> None:
     calls = {
         way: functools.partial(side_by_side.seconds, run) for way, run in ways.items()
     }
+    for call in calls.values():
+        call(1)  # compiled before it is known how long it takes
     times = side_by_side.take_turns(calls, repeat)
     for (name, chunk), found in times.items():
         share = np.median(found) / np.median(times[name, 0])

@@ -3,15 +3,10 @@
 Run by the peers' Python: `python i3d_clips.py FOLDER COUNT` writes random weights
 (FOLDER/piergiaj.safetensors, epsilon 1e-5), COUNT clips of 16 x 64 x 64 and their logits
 (FOLDER/clips.safetensors). Pixels are resized and scaled as CD-FVD's code does it.
-
-`python i3d_clips.py FOLDER COUNT THREADS` goes on as a server for the bench: a line of
-standard input, which is a number of clips at a time and "channels_last" or
-"contiguous", has all clips computed once more, and the seconds are written as a line.
 """
 
 import pathlib
 import sys
-import time
 
 import torch
 import torch_i3d
@@ -39,31 +34,18 @@ def logits(model, video, batch: int, layout: str = "contiguous"):
     return torch.cat(found)
 
 
-def main(folder: str, count: str, threads: str | None = None) -> None:
-    folder = pathlib.Path(folder)
-    if threads:
-        torch.set_num_threads(int(threads))
+def write(folder: pathlib.Path, count: int) -> torch.Tensor:
+    """Writes weights, clips and their logits; returns the clips."""
     model = torch_i3d.random_i3d("piergiaj", 1e-5)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "piergiaj.safetensors")
     generator = torch.Generator().manual_seed(1)
-    shape = (int(count), 3, 16, 64, 64)
+    shape = (count, 3, 16, 64, 64)
     video = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     found = {"video": video, "logits": logits(model, video, 4, "channels_last")}
     save_file(found, folder / "clips.safetensors")
-    if not threads:
-        return
-    models = {
-        name: torch_i3d.random_i3d("piergiaj", 1e-5).to(memory_format=kind)
-        for name, kind in FORMATS.items()
-    }
-    print("ready", flush=True)
-    for line in sys.stdin:
-        batch, layout = line.split()
-        began = time.perf_counter()
-        logits(models[layout], video, int(batch), layout)
-        print(time.perf_counter() - began, flush=True)
+    return video
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    write(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
