@@ -114,7 +114,8 @@ def get_config() -> ml_collections.ConfigDict:
     # which takes several times as long as this recipe has.
     c.model.vae.spatial_downsample = (False, False)
     c.model.vae.residual_shortcuts = True
-    c.model.vae.linear_path = False  # begins at the principal components of the clips
+    # Latent channels that begin at the principal components of the clips.
+    c.model.vae.linear_channels = 0
     c.model.vae.dtype = "float32"
 
     c.model.discriminator = ml_collections.ConfigDict()  # models/discriminator.py

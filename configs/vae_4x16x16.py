@@ -32,7 +32,7 @@ def get_config():
     vae.channel_multipliers, vae.num_res_blocks = (1, 2, 4, 4), 2
     vae.temporal_downsample = (False, True, True)
     vae.spatial_downsample = (True, True, True)
-    vae.linear_path = True
+    vae.linear_channels = 32
     vae.dtype = "bfloat16"
     c.model.discriminator.base_dim = 64
     c.model.discriminator.dtype = "bfloat16"

@@ -19,7 +19,7 @@ def get_config():
     """Returns the config."""
     c = vae_4x16x16.get_config()
     vae = c.model.vae
-    vae.latent_channels = 128
+    vae.latent_channels, vae.linear_channels = 128, 96
     vae.channel_multipliers = (1, 2, 4, 4, 4)
     vae.temporal_downsample = (False, True, True, True)
     vae.spatial_downsample = (True, True, True, True)

@@ -33,7 +33,7 @@ CROP = (21, 48, 48)  # frames, height, width
 VAE = video_vae.Config(
     latent_channels=16, patch_size=4, base_dim=64, channel_multipliers=(1, 1, 1),
     num_res_blocks=1, temporal_downsample=(True, True), spatial_downsample=(False, True),
-    linear_path=True,
+    linear_channels=16,
 )  # fmt: skip
 
 

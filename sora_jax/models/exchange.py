@@ -358,7 +358,7 @@ TRANSFORMER = Peer(
 def _beyond_wan_vae(params: Mapping, config: video_vae.Config) -> list[str]:
     """What an AutoencoderKLWan does not compute: its steps all halve the frame."""
     del params
-    found = ["config.linear_path"] if config.linear_path else []
+    found = ["config.linear_channels"] if config.linear_channels else []
     if not all(space for _, space in config.steps):
         found.append(f"config.spatial_downsample {config.spatial_downsample}")
     return found

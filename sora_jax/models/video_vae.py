@@ -48,9 +48,11 @@ class Config:
     temporal_downsample: tuple[bool, ...] = (True, True)
     spatial_downsample: tuple[bool, ...] | None = None
     residual_shortcuts: bool = True
-    # Beyond Wan: latents and pixels are what a linear codec makes of each other's
-    # blocks, and what the network adds to that; see vae_layers.LinearCodec.
-    linear_path: bool = False
+    # Beyond Wan: the first so many latent channels are what a linear codec makes of
+    # blocks of pixels, and what the network adds; so are pixels. 0: the network alone.
+    # What it adds to these channels, the codec turns into pixels that are wrong; the
+    # channels left over are the network's own. See vae_layers.LinearCodec.
+    linear_channels: int = 0
     latent_mean: tuple[float, ...] = ()
     latent_std: tuple[float, ...] = ()
     dtype: str = "float32"  # compute type; parameters are float32
@@ -73,6 +75,11 @@ class Config:
                     f"each of the {self.latent_channels} latent channels, or none"
                 )
 
+        if not 0 <= self.linear_channels <= self.latent_channels:
+            raise ValueError(
+                f"linear_channels is {self.linear_channels}; it is 0, or a part or all "
+                f"of the {self.latent_channels} latent channels"
+            )
         if self.residual_shortcuts:
             self._check_shortcuts()
         elif not all(space for _, space in self.steps):
@@ -251,7 +258,7 @@ class Encoder(nnx.Module):
         self.mid_block = vae_layers.MidBlock(widths[-1], rngs=rngs)
         self.norm_out = vae_layers.norm(widths[-1], rngs)
         self.conv_out = vae_layers.conv_out(
-            config.linear_path, widths[-1], 2 * config.latent_channels, rngs
+            config.linear_channels > 0, widths[-1], 2 * config.latent_channels, rngs
         )
 
     def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
@@ -285,7 +292,7 @@ class Decoder(nnx.Module):
         )
         self.norm_out = vae_layers.norm(widths[-1], rngs)
         self.conv_out = vae_layers.conv_out(
-            config.linear_path, widths[-1], pixels, rngs
+            config.linear_channels > 0, widths[-1], pixels, rngs
         )
 
     def __call__(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
@@ -309,7 +316,9 @@ class VideoVAE(nnx.Module):
         self.decoder = Decoder(config, rngs=rngs)
         block = config.temporal_stride, config.spatial_stride, config.video_channels
         self.linear = (
-            vae_layers.LinearCodec(*block, c, rngs=rngs) if config.linear_path else None
+            vae_layers.LinearCodec(*block, config.linear_channels, rngs=rngs)
+            if config.linear_channels
+            else None
         )
 
     def encode(self, video_bthwc: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -341,7 +350,9 @@ class VideoVAE(nnx.Module):
         x = self.quant_conv(self.encoder(x.astype(self.config.dtype), past))
         mean_bthwc, logvar_bthwc = jnp.split(x.astype(jnp.float32), 2, axis=-1)
         if self.linear is not None:
-            mean_bthwc = mean_bthwc + self.linear.encode(video_bthwc, past.is_first)
+            added = self.linear.encode(video_bthwc, past.is_first)
+            own = self.config.latent_channels - added.shape[-1]
+            mean_bthwc = mean_bthwc + jnp.pad(added, ((0, 0),) * 4 + ((0, own),))
         return (mean_bthwc, jnp.clip(logvar_bthwc, -30.0, 20.0)), past.state()
 
     def encode_stream(self, video, chunk: int = streaming.CHUNK, layout=None):
@@ -379,7 +390,8 @@ class VideoVAE(nnx.Module):
         x = self.decoder(x, past).astype(jnp.float32)
         video_bthwc = _unfold_pixels(x, self.config.patch_size)
         if self.linear is not None:
-            video_bthwc = video_bthwc + self.linear.decode(latents_bthwc, past.is_first)
+            seen = latents_bthwc[..., : self.config.linear_channels]
+            video_bthwc = video_bthwc + self.linear.decode(seen, past.is_first)
         return video_bthwc, past.state()
 
     def decode_stream(self, latents, chunk: int = streaming.CHUNK, layout=None):

@@ -385,7 +385,7 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
             yield iterator
 
     def begin():
-        if not objective.config.linear_path:
+        if not objective.config.linear_channels:
             return {}
         chosen = np.linspace(0, len(clips) - 1, min(len(clips), _CLIPS_TO_BEGIN_WITH))
         found = clips.read([int(index) for index in chosen])

@@ -66,11 +66,11 @@ def linear_codec(
       seed: of the sample and of the rotation.
 
     Raises:
-      ValueError: there are fewer blocks than latent channels.
+      ValueError: there are fewer blocks than linear channels.
     """
     videos, random = list(videos), np.random.default_rng(seed)
     k, space, time = (
-        config.latent_channels, config.spatial_stride, config.temporal_stride,
+        config.linear_channels, config.spatial_stride, config.temporal_stride,
     )  # fmt: skip
     firsts_nm, rests_nm = (_sample(videos, t, space, k, random) for t in (1, time))
     mean_first_m, first_mk, _ = components(firsts_nm, k, seed)

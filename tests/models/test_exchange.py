@@ -211,7 +211,7 @@ def test_export_names_a_form_that_wan_does_not_have(form):
     [
         ("transformer", {"time_scale": 2.0}),
         ("vae", {"spatial_downsample": (True, False)}),
-        ("vae", {"linear_path": True}),
+        ("vae", {"linear_channels": 1}),
         ("text encoder", {"absolute_positions": True}),
     ],
 )

@@ -22,7 +22,7 @@ CONFIGS = {
         **SIZES, **STEP, patch_size=4, spatial_downsample=(False,)
     ),
     "shortcuts": video_vae.Config(**SIZES, **STEP),
-    "linear path": video_vae.Config(**SIZES, **STEP, linear_path=True),
+    "linear path": video_vae.Config(**SIZES, **STEP, linear_channels=4),
     "no shortcuts": video_vae.Config(
         **SIZES, **STEP, patch_size=1, residual_shortcuts=False
     ),

@@ -9,12 +9,12 @@ import pytest
 from sora_jax.core import rng, trees
 from sora_jax.evals import reconstruction as evaluation
 from sora_jax.models import video_vae
-from sora_jax.training import optim, principal, reconstruction
+from sora_jax.training import latents, optim, principal, reconstruction
 from sora_jax.training import state as states
 
 VAE = video_vae.Config(
-    latent_channels=10, patch_size=2, base_dim=8, channel_multipliers=(1, 1),
-    num_res_blocks=1, temporal_downsample=(True,), linear_path=True,
+    latent_channels=12, patch_size=2, base_dim=8, channel_multipliers=(1, 1),
+    num_res_blocks=1, temporal_downsample=(True,), linear_channels=10,
 )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_a_new_vae_is_the_best_linear_codec(begun):
         parts = [principal.blocks(clip[begin:end], time, stride) for clip in truth]
         found = [principal.blocks(clip[begin:end], time, stride) for clip in frames]
         parts, found = np.concatenate(parts), np.concatenate(found)
-        least = np.mean(np.square(exact(parts, VAE.latent_channels) - parts))
+        least = np.mean(np.square(exact(parts, VAE.linear_channels) - parts))
         # Its components are of every frame, and every phase, not of these alone.
         assert least * 0.99 <= np.mean(np.square(found - parts)) <= least * 1.3
 
@@ -99,7 +99,7 @@ def test_distances_between_latents_are_those_between_pixels(begun):
             [principal.blocks(2 * clip[begin:end] - 1, time, 4) for clip in frames]
         )
         latents = means[:, begin : begin + (end - begin) // time]
-        latents_nk = latents.reshape(-1, VAE.latent_channels)
+        latents_nk = latents[..., :10].reshape(-1, VAE.linear_channels)
         pairs = np.random.default_rng(0).permutation(len(blocks_nm))
         pixels = np.square(blocks_nm - blocks_nm[pairs]).sum(1) * gain
         ratio = np.square(latents_nk - latents_nk[pairs]).sum(1)[pixels > 0.1]
@@ -110,10 +110,27 @@ def test_distances_between_latents_are_those_between_pixels(begun):
 
 
 def test_channels_vary_alike_and_by_one_on_the_mean(begun):
-    rest = begun[3][:, 1:].reshape(-1, VAE.latent_channels)
+    rest = begun[3][:, 1:, ..., :10].reshape(-1, VAE.linear_channels)
     assert np.mean(np.square(rest)) == pytest.approx(1, abs=0.1)
     assert np.square(rest).mean(0).max() < 1.3
     assert np.square(rest).mean(0).min() > 0.7
+
+
+def test_the_network_has_the_channels_left_over_to_itself(begun):
+    """Empty at first; what stands there is no part of the linear codec's pixels."""
+    params, _, frames, means = begun
+    assert not means[..., 10:].any()
+    vae = latents.networks_of(VAE).bind({"vae": params})["vae"]
+    means = means.copy()
+    means[..., 10:] = np.random.default_rng(0).normal(size=(*means.shape[:-1], 2))
+    decoded = np.asarray(vae.decode(means))
+    np.testing.assert_allclose(np.clip(decoded / 2 + 0.5, 0, 1), frames, atol=1e-5)
+
+
+@pytest.mark.parametrize("linear_channels", [-1, 13])
+def test_more_linear_channels_than_there_are_is_refused(linear_channels):
+    with pytest.raises(ValueError, match="a part or all of the 12 latent channels"):
+        dataclasses.replace(VAE, linear_channels=linear_channels)
 
 
 @pytest.mark.parametrize("k", [1, 2, 24])
@@ -140,6 +157,6 @@ def test_what_is_not_given_is_random(begun):
 
 
 def test_fewer_blocks_than_channels_are_refused():
-    config = dataclasses.replace(VAE, latent_channels=64)
+    config = dataclasses.replace(VAE, latent_channels=64, linear_channels=64)
     with pytest.raises(ValueError, match="clips have 16 blocks of 1 x 4 x 4"):
         principal.linear_codec(clips(count=1, frames=1), config)
