@@ -61,7 +61,7 @@ def conv_out(is_added: bool, i: int, o: int, rngs: nnx.Rngs) -> Conv:
 
 
 class LinearCodec(nnx.Module):
-    """Each latent voxel as a linear map of the block of pixels it stands for, and back.
+    """Channels of each latent voxel as a linear map of its block of pixels, and back.
 
     The first frame of a video is a block of its own, of one frame, with maps of its own.
     With the principal components of blocks (training/principal.py) this alone is the
@@ -70,7 +70,7 @@ class LinearCodec(nnx.Module):
     Args:
       time, space: frames, and pixels a side, of a block.
       pixels: channels of a pixel.
-      c: latent channels.
+      c: latent channels that it makes and reads, `Config.linear_channels`.
     """
 
     def __init__(self, time: int, space: int, pixels: int, c: int, *, rngs: nnx.Rngs):

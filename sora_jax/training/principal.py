@@ -54,6 +54,7 @@ def linear_codec(
 ) -> dict:
     """Parameters of the VAE's linear path that make it the components of videos' blocks.
 
+    All of this is about `config.linear_channels`; the network has the others to itself.
     Distances between latents are those between pixels, but for one factor, which makes
     their variance 1: what a denoiser gets wrong counts as much as it will be seen.
     Components are mixed by a rotation, so that channels vary alike; that of first
