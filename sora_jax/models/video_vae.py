@@ -48,10 +48,9 @@ class Config:
     temporal_downsample: tuple[bool, ...] = (True, True)
     spatial_downsample: tuple[bool, ...] | None = None
     residual_shortcuts: bool = True
-    # Beyond Wan: the first so many latent channels are what a linear codec makes of
-    # blocks of pixels, and what the network adds; so are pixels. 0: the network alone.
-    # What it adds to these channels, the codec turns into pixels that are wrong; the
-    # channels left over are the network's own. See vae_layers.LinearCodec.
+    # Beyond Wan: a linear codec makes the first so many latent channels of pixels, and
+    # pixels of them; the network adds to both. The channels left over are its own: what
+    # it adds to the codec's, the codec decodes to wrong pixels. See LinearCodec.
     linear_channels: int = 0
     latent_mean: tuple[float, ...] = ()
     latent_std: tuple[float, ...] = ()
@@ -74,12 +73,12 @@ class Config:
                     f"{name} has {len(getattr(self, name))} entries; it takes one for "
                     f"each of the {self.latent_channels} latent channels, or none"
                 )
-
         if not 0 <= self.linear_channels <= self.latent_channels:
             raise ValueError(
                 f"linear_channels is {self.linear_channels}; it is 0, or a part or all "
                 f"of the {self.latent_channels} latent channels"
             )
+
         if self.residual_shortcuts:
             self._check_shortcuts()
         elif not all(space for _, space in self.steps):

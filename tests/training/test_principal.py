@@ -98,8 +98,8 @@ def test_distances_between_latents_are_those_between_pixels(begun):
         blocks_nm = np.concatenate(
             [principal.blocks(2 * clip[begin:end] - 1, time, 4) for clip in frames]
         )
-        latents = means[:, begin : begin + (end - begin) // time]
-        latents_nk = latents[..., :10].reshape(-1, VAE.linear_channels)
+        voxels = means[:, begin : begin + (end - begin) // time, ..., :10]
+        latents_nk = voxels.reshape(-1, VAE.linear_channels)
         pairs = np.random.default_rng(0).permutation(len(blocks_nm))
         pixels = np.square(blocks_nm - blocks_nm[pairs]).sum(1) * gain
         ratio = np.square(latents_nk - latents_nk[pairs]).sum(1)[pixels > 0.1]
