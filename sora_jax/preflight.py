@@ -72,7 +72,7 @@ def main(arguments):
     if len(arguments) > 1:
         raise app.UsageError(f"unknown argument {arguments[1]!r}")
     logging.set_verbosity(logging.WARNING)
-    c, lacking = _CONFIG.value, 0.0
+    c, mesh, lacking = _CONFIG.value, None, 0.0
     try:
         make = _program(c)
         devices = meshes.compile_only(_TOPOLOGY.value, _SLICES.value)
@@ -80,11 +80,12 @@ def main(arguments):
             text, values = _search(c, devices)
         else:
             shape = meshes.parse(_MESH.value) if _MESH.value else dict(c.mesh)
-            found = make(c, meshes.make_mesh(shape, devices))
+            mesh = meshes.make_mesh(shape, devices)
+            found = make(c, mesh)
             text, values = found.as_text(), found.to_json()
             lacking = found.excess
     except DoesNotFit as error:
-        sys.exit(f"preflight: it does not fit: {error}{_advice(c, devices)}")
+        sys.exit(f"preflight: it does not fit: {error}{_advice(c, mesh, error.needed)}")
     except ValueError as error:
         print(f"preflight: {error}", file=sys.stderr)
         sys.exit(2)
@@ -94,14 +95,16 @@ def main(arguments):
     print(text)
     if lacking > 0:
         lacks = f"a device lacks {lacking / 2**30:.2f} GiB"
-        sys.exit(f"preflight: it does not fit: {lacks}{_advice(c, devices)}")
+        needed = lacking + found.chip.hbm
+        sys.exit(f"preflight: it does not fit: {lacks}{_advice(c, mesh, needed)}")
 
 
-def _advice(c, devices) -> str:
-    """What would fit, by formula, where a train step does not."""
+def _advice(c, mesh, needed: float) -> str:
+    """What would fit, by formula, where a train step needs so many bytes."""
     if _JOB.value != "train" or _SEARCH.value:
         return ""
-    return f"; {search.advice(c, devices, _SLICES.value)}"
+    refused = search.layout_of(c, mesh), needed
+    return f"; {search.advice(c, mesh.devices.flat[:], _SLICES.value, refused)}"
 
 
 if __name__ == "__main__":

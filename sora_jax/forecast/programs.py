@@ -9,6 +9,7 @@ text width.
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -326,7 +327,8 @@ def _compile(
         raise DoesNotFit(
             f"{names} alone take {needed / GIB:.1f} GiB of the {chip.hbm / GIB:.2f} of a "
             f"device; split them over {math.ceil(needed * mesh.size / chip.hbm)} devices "
-            "or more"
+            "or more",
+            needed,
         )
     with jax.set_mesh(mesh):
         traced = function.trace(*given, **(named or {}))
@@ -360,7 +362,12 @@ def _finish(lowered):
         text = str(error)
         if "RESOURCE_EXHAUSTED" not in text:
             raise
-        raise DoesNotFit(" ".join(text.splitlines()[0].split())) from None
+        # What XLA calls temporaries here has the state in it.
+        needed = re.search(r"\(([\d.]+)G\) exceeds", text)
+        raise DoesNotFit(
+            " ".join(text.splitlines()[0].split()),
+            float(needed[1]) * GIB if needed else 0.0,
+        ) from None
 
 
 def bytes_of(tree: Any) -> int:

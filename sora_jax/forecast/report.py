@@ -9,7 +9,16 @@ from sora_jax.forecast.chips import GIB
 
 
 class DoesNotFit(ValueError):
-    """A device's memory is too small."""
+    """A device's memory is too small.
+
+    Args:
+      text: by how much.
+      needed: bytes that a device would hold, at least; 0 where nothing says so.
+    """
+
+    def __init__(self, text: str, needed: float = 0.0):
+        super().__init__(text)
+        self.needed = needed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,6 +158,7 @@ class Formulas:
             "full": 2 * d,
             "attention": 2 * d + outputs,
             "offload": outputs,
+            "dots": 2 * (8 * d + f),
             "none": 2 * (14 * d + 2 * f),
         }[layout.remat]
         state = (self.state_bytes + self.parameter_bytes) / whole
@@ -260,6 +261,8 @@ def best(
             forecast = programs.train_step(_with(c, layout), _mesh(layout, devices))
         except DoesNotFit as error:
             say(f"  {error}")
+            if error.needed:
+                lacking.append((error.needed - chip.hbm, layout))
             continue
         if forecast.excess > 0:
             lacking.append((forecast.excess, layout))
@@ -270,9 +273,10 @@ def best(
             smallest = min(guesses, key=lambda one: one.size)
             lacking = [(smallest.size - chip.hbm, smallest.layout)]
         excess, layout = min(lacking, key=lambda one: one[0])
+        more = advice(c, devices, slices, (layout, excess + chip.hbm))
         raise DoesNotFit(
             f"none of {len(guesses)} layouts, the least excess is {excess / GIB:.2f} GiB "
-            f"a device with {layout}; {advice(c, devices, slices)}"
+            f"a device with {layout}; {more}"
         )
     found.sort(key=lambda one: one[1].seconds_per_clip)
     return Ranking(found, len(guesses), len(fitting))
@@ -289,17 +293,35 @@ def _mesh(layout: Layout, devices: Sequence) -> jax.sharding.Mesh:
     return meshes.make_mesh(dict(layout.sizes), devices)
 
 
-def advice(c, devices: Sequence, slices: int = 1) -> str:
-    """What would fit by formula: another layout of these devices, or more of them."""
+def advice(
+    c, devices: Sequence, slices: int = 1, refused: tuple[Layout, float] | None = None
+) -> str:
+    """What would fit by formula: another layout of these devices, or more of them.
+
+    Args:
+      c: the config of a denoiser.
+      devices: of `meshes.compile_only`.
+      slices: that they lie on.
+      refused: a layout that was compiled, and the bytes that a device needs for it;
+        where the formula says less, it is corrected by as much for all layouts.
+    """
     chip = chips.CHIPS[chips.kind_of(devices[0])]
     formulas = Formulas(c, chip, slices)
+    layout, needed = refused or (None, 0.0)
+    low = max(1.0, needed / formulas.guess(layout).size) if layout else 1.0
     count = len(devices)
     while count <= _MOST_DEVICES:
-        guesses = map(formulas.guess, formulas.layouts(count))
-        fitting = [one for one in guesses if one.size <= chip.hbm]
+        others = (one for one in formulas.layouts(count) if one != layout)
+        guesses = map(formulas.guess, others)
+        fitting = [one for one in guesses if low * one.size <= chip.hbm]
         if fitting:
             fastest = min(fitting, key=lambda one: one.seconds)
             more = f" on {count} devices" if count > len(devices) else ""
             return f"by formula it would fit{more} with {fastest.layout}"
         count *= 2
     return f"by formula it would not fit on {_MOST_DEVICES} devices either"
+
+
+def layout_of(c, mesh: jax.sharding.Mesh) -> Layout:
+    """The layout of a config on a mesh."""
+    return Layout(tuple(mesh.shape.items()), c.model.dit.remat, c.data.batch_size)

@@ -105,3 +105,40 @@ def test_advice_names_more_devices_where_it_takes_them():
     c.model.dit.dim, c.model.dit.num_layers, c.model.dit.num_heads = 4096, 40, 32
     assert "would fit on " in search.advice(c, [Device()] * 2)
     assert jax.sharding.get_mesh().empty
+
+
+def test_advice_is_corrected_by_what_was_compiled():
+    c, devices = config(), [Device()] * 4
+    hbm = chips.CHIPS["v5e"].hbm
+    formulas = search.Formulas(c, chips.CHIPS["v5e"])
+
+    def advised(refused=None):
+        said = search.advice(c, devices, 1, refused)
+        return next(
+            one
+            for count in (4, 8, 16, 32, 64)
+            for one in formulas.layouts(count)
+            if said.endswith(f"with {one}")
+        )
+
+    # What was refused is never proposed, even where nothing says by how much.
+    first = advised()
+    assert advised((first, 0.0)) != first
+    low = 2 * hbm / formulas.guess(first).size
+    assert low > 2  # the formula had said that it fits
+    found = formulas.guess(advised((first, 2 * hbm)))
+    assert low * found.size <= hbm
+
+
+def test_what_xla_says_of_a_refused_program_is_read():
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on "
+                "HBM, the total memory required for HLO temporaries (33.12G) exceeds "
+                "available HBM (31.24G). HLO module: jit_train_step.\nSee more"
+            )
+
+    with pytest.raises(DoesNotFit, match="HLO module: jit_train_step.$") as caught:
+        programs._finish(Lowered())
+    assert caught.value.needed == 33.12 * 2**30
