@@ -79,6 +79,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.dit.dim = 160
     c.model.dit.num_layers = 5
     c.model.dit.num_heads = 5
+    c.model.dit.num_kv_heads = 0  # 0: as many as num_heads
     c.model.dit.mlp_dim = 640
     c.model.dit.text_dim = 96
     c.model.dit.freq_dim = 128

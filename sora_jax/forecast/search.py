@@ -117,7 +117,7 @@ class Formulas:
                 continue
             mesh = jax.sharding.AbstractMesh(sizes, meshes.AXES)
             exchanged = mesh.shape["ulysses"] * mesh.shape["tensor"]
-            if self.config.num_heads % exchanged:
+            if self.config.kv_heads % exchanged:
                 continue
             for rows in _ROWS:
                 batch = rows * sizes[0] * sizes[1] * c.loop.accumulation

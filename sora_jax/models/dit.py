@@ -7,7 +7,7 @@ one to one. Beyond it, off or zero at first: a noise level for every token, an e
 that says which tokens are given, the pooled text in the modulation, additive positions.
 
 Letters: b batch, n tokens, l text tokens, d width, c latent channels times the patch
-volume, h heads, e head size, k distinct noise levels of a row, m modulation vectors;
+volume, h heads, g of keys, e head size, k distinct noise levels of a row, m modulation vectors;
 on video grids t, h, w time, height, width and c latent channels.
 """
 
@@ -49,6 +49,7 @@ class Config:
     dim: int = 1536
     num_layers: int = 30
     num_heads: int = 12
+    num_kv_heads: int = 0  # of keys and values (arXiv 2305.13245); 0: num_heads
     mlp_dim: int = 8960
     text_dim: int = 4096  # width of the text encoder's states
     freq_dim: int = 256  # width of the noise level's sinusoid
@@ -77,12 +78,21 @@ class Config:
             )
         if (self.dim // self.num_heads) % 2:
             raise ValueError(f"head size {self.dim // self.num_heads} must be even")
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads "
+                f"{self.num_kv_heads}"
+            )
         if self.remat not in _REMAT:
             raise ValueError(f"remat is {self.remat!r}; it is one of {[*_REMAT]}")
 
     @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
 
     @property
     def token_dim(self) -> int:
@@ -117,27 +127,27 @@ class Attention(nnx.Module):
     """Multi-head attention with RMS norm of queries and keys over their full width."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        d = config.dim
+        d, of_keys = config.dim, config.kv_heads * config.head_dim
         into = {"axes": ("embed", "heads"), "rngs": rngs}
         self.to_q = layers.Linear(d, d, **into)
-        self.to_k = layers.Linear(d, d, **into)
-        self.to_v = layers.Linear(d, d, **into)
+        self.to_k = layers.Linear(d, of_keys, **into)
+        self.to_v = layers.Linear(d, of_keys, **into)
         self.norm_q = layers.RMSNorm(d, axis="heads", rngs=rngs)
-        self.norm_k = layers.RMSNorm(d, axis="heads", rngs=rngs)
+        self.norm_k = layers.RMSNorm(of_keys, axis="heads", rngs=rngs)
         self.to_out = layers.Linear(d, d, axes=("heads", "embed"), rngs=rngs)
-        self.num_heads = config.num_heads
+        self.head_dim = config.head_dim
 
     def __call__(self, x_bnd, context_bmd, *, rope=None, **given):
         def heads(x):
-            return x.reshape(*x.shape[:2], self.num_heads, -1)
+            return x.reshape(*x.shape[:2], -1, self.head_dim)
 
         q_bnhe = heads(self.norm_q(self.to_q(x_bnd)))
-        k_bmhe = heads(self.norm_k(self.to_k(context_bmd)))
-        v_bmhe = heads(self.to_v(context_bmd))
+        k_bmge = heads(self.norm_k(self.to_k(context_bmd)))
+        v_bmge = heads(self.to_v(context_bmd))
         if rope is not None:
             q_bnhe = encodings.rotate(q_bnhe, rope)
-            k_bmhe = encodings.rotate(k_bmhe, rope)
-        y_bnhe = attention.attention(q_bnhe, k_bmhe, v_bmhe, **given)
+            k_bmge = encodings.rotate(k_bmge, rope)
+        y_bnhe = attention.attention(q_bnhe, k_bmge, v_bmge, **given)
         return self.to_out(y_bnhe.reshape(x_bnd.shape))
 
 

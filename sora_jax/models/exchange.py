@@ -334,6 +334,7 @@ def _beyond_wan(params: Tree, config: dit.Config) -> list[str]:
         if path.split(".")[0] in _BEYOND_WAN and np.any(np.asarray(array))
     ]
     forms = {
+        "num_kv_heads": config.kv_heads != config.num_heads,
         "mask_text": config.mask_text,
         "additive_positions": config.additive_positions,
         "input_skip": config.input_skip,

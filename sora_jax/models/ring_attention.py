@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-# Which keys are seen: a mask [b, m], segments of queries [b, n] and of keys [b, m].
-Seen = tuple[jax.Array | None, jax.Array | None, jax.Array | None]
+from sora_jax.models.visibility import Seen
 
 
 class Blocks(Protocol):

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
-from sora_jax.models.ring_attention import Seen
+from sora_jax.models.visibility import Seen
 
 HEAD_SIZES = (128, 256)  # whole lanes, and tiles that fit into VMEM
 TILE = 1024  # queries, and keys, of a tile of scores, at most

@@ -12,13 +12,15 @@ from sora_jax.models import dit
 def dit_forward_flops(config: dit.Config, tokens: int, text_tokens: int) -> int:
     """FLOPs of one denoiser forward pass for one row (a multiply-add is two).
 
-    Per block 2 N (6 d^2 + 2 d f) for projections and MLP, 4 T d^2 for the text's keys
-    and values, 4 N^2 d + 4 N T d for attention; never halved, attention sees both ways.
+    Per block 2 N (4 d^2 + 2 d k + 2 d f) for projections and MLP, 4 T d k for the text's
+    keys and values, 4 N^2 d + 4 N T d for attention; never halved, attention sees both
+    ways. k is d where keys and values have as many heads as queries.
     Embedders and the modulation of a row's few noise levels are left out.
     """
     d, f, n, t = config.dim, config.mlp_dim, tokens, text_tokens
-    block = 2 * n * (6 * d * d + 2 * d * f) + 4 * t * d * d + 4 * n * n * d
-    block += 4 * n * t * d
+    k = config.kv_heads * config.head_dim
+    block = 2 * n * (4 * d * d + 2 * d * k + 2 * d * f) + 4 * t * d * k
+    block += 4 * n * n * d + 4 * n * t * d
     ends = 2 * n * d * (config.token_dim * 2)
     return config.num_layers * block + ends
 

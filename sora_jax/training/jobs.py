@@ -240,6 +240,7 @@ def check_denoiser(mesh, c, objective: objectives.Denoiser, packed=()) -> None:
         | {f"a row of {n} tokens": ("tokens", n) for n in packed}
         | {
             "model.dit.num_heads": ("heads", config.num_heads),
+            "model.dit.num_kv_heads": ("heads", config.kv_heads),
             "model.dit.mlp_dim": ("mlp", config.mlp_dim),
             "model.dit.dim": ("embed", config.dim),
         },

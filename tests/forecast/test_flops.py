@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from sora_jax.core import mesh
 from sora_jax.forecast import flops
-from sora_jax.models import attention
+from sora_jax.models import attention, dit
+from sora_jax.training import cost
 
 
 def count(function, *shapes, devices=1):
@@ -56,3 +58,24 @@ def test_a_convolution_counts_its_window():
         )
 
     assert count(convolve, (2, 5, 6, 3), (3, 3, 3, 7)) == 2 * 2 * 5 * 6 * 7 * 9 * 3
+
+
+@pytest.mark.parametrize("kv_heads", [0, 1])
+def test_a_denoisers_formula_counts_its_program(kv_heads):
+    config = dit.Config(
+        dim=256, num_layers=3, num_heads=4, num_kv_heads=kv_heads, mlp_dim=512,
+        text_dim=64, freq_dim=16,
+    )  # fmt: skip
+    graph, state = nnx.split(nnx.eval_shape(lambda: dit.DiT(config, rngs=nnx.Rngs(0))))
+    tokens, length = 512, 128
+
+    def run(state, x, level, positions, text):
+        model, mask = nnx.merge(graph, state), jnp.ones((1, length), bool)
+        return model(x, level, None, None, positions, text, mask)
+
+    sizes = (1, tokens, config.token_dim), (1, 1), (1, tokens, 3), (1, length, 64)
+    given = [jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes]
+    found = flops.flops_of(jax.make_jaxpr(run)(state, *given).jaxpr, 1)
+    # Embedders and modulation are left out.
+    formula = cost.dit_forward_flops(config, tokens, length)
+    assert 1 <= found / formula < 1.02

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from sora_jax.core import mesh
-from sora_jax.models import attention, vae_layers
+from sora_jax.models import attention, chunked_attention, vae_layers
 
 
 def draw(b, n, m, h, e, seed=0):
@@ -68,6 +68,41 @@ def test_values_and_gradients_are_the_references(close, kind, n, m, chunk_bytes)
     compare(close, found, graded(attention.reference)(*given), kind)
 
 
+def repeated(q, k, v, *seen):
+    """Grouped-query attention by its definition: every head has keys of its own."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    return attention.reference(q, k, v, *seen)
+
+
+@pytest.mark.parametrize("kind", ["all", "both"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("at_once", [0, 2**23])
+def test_heads_share_keys(close, monkeypatch, kind, kv_heads, at_once):
+    monkeypatch.setattr(attention, "_AT_ONCE_BYTES", at_once)
+    q, k, v = draw(2, 67, 53, 8, 8)
+    given = (q, k[:, :, :kv_heads], v[:, :, :kv_heads], *masks(kind, 2, 67, 53))
+    found = graded(attention.attention)(*given)
+    compare(close, found, graded(repeated)(*given), kind)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"fsdp": 2, "ulysses": 2, "tensor": 2}, {"ring": 2, "ulysses": 4}],
+    ids=str,
+)
+def test_heads_share_keys_on_devices(close, shape):
+    q, k, v = draw(2, 64, 64, 16, 8)
+    segments = jnp.tile(jnp.arange(64) // 20, (2, 1))
+    given = (q, k[:, :, :4], v[:, :, :4], None, segments, segments)
+    expected = graded(repeated)(*given)
+    layout = jax.P("fsdp", ("ring", "ulysses"), "tensor", None)
+    with jax.set_mesh(mesh.make_mesh({"fsdp": 1} | shape)):
+        there = [jax.device_put(x, layout) for x in given[:3]]
+        ids = jax.device_put(segments, jax.P(*layout[:2]))
+        found = graded(attention.attention)(*there, None, ids, ids)
+    compare(close, found, expected)
+
+
 def test_half_precision_sums_in_float32(close):
     given = tuple(x.astype(jnp.bfloat16) for x in draw(2, 300, 300, 2, 16))
     exact = graded(attention.reference)(*(x.astype(jnp.float32) for x in given))
@@ -100,7 +135,7 @@ def test_splash_on_a_mesh_is_splash_on_one_device(close):
 def cut_small(monkeypatch, chunk_bytes: int) -> None:
     """Cuts the scores of small arrays into chunks of so many bytes too."""
     monkeypatch.setattr(attention, "_AT_ONCE_BYTES", 0)
-    monkeypatch.setattr(attention, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(chunked_attention, "BYTES", chunk_bytes)
     monkeypatch.setattr(attention, "_MIN_QUERIES", 1)
 
 
@@ -113,7 +148,7 @@ def memory(function, *given) -> int:
 def test_memory_does_not_grow_with_the_scores():
     """One head and a frame of 4096 voxels, as in the video VAE's middle block."""
     qkv = [jax.ShapeDtypeStruct((1, 4096, 1, 128), jnp.float32)] * 3
-    scores, array, chunk = 4 * 4096**2, 4 * 4096 * 128, attention.CHUNK_BYTES
+    scores, array, chunk = 4 * 4096**2, 4 * 4096 * 128, chunked_attention.BYTES
 
     def gradient(form):
         return lambda *qkv: jax.grad(lambda *x: jnp.sum(form(*x) ** 2), (0, 1, 2))(*qkv)

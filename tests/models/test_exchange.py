@@ -193,6 +193,7 @@ def test_export_names_what_wan_cannot_express():
     "form",
     [
         {"mask_text": True},
+        {"num_kv_heads": 1},
         {"additive_positions": True},
         {"input_skip": True},
         {"rope_theta": 100.0},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sora_jax.models import attention, dit
+from sora_jax.models import attention, chunked_attention, dit
 
 CONFIG = dit.Config(
     in_channels=4, out_channels=4, patch=(1, 1, 1), dim=32, num_layers=6, num_heads=2,
@@ -19,7 +19,7 @@ CONFIG = dit.Config(
 def programs(monkeypatch, remat, chunked):
     """The gradients of a video's loss, and the program that gives them."""
     monkeypatch.setattr(attention, "_AT_ONCE_BYTES", 0 if chunked else 2**30)
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(chunked_attention, "BYTES", 0)
     monkeypatch.setattr(attention, "_MIN_QUERIES", 1)
     config = dataclasses.replace(CONFIG, remat=remat)
     model = dit.DiT(config, rngs=nnx.Rngs(0))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from sora_jax.core import mesh
-from sora_jax.models import attention, splash_attention
+from sora_jax.models import attention, chunked_attention, splash_attention
 from tests.models.test_attention import compare, draw, graded, masks
 
 MESHES = [
@@ -59,7 +59,7 @@ def test_blocks_in_chunks_are_the_reference(close):
     """Groups of heads, and a last chunk of queries that is not full."""
     given = (*draw(2, 268, 268, 3, 8), *masks("segments", 2, 268, 268))
     expected = graded(attention.reference)(*given)
-    form = functools.partial(attention.ring, blocks=attention.ChunkBlocks(40_000))
+    form = functools.partial(attention.ring, blocks=chunked_attention.Blocks(40_000))
     with jax.set_mesh(make_mesh({"ring": 2})):
         compare(close, graded(form)(*split(given)), expected)
 

@@ -60,6 +60,18 @@ def test_losses_do_not_depend_on_the_mesh(name, reference, tmp_path):
     assert split == jax.P(None, ("fsdp", "ring", "ulysses"), "tensor")
 
 
+def test_heads_that_share_keys_learn_the_same_on_every_mesh(tmp_path):
+    config = dataclasses.replace(tiny.DIT, num_heads=4, num_kv_heads=2)
+    found = []
+    for name in ("one", "2 x 2 x 2", "context"):
+        mesh = make_mesh(MESHES[name])
+        with jax.set_mesh(mesh):
+            state = tiny.train(tmp_path / name, mesh, num_steps=3, config=config)
+        assert state.params["dit"]["blocks"]["attn1"]["to_k"]["kernel"].shape[2] == 16
+        found.append(losses(tmp_path / name))
+    np.testing.assert_allclose(found, [found[0]] * 3, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", MESHES)
 def test_noise_is_the_same_on_every_mesh(name):
     objective = tiny.objective()

@@ -20,10 +20,10 @@ OPTIM = optim.Config(
 )
 
 
-def objective() -> objectives.Denoiser:
+def objective(config: dit.Config = DIT) -> objectives.Denoiser:
     """A denoiser's objective that uses text dropout and known tokens."""
     return objectives.Denoiser(
-        DIT,
+        config,
         TEXT,
         timesteps.Config(shift=3.0),
         known.Config({"none": 0.5, "first_frame": 0.5}),
@@ -58,13 +58,15 @@ def batches(start: int, change=None):
     return contextlib.nullcontext(rows())
 
 
-def train(folder, mesh, num_steps=10, change=None, evaluators=None, **fields):
+def train(
+    folder, mesh, num_steps=10, change=None, evaluators=None, config=DIT, **fields
+):
     """Runs the loop on the tiny denoiser."""
     fields = {"log_every": 1, "checkpoint_every": 100, **fields}
     return loop.train(
         loop.Config(num_steps=num_steps, **fields),
         OPTIM,
-        objective(),
+        objective(config),
         lambda start: batches(start, change),
         seed=0,
         folder=folder,
