@@ -4,10 +4,12 @@
         --config.data.latents=latents \
         --config.text.encoder=Wan2.1-T2V-1.3B-Diffusers
 
-Clips of 33 x 256 x 256 (`prepare --num_frames 33`), 2,304 tokens a row. Proposed
-meshes, not compiled (a device of a tpu7x is a core):
+Clips of 33 x 256 x 256 (`prepare --num_frames 33`), 2,304 tokens a row. Compiled by
+preflight, and not run, for v5e-16 with fsdp=16: 40 % of a device's memory, 1.1 s a step
+by estimate (launch/forecasts.md). Proposed meshes, not compiled (a device of a tpu7x is
+a core):
 
-    v5e-16 fsdp=16    v5p-8 fsdp=4    v6e-8 fsdp=8    tpu7x-8 fsdp=8
+    v5p-8 fsdp=4    v6e-8 fsdp=8    tpu7x-8 fsdp=8
 
 It has not been trained.
 """

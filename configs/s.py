@@ -10,10 +10,11 @@
         --config.data.latents=latents \
         --config.text.encoder=Wan2.1-T2V-1.3B-Diffusers
 
-1,280 tokens a row. A device of a tpu7x is a core, two of which are a chip. Proposed
-meshes, not compiled:
+1,280 tokens a row. Compiled by preflight, and not run, for v5e-16 with fsdp=16: 11 % of a
+device's memory, .19 s a step by estimate (launch/forecasts.md). A device of a tpu7x is a
+core, two of which are a chip. Proposed meshes, not compiled:
 
-    v5e-16 fsdp=16    v5p-8 fsdp=4    v6e-8 fsdp=8    tpu7x-8 fsdp=8
+    v5p-8 fsdp=4    v6e-8 fsdp=8    tpu7x-8 fsdp=8
 
 Unlike imported weights it hides the padding of text, counts time in seconds, so that
 frame rates mix, and learns to go on from a first frame. It has not been trained.

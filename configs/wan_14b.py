@@ -8,8 +8,10 @@ too), one clip a step, AdamW with moments in bfloat16, average and parameters in
 
     81 frames of 720 x 1280   v5p-8    ulysses=4          80 % of a device's memory
                               v6e-16   ring=2,ulysses=8   64 %
+    two of them               tpu7x-8  fsdp=2,ulysses=4   50 %, of a core's
     961 of 480 x 832          v5p-128  ring=8,ulysses=8   11 %
-    two of 81 of 480 x 832    v6e-16   fsdp=2,ulysses=8   61 %
+    two of them               v6e-256  fsdp=2,ring=16,ulysses=8   17 %
+    two of 81 of 480 x 832    v6e-16   fsdp=2,ulysses=8   62 %
 
 On v5e-4 it does not fit, whatever the clip: its state asks for 11 devices or more. MFU of
 the first row is said to be 44.8 %.

@@ -32,7 +32,7 @@ _COARSE |= {
 ROWS = [
     ("s", "train", "v5e:4x4", "fsdp=16", 256, {}),
     ("b", "train", "v5e:4x4", "fsdp=16", 256, {}),
-    ("l", "train", "v6e:4x4", "fsdp=16", 256, {}),
+    ("l", "train", "v6e:4x4", "fsdp=4,ulysses=4", 64, {}),
     ("wan_1_3b", "train", "v5e:2x2", "ulysses=4", 1, _480P),
     ("wan_5b", "train", "v6e:4x4", "fsdp=4,ulysses=4", 4, {}),
     ("wan_14b", "train", "v5p:2x2x1", "ulysses=4", 1, _720P),
