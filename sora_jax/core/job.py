@@ -13,6 +13,11 @@ from absl import app, flags
 
 from sora_jax.core import xla_flags
 
+_PROFILE = flags.DEFINE_enum(
+    "xla_profile", "default", [*xla_flags.PROFILES],
+    "Flags of XLA; sora_jax/core/xla_flags.py says why.",
+)  # fmt: skip
+
 
 def run(main: Callable[[list[str]], None], name: str) -> None:
     """Parses the flags and calls `main`; exits with 130 where Ctrl-C stopped it.
@@ -27,7 +32,7 @@ def run(main: Callable[[list[str]], None], name: str) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            return app.parse_flags_with_usage(argv)
+            left = app.parse_flags_with_usage(argv)
         except (AttributeError, KeyError, OSError) as error:
             # What ml_collections raises for a field or a recipe that is not there.
             reason = " ".join(str(error).strip("\"'").replace("\\n", "\n").split())
@@ -35,6 +40,8 @@ def run(main: Callable[[list[str]], None], name: str) -> None:
                 f"{name}: --config names what is not there: {reason}; "
                 "configs/base.py lists every field"
             )
+        xla_flags.set_defaults(_PROFILE.value)
+        return left
 
     def guarded(argv: list[str]) -> None:
         try:
@@ -50,7 +57,6 @@ def run(main: Callable[[list[str]], None], name: str) -> None:
             sys.stderr.flush()
             os._exit(1)
 
-    xla_flags.set_defaults()
     app.run(guarded, flags_parser=parse)
 
 

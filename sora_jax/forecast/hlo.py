@@ -205,6 +205,7 @@ def exchanges(program: Program) -> dict[str, tuple[float, float]]:
                 found[key] = one.name, size, beside or hidden or begun
             trips = program.trips(operation) if operation.kind == "while" else 1
             beside = operation.name.startswith("async-collective")
+            beside |= operation.kind == "call-start"
             for called in operation.called:
                 walk(called, times * trips, hidden or beside)
 

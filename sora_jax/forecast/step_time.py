@@ -19,6 +19,8 @@ that walks them knows what runs beside what.
 
 What is begun and ended in two operations runs beside what stands between them: the end
 waits only for what is left of it. Transfers over the same wires run one after the other.
+An exchange that another core of the chip does ("call-start", -update, -done) begins when
+it is given its operand, and is taken to be as fast as the wires.
 """
 
 import dataclasses
@@ -134,6 +136,7 @@ class _Walk:
         self._now = 0.0
         self._free = {"links": 0.0, "host": 0.0, "memory": 0.0}
         self._ready: dict[str, tuple[str, float]] = {}
+        self._called: dict[str, list[hlo.Exchange]] = {}
         self._results = {}
         self.work = Work()
 
@@ -167,6 +170,9 @@ class _Walk:
         fused = operation.name.startswith("async-collective")
         if kind in _FREE:
             return
+        if kind in ("call-start", "call-update"):
+            self._call(operation)
+            return
         if kind in ("while", "call", "conditional"):
             trips = of.program.trips(operation) if kind == "while" else 1
             inner = [of.computation(name) for name in operation.called]
@@ -192,6 +198,22 @@ class _Walk:
             self._begin(wires, self._bytes(operation) / rate, (operation.name,))
         else:
             self._compute(operation)
+
+    def _call(self, operation: hlo.Operation) -> None:
+        """A computation on another core: known at its start, begun with an operand."""
+        first, *given = operation.operands or [""]
+        moved = self._called.pop(first, None)
+        if operation.kind == "call-start":
+            inside = map(self._of.program.exchanges_in, operation.called)
+            moved = [one for found in inside for _, one in found]
+            given = operation.operands
+        if given:
+            of = self._of
+            for one in moved or ():
+                seconds = exchange_seconds(one, of.devices, of.chip, of.slices)
+                self._begin("links", seconds, (operation.name,))
+        else:
+            self._called[operation.name] = moved
 
     def _moved(self, operation: hlo.Operation) -> list[tuple[str, hlo.Exchange]]:
         """(key, exchange) of what an operation moves, itself or inside of a fusion."""

@@ -187,14 +187,16 @@ def test_axes_take_parts_of_a_slices_and_replicas_are_slices(libtpu):
     assert "lies on 2 slices, and replica is 1" in refused
 
 
-def test_flags_of_the_environment_come_before_ours():
-    ours = [f"--{name}={value}" for name, value in xla_flags.TPU.items()]
+@pytest.mark.parametrize("profile", xla_flags.PROFILES)
+def test_flags_of_the_environment_come_before_ours(profile):
+    flags = xla_flags.PROFILES[profile]
+    ours = [f"--{name}={value}" for name, value in flags.items()]
     empty, given = {}, {"LIBTPU_INIT_ARGS": "--other=1"}
     for environment in (empty, given):
-        xla_flags.set_defaults(environment)
+        xla_flags.set_defaults(profile, environment)
     assert empty["LIBTPU_INIT_ARGS"].split() == ours
     assert given["LIBTPU_INIT_ARGS"].split() == ["--other=1", *ours]
-    first = next(iter(xla_flags.TPU))
+    first = next(iter(flags))
     chosen = {"LIBTPU_INIT_ARGS": f"--{first}=false"}
-    xla_flags.set_defaults(chosen)
+    xla_flags.set_defaults(profile, chosen)
     assert chosen["LIBTPU_INIT_ARGS"].split() == [f"--{first}=false", *ours[1:]]

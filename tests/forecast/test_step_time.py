@@ -87,6 +87,29 @@ def test_a_fused_exchange_counts_once_and_its_end_waits():
     assert work(body, rest) == step_time.Work(moves=20, links=40)
 
 
+OFFLOADED = f"""
+%called_computation.1 (p: f32[20]) -> f32[5] {{
+  ROOT %scatter.1 = f32[5]{{0}} reduce-scatter(%p), {GATHER}}}, execution_thread="sparsecore"
+"""
+
+
+def test_what_another_core_exchanges_runs_beside_what_follows():
+    start = (
+        "  %s = ((), (), (s32[1])) call-start(), "
+        'async_execution_thread="sparsecore", to_apply=%called_computation.1\n'
+    )
+    update = "  %u = ((f32[20]), f32[5]) call-update(%s, %x)\n"
+    done = "  %d = f32[5] call-done(%u)\n"
+    # It cannot begin before it is given what it scatters.
+    for before, beside, left in ((30, 0, 60), (0, 25, 35), (30, 60, 0)):
+        body = start + cycles("a", before) + update + cycles("b", beside) + done
+        assert work(body, OFFLOADED) == step_time.Work(
+            moves=before + beside, links=left
+        )
+    text = f"{OFFLOADED}\nENTRY %main.1 (x: f32[1]) -> f32[1] {{\n{start + update + done}}}\n"
+    assert hlo.exchanges(hlo.parse(text)) == {"reduce-scatter over fsdp": (20, 20)}
+
+
 def test_two_exchanges_share_the_wires():
     one = f"  %g = (f32[5], f32[20]) all-gather-start(%x), {GATHER}"
     two = one.replace("%g", "%h").replace("channel_id=1", "channel_id=2")
