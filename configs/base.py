@@ -91,6 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.dit.time_scale = 2.0  # latent frames a second that one unit stands for
     c.model.dit.dtype = "float32"
     c.model.dit.remat = "dots"
+    c.model.dit.quantization = ""  # or "int8", "fp8"
     c.model.dit.input_skip = True
 
     # models/text_encoder.py: Config; dim comes from the denoiser's text_dim.

@@ -20,7 +20,14 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.core import sharding
-from sora_jax.models import attention, encodings, layers, patches, text_encoder
+from sora_jax.models import (
+    attention,
+    encodings,
+    layers,
+    patches,
+    quantization,
+    text_encoder,
+)
 
 _INPUT = "block_input"
 _TEXT = "text_attention"  # cheap to compute again, and as large as the other
@@ -70,6 +77,8 @@ class Config:
     # inputs kept in the host's memory; "dots", all but the products with weights (the
     # fastest on CPU, where memory is slower than arithmetic).
     remat: str = "none"
+    # Products with weights in the blocks: "int8" or "fp8" (`quantization`); "": in dtype.
+    quantization: str = ""
 
     def __post_init__(self):
         if self.dim % self.num_heads:
@@ -85,6 +94,7 @@ class Config:
             )
         if self.remat not in _REMAT:
             raise ValueError(f"remat is {self.remat!r}; it is one of {[*_REMAT]}")
+        quantization.check(self.quantization)
 
     @property
     def head_dim(self) -> int:
@@ -128,13 +138,14 @@ class Attention(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         d, of_keys = config.dim, config.kv_heads * config.head_dim
-        into = {"axes": ("embed", "heads"), "rngs": rngs}
+        given = {"kind": config.quantization, "rngs": rngs}
+        into = {"axes": ("embed", "heads"), **given}
         self.to_q = layers.Linear(d, d, **into)
         self.to_k = layers.Linear(d, of_keys, **into)
         self.to_v = layers.Linear(d, of_keys, **into)
         self.norm_q = layers.RMSNorm(d, axis="heads", rngs=rngs)
         self.norm_k = layers.RMSNorm(of_keys, axis="heads", rngs=rngs)
-        self.to_out = layers.Linear(d, d, axes=("heads", "embed"), rngs=rngs)
+        self.to_out = layers.Linear(d, d, axes=("heads", "embed"), **given)
         self.head_dim = config.head_dim
 
     def __call__(self, x_bnd, context_bmd, *, rope=None, **given):
@@ -156,8 +167,9 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         d, f = config.dim, config.mlp_dim
-        self.up = layers.Linear(d, f, axes=("embed", "mlp"), rngs=rngs)
-        self.down = layers.Linear(f, d, axes=("mlp", "embed"), rngs=rngs)
+        given = {"kind": config.quantization, "rngs": rngs}
+        self.up = layers.Linear(d, f, axes=("embed", "mlp"), **given)
+        self.down = layers.Linear(f, d, axes=("mlp", "embed"), **given)
 
     def __call__(self, x_bnd: jax.Array) -> jax.Array:
         return self.down(jax.nn.gelu(self.up(x_bnd), approximate=True))
