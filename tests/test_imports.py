@@ -39,6 +39,7 @@ ONE_IMPORTER = {
     "tensorflow_datasets": "sora_jax/data/shards.py",
     "array_record": "sora_jax/data/array_files.py",
     "av": "sora_jax/data/video_io.py",
+    "qwix": "sora_jax/models/quantization.py",
     "jax.experimental.topologies": "sora_jax/core/mesh.py",
     "jax.experimental.pallas": "sora_jax/models/splash_attention.py",
 }
