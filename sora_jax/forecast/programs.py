@@ -365,6 +365,11 @@ def _finish(lowered):
         text = str(error)
         if "RESOURCE_EXHAUSTED" not in text:
             raise
+        if "ScopedVmem" in text:
+            raise ValueError(
+                "a kernel's tiles do not fit into VMEM (sora_jax/models/splash_tiles"
+                f".json): {' '.join(text.split())[:400]}"
+            ) from None
         # What XLA calls temporaries here has the state in it.
         needed = re.search(r"\(([\d.]+)G\) exceeds", text)
         raise DoesNotFit(

@@ -285,7 +285,7 @@ def splash(
     q_segments_bn: jax.Array | None = None,
     k_segments_bm: jax.Array | None = None,
     *,
-    tile: int = splash_attention.TILE,
+    tiles: splash_attention.Tiles | None = None,
     interpret: bool = False,
     name: str = SAVED,
 ) -> jax.Array:
@@ -295,14 +295,15 @@ def splash(
     values.
 
     Args:
-      tile: queries, and keys, that a core works on at a time, at most.
+      tiles: that a core works on at a time; None: those of the device.
       interpret: runs the kernel's program on any platform, slowly.
       name: see `attention`.
     """
 
     def run(q_bnhe, k_bmhe, v_bmhe, *seen):
+        chosen = tiles or splash_attention.tiles_for(q_bnhe.shape[-1])
         return splash_attention.attend(
-            q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, name
+            q_bnhe, k_bmhe, v_bmhe, seen, chosen, interpret, name
         )
 
     given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)

@@ -14,7 +14,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import qwix
 
 from sora_jax.core import sharding
 
@@ -37,6 +36,7 @@ def check(kind: str) -> None:
 
 def _product(x, kernel, axis, kind, dtype, layout):
     """Sums x over its last axis with an axis of the kernel; the result is like x."""
+    import qwix  # here, as no other run needs it
 
     def quantize(value, dtype, kept):
         # Scales have the type of what is quantized: float32, whatever x is.

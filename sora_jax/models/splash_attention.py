@@ -10,7 +10,9 @@ Letters: b batch, n query tokens, m key tokens, h heads, e head size.
 
 import dataclasses
 import functools
-from typing import ClassVar
+import json
+import pathlib
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,36 +23,63 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from sora_jax.models.visibility import Seen
 
 HEAD_SIZES = (128, 256)  # whole lanes, and tiles that fit into VMEM
-TILE = 1024  # queries, and keys, of a tile of scores, at most
+
+
+class Tiles(NamedTuple):
+    """Queries, and keys, of a tile of scores, at most: of the value, of the gradient."""
+
+    value: tuple[int, int] = (1024, 1024)
+    gradient: tuple[int, int] = (1024, 1024)
+
+
+# Kind of device -> head size -> tiles; written by `python -m experiments.tile_search`.
+TABLE = pathlib.Path(__file__).with_name("splash_tiles.json")
 _FETCHED = 2  # tiles of keys that are brought into VMEM at a time
 _LANES = 128
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnames=("tile", "interpret", "name"))
+@functools.cache
+def _table() -> dict[tuple[str, int], Tiles]:
+    return {
+        (kind, int(size)): Tiles(tuple(found["value"]), tuple(found["gradient"]))
+        for kind, sizes in json.loads(TABLE.read_text()).items()
+        for size, found in sizes.items()
+    }
+
+
+def tiles_for(head_size: int) -> Tiles:
+    """The tiles of the devices that are traced for; of unknown ones what all take."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None and jax.default_backend() == "tpu":
+        device = jax.local_devices()[0]
+    return _table().get((getattr(device, "device_kind", ""), head_size), Tiles())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnames=("tiles", "interpret", "name"))
 def attend(
     q_bnhe: jax.Array,
     k_bmhe: jax.Array,
     v_bmhe: jax.Array,
     seen: Seen,
-    tile: int,
+    tiles: Tiles,
     interpret: bool,
     name: str,
 ) -> jax.Array:
     """Attention [b, n, h, e]; arguments as those of `Blocks` and of `attention`."""
-    kernel, arrays = _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret)
+    kernel, arrays = _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tiles.value, interpret)
     return _tokens_first(jax.vmap(kernel)(*arrays), q_bnhe.shape[1])
 
 
-def _attend_forward(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, name):
-    kept = _forward(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret)
+def _attend_forward(q_bnhe, k_bmhe, v_bmhe, seen, tiles, interpret, name):
+    kept = _forward(q_bnhe, k_bmhe, v_bmhe, seen, tiles.value, interpret)
     kept = tuple(checkpoint_name(x, name) for x in kept)
     return kept[0], (q_bnhe, k_bmhe, v_bmhe, *kept, seen)
 
 
-def _attend_backward(tile, interpret, name, saved, dy_bnhe):
+def _attend_backward(tiles, interpret, name, saved, dy_bnhe):
     del name
     *arrays, seen = saved
-    return *_backward(*arrays, dy_bnhe, seen, tile, interpret), None
+    return *_backward(*arrays, dy_bnhe, seen, tiles.gradient, interpret), None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -121,14 +150,14 @@ def _kernel(
     (b, n, h, e), m = q_bnhe.shape, k_bmhe.shape[1]
     mask_bm, q_segments_bn, k_segments_bm = seen
 
-    def tiles(size: int, together: int) -> tuple[int, int]:
+    def cut(size: int, tile: int, together: int) -> tuple[int, int]:
         """The tile of so many tokens, and how many whole groups of tiles hold."""
         count = -(-size // (tile * together)) * together
         fitting = -(-size // (count * _LANES)) * _LANES
         return fitting, count * fitting
 
-    fetched = _FETCHED if m > tile else 1
-    (tile_n, all_n), (tile_m, all_m) = tiles(n, 1), tiles(m, fetched)
+    fetched = _FETCHED if m > tile[1] else 1
+    (tile_n, all_n), (tile_m, all_m) = cut(n, tile[0], 1), cut(m, tile[1], fetched)
     ids = None
     if all_n > n or all_m > m or mask_bm is not None or q_segments_bn is not None:
         q_ids_bn = jnp.zeros((b, n), jnp.int32)
@@ -165,24 +194,26 @@ class Blocks:
     """Blocks of a ring with the kernel for TPUs, as `splash` does it.
 
     Args:
-      tile: queries, and keys, that a core works on at a time, at most.
+      tiles: that a core works on at a time; None: those of the device.
       interpret: runs the kernel's program on any platform, slowly.
     """
 
     kernel: ClassVar[bool] = True
-    tile: int = TILE
+    tiles: Tiles | None = None
     interpret: bool = False
 
     def forward(self, q_bnhe, k_bmhe, v_bmhe, seen):
+        tile = (self.tiles or tiles_for(q_bnhe.shape[-1])).value
         y_bnhe, log_sum_bnh = _forward(
-            q_bnhe, k_bmhe, v_bmhe, seen, self.tile, self.interpret
+            q_bnhe, k_bmhe, v_bmhe, seen, tile, self.interpret
         )
         return y_bnhe.astype(jnp.float32), log_sum_bnh, jnp.ones_like(log_sum_bnh)
 
     def backward(self, q_bnhe, k_bmhe, v_bmhe, y_bnhe, top_bnh, sum_bnh, dy_bnhe, seen):
+        tile = (self.tiles or tiles_for(q_bnhe.shape[-1])).gradient
         log_sum_bnh = top_bnh + jnp.log(sum_bnh)
         gradients = _backward(
             q_bnhe, k_bmhe, v_bmhe, y_bnhe, log_sum_bnh, dy_bnhe, seen,
-            self.tile, self.interpret,
+            tile, self.interpret,
         )  # fmt: skip
         return tuple(x.astype(jnp.float32) for x in gradients)

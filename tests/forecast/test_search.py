@@ -131,6 +131,16 @@ def test_advice_is_corrected_by_what_was_compiled():
 
 
 def test_what_xla_says_of_a_refused_program_is_read():
+    class Kernel:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory"
+            )
+
+    with pytest.raises(ValueError, match="tiles do not fit into VMEM") as caught:
+        programs._finish(Kernel())
+    assert not isinstance(caught.value, DoesNotFit)
+
     class Lowered:
         def compile(self):
             raise jax.errors.JaxRuntimeError(

@@ -9,7 +9,14 @@ import pytest
 from flax import nnx
 
 from sora_jax.core import mesh
-from sora_jax.models import attention, chunked_attention, vae_layers
+from sora_jax.models import (
+    attention,
+    chunked_attention,
+    splash_attention,
+    vae_layers,
+)
+
+SMALL_TILES = splash_attention.Tiles((128, 256), (256, 128))
 
 
 def draw(b, n, m, h, e, seed=0):
@@ -116,14 +123,14 @@ def test_half_precision_sums_in_float32(close):
 def test_splash_is_the_reference(close, kind):
     """Interpreted: the kernel's arithmetic, not its speed. Odd sizes are padded."""
     given = (*draw(2, 200, 300, 2, 128), *masks(kind, 2, 200, 300))
-    found = graded(attention.splash, tile=128, interpret=True)(*given)
+    found = graded(attention.splash, tiles=SMALL_TILES, interpret=True)(*given)
     compare(close, found, graded(attention.reference)(*given), kind)
 
 
 def test_splash_on_a_mesh_is_splash_on_one_device(close):
     qkv = draw(2, 256, 256, 2, 128)
     ids_bn = ids(2, 256, 3, seed=2)
-    form = functools.partial(attention.splash, tile=128, interpret=True)
+    form = functools.partial(attention.splash, tiles=SMALL_TILES, interpret=True)
     expected = graded(attention.reference)(*qkv, None, ids_bn, ids_bn)
     with jax.set_mesh(mesh.make_mesh({"fsdp": 2, "ring": 2}, jax.devices()[:4])):
         split = [jax.device_put(x, jax.P("fsdp", "ring")) for x in qkv]
@@ -263,3 +270,33 @@ def test_frames_attend_in_chunks_where_their_height_is_split(
             expected,
             1e-6,
         )
+
+
+def test_tiles_are_those_of_the_device(monkeypatch):
+    """Of the mesh's devices, which a program is compiled for, wherever it is traced."""
+    chosen = splash_attention.Tiles((256, 128), (128, 256))
+    monkeypatch.setattr(splash_attention, "_table", lambda: {("cpu", 128): chosen})
+    assert splash_attention.tiles_for(128) == splash_attention.Tiles()  # no mesh
+    q = jax.ShapeDtypeStruct((1, 512, 1, 128), jnp.float32)
+    with jax.set_mesh(mesh.make_mesh({"fsdp": 1}, jax.devices()[:1])):
+        assert splash_attention.tiles_for(128) == chosen
+        assert splash_attention.tiles_for(256) == splash_attention.Tiles()
+        form = functools.partial(attention.splash, interpret=True)
+        seen = []
+        kernel = splash_attention._kernel
+
+        def spy(*given, **options):
+            seen.append(given[4])
+            return kernel(*given, **options)
+
+        monkeypatch.setattr(splash_attention, "_kernel", spy)
+        jax.make_jaxpr(graded(form))(q, q, q)
+    assert seen == [chosen.value, chosen.gradient]
+
+
+def test_the_table_of_tiles_can_be_read():
+    table = splash_attention._table()
+    assert {kind for kind, _ in table} >= {"TPU v5", "TPU v6 lite"}
+    for (_, size), tiles in table.items():
+        assert size in splash_attention.HEAD_SIZES
+        assert all(x % 128 == 0 and 128 <= x <= 4096 for tile in tiles for x in tile)

@@ -9,7 +9,7 @@ import pytest
 
 from sora_jax.core import mesh
 from sora_jax.models import attention, chunked_attention, splash_attention
-from tests.models.test_attention import compare, draw, graded, masks
+from tests.models.test_attention import SMALL_TILES, compare, draw, graded, masks
 
 MESHES = [
     {"ring": 2},
@@ -110,7 +110,7 @@ def test_half_precision_is_merged_in_float32(close):
 def test_a_ring_of_kernels_is_the_reference(close, kind):
     """Interpreted. Blocks of 200 keys are padded; log sums come from outside."""
     given = (*draw(1, 400, 400, 2, 128), *masks(kind, 1, 400, 400))
-    blocks = splash_attention.Blocks(tile=128, interpret=True)
+    blocks = splash_attention.Blocks(tiles=SMALL_TILES, interpret=True)
     form = functools.partial(attention.ring, blocks=blocks)
     expected = graded(attention.reference)(*given)
     with jax.set_mesh(make_mesh({"ring": 2})):
