@@ -1,7 +1,7 @@
 """Attention behind one function.
 
 Four forms of the same mathematics. `reference` holds the scores of all queries; where
-they fit into the memory of one chunk it is the fastest. `chunked` holds those of a few
+they are a few megabytes it is the fastest. `chunked` holds those of a few
 queries at a time, so that its memory grows with the keys and not with their product
 with the queries, and computes them again for the gradient. `splash` is JAX's kernel for
 TPUs and `cudnn` that for NVIDIA GPUs, which never hold them outside of a core. Which one
@@ -71,8 +71,8 @@ def attention(
     over what is left: over `ulysses`, where heads do not divide. Text is whole
     everywhere, and queries stay.
     """
-    form = functools.partial(_attend_split, name=name)
     group = q_bnhe.shape[2] // k_bmge.shape[2]
+    form = functools.partial(_attend_split, group=group, name=name)
     if group == 1:
         return _exchanged(
             form, q_bnhe, k_bmge, v_bmge, mask_bm, q_segments_bn, k_segments_bm
@@ -82,15 +82,14 @@ def attention(
     if q_segments_bn is not None:
         of_row = sharding.follow(q_segments_bn)
         q_segments_bn = jnp.repeat(q_segments_bn, group, axis=1, out_sharding=of_row)
-    folded = _fold(q_bnhe, group)
+    folded = _fold(q_bnhe, group, layout)
     y = _exchanged(form, folded, k_bmge, v_bmge, mask_bm, q_segments_bn, k_segments_bm)
     return _unfold(y, group, layout)
 
 
-def _fold(q_bnhe: jax.Array, group: int) -> jax.Array:
+def _fold(q_bnhe: jax.Array, group: int, layout) -> jax.Array:
     """Heads that share a key become tokens: [b, n, h, e] to [b, n group, g, e]."""
     b, n, h, e = q_bnhe.shape
-    layout = sharding.follow(q_bnhe)
     apart = layout and jax.P(*layout[:3], None, layout[3])
     q = jnp.reshape(q_bnhe, (b, n, h // group, group, e), out_sharding=apart)
     return jnp.reshape(
@@ -129,11 +128,15 @@ def _exchanged(form, q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_
     return jax.reshard(form(*given), before)
 
 
-def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, name):
+def _attend_split(
+    q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, group, name
+):
     """`attention` where queries are; keys, values and what hides them come there."""
+    goes_round = _goes_round(q_bnhe, k_bmhe)
+    keys = k_bmhe.shape[1] // (sharding.pieces(k_bmhe, (1,)) if goes_round else 1)
     sizes = chunked_attention.BYTES, _LARGE_CHUNK_BYTES
-    sizes = [max(size, 4 * _MIN_QUERIES * k_bmhe.shape[1]) for size in sizes]
-    if _goes_round(q_bnhe, k_bmhe):
+    sizes = [max(size, 4 * _MIN_QUERIES * keys) for size in sizes]
+    if goes_round:
         small, kernel = ring, functools.partial(ring, blocks=splash_attention.Blocks())
         fine, large = (
             functools.partial(ring, blocks=chunked_attention.Blocks(size))
@@ -162,10 +165,11 @@ def _attend_split(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm,
 
     arrays = [x for x in given if x is not None]
     forms = {"cpu": fine, "tpu": kernel, "default": large}
-    if small is not ring and cudnn_attention.there():
-        hidden, devices = any(there[3:]), sharding.pieces(q_bnhe, (0, 1))
-        if cudnn_attention.takes(q_bnhe, k_bmhe, hidden, devices):
-            forms["cuda"] = cudnn
+    if not goes_round and cudnn_attention.there():
+        pairs = q_bnhe.shape[0] * q_bnhe.shape[1] // group * k_bmhe.shape[1]
+        hidden = any(there[3:]) * pairs // sharding.pieces(q_bnhe, (0, 1))
+        if cudnn_attention.takes(q_bnhe, hidden):
+            forms["cuda"] = functools.partial(cudnn, group=group)
     forms = {platform: on(form) for platform, form in forms.items()}
     return jax.lax.platform_dependent(*arrays, **forms)
 
@@ -292,7 +296,7 @@ def splash(
     """`attention` as JAX's splash kernel for TPUs; keys and values are whole.
 
     Segments hide scores and skip no tile. A query without any key gets the mean of some
-    values.
+    values, and gradients are right where nothing depends on it.
 
     Args:
       tiles: that a core works on at a time; None: those of the device.
@@ -318,18 +322,27 @@ def cudnn(
     q_segments_bn: jax.Array | None = None,
     k_segments_bm: jax.Array | None = None,
     *,
+    group: int = 1,
     name: str = SAVED,
 ) -> jax.Array:
     """`attention` as cuDNN's kernel for NVIDIA GPUs; keys and values are whole.
 
-    In half precision. A query without any key gets nearly the mean of the values.
+    In half precision. A query without any key gets nearly the mean of the values, and
+    gradients are right where nothing depends on it.
 
     Args:
+      group: heads of queries that became tokens (`_fold`); the kernel takes them as
+        heads, and what hides keys once for all of them.
       name: see `attention`.
     """
 
-    def run(q_bnhe, k_bmhe, v_bmhe, *seen):
-        return cudnn_attention.attend(q_bnhe, k_bmhe, v_bmhe, seen, name)
+    def run(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm):
+        if q_segments_bn is not None:
+            q_segments_bn = q_segments_bn[:, ::group]
+        seen = mask_bm, q_segments_bn, k_segments_bm
+        q_bnhe = _unfold(q_bnhe, group, None)
+        y_bnhe = cudnn_attention.attend(q_bnhe, k_bmhe, v_bmhe, seen, name)
+        return _fold(y_bnhe, group, None)
 
     given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
     return _by_device(run, given, kernel=True)

@@ -25,7 +25,7 @@ BYTES = 4 * 2**20
 # Heads share a chunk where the scores of each fit into it whole, in the gradient into
 # this share of it: two in one are up to half as slow again there as one by one.
 _SHARED = 1 / 4
-_LANES = 64  # of which a chunk's queries are a multiple
+_LANES = 64  # of which the most queries of a chunk are a multiple
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("chunk_bytes", "name"))

@@ -19,6 +19,8 @@ _DTYPES = (jnp.bfloat16, jnp.float16)
 _HEAD_SIZE = 128  # at most; a multiple of 8
 _CAPABILITY = 8, 0  # of the GPU, at least
 _BIAS_BYTES = 2**28
+_HIDDEN = {jnp.dtype(jnp.float16): -(2.0**15)}  # its range ends at 2**16
+_HIDDEN_ELSE = -(2.0**41)  # cuDNN subtracts such numbers: not the lowest there is
 _product = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 
 
@@ -35,16 +37,18 @@ def there() -> bool:
     return tuple(map(int, device.compute_capability.split("."))) >= _CAPABILITY
 
 
-def takes(q_bnhe: jax.Array, k_bmhe: jax.Array, hidden: bool, devices: int) -> bool:
-    """Whether the kernels do, of arrays that lie on so many devices.
+def takes(q_bnhe: jax.Array, hidden: int) -> bool:
+    """Whether the kernels do.
 
     Args:
-      hidden: whether there are a mask or segments.
+      q_bnhe: queries of all devices.
+      hidden: pairs of a query and a key of which a device must say whether they see
+        each other; 0 without a mask and segments.
     """
-    (b, n, _, e), m = q_bnhe.shape, k_bmhe.shape[1]
+    e = q_bnhe.shape[-1]
     if q_bnhe.dtype not in _DTYPES or e > _HEAD_SIZE or e % 8:
         return False
-    return not hidden or 2 * b * n * m // devices <= _BIAS_BYTES
+    return 2 * hidden <= _BIAS_BYTES
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("name",))
@@ -56,42 +60,52 @@ def attend(
     name: str,
 ) -> jax.Array:
     """Attention [b, n, h, e]; see `attention.attention`."""
-    return _attend(q_bnhe, k_bmhe, v_bmhe, seen)
+    return _attend_forward(q_bnhe, k_bmhe, v_bmhe, seen, name)[0]
 
 
 def _attend_forward(q_bnhe, k_bmhe, v_bmhe, seen, name):
-    qkv = q_bnhe, k_bmhe, v_bmhe
-    y_bnhe, pull = jax.vjp(functools.partial(_attend, seen=seen), *qkv)
+    n = q_bnhe.shape[1]
+    hidden = _hidden(q_bnhe, k_bmhe, seen)
+    qkv, unfill = jax.vjp(lambda *x: tuple(map(_even, x)), q_bnhe, k_bmhe, v_bmhe)
+    y_bnhe, pull = jax.vjp(functools.partial(_product, **hidden), *qkv)
     # Remat policies keep the result and the sums that the gradient takes from it, or
-    # neither, by name.
+    # neither, by name. What is made of the arguments is made again.
     leaves, tree = jax.tree.flatten(pull)
-    kept = [x if any(x is y for y in qkv) else checkpoint_name(x, name) for x in leaves]
-    return checkpoint_name(y_bnhe, name), jax.tree.unflatten(tree, kept)
+    kept = {id(x): x for x in (*qkv, *hidden.values())}
+    for x in (y_bnhe, *leaves):
+        kept.setdefault(id(x), checkpoint_name(x, name))
+    y_bnhe, pull = kept[id(y_bnhe)], tree.unflatten(kept[id(x)] for x in leaves)
+    y_bnhe, uncut = jax.vjp(lambda y_bnhe: y_bnhe[:, :n], y_bnhe)
+    return y_bnhe, (uncut, pull, unfill)
 
 
-def _attend_backward(name, pull, dy_bnhe):
+def _attend_backward(name, pulls, dy_bnhe):
     del name
-    return *pull(dy_bnhe), None
+    uncut, pull, unfill = pulls
+    return *unfill(pull(*uncut(dy_bnhe))), None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _attend(q_bnhe, k_bmhe, v_bmhe, seen: visibility.Seen):
-    if all(x is None for x in seen):
-        return _product(q_bnhe, k_bmhe, v_bmhe)
+def _hidden(q_bnhe, k_bmhe, seen: visibility.Seen) -> dict[str, jax.Array]:
+    """What hides keys, as the kernel takes it, of sizes that are filled up.
+
+    With a mask or segments a bias [b, 1, n, m]; or the number of keys, [b], where there
+    is one more; or nothing.
+    """
+    (b, n), m = q_bnhe.shape[:2], k_bmhe.shape[1]
     visible = visibility.visible(*seen)
-    n, m = q_bnhe.shape[1], k_bmhe.shape[1]
-    visible = jnp.broadcast_to(visible, (q_bnhe.shape[0], n, m))
-    # The gradient takes a bias of even sizes.
-    q_bnhe = _even(q_bnhe, 1)
-    k_bmhe, v_bmhe = _even(k_bmhe, 1), _even(v_bmhe, 1)
-    visible = _even(_even(visible, 1), 2)
-    return _product(q_bnhe, k_bmhe, v_bmhe, mask=visible[:, None])[:, :n]
+    if visible is None:
+        lengths = {"key_value_seq_lengths": jnp.full(b, m, jnp.int32)}
+        return lengths if m % 2 else {}
+    visible = _even(_even(jnp.broadcast_to(visible, (b, n, m))), 2)
+    low = _HIDDEN.get(q_bnhe.dtype, _HIDDEN_ELSE)
+    return {"bias": jnp.where(visible, 0.0, low).astype(q_bnhe.dtype)[:, None]}
 
 
-def _even(x: jax.Array, axis: int) -> jax.Array:
-    """Fills an axis up with zeros to an even size."""
+def _even(x: jax.Array, axis: int = 1) -> jax.Array:
+    """Fills an axis up with zeros to an even size, which the kernel for gradients asks."""
     edges = [(0, 0)] * x.ndim
     edges[axis] = 0, x.shape[axis] % 2
     return jnp.pad(x, edges)
