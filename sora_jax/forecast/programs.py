@@ -176,10 +176,8 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     config, text_config = objective.dit_config, objective.text_config
     sampler, count = settings.sampler, settings.num_inference_steps
     tokens, rows = tokens_of(c), sharding.ways(mesh, "batch")
-    heads = {"num_heads": config.num_heads, "num_kv_heads": config.kv_heads}
-    sharding.check_divisible(
-        mesh, {f"model.dit.{name}": ("heads", count) for name, count in heads.items()}
-    )
+    sizes = {f"model.dit.{name}": size for name, size in config.split.items()}
+    sharding.check_divisible(mesh, sizes)
     steps_of_clip = plans.solver(settings, sampler, count, settings.shift)
     plan = next(samplers.chunks(steps_of_clip, 1))
     guided = settings.guidance_scale != 1

@@ -16,9 +16,17 @@ from sora_jax.core import sharding
 
 
 def split(module: nnx.Module):
-    """A network as a static definition and arrays, the latter placed on the mesh."""
-    graph, state = nnx.split(module)
+    """A network as a static definition and arrays, the latter placed on the mesh.
+
+    Raises:
+      ValueError: a size of it does not divide over the mesh.
+    """
     mesh = jax.sharding.get_mesh()
+    if not mesh.empty and (sizes := getattr(module.config, "split", None)):
+        what = type(module).__name__
+        named = {f"{name} of the {what}": size for name, size in sizes.items()}
+        sharding.check_divisible(mesh, named)
+    graph, state = nnx.split(module)
 
     def place(variable: nnx.Variable) -> nnx.Variable:
         value = variable.get_value()

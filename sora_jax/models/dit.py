@@ -81,13 +81,16 @@ class Config:
     quantization: str = ""
 
     def __post_init__(self):
+        for name in ("dim", "num_layers", "num_heads", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is 1 or more")
         if self.dim % self.num_heads:
             raise ValueError(
                 f"dim {self.dim} is not a multiple of num_heads {self.num_heads}"
             )
         if (self.dim // self.num_heads) % 2:
             raise ValueError(f"head size {self.dim // self.num_heads} must be even")
-        if self.num_heads % self.kv_heads:
+        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads "
                 f"{self.num_kv_heads}"
@@ -103,6 +106,13 @@ class Config:
     @property
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def split(self) -> dict[str, tuple[str, int]]:
+        """Sizes that a mesh splits, as `sharding.check_divisible` takes them."""
+        heads = {"num_heads": self.num_heads, "num_kv_heads": self.kv_heads}
+        sizes = {name: ("heads", size) for name, size in heads.items()}
+        return sizes | {"mlp_dim": ("mlp", self.mlp_dim)}
 
     @property
     def token_dim(self) -> int:
@@ -172,7 +182,7 @@ class Mlp(nnx.Module):
         self.down = layers.Linear(f, d, axes=("mlp", "embed"), **given)
 
     def __call__(self, x_bnd: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(x_bnd), approximate=True))
+        return self.down(jax.nn.gelu(self.up(x_bnd)))
 
 
 def _open_gates(key, shape, dtype):
@@ -220,16 +230,12 @@ class TwoLayers(nnx.Module):
     """linear, activation, linear: the embedders of noise level and text."""
 
     def __init__(self, i: int, o: int, activation, *, rngs: nnx.Rngs):
-        self.linear_1 = layers.Linear(i, o, axes=("embed", None), rngs=rngs)
-        self.linear_2 = layers.Linear(o, o, axes=("embed", None), rngs=rngs)
+        self.linear_1 = layers.Linear(i, o, rngs=rngs)
+        self.linear_2 = layers.Linear(o, o, rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.linear_2(self.activation(self.linear_1(x)))
-
-
-def _gelu_tanh(x):
-    return jax.nn.gelu(x, approximate=True)
 
 
 class DiT(nnx.Module):
@@ -243,17 +249,13 @@ class DiT(nnx.Module):
             config.token_dim, d, axes=(None, "embed"), rngs=rngs
         )
         self.time_embedder = TwoLayers(config.freq_dim, d, jax.nn.silu, rngs=rngs)
-        self.time_proj = layers.Linear(
-            d, 6 * d, axes=("embed", None), init=zeros, rngs=rngs
-        )
-        self.text_embedder = TwoLayers(config.text_dim, d, _gelu_tanh, rngs=rngs)
+        self.time_proj = layers.Linear(d, 6 * d, init=zeros, rngs=rngs)
+        self.text_embedder = TwoLayers(config.text_dim, d, jax.nn.gelu, rngs=rngs)
         self.known = (
             layers.param(rngs, zeros, (d,), (None,)) if config.known_embedding else None
         )
         self.pooled_text = (
-            layers.Linear(
-                config.text_dim, d, axes=("embed", None), init=zeros, rngs=rngs
-            )
+            layers.Linear(config.text_dim, d, init=zeros, rngs=rngs)
             if config.pooled_text
             else None
         )
@@ -265,9 +267,8 @@ class DiT(nnx.Module):
         )
         patch_volume = config.patch[0] * config.patch[1] * config.patch[2]
         self.proj_out = layers.Linear(
-            d, config.out_channels * patch_volume, axes=("embed", None), init=zeros,
-            rngs=rngs,
-        )  # fmt: skip
+            d, config.out_channels * patch_volume, init=zeros, rngs=rngs
+        )
 
     def __call__(
         self,

@@ -36,6 +36,14 @@ class Config:
     absolute_positions: bool = False
     dtype: str = "float32"  # compute type; parameters are float32
 
+    @property
+    def split(self) -> dict[str, tuple[str, int]]:
+        """Sizes that a mesh splits, as `sharding.check_divisible` takes them."""
+        return {
+            "num_heads": ("heads", self.num_heads),
+            "mlp_dim": ("mlp", self.mlp_dim),
+        }
+
 
 UMT5_XXL = Config(
     vocab_size=256384,

@@ -88,11 +88,8 @@ def _check_sizes(mesh, c, sizes: Mapping[str, tuple[str, int]]) -> None:
 
 
 def _text_encoder_sizes(config) -> dict[str, tuple[str, int]]:
-    return {
-        "model.dit.text_dim": ("embed", config.dim),
-        "model.text_encoder.num_heads": ("heads", config.num_heads),
-        "model.text_encoder.mlp_dim": ("mlp", config.mlp_dim),
-    }
+    sizes = {f"model.text_encoder.{name}": size for name, size in config.split.items()}
+    return {"model.dit.text_dim": ("embed", config.dim)} | sizes
 
 
 def read_ahead(c, mesh, source, transform, start, num_steps, planner=None):
@@ -238,12 +235,8 @@ def check_denoiser(mesh, c, objective: objectives.Denoiser, packed=()) -> None:
         c,
         _text_encoder_sizes(objective.text_config)
         | {f"a row of {n} tokens": ("tokens", n) for n in packed}
-        | {
-            "model.dit.num_heads": ("heads", config.num_heads),
-            "model.dit.num_kv_heads": ("heads", config.kv_heads),
-            "model.dit.mlp_dim": ("mlp", config.mlp_dim),
-            "model.dit.dim": ("embed", config.dim),
-        },
+        | {f"model.dit.{name}": size for name, size in config.split.items()}
+        | {"model.dit.dim": ("embed", config.dim)},
     )
 
 

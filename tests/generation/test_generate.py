@@ -248,6 +248,10 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
         ({"prompt": "a", "dtype": "bfloat16"}, "a run computes as its config says"),
         ({"prompt": "a", "mesh": "8"}, "--mesh is like fsdp=4,tensor=2, not '8'"),
         ({"prompt": "a", "mesh": "data=8"}, "'data'.* unknown; there are"),
+        (
+            {"prompt": "a", "mesh": "tensor=8"},
+            "num_heads of the .* is 2, which does not",
+        ),
         ({"prompt": "a", "sampler": "ddim"}, "sampler 'ddim' is unknown"),
     ],
 )

@@ -57,7 +57,10 @@ def test_what_is_recomputed_changes_no_gradient(monkeypatch, chunked):
     assert flops["none"] < flops["attention"] < flops["full"]
 
 
-def test_a_policy_that_is_none_is_named():
+def test_a_size_or_policy_that_is_none_is_named():
+    for name, value in (("num_kv_heads", -2), ("num_heads", 0), ("num_layers", -1)):
+        with pytest.raises(ValueError, match=f"{name} .*{value}"):
+            dit.Config(**{name: value})
     with pytest.raises(ValueError, match="'some'; it is one of .*'offload'"):
         dit.Config(remat="some")
 
