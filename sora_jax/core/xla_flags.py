@@ -33,7 +33,8 @@ def set_defaults(
       profile: one of `PROFILES`.
       environment: the process's.
     """
-    given = environment.get("LIBTPU_INIT_ARGS", "")
+    given = environment.get("LIBTPU_INIT_ARGS", "").split()
+    known = {flag.lstrip("-").partition("=")[0] for flag in given}
     flags = PROFILES[profile].items()
-    added = [f"--{name}={value}" for name, value in flags if name not in given]
-    environment["LIBTPU_INIT_ARGS"] = " ".join([*given.split(), *added])
+    added = [f"--{name}={value}" for name, value in flags if name not in known]
+    environment["LIBTPU_INIT_ARGS"] = " ".join([*given, *added])

@@ -191,11 +191,12 @@ def test_axes_take_parts_of_a_slices_and_replicas_are_slices(libtpu):
 def test_flags_of_the_environment_come_before_ours(profile):
     flags = xla_flags.PROFILES[profile]
     ours = [f"--{name}={value}" for name, value in flags.items()]
-    empty, given = {}, {"LIBTPU_INIT_ARGS": "--other=1"}
+    other = f"--{next(iter(flags))}_of_another_name=1"
+    empty, given = {}, {"LIBTPU_INIT_ARGS": other}
     for environment in (empty, given):
         xla_flags.set_defaults(profile, environment)
     assert empty["LIBTPU_INIT_ARGS"].split() == ours
-    assert given["LIBTPU_INIT_ARGS"].split() == ["--other=1", *ours]
+    assert given["LIBTPU_INIT_ARGS"].split() == [other, *ours]
     first = next(iter(flags))
     chosen = {"LIBTPU_INIT_ARGS": f"--{first}=false"}
     xla_flags.set_defaults(profile, chosen)
