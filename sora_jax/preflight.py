@@ -103,7 +103,7 @@ def _advice(c, mesh, needed: float) -> str:
     """What would fit, by formula, where a train step needs so many bytes."""
     if _JOB.value != "train" or _SEARCH.value:
         return ""
-    refused = search.layout_of(c, mesh), needed
+    refused = [(search.layout_of(c, mesh), needed)]
     return f"; {search.advice(c, mesh.devices.flat[:], _SLICES.value, refused)}"
 
 

@@ -19,7 +19,7 @@ _CALLED = re.compile(
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _LOOP = re.compile(r"condition=%([\w.\-]+), body=%([\w.\-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_ARRAY = re.compile(r"(bf16|[fsu]\d+|pred)\[([\d,]*)\]")
+_ARRAY = re.compile(r"(pred|bf|[fsu])(\d*)\w*\[([\d,]*)\]")  # f8e4m3fn: 8 bits
 _GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _EXCHANGES = (
@@ -168,9 +168,9 @@ def _ordered(found: re.Match) -> tuple[str, str, str, str]:
 def arrays(types: str) -> list[tuple[float, tuple[int, ...]]]:
     """(bytes of a number, sizes) of every array in a type."""
     found = []
-    for kind, sizes in _ARRAY.findall(types):
-        bits = 8 if kind == "pred" else int(re.sub(r"\D", "", kind))
-        found.append((bits / 8, tuple(int(size) for size in sizes.split(",") if size)))
+    for _, bits, sizes in _ARRAY.findall(types):
+        shape = tuple(int(size) for size in sizes.split(",") if size)
+        found.append((int(bits or 8) / 8, shape))
     return found
 
 

@@ -25,7 +25,7 @@ from sora_jax.data import packing, transforms
 from sora_jax.diffusion import samplers
 from sora_jax.forecast import chips, flops, hlo, step_time
 from sora_jax.forecast.chips import GIB
-from sora_jax.forecast.report import DoesNotFit, Forecast
+from sora_jax.forecast.report import DoesNotFit, Forecast, KernelDoesNotFit
 from sora_jax.generation import compiled, plans, runs
 from sora_jax.models import (
     discriminator,
@@ -38,6 +38,8 @@ from sora_jax.models import (
 from sora_jax.training import cost, jobs, loop, objectives, optim, reconstruction
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
+
+_IN_GIB = {"M": 2**-10, "G": 1, "T": 2**10}  # as libtpu writes sizes
 
 
 class _EmptyText:
@@ -364,15 +366,16 @@ def _finish(lowered):
         if "RESOURCE_EXHAUSTED" not in text:
             raise
         if "ScopedVmem" in text:
-            raise ValueError(
-                "a kernel's tiles do not fit into VMEM (sora_jax/models/splash_tiles"
-                f".json): {' '.join(text.split())[:400]}"
+            table = "sora_jax/models/splash_tiles.json" if "splash" in text else "tiles"
+            raise KernelDoesNotFit(
+                f"a kernel does not fit into VMEM ({table}): "
+                f"{' '.join(text.split())[:400]}"
             ) from None
         # What XLA calls temporaries here has the state in it.
-        needed = re.search(r"\(([\d.]+)G\) exceeds", text)
+        needed = re.search(r"\(([\d.]+)([MGT])\) exceeds", text)
         raise DoesNotFit(
             " ".join(text.splitlines()[0].split()),
-            float(needed[1]) * GIB if needed else 0.0,
+            float(needed[1]) * GIB * _IN_GIB[needed[2]] if needed else 0.0,
         ) from None
 
 

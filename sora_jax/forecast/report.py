@@ -21,6 +21,10 @@ class DoesNotFit(ValueError):
         self.needed = needed
 
 
+class KernelDoesNotFit(ValueError):
+    """A core's own memory is too small for the tiles of a kernel."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Forecast:
     """What was found, of one device and one run of a program.

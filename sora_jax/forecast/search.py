@@ -19,7 +19,7 @@ import jax
 from sora_jax.core import mesh as meshes
 from sora_jax.forecast import chips, programs
 from sora_jax.forecast.chips import GIB, REACHED, Chip
-from sora_jax.forecast.report import DoesNotFit, Forecast, table
+from sora_jax.forecast.report import DoesNotFit, Forecast, KernelDoesNotFit, table
 from sora_jax.models import dit
 from sora_jax.training import cost, jobs
 
@@ -202,15 +202,16 @@ class Formulas:
         weights = self.parameter_bytes / 2 / sizes["tensor"]  # bfloat16
         moved = (passes + 1) * weights * (shards - 1) / shards
         row = 2 * n * config.dim / sizes["tensor"]
-        moved += (
-            layers * passes * 4 * row * (sizes["ulysses"] / 4) * (sizes["ulysses"] > 1)
-        )
+        # Keys and values are narrower than queries where heads share them.
+        narrow = config.kv_heads / config.num_heads
+        exchanged = layers * passes * 2 * row * (1 + narrow)
+        moved += exchanged * (sizes["ulysses"] / 4) * (sizes["ulysses"] > 1)
         tensor = sizes["tensor"]
         moved += layers * passes * 4 * (2 * n * config.dim) * (tensor - 1) / tensor
         seconds = moved / both_ways
         if (ring := sizes["ring"]) > 1:
             hops = (1 + (remat == "full")) * 2 * (ring - 1) + 6 * ring
-            seconds += layers * row * hops / self._chip.link
+            seconds += layers * narrow * row * hops / self._chip.link
         if sizes["replica"] > 1:
             copies = (
                 2 * self.parameter_bytes * sizes["replica"] / math.prod(sizes.values())
@@ -253,7 +254,7 @@ def best(
         raise ValueError(f"no layout of {len(devices)} devices divides the config")
     fitting = [one for one in guesses if one.size <= _MARGIN * chip.hbm]
     fitting.sort(key=lambda one: one.seconds)
-    found, lacking = [], []
+    found, refused, kernels = [], [], []
     for guess in itertools.islice(fitting, limit):
         layout = guess.layout
         say(f"compiling {layout}: {guess.seconds:.3g} s a clip by formula")
@@ -261,23 +262,29 @@ def best(
             forecast = programs.train_step(_with(c, layout), _mesh(layout, devices))
         except DoesNotFit as error:
             say(f"  {error}")
-            if error.needed:
-                lacking.append((error.needed - chip.hbm, layout))
+            refused.append((layout, error.needed))
+            continue
+        except KernelDoesNotFit as error:
+            say(f"  {error}")
+            kernels.append(error)
             continue
         if forecast.excess > 0:
-            lacking.append((forecast.excess, layout))
+            refused.append((layout, forecast.excess + chip.hbm))
         else:
             found.append((layout, forecast))
+    if not found and kernels and not refused:
+        raise kernels[0]
     if not found:
-        if not lacking:
+        known = [one for one in refused if one[1]]
+        if not fitting:
             smallest = min(guesses, key=lambda one: one.size)
-            lacking = [(smallest.size - chip.hbm, smallest.layout)]
-        excess, layout = min(lacking, key=lambda one: one[0])
-        more = advice(c, devices, slices, (layout, excess + chip.hbm))
-        raise DoesNotFit(
-            f"none of {len(guesses)} layouts, the least excess is {excess / GIB:.2f} GiB "
-            f"a device with {layout}; {more}"
-        )
+            known = [(smallest.layout, smallest.size)]
+        said = f"none of {len(guesses)} layouts"
+        if known:
+            layout, needed = min(known, key=lambda one: one[1])
+            excess = (needed - chip.hbm) / GIB
+            said += f", the least excess is {excess:.2f} GiB a device with {layout}"
+        raise DoesNotFit(f"{said}; {advice(c, devices, slices, refused)}")
     found.sort(key=lambda one: one[1].seconds_per_clip)
     return Ranking(found, len(guesses), len(fitting))
 
@@ -294,7 +301,10 @@ def _mesh(layout: Layout, devices: Sequence) -> jax.sharding.Mesh:
 
 
 def advice(
-    c, devices: Sequence, slices: int = 1, refused: tuple[Layout, float] | None = None
+    c,
+    devices: Sequence,
+    slices: int = 1,
+    refused: Sequence[tuple[Layout, float]] = (),
 ) -> str:
     """What would fit by formula: another layout of these devices, or more of them.
 
@@ -302,16 +312,17 @@ def advice(
       c: the config of a denoiser.
       devices: of `meshes.compile_only`.
       slices: that they lie on.
-      refused: a layout that was compiled, and the bytes that a device needs for it;
-        where the formula says less, it is corrected by as much for all layouts.
+      refused: layouts that were compiled, and the bytes that a device needs for each, 0
+        where nothing says; none of them is proposed, and where the formula says less, it
+        is corrected by as much for all.
     """
     chip = chips.CHIPS[chips.kind_of(devices[0])]
     formulas = Formulas(c, chip, slices)
-    layout, needed = refused or (None, 0.0)
-    low = max(1.0, needed / formulas.guess(layout).size) if layout else 1.0
+    low = max([1.0, *(size / formulas.guess(one).size for one, size in refused)])
+    gone = {layout for layout, _ in refused}
     count = len(devices)
     while count <= _MOST_DEVICES:
-        others = (one for one in formulas.layouts(count) if one != layout)
+        others = (one for one in formulas.layouts(count) if one not in gone)
         guesses = map(formulas.guess, others)
         fitting = [one for one in guesses if low * one.size <= chip.hbm]
         if fitting:

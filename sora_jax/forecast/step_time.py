@@ -203,6 +203,8 @@ class _Walk:
         """A computation on another core: known at its start, begun with an operand."""
         first, *given = operation.operands or [""]
         moved = self._called.pop(first, None)
+        if first in self._ready:  # begun before: known by its last name
+            self._ready[operation.name] = self._ready.pop(first)
         if operation.kind == "call-start":
             inside = map(self._of.program.exchanges_in, operation.called)
             moved = [one for found in inside for _, one in found]

@@ -1,5 +1,7 @@
 """Compiled programs as text: loops, what devices exchange, what an operation takes."""
 
+import math
+
 from sora_jax.forecast import hlo
 
 PROGRAM = """
@@ -68,6 +70,12 @@ def test_how_many_devices_exchange_is_read_in_every_form():
         program = hlo.parse("ENTRY %m (x: f32[1]) -> f32[4] {\n" + line.format(form))
         (one,) = program.computations["m"]
         assert program.exchange("m", one).members == members, form
+
+
+def test_numbers_of_every_type_have_their_size():
+    types = "(f8e4m3fn[3], f8e5m2[1,2]{1,0}, bf16[4], pred[5], s4[6], u32[], f32[7])"
+    sizes = [width * math.prod(shape) for width, shape in hlo.arrays(types)]
+    assert sizes == [3, 2, 8, 5, 3, 4, 28]
 
 
 def test_a_ring_is_named_by_its_sends():

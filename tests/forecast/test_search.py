@@ -7,7 +7,7 @@ import pytest
 
 from configs import wan_1_3b
 from sora_jax.forecast import chips, programs, search, step_time
-from sora_jax.forecast.report import DoesNotFit, Forecast
+from sora_jax.forecast.report import DoesNotFit, Forecast, KernelDoesNotFit
 
 
 def config():
@@ -112,7 +112,7 @@ def test_advice_is_corrected_by_what_was_compiled():
     hbm = chips.CHIPS["v5e"].hbm
     formulas = search.Formulas(c, chips.CHIPS["v5e"])
 
-    def advised(refused=None):
+    def advised(*refused):
         said = search.advice(c, devices, 1, refused)
         return next(
             one
@@ -130,6 +130,71 @@ def test_advice_is_corrected_by_what_was_compiled():
     assert low * found.size <= hbm
 
 
+def test_nothing_that_a_search_saw_refused_is_proposed(monkeypatch):
+    chip = chips.CHIPS["v5e"]
+    seen = []
+
+    def refuse(c, mesh):
+        seen.append((c.model.dit.remat, c.data.batch_size, mesh))
+        raise DoesNotFit("too large", chip.hbm * (1 + 0.1 / len(seen)))
+
+    monkeypatch.setattr(programs, "train_step", refuse)
+    monkeypatch.setattr(search, "_mesh", lambda layout, devices: layout.mesh)
+    with pytest.raises(DoesNotFit) as caught:
+        search.best(config(), [Device()] * 4, 1, 5, say=lambda text: None)
+    said = str(caught.value)
+    assert "least excess is 0.3" in said
+    remat, rows, mesh = seen[-1]
+    assert f"--mesh={mesh}, remat {remat}, {rows} rows;" in said
+    for remat, rows, mesh in seen:
+        assert not said.endswith(f"--mesh={mesh}, remat {remat}, {rows} rows")
+
+
+def test_a_size_that_nothing_says_is_not_made_up(monkeypatch):
+    def refuse(c, mesh):
+        raise DoesNotFit("too large")
+
+    monkeypatch.setattr(programs, "train_step", refuse)
+    monkeypatch.setattr(search, "_mesh", lambda layout, devices: None)
+    with pytest.raises(DoesNotFit, match="layouts; by formula it would fit with"):
+        search.best(config(), [Device()] * 4, 1, 2, say=lambda text: None)
+
+
+def test_a_kernel_that_does_not_fit_ends_no_search(monkeypatch):
+    found = iter([KernelDoesNotFit("a kernel"), forecast(1.0, 2**30)] * 2)
+
+    def compiled(c, mesh):
+        one = next(found)
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    monkeypatch.setattr(programs, "train_step", compiled)
+    monkeypatch.setattr(search, "_mesh", lambda layout, devices: None)
+    said = []
+    ranking = search.best(config(), [Device()] * 4, 1, 2, say=said.append)
+    assert len(ranking.found) == 1 and "  a kernel" in said
+    with pytest.raises(KernelDoesNotFit):
+        search.best(config(), [Device()] * 4, 1, 1, say=said.append)
+
+
+def test_keys_that_heads_share_are_less_to_exchange():
+    c = config()
+    whole = search.Formulas(c, chips.CHIPS["v5e"])
+    c.model.dit.num_kv_heads = 2
+    shared = search.Formulas(c, chips.CHIPS["v5e"])
+    for axis in ("ring", "ulysses"):
+        sizes = {"replica": 1, "fsdp": 1, "ring": 1, "ulysses": 1, "tensor": 1, axis: 2}
+        # What is left of it when weights, which are fewer too, are taken away.
+        moved = [
+            one._links(sizes, 1e4, "full") - one._links(sizes, 0.0, "full")
+            for one in (shared, whole)
+        ]
+        assert moved[0] == pytest.approx(
+            {"ring": 0.5, "ulysses": 0.75}[axis] * moved[1]
+        )
+
+
 def test_what_xla_says_of_a_refused_program_is_read():
     class Kernel:
         def compile(self):
@@ -137,9 +202,8 @@ def test_what_xla_says_of_a_refused_program_is_read():
                 "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory"
             )
 
-    with pytest.raises(ValueError, match="tiles do not fit into VMEM") as caught:
+    with pytest.raises(KernelDoesNotFit, match=r"does not fit into VMEM \(tiles\)"):
         programs._finish(Kernel())
-    assert not isinstance(caught.value, DoesNotFit)
 
     class Lowered:
         def compile(self):

@@ -106,6 +106,11 @@ def test_what_another_core_exchanges_runs_beside_what_follows():
         assert work(body, OFFLOADED) == step_time.Work(
             moves=before + beside, links=left
         )
+    # What begins with its start is waited for by the name of its last step.
+    given = start.replace("call-start()", "call-start(%x)")
+    step = "  %u = ((f32[20]), f32[5]) call-update(%s)\n"
+    body = given + cycles("a", 25) + step + done
+    assert work(body, OFFLOADED) == step_time.Work(moves=25, links=35)
     text = f"{OFFLOADED}\nENTRY %main.1 (x: f32[1]) -> f32[1] {{\n{start + update + done}}}\n"
     assert hlo.exchanges(hlo.parse(text)) == {"reduce-scatter over fsdp": (20, 20)}
 
