@@ -2,8 +2,9 @@
 
     y = s_x s_w (q_x q_w),  q = round(v / s),  s = max |v| / (largest number of the type)
 
-with one s for each row of x and each column of W, found anew in each call; q_x q_w is
-summed in int32, of floats in float32. The gradient goes straight through rounding
+with one s for each row of x and each column of W, found anew in each call (1 where it
+would be below 1e-19, so that rows of nearly nothing become 0); q_x q_w is summed in
+int32, of floats in float32. The gradient goes straight through rounding
 (arXiv 1308.3432). That of x is such a product too. That of W is not: it sums over all
 tokens of a batch, and stays in the type of x (SwitchBack, arXiv 2304.13013).
 
