@@ -4,16 +4,19 @@
     python -m experiments.tile_search --topology v6e:2x2 [--write]
 
 On a TPU every candidate is timed. With `--topology` it is compiled for one device of a
-slice that need not be there (libtpu), which says whether it fits into VMEM, and its
-time is the estimate of `preflight`: with what a core spends between two tiles it prefers
-the largest that fit. What fits alone may not in a model: compile one with `preflight`
-before a table is kept. Value first, then the gradient with the best value. `--write` keeps
-the fastest in sora_jax/models/splash_tiles.json, from which attention takes them.
+slice that need not be there (libtpu), and its time is the estimate of `preflight`: with
+what a core spends between two tiles it prefers the largest that fit. To fit, a tile leaves
+a part of VMEM free, since within a model the same kernel asks for up to a fifth more, and
+it does so both for rows of whole tiles and for others, whose rest is hidden. Value first,
+then the gradient with the best value. `--write` keeps the fastest in
+sora_jax/models/splash_tiles.json, from which attention takes them.
 """
 
 import argparse
+import functools
 import itertools
 import json
+import math
 import statistics
 import time
 
@@ -27,6 +30,9 @@ from sora_jax.models import attention, splash_attention
 
 QUERIES, KEYS = (512, 1024, 2048, 4096), (512, 1024, 2048)
 ROUNDS = 5
+# What XLA lets a kernel take of VMEM, in KiB, and how much of it a tile may take here.
+VMEM = {"v5e": 16_384, "v5p": 16_384, "v6e": 32_768, "tpu7x": 32_768}
+SHARE = 0.75
 
 
 def program(tiles: splash_attention.Tiles, graded: bool):
@@ -59,13 +65,23 @@ def seconds(compiled, device, qkv) -> float:
     return statistics.median(times[1:])
 
 
-def search(device, qkv, graded: bool, best: splash_attention.Tiles):
-    """The fastest tile of value or gradient; prints each."""
+def search(device, qkv, whole, graded: bool, best: splash_attention.Tiles):
+    """The fastest tile of value or gradient; prints each.
+
+    Args:
+      device: that is searched for.
+      qkv: what attention is timed with; whole: shapes of whole tiles.
+      graded: whether the gradient is meant. best: tiles of all else.
+    """
     found = {}
+    most = int(SHARE * VMEM[chips.kind_of(device)])
+    options = {"xla_tpu_scoped_vmem_limit_kib": str(most)}
     for tile in itertools.product(QUERIES, KEYS):
         tiles = best._replace(**{"gradient" if graded else "value": tile})
+        run = program(tiles, graded)
         try:
-            compiled = program(tiles, graded).lower(*qkv).compile()
+            run.lower(*whole).compile(options)
+            compiled = run.lower(*qkv).compile(options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -75,21 +91,33 @@ def search(device, qkv, graded: bool, best: splash_attention.Tiles):
         print(f"{tile[0]:5} x {tile[1]:5}: {1e3 * found[tile]:.2f} ms", flush=True)
     if not found:
         raise SystemExit("tile_search: no tile fits")
-    return min(found, key=found.get)
+
+    def order(tile):
+        # What no digit tells apart: the squarer tile brings less into VMEM, and then that
+        # of more queries, for which keys are brought less often.
+        return float(f"{found[tile]:.3g}"), abs(math.log(tile[0] / tile[1])), -tile[0]
+
+    return min(found, key=order)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", help="such as v6e:2x2; by default this device")
-    parser.add_argument("--head_size", type=int, default=128)
-    # Not whole tiles: what fills them up is hidden by segments, which need VMEM too.
+    sizes = splash_attention.HEAD_SIZES
+    parser.add_argument("--head_size", type=int, default=sizes[0], choices=sizes)
     parser.add_argument("--tokens", type=int, default=32_760)
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
+    largest = max(*QUERIES, *KEYS)
+    if args.tokens < 2 * largest or args.heads < 1:
+        parser.error(f"tiles of {largest} ask for {2 * largest} tokens, and a head")
     xla_flags.set_defaults()
     if args.topology:
-        device = meshes.compile_only(args.topology, 1)[0]
+        try:
+            device = meshes.compile_only(args.topology, 1)[0]
+        except ValueError as error:
+            parser.error(str(error))
     else:
         device = jax.local_devices()[0]
     if device.platform != "tpu":
@@ -98,14 +126,18 @@ def main() -> None:
     mesh = meshes.make_mesh({"fsdp": 1}, [device])
     with jax.set_mesh(mesh):
         layout = jax.NamedSharding(mesh, jax.P())
-        qkv = [jax.ShapeDtypeStruct(size, jnp.bfloat16, sharding=layout)] * 3
+        shape = functools.partial(
+            jax.ShapeDtypeStruct, dtype=jnp.bfloat16, sharding=layout
+        )
+        qkv = [shape(size)] * 3
+        whole = [shape((1, args.tokens // largest * largest, *size[2:]))] * 3
         if not args.topology:
             keys = jax.random.split(jax.random.key(0), 3)
             qkv = [jax.random.normal(key, size, jnp.bfloat16) for key in keys]
         best = splash_attention.Tiles()
         for graded, name in enumerate(best._fields):
             print(f"{device.device_kind}, {name}:", flush=True)
-            tile = search(device, qkv, bool(graded), best)
+            tile = search(device, qkv, whole, bool(graded), best)
             best = best._replace(**{name: tile})
     print(f"fastest: {best}")
     if args.write:

@@ -1,10 +1,19 @@
 """The search takes the fastest tile that fits, and passes other errors on."""
 
+import dataclasses
+
 import jax
 import pytest
 
 from experiments import tile_search
 from sora_jax.models import splash_attention
+
+WHOLE = ("whole",)
+
+
+@dataclasses.dataclass
+class Device:
+    device_kind: str = "TPU v5 lite"
 
 
 class Program:
@@ -14,10 +23,13 @@ class Program:
         self.tile, self.word = tile, word
 
     def lower(self, *qkv):
+        self.whole = qkv == WHOLE
         return self
 
-    def compile(self):
-        if self.tile[0] * self.tile[1] > 2048 * 1024:
+    def compile(self, options):
+        # Whole tiles take a third more.
+        most = int(options["xla_tpu_scoped_vmem_limit_kib"])
+        if self.tile[0] * self.tile[1] * (4 if self.whole else 3) > most * 2**9:
             raise jax.errors.JaxRuntimeError(f"{self.word}: vmem")
         return self.tile
 
@@ -35,15 +47,33 @@ def fake(monkeypatch, **options):
 def test_the_fastest_that_fits_is_found(monkeypatch, capsys):
     fake(monkeypatch)
     for graded in (False, True):
-        best = tile_search.search(None, (), graded, splash_attention.Tiles())
-        assert best == (4096, 512)
-    assert "4096 x  1024: does not fit" in capsys.readouterr().out
+        best = tile_search.search(Device(), (), WHOLE, graded, splash_attention.Tiles())
+        assert best == (2048, 512)
+    assert "1024 x  2048: does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (("--tokens", "1000"), "tiles of 4096 ask for 8192 tokens"),
+        (("--heads", "0"), "and a head"),
+        (("--head_size", "64"), "invalid choice: 64"),
+        (("--topology", "v6e:9x9"), "v6e:9x9"),
+        ((), "this is no TPU"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(monkeypatch, capsys, given, said):
+    monkeypatch.setattr("sys.argv", ["tile_search", *given])
+    with pytest.raises(SystemExit) as ended:
+        tile_search.main()
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2 and said in printed and "Traceback" not in printed
 
 
 def test_other_errors_are_not_taken_for_a_tile_that_does_not_fit(monkeypatch):
     fake(monkeypatch, word="INTERNAL")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        tile_search.search(None, (), False, splash_attention.Tiles())
+        tile_search.search(Device(), (), (), False, splash_attention.Tiles())
 
 
 @pytest.mark.parametrize("graded", [False, True])
