@@ -24,6 +24,7 @@ import contextlib
 import functools
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Callable
 
@@ -43,6 +44,7 @@ OURS = {
 }
 # What a form of the peer's adds to the name of its operation.
 THEIRS = {"sdpa": "", "sdpa_cudnn": "_cudnn"}
+_SHAPE = re.compile("x".join([r"([1-9]\d*)"] * 4))
 # Relative errors of values and of gradients, above which nothing is timed.
 TOLERANCE = {"float32": (1e-5, 1e-4), "bfloat16": (1e-2, 3e-2)}
 # The least ratios in float32 on a CPU.
@@ -134,7 +136,10 @@ def _our_calls(make, forms, qkv) -> tuple[dict[str, Callable], dict[str, int]]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default="1x1024x6x64,1x4096x6x64,1x8192x6x64")
+    default = "1x1024x6x64,1x4096x6x64,1x8192x6x64"
+    parser.add_argument(
+        "--shapes", default=default, help="rows x tokens x heads x size"
+    )
     parser.add_argument("--forms", help="by default stock and sdpa, on a GPU cuDNN's")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     parser.add_argument("--rounds", type=int, default=7)
@@ -156,10 +161,13 @@ def main(argv: list[str] | None = None) -> None:
         if reason := side_by_side.missing(python, ["safetensors"]):
             print(f"Only JAX's side is timed: {reason}")
             python = None
+    shapes = [_SHAPE.fullmatch(text) for text in options.shapes.split(",")]
+    if None in shapes:
+        parser.error(f"shapes are like 1x1024x6x64, not {options.shapes}")
     print(f"{side_by_side.THREADS} cores, load {os.getloadavg()[0]:.1f}")
     rows = []
-    for text in options.shapes.split(","):
-        shape = tuple(map(int, text.split("x")))
+    for found in shapes:
+        shape = tuple(map(int, found.groups()))
         rows += compare(shape, options.dtype, forms, python, options.rounds)
     side_by_side.write(options.json, rows, bench="attention")
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import ml_collections
 
 Flat = dict[str, object]
+DTYPES = ("float32", "bfloat16", "float16")  # that networks compute in
 
 
 def flatten(config: Mapping, prefix: str = "") -> Flat:
@@ -117,8 +118,8 @@ def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
     """Makes the frozen dataclass `cls` from a config section.
 
     Raises:
-      ValueError: a key is unknown (with the nearest known one) or a required one is
-        missing.
+      ValueError: a key is unknown (with the nearest known one), a required one is
+        missing, or `dtype` is none that networks compute in.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
@@ -139,6 +140,8 @@ def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
                 value = {key: _plain(item) for key, item in value.items()}
         else:
             value = _plain(value)
+        if name == "dtype" and value not in DTYPES:
+            raise ValueError(f"{where}.dtype is {value!r}; it is one of {[*DTYPES]}")
         values[name] = value
     missing = [
         name

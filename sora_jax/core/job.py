@@ -20,7 +20,9 @@ _PROFILE = flags.DEFINE_enum(
 
 
 def run(main: Callable[[list[str]], None], name: str) -> None:
-    """Parses the flags and calls `main`; exits with 130 where Ctrl-C stopped it.
+    """Parses the flags and calls `main`.
+
+    Exits with 2 where they are not understood, with 130 where Ctrl-C stopped it.
 
     A process of several that fails ends at once: on its way out JAX would wait minutes
     for the others, which wait for it.
@@ -32,14 +34,21 @@ def run(main: Callable[[list[str]], None], name: str) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            left = app.parse_flags_with_usage(argv)
+            left = flags.FLAGS(argv)
+            if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+                flags.FLAGS["config"].value.keys()  # fails where none could be read
+        except flags.Error as error:
+            print(f"{name}: {error}; --help lists the flags", file=sys.stderr)
+            sys.exit(2)
         except (AttributeError, KeyError, OSError) as error:
             # What ml_collections raises for a field or a recipe that is not there.
             reason = " ".join(str(error).strip("\"'").replace("\\n", "\n").split())
-            sys.exit(
+            print(
                 f"{name}: --config names what is not there: {reason}; "
-                "configs/base.py lists every field"
+                "configs/base.py lists every field",
+                file=sys.stderr,
             )
+            sys.exit(2)
         xla_flags.set_defaults(_PROFILE.value)
         return left
 

@@ -231,12 +231,22 @@ def test_another_config_is_refused_with_the_difference(folder, uninterrupted):
     [
         ("--config.data.latent=x", 'Did you mean "latents" instead of "latent"?'),
         ("--config=configs/nope.py", "train: --config names what is not there"),
+        ("--bogus=1", "train: Unknown command line flag 'bogus'"),
     ],
 )
 def test_a_field_or_recipe_that_is_not_there_is_one_sentence(folder, flag, message):
     code, output = run_job([*command(folder, folder / "typo"), flag])
-    assert code == 1 and message in output, output
+    assert code == 2 and message in output, output
     assert "Traceback" not in output
+
+
+def test_a_recipe_that_is_not_there_is_one_sentence_also_where_none_of_it_is_changed(
+    folder,
+):
+    alone = [sys.executable, "-m", "sora_jax.train", "--config=configs/nope.py"]
+    code, output = run_job([*alone, f"--workdir={folder / 'typo'}"])
+    assert code == 2 and "train: --config names what is not there" in output
+    assert "Traceback" not in output and not (folder / "typo").exists()
 
 
 def test_patches_that_do_not_divide_are_named_before_a_run_begins(folder):
