@@ -9,7 +9,7 @@
 
 From scratch, `--config.text.encoder=Wan2.1-T2V-1.3B-Diffusers` takes the place of
 `--init`. Other sizes of Wan are children of this one. Compiled by preflight, and not
-run, for v5e-4 with ulysses=4 and one clip of 81 frames of 480 x 832: 58 % of a device's
+run, for v5e-4 with ulysses=4 and one clip of 81 frames of 480 x 832: 55 % of a device's
 memory.
 """
 

@@ -86,7 +86,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         axes = self.kernel.get_metadata("axes")
         out = None if axes[1] == "embed" else axes[1]
-        kernel_io = sharding.gather_weight(self.kernel[...], axes).astype(x.dtype)
+        kernel_io = sharding.gather_weight(self.kernel[...].astype(x.dtype), axes)
         y = matmul(x, kernel_io, out, self.kind)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
