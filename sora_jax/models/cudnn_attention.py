@@ -19,8 +19,6 @@ _DTYPES = (jnp.bfloat16, jnp.float16)
 _HEAD_SIZE = 128  # at most; a multiple of 8
 _CAPABILITY = 8, 0  # of the GPU, at least
 _BIAS_BYTES = 2**28
-_HIDDEN = {jnp.dtype(jnp.float16): -(2.0**15)}  # its range ends at 2**16
-_HIDDEN_ELSE = -(2.0**41)  # cuDNN subtracts such numbers: not the lowest there is
 _product = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 
 
@@ -71,7 +69,8 @@ def _attend_forward(q_bnhe, k_bmhe, v_bmhe, seen, name):
     # Remat policies keep the result and the sums that the gradient takes from it, or
     # neither, by name. What is made of the arguments is made again.
     leaves, tree = jax.tree.flatten(pull)
-    kept = {id(x): x for x in (*qkv, *hidden.values())}
+    again = [x.shape for x in hidden.values()]
+    kept = {id(x): x for x in (*qkv, *(x for x in leaves if x.shape in again))}
     for x in (y_bnhe, *leaves):
         kept.setdefault(id(x), checkpoint_name(x, name))
     y_bnhe, pull = kept[id(y_bnhe)], tree.unflatten(kept[id(x)] for x in leaves)
@@ -91,8 +90,8 @@ attend.defvjp(_attend_forward, _attend_backward)
 def _hidden(q_bnhe, k_bmhe, seen: visibility.Seen) -> dict[str, jax.Array]:
     """What hides keys, as the kernel takes it, of sizes that are filled up.
 
-    With a mask or segments a bias [b, 1, n, m]; or the number of keys, [b], where there
-    is one more; or nothing.
+    With a mask or segments [b, 1, n, m]; or the number of keys, [b], where there is one
+    more; or nothing.
     """
     (b, n), m = q_bnhe.shape[:2], k_bmhe.shape[1]
     visible = visibility.visible(*seen)
@@ -100,8 +99,7 @@ def _hidden(q_bnhe, k_bmhe, seen: visibility.Seen) -> dict[str, jax.Array]:
         lengths = {"key_value_seq_lengths": jnp.full(b, m, jnp.int32)}
         return lengths if m % 2 else {}
     visible = _even(_even(jnp.broadcast_to(visible, (b, n, m))), 2)
-    low = _HIDDEN.get(q_bnhe.dtype, _HIDDEN_ELSE)
-    return {"bias": jnp.where(visible, 0.0, low).astype(q_bnhe.dtype)[:, None]}
+    return {"mask": visible[:, None]}
 
 
 def _even(x: jax.Array, axis: int = 1) -> jax.Array:
