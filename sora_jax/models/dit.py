@@ -32,7 +32,7 @@ from sora_jax.models import (
 _INPUT = "block_input"
 _TEXT = "text_attention"  # cheap to compute again, and as large as the other
 _policies = jax.checkpoint_policies
-_REMAT = {
+REMAT = {
     "none": None,
     "full": _policies.nothing_saveable,
     "attention": _policies.save_only_these_names(attention.SAVED),
@@ -95,8 +95,8 @@ class Config:
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads "
                 f"{self.num_kv_heads}"
             )
-        if self.remat not in _REMAT:
-            raise ValueError(f"remat is {self.remat!r}; it is one of {[*_REMAT]}")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat is {self.remat!r}; it is one of {[*REMAT]}")
         quantization.check(self.quantization)
 
     @property
@@ -360,7 +360,7 @@ class DiT(nnx.Module):
             return block(x_bnd, modulation_bk6d, pick, text_bld, inputs), None
 
         if config.remat != "none":
-            body = jax.checkpoint(body, policy=_REMAT[config.remat])
+            body = jax.checkpoint(body, policy=REMAT[config.remat])
 
         def run(x_bnd):
             return jax.lax.scan(body, x_bnd, self.blocks)[0]
