@@ -197,4 +197,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    job.run(main, "evaluate")
+    job.run(main, "evaluate", any_batch=True)

@@ -19,7 +19,7 @@ _PROFILE = flags.DEFINE_enum(
 )  # fmt: skip
 
 
-def run(main: Callable[[list[str]], None], name: str) -> None:
+def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -> None:
     """Parses the flags and calls `main`.
 
     Exits with 2 where they are not understood, with 130 where Ctrl-C stopped it.
@@ -30,6 +30,8 @@ def run(main: Callable[[list[str]], None], name: str) -> None:
     Args:
       main: takes the arguments that are no flags.
       name: of the job, in front of what it says.
+      any_batch: on CPUs a clip's numbers do not depend on the batch it is in, which
+        costs speed (`xla_flags.ANY_BATCH`).
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -49,7 +51,7 @@ def run(main: Callable[[list[str]], None], name: str) -> None:
                 file=sys.stderr,
             )
             sys.exit(2)
-        xla_flags.set_defaults(_PROFILE.value)
+        xla_flags.set_defaults(_PROFILE.value, any_batch=any_batch)
         return left
 
     def guarded(argv: list[str]) -> None:

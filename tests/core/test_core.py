@@ -201,3 +201,17 @@ def test_flags_of_the_environment_come_before_ours(profile):
     chosen = {"LIBTPU_INIT_ARGS": f"--{first}=false"}
     xla_flags.set_defaults(profile, chosen)
     assert chosen["LIBTPU_INIT_ARGS"].split() == [f"--{first}=false", *ours[1:]]
+    assert "XLA_FLAGS" not in empty | given | chosen
+
+
+def test_flags_of_any_batch_leave_what_is_given():
+    ((name, value),) = xla_flags.ANY_BATCH.items()
+    for given, expected in {
+        "": f"--{name}={value}",
+        "--xla_dump_to=x": f"--xla_dump_to=x --{name}={value}",
+        f"--{name}=LIBRARY_FUSION_TYPE_DOT": f"--{name}=LIBRARY_FUSION_TYPE_DOT",
+        "flags.txt": "flags.txt",  # XLA reads them from a file
+    }.items():
+        environment = {"XLA_FLAGS": given}
+        xla_flags.set_defaults(environment=environment, any_batch=True)
+        assert environment["XLA_FLAGS"] == expected

@@ -146,8 +146,9 @@ def test_an_older_checkpoint_and_another_shift(folder):
 def test_another_batch_size_has_the_same_scores(folder):
     """To six digits: clips depend on their own prompt and seed, not on their company.
 
-    The jobs as they are shipped: without LLVM's costly passes, which the tests leave out,
-    the last values of an array may be rounded otherwise than those in the middle.
+    The jobs as they are shipped: with the flag that they set (`xla_flags.ANY_BATCH`), and
+    with LLVM's costly passes, which the tests leave out and without which the last values
+    of an array may be rounded otherwise than those in the middle.
     """
     asked = ASKED | {"model": folder / "run", "shards": folder / "shards"}
     outs = {size: folder / f"batch_size_{size}" for size in (8, 5)}
