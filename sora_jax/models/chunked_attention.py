@@ -26,6 +26,12 @@ BYTES = 4 * 2**20
 # this share of it: two in one are up to half as slow again there as one by one.
 _SHARED = 1 / 4
 _LANES = 64  # of which the most queries of a chunk are a multiple
+_LONG = 1536  # keys of a row; see `_stored`
+# For `_exp`: 2^x over [-1/2, 1/2] to 9e-8 of it, the least that a polynomial of this
+# degree with 2^0 = 1 is off there.
+_POWER_OF_2 = (1.0, 0.69314698, 0.24022242, 0.055507337, 0.0096715127, 0.0013264726)
+_LOG2_E = 1 / math.log(2)
+_WHOLE = 1.5 * 2**23
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnames=("chunk_bytes", "name"))
@@ -128,11 +134,47 @@ def _join(x_kgc: jax.Array, n: int) -> jax.Array:
     return x_kgc.swapaxes(0, 1).reshape(g, k * c, *rest)[:, :n]
 
 
-def _scores(q_gce, k_gme, visible) -> jax.Array:
+def _scores(q_gce, k_gme, visible, stored) -> jax.Array:
+    q_gce = q_gce * q_gce.shape[-1] ** -0.5
     scores_gcm = jnp.einsum(
         "gce,gme->gcm", q_gce, k_gme, preferred_element_type=jnp.float32
     )
-    return visibility.hide(scores_gcm * q_gce.shape[-1] ** -0.5, visible)
+    return visibility.hide(stored(scores_gcm), visible)
+
+
+def _stored(x: jax.Array) -> jax.Array:
+    """x; on CPUs an array of its own, which one loop writes and others read.
+
+    Left to itself XLA there gives a product, largest scores and exponentials to one
+    kernel of its library, which is slower with rows of `_LONG` keys, and in gradients.
+    """
+    return jax.lax.platform_dependent(
+        x, cpu=jax.lax.optimization_barrier, default=_as_it_is
+    )
+
+
+def _as_it_is(x):
+    return x
+
+
+def _exp(x: jax.Array) -> jax.Array:
+    """exp(x) of float32 up to 0: to 2e-7 of 1, and 0 from -88.03 down.
+
+    On CPUs in half the operations that XLA's own takes: with x / log 2 = whole + part,
+    exp(x) is 2^part, a polynomial, and `whole` is added to its exponent.
+    """
+    return jax.lax.platform_dependent(x, cpu=_exp_of_cpu, default=jnp.exp)
+
+
+def _exp_of_cpu(x):
+    x = jnp.maximum(x * _LOG2_E, -127.0)
+    shifted = x + _WHOLE  # whose last bits are those of the nearest whole number
+    part = x - (shifted - _WHOLE)
+    y = jnp.full_like(part, _POWER_OF_2[-1])
+    for coefficient in _POWER_OF_2[-2::-1]:
+        y = y * part + coefficient
+    whole, bits = (jax.lax.bitcast_convert_type(v, jnp.int32) for v in (shifted, y))
+    return jax.lax.bitcast_convert_type(bits + (whole << 23), jnp.float32)
 
 
 def _values(q_gne, k_gme, v_gme, seen, num_chunks, dtype):
@@ -142,13 +184,15 @@ def _values(q_gne, k_gme, v_gme, seen, num_chunks, dtype):
     largest), since the log sum of a row without any key would drown in its top.
     """
     mask_gm, q_segments_gn, k_segments_gm = seen
+    is_long = k_gme.shape[1] >= _LONG
+    stored, exp = (_stored, _exp) if is_long else (_as_it_is, jnp.exp)
 
     def chunk(_, given):
         q_gce, q_segments_gc = given
         visible = visibility.visible(mask_gm, q_segments_gc, k_segments_gm)
-        scores_gcm = _scores(q_gce, k_gme, visible)
-        top_gc1 = jnp.max(scores_gcm, axis=-1, keepdims=True)
-        weights_gcm = jnp.exp(scores_gcm - top_gc1)
+        scores_gcm = _scores(q_gce, k_gme, visible, stored)
+        top_gc1 = stored(jnp.max(scores_gcm, axis=-1, keepdims=True))
+        weights_gcm = stored(exp(scores_gcm - top_gc1))
         sum_gc1 = jnp.sum(weights_gcm, axis=-1, keepdims=True)
         y_gce = jnp.einsum(
             "gcm,gme->gce",
@@ -176,8 +220,8 @@ def _gradients(q_gne, k_gme, v_gme, y_gne, top_gn, sum_gn, dy_gne, seen, num_chu
         q_gce, q_segments_gc, dy_gce, *of_query = given
         dot_gc1, top_gc1, inverse_gc1 = (x[..., None] for x in of_query)
         visible = visibility.visible(mask_gm, q_segments_gc, k_segments_gm)
-        scores_gcm = _scores(q_gce, k_gme, visible)
-        weights_gcm = jnp.exp(scores_gcm - top_gc1) * inverse_gc1
+        scores_gcm = _scores(q_gce, k_gme, visible, _stored)
+        weights_gcm = _stored(_exp(scores_gcm - top_gc1) * inverse_gc1)
         moved_gcm = product("gce,gme->gcm", dy_gce, v_gme) - dot_gc1
         dscores_gcm = scale * weights_gcm * moved_gcm
         if visible is not None:  # rows without any key have weights all the same

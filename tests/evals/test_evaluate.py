@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from sora_jax.core import mesh as meshes
+from sora_jax.core import xla_flags
 from sora_jax.evals import protocol, rows, scoring, toyworld
 from sora_jax.generation import pipeline, recipes
 from tests import conftest
@@ -168,6 +169,20 @@ def test_another_batch_size_has_the_same_scores(folder):
     assert one["scores"].keys() == other["scores"].keys()
     for name, value in one["scores"].items():
         assert other["scores"][name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_the_job_sets_the_flag_of_any_batch():
+    """Whatever this machine's kernels are, which may add up alike without it."""
+    code = """if True:
+        import atexit, os, runpy
+        atexit.register(lambda: print(os.environ["XLA_FLAGS"]))
+        runpy.run_module("sora_jax.evaluate", run_name="__main__")
+    """
+    command = [sys.executable, "-c", code, "--out=x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert "give one of --model" in done.stderr
+    for name, value in xla_flags.ANY_BATCH.items():
+        assert f"--{name}={value}" in done.stdout.split()
 
 
 def test_a_folder_of_samples(folder, capsys):

@@ -65,14 +65,34 @@ def masks(kind, b, n, m):
 
 @pytest.mark.parametrize("kind", ["all", "mask", "segments", "both", "no key"])
 @pytest.mark.parametrize(
-    # queries, keys, and bytes: one chunk, several, groups of rows, one query at a time
+    # queries, keys, and bytes: one chunk, several, groups of rows, one query at a time,
+    # and as many keys as have exponentials of their own
     "n, m, chunk_bytes",
-    [(67, 67, 10**6), (67, 53, 8000), (301, 64, 40_000), (5, 300, 1)],
+    [
+        (67, 67, 10**6),
+        (67, 53, 8000),
+        (301, 64, 40_000),
+        (5, 300, 1),
+        (9, chunked_attention._LONG, 20_000),
+    ],
 )
 def test_values_and_gradients_are_the_references(close, kind, n, m, chunk_bytes):
     given = (*draw(2, n, m, 3, 8), *masks(kind, 2, n, m))
     found = graded(attention.chunked, chunk_bytes=chunk_bytes)(*given)
     compare(close, found, graded(attention.reference)(*given), kind)
+
+
+def test_exponentials_are_those_of_float64():
+    x = np.linspace(-100, 0, 1_000_001, dtype=np.float32)
+    found = np.asarray(jax.jit(chunked_attention._exp)(x), np.float64)
+    exact = np.exp(x.astype(np.float64))
+    assert np.abs(found - exact).max() < 2e-7 and found[-1] == 1
+    # The polynomial, and what roundings of log 2 and of x / log 2 come to.
+    far = np.abs(found / exact - 1) / (2.5e-7 - 8e-8 * x.astype(np.float64))
+    assert far[x > -87].max() < 1
+    low = jnp.float32([-127 * np.log(2) - 0.01, np.finfo(np.float32).min, -np.inf])
+    assert (chunked_attention._exp(low) == 0).all()
+    assert np.isnan(chunked_attention._exp(jnp.float32(np.nan)))
 
 
 def repeated(q, k, v, *seen):
