@@ -30,8 +30,8 @@ def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -
     Args:
       main: takes the arguments that are no flags.
       name: of the job, in front of what it says.
-      any_batch: on CPUs a clip's numbers do not depend on the batch it is in, which
-        costs speed (`xla_flags.ANY_BATCH`).
+      any_batch: keeps a clip's numbers on CPUs from depending on the batch it is in,
+        at a cost of speed (`xla_flags.ANY_BATCH`).
     """
 
     def parse(argv: list[str]) -> list[str]:

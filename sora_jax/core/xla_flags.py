@@ -24,13 +24,14 @@ PROFILES = {
     | {"xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true"},
 }
 
-# Flags of the compiler for CPUs, where a clip's numbers must not depend on how many clips
-# are computed at a time.
+# Flags of the compiler for CPUs, where a clip's numbers should not depend on how many
+# clips are computed at a time.
 ANY_BATCH = {
     # YNNPACK picks its kernels by the number of rows, and they add in other orders: on an
     # AVX-512 CPU one 8-bit pixel in 200,000 differed between batches. Without it (the
-    # value is the list of what it computes) the toy's clips are equal to the last bit.
-    # It costs a tenth of a denoiser's step at the toy's size, a quarter at 2,040 tokens.
+    # value is the list of what it computes) the toy's clips are equal to the last bit;
+    # sums of 384 and more numbers need not be. It costs a tenth of a denoiser's step at
+    # the toy's size, a quarter at 2,040 tokens.
     "xla_cpu_experimental_ynn_fusion_type": "",
 }
 
@@ -45,10 +46,11 @@ def set_defaults(
     Args:
       profile: one of `PROFILES`.
       environment: the process's.
-      any_batch: adds `ANY_BATCH`.
+      any_batch: adds `ANY_BATCH`, but not where XLA_FLAGS names a file of flags.
     """
     _add(environment, "LIBTPU_INIT_ARGS", PROFILES[profile])
-    if any_batch:
+    given = environment.get("XLA_FLAGS", "").strip()
+    if any_batch and (not given or given.startswith("-")):
         _add(environment, "XLA_FLAGS", ANY_BATCH)
 
 
@@ -57,8 +59,6 @@ def _add(
 ) -> None:
     """Appends flags that the variable does not name yet."""
     given = environment.get(variable, "").split()
-    if given and not given[0].startswith("-"):
-        return  # the name of a file that holds them all
     known = {flag.lstrip("-").partition("=")[0] for flag in given}
     added = [f"--{name}={value}" for name, value in flags.items() if name not in known]
     environment[variable] = " ".join([*given, *added])

@@ -135,11 +135,13 @@ def _join(x_kgc: jax.Array, n: int) -> jax.Array:
 
 
 def _scores(q_gce, k_gme, visible, stored) -> jax.Array:
-    q_gce = q_gce * q_gce.shape[-1] ** -0.5
+    scale = q_gce.shape[-1] ** -0.5
+    if q_gce.dtype == jnp.float32:  # of half precision that would round them again
+        q_gce, scale = q_gce * scale, 1
     scores_gcm = jnp.einsum(
         "gce,gme->gcm", q_gce, k_gme, preferred_element_type=jnp.float32
     )
-    return visibility.hide(stored(scores_gcm), visible)
+    return visibility.hide(stored(scores_gcm) * scale, visible)
 
 
 def _stored(x: jax.Array) -> jax.Array:

@@ -212,6 +212,6 @@ def test_flags_of_any_batch_leave_what_is_given():
         f"--{name}=LIBRARY_FUSION_TYPE_DOT": f"--{name}=LIBRARY_FUSION_TYPE_DOT",
         "flags.txt": "flags.txt",  # XLA reads them from a file
     }.items():
-        environment = {"XLA_FLAGS": given}
+        environment = {"XLA_FLAGS": given} if given else {}
         xla_flags.set_defaults(environment=environment, any_batch=True)
         assert environment["XLA_FLAGS"] == expected
