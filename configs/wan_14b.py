@@ -11,8 +11,8 @@ too), one clip a step, AdamW with moments in bfloat16, average and parameters in
     two of them               tpu7x-8  fsdp=2,ulysses=4   47 %, of a core's; offload
     two of 81 of 480 x 832    v6e-16   fsdp=2,ulysses=8   62 %
     one of them               v6e-8    ulysses=8          96 %; offload
-    961 of 480 x 832          v5p-128  ring=8,ulysses=8   11 %; offload
-    two of them               v6e-256  fsdp=2,ring=16,ulysses=8   17 %; offload
+    961 of 480 x 832          v5p-128  ring=8,ulysses=8   14 %
+    two of them               v6e-256  fsdp=2,ring=16,ulysses=8   21 %
 
 where offload is --config.model.dit.remat=offload. On v5e-4 it does not fit, whatever the
 clip: its state asks for 11 devices or more. MFU of the first row is said to be 45.6 %.

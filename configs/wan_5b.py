@@ -4,7 +4,7 @@
         --config.data.latents=latents --init Wan2.2-TI2V-5B-Diffusers
 
 Compiled by preflight, and not run, for v6e-16 with fsdp=4,ulysses=4 and four clips of 121
-frames of 704 x 1280 (27,280 tokens): 31 % of a device's memory, 2.2 s a step by estimate.
+frames of 704 x 1280 (27,280 tokens): 30 % of a device's memory, 2.1 s a step by estimate.
 """
 
 from configs import wan_1_3b

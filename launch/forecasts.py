@@ -23,7 +23,6 @@ _480P = {"sample.height": 480, "sample.width": 832, "sample.num_frames": 81}
 _MINUTE = _480P | {"sample.num_frames": 961}  # at 16 frames a second
 # What every block begins with lies in the host's memory.
 _OFFLOAD = {"model.dit.remat": "offload"}
-_LONG = _MINUTE | _OFFLOAD
 # On latents of Wan 2.2's video VAE, 4 x 16 x 16 with 48 channels.
 _COARSE = {"model.dit.in_channels": 48, "model.dit.out_channels": 48}
 _COARSE |= {
@@ -43,10 +42,10 @@ ROWS = [
     ("wan_14b", "train", "tpu7x:2x2x1", "fsdp=2,ulysses=4", 2, _720P | _OFFLOAD),
     ("wan_14b", "train", "v6e:4x4", "fsdp=2,ulysses=8", 2, _480P),
     ("wan_14b", "train", "v6e:2x4", "ulysses=8", 1, _480P | _OFFLOAD),
-    ("wan_14b", "train", "v5p:4x4x4", "ring=8,ulysses=8", 1, _LONG),
-    ("wan_14b", "train", "v6e:16x16", "fsdp=2,ring=16,ulysses=8", 2, _LONG),
-    ("wan_14b", "train", "v5p:4x4x4", "ring=8,ulysses=8", 1, _LONG | _COARSE),
-    ("wan_14b", "train", "v6e:16x16", "fsdp=4,ring=8,ulysses=8", 4, _LONG | _COARSE),
+    ("wan_14b", "train", "v5p:4x4x4", "ring=8,ulysses=8", 1, _MINUTE),
+    ("wan_14b", "train", "v6e:16x16", "fsdp=2,ring=16,ulysses=8", 2, _MINUTE),
+    ("wan_14b", "train", "v5p:4x4x4", "ring=8,ulysses=8", 1, _MINUTE | _COARSE),
+    ("wan_14b", "train", "v6e:16x16", "fsdp=4,ring=8,ulysses=8", 4, _MINUTE | _COARSE),
     ("wan_14b", "sample", "v5p:2x2x1", "ulysses=4", 1, _720P),
     ("wan_14b", "sample", "v5p:4x4x4", "ring=8,ulysses=8", 1, _MINUTE),
     ("wan_14b", "sample", "v6e:16x16", "fsdp=2,ring=16,ulysses=8", 1, _MINUTE),
