@@ -41,7 +41,7 @@ def set_defaults(
     environment: MutableMapping[str, str] = os.environ,
     any_batch: bool = False,
 ) -> None:
-    """Adds the flags to what compilers read when they are loaded; call it before JAX is.
+    """Adds the flags to what compilers read once, at first use; call it before that.
 
     Args:
       profile: one of `PROFILES`.
