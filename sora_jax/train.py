@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from sora_jax.core import config as configs
 from sora_jax.core import environment, job, paths
 from sora_jax.core import mesh as meshes
-from sora_jax.data import loader, records, shards
+from sora_jax.data import loader, records, samples, shards
 from sora_jax.evals import reconstruction
 from sora_jax.models import video_vae
 from sora_jax.training import cost, jobs, loop, optim, run_folder
@@ -42,7 +42,7 @@ def evaluators(c, task: jobs.Job) -> dict[str, loop.Evaluator]:
     if c.objective != "vae" or not c.data.eval_shards:
         return {}
     clips = shards.open(c.data.eval_shards)
-    chosen = range(min(len(clips), c.data.eval_clips))
+    chosen = samples.evenly(len(clips), c.data.eval_clips)
     found = [
         clip for clip in clips.read(chosen) if isinstance(clip, records.ClipRecord)
     ]

@@ -21,10 +21,12 @@ import numpy as np
 import sentencepiece
 
 from sora_jax.core import paths
+from sora_jax.data import samples
 
 # What sentencepiece needs besides the words: pad, eos, unk and one piece for each byte.
 _FIXED_PIECES = 3 + 256
 _CACHED_TEXTS = 200_000
+_MOST_TEXTS = 1_000_000  # that a tokenizer is trained on
 
 
 def train(
@@ -35,8 +37,9 @@ def train(
     Byte pair encoding (arXiv 1508.07909) with byte fallback, so that any text can be
     encoded. A unigram model breaks the commonest words of a small corpus into letters
     ("m a gent a"), and what is one word is learned much faster as one piece. The same
-    texts in any order give the same bytes. A corpus that is too small for the
-    vocabulary gets a smaller one.
+    texts in any order give the same bytes; of more than a million, a million are taken,
+    spread over the alphabet. A corpus that is too small for the vocabulary gets a
+    smaller one.
 
     Args:
       texts: the captions; equal ones count as often as they occur.
@@ -54,6 +57,7 @@ def train(
     lines = sorted(text for text in map(str.strip, texts) if text)
     if not lines:
         raise ValueError("there is no caption to train the tokenizer on")
+    lines = [lines[index] for index in samples.evenly(len(lines), _MOST_TEXTS)]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(lines),
@@ -69,8 +73,6 @@ def train(
         unk_id=2,
         bos_id=-1,
         num_threads=1,
-        input_sentence_size=1_000_000,
-        shuffle_input_sentence=False,
         minloglevel=2,
     )
     paths.write_atomically(path, model.getvalue())

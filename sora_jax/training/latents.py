@@ -15,7 +15,7 @@ import numpy as np
 
 from sora_jax.core import mesh as meshes
 from sora_jax.data import latents as cache
-from sora_jax.data import records, shards
+from sora_jax.data import records, samples, shards
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, pretrained
 from sora_jax.training import state as states
@@ -106,7 +106,7 @@ def save_vae(
       folder: the component folder to write.
       params: the VAE's parameters, whole on this process.
       config: its sizes.
-      clips: where to measure: the first 512 clips.
+      clips: where to measure: 512 of them, spread over all.
       batch_size: clips encoded at once.
 
     Returns:
@@ -114,7 +114,7 @@ def save_vae(
     """
     encode_clips = encoder(LoadedVAE(config, networks_of(config), params), batch_size)
     count, total, square = 0, 0.0, 0.0
-    indices = range(min(len(clips), _MEASURED_CLIPS))
+    indices = samples.evenly(len(clips), _MEASURED_CLIPS)
     for chosen in itertools.batched(indices, batch_size):
         good = [
             clip

@@ -29,6 +29,15 @@ def tokens(tmp_path_factory):
     return tokenizer.train(TEXTS, tmp_path_factory.mktemp("t") / "t.model", 512)
 
 
+def test_a_large_corpus_is_sampled_from_all_of_the_alphabet(tmp_path, monkeypatch):
+    """A word that stands at the end of the alphabet is one piece all the same."""
+    texts = [f"aardvark {k:04d}" for k in range(900)]
+    texts += [f"zebra {k:03d}" for k in range(100)]
+    monkeypatch.setattr(tokenizer, "_MOST_TEXTS", 100)
+    model = tokenizer.train(texts, tmp_path / "t.model", 400)
+    assert len(model.pieces("zebra")) == len(model.pieces("aardvark")) == 2
+
+
 def test_ids_are_those_of_t5(tokens):
     assert (tokens.pad_id, tokens.eos_id, tokens.unk_id) == (0, 1, 2)
     ids_bl, mask_bl = tokens.encode(["a red circle moves up", ""], 24)

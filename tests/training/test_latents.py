@@ -31,3 +31,23 @@ def test_a_large_clip_is_encoded_in_chunks(monkeypatch):
         latents.encoder(vae, 2)(records[:1]), whole[:1], atol=1e-5
     )
     assert len(calls) == 2
+
+
+def test_statistics_are_measured_on_clips_of_the_whole_set(tmp_path, monkeypatch):
+    networks = latents.networks_of(VAE)
+    params = jax.jit(networks.init)(jax.random.key(0))["vae"]
+    found = [clips.clip(index) for index in range(2)]
+    records = [found[0]] * 20 + [found[1]] * 20
+    seen = []
+
+    class Clips:
+        def __len__(self):
+            return len(records)
+
+        def read(self, indices):
+            seen.extend(indices)
+            return [records[index] for index in indices]
+
+    monkeypatch.setattr(latents, "_MEASURED_CLIPS", 4)
+    latents.save_vae(tmp_path / "vae", params, VAE, Clips(), batch_size=4)
+    assert seen == [0, 13, 26, 39]
