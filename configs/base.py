@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data = ml_collections.ConfigDict()
     c.data.shards = ""  # folder of video shards (objective "vae")
     c.data.eval_shards = ""  # the same, for what is measured at loop.eval_every
-    c.data.eval_clips = 64
+    c.data.eval_clips = 64  # of them, spread over all
     # Folder of a latent cache (the other objectives); a denoiser whose rows are packed
     # takes several, with commas between.
     c.data.latents = ""
@@ -52,7 +52,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.packing.max_padding = 0.05  # share of tokens; above: error
 
     c.text = ml_collections.ConfigDict()
-    c.text.length = 24  # tokens a caption is cut or padded to
+    # Tokens a caption is cut or padded to; training says where more than 1 % are cut.
+    c.text.length = 24
     # Pieces of the tokenizer trained on the captions; that of text.encoder has its own.
     c.text.vocab_size = 640
     c.text.dropout = 0.1  # share of rows that train without text

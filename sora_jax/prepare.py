@@ -6,14 +6,15 @@
     python -m sora_jax.prepare --source shards:shards --vae runs/toy_vae --out latents
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
-A folder holds mp4, mov, m4v, webm, mkv or gif files, and captions beside them: clip.txt,
-clip.json, or one captions.jsonl or captions.csv. The same command again goes on where it
-was interrupted, and does nothing once it is finished. What is left out is listed with
-the reason, here and in OUT/report.json. With --text_encoder the states of the captions are
+A folder holds mp4, mov, m4v, webm, mkv or gif files, and captions: clip.txt or clip.json
+beside clip.mp4, or a list: captions.csv or .jsonl (file,caption), metadata.csv or .jsonl
+(file_name,text), or prompts.txt and videos.txt, line by line. The same command again
+goes on where it was interrupted; once it is finished, it adds what videos are new, and
+leaves the others as they are. What is left out is listed with the reason, here and in
+OUT/report.json. With --text_encoder the states of the captions are
 stored in the folder `text` of the latents, for denoisers that leave that encoder frozen.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -23,7 +24,7 @@ import time
 from absl import app, flags, logging
 
 from sora_jax.core import job
-from sora_jax.data import curate, shards, toy_clips
+from sora_jax.data import curate, reports, shards, toy_clips
 
 _SOURCE = flags.DEFINE_string(
     "source", None, "toyworld:TIER, folder:, shards: or latents:DIR.", required=True
@@ -44,6 +45,14 @@ _NUM_FRAMES = flags.DEFINE_integer(
 )
 _FPS = flags.DEFINE_float("fps", 8.0, "Folder: frames a second of the clips.")
 _LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: keep frames exactly.")
+_FOLLOW_LINKS = flags.DEFINE_boolean(
+    "follow_links", False, "Folder: read files and folders that links lead out to."
+)
+_MAX_GIB = flags.DEFINE_float("max_gib", 4, "Folder: size of a video, at most.")
+_MAX_SECONDS = flags.DEFINE_float("max_seconds", 21600, "Folder: its length, at most.")
+_MAX_SIDE = flags.DEFINE_integer(
+    "max_side", None, "Folder: pixels a side of a video, squared in all.", lower_bound=1
+)
 _VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of the video VAE.")
 _TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "Shards, latents: run or folder of a text encoder."
@@ -65,11 +74,11 @@ _TEXT_DTYPE = flags.DEFINE_enum(
 _OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
 _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
-    "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"},
+    "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
+    | {"follow_links", "max_gib", "max_seconds", "max_side"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
     "latents": {"text_encoder", *_OF_TEXT},
 }
-_LISTED = 20
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -101,6 +110,8 @@ def source_of(kind: str, name: str) -> shards.Source:
         _FPS.value,
         _LOSSLESS.value,
         _SPLIT.value,
+        curate.limits(_MAX_GIB.value, _MAX_SECONDS.value, _MAX_SIDE.value),
+        _FOLLOW_LINKS.value,
     )
 
 
@@ -114,24 +125,6 @@ def check_flags(kind: str, known: dict[str, set[str]]) -> None:
     for name in sorted(_OF_TEXT):
         if flags.FLAGS[name].present and not _TEXT_ENCODER.value:
             raise ValueError(f"--{name} has no meaning without --text_encoder")
-
-
-def print_report(out: pathlib.Path, manifest: dict, seconds: float) -> None:
-    """Prints what has been made and what was left out."""
-    report = json.loads((out / "report.json").read_text())
-    for skipped in report["skipped"][:_LISTED]:
-        print(f"skipped {skipped['file']}: {skipped['reason']}")
-    if len(report["skipped"]) > _LISTED:
-        more = len(report["skipped"]) - _LISTED
-        print(f"skipped {more} more; all are listed in {out / 'report.json'}")
-    if manifest["without_caption"]:
-        print(f"{manifest['without_caption']} clips have no caption")
-    captions = ", ".join(f"{n} {tier}" for tier, n in manifest["captions"].items())
-    print(
-        f"{out}: {manifest['num_clips']} clips of {manifest['num_frames']} frames, "
-        f"{manifest['height']}x{manifest['width']}, {manifest['fps']:g} fps; captions: "
-        f"{captions or 'none'}; {len(report['skipped'])} skipped; {seconds:.1f} s"
-    )
 
 
 def encode(kind: str, name: str) -> None:
@@ -177,8 +170,12 @@ def run() -> None:
     if workers is None:
         affinity = getattr(os, "sched_getaffinity", None)  # what Linux lets us use
         workers = len(affinity(0)) if affinity else os.cpu_count() or 1
-    manifest = shards.write(out, source_of(kind, name), num_workers=workers)
-    print_report(out, manifest, time.monotonic() - began)
+    source = source_of(kind, name)
+    for line in reports.difference(out, source):
+        print(line)
+    manifest = shards.write(out, source, num_workers=workers)
+    for line in reports.summary(out, manifest, time.monotonic() - began):
+        print(line)
 
 
 def main(arguments):

@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import secrets
-import shutil
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -141,7 +140,7 @@ class _Files:
 
 
 def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) -> bool:
-    """Takes a folder for these settings; returns whether it is finished already.
+    """Takes a folder for these settings; returns whether it has been finished once.
 
     Raises:
       ShardsError: it was made with other settings, or is not ours.
@@ -156,7 +155,6 @@ def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) ->
                     "delete this one:\n  " + "\n  ".join(differences)
                 )
     if (out / manifest_name).exists():
-        shutil.rmtree(begun.parent, ignore_errors=True)
         return True
     if not begun.exists():
         if out.exists() and {path.name for path in out.iterdir()} - {"report.json"}:
@@ -216,8 +214,13 @@ def store_part(
     paths.write_atomically(_part_summary(folder, part), json.dumps(written))
 
 
-def collect(out: pathlib.Path, num_parts: int, prefix: str) -> tuple[list, list]:
+def collect(
+    out: pathlib.Path, num_parts: int, prefix: str, after: int = 0
+) -> tuple[list, list]:
     """Moves the finished parts to their final names and writes their index.
+
+    The names do not say how many files there are, so that more can be added to `after`
+    files that the folder has.
 
     Returns:
       What the manifest says of each file, and the summaries of all parts.
@@ -227,8 +230,8 @@ def collect(out: pathlib.Path, num_parts: int, prefix: str) -> tuple[list, list]
     ]
     kept = [part for part in range(num_parts) if summaries[part]["index"]]
     files, seen = [], set()
-    for number, part in enumerate(kept):
-        name = f"{prefix}.array_record-{number:05d}-of-{len(kept):05d}"
+    for number, part in enumerate(kept, after):
+        name = f"{prefix}.array_record-{number:05d}"
         if _part_file(out, part).exists():  # else an interrupted run has moved it
             os.replace(_part_file(out, part), out / name)
         entries = summaries[part]["index"]
@@ -250,16 +253,15 @@ def collect(out: pathlib.Path, num_parts: int, prefix: str) -> tuple[list, list]
     return files, summaries
 
 
-def digest(summaries: Sequence[Mapping[str, Any]]) -> str:
+def digest(entries: Iterable[Mapping[str, Any]]) -> str:
     """Hashes ids, contents and captions in order, whatever the files look like.
 
     Records of text alone have no captions beside them.
     """
     hashed = hashlib.sha256()
-    for summary in summaries:
-        for entry in summary["index"]:
-            texts = json.dumps(entry.get("captions"), sort_keys=True)
-            hashed.update(f"{entry['id']} {entry['sha256']} {texts}\n".encode())
+    for entry in entries:
+        texts = json.dumps(entry.get("captions"), sort_keys=True)
+        hashed.update(f"{entry['id']} {entry['sha256']} {texts}\n".encode())
     return hashed.hexdigest()
 
 
@@ -298,9 +300,7 @@ class Records:
     def all_captions(self, tiers: Collection[str] = records.TIERS) -> Iterator[str]:
         """Yields every caption of these tiers, as a tokenizer is trained on."""
         for index in range(len(self)):
-            for tier, text in self.captions(index).items():
-                if tier in tiers:
-                    yield text
+            yield from records.captions_of(self.captions(index), tiers)
 
     def read(self, indices: Sequence[int]) -> list[Any]:
         """Returns the records, with a `records.CorruptRecord` for each damaged one."""
@@ -337,7 +337,10 @@ class Records:
 
 def count_captions(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     """Returns how many captions each tier has; tiers without any are left out."""
-    tiers = collections.Counter(tier for entry in entries for tier in entry["captions"])
+    tiers = collections.Counter()
+    for entry in entries:
+        for tier, text in entry["captions"].items():
+            tiers[tier] += len(records.variants(text))
     return {tier: tiers[tier] for tier in records.TIERS if tiers[tier]}
 
 

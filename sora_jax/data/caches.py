@@ -65,6 +65,8 @@ def write(
     if not process:
         barrier("claimed")
     if finished:
+        if not process:  # what is left where the folder was finished and then killed
+            shutil.rmtree(out / ".partial", ignore_errors=True)
         return json.loads((out / manifest_name).read_text())
     mine = range(process, len(parts), num_processes)
     missing = [part for part in mine if not array_files.has_part(out, part)]
@@ -90,7 +92,7 @@ def write(
         "settings": settings,
         "count": sum(file["count"] for file in files),
         **describe(summaries),
-        "digest": array_files.digest(summaries),
+        "digest": array_files.digest(e for s in summaries for e in s["index"]),
         "files": files,
     }
     paths.write_atomically(out / manifest_name, json.dumps(manifest, indent=1))

@@ -1,6 +1,7 @@
-"""Which of a clip's captions an example is trained with."""
+"""Which of a clip's captions an example is trained with, and how much of it."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -41,8 +42,9 @@ class CaptionSampler:
     ) -> tuple[str, str]:
         """Returns (text, tier); ("", "none") where the clip has no such caption.
 
-        Draws exactly one number, so that the rest of the example's randomness does not
-        depend on which captions there are.
+        Each of several captions of the tier is as likely. Draws exactly one number, so
+        that the rest of the example's randomness does not depend on which captions
+        there are.
         """
         drawn = rng.random()
         there = [tier for tier in self.probabilities if captions.get(tier)]
@@ -53,7 +55,9 @@ class CaptionSampler:
             drawn -= self.probabilities[tier]
             if drawn < 0:
                 break
-        return captions[tier], tier
+        several = records.variants(captions[tier])
+        within = 1 + drawn / self.probabilities[tier]  # what the tier left undrawn
+        return several[min(int(within * len(several)), len(several) - 1)], tier
 
     def has(self, captions: Mapping[str, str]) -> bool:
         """Whether a clip has a caption of the tiers asked for."""
@@ -75,3 +79,23 @@ class CaptionSampler:
                 f"no clip has a caption of the tiers {sorted(self.probabilities)} that "
                 f"{option} asks for; there are: {found}"
             )
+
+
+def warn_of_cut(tokens: Sequence[int], length: int, option: str) -> None:
+    """Says on stderr how many captions are cut, where they are more than 1 %.
+
+    Args:
+      tokens: that each caption has, with the end mark.
+      length: tokens that are kept.
+      option: what sets the length.
+    """
+    ascending = sorted(tokens)
+    cut = sum(count > length for count in ascending)
+    if cut > 0.01 * len(ascending):
+        most, longest = ascending[int(0.99 * (len(ascending) - 1))], ascending[-1]
+        wanted = f"{option}={most} cuts 1 % of them at most, {option}={longest} none"
+        print(
+            f"captions: {cut / len(ascending):.1%} of {len(ascending)} have more than "
+            f"{length} tokens, and are cut; {wanted}",
+            file=sys.stderr,
+        )

@@ -5,7 +5,7 @@ Letters: t time, h height, w width, c channel.
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -41,7 +41,8 @@ class ClipRecord:
       video: an encoded video file (H.264 in MP4; lossless for the toy world).
       fps: frames a second.
       num_frames, height, width: what `video` decodes to; num_frames is 1 + 4n.
-      captions: text by tier, one of TIERS; a tier without text is absent.
+      captions: text by tier, one of TIERS; a tier without text is absent. Where a tier
+        has several captions, each is a line: see `variants`.
       caption_sources: who wrote the tier: "original", "human", "oracle", "model:<id>".
       shots: (first frame, one past the last) of each shot.
       scores: named measures of the clip, such as motion.
@@ -95,6 +96,26 @@ class ClipRecord:
                 "video bytes", self.id, f"{frames_thwc.shape[:3]} frames, not {size}"
             )
         return frames_thwc
+
+
+def variants(text: str) -> list[str]:
+    """Returns the captions that a clip has of one tier."""
+    return text.split("\n")
+
+
+def captions_of(captions: Mapping[str, str], tiers: Collection[str]) -> list[str]:
+    """Returns every caption of these tiers."""
+    return [
+        text
+        for tier, several in captions.items()
+        if tier in tiers
+        for text in variants(several)
+    ]
+
+
+def join(captions: Sequence[str]) -> str:
+    """Returns captions of one tier as a record holds them: each once, none empty."""
+    return "\n".join(dict.fromkeys(filter(None, captions)))
 
 
 def verify(record: ClipRecord, where: str = "record") -> ClipRecord:

@@ -1,13 +1,17 @@
 """Clips and latents in ArrayRecord files: written atomically, read by index, verified.
 
 A finished folder of clips holds
-    clips-<split>.array_record-00000-of-00032   the records, one clip each
-    dataset_info.json, features.json            so that TFDS reads the folder
-    index/00000.jsonl                           captions and sizes, without the videos
-    manifest.json                               settings, files, counts, digest
-    report.json                                 what was left out, and why
+    clips-<split>.array_record-00000    the records, one clip each
+    dataset_info.json, features.json    so that TFDS reads the folder
+    index/00000.jsonl                   captions and sizes, without the videos
+    items.json                          what the clips were made of, see `Source.items`
+    manifest.json                       settings, files, counts, digest
+    report.json                         what was left out, and why
 and `tfds.builder_from_directory(folder).as_data_source()` gives the same clips.
 TensorFlow is not needed for either and is never imported.
+
+Items that a source has more of later become further files; those that are there stay as
+they are, so that what reads them goes on.
 
 Reading checks twice: ArrayRecord's own hash of every chunk, and the SHA-256 of the clip.
 """
@@ -18,7 +22,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import google.protobuf.message
@@ -46,18 +50,25 @@ class Source(Protocol):
 
     Attributes:
       split: name of the split that is written.
-      settings: what decides the clips, as JSON values; a folder that was written with
-        other settings is refused.
+      settings: what decides the clips of an item, as JSON values; a folder that was
+        written with other settings is refused.
+      items: what clips are made of, such as videos: a name, and a hash of all that the
+        clips depend on. The clips of an item are called `<name>#<anything>`. A source
+        whose settings say all has the one item "".
+      admits: says what an item may ask for, in one word; an item that gave no clip is
+        tried again where that is another.
       unit: plural name of what `expected` counts.
     """
 
     split: str
     unit: str
     settings: Mapping[str, Any]
+    items: Mapping[str, str]
+    admits: str
 
-    def plan(self) -> tuple[list[Any], list[Skipped]]:
-        """Returns the parts (JSON values; one file of records each) and what cannot
-        be used at all."""
+    def plan(self, items: Collection[str]) -> tuple[list[Any], list[Skipped]]:
+        """Returns the parts (JSON values; one file of records each) that these items
+        are made in, and what cannot be used at all."""
 
     def expected(self, part: Any) -> int:
         """Returns how many items a part has, each counted by one `note(finished=1)`."""
@@ -165,15 +176,66 @@ def _clip_entry(clip: records.ClipRecord) -> dict[str, Any]:
 
 def _write_part(source: Source, out: str, parts: list, part: int, note, avoid) -> None:
     skipped: list[dict[str, str]] = []
+    cuts: dict[str, list[int]] = {}
 
     def clips():
         for clip in source.clips(parts[part], note, avoid):
             if isinstance(clip, Skipped):
                 skipped.append(dataclasses.asdict(clip))
                 continue
+            if len(clip.shots) > 1:
+                cuts[clip.id] = [first for first, _ in clip.shots[1:]]
             yield _to_example(clip), _clip_entry(clip)
 
-    array_files.store_part(pathlib.Path(out), part, clips(), {"skipped": skipped})
+    summary = {"skipped": skipped, "cuts": cuts}
+    array_files.store_part(pathlib.Path(out), part, clips(), summary)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How the items of a source differ from those that a folder was made of.
+
+    Attributes:
+      new: items to make clips of: those that the folder does not know, and those that
+        gave it no clip and changed, or are admitted now.
+      changed: the other ones that changed; their clips stay as they were made.
+      gone: items that the source has no more; their clips stay.
+    """
+
+    new: tuple[str, ...]
+    changed: tuple[str, ...]
+    gone: tuple[str, ...]
+
+
+def compare(out_dir: str | os.PathLike, source: Source) -> Difference | None:
+    """Compares a source with what a finished folder was made of; None: it is none.
+
+    Raises:
+      ShardsError: it was made with other settings, or a file of it is missing.
+    """
+    out = pathlib.Path(out_dir)
+    if not (out / "manifest.json").exists():
+        return None
+    array_files.claim(out, "manifest.json", _settings(source))
+    if not (out / "items.json").exists():
+        raise ShardsError(f"{out} is of an earlier version: prepare it anew")
+    done = json.loads((out / "items.json").read_text())
+    different = {
+        item
+        for item, digest in source.items.items()
+        if done.get(item) not in (digest, _without_clips(digest, source))
+    }
+    changed = {item for item in different if " " not in done.get(item, " ")}
+    return Difference(
+        tuple(sorted(different - changed)),
+        tuple(sorted(changed)),
+        tuple(sorted(set(done) - set(source.items))),
+    )
+
+
+def _without_clips(digest: str, source: Source) -> str:
+    """What items.json has of an item that gave no clip; of others it is the digest."""
+    return f"{digest} {source.admits}"
 
 
 def write(
@@ -182,40 +244,97 @@ def write(
     """Writes all clips of a source as shards; goes on where an earlier run stopped.
 
     Args:
-      out_dir: a new folder, one that an interrupted run has left, or a finished one
-        (then nothing is done).
+      out_dir: a new folder, one that an interrupted run has left, or a finished one.
+        What the source has more of than a finished one is added to it, as further
+        files; nothing of it changes until all of them are whole.
       source: where the clips come from.
       num_workers: processes; 0 works in this one.
 
     Returns:
-      The manifest. `report.json` in the folder lists what was left out.
+      The manifest. `report.json` in the folder lists what was left out, and the clips
+      that hold a cut.
 
     Raises:
-      ShardsError: the folder was made with other settings, or there is nothing usable.
+      ShardsError: the folder was made with other settings, what it is made of changed
+        since an earlier run stopped, or there is nothing usable.
     """
-    out = pathlib.Path(out_dir)
-    settings = array_files.plain(
+    out, manifest = pathlib.Path(out_dir), None
+    if array_files.claim(out, "manifest.json", _settings(source)):
+        manifest = array_files.read_manifest(out, "manifest.json", "shards")
+    while (plan := _plan(out, source, manifest)) is not None:
+        _write_parts(out, source, plan["parts"], num_workers)
+        manifest = _finish(out, source, plan, manifest)
+    return manifest
+
+
+def _settings(source: Source) -> dict[str, Any]:
+    return array_files.plain(
         {"format": array_files.FORMAT, "split": source.split, **source.settings}
     )
-    if array_files.claim(out, "manifest.json", settings):
-        return json.loads((out / "manifest.json").read_text())
-    plan_file = out / ".partial" / "plan.json"
-    if not plan_file.exists():
-        parts, skipped = source.plan()
-        plan = {"parts": parts, "skipped": [dataclasses.asdict(s) for s in skipped]}
-        paths.write_atomically(plan_file, json.dumps(plan))
-    plan = json.loads(plan_file.read_text())
-    _write_parts(out, source, plan["parts"], num_workers)
+
+
+def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | None:
+    """What is to be made: a plan that was begun, or a new one; None: nothing."""
+    file, base = out / ".partial" / "plan.json", manifest and manifest["digest"]
+    if file.exists():
+        plan = json.loads(file.read_text())
+        if plan["base"] == base:
+            for item, digest in plan["items"].items():
+                if source.items.get(item) != digest:
+                    raise ShardsError(
+                        f"{item or 'the source'} changed since {out} was begun: delete "
+                        f"{out / '.partial'}, and what is unfinished is made anew"
+                    )
+            return plan
+    if manifest is not None:
+        # What is left of a plan that has been finished.
+        shutil.rmtree(out / ".partial", ignore_errors=True)
+    found = compare(out, source)
+    items = source.items if found is None else found.new
+    if found is not None and not items:
+        return None
+    parts, skipped = source.plan(tuple(items))
+    plan = {
+        "base": base,
+        "items": {item: source.items[item] for item in items},
+        "parts": parts,
+        "skipped": [dataclasses.asdict(s) for s in skipped],
+    }
+    paths.write_atomically(file, json.dumps(plan))
+    return plan
+
+
+def _finish(
+    out: pathlib.Path, source: Source, plan: dict, before: dict | None
+) -> dict[str, Any]:
+    """Gives the parts of a plan their place behind what the folder had before."""
+    kept, entries, done = [], [], {}
+    report = {"skipped_in_items": [], "cuts": {}}
+    if before is not None:
+        kept, old = before["files"], open(out)
+        entries = [old.entry(index) for index in range(len(old))]
+        done = json.loads((out / "items.json").read_text())
+        report = json.loads((out / "report.json").read_text())
     files, summaries = array_files.collect(
-        out, len(plan["parts"]), f"clips-{source.split}"
+        out, len(plan["parts"]), f"clips-{source.split}", after=len(kept)
     )
-    entries = [entry for summary in summaries for entry in summary["index"]]
-    skipped = plan["skipped"] + sum((s["skipped"] for s in summaries), [])
+    files = [*kept, *files]
+    entries += [entry for summary in summaries for entry in summary["index"]]
     overview = _overview(entries)
+    # What is no video is listed anew each time; what was found in videos stays true.
+    cuts = report["cuts"]
+    in_items = [s for s in report["skipped_in_items"] if s["file"] not in plan["items"]]
+    for summary in summaries:
+        in_items += summary["skipped"]
+        cuts |= summary["cuts"]
+    in_items = list({(s["file"], s["reason"]): s for s in in_items}.values())
+    skipped = [*plan["skipped"], *in_items]
     report = {
         "clips": len(entries),
         "without_caption": overview["without_caption"],
+        "cuts": cuts,
         "skipped": skipped,
+        "skipped_in_items": in_items,
     }
     paths.write_atomically(out / "report.json", json.dumps(report, indent=1))
     if not entries:
@@ -223,13 +342,20 @@ def write(
         reasons = "; ".join(f"{s['file']}: {s['reason']}" for s in skipped[:3])
         raise ShardsError(f"nothing usable was found ({reasons or 'no video files'})")
     _write_tfds_metadata(out, source.split, files)
+    made = {entry["id"].rpartition("#")[0] for entry in entries}
+    done |= {
+        item: digest if item in made else _without_clips(digest, source)
+        for item, digest in plan["items"].items()
+    }
+    paths.write_atomically(out / "items.json", json.dumps(done))
     manifest = {
-        "settings": settings,
+        "settings": _settings(source),
         "split": source.split,
         "num_clips": len(entries),
         "num_skipped": len(skipped),
+        "with_cut": len(cuts),
         **overview,
-        "digest": array_files.digest(summaries),
+        "digest": array_files.digest(entries),
         "files": files,
     }
     paths.write_atomically(out / "manifest.json", json.dumps(manifest, indent=1))
@@ -250,19 +376,25 @@ def _write_parts(out: pathlib.Path, source: Source, parts: list, num_workers: in
 
 
 def _write_tfds_metadata(out: pathlib.Path, split: str, files: list[dict]) -> None:
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=out,
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
+        dataset_name="clips",
+        split=split,
+        filetype_suffix="array_record",
+    )
     info = tfds.core.SplitInfo(
         name=split,
         shard_lengths=[file["count"] for file in files],
         num_bytes=sum(file["bytes"] for file in files),
-        filename_template=tfds.core.ShardedFileTemplate(
-            data_dir=out,
-            dataset_name="clips",
-            split=split,
-            filetype_suffix="array_record",
-        ),
+        filename_template=template,
     )
     tfds.folder_dataset.write_metadata(
-        data_dir=out, features=_features(), split_infos=[info], check_data=False
+        data_dir=out,
+        features=_features(),
+        split_infos=[info],
+        filename_template=template,
+        check_data=False,
     )
 
 

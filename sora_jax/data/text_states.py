@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from sora_jax.data import array_files, caches, tokenizer
+from sora_jax.data import array_files, caches, captions, tokenizer
 
 MANIFEST = "text_states.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
@@ -95,6 +95,10 @@ def write_text_states(
         "texts_per_file": texts_per_file,
         **settings,
     }
+    texts = list(dict.fromkeys(texts))
+    if process == 0 and texts:
+        tokens = [len(pieces.pieces(text)) for text in texts]
+        captions.warn_of_cut(tokens, length, "--text_length")
     different = _different(texts, pieces, length)
     # Texts of a batch are about as long, so that little of it is padding.
     parts = [
@@ -159,13 +163,10 @@ def write_text_states(
 def _different(texts, pieces, length: int) -> list[np.ndarray]:
     """The null text's ids and those of all others, once each, without padding."""
     found: dict[bytes, np.ndarray] = {}
-    seen: set[str] = set()
     for text in ("", *texts):
-        if text not in seen:
-            seen.add(text)
-            ids_1l, mask_1l = pieces.encode([text], length)
-            ids = ids_1l[0][mask_1l[0]]
-            found.setdefault(ids.tobytes(), ids)
+        ids_1l, mask_1l = pieces.encode([text], length)
+        ids = ids_1l[0][mask_1l[0]]
+        found.setdefault(ids.tobytes(), ids)
     return [*found.values()]
 
 

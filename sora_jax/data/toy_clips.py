@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from sora_jax.data import records, video_io, workers
@@ -47,7 +47,7 @@ class ToyClips:
     split: str = "train"
     families: Mapping[str, float] | None = None
     seed: int = 0
-    unit = "clips"
+    unit, admits = "clips", ""
 
     def __post_init__(self):
         if self.num_clips < 1:
@@ -71,8 +71,14 @@ class ToyClips:
             "encoding": "lossless",
         }
 
-    def plan(self) -> tuple[list[list[int]], list]:
+    @property
+    def items(self) -> dict[str, str]:
+        """One: the settings say all."""
+        return {"": ""}
+
+    def plan(self, items: Collection[str]) -> tuple[list[list[int]], list]:
         """Returns ranges of indices; nothing is ever left out."""
+        del items
         starts = range(0, self.num_clips, _CLIPS_PER_PART)
         ends = (min(start + _CLIPS_PER_PART, self.num_clips) for start in starts)
         return [list(part) for part in zip(starts, ends, strict=True)], []

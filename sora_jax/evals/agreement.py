@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from sora_jax.data import clip_tokenizer, curate
-from sora_jax.data.records import TIERS
+from sora_jax.data import clip_tokenizer, folders, records
 from sora_jax.evals import features
 from sora_jax.evals.weight_folders import WrongWeights
 
@@ -38,25 +37,26 @@ class Captions:
 
 
 def read_captions(folder: pathlib.Path, names: Collection[str]) -> Captions:
-    """Reads what lies beside the clips of a folder: see `data.curate`.
+    """Reads what lies beside the clips of a folder: see `data.folders`.
 
     What is named after a file of many clips is the caption of none of them; such a clip
-    may be named in captions.jsonl or captions.csv.
+    may be named in a list, such as captions.csv.
 
-    Of several captions of a clip the first tier counts: the text that it came with, or
-    its recipe's prompt.
+    Of several captions of a clip the first one of the first tier counts: the text that
+    it came with, or its recipe's prompt.
     """
-    root = folder.resolve()
     files = {
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix in _SUFFIXES
-        and path.is_file()
-        and path.resolve().is_relative_to(root)
+        name
+        for name in folders.walk(folder)[0]
+        if pathlib.PurePath(name).suffix in _SUFFIXES
     }
-    found, skipped = curate.read_captions(folder, set(names), files)
+    found, skipped = folders.read_captions(folder, set(names), files)
     texts = {
-        name: next(text.captions[tier] for tier in TIERS if tier in text.captions)
+        name: next(
+            records.variants(text.captions[tier])[0]
+            for tier in records.TIERS
+            if tier in text.captions
+        )
         for name, text in found.items()
     }
     return Captions(texts, tuple(f"{one.file}: {one.reason}" for one in skipped))

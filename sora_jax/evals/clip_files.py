@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sora_jax.data import video_io
+from sora_jax.data import folders, video_io
 
 FRAMES = ".png"
 ARRAYS = (".npy", ".npz")
@@ -91,11 +91,10 @@ def find(folder: pathlib.Path) -> Found:
     sources, failures = [], []
     framed, others = collections.Counter(), collections.Counter()
     beside = set()  # folders with clips in them, as files
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if any(part.startswith(".") for part in inside.parts) or not path.is_file():
-            continue
-        kind, name = path.suffix.lower(), inside.as_posix()
+    names, skipped = folders.walk(folder, follow_links=True)
+    for name in names:
+        path = folder / name
+        kind = path.suffix.lower()
         if kind == FRAMES:
             framed[path.parent] += 1
         elif kind in video_io.SUFFIXES:
@@ -122,7 +121,7 @@ def find(folder: pathlib.Path) -> Found:
             sources.append(Source(name, path, FRAMES))
     if not sources:
         raise _nothing(folder, failures, others)
-    notes = []
+    notes = [f"{one.file}: {one.reason}" for one in skipped]
     if others:
         notes.append(
             f"{others.total()} files of other kinds are not read ("

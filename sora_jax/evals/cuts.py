@@ -8,23 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sora_jax.data import cuts
 from sora_jax.evals import temporal
-
-# A cut changes pixels by this much of full scale on the mean, and by so many times what
-# the steps around it do; the form is PySceneDetect's AdaptiveDetector.
-_LEAST_CHANGE, _RATIO, _AROUND = 0.045, 3.0, 3
 
 
 def detect(video_bthwc: np.ndarray) -> list[list[int]]:
     """Finds the first frames of new shots in each clip.
 
-    With C_t the mean absolute difference of frames t - 1 and t, frame t is a cut where
-
-        C_t >= 0.045 and C_t >= 3 * median of C_s, 0 < |s - t| <= 3.
-
-    Both count: a fast pan changes every pixel, but in every step; a still video has no
-    usual step to exceed, but does not reach the first limit. A dissolve is not found,
-    nor a cut between shots that look alike.
+    What a cut is, `data.cuts.find` says.
 
     Args:
       video_bthwc: uint8, or float32 in [-1, 1], 3 frames or more.
@@ -37,18 +28,10 @@ def detect(video_bthwc: np.ndarray) -> list[list[int]]:
         raise ValueError(
             f"cuts are found in 3 frames or more, got {video_bthwc.shape[1]}"
         )
-    found = []
-    for clip_thwc in video_bthwc:
-        change_p = np.abs(np.diff(clip_thwc, axis=0)).mean((1, 2, 3), dtype=np.float64)
-        times = []
-        for p, change in enumerate(change_p):
-            around = np.r_[
-                change_p[max(0, p - _AROUND) : p], change_p[p + 1 :][:_AROUND]
-            ]
-            if change >= max(_LEAST_CHANGE, _RATIO * np.median(around)):
-                times.append(p + 1)
-        found.append(times)
-    return found
+    return [
+        cuts.find(np.abs(np.diff(clip_thwc, axis=0)).mean((1, 2, 3), dtype=np.float64))
+        for clip_thwc in video_bthwc
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from sora_jax.data import shards
+from sora_jax.data import records, shards
 from sora_jax.evals import protocol, reconstruction, samples, temporal, toyworld
 from sora_jax.generation import pipeline
 from sora_jax.toyworld import families, render
@@ -109,7 +109,7 @@ def nearest_training_clips(
     """For each prompt the training clip one of whose captions is nearest to it."""
     known, owner = [], []
     for index in range(len(clips)):
-        for text in clips.captions(index).values():
+        for text in records.captions_of(clips.captions(index), records.TIERS):
             known.append(text)
             owner.append(index)
     nearest = nearest_captions([text for s in suites for text in s.texts], known)

@@ -263,7 +263,7 @@ def _judge(clip, before_thwc, after_thwc, verdicts) -> dict[str, bool]:
 
 def _label(clip) -> str:
     there = [clip.captions[tier] for tier in _LABELS if clip.captions.get(tier)]
-    return there[0] if there else clip.id
+    return records.variants(there[0])[0] if there else clip.id
 
 
 def _to_show(shown: list[Shown]) -> list[Shown]:

@@ -8,11 +8,11 @@ Every line may set what a call can set; the rest is the same for all. An image i
 from the folder of the list.
 """
 
-import csv
-import json
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+
+from sora_jax.data import texts
 
 WHOLE = ("seed", "num_frames", "height", "width", "num_inference_steps")
 NUMBERS = ("guidance_scale", "guidance_scale_2", "shift", "fps", "step_cache")
@@ -24,69 +24,73 @@ def read(path: str | pathlib.Path) -> list[dict]:
     """Reads the clips that a file asks for: one dict of call arguments each.
 
     Raises:
-      ValueError: the file, or one of its lines, is not one of the forms above; the
-        message names file and line.
+      ValueError: the file, or one of its lines, is not one of the forms above, or two
+        lines ask for the same file; the message names file and line.
       FileNotFoundError: there is no such file.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"the list of prompts {path} does not exist")
-    readers = {".txt": _lines, ".csv": _table, ".jsonl": _objects}
+    readers = {".txt": _lines, ".csv": _rows, ".jsonl": _rows}
     if path.suffix not in readers:
         raise ValueError(f"{path} is not a .txt, .csv or .jsonl file")
-    rows = []
-    for number, row in readers[path.suffix](path):
-        try:
-            row = _checked(row)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
-        if "image" in row:
-            row["image"] = str(path.parent / row["image"])
-        rows.append(row)
+    rows, lines = [], {}
+    try:
+        for number, row in readers[path.suffix](path):
+            row = _checked(number, row)
+            if "image" in row:
+                row["image"] = str(path.parent / row["image"])
+            # Without regard to case, as some file systems are.
+            name = file_name(len(rows), row).lower()
+            if name in lines:
+                raise texts.BadLine(
+                    number, f"its file is {name}, as that of line {lines[name]}"
+                )
+            lines[name] = number
+            rows.append(row)
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from None
     if not rows:
         raise ValueError(f"{path} holds no prompt")
-    names = [row["id"] for row in rows if "id" in row]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{path}: id {twice[0]!r} is there more than once")
     return rows
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
-        if line.strip():
-            yield number, {"prompt": line.strip()}
+    for number, line in enumerate(texts.lines(path), 1):
+        if line:
+            yield number, {"prompt": line}
 
 
-def _table(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: it has not as many columns as "
-                    f"the header, which names {reader.fieldnames}"
-                )
-            yield reader.line_num, {name: text for name, text in row.items() if text}
-
-
-def _objects(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: not an object")
+def _rows(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
+    for number, row in texts.rows(path, _check_header):
+        if isinstance(row, texts.BadLine):
+            raise row
+        if path.suffix == ".csv":  # an empty field is one that is not given
+            row = {name: text for name, text in row.items() if text}
         yield number, row
 
 
-def _checked(row: dict) -> dict:
-    unknown = sorted(set(row) - set(FIELDS))
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is unknown; there are {', '.join(FIELDS)}")
+def _check_header(header: Sequence[str]) -> None:
+    _check_names(header)
+    texts.check_named(header, ["prompt"], "has no prompt")
+
+
+def _check_names(names: Collection[str]) -> None:
+    if unknown := sorted(set(names) - set(FIELDS)):
+        raise ValueError(
+            f"{unknown[0]!r} is unknown; there are {', '.join(FIELDS)}, in lower case"
+        )
+
+
+def _checked(line: int, row: dict) -> dict:
+    try:
+        return _values(row)
+    except ValueError as error:
+        raise texts.BadLine(line, str(error)) from None
+
+
+def _values(row: dict) -> dict:
+    _check_names(row)
     if "prompt" not in row:
         raise ValueError("it has no prompt")
     values = {}

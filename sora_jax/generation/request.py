@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from sora_jax.data import texts
 from sora_jax.diffusion import samplers
 from sora_jax.models import dit as dits
 from sora_jax.models import video_vae
 
-MAX_PROMPT_CHARACTERS = 4000
 MAX_STEPS = 1000
 
 
@@ -159,19 +159,22 @@ def check_size(num_frames: int, height: int, width: int, strides: Strides) -> No
 
 
 def _texts(value: str | Sequence[str], name: str, empty_allowed: bool) -> list[str]:
-    texts = [value] if isinstance(value, str) else list(value)
-    for index, text in enumerate(texts):
-        where = name if len(texts) == 1 else f"{name} {index}"
+    """The texts, normalised as captions are."""
+    given = [value] if isinstance(value, str) else list(value)
+    normal = list(given)
+    for index, text in enumerate(given):
+        where = name if len(given) == 1 else f"{name} {index}"
         if not isinstance(text, str):
             raise ValueError(f"{where} is text, not {type(text).__name__}")
-        if not empty_allowed and not text.strip():
+        text = normal[index] = texts.normalise(text)
+        if not empty_allowed and not text:
             raise ValueError(f"{where} is empty: say what the video should show")
-        if len(text) > MAX_PROMPT_CHARACTERS:
+        if len(text) > texts.MAX_CHARACTERS:
             raise ValueError(
-                f"{where} has {len(text)} characters; "
-                f"at most {MAX_PROMPT_CHARACTERS} are read"
+                f"{where} has {len(text)} characters; at most "
+                f"{texts.MAX_CHARACTERS} are read"
             )
-    return texts
+    return normal
 
 
 def parse_size(text: str | None) -> dict[str, int]:

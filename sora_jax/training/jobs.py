@@ -23,6 +23,7 @@ from sora_jax.data import (
     loader,
     packing,
     records,
+    samples,
     shards,
     tokenizer,
     transforms,
@@ -46,6 +47,7 @@ from sora_jax.training import (
 from sora_jax.training import state as states
 
 _CLIPS_TO_BEGIN_WITH = 512  # from which a video VAE's linear path is computed
+_CAPTIONS_COUNTED = 10_000  # of how many clips, to see whether they are cut
 _LPIPS = "lpips.safetensors"  # a run's copy
 
 
@@ -133,6 +135,10 @@ def text_encoder(c, folder: pathlib.Path, mesh) -> Job:
     if read.probabilities.keys() == write.probabilities.keys():
         # The same text again: what was cut off of it cannot be written.
         target_length = min(target_length, c.text.length)
+    _warn_of_cut(source, read.probabilities, pieces, c.text.length, "text.length")
+    _warn_of_cut(
+        source, write.probabilities, pieces, target_length, "text.target_length"
+    )
     transform = transforms.TwoCaptions(
         transforms.Tokenize(read, pieces, c.text.length),
         transforms.Tokenize(write, pieces, target_length),
@@ -179,6 +185,18 @@ def _tokenizer(c, folder, source, tiers) -> tokenizer.Tokenizer:
     return tokenizer.Tokenizer(spiece, c.text.clean)
 
 
+def _warn_of_cut(source, tiers, pieces, length: int, option: str) -> None:
+    """Says how many captions of those tiers are cut, looking at clips of all parts."""
+    if jax.process_index():
+        return
+    tokens = [
+        len(pieces.pieces(text))
+        for index in samples.evenly(len(source), _CAPTIONS_COUNTED)
+        for text in records.captions_of(source.entry(index)["captions"], tiers)
+    ]
+    captions.warn_of_cut(tokens, length, f"--config.{option}")
+
+
 def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     """A denoiser, from a latent cache."""
     source = _latents(c)
@@ -187,6 +205,7 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     sampler.check(source.manifest["captions"], "text.tiers")
     begun = _begin(c, folder, source, sampler.probabilities)
     pieces = begun.pieces
+    _warn_of_cut(source, sampler.probabilities, pieces, c.text.length, "text.length")
     cached = text_states.of_run(c, folder, source, begun, sampler.probabilities)
     null_states = None
     if cached is not None:
@@ -381,8 +400,7 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     def begin():
         if not objective.config.linear_channels:
             return {}
-        chosen = np.linspace(0, len(clips) - 1, min(len(clips), _CLIPS_TO_BEGIN_WITH))
-        found = clips.read([int(index) for index in chosen])
+        found = clips.read(samples.evenly(len(clips), _CLIPS_TO_BEGIN_WITH))
         videos = [c.frames() for c in found if isinstance(c, records.ClipRecord)]
         return {"vae": {"linear": principal.linear_codec(videos, objective.config)}}
 

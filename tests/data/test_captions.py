@@ -35,6 +35,26 @@ def test_a_clip_without_such_a_caption_has_no_text():
     assert drawn(sampler, {}, 5) == drawn(sampler, {"alt": "a"}, 5) == {("", "none"): 5}
 
 
+def test_several_captions_of_a_tier_are_as_likely():
+    sampler = captions.CaptionSampler({"alt": 1, "short": 3})
+    counts = drawn(sampler, {"alt": "a\nb", "short": "s\nt\nu"})
+    assert set(counts) == {
+        ("a", "alt"), ("b", "alt"), ("s", "short"), ("t", "short"), ("u", "short")
+    }  # fmt: skip
+    for (_, tier), count in counts.items():
+        assert abs(count / 4000 - {"alt": 0.125, "short": 0.25}[tier]) < 0.02
+
+
+def test_captions_that_are_cut_are_counted(capsys):
+    captions.warn_of_cut([10] * 99 + [25], 24, "text.length")
+    assert capsys.readouterr().err == ""
+    captions.warn_of_cut([10] * 900 + [*range(21, 121)], 24, "text.length")
+    said = capsys.readouterr().err
+    assert "9.6% of 1000 have more than 24 tokens, and are cut" in said
+    assert "text.length=110 cuts 1 % of them at most, text.length=120 none" in said
+    captions.warn_of_cut([], 24, "text.length")
+
+
 def test_one_number_is_drawn_whatever_the_clip_has():
     sampler = captions.CaptionSampler({"short": 1, "dense": 1})
     after = set()

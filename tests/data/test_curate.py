@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from sora_jax.data import curate, records, shards, video_io
+from sora_jax.data import curate, records, reports, shards, video_io
 from tests.data.test_video_io import film, write
 
 SIZE, FRAMES, FPS = (24, 32), 5, 5.0
@@ -75,26 +75,6 @@ def test_every_container_and_every_kind_of_caption(folder, tmp_path):
         assert (clip.num_frames, clip.height, clip.width, clip.fps) == (5, 24, 32, 5.0)
 
 
-def test_captions_may_hold_line_ends_of_any_kind(folder):
-    for name in ("a.mp4", "b.mp4", "c.mp4"):
-        (folder / name).touch()
-    (folder / "captions.csv").write_bytes(b'file,caption\r\na.mp4,"two\nlines, "\r\n')
-    rows = [
-        {"file": "b.mp4", "caption": "one\u2028two"},
-        {"file": "c.mp4", "dense": "x"},
-    ]
-    (folder / "captions.jsonl").write_text(
-        "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), newline=""
-    )
-    listing = curate.scan(folder)
-    assert listing.skipped == ()
-    assert {video: text.captions for video, text in listing.texts.items()} == {
-        "a.mp4": {"alt": "two lines,"},
-        "b.mp4": {"alt": "one two"},
-        "c.mp4": {"dense": "x"},
-    }
-
-
 def test_names_and_captions_that_are_no_unicode_do_not_stop_the_job(folder, tmp_path):
     write(folder / "a.mp4", film(10))
     (folder / "a.json").write_text('{"caption": "half a \\ud83d smile"}')
@@ -121,7 +101,7 @@ def test_slices_of_a_long_video_give_the_windows_of_the_whole(folder, monkeypatc
     whole = folder_clips(folder, lossless=True)
     monkeypatch.setattr(curate, "_SLICE_BYTES", path.stat().st_size // 3)
     sliced = folder_clips(folder, lossless=True)
-    parts, _ = sliced.plan()
+    parts, _ = sliced.plan(sliced.items)
     assert parts == [[["a.mp4", k, 4]] for k in range(4)]
 
     def clips(source, parts):
@@ -188,51 +168,21 @@ def test_no_caption_file_leads_out_of_the_folder(folder, tmp_path, name):
     assert "leads out of the folder" in skipped["captions.jsonl:1"]
 
 
-@pytest.mark.parametrize(
-    "file, content, where, message",
-    [
-        ("captions.jsonl", '{"file": "b.mp4", "short": "x"}', ":1", "no video of the"),
-        ("captions.jsonl", '{"caption": "x"}', ":1", "names no file"),
-        ("captions.jsonl", '\n{"file": 3}', ":2", "names no file"),
-        ("captions.jsonl", "[1]", ":1", "not an object"),
-        ("captions.jsonl", "{", ":1", "not JSON"),
-        ("captions.jsonl", "[" * 100_000, ":1", "not JSON"),
-        ("captions.jsonl", b"\xff\xfe", "", "utf-8"),
-        ("captions.csv", "file,caption\na.mp4,\n", ":2", "no caption"),
-        ("captions.csv", "name\nx\n", ":2", "names no file"),
-        ("a.json", '{"descripton": "x"}', "", "no caption"),
-        ("a.json", '{"captions": {"tiny": "x"}}', "", "tiny"),
-        ("a.json", '{"captions": [1]}', "", "not an object of tiers"),
-        ("a.json", '{"dense": 7}', "", "dense is int, not text"),
-        ("a.json", "[" * 100_000, "", ""),
-        ("a.txt", "", "", "no caption"),
-        ("a.txt", "x" * 4001, "", "4001 characters; 4000 are the limit"),
-        ("a.txt", b"\xff\xff", "", "utf-8"),
-    ],
-)
-def test_captions_that_cannot_be_read_are_listed(folder, file, content, where, message):
-    (folder / "a.mp4").touch()
-    content = content.encode() if isinstance(content, str) else content
-    (folder / file).write_bytes(content)
-    listing = curate.scan(folder)
-    (skipped,) = listing.skipped
-    assert skipped.file == file + where and message in skipped.reason
-    assert listing.texts == {}
-
-
-def test_settings_change_with_the_videos_and_the_captions(folder):
+def test_items_change_with_the_videos_and_the_captions(folder):
     write(folder / "a.mp4", film(10))
-    before = folder_clips(folder).settings
+    before = folder_clips(folder)
     os.utime(folder / "a.mp4", (1, 1))  # a copied folder is the same folder
-    assert folder_clips(folder).settings == before
+    assert folder_clips(folder).items == before.items
     (folder / "a.txt").write_text("new")
-    named = folder_clips(folder).settings
+    named = folder_clips(folder).items
     (folder / "a.mp4").rename(folder / "b.mp4")
-    renamed = folder_clips(folder).settings
+    renamed = folder_clips(folder).items
     write(folder / "b.mp4", film(11))
-    seen = [before, named, renamed, folder_clips(folder).settings]
-    assert len({entry["listing"] for entry in seen}) == 4
-    assert json.loads(json.dumps(before)) == before
+    larger = folder_clips(folder)
+    assert [*before.items] == [*named] == ["a.mp4"] and [*renamed] == ["b.mp4"]
+    assert before.items != named and renamed != larger.items
+    assert larger.settings == before.settings
+    assert json.loads(json.dumps(before.settings)) == before.settings
 
 
 @pytest.mark.parametrize(
@@ -267,6 +217,44 @@ def test_an_item_that_killed_its_process_is_left_out(folder):
     assert found[0] == shards.Skipped("a.mp4", "it died")
     assert isinstance(found[1], records.ClipRecord) and len(found) == 2
     assert noted == [1, "b.mp4", 1]
+
+
+def test_what_is_wrong_with_a_whole_file_is_said_once(folder, tmp_path, monkeypatch):
+    write(folder / "a.mp4", film(10))
+    write(folder / "large.mp4", film(60), crf="1")
+    monkeypatch.setattr(curate, "_SLICE_BYTES", 2000)
+    (folder / "junk.webm").write_bytes(b"junk" * 5000)
+    limits = video_io.Limits(max_bytes=(folder / "large.mp4").stat().st_size - 1)
+    out = tmp_path / "out"
+    shards.write(out, folder_clips(folder, limits=limits))
+    skipped = json.loads((out / "report.json").read_text())["skipped"]
+    assert [one["file"] for one in skipped] == ["junk.webm", "large.mp4"]
+
+
+def test_limits_of_the_flags():
+    usual = video_io.DEFAULT_LIMITS
+    assert curate.limits(4, 21600, None) == usual
+    given = curate.limits(0.5, 43200, 7680)
+    assert (given.max_bytes, given.max_seconds) == (1 << 29, 43200)
+    assert given.max_frames == 2 * usual.max_frames
+    assert (given.max_side, given.max_pixels) == (7680, 7680**2)
+    for wrong in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="--max_gib is above 0"):
+            curate.limits(wrong, 1, None)
+
+
+def test_windows_with_a_cut_have_several_shots_and_are_named(folder, tmp_path):
+    """An edit of two scenes, and one without a cut."""
+    scenes = np.concatenate([film(13), 255 - film(12)])
+    write(folder / "a.mp4", scenes, crf="4")
+    write(folder / "b.mp4", film(25))
+    out = tmp_path / "out"
+    manifest = shards.write(out, folder_clips(folder, fps=10.0, num_frames=25))
+    shots = {clip.id: clip.shots for clip in shards.open(out)}
+    assert shots == {"a.mp4#00000": ((0, 13), (13, 25)), "b.mp4#00000": ((0, 25),)}
+    assert manifest["with_cut"] == 1
+    lines = reports.summary(out, manifest, 1.0)
+    assert lines[-2] == ("clips that seem to hold a cut: 1 (a.mp4#00000 at frame 13)")
 
 
 def test_limits_hold_for_folders(folder, tmp_path):

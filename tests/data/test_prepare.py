@@ -1,5 +1,6 @@
 """The command: what it makes, what it refuses, and that it goes on after a kill."""
 
+import json
 import pathlib
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from absl.testing import flagsaver
 
 from sora_jax import prepare
-from sora_jax.data import shards, toy_clips
+from sora_jax.data import shards, toy_clips, video_io
 from sora_jax.toyworld import captions, families, render, scene
 from tests.data.test_video_io import film, write
 
@@ -111,6 +112,74 @@ def test_a_folder_of_videos(tmp_path, capsys):
     assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     difference = refusal(**asked | {"fps": 5})
     assert "fps: 6.0 there, 5.0 asked for" in difference
+
+
+def test_the_same_command_adds_the_videos_that_are_new(tmp_path, capsys, monkeypatch):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "gone"):
+        write(folder / f"{name}.mp4", film(10))
+        (folder / f"{name}.txt").write_text(f"film {name}")
+    (folder / "b.mp4").write_bytes(b"junk")
+    (folder / "notes.doc").touch()
+    asked = {"source": f"folder:{folder}", "out": out, "workers": 0}
+    asked |= {"size": "24x32", "num_frames": 5, "fps": 5}
+    run(**asked)
+    opened, before = shards.open(out), contents(out)
+    assert [clip.id for clip in opened] == ["a.mp4#00000", "gone.mp4#00000"]
+    write(folder / "c.mp4", film(20))
+    (folder / "b.mp4").unlink()
+    write(folder / "b.mp4", film(10))  # it had given no clip, so it is made now
+    (folder / "a.txt").write_text("another caption")
+    (folder / "gone.mp4").unlink()
+    (folder / "notes.doc").unlink()
+    assert "fps: 5.0 there, 6.0 asked for" in refusal(**asked | {"fps": 6})
+    # Interrupted at the worst moment, the folder is what it was.
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "_write_tfds_metadata", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(**asked)
+    assert len(shards.open(out)) == 2 and (out / ".partial").exists()
+    decoded = []
+    monkeypatch.setattr(video_io, "sample", lambda *a: decoded.append(a) or iter(()))
+    capsys.readouterr()
+    run(**asked)
+    said = capsys.readouterr().out
+    assert "videos that are new, and are added: 2 (b.mp4, c.mp4)" in said
+    assert "that are changed, and their clips stay as they were made: 1 (a.mp4)" in said
+    assert "videos that are gone, and their clips stay: 1 (gone.mp4)" in said
+    assert "5 clips of 5 frames" in said and decoded == []
+    added = shards.open(out)
+    ids = [f"{name}.mp4#{k:05d}" for name, k in
+           (("a", 0), ("gone", 0), ("b", 0), ("c", 0), ("c", 1))]  # fmt: skip
+    assert [clip.id for clip in added] == ids
+    assert added[0].captions == {"alt": "film a"}
+    assert [clip.id for clip in opened] == ids[:2]  # who reads it goes on
+    changed = {"manifest.json", "report.json", "items.json", "dataset_info.json"}
+    after = contents(out)
+    assert all(after[name] == before[name] for name in set(before) - changed)
+    assert len(added.manifest["digest"]) == 64 != opened.manifest["digest"]
+    skipped = json.loads(after["report.json"])["skipped"]
+    assert [one["file"] for one in skipped] == ["gone.txt"]
+    run(**asked)
+    assert contents(out) == after
+
+
+def test_a_video_beyond_the_limits_is_tried_again_with_others(tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder / "large.mp4", film(10))
+    write(folder / "small.mp4", film(10, height=24, width=32))
+    asked = {"source": f"folder:{folder}", "out": tmp_path / "out", "workers": 0}
+    asked |= {"size": "24x32", "num_frames": 5, "fps": 5}
+    for changes, said in (
+        ({"max_side": 50}, "skipped large.mp4: its frames of 64x48 are beyond the lim"),
+        ({"max_side": 50}, "--max_gib, --max_seconds and --max_side set limits"),
+        ({"max_side": 64}, "videos that are new, and are added: 1 (large.mp4)"),
+        ({"max_side": 50}, "2 clips of 5 frames, 24x32, 5 fps; captions: none; 0 skip"),
+    ):
+        run(**asked | changes)
+        assert said in capsys.readouterr().out
 
 
 def test_refusals_are_one_clear_sentence(tmp_path):

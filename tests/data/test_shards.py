@@ -151,7 +151,7 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_bytes(written, tmp_path):
     (out / ".partial" / ".00002.array_record.1234").write_bytes(b"half a file")
     shards.write(out, clips.Clips(skipped=(5,)))
     assert contents(out) == contents(written)
-    kept = out / "clips-train.array_record-00000-of-00003"
+    kept = out / "clips-train.array_record-00000"
     assert kept.stat().st_mtime_ns == stamp  # not written again
 
 
@@ -191,7 +191,7 @@ def flip(path, at, bit=0):
 
 def test_a_flipped_byte_is_named_and_the_run_goes_on(folder):
     """The bar: detected on read, named by file and record, replaced by rule."""
-    file = folder / "clips-train.array_record-00001-of-00003"
+    file = folder / "clips-train.array_record-00001"
     for at in range(100, 10_000, 97):  # until the byte is one of the third clip's
         flip(file, at)
         if [isinstance(r, ValueError) for r in shards.open(folder).read(range(11))] == [
@@ -228,7 +228,7 @@ def test_a_flipped_byte_is_named_and_the_run_goes_on(folder):
 
 def test_no_flipped_byte_passes(folder):
     """Wherever it is, a record is right or reported, and the others are still read."""
-    file = folder / "clips-train.array_record-00000-of-00003"
+    file = folder / "clips-train.array_record-00000"
     whole = file.read_bytes()
     expected = [clips.clip(index) for index in range(4)]
     rng = random.Random(0)
@@ -246,7 +246,7 @@ def test_no_flipped_byte_passes(folder):
 
 @pytest.mark.parametrize("length", [0, 10, 3000, -1])
 def test_a_truncated_file_is_reported_record_by_record(folder, length):
-    file = folder / "clips-train.array_record-00000-of-00003"
+    file = folder / "clips-train.array_record-00000"
     file.write_bytes(file.read_bytes()[:length])
     found = shards.open(folder).read(range(5))
     for record in found[:4]:
@@ -257,9 +257,7 @@ def test_a_truncated_file_is_reported_record_by_record(folder, length):
 
 def test_a_record_that_is_whole_but_another_one_is_reported(folder):
     """Two files that have changed places: every hash of ArrayRecord is right."""
-    first, third = (
-        folder / f"clips-train.array_record-{k:05d}-of-00003" for k in (0, 2)
-    )
+    first, third = (folder / f"clips-train.array_record-{k:05d}" for k in (0, 2))
     content = first.read_bytes()
     first.write_bytes(third.read_bytes())
     third.write_bytes(content)
@@ -301,8 +299,8 @@ def test_missing_and_damaged_parts_of_the_folder_are_named(folder):
     flip(folder / "index" / "00001.jsonl", 40)
     with pytest.raises(shards.ShardsError, match="00001.jsonl is not what was written"):
         shards.open(folder).captions(5)
-    (folder / "clips-train.array_record-00002-of-00003").unlink()
-    with pytest.raises(shards.ShardsError, match="00002-of-00003 is missing"):
+    (folder / "clips-train.array_record-00002").unlink()
+    with pytest.raises(shards.ShardsError, match="array_record-00002 is missing"):
         shards.open(folder)
     with pytest.raises(shards.ShardsError, match="no finished shards"):
         shards.open(folder / "index")

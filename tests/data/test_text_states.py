@@ -73,6 +73,13 @@ def test_states_come_back_without_padding(how, pieces, tmp_path):
         cache.padded(*(a[0] for a in pieces.encode(["another"], LENGTH)))
 
 
+def test_captions_that_are_cut_are_counted(how, tmp_path, capsys):
+    text_states.write_text_states(tmp_path / "whole", **how)
+    assert "captions:" not in capsys.readouterr().err
+    text_states.write_text_states(tmp_path / "cut", **how | {"length": 4})
+    assert "are cut; --text_length=" in capsys.readouterr().err
+
+
 def test_bfloat16_is_stored_as_such(how, tmp_path):
     half = how | {"dtype": "bfloat16", "encode": lambda *a: encode(*a, jnp.bfloat16)}
     text_states.write_text_states(tmp_path / "half", **half)

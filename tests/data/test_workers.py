@@ -10,7 +10,7 @@ from tests.data import clips
 
 
 def collect(source, part, note, avoid):
-    found = source.clips(source.plan()[0][part], note, avoid)
+    found = source.clips(source.plan(source.items)[0][part], note, avoid)
     return [
         c.id if isinstance(c, records.ClipRecord) else (c.file, c.reason) for c in found
     ]

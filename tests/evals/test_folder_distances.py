@@ -262,6 +262,19 @@ def test_pictures_beside_clips_are_no_clip(folders, tmp_path):
     assert found.notes == ("3 files of other kinds are not read (.png)",)
 
 
+def test_linked_folders_are_read_and_loops_named(tmp_path):
+    np.save(tmp_path / "a.npy", moving(1, 0)[0])
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b.npy").symlink_to(tmp_path / "a.npy")
+    (tmp_path / "in" / "disk").symlink_to(tmp_path)
+    (tmp_path / "in" / "turn").symlink_to(tmp_path / "in" / "turn")
+    found = clip_files.find(tmp_path / "in")
+    assert [source.name for source in found.sources] == ["b.npy", "disk/a.npy"]
+    assert found.failures == () and len(found.notes) == 2
+    assert found.notes[0] == "disk/in: it is a folder that is listed already"
+    assert found.notes[1].startswith("turn: it is a link that leads nowhere")
+
+
 def test_few_clips_wait_for_others_of_their_size():
     """Whatever the sizes, at most two batches of clips are kept."""
 

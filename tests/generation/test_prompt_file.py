@@ -4,7 +4,7 @@ from sora_jax.generation import prompt_file
 
 
 def read(tmp_path, name, text):
-    (tmp_path / name).write_text(text, "utf-8")
+    (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     return prompt_file.read(tmp_path / name)
 
 
@@ -39,13 +39,13 @@ def test_jsonl_has_an_object_a_line(tmp_path):
     [
         ("a.yaml", "x", "not a .txt, .csv or .jsonl"),
         ("a.txt", " \n", "holds no prompt"),
-        ("a.csv", "promt\nx\n", r"line 2: 'promt' is unknown; there are id, prompt"),
-        ("a.csv", "seed\n3\n", "line 2: it has no prompt"),
+        ("a.csv", "promt\nx\n", r"line 1: 'promt' is unknown; there are id, prompt"),
+        ("a.csv", "seed\n3\n", "line 1: it has no prompt: its fields are 'seed'"),
         ("a.csv", "prompt,seed\na,1.5\n", "line 2: seed is a whole number, not '1.5'"),
-        ("a.csv", "prompt\na,b\n", "line 2: it has not as many columns"),
-        ("a.csv", "prompt,seed\na\n", "line 2: it has not as many columns"),
-        ("a.jsonl", '{"prompt": "a"}\n{"prompt"', "line 2: not JSON"),
-        ("a.jsonl", '["a"]', "line 1: not an object"),
+        ("a.csv", "prompt\na,b\n", "line 2: it has 2 fields, and the header names 1"),
+        ("a.csv", "prompt,seed\na\n", "line 2: it has 1 field, and the header names 2"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt"', "line 2: it is not JSON"),
+        ("a.jsonl", '["a"]', "line 1: it is not an object"),
         ("a.jsonl", '{"prompt": 3}', "line 1: prompt is text, not 3"),
         ("a.jsonl", '{"prompt": "a", "seed": 1.5}', "seed is a whole number, not 1.5"),
         ("a.jsonl", '{"prompt": "a", "seed": true}', "seed is a whole number"),
@@ -54,8 +54,16 @@ def test_jsonl_has_an_object_a_line(tmp_path):
         (
             "a.jsonl",
             '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}',
-            "id 'x' is there more than once",
+            "line 2: its file is x.mp4, as that of line 1",
         ),
+        (
+            "a.jsonl",
+            '{"prompt": "A cat"}\n\n{"prompt": "b", "id": "00000-A-cat"}',
+            "line 3: its file is 00000-a-cat.mp4, as that of line 1",
+        ),
+        ("a.csv", "Prompt,seed\na,3\n", "line 1: 'Prompt' is unknown; .*lower case"),
+        ("a.csv", "prompt\tseed\na\t3\n", "line 1: the header .* has tabs"),
+        ("a.csv", "prompt,seed\nx,1\na caf\udce9,3\n", "line 3: byte 6 .* not UTF-8"),
     ],
 )
 def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, text, message):

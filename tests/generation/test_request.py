@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from sora_jax.data import texts
 from sora_jax.generation import request
 
 SETTINGS = request.Settings(
@@ -23,6 +24,13 @@ def test_what_is_not_said_comes_from_the_settings():
             assert getattr(asked, field.name) == getattr(SETTINGS, field.name)
     assert ask(num_frames=13, guidance_scale=0.0).num_frames == 13
     assert ask(num_frames=13, guidance_scale=0.0).guidance_scale == 0.0
+
+
+def test_prompts_are_normalised_as_captions_are():
+    said = "a \U0001f468\u200d\U0001f469 \u00a0 in soft\u00adhyphen\n rain"
+    asked = ask(prompt=said, negative_prompt=f" {said}")
+    assert asked.prompts == asked.negative_prompts == (texts.normalise(said),)
+    assert asked.prompts == ("a \U0001f468\u200d\U0001f469 in softhyphen rain",)
 
 
 def test_clip_i_of_one_seed_has_seed_plus_i():

@@ -1,0 +1,350 @@
+"""What a folder holds: videos, the captions of each, and what is neither.
+
+Captions of `a/clip.mp4` are looked for in `a/clip.txt` (the text), in `a/clip.json`
+(an object with `caption`, with the `prompt` of a recipe, or with tiers: alt, short,
+medium, dense, structured, and perhaps `licence` and `source`), and in lists:
+    captions.jsonl, captions.csv     the same fields, and `file`
+    metadata.jsonl, metadata.csv     as Hugging Face's data sets: `file_name`, `text`
+    prompts.txt and videos.txt       line k of one belongs to line k of the other
+A list names files from its own folder on. Several captions of a video, in rows or in a
+JSON array, are all kept. Where captions differ by place, what stands beside the clip
+wins, then the list that is deeper in the folder, then the list named first above.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import posixpath
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from sora_jax.data import records, shards, texts, video_io
+
+_FILE_FIELDS = ("file", "file_name", "video", "path")
+# A caption of no tier is the text the clip came with; a recipe's is its prompt.
+_TEXT_FIELDS = ("caption", "text", "prompt")
+# The names of lists; where two speak of a video, the later one wins.
+_PAIRED, _PROMPTS = "videos.txt", ("prompts.txt", "prompt.txt")
+_LISTS = (
+    _PAIRED,
+    "metadata.csv",
+    "metadata.jsonl",
+    "captions.csv",
+    "captions.jsonl",
+)
+# Suffixes of files that are one clip, or may be: they are no part of a clip's name.
+_OF_CLIPS = (*video_io.SUFFIXES, ".npy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What is said about one video; `captions` as in `records.ClipRecord`."""
+
+    captions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    licence: str = ""
+    source: str = ""
+
+    def over(self, other: "Text") -> "Text":
+        """Returns both, with this one's word where they differ."""
+        return Text(
+            {**other.captions, **self.captions},
+            {**other.sources, **self.sources},
+            self.licence or other.licence,
+            self.source or other.source,
+        )
+
+    def beside(self, other: "Text") -> "Text":
+        """Returns the captions of both, each once, the other's first."""
+        captions, sources = dict(other.captions), dict(other.sources)
+        for tier, text in self.captions.items():
+            both = f"{captions[tier]}\n{text}" if tier in captions else text
+            captions[tier] = records.join(records.variants(both))
+            origins = sources[tier].split(", ") if tier in sources else []
+            sources[tier] = ", ".join(dict.fromkeys([*origins, self.sources[tier]]))
+        return Text(
+            captions,
+            sources,
+            other.licence or self.licence,
+            other.source or self.source,
+        )
+
+
+# -- captions -------------------------------------------------------------------------
+
+
+def _clean(text: Any, field: str) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"{field} is {type(text).__name__}, not text")
+    cleaned = texts.normalise(text)
+    if len(cleaned) > texts.MAX_CHARACTERS:
+        raise ValueError(
+            f"{field} has {len(cleaned)} characters; {texts.MAX_CHARACTERS} are the "
+            "limit"
+        )
+    return cleaned
+
+
+def _captions(given: Any, tier: str) -> str:
+    """One caption, or a list of several of the same tier."""
+    several = given if isinstance(given, list) else [given]
+    return records.join([_clean(text, tier) for text in several])
+
+
+def _text_of(fields: Any) -> Text:
+    """Reads an object's captions; raises ValueError where it has none."""
+    if not isinstance(fields, dict):
+        raise ValueError("it is not an object with fields")
+    nested = fields.get("captions") or {}
+    if not isinstance(nested, dict):
+        raise ValueError("captions is not an object of tiers")
+    if unknown := sorted(set(nested) - set(records.TIERS)):
+        raise ValueError(f"captions has the tiers {unknown}, not of {records.TIERS}")
+    found = {}
+    if plain := [fields[name] for name in _TEXT_FIELDS if fields.get(name)]:
+        found["alt"] = plain[0]
+    found |= {tier: fields[tier] for tier in records.TIERS if fields.get(tier)}
+    found |= {tier: text for tier, text in nested.items() if text}
+    cleaned = {tier: _captions(text, tier) for tier, text in found.items()}
+    cleaned = {tier: text for tier, text in cleaned.items() if text}
+    if not cleaned:
+        texts.check_named(fields, (*_TEXT_FIELDS, *records.TIERS), "has no caption")
+        raise ValueError("it has no caption: the field is empty")
+    origin = _clean(fields.get("caption_source") or "original", "caption_source")
+    return Text(
+        cleaned,
+        dict.fromkeys(cleaned, origin),
+        _clean(fields.get("licence") or fields.get("license") or "", "licence"),
+        _clean(fields.get("source") or "", "source"),
+    )
+
+
+def _check_header(header: Collection[str]) -> None:
+    texts.check_named(header, _FILE_FIELDS, "names no file")
+    texts.check_named(header, (*_TEXT_FIELDS, *records.TIERS), "has no caption")
+
+
+def _named_file(fields: Mapping[str, Any], place: str, videos: set[str]) -> str:
+    """Returns which video a row of a list in the folder `place` speaks of.
+
+    Raises:
+      ValueError: it is none of ours.
+    """
+    texts.check_named(fields, _FILE_FIELDS, "names no file")
+    name = next((fields[key] for key in _FILE_FIELDS if fields.get(key)), "")
+    if not name or not isinstance(name, str):
+        raise ValueError(f"it names no file: {name!r}")
+    path = pathlib.PurePosixPath(os.path.normpath(name.replace("\\", "/")))
+    if "\0" in name or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name!r} leads out of the folder")
+    video = posixpath.join(place, path.as_posix())
+    if video not in videos:
+        raise ValueError(f"{name!r} is no video of the folder")
+    return video
+
+
+def _find_lists(files: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yields (list, the prompts that belong to it or ""), the last to win at the end."""
+    there = [file for file in files if posixpath.basename(file) in _LISTS]
+
+    def rank(file: str) -> tuple[int, int, str]:
+        return file.count("/"), _LISTS.index(posixpath.basename(file)), file
+
+    for file in sorted(there, key=rank):
+        if posixpath.basename(file) != _PAIRED:
+            yield file, ""
+            continue
+        beside = [posixpath.join(posixpath.dirname(file), name) for name in _PROMPTS]
+        if found := [prompts for prompts in beside if prompts in files]:
+            yield file, found[0]
+
+
+def _rows(
+    folder: pathlib.Path, file: str, prompts: str
+) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
+    """Yields (where a row stands, its fields or why it cannot be read) of a list."""
+    if not prompts:
+        for line, fields in texts.rows(folder / file, _check_header):
+            yield f"{file}:{line}", fields
+        return
+    found = {}
+    for name in (file, prompts):
+        try:
+            found[name] = texts.lines(folder / name)
+        except texts.BadLine as error:
+            yield f"{name}:{error.line}", error
+            return
+    if len(found[file]) != len(found[prompts]):
+        reason = (
+            f"it has {len(found[file])} lines and {prompts} {len(found[prompts])}; "
+            "line k of one belongs to line k of the other, so none is used"
+        )
+        yield file, ValueError(reason)
+        return
+    for line, (name, text) in enumerate(zip(*found.values(), strict=True), 1):
+        yield f"{prompts}:{line}", {"file": name, "caption": text}
+
+
+def read_captions(
+    folder: pathlib.Path, videos: set[str], files: set[str]
+) -> tuple[dict[str, Text], list[shards.Skipped]]:
+    """Returns what is said about each video, and what could not be read.
+
+    Args:
+      folder: where they lie.
+      videos: their names, from the folder on. Beside `x.mp4` lies `x.txt`, and beside
+        what ends in no suffix of one clip's file, as the folder `run.v1`, `run.v1.txt`.
+      files: names of the other files that may be read.
+    """
+    found: dict[str, Text] = {}
+    skipped = []
+
+    def skip(where: str, error: Exception) -> None:
+        reason = error.reason if isinstance(error, texts.BadLine) else str(error)
+        skipped.append(shards.Skipped(where, reason))
+
+    for file, prompts in _find_lists(files):
+        said: dict[str, Text] = {}
+        try:
+            for where, fields in _rows(folder, file, prompts):
+                try:
+                    if isinstance(fields, ValueError):
+                        raise fields
+                    video = _named_file(fields, posixpath.dirname(file), videos)
+                    said[video] = _text_of(fields).beside(said.get(video, Text()))
+                except ValueError as error:
+                    skip(where, error)
+        except (OSError, ValueError) as error:
+            skip(file, error)
+        for video, text in said.items():
+            found[video] = text.over(found.get(video, Text()))
+    for video in sorted(videos):
+        stem, suffix = os.path.splitext(video)
+        if suffix.lower() not in _OF_CLIPS:
+            stem = video
+        for beside in (f"{stem}.txt", f"{stem}.json"):
+            if beside not in files:
+                continue
+            try:
+                content = texts.read_text(folder / beside)
+                if beside.endswith(".txt"):
+                    text = _text_of({"caption": content})
+                else:
+                    text = _text_of(json.loads(content))
+                found[video] = text.over(found.get(video, Text()))
+            except texts.BadLine as error:
+                skip(f"{beside}:{error.line}", error)
+            except (OSError, ValueError, RecursionError) as error:
+                skip(beside, error)
+    return found, skipped
+
+
+# -- files ----------------------------------------------------------------------------
+
+
+def walk(
+    folder: pathlib.Path, *, follow_links: bool = False
+) -> tuple[list[str], list[shards.Skipped]]:
+    """Lists the files of a folder at any depth, by name from the folder on.
+
+    Hidden files and folders are left out without a word. A link to a file of the
+    folder is that file; other links are followed only where `follow_links` says so, and
+    a folder that is reached twice, as by a loop of links, is listed once.
+
+    Returns:
+      The names in order, and what was left out.
+    """
+    root = os.path.realpath(folder)
+    entered, waiting = {root}, [("", root)]  # names of folders, and where they lie
+    files: list[str] = []
+    skipped: list[shards.Skipped] = []
+    while waiting:
+        place, real_place = waiting.pop()
+        try:
+            entries = sorted(os.scandir(folder / place), key=lambda entry: entry.name)
+        except OSError as error:
+            reason = f"it cannot be listed: {error.strerror}"
+            skipped.append(shards.Skipped(place or ".", reason))
+            continue
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            name, real = posixpath.join(place, entry.name), f"{real_place}/{entry.name}"
+            printable = name.encode("utf-8", "backslashreplace").decode()
+            try:
+                if printable != name:
+                    raise ValueError("its name is not UTF-8")
+                if entry.is_symlink():
+                    real = _followed(entry, root, follow_links)
+                if entry.is_dir():
+                    if real in entered:
+                        raise ValueError("it is a folder that is listed already")
+                    entered.add(real)
+                    waiting.append((name, real))
+                elif entry.is_file():
+                    files.append(name)
+                else:
+                    raise ValueError("it is not a regular file")
+            except ValueError as error:
+                skipped.append(shards.Skipped(printable, str(error)))
+    return sorted(files), sorted(skipped, key=lambda one: one.file)
+
+
+def _followed(entry: os.DirEntry, root: str, follow_links: bool) -> str:
+    """Returns where a link leads; raises ValueError where it is not followed."""
+    try:
+        real = os.path.realpath(entry.path, strict=True)
+    except OSError as error:
+        raise ValueError(f"it is a link that leads nowhere: {error.strerror}") from None
+    if os.path.commonpath([real, root]) != root:
+        if not follow_links:
+            raise ValueError(
+                f"it is a link out of the folder, to {real}; see --follow_links"
+            )
+    elif entry.is_dir() and "/." not in real[len(root) :]:
+        raise ValueError("it is a link to a folder that is listed under its own name")
+    return real
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What a folder holds: videos with their sizes, their captions, and the rest."""
+
+    videos: Mapping[str, int]
+    texts: Mapping[str, Text]
+    skipped: tuple[shards.Skipped, ...]
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """A hash of each video's size and captions: what its clips depend on."""
+        found = {}
+        for video, size in self.videos.items():
+            said = dataclasses.astuple(self.texts.get(video, Text()))
+            content = json.dumps([size, said], sort_keys=True)
+            found[video] = hashlib.sha256(content.encode()).hexdigest()[:16]
+        return found
+
+
+def scan(folder: pathlib.Path, *, follow_links: bool = False) -> Listing:
+    """Lists a folder as `walk` does, and reads its captions."""
+    names, skipped = walk(folder, follow_links=follow_links)
+    videos: dict[str, int] = {}
+    files = set()
+    for name in names:
+        if pathlib.PurePath(name).suffix.lower() in video_io.SUFFIXES:
+            videos[name] = (folder / name).stat().st_size
+        else:
+            files.add(name)
+    texts_of, bad_captions = read_captions(folder, set(videos), files)
+    stems = {video.rsplit(".", 1)[0] for video in videos}
+    for name in sorted(files.difference(*_find_lists(files))):
+        stem, _, suffix = name.rpartition(".")
+        if suffix not in ("txt", "json"):
+            kinds = ", ".join(video_io.SUFFIXES)
+            skipped.append(shards.Skipped(name, f"it is no video of a kind in {kinds}"))
+        elif stem not in stems:
+            skipped.append(shards.Skipped(name, "there is no video of this name"))
+    return Listing(videos, texts_of, (*skipped, *bad_captions))

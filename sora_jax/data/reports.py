@@ -1,0 +1,55 @@
+"""What preparing a folder of clips has to say, in lines to be printed."""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sora_jax.data import shards
+
+_LISTED = 20
+
+
+def difference(out: pathlib.Path, source: shards.Source) -> list[str]:
+    """Says what will be added to a folder that is finished, and what will not."""
+    if not (found := shards.compare(out, source)):
+        return []
+    kinds = {
+        "new, and are added": found.new,
+        "changed, and their clips stay as they were made": found.changed,
+        "gone, and their clips stay": found.gone,
+    }
+    return [
+        f"{out}: {source.unit} that are {what}: {_some(items)}"
+        for what, items in kinds.items()
+        if items
+    ]
+
+
+def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> list:
+    """Says what a finished folder holds and what was left out of it."""
+    report = json.loads((out / "report.json").read_text())
+    skipped, cuts = report["skipped"], report["cuts"]
+    lines = [f"skipped {one['file']}: {one['reason']}" for one in skipped[:_LISTED]]
+    if (more := len(skipped) - _LISTED) > 0:
+        lines.append(f"skipped {more} more; all are listed in {out / 'report.json'}")
+    if any("beyond the limit" in one["reason"] for one in skipped):
+        lines.append("--max_gib, --max_seconds and --max_side set limits, see --help")
+    if manifest["without_caption"]:
+        lines.append(f"{manifest['without_caption']} clips have no caption")
+    if cuts:
+        where = [f"{clip} at frame {frames[0]}" for clip, frames in cuts.items()]
+        lines.append(f"clips that seem to hold a cut: {_some(where)}")
+    captions = ", ".join(f"{n} {tier}" for tier, n in manifest["captions"].items())
+    lines.append(
+        f"{out}: {manifest['num_clips']} clips of {manifest['num_frames']} frames, "
+        f"{manifest['height']}x{manifest['width']}, {manifest['fps']:g} fps; captions: "
+        f"{captions or 'none'}; {len(skipped)} skipped; {seconds:.1f} s"
+    )
+    return lines
+
+
+def _some(names: Collection[str]) -> str:
+    more = ", ..." if len(names) > 3 else ""
+    return f"{len(names)} ({', '.join(itertools.islice(names, 3))}{more})"

@@ -1,0 +1,213 @@
+"""Captions and prompts as people write them: one text, and files that list many.
+
+    list.txt     a text a line
+    list.csv     a header, then the fields of a row with commas between: file,caption
+    list.jsonl   an object a line: {"file": "a.mp4", "caption": "..."}
+
+All lists are UTF-8 and are read here, so that each mistake has one message, with the
+number of its line. Captions and prompts both pass through `normalise`, so that a model
+is asked in the form that it was trained on.
+"""
+
+import csv
+import io
+import json
+import os
+import pathlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+MAX_CHARACTERS = 4000  # of a caption or a prompt
+_MAX_BYTES = 1 << 30  # of a file
+_JOINERS = "\u200c\u200d"
+_ZERO_WIDTH_SPACE = "\u200b"
+_LINE_END = "\r\n|\n|\r"
+
+
+class BadLine(ValueError):
+    """A line of a file that cannot be read.
+
+    Attributes:
+      line: its number, from 1 on.
+      reason: what is wrong with it.
+    """
+
+    def __init__(self, line: int, reason: str):
+        super().__init__(line, reason)
+        self.line, self.reason = line, reason
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.reason}"
+
+
+def normalise(text: str) -> str:
+    """Returns a text as one line of visible characters.
+
+    White space, line ends and control characters become single blanks. Joiners (U+200C,
+    U+200D) stay, since they are spelling in Persian and Indic scripts and make one
+    picture of several emoji; other format characters, such as soft hyphens and marks of
+    direction, are removed. A zero-width space separates words, so it becomes a blank.
+    """
+    if not text.isprintable():
+        text = "".join(map(_visible, text))
+    return " ".join(text.split()).strip(f" {_JOINERS}")
+
+
+def _visible(character: str) -> str:
+    if character.isprintable() or character in _JOINERS:
+        return character
+    is_format = unicodedata.category(character) == "Cf"
+    return "" if is_format and character != _ZERO_WIDTH_SPACE else " "
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Reads a file of UTF-8, with or without a byte order mark; line ends stay.
+
+    Raises:
+      BadLine: it has another encoding.
+      ValueError: it is too large.
+    """
+    path = pathlib.Path(path)
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
+    content = path.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise BadLine(1, "it is UTF-16; save the file as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        *before, beginning = re.split(_LINE_END.encode(), content[: error.start])
+        raise BadLine(
+            len(before) + 1,
+            f"byte {len(beginning) + 1} of the line (0x{content[error.start]:02x}) is "
+            "not UTF-8; save the file as UTF-8",
+        ) from None
+
+
+def lines(path: str | os.PathLike) -> list[str]:
+    """Reads the lines of a file, normalised; blank ones at the end are left out.
+
+    Raises:
+      BadLine, ValueError: as `read_text`.
+    """
+    found = [normalise(line) for line in re.split(_LINE_END, read_text(path))]
+    while found and not found[-1]:
+        found.pop()
+    return found
+
+
+def rows(
+    path: str | os.PathLike, check_header: Callable[[Sequence[str]], None]
+) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
+    """Yields (line, fields) of a .csv or .jsonl file, in its order.
+
+    A row that cannot be read gives a `BadLine` in the place of its fields. So does a
+    file of another encoding and a header that is not right, and then nothing follows.
+
+    Args:
+      path: the file.
+      check_header: is given the columns of a .csv; raises ValueError where they are
+        not those that are needed.
+
+    Raises:
+      ValueError: the file is too large.
+    """
+    try:
+        text = read_text(path)
+    except BadLine as error:
+        yield error.line, error
+        return
+    read = _csv_rows if pathlib.Path(path).suffix == ".csv" else _json_rows
+    for line, fields in read(text, check_header):
+        if isinstance(fields, str):
+            fields = BadLine(line, fields)
+        yield line, fields
+
+
+def _csv_rows(text: str, check_header) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """Yields (line, fields), or in their place why a row cannot be read."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1  # on which the row begins; it may have several
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, _why(error, reader.line_num - line)
+            if header is None:
+                return
+            continue
+        if not row:
+            continue
+        if header is None:
+            header = row
+            try:
+                _check_columns(header)
+                check_header(header)
+            except ValueError as error:
+                yield line, str(error)
+                return
+        elif len(row) != len(header):
+            reason = (
+                f"it has {len(row)} field{'s' * (len(row) != 1)}, and the header names "
+                f"{len(header)}: {', '.join(header)}"
+            )
+            if len(row) > len(header):
+                reason += '; a text with a comma in it stands in quotes, "a, b"'
+            yield line, reason
+        else:
+            yield line, dict(zip(header, row, strict=True))
+
+
+def _why(error: csv.Error, more_lines: int) -> str:
+    reason = {
+        "unexpected end of data": "a quote is opened and never closed",
+        "',' expected after '\"'": (
+            'a quote ends before its field does; inside of quotes write "" for "'
+        ),
+    }.get(str(error), str(error))
+    if more_lines:
+        lines = "line is" if more_lines == 1 else f"{more_lines} lines are"
+        reason += f"; the next {lines} taken as part of it, and not read"
+    return reason
+
+
+def _check_columns(header: Sequence[str]) -> None:
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise ValueError(
+                f"the header {header[0]!r} has {name} between its columns; write commas"
+            )
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise ValueError(f"the header {', '.join(header)} names {twice[0]!r} twice")
+
+
+def check_named(found: Sequence[str], wanted: Sequence[str], what: str) -> None:
+    """Raises ValueError where none of the names that are wanted is among those found."""
+    if not set(found) & set(wanted):
+        capitals = {name.strip().lower() for name in found} & set(wanted)
+        raise ValueError(
+            f"it {what}: its fields are {', '.join(map(repr, found))}, none of "
+            f"{', '.join(wanted)}" + (" (in lower case, no blanks)" if capitals else "")
+        )
+
+
+def _json_rows(text: str, check_header) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yields (line, fields), or in their place why a line cannot be read."""
+    del check_header
+    for number, line in enumerate(re.split(_LINE_END, text), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield number, f"it is not JSON: {error.msg} (column {error.colno})"
+        except (ValueError, RecursionError) as error:  # too many digits, too deep
+            yield number, f"it is not JSON: {error}"
+        else:
+            is_object = isinstance(fields, dict)
+            yield number, fields if is_object else "it is not an object with fields"
