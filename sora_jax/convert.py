@@ -33,6 +33,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("from", None, "Run, or folder in diffusers' layout.", required=True)
 flags.DEFINE_string("to", None, "The folder to write.", required=True)
 flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of the run's weights.")
+flags.DEFINE_bool("strict", False, "Refuse diffusers' fields that are not known.")
 flags.DEFINE_string("mesh", "fsdp=-1", "Devices that the weights pass through.")
 flags.DEFINE_string(
     "expert_2", None, "Run of the expert for levels below --boundary, beside --from."
@@ -73,7 +74,7 @@ def refuse(names: tuple[str, ...], why: str) -> None:
 
 def to_diffusers(source: pathlib.Path, target: pathlib.Path) -> None:
     """Writes a run, or the runs of two experts, in diffusers' layout."""
-    refuse(("dtype",), "for a run: its weights leave as they are")
+    refuse(("dtype", "strict"), "for a run: its weights leave as they are")
     if not FLAGS.license:
         raise ValueError(
             "give --license, the hub's name of the licence under which the weights may "
@@ -100,7 +101,7 @@ def to_diffusers(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def lpips(trunk: pathlib.Path, target: pathlib.Path) -> None:
     """Makes one file of LPIPS's published two."""
-    refuse((*_OF_RUNS, "dtype", "mesh"), "for weights of LPIPS")
+    refuse((*_OF_RUNS, "dtype", "strict", "mesh"), "for weights of LPIPS")
     if target.exists():
         raise ValueError(f"{target} is there already: choose another file")
     heads, python = pathlib.Path(FLAGS.lpips_heads), FLAGS.torch_python
@@ -110,7 +111,7 @@ def lpips(trunk: pathlib.Path, target: pathlib.Path) -> None:
 
 def to_features(source: pathlib.Path, target: pathlib.Path) -> None:
     """Turns a file of feature weights into a folder."""
-    refuse(("dtype", *_OF_RUNS), "for a file of feature weights")
+    refuse(("dtype", "strict", *_OF_RUNS), "for a file of feature weights")
     if FLAGS["sha256"].present and not FLAGS.trust_torchscript:
         raise ValueError("--sha256 has no meaning without --trust_torchscript")
     weight_folders.convert(
@@ -140,7 +141,8 @@ def run() -> None:
         elif pretrained.is_folder(source):
             refuse(_OF_FILES, "for a folder in diffusers' layout")
             refuse(_OF_RUNS, "for a folder in diffusers' layout, which becomes a run")
-            wan.to_run(pretrained.open_folder(source), partial, FLAGS.dtype)
+            folder = pretrained.open_folder(source, strict=FLAGS.strict)
+            wan.to_run(folder, partial, FLAGS.dtype)
         else:
             refuse(_OF_FILES, "for a run")
             to_diffusers(source, partial)

@@ -54,6 +54,7 @@ flags.DEFINE_bool("calibrate_step_cache", False, "Measures, and makes no clips."
 flags.DEFINE_string("size", None, "Width and height: 832*480 or 832x480.")
 flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of imported weights.")
 flags.DEFINE_bool("keep_text_encoder", True, "On the device, also while sampling.")
+flags.DEFINE_bool("strict", False, "Refuse imported fields that are not known.")
 flags.DEFINE_integer("batch_size", None, "Clips that are computed at a time.")
 flags.DEFINE_string("mesh", "replica=-1", "Mesh axes, such as fsdp=4,tensor=2.")
 
@@ -170,9 +171,13 @@ def main(argv: list[str]) -> None:
         wanted = clips(recipe)
         jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
         if FLAGS.dry_run:
-            return print(estimate.report(FLAGS.model, [arguments([c]) for c in wanted]))
+            return print(
+                estimate.report(
+                    FLAGS.model, [arguments([c]) for c in wanted], strict=FLAGS.strict
+                )
+            )
         pipe = pipeline.Pipeline.from_pretrained(
-            FLAGS.model, FLAGS.dtype, FLAGS.keep_text_encoder
+            FLAGS.model, FLAGS.dtype, FLAGS.keep_text_encoder, strict=FLAGS.strict
         )
         if recipe is not None:
             recipes.check_weights(recipe, pipe.source)

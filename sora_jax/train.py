@@ -25,7 +25,15 @@ from sora_jax.core import mesh as meshes
 from sora_jax.data import loader, records, samples, shards
 from sora_jax.evals import reconstruction
 from sora_jax.models import video_vae
-from sora_jax.training import cost, jobs, loop, optim, run_folder
+from sora_jax.training import (
+    cost,
+    initial,
+    jobs,
+    loop,
+    optim,
+    run_folder,
+    weight_files,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the recipe", lock_config=True
@@ -33,6 +41,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "the run folder")
 _INIT = flags.DEFINE_string(
     "init", None, "the weights to begin with: a run, or a folder in diffusers' layout"
+)
+_STRICT = flags.DEFINE_bool(
+    "strict", False, "refuse fields of an imported folder that are not known"
 )
 _PROFILE = flags.DEFINE_list("profile", [], "first and last step to trace: 20,25")
 
@@ -72,6 +83,8 @@ def main(arguments):
         run_folder.check(folder, c)
         loop_config = configs.build(loop.Config, c.loop, "loop")
         optim_config = configs.build(optim.Config, c.optim, "optim")
+        if _STRICT.value:
+            initial.check_fields(c)
         task = jobs.JOBS[c.objective](c, folder, mesh)
         measured = evaluators(c, task)
         run_folder.claim(folder, c)
@@ -100,7 +113,11 @@ def main(arguments):
     except loop.Preempted as stop:
         print(f"train: {stop}", file=sys.stderr)
         sys.exit(loop.PREEMPTED_EXIT_CODE)
-    except (FloatingPointError, loader.TooManyCorruptRecords) as error:
+    except (
+        FloatingPointError,
+        loader.TooManyCorruptRecords,
+        weight_files.Damaged,
+    ) as error:
         sys.exit(f"train: {error}")
     if task.finish:
         task.finish(state.ema)

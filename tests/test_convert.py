@@ -1,5 +1,7 @@
 """Open weights to a run, the run to open weights, and what cannot be converted."""
 
+import json
+import shutil
 import subprocess
 
 import jax
@@ -8,10 +10,11 @@ import pytest
 from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
+from configs import base
 from sora_jax.core import config as configs
 from sora_jax.core import mesh, trees
 from sora_jax.generation import estimate, export, pipeline
-from sora_jax.training import checkpoint, perceptual, pretrained
+from sora_jax.training import checkpoint, initial, perceptual, pretrained
 from tests import conftest
 from tests.training import tiny_folder
 
@@ -162,6 +165,28 @@ def test_flags_of_the_other_direction_are_refused(
     with pytest.raises(SystemExit, match=message):
         job(source, tmp_path / "out", **flags)
     assert not list(tmp_path.iterdir())  # not even a part of it
+
+
+def test_a_folder_of_a_newer_release_is_converted_unless_strict(source, tmp_path, job):
+    """A field that is not known is warned of; the job, a pipeline and a run refuse it."""
+    newer = shutil.copytree(source, tmp_path / "newer")
+    file = newer / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"newer": True}))
+    target, told = tmp_path / "run", "not known: newer = True of .*text_encoder"
+    with pytest.raises(SystemExit, match=told):
+        job(newer, target, strict=True)
+    assert not target.exists()
+    with pytest.raises(ValueError, match=told):
+        pipeline.Pipeline.from_pretrained(newer, strict=True)
+    with pytest.raises(ValueError, match=told):
+        estimate.report(newer, [], strict=True)
+    for init, encoder in ((newer / "transformer", ""), ("", newer)):
+        c = base.get_config()
+        c.init, c.text.encoder = str(init), str(encoder)
+        with pytest.raises(ValueError, match=told):
+            initial.check_fields(c)
+    job(newer, target)
+    assert configs.read(target).weights == pretrained.open_folder(source).digest()
 
 
 def test_what_is_no_model_is_refused(run, tmp_path, job):

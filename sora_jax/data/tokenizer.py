@@ -303,8 +303,13 @@ class JsonTokenizer(Tokenizer):
         self._model = model
         try:
             self._processor = tokenizers.Tokenizer.from_str(model.decode())
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{name} is no tokenizer: {error}") from None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # of its own; its panics are no Exception
+            raise ValueError(
+                f"{name} is damaged, or newer than the tokenizers library, version "
+                f"{tokenizers.__version__}, reads: {error}"
+            ) from None
         self._processor.no_truncation()
         self._processor.no_padding()
         self.digest = hashlib.sha256(model).hexdigest()

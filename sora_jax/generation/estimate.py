@@ -27,9 +27,9 @@ class _Model:
     weight_bytes: dict[str, int]  # as stored, by component
 
 
-def _look(folder: pathlib.Path) -> _Model:
+def _look(folder: pathlib.Path, strict: bool) -> _Model:
     if pretrained.is_folder(folder):
-        found = pretrained.open_folder(folder)
+        found = pretrained.open_folder(folder, strict=strict)
         parts = found.components
         return _Model(
             wan.settings(found),
@@ -55,17 +55,20 @@ def _look(folder: pathlib.Path) -> _Model:
     )
 
 
-def report(folder: str | pathlib.Path, calls: Sequence[Mapping]) -> str:
+def report(
+    folder: str | pathlib.Path, calls: Sequence[Mapping], *, strict: bool = False
+) -> str:
     """Resolves and checks calls, and says what each kind of clip takes.
 
     Args:
       folder: of the model.
       calls: arguments of `Pipeline.__call__`, one clip each.
+      strict: as `from_pretrained`'s.
 
     Raises:
       FileNotFoundError, ValueError: as `from_pretrained` and a call would.
     """
-    model = _look(pathlib.Path(folder))
+    model = _look(pathlib.Path(folder), strict)
     strides = requests.strides_of(model.vae, model.dit)
     calibration = pathlib.Path(folder) / step_cache.FILE
     kinds: dict[str, int] = {}

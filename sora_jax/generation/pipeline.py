@@ -118,6 +118,8 @@ class Pipeline:
         folder: str | pathlib.Path,
         dtype: str | None = None,
         keep_text_encoder: bool = True,
+        *,
+        strict: bool = False,
     ) -> "Pipeline":
         """Reads a run folder, or a folder in diffusers' layout.
 
@@ -128,12 +130,14 @@ class Pipeline:
             which is float32; None: float32 on CPU, bfloat16 elsewhere. A run computes
             as its config says.
           keep_text_encoder: see `Pipeline`; one that was trained along is kept.
+          strict: refuse fields of imported configs that are not known, instead of
+            warning of them.
 
         Raises:
           FileNotFoundError, ValueError: it is neither, or it is damaged.
         """
         if pretrained.is_folder(folder):
-            parts = wan.parts(pretrained.open_folder(folder), dtype)
+            parts = wan.parts(pretrained.open_folder(folder, strict=strict), dtype)
         elif dtype is not None:
             raise ValueError(
                 f"dtype {dtype} is given, but {folder} is no folder of imported weights; "
@@ -164,8 +168,8 @@ class Pipeline:
             raise ValueError("two experts are two single denoisers")
         if differ := pretrained.difference(first.config, second.config):
             raise ValueError(f"the experts differ in {'; '.join(differ)}")
-        if (self._vae_config, self.tokenizer.digest) != (
-            other._vae_config,
+        if (self._vae_config.network, self.tokenizer.digest) != (
+            other._vae_config.network,
             other.tokenizer.digest,
         ):
             raise ValueError("the experts have other video VAEs, or other tokenizers")

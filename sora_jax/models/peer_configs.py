@@ -1,36 +1,122 @@
 """The configs of diffusers' and transformers' models as ours, and the other way round.
 
-Both directions are strict: a setting that our classes do not have is refused by its
-name, unless it has the one value that they compute with.
+What we compute with is read strictly: of the right type, in its range, and a setting
+that our classes do not have is refused by its name, unless it has the one value that
+they compute with. A field that is not known is handed to the caller, since every
+release of a peer may add some: it contradicts nothing, or it is refused here.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from sora_jax.models import dit, text_encoder, video_vae
 
+# Fields that are not known, with their values, by the file that has them.
+Unknown = dict[str, dict[str, Any]]
+
+
+class _Type(NamedTuple):
+    """What a field's value must be, in words and as a test, and what becomes of it."""
+
+    words: str
+    holds: Callable[[Any], bool]
+    read: Callable[[Any], Any] = lambda value: value
+
+
+def _whole(least: int, most: int) -> _Type:
+    return _Type(
+        f"a whole number from {least} to {most}",
+        lambda value: type(value) is int and least <= value <= most,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _list(words: str, holds: Callable[[Any], bool]) -> _Type:
+    return _Type(
+        f"a list of {words}, at least one",
+        lambda values: (
+            isinstance(values, list | tuple)
+            and 0 < len(values) <= 1024
+            and all(map(holds, values))
+        ),
+        tuple,
+    )
+
+
+# Far above any model, and such that nothing is counted for hours or fills the memory.
+_SIZE, _COUNT = _whole(1, 2**20), _whole(1, 1024)
+_FLAG = _Type("true or false", lambda value: type(value) is bool)
+_FRACTION = _Type(
+    "a number between 0 and 1", lambda value: _is_number(value) and 0 < value < 1, float
+)
+_FACTOR = _Type(
+    "a number above 0, up to 1000",
+    lambda value: _is_number(value) and 0 < value <= 1000,
+    float,
+)
+_SIZES = _list("whole numbers from 1 to 1024", _COUNT.holds)
+_FLAGS = _list("true and false", _FLAG.holds)
+_NUMBERS = _list("finite numbers", _is_number)
+_POSITIVE = _list("numbers above 0", lambda value: _is_number(value) and value > 0)
+
 _DEFAULT = object()
+# What the weights are stored in, and which release wrote them.
+_OF_FILES = ("dtype", "torch_dtype", "transformers_version")
 
 
 class _Fields:
-    """The fields of a peer's config file, each of which must be taken once."""
+    """The fields of a peer's config file, each of which must be taken once.
 
-    def __init__(self, given: Mapping, where: str, model: str):
+    Args:
+      given: the file's fields.
+      where: the file's name, for messages.
+      model: the class that the file must be of.
+      unseen: fields that no tensor's shape tells. Where one is missing, a field that is
+        not known may be its new name, and the default of the old one is no guess.
+    """
+
+    def __init__(
+        self, given: Mapping, where: str, model: str, unseen: tuple[str, ...] = ()
+    ):
         named = given.get("_class_name") or given.get("architectures") or model
         named = named[0] if isinstance(named, list) and named else named
         if named != model:
             raise ValueError(f"{where} is the config of {named}, not of {model}")
         self._left = {k: v for k, v in given.items() if not k.startswith("_")}
         self._where, self._model = where, model
+        self._lost = [name for name in unseen if name not in given]
+        self.ignore(*_OF_FILES)
+        self.only(quantization_config=None)
 
-    def take(self, name: str, kind: Callable, default: Any = _DEFAULT) -> Any:
-        value = self._left.pop(name, default)
+    def take(
+        self, name: str, kind: _Type, default: Any = _DEFAULT, alias: str | None = None
+    ) -> Any:
+        """The value of a field, which may be null where the default is None.
+
+        alias: another name that the peer reads it under.
+        """
+        value = self._left.pop(name, _DEFAULT)
+        other = self._left.pop(alias, value) if alias else value
+        if value is not _DEFAULT and other != value:
+            raise ValueError(
+                f"{self._where}: {name} is {_short(value)}, and {alias}, which is its "
+                f"other name, {_short(other)}"
+            )
+        value = default if other is _DEFAULT else other
         if value is _DEFAULT:
             raise ValueError(f"{self._where} lacks {name}")
-        try:
-            return value if value is None or value is default else kind(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{self._where}: {name} is {value!r}") from None
+        if value is default:
+            return value
+        if not kind.holds(value):
+            raise ValueError(
+                f"{self._where}: {name} is {_short(value)}; it must be {kind.words}"
+            )
+        return kind.read(value)
 
     def only(self, **values: Any) -> None:
         """Takes fields that may have these values and no others."""
@@ -38,8 +124,8 @@ class _Fields:
             found = self._left.pop(name, value)
             if found != value:
                 raise ValueError(
-                    f"{self._where}: {name} is {found!r}; this project's classes know "
-                    f"{self._model} with {value!r} only"
+                    f"{self._where}: {name} is {_short(found)}; this project's classes "
+                    f"know {self._model} with {value!r} only"
                 )
 
     def ignore(self, *names: str) -> None:
@@ -47,62 +133,109 @@ class _Fields:
         for name in names:
             self._left.pop(name, None)
 
-    def finish(self) -> None:
-        if self._left:
+    def build[T](self, cls: type[T], unknown: Unknown | None, **values: Any) -> T:
+        """Makes our config of what was taken.
+
+        Args:
+          cls: its class.
+          unknown: takes the fields that are not known; None: they are refused.
+          **values: its fields.
+
+        Raises:
+          ValueError: the values do not go together, or a field that is not known has
+            the name of one of ours and another value, or may be the new name of one
+            that is missing.
+        """
+        try:
+            made = cls(**values)
+        except (ValueError, ArithmeticError) as error:
+            raise ValueError(f"{self._where}: {error}") from None
+        ours_by_name = dataclasses.asdict(made)
+        for name, value in self._left.items():
+            ours = ours_by_name.get(name, value)
+            ours = list(ours) if isinstance(ours, tuple) else ours
+            if ours != value:
+                raise ValueError(
+                    f"{self._where}: {name} is {_short(value)}, but this project's "
+                    f"{self._model} computes with {_short(ours)}"
+                )
+        names = ", ".join(sorted(self._left))
+        if self._left and self._lost:
             raise ValueError(
-                f"{self._where} has fields that are not known of {self._model}: "
-                f"{', '.join(sorted(self._left))}"
+                f"{self._where} lacks {', '.join(self._lost)}, and has fields that are "
+                f"not known of {self._model}, which may be other names of it: {names}"
             )
+        if self._left and unknown is None:
+            raise ValueError(
+                f"{self._where} has fields that are not known of {self._model}: {names}"
+            )
+        if self._left:
+            unknown[self._where] = self._left
+        return made
 
 
-def _ints(value) -> tuple[int, ...]:
-    return tuple(int(v) for v in value)
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _floats(value) -> tuple[float, ...]:
-    return tuple(float(v) for v in value)
+def describe(unknown: Unknown) -> str:
+    """The fields that are not known, with their values, in one line."""
+    fields = [
+        f"{name} = {_short(value)} of {where}"
+        for where, left in unknown.items()
+        for name, value in sorted(left.items())
+    ]
+    more = f" (and {len(fields) - 10} more)" if len(fields) > 10 else ""
+    return "; ".join(fields[:10]) + more
 
 
-def _bools(value) -> tuple[bool, ...]:
-    return tuple(bool(v) for v in value)
-
-
-def read_transformer(given: Mapping, where: str = "config") -> dit.Config:
+def read_transformer(
+    given: Mapping, where: str = "config", unknown: Unknown | None = None
+) -> dit.Config:
     """The config of a WanTransformer3DModel: text is zero-padded and seen whole.
+
+    Args:
+      given: the fields of its config.json.
+      where: the file, for messages.
+      unknown: takes the fields that are not known; None: they are refused.
 
     Raises:
       ValueError: naming what our denoiser does not have (the image encoder's branch of
         Wan 2.1 I2V, the 36 input channels of I2V-A14B, ...).
     """
-    fields = _Fields(given, where, "WanTransformer3DModel")
+    unseen = "num_attention_heads", "attention_head_dim", "qk_norm", "eps"
+    fields = _Fields(given, where, "WanTransformer3DModel", unseen)
+    channels = fields.take("in_channels", _SIZE, 16)
+    out_channels = fields.take("out_channels", _SIZE, None) or channels
     image = {n: given[n] for n in ("image_dim", "added_kv_proj_dim") if given.get(n)}
-    channels = given.get("in_channels", 16), given.get("out_channels") or 16
-    if image or channels[0] != channels[1]:
+    if image or channels != out_channels:
         raise ValueError(
-            f"{where} is of an image-to-video model ({channels[0]} input channels"
-            f"{''.join(f', {n} {v}' for n, v in image.items())}), which is not "
+            f"{where} is of an image-to-video model ({channels} input channels"
+            f"{''.join(f', {n} {_short(v)}' for n, v in image.items())}), which is not "
             "supported: take a text-to-video folder, or TI2V-5B for pictures"
         )
-    heads = fields.take("num_attention_heads", int, 40)
-    head_dim = fields.take("attention_head_dim", int, 128)
-    config = {
-        "in_channels": fields.take("in_channels", int, 16),
-        "out_channels": fields.take("out_channels", int, 16) or channels[0],
-        "patch": fields.take("patch_size", _ints, (1, 2, 2)),
-        "dim": heads * head_dim,
-        "num_layers": fields.take("num_layers", int, 40),
-        "num_heads": heads,
-        "mlp_dim": fields.take("ffn_dim", int, 13824),
-        "text_dim": fields.take("text_dim", int, 4096),
-        "freq_dim": fields.take("freq_dim", int, 256),
-        "cross_attn_norm": fields.take("cross_attn_norm", bool, True),
-    }
+    heads = fields.take("num_attention_heads", _COUNT, 40)
+    head_dim = fields.take("attention_head_dim", _COUNT, 128)
     fields.only(qk_norm="rms_norm_across_heads", eps=1e-6, pos_embed_seq_len=None)
     fields.only(image_dim=None, added_kv_proj_dim=None)
     fields.ignore("rope_max_seq_len")  # the longest that its tables hold
-    fields.finish()
-    return dit.Config(
-        **config, mask_text=False, known_embedding=False, pooled_text=False
+    return fields.build(
+        dit.Config,
+        unknown,
+        in_channels=channels,
+        out_channels=out_channels,
+        patch=fields.take("patch_size", _SIZES, (1, 2, 2)),
+        dim=heads * head_dim,
+        num_layers=fields.take("num_layers", _COUNT, 40),
+        num_heads=heads,
+        mlp_dim=fields.take("ffn_dim", _SIZE, 13824),
+        text_dim=fields.take("text_dim", _SIZE, 4096),
+        freq_dim=fields.take("freq_dim", _SIZE, 256),
+        cross_attn_norm=fields.take("cross_attn_norm", _FLAG, True),
+        mask_text=False,
+        known_embedding=False,
+        pooled_text=False,
     )
 
 
@@ -128,38 +261,42 @@ def write_transformer(config: dit.Config) -> dict:
     }
 
 
-# Fields of every transformers config that say how generate, a tokenizer or a file work.
+# Fields of every transformers config that say how generate, a tokenizer, the decoder or a
+# file work.
 _UMT5_IGNORED = (
     "architectures", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout",
-    "decoder_start_token_id", "dropout_rate", "dtype", "eos_token_id", "id2label",
+    "decoder_start_token_id", "dropout_rate", "eos_token_id", "id2label",
     "initializer_factor", "is_decoder", "is_encoder_decoder", "label2id",
     "num_decoder_layers", "output_attentions", "output_hidden_states", "output_past",
     "pad_token_id", "problem_type", "return_dict", "scalable_attention",
-    "tie_word_embeddings", "tokenizer_class", "torch_dtype", "transformers_version",
-    "use_cache",
+    "scale_decoder_outputs", "tie_word_embeddings", "tokenizer_class", "use_cache",
 )  # fmt: skip
 
 
-def read_text_encoder(given: Mapping, where: str = "config") -> text_encoder.Config:
-    """The config of a UMT5EncoderModel."""
-    fields = _Fields(given, where, "UMT5EncoderModel")
-    config = {
-        "vocab_size": fields.take("vocab_size", int, 250112),
-        "dim": fields.take("d_model", int, 512),
-        "num_layers": fields.take("num_layers", int, 8),
-        "num_heads": fields.take("num_heads", int, 6),
-        "head_dim": fields.take("d_kv", int, 64),
-        "mlp_dim": fields.take("d_ff", int, 1024),
-        "num_buckets": fields.take("relative_attention_num_buckets", int, 32),
-        "max_distance": fields.take("relative_attention_max_distance", int, 128),
-    }
+def read_text_encoder(
+    given: Mapping, where: str = "config", unknown: Unknown | None = None
+) -> text_encoder.Config:
+    """The config of a UMT5EncoderModel; arguments as `read_transformer`'s."""
+    distance = "relative_attention_max_distance"
+    unseen = distance, "layer_norm_epsilon", "feed_forward_proj"
+    fields = _Fields(given, where, "UMT5EncoderModel", unseen)
     fields.only(
         model_type="umt5", feed_forward_proj="gated-gelu", layer_norm_epsilon=1e-6,
         is_gated_act=True, dense_act_fn="gelu_new",
     )  # fmt: skip
     fields.ignore(*_UMT5_IGNORED)
-    fields.finish()
-    return text_encoder.Config(**config)
+    return fields.build(
+        text_encoder.Config,
+        unknown,
+        vocab_size=fields.take("vocab_size", _SIZE, 250112),
+        dim=fields.take("d_model", _SIZE, 512, "hidden_size"),
+        num_layers=fields.take("num_layers", _COUNT, 8, "num_hidden_layers"),
+        num_heads=fields.take("num_heads", _COUNT, 6, "num_attention_heads"),
+        head_dim=fields.take("d_kv", _COUNT, 64, "head_dim"),
+        mlp_dim=fields.take("d_ff", _SIZE, 1024),
+        num_buckets=fields.take("relative_attention_num_buckets", _COUNT, 32),
+        max_distance=fields.take(distance, _SIZE, 128),
+    )
 
 
 def write_text_encoder(config: text_encoder.Config) -> dict:
@@ -188,34 +325,37 @@ def write_text_encoder(config: text_encoder.Config) -> dict:
     }
 
 
-def read_vae(given: Mapping, where: str = "config") -> video_vae.Config:
-    """The config of an AutoencoderKLWan, of Wan 2.1 or of Wan 2.2."""
+def read_vae(
+    given: Mapping, where: str = "config", unknown: Unknown | None = None
+) -> video_vae.Config:
+    """The config of an AutoencoderKLWan, of Wan 2.1 or of Wan 2.2.
+
+    Arguments as `read_transformer`'s.
+    """
     fields = _Fields(given, where, "AutoencoderKLWan")
-    patch = fields.take("patch_size", int, None) or 1
+    patch = fields.take("patch_size", _whole(1, 64), None) or 1
     channels = 3 * patch**2
     fields.only(in_channels=channels, out_channels=channels, dropout=0.0)
     fields.only(attn_scales=[])
-    config = video_vae.Config(
-        latent_channels=fields.take("z_dim", int, 16),
-        patch_size=patch,
-        base_dim=fields.take("base_dim", int, 96),
-        decoder_base_dim=fields.take("decoder_base_dim", int, None),
-        channel_multipliers=fields.take("dim_mult", _ints, (1, 2, 4, 4)),
-        num_res_blocks=fields.take("num_res_blocks", int, 2),
-        temporal_downsample=fields.take(
-            "temperal_downsample", _bools, (False, True, True)
-        ),
-        residual_shortcuts=fields.take("is_residual", bool, False),
-        latent_mean=fields.take("latents_mean", _floats),
-        latent_std=fields.take("latents_std", _floats),
-    )
-    fields.only(
-        scale_factor_temporal=config.temporal_stride,
-        scale_factor_spatial=config.spatial_stride,
-    )
     fields.ignore("clip_output")
-    fields.finish()
-    return config
+    halved = fields.take("temperal_downsample", _FLAGS, (False, True, True))
+    # They say what the strides are, and do not set them.
+    fields.only(scale_factor_temporal=2 ** sum(halved))
+    fields.only(scale_factor_spatial=patch * 2 ** len(halved))
+    return fields.build(
+        video_vae.Config,
+        unknown,
+        latent_channels=fields.take("z_dim", _COUNT, 16),
+        patch_size=patch,
+        base_dim=fields.take("base_dim", _SIZE, 96),
+        decoder_base_dim=fields.take("decoder_base_dim", _SIZE, None),
+        channel_multipliers=fields.take("dim_mult", _SIZES, (1, 2, 4, 4)),
+        num_res_blocks=fields.take("num_res_blocks", _COUNT, 2),
+        temporal_downsample=halved,
+        residual_shortcuts=fields.take("is_residual", _FLAG, False),
+        latent_mean=fields.take("latents_mean", _NUMBERS),
+        latent_std=fields.take("latents_std", _POSITIVE),
+    )
 
 
 def write_vae(config: video_vae.Config) -> dict:
@@ -241,3 +381,120 @@ def write_vae(config: video_vae.Config) -> dict:
         "temperal_downsample": list(config.temporal_downsample),
         "z_dim": config.latent_channels,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduler:
+    """How a folder's scheduler samples: the solver, and the shift of its levels."""
+
+    sampler: str
+    shift: float
+
+
+_SCHEDULERS = {
+    "UniPCMultistepScheduler": (
+        "unipc",
+        "flow_shift",
+        {
+            "prediction_type": "flow_prediction", "use_flow_sigmas": True,
+            "predict_x0": True, "solver_order": 2, "solver_type": "bh2",
+            "lower_order_final": True, "thresholding": False, "disable_corrector": [],
+            "final_sigmas_type": "zero", "solver_p": None,
+        },
+        # What it takes where these are absent, if that is something else.
+        {"prediction_type": "epsilon", "use_flow_sigmas": False},
+    ),
+    "FlowMatchEulerDiscreteScheduler": (
+        "euler", "shift", {"invert_sigmas": False, "stochastic_sampling": False}, {}
+    ),
+}  # fmt: skip
+# Of either: what the settings above leave without a use.
+_SCHEDULERS_IGNORE = (
+    "base_image_seq_len", "base_shift", "beta_end", "beta_schedule", "beta_start",
+    "dynamic_thresholding_ratio", "max_image_seq_len", "max_shift",
+    "rescale_betas_zero_snr", "sample_max_value", "sigma_max", "sigma_min",
+    "steps_offset", "time_shift_type", "timestep_spacing", "trained_betas",
+)  # fmt: skip
+
+
+def read_scheduler(
+    given: Mapping, where: str = "config", unknown: Unknown | None = None
+) -> Scheduler:
+    """The settings of flow-match Euler or of flow-match UniPC.
+
+    Arguments as `read_transformer`'s.
+
+    Raises:
+      ValueError: another scheduler, or a setting that is not supported.
+    """
+    named = given.get("_class_name")
+    if not isinstance(named, str) or named not in _SCHEDULERS:
+        raise ValueError(
+            f"{where} is a {_short(named)}; there are {' and '.join(_SCHEDULERS)}"
+        )
+    sampler, shift, wanted, absent = _SCHEDULERS[named]
+    fields = _Fields(absent | dict(given), where, named, (shift,))
+    fields.only(
+        **wanted, num_train_timesteps=1000, use_dynamic_shifting=False,
+        use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False,
+        shift_terminal=None,
+    )  # fmt: skip
+    fields.ignore(*_SCHEDULERS_IGNORE)
+    found = fields.take(shift, _FACTOR, 1.0)
+    return fields.build(Scheduler, unknown, sampler=sampler, shift=found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What a pipeline consists of: its parts by name, and its own settings.
+
+    boundary: the noise level below which transformer_2 takes over, None where there is
+    one transformer. takes_images: a picture enters as a first latent at level 0.
+    """
+
+    parts: tuple[str, ...]
+    boundary: float | None
+    takes_images: bool
+
+
+_PARTS = (
+    "transformer", "transformer_2", "text_encoder", "vae", "scheduler", "tokenizer",
+)  # fmt: skip
+_PART = _Type(
+    "the two names of a library and a class",
+    lambda value: (
+        isinstance(value, list) and len(value) == 2 and value.count(None) != 1
+    ),
+)
+
+
+def read_index(
+    given: Mapping, where: str = "config", unknown: Unknown | None = None
+) -> Index:
+    """The model_index.json of a WanPipeline; arguments as `read_transformer`'s.
+
+    Raises:
+      ValueError: it is of another pipeline, a part is missing, or a boundary comes
+        without a second transformer.
+    """
+    named = given.get("_class_name")
+    if named != "WanPipeline":
+        raise ValueError(
+            f"{where} is of a {_short(named)}; there is support for WanPipeline "
+            "(text to video of Wan 2.1 and 2.2, and TI2V-5B)"
+        )
+    fields = _Fields(given, where, named)
+    found = {name: fields.take(name, _PART, None) for name in _PARTS}
+    parts = tuple(name for name, part in found.items() if part and any(part))
+    if lacking := {"transformer", "text_encoder", "vae"} - set(parts):
+        raise ValueError(f"{where} lacks {', '.join(sorted(lacking))}")
+    boundary = fields.take("boundary_ratio", _FRACTION, None)
+    if (boundary is None) != ("transformer_2" not in parts):
+        raise ValueError(
+            f"{where} has boundary_ratio {boundary} and "
+            f"{'no ' if boundary else 'a '}transformer_2; they go together"
+        )
+    pictures = fields.take("expand_timesteps", _FLAG, None) or False
+    return fields.build(
+        Index, unknown, parts=parts, boundary=boundary, takes_images=pictures
+    )

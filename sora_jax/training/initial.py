@@ -20,6 +20,7 @@ from sora_jax.models import exchange, text_encoder
 from sora_jax.training import checkpoint, objectives, pretrained, run_folder
 from sora_jax.training import state as states
 
+_EXPERTS = ("transformer", "transformer_2")
 Read = Callable[[], Mapping[str, states.Params]]
 
 
@@ -58,6 +59,18 @@ def fixed(c, folder: pathlib.Path, config: text_encoder.Config) -> dict:
     """Reads the networks that the run uses and does not train, in their compute type."""
     component = frozen_text_encoder(c, folder, config)
     return {} if component is None else {"text_encoder": component.load(config.dtype)}
+
+
+def check_fields(c) -> None:
+    """Raises ValueError where a config that is imported has fields that are not known.
+
+    Without it they are warned of.
+    """
+    for given in filter(None, (c.init, c.text.encoder)):
+        path = pathlib.Path(given)
+        folder = path.parent if path.name in _EXPERTS else path
+        if pretrained.is_folder(folder):
+            pretrained.open_folder(folder, strict=True)
 
 
 def from_text_encoder(c, folder: pathlib.Path) -> Initial:
@@ -140,7 +153,7 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
 def _find_transformer(c, given: pathlib.Path) -> tuple[pretrained.Folder, str]:
     """`FOLDER`, or `FOLDER/transformer_2` for one of two experts."""
     name = "transformer"
-    if given.name in ("transformer", "transformer_2"):
+    if given.name in _EXPERTS:
         given, name = given.parent, given.name
     if not pretrained.is_folder(given):
         raise FileNotFoundError(

@@ -12,8 +12,10 @@ the host never holds a model.
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,7 +44,7 @@ class _Kind:
 
     config: type
     stem: str
-    read_config: Callable[[Mapping, str], Any]
+    read_config: Callable[[Mapping, str, peer_configs.Unknown], Any]
     write_config: Callable[[Any], dict]
     peer: exchange.Peer
 
@@ -72,19 +74,8 @@ KINDS = {
         exchange.VAE,
     ),
 }
-_SUPPORTED = ("WanPipeline",)
 DTYPES = ("float32", "bfloat16")  # what networks compute in
 _OURS = "weights"  # stem of the files that hold our own names
-# What a network computes in, and what it recomputes: not what it is.
-_INCIDENTAL = ("dtype", "remat")
-
-
-@dataclasses.dataclass(frozen=True)
-class Scheduler:
-    """How a folder's scheduler samples: the solver, and the shift of its levels."""
-
-    sampler: str
-    shift: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +173,9 @@ class Component:
 
         Returns:
           nested dict of arrays, laid out by the sharding rules.
+
+        Raises:
+          weight_files.Damaged: a number is no weight: NaN, infinite or absurdly large.
         """
         networks = self.networks
         shapes = networks.abstract()["component"]
@@ -204,14 +198,22 @@ class Component:
         flat = trees.flatten(shapes)
         with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
             futures = {path: pool.submit(read, path, flat[path]) for path in flat}
-            arrays = {path: future.result() for path, future in futures.items()}
+            try:
+                arrays = {path: future.result() for path, future in futures.items()}
+            except weight_files.Damaged as error:
+                raise weight_files.Damaged(f"{self.folder}: {error}") from None
+            finally:  # nothing more is read for an error
+                pool.shutdown(wait=False, cancel_futures=True)
         return trees.map_paths(lambda path, _: arrays[path], shapes)
 
 
 def difference(found: Any, wanted: Any, added: tuple[str, ...] = ()) -> list[str]:
-    """Lists the fields in which two networks' configs differ, but for those `added`."""
-    one, other = dataclasses.asdict(found), dataclasses.asdict(wanted)
-    for name in (*_INCIDENTAL, *added):
+    """Lists the fields in which two networks differ, but for those `added`.
+
+    How they are computed (type, remat, quantization) is no part of a network.
+    """
+    one, other = dataclasses.asdict(found.network), dataclasses.asdict(wanted.network)
+    for name in added:
         one.pop(name, None)
         other.pop(name, None)
     return configs.difference(one, other)
@@ -239,11 +241,15 @@ def _read_part(entries, tensors, shape, dtype, index) -> np.ndarray:
     if not entries:  # what the peer does not have
         return np.zeros(size, dtype)
     part = np.empty(size, dtype)
-    if entries[0].layer is None:
-        _copy(part, entries[0].view(tensors[entries[0].theirs], shape)[index])
-        return part
-    for row, entry in zip(part, entries[index[0]], strict=True):
-        _copy(row, entry.view(tensors[entry.theirs], shape)[index[1:]])
+    stacked = entries[0].layer is not None
+    rows, inner = (part, index[1:]) if stacked else (part[None], index)
+    of_rows = entries[index[0]] if stacked else entries
+    for row, entry in zip(rows, of_rows, strict=True):
+        _copy(row, entry.view(tensors[entry.theirs], shape)[inner])
+        if (found := weight_files.find_impossible(row)) is not None:
+            raise weight_files.Damaged(
+                f"{entry.theirs} holds {found:g}, which is no weight: the file is damaged"
+            )
     return part
 
 
@@ -259,20 +265,36 @@ def _copy(into: np.ndarray, view: np.ndarray) -> None:
         np.copyto(into[columns], view[columns], casting="unsafe")
 
 
-def open_component(folder: str | pathlib.Path, name: str) -> Component:
-    """Checks a component folder: `name` is one of KINDS.
+def open_component(
+    folder: str | pathlib.Path, name: str, *, strict: bool = False
+) -> Component:
+    """Checks a component folder.
+
+    Args:
+      folder: of one component.
+      name: one of KINDS.
+      strict: refuse fields of a peer's config that are not known; they are warned of
+        otherwise.
 
     Raises:
       FileNotFoundError, ValueError: what is missing or wrong, all tensors by name.
     """
-    folder, kind = pathlib.Path(folder), KINDS[name]
-    file = folder / "config.json"
+    unknown: peer_configs.Unknown = {}
+    found = _open_component(pathlib.Path(folder), name, unknown)
+    _report(unknown, strict)
+    return found
+
+
+def _open_component(
+    folder: pathlib.Path, name: str, unknown: peer_configs.Unknown
+) -> Component:
+    kind, file = KINDS[name], folder / "config.json"
     given = _read_json(file)
     is_ours = weight_files.exist(folder, _OURS)
     if is_ours:
         config = configs.build(kind.config, given, str(file))
     else:
-        config = kind.read_config(given, str(file))
+        config = kind.read_config(given, str(file), unknown)
     found = weight_files.TensorFiles(folder, _OURS if is_ours else kind.stem)
     component = Component(kind, config, found, (file, *found.paths), is_ours)
     if is_ours:
@@ -285,6 +307,22 @@ def open_component(folder: str | pathlib.Path, name: str) -> Component:
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     return dataclasses.replace(component, tensors=tensors)
+
+
+def _report(unknown: peer_configs.Unknown, strict: bool) -> None:
+    """Warns of fields that are not known, once of each folder, or refuses them."""
+    if not unknown:
+        return
+    fields = peer_configs.describe(unknown)
+    if strict:
+        raise ValueError(f"fields that are not known: {fields}")
+    _warn(f"fields that are not known are ignored (--strict refuses them): {fields}")
+
+
+@functools.cache  # of equal texts once
+def _warn(text: str) -> None:
+    if jax.process_index() == 0:
+        logging.warning(text)
 
 
 def write_component(
@@ -313,7 +351,7 @@ class Folder:
 
     path: pathlib.Path
     components: dict[str, Component]
-    scheduler: Scheduler
+    scheduler: peer_configs.Scheduler
     tokenizer: pathlib.Path
     boundary: float | None
     takes_images: bool
@@ -330,46 +368,38 @@ def is_folder(path: str | pathlib.Path) -> bool:
     return (pathlib.Path(path) / "model_index.json").is_file()
 
 
-def open_folder(path: str | pathlib.Path) -> Folder:
+def open_folder(path: str | pathlib.Path, *, strict: bool = False) -> Folder:
     """Checks a folder of Wan 2.1 or 2.2 text-to-video weights, and reads no weights.
+
+    Args:
+      path: of the folder.
+      strict: refuse fields that are not known; they are warned of otherwise.
 
     Raises:
       FileNotFoundError, ValueError: one sentence: what is missing, damaged, or of a
         model that is not supported.
     """
     path = pathlib.Path(path)
-    index = _read_json(path / "model_index.json")
-    named = index.get("_class_name")
-    if named not in _SUPPORTED:
-        raise ValueError(
-            f"{path} is a {named}; there is support for {', '.join(_SUPPORTED)} "
-            "(text to video of Wan 2.1 and 2.2, and TI2V-5B)"
-        )
-    present = [name for name in KINDS if _is_there(index, name)]
-    lacking = {"transformer", "text_encoder", "vae"} - set(present)
-    if lacking:
-        raise ValueError(f"{path}/model_index.json lacks {', '.join(sorted(lacking))}")
-    boundary = index.get("boundary_ratio")
-    if (boundary is None) != ("transformer_2" not in present):
-        raise ValueError(
-            f"{path}/model_index.json has boundary_ratio {boundary} and "
-            f"{'no ' if boundary else 'a '}transformer_2; they go together"
-        )
-    components = {name: open_component(path / name, name) for name in present}
+    unknown: peer_configs.Unknown = {}
+
+    def read(file: pathlib.Path, reader: Callable) -> Any:
+        return reader(_read_json(file), str(file), unknown)
+
+    index = read(path / "model_index.json", peer_configs.read_index)
+    present = [name for name in KINDS if name in index.parts]
+    components = {name: _open_component(path / name, name, unknown) for name in present}
     _check_together(path, components)
+    file = path / "scheduler" / "scheduler_config.json"
+    scheduler = read(file, peer_configs.read_scheduler)
+    _report(unknown, strict)
     return Folder(
         path=path,
         components=components,
-        scheduler=read_scheduler(path / "scheduler" / "scheduler_config.json"),
+        scheduler=scheduler,
         tokenizer=tokenizer.find(path / "tokenizer"),
-        boundary=None if boundary is None else float(boundary),
-        takes_images=bool(index.get("expand_timesteps")),
+        boundary=index.boundary,
+        takes_images=index.takes_images,
     )
-
-
-def _is_there(index: Mapping, name: str) -> bool:
-    entry = index.get(name)
-    return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
 
 
 def _check_together(path: pathlib.Path, components: Mapping[str, Component]) -> None:
@@ -386,46 +416,10 @@ def _check_together(path: pathlib.Path, components: Mapping[str, Component]) -> 
             f"the video VAE has {vae.latent_channels}"
         )
     second = components.get("transformer_2")
-    if second and second.config != transformer:
-        raise ValueError(f"{path}: transformer and transformer_2 have other sizes")
-
-
-def read_scheduler(path: pathlib.Path) -> Scheduler:
-    """Reads flow-match Euler's or flow-match UniPC's settings.
-
-    Raises:
-      ValueError: another scheduler, or a setting that is not supported.
-    """
-    given = _read_json(path)
-    named = given.get("_class_name")
-    if named == "UniPCMultistepScheduler":
-        wanted = {
-            "prediction_type": "flow_prediction", "use_flow_sigmas": True,
-            "predict_x0": True, "solver_order": 2, "solver_type": "bh2",
-            "lower_order_final": True, "thresholding": False, "disable_corrector": [],
-            "final_sigmas_type": "zero", "solver_p": None,
-        }  # fmt: skip
-        found = Scheduler("unipc", float(given.get("flow_shift", 1.0)))
-        defaults = wanted | {"prediction_type": "epsilon", "use_flow_sigmas": False}
-    elif named == "FlowMatchEulerDiscreteScheduler":
-        wanted = {"invert_sigmas": False, "stochastic_sampling": False}
-        found, defaults = Scheduler("euler", float(given.get("shift", 1.0))), wanted
-    else:
+    if second and (differ := difference(transformer, second.config)):
         raise ValueError(
-            f"{path} is a {named}; there are UniPCMultistepScheduler and "
-            "FlowMatchEulerDiscreteScheduler"
+            f"{path}: transformer and transformer_2 differ in {'; '.join(differ)}"
         )
-    wanted |= {
-        "num_train_timesteps": 1000, "use_dynamic_shifting": False,
-        "use_karras_sigmas": False, "use_exponential_sigmas": False,
-        "use_beta_sigmas": False, "shift_terminal": None,
-    }  # fmt: skip
-    for name, value in wanted.items():
-        if given.get(name, defaults.get(name, value)) != value:
-            raise ValueError(
-                f"{path}: {name} is {given.get(name)!r}; only {value!r} is supported"
-            )
-    return found
 
 
 def _read_json(path: pathlib.Path) -> dict:
@@ -433,7 +427,7 @@ def _read_json(path: pathlib.Path) -> dict:
         raise FileNotFoundError(f"{path} is missing")
     try:
         found = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: it holds no fields")

@@ -23,7 +23,35 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
 }
+# No weight is as large: its square would leave float32's range. A flipped high bit of an
+# exponent makes such numbers of weights below 2; safetensors has no checksum.
+LIMIT = 2.0**64
+_AT_ONCE = 2**18  # numbers, which stay in a processor's cache
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class Damaged(ValueError):
+    """A number that was read is no weight."""
+
+
+def find_impossible(array: np.ndarray) -> float | None:
+    """The first number that no weight is (NaN, or of LIMIT or more), or None.
+
+    Args:
+      array: float32, float16 or bfloat16, contiguous.
+    """
+    # Numbers without their sign are ordered as their bits are, NaN above infinity; and
+    # numpy compares whole numbers many times faster than those of bfloat16.
+    kind = np.dtype(f"u{array.itemsize}").type
+    with np.errstate(over="ignore"):  # float16 ends before
+        limit = np.asarray(LIMIT).astype(array.dtype).view(kind)
+    bits = array.reshape(-1).view(kind)
+    sign = kind(1 << (8 * array.itemsize - 1))
+    for first in range(0, bits.size, _AT_ONCE):
+        wrong = (bits[first : first + _AT_ONCE] & ~sign) >= limit
+        if wrong.any():
+            return float(array.reshape(-1)[first + int(wrong.argmax())])
+    return None
 
 
 class TensorFiles(Mapping):
@@ -117,7 +145,13 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
     try:
         placed = json.loads(path.read_text())["weight_map"]
         files = set(placed.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{path} is no index of tensors: {error!r}") from None
     for name in files:
         plain = isinstance(name, str) and pathlib.PurePath(name).name == name

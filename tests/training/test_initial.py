@@ -285,7 +285,12 @@ def test_a_converted_folder_is_a_start_like_the_folder_itself(made, tmp_path):
     """With the part that Wan lacks, which is zero at first there too."""
     source = pretrained.open_folder(made / "folder")
     wan.to_run(source, tmp_path / "run")
-    added = {"model__dit__known_embedding": True}
+    # And computed in other ways than the folder's, which makes no other network.
+    added = {
+        "model__dit__known_embedding": True, "model__dit__quantization": "int8",
+        "model__dit__remat": "full", "model__dit__num_kv_heads": 2,
+        "model__dit__dtype": "bfloat16",
+    }  # fmt: skip
     vae = made / "latents" / "vae"
     one, other = (
         initial.from_model(recipe(made, init=str(f), **added), tmp_path / "x", vae)

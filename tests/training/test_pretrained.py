@@ -170,8 +170,8 @@ def take_another_models_config(folder):
     change_a_config(folder, _class_name="CogVideoXTransformer3DModel")
 
 
-def name_an_unknown_field(folder):
-    change_a_config(folder, window_size=[8, 8])
+def contradict_what_is_computed(folder):
+    change_a_config(folder, "text_encoder", dense_act_fn="silu", newer=True)
 
 
 def ask_for_an_image_encoder(folder):
@@ -204,6 +204,44 @@ def break_a_config(folder):
     (folder / "vae" / "config.json").write_text("{")
 
 
+def nest_a_config_deeply(folder):
+    (folder / "model_index.json").write_text("[" * 100_000)
+
+
+def index_the_same_tensor_twice(folder):
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    save_file(
+        {"shared.weight": tensors["shared.weight"]}, path.with_name("b.safetensors")
+    )
+    index_of(folder, more="b.safetensors")
+
+
+def index_a_file_that_is_not_there(folder):
+    index_of(folder, more="b.safetensors")
+
+
+def index_deeply(folder):
+    path = folder / "text_encoder" / "model.safetensors.index.json"
+    path.write_text('{"weight_map": ' * 100_000)
+
+
+def link_a_file_to_itself(folder):
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def claim_a_longer_header(folder):
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+
+
+def claim_another_place(folder):
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'offsets":[0,', b'offsets":[4,', 1))
+
+
 def lose_the_tokenizer(folder):
     (folder / "tokenizer" / "spiece.model").unlink()
 
@@ -221,13 +259,20 @@ DAMAGE = {
     index_a_pickle: "ends in .safetensors",
     index_nothing: "is no index of tensors",
     take_another_models_config: "of CogVideoXTransformer3DModel, not of Wan",
-    name_an_unknown_field: "not known of WanTransformer3DModel: window_size",
+    contradict_what_is_computed: "text_encoder/config.json: dense_act_fn is 'silu'",
     ask_for_an_image_encoder: "image-to-video model .36 input channels",
-    name_another_pipeline: "is a WanImageToVideoPipeline; there is support for Wan",
+    name_another_pipeline: "is of a 'WanImageToVideoPipeline'; there is support for Wan",
     name_a_boundary_alone: "boundary_ratio 0.9 and no transformer_2",
-    schedule_noise: "prediction_type is 'epsilon'; only 'flow_prediction'",
-    take_another_scheduler: "is a DDIMScheduler",
+    schedule_noise: "prediction_type is 'epsilon'; .* 'flow_prediction' only",
+    take_another_scheduler: "is a 'DDIMScheduler'",
     break_a_config: "config.json is damaged",
+    nest_a_config_deeply: "model_index.json is damaged: maximum recursion",
+    index_the_same_tensor_twice: "shared.weight is in another file as well",
+    index_a_file_that_is_not_there: "b.safetensors is missing, but the index names it",
+    index_deeply: "is no index of tensors",
+    link_a_file_to_itself: "vae has no diffusion_pytorch_model.safetensors",
+    claim_a_longer_header: "is damaged, or no safetensors file",
+    claim_another_place: "is damaged, or no safetensors file",
     lose_the_tokenizer: "has no tokenizer.json, spiece.model or tokenizer.model",
 }
 
@@ -244,6 +289,60 @@ def test_damaged_folders_are_refused_in_one_sentence(folder, damage, monkeypatch
         pretrained.open_folder(folder)
     assert "\n" not in str(error.value)
     assert not pathlib.Path("/tmp/sora_jax_was_here").exists()
+
+
+def test_fields_that_are_not_known_are_warned_of_once_a_folder(folder, caplog):
+    """In all parts together, so that the next release of a peer locks nobody out."""
+    wanted = pretrained.open_folder(folder)
+    for name in ("transformer", "text_encoder", "vae"):
+        change_a_config(folder, name, **{f"newer_{name}": [1, 2]})
+    for name in ("model_index.json", "scheduler/scheduler_config.json"):
+        file = folder / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"newer": True}))
+    for _ in range(2):
+        assert pretrained.open_folder(folder).digest() == wanted.digest()
+    (record,) = caplog.records
+    text = record.getMessage()
+    for told in ("newer_transformer = [1, 2] of ", "newer_text_encoder", "newer_vae"):
+        assert told in text
+    assert f"newer = True of {folder}/scheduler/scheduler_config.json" in text
+    assert f"newer = True of {folder}/model_index.json" in text and "--strict" in text
+    with pytest.raises(ValueError, match="not known: .*newer_transformer = .1, 2. of "):
+        pretrained.open_folder(folder, strict=True)
+    with pytest.raises(ValueError, match="not known: newer_vae"):
+        pretrained.open_component(folder / "vae", "vae", strict=True)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("number", [np.nan, -np.inf, 1e38])
+def test_numbers_that_are_no_weights_are_found_when_they_are_read(
+    folder, number, stored
+):
+    """safetensors has no checksum: what can be seen of damage to numbers."""
+    dtype = np.dtype(stored) if stored != "bfloat16" else jnp.bfloat16
+
+    def change(tensors):
+        for name, array in tensors.items():
+            tensors[name] = array.astype(dtype)
+        tensors["blocks.1.ffn.net.2.weight"][3, -1] = number
+
+    with np.errstate(over="ignore"):  # in float16 1e38 is infinite
+        rewrite(folder, change)
+    component = pretrained.open_folder(folder).components["transformer"]
+    with pytest.raises(
+        weight_files.Damaged, match=r"transformer: blocks\.1\.ffn.net.2"
+    ):
+        component.load("bfloat16")
+
+
+def test_large_numbers_that_are_weights_are_taken():
+    """And each number beyond, wherever it lies."""
+    whole = np.full(3 * weight_files._AT_ONCE + 5, -weight_files.LIMIT / 2, np.float32)
+    assert weight_files.find_impossible(whole) is None
+    for place in (0, weight_files._AT_ONCE, len(whole) - 1):
+        spoilt = whole.copy()
+        spoilt[place] = -weight_files.LIMIT
+        assert weight_files.find_impossible(spoilt) == -weight_files.LIMIT
 
 
 @pytest.mark.parametrize("name", tiny_folder.CONFIGS)
