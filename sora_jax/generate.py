@@ -27,9 +27,7 @@ from sora_jax.generation import request as requests
 from sora_jax.training import pretrained
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "model", None, "Run of a denoiser, or folder in diffusers' layout.", required=True
-)
+flags.DEFINE_string("model", None, "A run, or a diffusers folder.", required=True)
 flags.DEFINE_string("prompt", None, "What the video shows.")
 flags.DEFINE_string("prompts", None, "A .txt, .csv or .jsonl list of prompts.")
 flags.DEFINE_string("from", None, "A video of ours that is made again.")
@@ -171,11 +169,8 @@ def main(argv: list[str]) -> None:
         wanted = clips(recipe)
         jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
         if FLAGS.dry_run:
-            return print(
-                estimate.report(
-                    FLAGS.model, [arguments([c]) for c in wanted], strict=FLAGS.strict
-                )
-            )
+            calls = [arguments([clip]) for clip in wanted]
+            return print(estimate.report(FLAGS.model, calls, strict=FLAGS.strict))
         pipe = pipeline.Pipeline.from_pretrained(
             FLAGS.model, FLAGS.dtype, FLAGS.keep_text_encoder, strict=FLAGS.strict
         )

@@ -108,8 +108,8 @@ def load(folder: pathlib.Path) -> Weights:
     file = folder / "config.json"
     if not file.is_file():
         raise WrongWeights(f"{folder} holds no weights: it has no config.json")
-    description = json.loads(file.read_text())
     try:
+        description = weight_files.read_json(file)
         if "kind" in description:
             return _load_ours(folder, description)
         tensors = weight_files.TensorFiles(folder, "model")
@@ -130,8 +130,13 @@ def load(folder: pathlib.Path) -> Weights:
 
 def _load_ours(folder: pathlib.Path, description: Mapping) -> Weights:
     kind = description["kind"]
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, it must be one of {', '.join(KINDS)}")
+    kinds = type(description.get("config")), type(description.get("sha256"))
+    if kinds != (dict, str):
+        raise ValueError(
+            "config.json lacks the network's config or the weights' sha256"
+        )
     content = (folder / "weights.safetensors").read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != description["sha256"]:

@@ -168,9 +168,9 @@ class Pipeline:
             raise ValueError("two experts are two single denoisers")
         if differ := pretrained.difference(first.config, second.config):
             raise ValueError(f"the experts differ in {'; '.join(differ)}")
-        if (self._vae_config.network, self.tokenizer.digest) != (
-            other._vae_config.network,
-            other.tokenizer.digest,
+        if (
+            pretrained.difference(self._vae_config, other._vae_config)
+            or self.tokenizer.digest != other.tokenizer.digest
         ):
             raise ValueError("the experts have other video VAEs, or other tokenizers")
         if not 0 < boundary < 1:

@@ -100,23 +100,6 @@ class Config:
         quantization.check(self.quantization)
 
     @property
-    def network(self) -> "Config":
-        """What parameters and function depend on; the rest, how they are computed.
-
-        Configs whose `network` is equal take each other's weights.
-        """
-        new = Config()
-        in_seconds = self.time_scale is not None
-        return dataclasses.replace(
-            self,
-            num_kv_heads=self.kv_heads,
-            temporal_stride=self.temporal_stride if in_seconds else new.temporal_stride,
-            dtype=new.dtype,
-            remat=new.remat,
-            quantization=new.quantization,
-        )
-
-    @property
     def head_dim(self) -> int:
         return self.dim // self.num_heads
 

@@ -17,7 +17,7 @@ from sora_jax.models import dit, text_encoder, video_vae
 Unknown = dict[str, dict[str, Any]]
 
 
-class _Type(NamedTuple):
+class Type(NamedTuple):
     """What a field's value must be, in words and as a test, and what becomes of it."""
 
     words: str
@@ -25,19 +25,19 @@ class _Type(NamedTuple):
     read: Callable[[Any], Any] = lambda value: value
 
 
-def _whole(least: int, most: int) -> _Type:
-    return _Type(
+def whole(least: int, most: int) -> Type:
+    return Type(
         f"a whole number from {least} to {most}",
         lambda value: type(value) is int and least <= value <= most,
     )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _list(words: str, holds: Callable[[Any], bool]) -> _Type:
-    return _Type(
+def _list(words: str, holds: Callable[[Any], bool]) -> Type:
+    return Type(
         f"a list of {words}, at least one",
         lambda values: (
             isinstance(values, list | tuple)
@@ -49,27 +49,27 @@ def _list(words: str, holds: Callable[[Any], bool]) -> _Type:
 
 
 # Far above any model, and such that nothing is counted for hours or fills the memory.
-_SIZE, _COUNT = _whole(1, 2**20), _whole(1, 1024)
-_FLAG = _Type("true or false", lambda value: type(value) is bool)
-_FRACTION = _Type(
-    "a number between 0 and 1", lambda value: _is_number(value) and 0 < value < 1, float
+SIZE, COUNT = whole(1, 2**20), whole(1, 1024)
+_FLAG = Type("true or false", lambda value: type(value) is bool)
+_FRACTION = Type(
+    "a number between 0 and 1", lambda value: is_number(value) and 0 < value < 1, float
 )
-_FACTOR = _Type(
+_FACTOR = Type(
     "a number above 0, up to 1000",
-    lambda value: _is_number(value) and 0 < value <= 1000,
+    lambda value: is_number(value) and 0 < value <= 1000,
     float,
 )
-_SIZES = _list("whole numbers from 1 to 1024", _COUNT.holds)
+_SIZES = _list("whole numbers from 1 to 1024", COUNT.holds)
 _FLAGS = _list("true and false", _FLAG.holds)
-_NUMBERS = _list("finite numbers", _is_number)
-_POSITIVE = _list("numbers above 0", lambda value: _is_number(value) and value > 0)
+_NUMBERS = _list("finite numbers", is_number)
+_POSITIVE = _list("numbers above 0", lambda value: is_number(value) and value > 0)
 
 _DEFAULT = object()
 # What the weights are stored in, and which release wrote them.
 _OF_FILES = ("dtype", "torch_dtype", "transformers_version")
 
 
-class _Fields:
+class Fields:
     """The fields of a peer's config file, each of which must be taken once.
 
     Args:
@@ -94,7 +94,7 @@ class _Fields:
         self.only(quantization_config=None)
 
     def take(
-        self, name: str, kind: _Type, default: Any = _DEFAULT, alias: str | None = None
+        self, name: str, kind: Type, default: Any = _DEFAULT, alias: str | None = None
     ) -> Any:
         """The value of a field, which may be null where the default is None.
 
@@ -205,9 +205,9 @@ def read_transformer(
         Wan 2.1 I2V, the 36 input channels of I2V-A14B, ...).
     """
     unseen = "num_attention_heads", "attention_head_dim", "qk_norm", "eps"
-    fields = _Fields(given, where, "WanTransformer3DModel", unseen)
-    channels = fields.take("in_channels", _SIZE, 16)
-    out_channels = fields.take("out_channels", _SIZE, None) or channels
+    fields = Fields(given, where, "WanTransformer3DModel", unseen)
+    channels = fields.take("in_channels", SIZE, 16)
+    out_channels = fields.take("out_channels", SIZE, None) or channels
     image = {n: given[n] for n in ("image_dim", "added_kv_proj_dim") if given.get(n)}
     if image or channels != out_channels:
         raise ValueError(
@@ -215,8 +215,8 @@ def read_transformer(
             f"{''.join(f', {n} {_short(v)}' for n, v in image.items())}), which is not "
             "supported: take a text-to-video folder, or TI2V-5B for pictures"
         )
-    heads = fields.take("num_attention_heads", _COUNT, 40)
-    head_dim = fields.take("attention_head_dim", _COUNT, 128)
+    heads = fields.take("num_attention_heads", COUNT, 40)
+    head_dim = fields.take("attention_head_dim", COUNT, 128)
     fields.only(qk_norm="rms_norm_across_heads", eps=1e-6, pos_embed_seq_len=None)
     fields.only(image_dim=None, added_kv_proj_dim=None)
     fields.ignore("rope_max_seq_len")  # the longest that its tables hold
@@ -227,11 +227,11 @@ def read_transformer(
         out_channels=out_channels,
         patch=fields.take("patch_size", _SIZES, (1, 2, 2)),
         dim=heads * head_dim,
-        num_layers=fields.take("num_layers", _COUNT, 40),
+        num_layers=fields.take("num_layers", COUNT, 40),
         num_heads=heads,
-        mlp_dim=fields.take("ffn_dim", _SIZE, 13824),
-        text_dim=fields.take("text_dim", _SIZE, 4096),
-        freq_dim=fields.take("freq_dim", _SIZE, 256),
+        mlp_dim=fields.take("ffn_dim", SIZE, 13824),
+        text_dim=fields.take("text_dim", SIZE, 4096),
+        freq_dim=fields.take("freq_dim", SIZE, 256),
         cross_attn_norm=fields.take("cross_attn_norm", _FLAG, True),
         mask_text=False,
         known_embedding=False,
@@ -279,7 +279,7 @@ def read_text_encoder(
     """The config of a UMT5EncoderModel; arguments as `read_transformer`'s."""
     distance = "relative_attention_max_distance"
     unseen = distance, "layer_norm_epsilon", "feed_forward_proj"
-    fields = _Fields(given, where, "UMT5EncoderModel", unseen)
+    fields = Fields(given, where, "UMT5EncoderModel", unseen)
     fields.only(
         model_type="umt5", feed_forward_proj="gated-gelu", layer_norm_epsilon=1e-6,
         is_gated_act=True, dense_act_fn="gelu_new",
@@ -288,14 +288,14 @@ def read_text_encoder(
     return fields.build(
         text_encoder.Config,
         unknown,
-        vocab_size=fields.take("vocab_size", _SIZE, 250112),
-        dim=fields.take("d_model", _SIZE, 512, "hidden_size"),
-        num_layers=fields.take("num_layers", _COUNT, 8, "num_hidden_layers"),
-        num_heads=fields.take("num_heads", _COUNT, 6, "num_attention_heads"),
-        head_dim=fields.take("d_kv", _COUNT, 64, "head_dim"),
-        mlp_dim=fields.take("d_ff", _SIZE, 1024),
-        num_buckets=fields.take("relative_attention_num_buckets", _COUNT, 32),
-        max_distance=fields.take(distance, _SIZE, 128),
+        vocab_size=fields.take("vocab_size", SIZE, 250112),
+        dim=fields.take("d_model", SIZE, 512, "hidden_size"),
+        num_layers=fields.take("num_layers", COUNT, 8, "num_hidden_layers"),
+        num_heads=fields.take("num_heads", COUNT, 6, "num_attention_heads"),
+        head_dim=fields.take("d_kv", COUNT, 64, "head_dim"),
+        mlp_dim=fields.take("d_ff", SIZE, 1024),
+        num_buckets=fields.take("relative_attention_num_buckets", whole(4, 1024), 32),
+        max_distance=fields.take(distance, SIZE, 128),
     )
 
 
@@ -332,8 +332,8 @@ def read_vae(
 
     Arguments as `read_transformer`'s.
     """
-    fields = _Fields(given, where, "AutoencoderKLWan")
-    patch = fields.take("patch_size", _whole(1, 64), None) or 1
+    fields = Fields(given, where, "AutoencoderKLWan")
+    patch = fields.take("patch_size", whole(1, 64), None) or 1
     channels = 3 * patch**2
     fields.only(in_channels=channels, out_channels=channels, dropout=0.0)
     fields.only(attn_scales=[])
@@ -345,12 +345,12 @@ def read_vae(
     return fields.build(
         video_vae.Config,
         unknown,
-        latent_channels=fields.take("z_dim", _COUNT, 16),
+        latent_channels=fields.take("z_dim", COUNT, 16),
         patch_size=patch,
-        base_dim=fields.take("base_dim", _SIZE, 96),
-        decoder_base_dim=fields.take("decoder_base_dim", _SIZE, None),
+        base_dim=fields.take("base_dim", SIZE, 96),
+        decoder_base_dim=fields.take("decoder_base_dim", SIZE, None),
         channel_multipliers=fields.take("dim_mult", _SIZES, (1, 2, 4, 4)),
-        num_res_blocks=fields.take("num_res_blocks", _COUNT, 2),
+        num_res_blocks=fields.take("num_res_blocks", COUNT, 2),
         temporal_downsample=halved,
         residual_shortcuts=fields.take("is_residual", _FLAG, False),
         latent_mean=fields.take("latents_mean", _NUMBERS),
@@ -433,7 +433,7 @@ def read_scheduler(
             f"{where} is a {_short(named)}; there are {' and '.join(_SCHEDULERS)}"
         )
     sampler, shift, wanted, absent = _SCHEDULERS[named]
-    fields = _Fields(absent | dict(given), where, named, (shift,))
+    fields = Fields(absent | dict(given), where, named, (shift,))
     fields.only(
         **wanted, num_train_timesteps=1000, use_dynamic_shifting=False,
         use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False,
@@ -460,7 +460,7 @@ class Index:
 _PARTS = (
     "transformer", "transformer_2", "text_encoder", "vae", "scheduler", "tokenizer",
 )  # fmt: skip
-_PART = _Type(
+_PART = Type(
     "the two names of a library and a class",
     lambda value: (
         isinstance(value, list) and len(value) == 2 and value.count(None) != 1
@@ -483,7 +483,7 @@ def read_index(
             f"{where} is of a {_short(named)}; there is support for WanPipeline "
             "(text to video of Wan 2.1 and 2.2, and TI2V-5B)"
         )
-    fields = _Fields(given, where, named)
+    fields = Fields(given, where, named)
     found = {name: fields.take(name, _PART, None) for name in _PARTS}
     parts = tuple(name for name, part in found.items() if part and any(part))
     if lacking := {"transformer", "text_encoder", "vae"} - set(parts):

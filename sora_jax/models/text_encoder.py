@@ -36,18 +36,6 @@ class Config:
     absolute_positions: bool = False
     dtype: str = "float32"  # compute type; parameters are float32
 
-    def __post_init__(self):
-        if self.num_buckets < 4 or self.max_distance <= self.num_buckets // 4:
-            raise ValueError(
-                f"num_buckets {self.num_buckets} and max_distance {self.max_distance}: "
-                "there are 4 buckets or more, and the distance is above a quarter of them"
-            )
-
-    @property
-    def network(self) -> "Config":
-        """What parameters and function depend on; see `dit.Config.network`."""
-        return dataclasses.replace(self, dtype=Config.dtype)
-
     @property
     def split(self) -> dict[str, tuple[str, int]]:
         """Sizes that a mesh splits, as `sharding.check_divisible` takes them."""

@@ -107,18 +107,6 @@ class Config:
                     f"shortcut between {many} and {few} channels, which does not divide"
                 )
 
-    @property
-    def network(self) -> "Config":
-        """What parameters and function depend on; see `dit.Config.network`."""
-        return dataclasses.replace(
-            self,
-            dtype=Config.dtype,
-            decoder_base_dim=self.decoder_base_dim or self.base_dim,
-            spatial_downsample=tuple(space for _, space in self.steps),
-            latent_mean=self.latent_mean or (0.0,) * self.latent_channels,
-            latent_std=self.latent_std or (1.0,) * self.latent_channels,
-        )
-
     def widths(self, base: int) -> tuple[int, ...]:
         """Returns the channels of each level, finest first."""
         return tuple(base * multiplier for multiplier in self.channel_multipliers)

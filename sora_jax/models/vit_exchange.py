@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sora_jax.models import exchange, vit
+from sora_jax.models import exchange, peer_configs, vit
 
 
 def _norm(theirs: str, ours: str, **at) -> Iterator[exchange.Entry]:
@@ -250,20 +250,59 @@ def read_vjepa_1(
     return VJEPA.restore(tensors, config)
 
 
+_EPS = peer_configs.Type(
+    "a number above 0, below 1",
+    lambda value: peer_configs.is_number(value) and 0 < value < 1,
+    float,
+)
+_FACTOR = peer_configs.Type(
+    "a number above 0, up to 64",
+    lambda value: peer_configs.is_number(value) and 0 < value <= 64,
+)
+_ACTIVATION = peer_configs.Type(
+    f"one of {', '.join(vit.ACTIVATIONS)}",
+    lambda value: isinstance(value, str) and value in vit.ACTIVATIONS,
+)
+_SECTION = peer_configs.Type("a section", lambda value: isinstance(value, Mapping))
+_END = peer_configs.whole(0, 2**20)
+
+
+def _fields(theirs: Mapping[str, Any], kind: str) -> peer_configs.Fields:
+    # A network has several classes: with a classifier, with a head for pretraining, ...
+    given = {name: v for name, v in theirs.items() if name != "architectures"}
+    return peer_configs.Fields(given, "config.json", kind)
+
+
+def _sizes(fields: peer_configs.Fields) -> dict[str, Any]:
+    """What the configs of all of them name alike."""
+    return {
+        "dim": fields.take("hidden_size", peer_configs.SIZE),
+        "num_layers": fields.take("num_hidden_layers", peer_configs.COUNT),
+        "num_heads": fields.take("num_attention_heads", peer_configs.COUNT),
+    }
+
+
+def _video_sizes(
+    fields: peer_configs.Fields, num_frames: str, size: str
+) -> dict[str, Any]:
+    """What those of video networks name alike; two have names of each one's own."""
+    pixels = fields.take("patch_size", peer_configs.COUNT)
+    return _sizes(fields) | {
+        "num_frames": fields.take(num_frames, peer_configs.COUNT),
+        "size": fields.take(size, peer_configs.SIZE),
+        "patch": (fields.take("tubelet_size", peer_configs.COUNT), pixels, pixels),
+        "activation": fields.take("hidden_act", _ACTIVATION),
+        "eps": fields.take("layer_norm_eps", _EPS),
+    }
+
+
 def _videomae_config(theirs: Mapping[str, Any], tensors) -> vit.Config:
-    patch = (theirs["tubelet_size"], theirs["patch_size"], theirs["patch_size"])
+    fields = _fields(theirs, "VideoMAE")
     # Only a classifier has a norm behind the mean; without one the tokens are normed.
     after_mean = "fc_norm.weight" in tensors
     return vit.Config(
-        num_frames=theirs["num_frames"],
-        size=theirs["image_size"],
-        patch=patch,
-        dim=theirs["hidden_size"],
-        num_layers=theirs["num_hidden_layers"],
-        num_heads=theirs["num_attention_heads"],
-        mlp_dim=theirs["intermediate_size"],
-        activation=theirs["hidden_act"],
-        eps=theirs["layer_norm_eps"],
+        **_video_sizes(fields, "num_frames", "image_size"),
+        mlp_dim=fields.take("intermediate_size", peer_configs.SIZE),
         norm_out="videomae.layernorm.weight" in tensors,
         pool_norm=after_mean,
         pool_eps=1e-5,
@@ -271,61 +310,59 @@ def _videomae_config(theirs: Mapping[str, Any], tensors) -> vit.Config:
 
 
 def _vjepa_config(theirs: Mapping[str, Any]) -> vit.Config:
+    fields = _fields(theirs, "V-JEPA 2")
+    sizes = _video_sizes(fields, "frames_per_clip", "crop_size")
     return vit.Config(
-        num_frames=theirs["frames_per_clip"],
-        size=theirs["crop_size"],
-        patch=(theirs["tubelet_size"], theirs["patch_size"], theirs["patch_size"]),
-        dim=theirs["hidden_size"],
-        num_layers=theirs["num_hidden_layers"],
-        num_heads=theirs["num_attention_heads"],
-        mlp_dim=int(theirs["hidden_size"] * theirs["mlp_ratio"]),
-        activation=theirs["hidden_act"],
+        **sizes,
+        mlp_dim=int(sizes["dim"] * fields.take("mlp_ratio", _FACTOR)),
         positions="rotation",
         key_bias=True,
         norm_out=True,
         pool="query",
         pool_norm=False,
-        pool_layers=theirs["num_pooler_layers"],
+        pool_layers=fields.take("num_pooler_layers", peer_configs.COUNT),
         pool_projection=False,
-        eps=theirs["layer_norm_eps"],
-        pool_eps=theirs["layer_norm_eps"],
+        pool_eps=sizes["eps"],
     )
 
 
 def _clip_configs(theirs: Mapping[str, Any]) -> tuple[vit.Config, vit.TextConfig]:
-    picture, text = theirs["vision_config"], theirs["text_config"]
-    width = theirs["projection_dim"]
+    fields = _fields(theirs, "CLIP")
+    picture, text = (
+        _fields(fields.take(f"{half}_config", _SECTION), "CLIP")
+        for half in ("vision", "text")
+    )
+    width = fields.take("projection_dim", peer_configs.SIZE)
 
-    def shared(half: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "dim": half["hidden_size"],
-            "num_layers": half["num_hidden_layers"],
-            "num_heads": half["num_attention_heads"],
-            "mlp_dim": half["intermediate_size"],
-            "activation": half.get("hidden_act", "quick_gelu"),
-            "eps": half.get("layer_norm_eps", 1e-5),
+    def shared(half: peer_configs.Fields) -> dict[str, Any]:
+        return _sizes(half) | {
+            "mlp_dim": half.take("intermediate_size", peer_configs.SIZE),
+            "activation": half.take("hidden_act", _ACTIVATION, "quick_gelu"),
+            "eps": half.take("layer_norm_eps", _EPS, 1e-5),
         }
 
+    of_picture = shared(picture)
+    pixels = picture.take("patch_size", peer_configs.COUNT)
     vision_config = vit.Config(
-        **shared(picture),
+        **of_picture,
         num_frames=1,
-        size=picture["image_size"],
-        patch=(1, picture["patch_size"], picture["patch_size"]),
+        size=picture.take("image_size", peer_configs.SIZE),
+        patch=(1, pixels, pixels),
         positions="table",
         key_bias=True,
         patch_bias=False,
         norm_in=True,
         pool="class",
         projection=width,
-        pool_eps=picture.get("layer_norm_eps", 1e-5),
+        pool_eps=of_picture["eps"],
     )
     # Older configs have 2, which is no token of CLIP's; the last id ends its texts.
-    end = text.get("eos_token_id", 2)
-    size = text["vocab_size"]
+    end = text.take("eos_token_id", _END, 2)
+    size = text.take("vocab_size", peer_configs.SIZE)
     return vision_config, vit.TextConfig(
         **shared(text),
         vocab_size=size,
-        length=text["max_position_embeddings"],
+        length=text.take("max_position_embeddings", peer_configs.SIZE),
         projection=width,
         end=size - 1 if end == 2 else end,
     )
@@ -347,8 +384,8 @@ def read_transformers(
       parameters of each of its parts ("video", for CLIP "vision" and "text").
 
     Raises:
-      ValueError: another kind of model, or tensors that are missing, unexpected or
-        mis-shaped; all of them are named.
+      ValueError: another kind of model, a field of the config that is missing or wrong,
+        or tensors that are missing, unexpected or mis-shaped; all of them are named.
     """
     kind = theirs.get("model_type")
     unused = ("classifier.", "vjepa2.predictor.", "logit_scale")

@@ -27,7 +27,14 @@ from flax import nnx
 from sora_jax.core import config as configs
 from sora_jax.core import paths, trees
 from sora_jax.data import tokenizer
-from sora_jax.models import dit, exchange, peer_configs, text_encoder, video_vae
+from sora_jax.models import (
+    dit,
+    exchange,
+    identity,
+    peer_configs,
+    text_encoder,
+    video_vae,
+)
 from sora_jax.training import checkpoint, weight_files
 from sora_jax.training import state as states
 
@@ -120,10 +127,15 @@ class Component:
         return dataclasses.replace(self, config=config)
 
     def digest(self) -> str:
-        """16 hex digits that name the weights: of the config, and of each tensor its
+        """16 hex digits that name the weights: of the network, and of each tensor its
         name, type, shape and 64 numbers; to read all of 14B would take minutes.
         """
-        hashed = hashlib.sha256(f"{self.config}\n".encode())
+        # Not how it is computed, nor fields that this project has added since.
+        network = identity.of(self.config)
+        fields = {f.name: f.default for f in dataclasses.fields(network)}
+        said = {n: getattr(network, n) for n in fields}
+        said = {n: value for n, value in said.items() if value != fields[n]}
+        hashed = hashlib.sha256(f"{sorted(said.items())}\n".encode())
         for tensor, view in sorted(self.tensors.items()):
             sample = view.reshape(-1)[:: max(1, view.size // 64)]
             hashed.update(f"{tensor} {view.dtype} {view.shape}\n".encode())
@@ -210,9 +222,9 @@ class Component:
 def difference(found: Any, wanted: Any, added: tuple[str, ...] = ()) -> list[str]:
     """Lists the fields in which two networks differ, but for those `added`.
 
-    How they are computed (type, remat, quantization) is no part of a network.
+    How they are computed is no part of them; see `models/identity.py`.
     """
-    one, other = dataclasses.asdict(found.network), dataclasses.asdict(wanted.network)
+    one, other = (dataclasses.asdict(identity.of(c)) for c in (found, wanted))
     for name in added:
         one.pop(name, None)
         other.pop(name, None)
@@ -289,7 +301,7 @@ def _open_component(
     folder: pathlib.Path, name: str, unknown: peer_configs.Unknown
 ) -> Component:
     kind, file = KINDS[name], folder / "config.json"
-    given = _read_json(file)
+    given = weight_files.read_json(file)
     is_ours = weight_files.exist(folder, _OURS)
     if is_ours:
         config = configs.build(kind.config, given, str(file))
@@ -383,7 +395,7 @@ def open_folder(path: str | pathlib.Path, *, strict: bool = False) -> Folder:
     unknown: peer_configs.Unknown = {}
 
     def read(file: pathlib.Path, reader: Callable) -> Any:
-        return reader(_read_json(file), str(file), unknown)
+        return reader(weight_files.read_json(file), str(file), unknown)
 
     index = read(path / "model_index.json", peer_configs.read_index)
     present = [name for name in KINDS if name in index.parts]
@@ -420,15 +432,3 @@ def _check_together(path: pathlib.Path, components: Mapping[str, Component]) -> 
         raise ValueError(
             f"{path}: transformer and transformer_2 differ in {'; '.join(differ)}"
         )
-
-
-def _read_json(path: pathlib.Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        found = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no fields")
-    return found

@@ -135,6 +135,23 @@ class TensorFiles(Mapping):
         return len(self._views)
 
 
+def read_json(path: pathlib.Path) -> dict:
+    """Reads the fields that a file of a folder of weights holds.
+
+    Raises:
+      FileNotFoundError, ValueError: it is missing, or no JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no fields")
+    return found
+
+
 def exist(folder: pathlib.Path, stem: str) -> bool:
     """Whether a folder has tensors under this stem."""
     names = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
@@ -142,17 +159,10 @@ def exist(folder: pathlib.Path, stem: str) -> bool:
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:
-    try:
-        placed = json.loads(path.read_text())["weight_map"]
-        files = set(placed.values())
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        raise ValueError(f"{path} is no index of tensors: {error!r}") from None
+    placed = read_json(path).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise ValueError(f"{path} is no index of tensors: it has no weight_map")
+    files = [*placed.values()]
     for name in files:
         plain = isinstance(name, str) and pathlib.PurePath(name).name == name
         if not plain or not name.endswith(".safetensors"):

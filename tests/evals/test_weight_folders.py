@@ -54,6 +54,27 @@ def convert(peers_python):
     return call
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "config.json is damaged"),
+        ("[" * 100_000, "config.json is damaged: maximum recursion"),
+        ("[]", "config.json is damaged: it holds no fields"),
+        ('{"kind": ["i3d"]}', "kind is .*, it must be one of"),
+        ('{"kind": "i3d", "sha256": "0"}', "config.json lacks the network's config"),
+        ('{"kind": "i3d", "sha256": 3, "config": {}}', "config.json lacks"),
+        ('{"kind": "i3d", "sha256": "0", "config": {}}', "weights.safetensors"),
+        ('{"model_type": "clip"}', "has no model.safetensors"),
+        ("{}", "has no model.safetensors"),
+    ],
+)
+def test_a_damaged_description_is_refused_in_one_sentence(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(weight_folders.WrongWeights, match=message) as error:
+        weight_folders.load(tmp_path)
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
 def params_of(
     loaded: weight_folders.Weights, part: str = "video"
 ) -> dict[str, np.ndarray]:

@@ -43,6 +43,50 @@ def cases(peers_python, tmp_path_factory) -> dict[str, Case]:
     return loaded
 
 
+VIDEOMAE = {
+    "model_type": "videomae", "num_frames": 4, "image_size": 32, "patch_size": 16,
+    "tubelet_size": 2, "hidden_size": 24, "num_hidden_layers": 2, "hidden_act": "gelu",
+    "num_attention_heads": 3, "intermediate_size": 48, "layer_norm_eps": 1e-6,
+}  # fmt: skip
+VJEPA = VIDEOMAE | {
+    "model_type": "vjepa2", "frames_per_clip": 4, "crop_size": 32, "mlp_ratio": 2.0,
+    "num_pooler_layers": 1,
+}  # fmt: skip
+_HALF = VIDEOMAE | {"vocab_size": 9, "max_position_embeddings": 5}
+CLIP = {"model_type": "clip", "projection_dim": 8, "text_config": _HALF}
+CLIP |= {"vision_config": _HALF}
+
+
+@pytest.mark.parametrize(
+    "theirs, name, values",
+    [
+        (VIDEOMAE, "num_frames", (0, "4", None, True, 1e9)),
+        (VIDEOMAE, "hidden_act", ("silu", [], None)),
+        (VIDEOMAE, "layer_norm_eps", (0, -1e-6, "x", float("nan"))),
+        (VIDEOMAE, "num_hidden_layers", (10**9, 2.5, [2])),
+        (VIDEOMAE, "quantization_config", ({"bits": 4},)),
+        (VJEPA, "mlp_ratio", (0, float("inf"), "4")),
+        (VJEPA, "crop_size", (-1, {})),
+        (CLIP, "text_config", (None, [], 3)),
+        (CLIP, "projection_dim", (0, 1.5)),
+        (CLIP, "vision_config", (_HALF | {"patch_size": 0},)),
+        (CLIP, "text_config", (_HALF | {"eos_token_id": "x"},)),
+    ],
+)
+def test_a_wrong_field_of_a_config_is_refused(theirs, name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=r"^config\.json: .* is ") as error:
+            vit_exchange.read_transformers(theirs | {name: value}, {})
+        assert "weights of" not in str(error.value)
+    without = {n: v for n, v in theirs.items() if n != name}
+    if name in theirs:
+        with pytest.raises(ValueError, match=f"config.json lacks {name}"):
+            vit_exchange.read_transformers(without, {})
+    # All is right but the tensors, and a field that is not known changes nothing.
+    with pytest.raises(ValueError, match="do not fit the config; missing: "):
+        vit_exchange.read_transformers(theirs | {"newer": [1]}, {})
+
+
 def transformers_parts(case: Case, build):
     _, parts = vit_exchange.read_transformers(case.config, case.weights)
     kinds = {"video": vit.VisionTransformer, "vision": vit.VisionTransformer}

@@ -1,5 +1,6 @@
 """Folders in diffusers' layout: read part by part, and refused where they are damaged."""
 
+import dataclasses
 import json
 import pathlib
 import pickle
@@ -161,6 +162,10 @@ def index_nothing(folder):
     (folder / "text_encoder" / "model.safetensors.index.json").write_text("[]")
 
 
+def index_no_names(folder):
+    (folder / "text_encoder" / "model.safetensors.index.json").write_text("{}")
+
+
 def change_a_config(folder, component="transformer", **fields):
     path = folder / component / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
@@ -257,7 +262,8 @@ DAMAGE = {
     index_a_missing_tensor: "encoder.more is not in model.safetensors",
     index_outside_of_the_folder: "a file of weights lies beside the index",
     index_a_pickle: "ends in .safetensors",
-    index_nothing: "is no index of tensors",
+    index_nothing: "index.json is damaged: it holds no fields",
+    index_no_names: "is no index of tensors",
     take_another_models_config: "of CogVideoXTransformer3DModel, not of Wan",
     contradict_what_is_computed: "text_encoder/config.json: dense_act_fn is 'silu'",
     ask_for_an_image_encoder: "image-to-video model .36 input channels",
@@ -269,7 +275,7 @@ DAMAGE = {
     nest_a_config_deeply: "model_index.json is damaged: maximum recursion",
     index_the_same_tensor_twice: "shared.weight is in another file as well",
     index_a_file_that_is_not_there: "b.safetensors is missing, but the index names it",
-    index_deeply: "is no index of tensors",
+    index_deeply: "index.json is damaged: maximum recursion",
     link_a_file_to_itself: "vae has no diffusion_pytorch_model.safetensors",
     claim_a_longer_header: "is damaged, or no safetensors file",
     claim_another_place: "is damaged, or no safetensors file",
@@ -311,6 +317,17 @@ def test_fields_that_are_not_known_are_warned_of_once_a_folder(folder, caplog):
         pretrained.open_folder(folder, strict=True)
     with pytest.raises(ValueError, match="not known: newer_vae"):
         pretrained.open_component(folder / "vae", "vae", strict=True)
+
+
+def test_weights_have_one_name_however_they_are_computed(whole):
+    """A run's text encoder in bfloat16 is the folder's; another network is another."""
+    for component in pretrained.open_folder(whole).components.values():
+        assert component.computing("bfloat16").digest() == component.digest()
+    transformer = pretrained.open_component(whole / "transformer", "transformer")
+    config = dataclasses.replace(transformer.config, quantization="int8", remat="full")
+    assert transformer.fitted(config).digest() == transformer.digest()
+    config = dataclasses.replace(transformer.config, known_embedding=True)
+    assert transformer.fitted(config).digest() != transformer.digest()
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
