@@ -3,7 +3,7 @@
 For WanTransformer3DModel, AutoencoderKLWan and UMT5EncoderModel, in both directions.
 Ours are nested dicts as `nnx.to_pure_dict` gives them; theirs are flat dicts from name
 to array, as a safetensors file holds them. Both directions are strict: every array has
-exactly one place, and one error names all that have none.
+exactly one place, and one error names those that have none.
 
 Kernels of ours are [..., in, out], torch's [out, in, ...]; blocks of a transformer are
 stacked on a leading axis here and numbered there.
@@ -21,6 +21,7 @@ from flax import nnx
 from sora_jax.core import trees
 from sora_jax.models import dit, text_encoder, video_vae
 
+_NAMED = 20  # of what does not fit, so that a reader sees which kind of tensors it is
 Tree = Mapping[Any, Any]  # nested dicts of arrays
 Flat = dict[str, Any]
 
@@ -267,7 +268,7 @@ class Peer:
             raise ValueError(f"{self.name} cannot express {', '.join(beyond)} of ours")
 
     def check(self, flat: Mapping[str, Any], config: Any) -> None:
-        """Raises ValueError, naming all that is missing, unexpected or mis-shaped.
+        """Raises ValueError, naming what is missing, unexpected or mis-shaped.
 
         And where the config asks for what the peer never computed.
         """
@@ -385,12 +386,15 @@ TEXT_ENCODER = Peer(
 def _check(
     what: str, wrong: Mapping[str, str], missing: set[str], unexpected: set[str]
 ) -> None:
-    problems = []
-    if missing:
-        problems.append(f"missing: {', '.join(sorted(missing))}")
-    if unexpected:
-        problems.append(f"unexpected: {', '.join(sorted(unexpected))}")
-    if wrong:
-        problems.append(f"of another shape: {', '.join(wrong.values())}")
+    problems = [
+        f"{kind}: {', '.join(names[:_NAMED])}"
+        + (f" (and {len(names) - _NAMED} more)" if len(names) > _NAMED else "")
+        for kind, names in (
+            ("missing", sorted(missing)),
+            ("unexpected", sorted(unexpected)),
+            ("of another shape", [*wrong.values()]),
+        )
+        if names
+    ]
     if problems:
         raise ValueError(f"{what} do not fit the config; {'; '.join(problems)}")

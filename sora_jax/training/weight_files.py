@@ -103,6 +103,8 @@ class TensorFiles(Mapping):
             raise ValueError(
                 f"{path} is damaged, or no safetensors file: {error}"
             ) from None
+        except OSError as error:  # it does not say of which file
+            raise OSError(f"{path} cannot be read: {error}") from None
         pages = np.memmap(path, np.uint8, "r")
         (length,) = struct.unpack("<Q", pages[:8].tobytes())
         header = json.loads(pages[8 : 8 + length].tobytes())
@@ -115,6 +117,10 @@ class TensorFiles(Mapping):
                 f"have); weights are {', '.join(DTYPES)}"
             )
         for name, entry in header.items():
+            if len(name) > 256 or not name.isprintable():
+                raise ValueError(
+                    f"{path} is damaged: {name[:80]!r} is no tensor's name"
+                )
             if name in self._views:
                 raise ValueError(f"{path}: {name} is in another file as well")
             first, last = entry["data_offsets"]

@@ -152,6 +152,18 @@ def test_everything_that_does_not_fit_is_named_at_once(kind):
     assert f"of another shape: {misshaped} {flat[misshaped].shape}" in message
 
 
+def test_of_a_thousand_names_that_do_not_fit_some_are_told():
+    """A config of more layers than the file has: a sentence, and no page of names."""
+    config = dataclasses.replace(SMALL_DIT, num_layers=40)
+    flat = exchange.TRANSFORMER.export(
+        random_like(shapes(make_dit(SMALL_DIT))), SMALL_DIT
+    )
+    with pytest.raises(ValueError, match=r"\(and 1\d\d\d more\)") as error:
+        exchange.TRANSFORMER.check(flat, config)
+    assert "missing: blocks.10.attn1.norm_k.weight, blocks.10" in str(error.value)
+    assert len(str(error.value)) < 1000
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_leaves_nothing_out(kind):
     make, config, export, _ = KINDS[kind]

@@ -237,9 +237,19 @@ def link_a_file_to_itself(folder):
     path.symlink_to(path.name)
 
 
+def link_a_file_to_what_is_no_file(folder):
+    link = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    link.unlink()
+    link.symlink_to("/proc/self/mem")
+
+
 def claim_a_longer_header(folder):
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+
+
+def name_a_tensor_in_two_lines(folder):
+    rewrite(folder, lambda t: t.update({"a\nb": t.pop("proj_out.bias")}))
 
 
 def claim_another_place(folder):
@@ -277,7 +287,9 @@ DAMAGE = {
     index_a_file_that_is_not_there: "b.safetensors is missing, but the index names it",
     index_deeply: "index.json is damaged: maximum recursion",
     link_a_file_to_itself: "vae has no diffusion_pytorch_model.safetensors",
+    link_a_file_to_what_is_no_file: "safetensors cannot be read",
     claim_a_longer_header: "is damaged, or no safetensors file",
+    name_a_tensor_in_two_lines: r"'a\\nb' is no tensor's name",
     claim_another_place: "is damaged, or no safetensors file",
     lose_the_tokenizer: "has no tokenizer.json, spiece.model or tokenizer.model",
 }
@@ -291,7 +303,7 @@ def test_damaged_folders_are_refused_in_one_sentence(folder, damage, monkeypatch
         raise AssertionError("something was loaded of a damaged folder")
 
     monkeypatch.setattr(pretrained.Component, "load", load)
-    with pytest.raises((ValueError, FileNotFoundError), match=DAMAGE[damage]) as error:
+    with pytest.raises((ValueError, OSError), match=DAMAGE[damage]) as error:
         pretrained.open_folder(folder)
     assert "\n" not in str(error.value)
     assert not pathlib.Path("/tmp/sora_jax_was_here").exists()
