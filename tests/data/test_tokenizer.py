@@ -174,3 +174,20 @@ def test_texts_are_cleaned_where_that_is_asked_for(tokens, tmp_path):
     assert cleaned.pieces(messy) == tokens.pieces("a red & blue ring")
     assert tokens.pieces(messy) != tokens.pieces("a red & blue ring")
     assert pickle.loads(pickle.dumps(cleaned)).pieces(messy) == cleaned.pieces(messy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # The library panics at this one, which is no Exception of Python's.
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        {"normalizer": {"type": "Newer"}},
+        {"newer": 1},
+    ],
+)
+def test_a_json_that_the_library_does_not_read_is_refused(tmp_path, changes):
+    tokenizer.train(["a red circle"], tmp_path / "spiece.model", 320).save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match="newer than the tokenizers library, version"):
+        tokenizer.load(file)
