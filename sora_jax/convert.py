@@ -17,13 +17,14 @@ other side cannot express is named, and nothing is written. A file (.pt, .pth, .
 two files of torch's become the one that LPIPS is measured with.
 """
 
+import contextlib
 import pathlib
 import shutil
 
 import jax
 from absl import app, flags, logging
 
-from sora_jax.core import job
+from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
 from sora_jax.evals import weight_folders
 from sora_jax.generation import export, pipeline, wan
@@ -133,37 +134,42 @@ def run() -> None:
         raise ValueError(f"{target} is not empty: choose another folder")
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
     # Under its own name only when it is whole; what an interruption left is made anew.
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        if source.is_file():
-            to_features(source, partial)
-        elif pretrained.is_folder(source):
-            refuse(_OF_FILES, "for a folder in diffusers' layout")
-            refuse(_OF_RUNS, "for a folder in diffusers' layout, which becomes a run")
-            folder = pretrained.open_folder(source, strict=FLAGS.strict)
-            wan.to_run(folder, partial, FLAGS.dtype)
-        else:
-            refuse(_OF_FILES, "for a run")
-            to_diffusers(source, partial)
-    except BaseException:
+    work = target.with_name(target.name + ".partial")
+    with paths.lock(work):
+        partial = work / target.name
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_dir():
-        target.rmdir()
-    partial.rename(target)
+        try:
+            if source.is_file():
+                to_features(source, partial)
+            elif pretrained.is_folder(source):
+                refuse(_OF_FILES, "for a folder in diffusers' layout")
+                refuse(
+                    _OF_RUNS, "for a folder in diffusers' layout, which becomes a run"
+                )
+                folder = pretrained.open_folder(source, strict=FLAGS.strict)
+                wan.to_run(folder, partial, FLAGS.dtype)
+            else:
+                refuse(_OF_FILES, "for a run")
+                to_diffusers(source, partial)
+            if target.is_dir():
+                target.rmdir()
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    with contextlib.suppress(OSError):  # an interrupted job had made it
+        work.rmdir()
     print(f"{target} written")
 
 
 def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
+    # What goes wrong is raised; Orbax logs it, too, with a traceback for each thread.
+    logging.set_verbosity(logging.FATAL)
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
         run()
     except (ValueError, OSError) as error:
-        raise SystemExit(f"convert: {error}") from None
+        raise SystemExit(f"convert: {job.sentence(error)}") from None
 
 
 if __name__ == "__main__":

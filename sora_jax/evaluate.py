@@ -172,6 +172,7 @@ def main(argv: list[str]) -> None:
     try:
         meshes.initialize()
         check_flags()
+        job.hold(FLAGS.out)
         if FLAGS.videos:
             return compare() if jax.process_index() == 0 else None
         clips, network = shards.open(FLAGS.shards), features.ToyFeatures()
@@ -183,8 +184,7 @@ def main(argv: list[str]) -> None:
                 f"{FLAGS.shards} are not toy-world shards: the oracle cannot read them"
             )
         source = pathlib.Path(FLAGS.model or FLAGS.samples)
-        also = [pathlib.Path(folder) for folder in FLAGS.also]
-        runs = results.Runs(source, bool(FLAGS.model), also)
+        runs = results.Runs(source, bool(FLAGS.model), [*map(pathlib.Path, FLAGS.also)])
         runs.differences()  # a run that is not there is named now, not at the end
         scorer = results.Scorer(clips, tier, network, runs)
         with job.terminable():
@@ -192,8 +192,8 @@ def main(argv: list[str]) -> None:
                 finish(scorer, samples.read_material(source))
             else:
                 score(sampling_of(clips, tier), scorer)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"evaluate: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"evaluate: {job.sentence(error)}")
 
 
 if __name__ == "__main__":

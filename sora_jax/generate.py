@@ -84,9 +84,7 @@ def clips(recipe: dict | None) -> list[dict]:
         raise ValueError(f"--out is the video's file and ends in .mp4, not {out}")
     if FLAGS.prompts is not None:
         rows = prompt_file.read(FLAGS.prompts)
-        files = [
-            out / prompt_file.file_name(index, row) for index, row in enumerate(rows)
-        ]
+        files = [out / prompt_file.file_name(*numbered) for numbered in enumerate(rows)]
     else:
         rows, files = [{"prompt": FLAGS.prompt}], [out]
     defaults = given()
@@ -171,6 +169,8 @@ def main(argv: list[str]) -> None:
         if FLAGS.dry_run:
             calls = [arguments([clip]) for clip in wanted]
             return print(estimate.report(FLAGS.model, calls, strict=FLAGS.strict))
+        if FLAGS.prompts and not FLAGS.calibrate_step_cache:
+            job.hold(FLAGS.out)
         pipe = pipeline.Pipeline.from_pretrained(
             FLAGS.model, FLAGS.dtype, FLAGS.keep_text_encoder, strict=FLAGS.strict
         )
@@ -181,8 +181,8 @@ def main(argv: list[str]) -> None:
             return print(cached_sampling.run(pipe, kinds, **arguments(wanted)))
         batches, steps = plan(pipe, wanted)
         step_cache.check_recipe(recipe or {}, pipe.calibration)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"generate: {error}") from None
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"generate: {job.sentence(error)}") from None
     todo = sum(len(batch) for batch in batches)
     if (first := jax.process_index() == 0) and todo < len(wanted):
         print(f"{len(wanted) - todo} of {len(wanted)} clips were finished before")

@@ -139,9 +139,9 @@ def encode(kind: str, name: str) -> None:
     from sora_jax.training import latents, text_states
 
     meshes.initialize()
-    folder, began = name, time.monotonic()
+    folder, began = name if kind == "latents" else _OUT.value, time.monotonic()
+    job.hold(folder)
     if kind == "shards":
-        folder = _OUT.value
         latents.encode(name, _VAE.value, folder)
         print(f"{folder}: latents of {name}; {time.monotonic() - began:.1f} s")
     if encoder := _TEXT_ENCODER.value:
@@ -171,6 +171,7 @@ def run() -> None:
         affinity = getattr(os, "sched_getaffinity", None)  # what Linux lets us use
         workers = len(affinity(0)) if affinity else os.cpu_count() or 1
     source = source_of(kind, name)
+    job.hold(out)
     for line in reports.difference(out, source):
         print(line)
     manifest = shards.write(out, source, num_workers=workers)
@@ -185,7 +186,7 @@ def main(arguments):
     try:
         run()
     except (ValueError, OSError) as error:
-        sys.exit(f"prepare: {error}")
+        sys.exit(f"prepare: {job.sentence(error)}")
 
 
 if __name__ == "__main__":

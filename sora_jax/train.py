@@ -7,7 +7,9 @@
         --config.data.latents=runs/latents --init Wan2.1-T2V-1.3B-Diffusers
 
 The same command again goes on where the run was. SIGTERM and Ctrl-C save and exit with
-code 75. Fields of the config are listed in configs/base.py.
+code 75. A measurement that fails on the way is told of and the run goes on; where it is
+that of the last step the run is saved all the same, and the exit code is 1. Fields of the
+config are listed in configs/base.py.
 """
 
 import json
@@ -27,11 +29,13 @@ from sora_jax.evals import reconstruction
 from sora_jax.models import video_vae
 from sora_jax.training import (
     cost,
+    evaluation,
     initial,
     jobs,
     loop,
     optim,
     run_folder,
+    stopping,
     weight_files,
 )
 
@@ -48,7 +52,7 @@ _STRICT = flags.DEFINE_bool(
 _PROFILE = flags.DEFINE_list("profile", [], "first and last step to trace: 20,25")
 
 
-def evaluators(c, task: jobs.Job) -> dict[str, loop.Evaluator]:
+def evaluators(c, task: jobs.Job) -> dict[str, evaluation.Evaluator]:
     """What measures the run on the way: of a video VAE, clips that it does not see."""
     if c.objective != "vae" or not c.data.eval_shards:
         return {}
@@ -69,11 +73,13 @@ def evaluators(c, task: jobs.Job) -> dict[str, loop.Evaluator]:
 def main(arguments):
     if len(arguments) > 1:
         raise app.UsageError(f"unknown argument {arguments[1]!r}")
-    logging.set_verbosity(logging.WARNING)
+    # What goes wrong is raised; Orbax logs it, too, with a traceback for each thread.
+    logging.set_verbosity(logging.FATAL)
     c, folder = _CONFIG.value, pathlib.Path(_WORKDIR.value)
     c.init = _INIT.value or c.init
     try:
         meshes.initialize()
+        job.hold(folder)
         if c.objective not in jobs.JOBS:
             raise ValueError(f"objective {c.objective!r}; there are {[*jobs.JOBS]}")
         if c.init and c.objective != "denoiser":
@@ -92,8 +98,9 @@ def main(arguments):
         if jax.process_index() == 0:
             text = json.dumps(environment.describe(), indent=2)
             paths.write_atomically(folder / "env.json", text + "\n")
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"train: {error}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"train: {job.sentence(error)}")
+    failed = None
     try:
         state = loop.train(
             loop_config,
@@ -110,9 +117,13 @@ def main(arguments):
             evaluators=measured,
             profile=range(*map(int, _PROFILE.value)) if _PROFILE.value else None,
         )
-    except loop.Preempted as stop:
+    except stopping.Preempted as stop:
         print(f"train: {stop}", file=sys.stderr)
-        sys.exit(loop.PREEMPTED_EXIT_CODE)
+        sys.exit(stopping.PREEMPTED_EXIT_CODE)
+    except evaluation.Failed as error:
+        failed, state = error, error.state
+        if state is None:
+            sys.exit(f"train: {error}")
     except (
         FloatingPointError,
         loader.TooManyCorruptRecords,
@@ -122,13 +133,20 @@ def main(arguments):
     if task.finish:
         task.finish(state.ema)
         meshes.barrier("finish")
+    if failed:
+        sys.exit(f"train: the run is finished and saved, but {failed}")
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
     flags.register_validator(
         "profile",
-        lambda steps: not steps or len(steps) == 2 and all(s.isdigit() for s in steps),
-        "two step numbers, such as 20,25",
+        lambda steps: (
+            not steps
+            or len(steps) == 2
+            and all(s.isdigit() for s in steps)
+            and 1 <= int(steps[0]) <= int(steps[1])
+        ),
+        "two step numbers, the first and the last, such as 20,25",
     )
     job.run(main, "train")

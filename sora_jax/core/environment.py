@@ -9,14 +9,21 @@ import jax
 import sora_jax
 
 
+def _source() -> str:
+    """Which commit runs, as git says where there is one."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        git = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # it is not installed
+        return "unknown"
+    return git.stdout.strip() if git.returncode == 0 else "unknown"
+
+
 def describe() -> dict:
     """Returns JSON values that say what runs here."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
     return {
         "sora_jax": sora_jax.__version__,
-        "source": git.stdout.strip() if git.returncode == 0 else "unknown",
+        "source": _source(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -7,25 +7,29 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 import jax
 from absl import app, flags
 
-from sora_jax.core import xla_flags
+from sora_jax.core import paths, xla_flags
 
 _PROFILE = flags.DEFINE_enum(
     "xla_profile", "default", [*xla_flags.PROFILES],
     "Flags of XLA; sora_jax/core/xla_flags.py says why.",
 )  # fmt: skip
+_held, _held_folders = contextlib.ExitStack(), set()  # the locks of this job
 
 
 def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -> None:
     """Parses the flags and calls `main`.
 
-    Exits with 2 where they are not understood, with 130 where Ctrl-C stopped it.
+    Exits with 2 where they are not understood, with 130 where Ctrl-C stopped it. A file
+    or folder that cannot be read or written ends it in one sentence, with 1.
 
     A process of several that fails ends at once: on its way out JAX would wait minutes
-    for the others, which wait for it.
+    for the others, which wait for it. An exit with a number is one that all processes
+    have agreed on.
 
     Args:
       main: takes the arguments that are no flags.
@@ -56,19 +60,67 @@ def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -
 
     def guarded(argv: list[str]) -> None:
         try:
-            main(argv)
+            with _held:
+                main(argv)
         except KeyboardInterrupt:
-            sentence = f"\n{name}: interrupted; the same command goes on here"
-            print(sentence, file=sys.stderr)
-            sys.exit(130)
+            _end(f"\n{name}: interrupted; the same command goes on here", 130)
+        except OSError as error:
+            _end(f"{name}: {sentence(error)}", 1)
+        except SystemExit as stop:
+            if not isinstance(stop.code, str):
+                raise
+            _end(stop.code, 1)
         except Exception:
             if not jax.distributed.is_initialized():
                 raise
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
+            _end(traceback.format_exc().rstrip(), 1)
 
+    sys.unraisablehook = _unraisable
     app.run(guarded, flags_parser=parse)
+
+
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    """Shows what no caller can be told of.
+
+    But for one thing: after a write of a checkpoint has failed, which is raised, the
+    others of TensorStore find no event loop any more, and say so a traceback each.
+    """
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
+
+
+def _end(text: str, code: int) -> NoReturn:
+    """Says why this process ends, and ends it; of several at once, whatever they do."""
+    with contextlib.suppress(OSError):  # a log file on a full disk
+        print(text, file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def sentence(error: Exception) -> str:
+    """What an error says to a user; of a file, which one and why."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def hold(folder: str | os.PathLike) -> None:
+    """Keeps other jobs out of a folder until this one ends; once more does nothing.
+
+    Of several processes the first one does, for all of them.
+
+    Raises:
+      paths.InUse: another job writes there.
+    """
+    place = os.path.realpath(folder)
+    other = jax.distributed.is_initialized() and jax.process_index() > 0
+    if not other and place not in _held_folders:
+        _held.enter_context(paths.lock(folder))
+        _held_folders.add(place)
+        _held.callback(_held_folders.remove, place)
 
 
 def check_taken(

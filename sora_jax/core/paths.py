@@ -1,39 +1,148 @@
-"""Files that are either whole or absent, and their checksums."""
+"""Files that are either whole or absent, their checksums, and locks on folders."""
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import pathlib
 import secrets
 import shutil
+import socket
+import sys
+from collections.abc import Iterator
+
+LOCK = ".lock"
+# What flock raises on a file system without locks, as some network file systems are.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IN_WORDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, *_NOT_WRITABLE)
+
+
+class InUse(OSError):
+    """A folder that another process works in."""
+
+
+@contextlib.contextmanager
+def lock(folder: str | os.PathLike) -> Iterator[None]:
+    """Keeps other processes out of a folder, which is made where it is missing.
+
+    The lock is an flock on the file `.lock` in it, so it ends with the process, however
+    that ends. On leaving the file goes, and so does a folder that was made for it and
+    is still empty. Of several processes of one job one takes the lock for all of them.
+    A folder that cannot be written to needs no lock. Where the file system has none,
+    that is said, and the work goes on.
+
+    Raises:
+      InUse: another process holds it.
+      OSError: the folder cannot be made.
+    """
+    folder = pathlib.Path(folder)
+    is_new = not folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if is_new:
+            stack.callback(_remove_if_empty, folder)
+        try:
+            descriptor = _take(folder / LOCK)
+        except OSError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise
+        else:
+            stack.callback(os.close, descriptor)
+            stack.callback((folder / LOCK).unlink, missing_ok=True)
+        yield
+
+
+def _take(file: pathlib.Path) -> int:
+    """Returns the descriptor of a lock file that is ours and that others will open."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _flock(descriptor, file)
+            # Who held it before may have removed the file after it was opened here.
+            if file.exists() and os.path.samestat(os.fstat(descriptor), file.stat()):
+                with contextlib.suppress(OSError):  # a full disk has no room for it
+                    name = f"process {os.getpid()} on {socket.gethostname()}"
+                    os.ftruncate(descriptor, os.pwrite(descriptor, name.encode(), 0))
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, file: pathlib.Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+        raise InUse(
+            f"{file.parent} is in use by {holder or 'another process'}: wait until that "
+            "ends, or choose another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        print(
+            f"{file.parent} is on a file system without locks: take care that no second "
+            "process writes to it",
+            file=sys.stderr,
+        )
+
+
+def _remove_if_empty(folder: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields the name of a temporary file, which takes the place of `path` at the end.
+
+    So a reader or a crash never sees half of it. What cannot be written to the
+    temporary file is an OSError that names `path`.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        ours = str(temporary) in (str(error.filename or temporary), error.filename2)
+        if error.errno is None or not ours:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def error_of(text: str, path: str | os.PathLike) -> OSError:
+    """The OSError about a file that a library has told of in words."""
+    for code in _IN_WORDS:
+        if os.strerror(code) in text:
+            return OSError(code, os.strerror(code), str(path))
+    return OSError(
+        f"{path}: {(text.strip().splitlines() or ['unknown error'])[0][:300]}"
+    )
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
     """Writes a file so that a reader or a crash never sees half of it."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, str):
         content = content.encode()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def copy_atomically(source: str | os.PathLike, path: str | os.PathLike) -> None:
     """Copies a file so that a reader or a crash never sees half of it."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with replacing(path) as temporary:
         shutil.copyfile(source, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def sha256_file(path: str | os.PathLike) -> str:

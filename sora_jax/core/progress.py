@@ -1,5 +1,6 @@
 """One line that says how far a job is and how long it will still take."""
 
+import contextlib
 import os
 import sys
 import time
@@ -21,6 +22,9 @@ class Progress:
     On a terminal the line is rewritten in place a few times a second; elsewhere (logs,
     CI) a new line is printed every `every` seconds and at the end. Only the process
     with index 0 prints.
+
+    The rate is that of the units after the first update, whose time is mostly that of
+    compiling; so there is none before the second.
 
     Args:
       total: how many units there are.
@@ -49,6 +53,7 @@ class Progress:
         self._tty = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._every = 0.2 if self._tty else every
         self._began = self._printed = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when, and what was done by then
 
     def __enter__(self) -> "Progress":
         return self
@@ -59,6 +64,8 @@ class Progress:
     def update(self, n: int = 1, **fields: object) -> None:
         """Counts `n` more units as done and shows `fields` behind the bar."""
         self.done += n
+        if n and self._first is None:
+            self._first = time.monotonic(), self.done
         for name, value in fields.items():
             self.fields[name] = f"{value:.4g}" if isinstance(value, float) else value
         if time.monotonic() - self._printed >= self._every:
@@ -66,14 +73,15 @@ class Progress:
 
     def line(self) -> str:
         """Returns the text of the line as it stands now."""
-        elapsed = time.monotonic() - self._began
-        rate = (self.done - self.start) / elapsed if elapsed > 0 else 0.0
+        now = time.monotonic()
+        since, before = self._first or (now, self.done)
+        rate = (self.done - before) / (now - since) if now > since else 0.0
         parts = [f"{self.label}: {self.done}/{self.total} {self.unit}".rstrip()]
         if rate > 0:
             parts.append(f"{rate:.4g}/s")
             if self.done < self.total:
                 parts.append(f"{clock((self.total - self.done) / rate)} left")
-        parts.append(f"{clock(elapsed)} so far")
+        parts.append(f"{clock(now - self._began)} so far")
         parts += [f"{name} {value}" for name, value in self.fields.items()]
         return ", ".join(parts)
 
@@ -81,8 +89,7 @@ class Progress:
         self._printed = time.monotonic()
         if self._quiet:
             return
-        if self._tty:
-            sys.stderr.write("\r\x1b[K" + self.line() + ("\n" if last else ""))
-        else:
-            sys.stderr.write(self.line() + "\n")
-        sys.stderr.flush()
+        before, after = ("\r\x1b[K", "\n" * last) if self._tty else ("", "\n")
+        with contextlib.suppress(OSError):  # a log file on a full disk, a closed pipe
+            sys.stderr.write(before + self.line() + after)
+            sys.stderr.flush()

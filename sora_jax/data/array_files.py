@@ -11,12 +11,12 @@ this module get the reason as a value and decide.
 
 import bisect
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import pathlib
-import secrets
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -44,21 +44,29 @@ def _write_file(
     path: pathlib.Path, raw_records: Iterable[bytes], compression: str
 ) -> tuple[int, str]:
     """Writes a whole file or nothing; returns its size and its SHA-256."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        options = f"{_WRITER_OPTIONS},{compression}"
-        writer = array_record_module.ArrayRecordWriter(str(temporary), options)
+    options = f"{_WRITER_OPTIONS},{compression}"
+    with paths.replacing(path) as temporary:
+        with _told_by_writer(path):
+            writer = array_record_module.ArrayRecordWriter(str(temporary), options)
         for raw in raw_records:
-            writer.write(raw)
-        writer.close()
+            with _told_by_writer(path):
+                writer.write(raw)
+        with _told_by_writer(path):
+            writer.close()
         descriptor = os.open(temporary, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
         size, digest = temporary.stat().st_size, paths.sha256_file(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return size, digest
+
+
+@contextlib.contextmanager
+def _told_by_writer(path: pathlib.Path) -> Iterator[None]:
+    """Turns what ArrayRecord says of a full disk and the like into OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise paths.error_of(str(error), path) from error
 
 
 class _Files:
@@ -157,7 +165,10 @@ def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) ->
     if (out / manifest_name).exists():
         return True
     if not begun.exists():
-        if out.exists() and {path.name for path in out.iterdir()} - {"report.json"}:
+        if out.exists() and {path.name for path in out.iterdir()} - {
+            "report.json",
+            paths.LOCK,
+        }:
             raise ShardsError(f"{out} is not empty and holds no shards of ours")
         paths.write_atomically(begun, json.dumps({"settings": settings}, indent=1))
     return False

@@ -43,6 +43,7 @@ def run(
       stall_seconds: a process that says nothing for so long is killed.
 
     Raises:
+      OSError: a task could not read or write a file.
       RuntimeError: a task failed, with its traceback; or a process died before it
         named an item.
     """
@@ -129,6 +130,8 @@ class _Worker:
             self.item = content
         elif kind == "finished":
             self.finished += content
+        elif kind == "file error":
+            raise OSError(*content)
         elif kind == "error":
             raise RuntimeError(f"part {self.part} failed in its process:\n{content}")
         return kind, content
@@ -171,6 +174,10 @@ def _serve(connection, task: Task) -> None:
                 message = ("result", task(part, note, avoid))
             except (BrokenPipeError, ConnectionResetError):
                 return
+            except OSError as error:
+                known = error.errno is not None
+                found = (error.errno, error.strerror, str(error.filename or ""))
+                message = ("file error", found if known else (str(error),))
             except Exception:
                 message = ("error", traceback.format_exc())
             connection.send(message)

@@ -25,6 +25,10 @@ from sora_jax.core import paths, trees
 from sora_jax.training import state as states
 
 
+class NotSaved(OSError):
+    """A checkpoint could not be written; those before it are whole."""
+
+
 class Checkpointer:
     """Saves and restores the train states of one run.
 
@@ -56,13 +60,17 @@ class Checkpointer:
 
         Returns when the arrays are copied off the device. An error of the save before
         is raised here.
+
+        Raises:
+          NotSaved: one of the two could not be written.
         """
         if not (force or (step % self.every == 0)) or step == self.latest():
             return
-        self._orbax.wait()
-        self._orbax.save_checkpointables_async(
-            step, {"state": _fields(state), "meta": dict(meta)}, force=True
-        )
+        self.wait()
+        with _writing(self._orbax.directory):
+            self._orbax.save_checkpointables_async(
+                step, {"state": _fields(state), "meta": dict(meta)}, force=True
+            )
 
     def restore(
         self, abstract: states.TrainState, step: int | None = None
@@ -82,11 +90,26 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits for the save in the background and raises its error, if any."""
-        self._orbax.close()
+        with _writing(self._orbax.directory):
+            self._orbax.close()
 
     def wait(self) -> None:
-        """Waits until nothing is being written."""
-        self._orbax.wait()
+        """Waits until nothing is being written; raises NotSaved where it failed."""
+        with _writing(self._orbax.directory):
+            self._orbax.wait()
+
+
+@contextlib.contextmanager
+def _writing(folder: pathlib.Path):
+    """Turns what Orbax raises of a full disk and the like, whatever it is, to NotSaved."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        told = paths.error_of(str(error), folder)
+        raise NotSaved(
+            f"{folder}: a checkpoint could not be written ({told.strerror or told}); "
+            "those before it are kept"
+        ) from error
 
 
 def _fields(state: states.TrainState) -> dict:
@@ -242,7 +265,7 @@ def save_run(folder: str | pathlib.Path, params: Mapping) -> None:
     They are the average and nothing else: for use, and to begin another run with.
     """
     checkpoints = (pathlib.Path(folder) / "checkpoints").absolute()
-    with orbax.training.Checkpointer(checkpoints) as writer:
+    with _writing(checkpoints), orbax.training.Checkpointer(checkpoints) as writer:
         writer.save_checkpointables(0, {"state": {"ema": dict(params)}})
 
 

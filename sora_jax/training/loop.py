@@ -1,30 +1,26 @@
 """The training loop: one for every objective.
 
 Restore or start, then: fetch a batch, dispatch the step, read the metrics of the step
-before, evaluate and save where due, stop cleanly when asked to.
+before, save and evaluate where due, stop cleanly when asked to. What fails beside the
+steps (a batch, the log, an evaluator) does not cost the state.
 """
 
+import collections
 import contextlib
 import dataclasses
 import pathlib
-import signal
-import threading
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from sora_jax.core import progress, rng, sharding
-from sora_jax.training import checkpoint, optim
+from sora_jax.training import checkpoint, evaluation, optim, stopping
 from sora_jax.training import metrics as run_metrics
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
-
-# The code with which a job exits that saved and stopped because it was told to:
-# "temporary failure, start me again" (sysexits.h).
-PREEMPTED_EXIT_CODE = 75
+from sora_jax.training import trace as traces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,54 +34,6 @@ class Config:
     eval_every: int = 0  # 0: only at the end
     accumulation: int = 1  # micro-batches in a step
     max_skipped_in_a_row: int = 20  # steps that are not finite
-
-
-class Preempted(Exception):
-    """The run saved its state and stopped because it was asked to."""
-
-
-class Evaluator(Protocol):
-    """Measures a state; the same class runs in training and in `evaluate.py`."""
-
-    def run(self, params: dict) -> Iterator[tuple[str, float]]:
-        """Yields names and values for the averaged weights of a step."""
-
-
-class _StopRequest:
-    """Remembers SIGTERM or Ctrl-C; agreed on by all processes at the same step.
-
-    A second Ctrl-C does not wait for the step.
-    """
-
-    def __init__(self):
-        self._asked = False
-
-    def __enter__(self):
-        # With several processes JAX's own service listens and finds a common step.
-        self._mine = (
-            jax.process_count() == 1
-            and threading.current_thread() is threading.main_thread()
-        )
-        self._before = {}
-        if self._mine:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *exception):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number, frame):
-        del frame
-        if self._asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._asked = True
-
-    def at(self, step: int) -> bool:
-        if jax.distributed.is_initialized():
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
 
 
 def to_device(
@@ -116,7 +64,7 @@ def train(
     fixed: Callable[[], dict[str, states.Params]] = dict,
     row_flops: float = 0.0,
     peak_flops: float = 0.0,
-    evaluators: Mapping[str, Evaluator] | None = None,
+    evaluators: Mapping[str, evaluation.Evaluator] | None = None,
     profile: range | None = None,
 ) -> states.TrainState:
     """Trains until `config.num_steps`, from the folder's newest checkpoint if any.
@@ -134,11 +82,15 @@ def train(
       row_flops: training FLOPs of one row, for the utilisation (0: not logged).
       peak_flops: FLOP/s of all devices together.
       evaluators: by name; their values are logged as `name/value`.
-      profile: steps that are traced into `folder/profile`.
+      profile: steps that are traced into `folder/profile`, see `trace.Trace`.
 
     Raises:
-      Preempted: SIGTERM or Ctrl-C came; the state is saved.
+      stopping.Preempted: SIGTERM or Ctrl-C came; the state is saved.
       FloatingPointError: too many steps in a row were not finite.
+      evaluation.Failed: an evaluator failed at the last step, or in one process of
+        several.
+      OSError: the log or a checkpoint could not be written. Where there is one process,
+        it and any other error but those above come after an attempt to save the state.
     """
     optimizer = optim.make(optim_config, config.num_steps)
     process = jax.process_index()
@@ -186,10 +138,14 @@ def train(
         config.num_steps, "train", "steps", start=start, process_index=process
     )
 
-    def settle(pending) -> None:
+    def settle(leave: int = 0) -> None:
+        """Reads the metrics of steps that wait for it, but for the newest `leave`."""
+        while len(waiting) > leave:
+            log_step(*waiting.popleft())
+
+    def log_step(step: int, rows: int, metrics) -> None:
         """Reads the metrics of a dispatched step; writes a row where one is due."""
         nonlocal rows_since_log, seconds_at_log
-        step, rows, metrics = pending
         with chrono("step"):
             metrics = jax.device_get(metrics)
         _check_finite(metrics, config, step)
@@ -212,25 +168,45 @@ def train(
         bar.update(0, loss=values["loss"])
         rows_since_log, seconds_at_log = 0, dict(chrono.seconds)
 
-    def evaluate(step: int) -> None:
-        with chrono("eval"):
-            for name, evaluator in (evaluators or {}).items():
-                measured = evaluator.run(state.ema | state.fixed)
-                found = {f"{name}/{key}": value for key, value in measured}
-                log.write(step, found)
+    def save(step: int) -> None:
+        with chrono("save"):
+            saver.save(step, state, {"seconds": dict(chrono.seconds)}, force=True)
+
+    @contextlib.contextmanager
+    def state_saved_on_error():
+        """Saves the state where something fails that is not the state's fault."""
+        try:
+            yield
+        except (FloatingPointError, stopping.Preempted):
+            raise
+        except Exception:
+            # Of several processes the others do not know of it, and would save nothing.
+            with contextlib.suppress(OSError, RuntimeError, FloatingPointError):
+                whole = not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+                if jax.process_count() == 1 and whole and int(state.step) > start:
+                    with contextlib.suppress(checkpoint.NotSaved):
+                        saver.wait()
+                    save(int(state.step))
+                    saver.wait()
+                    print(f"train: step {state.step} is saved", file=sys.stderr)
+                    settle()
+            raise
 
     # The loop.
-    pending, compiled = None, set()
+    waiting, compiled = collections.deque(), set()
+    tracing = traces.Trace(folder / "profile", profile, start, config.num_steps)
+    measuring = evaluation.Evaluation(evaluators or {}, folder)
     with (
         contextlib.closing(saver),
         contextlib.closing(log),
-        _StopRequest() as stop,
+        stopping.StopRequest() as stop,
         bar,
+        tracing,
+        state_saved_on_error(),
         batches(start) as rows,
     ):
         for step in range(start + 1, config.num_steps + 1):
-            if profile and step == profile.start:
-                jax.profiler.start_trace(str(folder / "profile"))
+            tracing.before(step)
             with chrono("data"):
                 batch = to_device(next(rows), mesh)
             shapes = tuple(leaf.shape for leaf in batch.values())
@@ -238,34 +214,33 @@ def train(
                 with chrono("step"):
                     state, metrics = train_step(state, batch)
             else:
-                if pending:
-                    settle(pending)
-                    pending = None
+                settle()
                 with chrono("compile"):
                     state, metrics = jax.block_until_ready(train_step(state, batch))
                 compiled.add(shapes)
-            if pending:
-                settle(pending)
-            pending = (step, shapes[0][0], metrics)
+            waiting.append((step, shapes[0][0], metrics))
+            settle(leave=1)
 
-            last, stopping = step == config.num_steps, stop.at(step)
-            due = last or stopping or step % config.checkpoint_every == 0
+            last, stops = step == config.num_steps, stop.at(step)
+            due = last or stops or step % config.checkpoint_every == 0
             measured = last or (config.eval_every and step % config.eval_every == 0)
-            traced = profile and step == profile.stop
-            if due or measured or traced:
-                settle(pending)
-                pending = None
-            if traced:
-                jax.profiler.stop_trace()
-            if measured:
-                evaluate(step)
+            if due or measured or tracing.is_last(step):
+                settle()
+            tracing.after(step)
+            # An evaluator that fails, or takes the memory, costs nothing that is saved.
             if due:
-                with chrono("save"):
-                    meta = {"seconds": dict(chrono.seconds)}
-                    saver.save(step, state, meta, force=True)
+                save(step)
+            if measured:
+                with chrono("eval"):
+                    for found in measuring.run(step, state.ema | state.fixed):
+                        log.write(step, found)
             bar.update(1)
-            if stopping and not last:
-                raise Preempted(f"stopped at step {step}, as asked; the state is saved")
+            if stops and not last:
+                raise stopping.Preempted(
+                    f"stopped at step {step}, as asked; the state is saved"
+                )
+    if measuring.failure:
+        raise evaluation.Failed(measuring.failure, state)
     return state
 
 

@@ -8,62 +8,90 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sora_jax.core import paths
+
 
 class MetricsFile:
     """Appends rows to `metrics.jsonl`; after a restart, rows beyond the step go.
+
+    What is there is never written over: where rows go, a new file takes its place.
 
     Args:
       path: the file.
       start_step: the step that the run goes on from; later rows were lost with the
         work that they describe, and would show twice.
       write: False on all processes but one.
+
+    Raises:
+      OSError: it cannot be written.
     """
 
     def __init__(self, path: pathlib.Path, *, start_step: int, write: bool):
-        self._file = None
+        self._path, self._file = path, None
         if not write:
             return
+        content = path.read_bytes() if path.is_file() else b""
         kept = [row for row in read(path) if row["step"] <= start_step]
-        self._file = open(path, "w", buffering=1)
-        for row in kept:
-            self._file.write(json.dumps(row) + "\n")
+        lines = "".join(map(_line, kept)).encode()
+        if lines != content:
+            paths.write_atomically(path, lines)
+        self._file = open(path, "ab", buffering=0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one row; numbers that are not finite become null."""
+        """Adds one row, or nothing; numbers that are not finite become null.
+
+        Raises:
+          OSError: there is no room for it.
+        """
         if self._file is None:
             return
         row = {"step": step}
         for name, value in values.items():
             row[name] = value if math.isfinite(value) else None
-        self._file.write(json.dumps(row) + "\n")
+        line, end = _line(row).encode(), self._file.tell()
+        try:
+            while line:  # a disk that is nearly full takes a part of it first
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            self._file.truncate(end)
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
 
+def _line(row: Mapping) -> str:
+    return json.dumps(row) + "\n"
+
+
 def read(path: pathlib.Path) -> list[dict]:
-    """Reads a metrics file; a half-written last line is left out."""
+    """Reads a metrics file; lines that are no rows, cut off by a crash, are left out."""
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").split("\n"):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
-            continue  # cut off by a crash in the middle of a write
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
 def means(
     metrics: Mapping[str, tuple], names: Mapping[str, list[str]]
 ) -> dict[str, float]:
-    """Divides sums by weights; vectors become one `name/entry` each, empty ones none."""
+    """Divides sums by weights; vectors become one `name/entry` each, empty ones none.
+
+    A number without weight is not finite.
+    """
     result = {}
     for name, (total, weight) in metrics.items():
         total, weight = np.asarray(total, np.float64), np.asarray(weight, np.float64)
         if total.ndim == 0:
-            result[name] = float(total / weight)
+            result[name] = float(total / weight) if weight else math.nan
             continue
         for entry, part, share in zip(names[name], total, weight, strict=True):
             if share > 0:
@@ -72,23 +100,37 @@ def means(
 
 
 class Accumulator:
-    """Adds (sum, weight) pairs over the steps between two rows."""
+    """Adds (sum, weight) pairs over the steps between two rows.
+
+    Numbers of a step that are not finite are left out of the means.
+    """
 
     def __init__(self):
         self._sums: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._not_finite = 0  # steps
 
     def add(self, metrics: Mapping[str, tuple]) -> None:
+        complete = True
         for name, (total, weight) in metrics.items():
+            total, weight = (np.asarray(x, np.float64) for x in (total, weight))
+            finite = np.isfinite(total) & np.isfinite(weight)
+            complete &= bool(finite.all())
             old = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = (
-                old[0] + np.asarray(total, np.float64),
-                old[1] + np.asarray(weight, np.float64),
+                old[0] + np.where(finite, total, 0.0),
+                old[1] + np.where(finite, weight, 0.0),
             )
+        self._not_finite += not complete
 
     def take(self, names: Mapping[str, list[str]]) -> dict[str, float]:
-        """Returns the means and starts anew."""
+        """Returns the means and starts anew.
+
+        `steps_not_finite` counts the steps of which something was left out, if any.
+        """
         result = means(self._sums, names)
-        self._sums = {}
+        if self._not_finite:
+            result["steps_not_finite"] = self._not_finite
+        self._sums, self._not_finite = {}, 0
         return result
 
 

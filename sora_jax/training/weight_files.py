@@ -224,7 +224,9 @@ def write(
 
 def _write_file(path: pathlib.Path, tensors: Mapping) -> None:
     host = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    partial = path.with_name(path.name + ".partial")
-    # Peers refuse a file that does not say for whom it was written.
-    safetensors.numpy.save_file(host, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    with paths.replacing(path) as partial:
+        try:
+            # Peers refuse a file that does not say for whom it was written.
+            safetensors.numpy.save_file(host, partial, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:
+            raise paths.error_of(str(error), path) from error

@@ -133,10 +133,14 @@ def test_progress_tells_the_time_left(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with progress.Progress(100, "encode", "clips", start=20) as bar:
-        now[0] = 20.0
-        bar.update(40, loss=0.123456)
+        now[0] = 3600.0  # of which most is compiling
+        bar.update(4)
+        bar.update(0, loss=1.0)
+        assert bar.line() == "encode: 24/100 clips, 1h00m so far, loss 1"
+        now[0] = 3618.0
+        bar.update(36, loss=0.123456)
     assert bar.line() == (
-        "encode: 60/100 clips, 2/s, 20s left, 20s so far, loss 0.1235"
+        "encode: 60/100 clips, 2/s, 20s left, 1h00m so far, loss 0.1235"
     )
     assert capsys.readouterr().err.count("encode: 60/100") == 2
     with progress.Progress(1, "x", process_index=1) as bar:

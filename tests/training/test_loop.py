@@ -10,7 +10,7 @@ import pytest
 
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng
-from sora_jax.training import loop, metrics, optim, run_folder
+from sora_jax.training import loop, metrics, optim, run_folder, stopping
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 from tests.training import tiny
@@ -115,7 +115,7 @@ def test_sigterm_saves_and_the_run_goes_on_exactly(reference, tmp_path):
 
     mesh = make_mesh(MESHES["one"])
     with jax.set_mesh(mesh):
-        with pytest.raises(loop.Preempted, match="step 4"):
+        with pytest.raises(stopping.Preempted, match="step 4"):
             tiny.train(tmp_path, mesh, change=change)
         state = tiny.train(tmp_path, mesh)
     assert_same_bits(state, reference[1])
@@ -133,7 +133,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(reference, tmp_path):
             signal.raise_signal(signal.SIGTERM)
         return values
 
-    with jax.set_mesh(small), pytest.raises(loop.Preempted):
+    with jax.set_mesh(small), pytest.raises(stopping.Preempted):
         tiny.train(tmp_path, small, change=change)
     with jax.set_mesh(large):
         tiny.train(tmp_path, large)

@@ -21,7 +21,7 @@ from sora_jax.core import trees
 from sora_jax.data import latents as cache
 from sora_jax.data import shards, toy_clips
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, latents, loop, metrics, weight_files
+from sora_jax.training import checkpoint, latents, metrics, stopping, weight_files
 from tests.data import clips
 from tests.training import tiny_lpips
 
@@ -159,7 +159,7 @@ def test_a_stopped_job_has_its_own_exit_code(folder):
     wait_for_losses(run, 1)
     job.send_signal(signal.SIGINT)
     output = job.communicate(timeout=120)[1]
-    assert job.returncode == loop.PREEMPTED_EXIT_CODE, output
+    assert job.returncode == stopping.PREEMPTED_EXIT_CODE, output
     assert "the state is saved" in output
     assert checkpoint.load_run(run).step >= len(losses(run)) - 1 > 0
 

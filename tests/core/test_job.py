@@ -1,0 +1,88 @@
+"""How a job ends: one sentence for what a file can do, and no process waits."""
+
+import errno
+import os
+import sys
+
+import jax
+import pytest
+
+from sora_jax.core import environment, job, paths
+
+
+@pytest.fixture(autouse=True)
+def hooks(monkeypatch):
+    """Puts back what a job sets for its process."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(job.app, "run", lambda main, flags_parser: main([]))
+
+
+class Ended(BaseException):
+    """In place of os._exit."""
+
+
+def raised(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (FULL, 1, "x: run/metrics.jsonl: No space left on device\n"),
+        (paths.InUse("run is in use"), 1, "x: run is in use\n"),
+        (SystemExit("x: wrong config"), 1, "x: wrong config\n"),
+        (KeyboardInterrupt(), 130, "x: interrupted; the same command goes on here\n"),
+        (RuntimeError("a bug"), 1, "RuntimeError: a bug\n"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_process_that_fails_ends_and_says_why(
+    error, code, said, several, monkeypatch, capsys
+):
+    """One of several ends at once: else it would wait for the others."""
+
+    def at_once(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: several)
+    monkeypatch.setattr(job.os, "_exit", at_once)
+    if isinstance(error, RuntimeError) and not several:
+        with pytest.raises(RuntimeError):  # Python shows it
+            job.run(raised(error), "x")
+        return
+    with pytest.raises(Ended if several else SystemExit) as end:
+        job.run(raised(error), "x")
+    assert end.value.args == (code,)
+    found = capsys.readouterr().err
+    assert found.endswith(said)
+    assert ("Traceback" in found) == isinstance(error, RuntimeError)
+
+
+def test_processes_that_agree_on_an_exit_leave_in_order(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with pytest.raises(SystemExit) as end:
+        job.run(raised(SystemExit(75)), "x")
+    assert end.value.code == 75
+
+
+def test_a_job_holds_its_folder_until_it_ends(tmp_path):
+    def main(argv):
+        job.hold(tmp_path / "run")
+        job.hold(tmp_path / "run")
+        with pytest.raises(paths.InUse), paths.lock(tmp_path / "run"):
+            pass
+
+    for _ in range(2):
+        job.run(main, "x")
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_run_starts_where_git_is_not_installed(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert environment.describe()["source"] == "unknown"
