@@ -12,6 +12,7 @@ import pytest
 from absl.testing import flagsaver
 
 from sora_jax import prepare
+from sora_jax.core import paths
 from sora_jax.data import shards, toy_clips, video_io
 from sora_jax.toyworld import captions, families, render, scene
 from tests.data.test_video_io import film, write
@@ -39,7 +40,7 @@ def contents(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != paths.LOCK  # of this process
     }
 
 
