@@ -2,7 +2,8 @@
 
 A recipe is a Python file with `get_config()` that returns a `ConfigDict`; flags change
 single fields. Inside the library every part owns a frozen dataclass, and `build` makes
-it from a section. The resolved text that a run leaves behind is read back without
+it from a section and refuses numbers that a field does not take (`Range`), before
+anything is computed. The resolved text that a run leaves behind is read back without
 running any code.
 """
 
@@ -10,14 +11,53 @@ import ast
 import dataclasses
 import difflib
 import hashlib
+import math
 import pathlib
+import types
 import typing
 from collections.abc import Mapping
+from typing import Annotated
 
 import ml_collections
 
 Flat = dict[str, object]
 DTYPES = ("float32", "bfloat16", "float16")  # that networks compute in
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Which numbers a field takes: `rate: Annotated[float, Range("(0, 1]")] = 0.5`.
+
+    Numbers without a range are finite all the same.
+
+    Attributes:
+      interval: both ends, of which [ and ] belong to it, ( and ) do not.
+      also: one number more, which means something of its own.
+      meaning: what that is.
+    """
+
+    interval: str
+    also: float | None = None
+    meaning: str = ""
+
+    def takes(self, value: float) -> bool:
+        """Whether the number is one of them; inf and nan never are."""
+        least, most = map(float, self.interval[1:-1].split(","))
+        above = value >= least if self.interval[0] == "[" else value > least
+        below = value <= most if self.interval[-1] == "]" else value < most
+        return math.isfinite(value) and (above and below or value == self.also)
+
+    def __str__(self) -> str:
+        also = "" if self.also is None else f", or {self.also:g}: {self.meaning}"
+        return f" in {self.interval}{also}"
+
+
+Count = Annotated[int, Range("[1, 2147483647]")]  # of steps, which are int32
+Size = Annotated[int, Range("[1, 1e6]")]  # of what is held, or is a loop of a program
+Grid = tuple[Size, Size, Size]  # time, height, width
+Share = Annotated[float, Range("[0, 1]")]
+Factor = Annotated[float, Range("[0, 1e6]")]
+Seed = Annotated[int, Range("[0, 18446744073709551616)")]  # 64 bits
 
 
 def flatten(config: Mapping, prefix: str = "") -> Flat:
@@ -41,8 +81,22 @@ def _plain(value: object) -> object:
 
 
 def to_text(config: Mapping) -> str:
-    """Returns one `name = value` line a field; `from_text` reads it back."""
-    return "".join(f"{name} = {value!r}\n" for name, value in flatten(config).items())
+    """Returns one `name = value` line a field; `from_text` reads it back.
+
+    Raises:
+      ValueError: a number is not finite: it would not come back.
+    """
+    flat = flatten(config)
+    for name, value in flat.items():
+        if not _is_finite(value):
+            raise ValueError(f"{name} is {value!r}; numbers of a config are finite")
+    return "".join(f"{name} = {value!r}\n" for name, value in flat.items())
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def from_text(text: str) -> ml_collections.ConfigDict:
@@ -117,31 +171,39 @@ def differing(by_run: Mapping[str, Mapping]) -> dict[str, list[str]]:
 def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
     """Makes the frozen dataclass `cls` from a config section.
 
+    Args:
+      cls: the dataclass; what its fields are annotated with is checked, see `Range`.
+      section: value by name of the field.
+      where: dotted name of the section, for messages; "": the whole config.
+
     Raises:
       ValueError: a key is unknown (with the nearest known one), a required one is
-        missing, or `dtype` is none that networks compute in.
+        missing, a value has another type or is outside of the field's range, or `dtype`
+        is none that networks compute in.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     values = {}
     for name in section:
+        place = f"{where}.{name}" if where else name
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = (
                 f"; did you mean {near[0]!r}?" if near else f"; there are {[*fields]}"
             )
-            raise ValueError(f"{where}.{name} is unknown{hint}")
+            raise ValueError(f"{place} is unknown{hint}")
         value = section[name]
         if isinstance(value, Mapping | ml_collections.ConfigDict):
             nested = hints[name]
             if dataclasses.is_dataclass(nested):
-                value = build(nested, value, f"{where}.{name}")
+                value = build(nested, value, place)
             else:
                 value = {key: _plain(item) for key, item in value.items()}
         else:
             value = _plain(value)
         if name == "dtype" and value not in DTYPES:
-            raise ValueError(f"{where}.dtype is {value!r}; it is one of {[*DTYPES]}")
+            raise ValueError(f"{place} is {value!r}; it is one of {[*DTYPES]}")
+        _check(hints[name], value, place)
         values[name] = value
     missing = [
         name
@@ -151,5 +213,57 @@ def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
         and field.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
-    return cls(**values)
+        raise ValueError(f"{where or 'the config'} lacks {', '.join(missing)}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from None
+
+
+def check(made: object) -> None:
+    """Checks a dataclass that may have been made without `build`, of a peer's config.
+
+    Raises:
+      ValueError: a field has another type or is outside of its range.
+    """
+    for name, hint in typing.get_type_hints(type(made), include_extras=True).items():
+        _check(hint, getattr(made, name), name)
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+
+
+def _check(hint: object, value: object, where: str) -> None:
+    """Raises ValueError where a field of this type does not take the value.
+
+    What is checked: numbers, text and truth values, alone, in tuples, and in sections
+    that are no dataclass; and their ranges.
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [kind for kind in inner if kind is not types.NoneType]
+        if value is not None and len(kinds) == 1:
+            _check(kinds[0], value, where)
+    elif origin is tuple:
+        endless = inner[1:] == (...,)
+        if not isinstance(value, tuple):
+            raise ValueError(f"{where} is {value!r}; it is a tuple")
+        if not endless and len(value) != len(inner):
+            raise ValueError(f"{where} is {value!r}; it has {len(inner)} entries")
+        for index, item in enumerate(value):
+            _check(inner[0 if endless else index], item, f"{where}[{index}]")
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        for name, item in value.items() if isinstance(value, Mapping) else ():
+            _check(inner[1], item, f"{where}.{name}")
+    else:
+        given = hint.__metadata__[0] if origin is Annotated else None
+        kind = inner[0] if origin is Annotated else hint
+        if kind not in _NAMES:
+            return
+        taken = (int, float) if kind is float else kind
+        right = isinstance(value, taken) and isinstance(value, bool) == (kind is bool)
+        if right and kind in (int, float):
+            right = given.takes(value) if given else math.isfinite(value)
+        if not right:
+            finite = "a finite number" if kind is float and not given else _NAMES[kind]
+            raise ValueError(f"{where} is {value!r}; it is {finite}{given or ''}")

@@ -10,10 +10,13 @@ section 5.3.2), with the same s in training and in sampling:
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from sora_jax.core import config as configs
 
 # Finer where the noisy input stops showing what only the caption can tell.
 BAND_EDGES = (0.0, 0.25, 0.5, 0.7, 0.85, 0.93, 0.97, 1.0)
@@ -28,12 +31,12 @@ class Config:
     are cut to `levels`, so that one of two experts sees its own levels only.
     """
 
-    logit_normal: float = 0.9
-    mean: float = 0.0
-    std: float = 1.0
-    shift: float = 1.0
-    levels: tuple[float, float] = (0.0, 1.0)
-    band_edges: tuple[float, ...] = BAND_EDGES
+    logit_normal: configs.Share = 0.9
+    mean: Annotated[float, configs.Range("[-20, 20]")] = 0.0
+    std: Annotated[float, configs.Range("(0, 20]")] = 1.0
+    shift: Annotated[float, configs.Range("(0, 100]")] = 1.0  # 1: none
+    levels: tuple[configs.Share, configs.Share] = (0.0, 1.0)
+    band_edges: tuple[configs.Share, ...] = BAND_EDGES
 
     def __post_init__(self):
         if not 0 <= self.logit_normal <= 1:

@@ -8,11 +8,13 @@ Letters: b batch, t time, h height, w width, c channels.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sora_jax.core import config as configs
 from sora_jax.models import conv, layers, streaming
 from sora_jax.models.vae_layers import Conv
 
@@ -21,9 +23,9 @@ from sora_jax.models.vae_layers import Conv
 class Config:
     """Sizes: each of `num_layers` halvings doubles the channels, up to eight times."""
 
-    video_channels: int = 3
-    base_dim: int = 32
-    num_layers: int = 3
+    video_channels: configs.Size = 3
+    base_dim: configs.Size = 32
+    num_layers: Annotated[int, configs.Range("[0, 16]")] = 3
     dtype: str = "float32"
 
 

@@ -12,13 +12,14 @@ on video grids t, h, w time, height, width and c latent channels.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from sora_jax.core import config as configs
 from sora_jax.core import sharding
 from sora_jax.models import (
     attention,
@@ -48,29 +49,29 @@ REMAT = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes and forms of the denoiser."""
+    """Sizes and forms of the denoiser; num_kv_heads: see arXiv 2305.13245."""
 
-    in_channels: int = 16  # channels of the latent video
-    out_channels: int = 16
-    patch: tuple[int, int, int] = (1, 2, 2)  # latent voxels in a token: t, h, w
-    dim: int = 1536
-    num_layers: int = 30
-    num_heads: int = 12
-    num_kv_heads: int = 0  # of keys and values (arXiv 2305.13245); 0: num_heads
-    mlp_dim: int = 8960
-    text_dim: int = 4096  # width of the text encoder's states
-    freq_dim: int = 256  # width of the noise level's sinusoid
+    in_channels: configs.Size = 16  # channels of the latent video
+    out_channels: configs.Size = 16
+    patch: configs.Grid = (1, 2, 2)  # latent voxels in a token: t, h, w
+    dim: configs.Size = 1536
+    num_layers: configs.Size = 30
+    num_heads: configs.Size = 12
+    num_kv_heads: Annotated[int, configs.Range("[1, 1e6]", 0, "num_heads")] = 0
+    mlp_dim: configs.Size = 8960
+    text_dim: configs.Size = 4096  # width of the text encoder's states
+    freq_dim: configs.Size = 256  # width of the noise level's sinusoid
     cross_attn_norm: bool = True  # a layer norm before the text's attention
     mask_text: bool = True  # hide text padding (Wan: zero-padded and visible)
     known_embedding: bool = True
     pooled_text: bool = True
     additive_positions: bool = False
     input_skip: bool = False  # the network learns what a linear guess leaves over
-    rope_theta: float = 10_000.0
+    rope_theta: Annotated[float, configs.Range("[1, 1e8]")] = 10_000.0
     # Scale of time in the rotary and additive positions: one unit is one latent frame
     # at time_scale latent frames a second. None counts latent frames, whatever the fps.
-    time_scale: float | None = None
-    temporal_stride: int = 4  # video frames in a latent frame, the first one aside
+    time_scale: Annotated[float, configs.Range("(0, 1e4]")] | None = None
+    temporal_stride: configs.Size = 4  # frames in a latent frame, the first one aside
     dtype: str = "float32"  # compute type; parameters are float32
     # What the backward pass recomputes: "none"; "full", all but each block's input;
     # "attention", all but the input and what self-attention gave; "offload", the same, with
@@ -81,16 +82,15 @@ class Config:
     quantization: str = ""
 
     def __post_init__(self):
-        for name in ("dim", "num_layers", "num_heads", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is 1 or more")
+        configs.check(self)
         if self.dim % self.num_heads:
             raise ValueError(
                 f"dim {self.dim} is not a multiple of num_heads {self.num_heads}"
             )
-        if (self.dim // self.num_heads) % 2:
-            raise ValueError(f"head size {self.dim // self.num_heads} must be even")
-        if self.kv_heads < 1 or self.num_heads % self.kv_heads:
+        for name, size in (("freq_dim", self.freq_dim), ("head size", self.head_dim)):
+            if size % 2:
+                raise ValueError(f"{name} {size} must be even")
+        if self.num_heads % self.kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads "
                 f"{self.num_kv_heads}"

@@ -9,12 +9,14 @@ Letters: b batch, l tokens (m: as keys), d width, h heads, e head size.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sora_jax.core import config as configs
 from sora_jax.core import sharding
 from sora_jax.models import layers
 
@@ -23,18 +25,28 @@ from sora_jax.models import layers
 class Config:
     """Sizes; the default is about the toy's."""
 
-    vocab_size: int = 512
-    dim: int = 96
-    num_layers: int = 2
-    num_heads: int = 3
-    head_dim: int = 32
-    mlp_dim: int = 192
-    num_buckets: int = 32  # distances are told apart up to num_buckets / 4,
-    max_distance: int = 128  # then ever more coarsely up to here
+    vocab_size: Annotated[int, configs.Range("[1, 1e7]", 0, "the tokenizer's")] = 512
+    dim: configs.Size = 96
+    num_layers: configs.Size = 2
+    num_heads: configs.Size = 3
+    head_dim: configs.Size = 32
+    mlp_dim: configs.Size = 192
+    # Distances are told apart up to num_buckets / 4, then ever more coarsely up to
+    # max_distance.
+    num_buckets: Annotated[int, configs.Range("[4, 1e6]")] = 32
+    max_distance: configs.Size = 128
     # Add a sinusoid of a token's place to its embedding. Who is named first is learned
     # in minutes with it, and not at all from distances in that time.
     absolute_positions: bool = False
     dtype: str = "float32"  # compute type; parameters are float32
+
+    def __post_init__(self):
+        configs.check(self)
+        if self.max_distance <= self.num_buckets // 4:
+            raise ValueError(
+                f"max_distance {self.max_distance} is not above a quarter of num_buckets "
+                f"{self.num_buckets}"
+            )
 
     @property
     def split(self) -> dict[str, tuple[str, int]]:

@@ -18,11 +18,13 @@ Letters: b batch, t time, h height, w width, c channels.
 
 import dataclasses
 import itertools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sora_jax.core import config as configs
 from sora_jax.models import conv, layers, streaming, vae_layers
 
 Step = tuple[bool, bool]  # from level to level: whether it halves time, and space
@@ -36,13 +38,13 @@ class Config:
     with the sizes, since they are no parameters: empty means 0 and 1.
     """
 
-    video_channels: int = 3
-    latent_channels: int = 32
-    patch_size: int = 2  # pixels a side that are folded into channels
-    base_dim: int = 32  # channels of the first level
-    decoder_base_dim: int | None = None  # the same where None
-    channel_multipliers: tuple[int, ...] = (1, 2, 2)  # one a level
-    num_res_blocks: int = 2  # a level of the encoder; the decoder has one more
+    video_channels: configs.Size = 3
+    latent_channels: configs.Size = 32
+    patch_size: configs.Size = 2  # pixels a side that are folded into channels
+    base_dim: configs.Size = 32  # channels of the first level
+    decoder_base_dim: configs.Size | None = None  # the same where None
+    channel_multipliers: tuple[configs.Size, ...] = (1, 2, 2)  # one a level
+    num_res_blocks: configs.Size = 2  # a level of the encoder; the decoder has one more
     # One entry for each step from level to level: whether it halves time, and whether
     # it halves height and width (None: all of them do).
     temporal_downsample: tuple[bool, ...] = (True, True)
@@ -51,7 +53,7 @@ class Config:
     # Beyond Wan: a linear codec makes the first so many latent channels of pixels, and
     # pixels of them; the network adds to both. The channels left over are its own: what
     # it adds to the codec's, the codec decodes to wrong pixels. See LinearCodec.
-    linear_channels: int = 0
+    linear_channels: Annotated[int, configs.Range("[0, 1e6]")] = 0
     latent_mean: tuple[float, ...] = ()
     latent_std: tuple[float, ...] = ()
     dtype: str = "float32"  # compute type; parameters are float32

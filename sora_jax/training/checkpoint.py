@@ -34,7 +34,7 @@ class Checkpointer:
 
     Args:
       folder: the run's checkpoint folder.
-      every: steps between saves; `keep`: how many of the newest stay.
+      every: steps between saves; `keep`: how many of the newest stay, 0: all.
     """
 
     def __init__(self, folder: str | pathlib.Path, *, every: int, keep: int):
@@ -44,7 +44,9 @@ class Checkpointer:
             save_decision_policy=(
                 orbax.training.save_decision_policies.FixedIntervalPolicy(every)
             ),
-            preservation_policy=orbax.training.preservation_policies.LatestN(keep),
+            preservation_policy=orbax.training.preservation_policies.LatestN(
+                keep or None
+            ),
             cleanup_tmp_directories=True,
         )
 

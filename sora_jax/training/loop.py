@@ -11,10 +11,12 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated
 
 import jax
 import numpy as np
 
+from sora_jax.core import config as configs
 from sora_jax.core import progress, rng, sharding
 from sora_jax.training import checkpoint, evaluation, optim, stopping
 from sora_jax.training import metrics as run_metrics
@@ -23,17 +25,26 @@ from sora_jax.training import step as steps
 from sora_jax.training import trace as traces
 
 
+Every = Annotated[int, configs.Range("[1, 2147483647]", 0, "only at the end")]
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """How long a run is, and what happens on the way."""
 
-    num_steps: int = 1000
-    log_every: int = 20
-    checkpoint_every: int = 200
-    keep_checkpoints: int = 2
-    eval_every: int = 0  # 0: only at the end
-    accumulation: int = 1  # micro-batches in a step
-    max_skipped_in_a_row: int = 20  # steps that are not finite
+    num_steps: configs.Count = 1000
+    # Steps between rows of metrics, saves and evaluations; 0: only at the end.
+    log_every: Every = 20
+    checkpoint_every: Every = 200
+    eval_every: Every = 0
+    # How many of the newest checkpoints stay; 0: all of them.
+    keep_checkpoints: Annotated[int, configs.Range("[1, 1e6]", 0, "all")] = 2
+    accumulation: configs.Size = 1  # micro-batches in a step
+    max_skipped_in_a_row: configs.Count = 20  # steps that are not finite; then it ends
+
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether what happens every so many steps, or only at the end, does here."""
+        return step == self.num_steps or every > 0 and step % every == 0
 
 
 def to_device(
@@ -105,7 +116,7 @@ def train(
     )
     saver = checkpoint.Checkpointer(
         folder / "checkpoints",
-        every=config.checkpoint_every,
+        every=config.checkpoint_every or config.num_steps,
         keep=config.keep_checkpoints,
     )
     if saver.latest() is None:
@@ -151,7 +162,7 @@ def train(
         _check_finite(metrics, config, step)
         sums.add(metrics)
         rows_since_log += rows
-        if step % config.log_every and step != config.num_steps:
+        if not config.is_due(config.log_every, step):
             return
         spent = {
             name: seconds - seconds_at_log.get(name, 0.0)
@@ -222,8 +233,8 @@ def train(
             settle(leave=1)
 
             last, stops = step == config.num_steps, stop.at(step)
-            due = last or stops or step % config.checkpoint_every == 0
-            measured = last or (config.eval_every and step % config.eval_every == 0)
+            due = stops or config.is_due(config.checkpoint_every, step)
+            measured = config.is_due(config.eval_every, step)
             if due or measured or tracing.is_last(step):
                 settle()
             tracing.after(step)

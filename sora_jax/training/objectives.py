@@ -25,6 +25,11 @@ def denoiser_configs(c, vocab_size: int) -> tuple[dit.Config, text_encoder.Confi
     tokenizer where the config names none.
     """
     dit_config = configs.build(dit.Config, c.model.dit, "model.dit")
+    if dit_config.out_channels != dit_config.in_channels:
+        raise ValueError(
+            f"model.dit.out_channels is {dit_config.out_channels}, but a denoiser gives "
+            f"as many as it takes: model.dit.in_channels is {dit_config.in_channels}"
+        )
     text = dict(c.model.text_encoder)
     table = text.get("vocab_size") or vocab_size
     if table < vocab_size:

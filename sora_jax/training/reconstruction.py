@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from sora_jax.core import config as configs
 from sora_jax.core import sharding
 from sora_jax.models import conv, discriminator, lpips, video_vae
 from sora_jax.training import perceptual
@@ -28,29 +29,30 @@ class Weights:
     adversarial: of the discriminator's judgement, as a share of the gradient that the
     other terms have at the decoder's output (the adaptive weight of arXiv 2012.09841,
     there of the last layer). lpips: of the perceptual distance, the mean over frames,
-    whose network's weights are the file `lpips_weights`. adversarial_start: the share of the run after which it
-    begins. disc_learning: weight of the discriminator's own loss.
+    whose network's weights are the file `lpips_weights`. adversarial_start: the share of
+    the run after which it begins. disc_learning: weight of the discriminator's own loss.
     """
 
-    l1: float = 1.0
-    mse: float = 0.0
-    bands: float = 1.0
-    kl: float = 1e-6
-    lpips: float = 0.0
+    l1: configs.Factor = 1.0
+    mse: configs.Factor = 0.0
+    bands: configs.Factor = 1.0
+    kl: configs.Factor = 1e-6
+    lpips: configs.Factor = 0.0
     lpips_weights: str = ""
-    adversarial: float = 0.0
-    adversarial_start: float = 0.5
-    disc_learning: float = 1.0
+    adversarial: configs.Factor = 0.0
+    adversarial_start: configs.Share = 0.5
+    disc_learning: configs.Factor = 1.0
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if name != "lpips_weights" and not value >= 0:
-                raise ValueError(f"reconstruction.{name} is {value}; it is 0 or more")
+        if not (self.l1 or self.mse or self.bands or self.lpips):
+            raise ValueError(
+                "l1, mse, bands and lpips are all 0: one of them is above 0"
+            )
         if self.lpips and not self.lpips_weights:
             raise ValueError(
-                f"reconstruction.lpips is {self.lpips:g}, but reconstruction.lpips_weights "
-                "names no file of weights, which are not shipped: `python -m "
-                "sora_jax.convert` makes one; without it the other terms can be learned"
+                f"lpips is {self.lpips:g}, but lpips_weights names no file of weights, "
+                "which are not shipped: `python -m sora_jax.convert` makes one; without "
+                "it the other terms can be learned"
             )
 
 

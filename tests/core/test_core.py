@@ -1,6 +1,7 @@
 """Keys, meshes, layouts, configs, progress and files."""
 
 import dataclasses
+import math
 import os
 import pathlib
 import subprocess
@@ -127,6 +128,12 @@ def test_config_text_comes_back_and_runs_nothing():
     for line in ("a = __import__('os').getcwd()", "just words", "a = (1"):
         with pytest.raises(ValueError, match="line 1 of the config"):
             configs.from_text(line)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, (1.0, (math.inf,))])
+def test_numbers_that_would_not_come_back_are_not_written(value):
+    with pytest.raises(ValueError, match=r"optim\.clip_norm is .* finite"):
+        configs.to_text({"optim": {"clip_norm": value}})
 
 
 def test_progress_tells_the_time_left(capsys, monkeypatch):

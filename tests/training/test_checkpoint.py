@@ -10,6 +10,7 @@ import pytest
 from sora_jax.core import mesh as meshes
 from sora_jax.core import trees
 from sora_jax.training import checkpoint, pretrained, run_folder, weight_files
+from sora_jax.training import state as states
 from tests.training import tiny, tiny_folder
 
 
@@ -97,6 +98,16 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
     meta = checkpoint.Checkpointer(tmp_path / "checkpoints", every=2, keep=2)
     assert meta.latest() == 6
     meta.close()
+
+
+def test_of_0_all_checkpoints_stay(tmp_path):
+    zero = np.zeros((), np.int32)
+    state = states.TrainState({}, {}, (), zero, zero, zero)
+    saver = checkpoint.Checkpointer(tmp_path / "checkpoints", every=1, keep=0)
+    for step in range(1, 5):
+        saver.save(step, state, {"seconds": {}}, force=True)
+    saver.close()
+    assert checkpoint.steps(tmp_path) == [1, 2, 3, 4]
 
 
 def test_metrics_rows_are_json(tmp_path):

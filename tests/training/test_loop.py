@@ -10,7 +10,7 @@ import pytest
 
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng
-from sora_jax.training import loop, metrics, optim, run_folder, stopping
+from sora_jax.training import checkpoint, loop, metrics, optim, run_folder, stopping
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 from tests.training import tiny
@@ -222,12 +222,20 @@ def test_given_parameters_take_the_layout_of_random_ones():
     )
 
 
-def test_a_folder_of_another_config_is_refused(tmp_path):
-    run_folder.check(tmp_path, {"a": 0})
-    run_folder.claim(tmp_path, {"a": 1, "b": {"c": 2.0}})
-    run_folder.check(tmp_path, {"a": 1, "b": {"c": 2.0}})
-    with pytest.raises(ValueError, match=r"b\.c: 2\.0, now 3\.0"):
-        run_folder.check(tmp_path, {"a": 1, "b": {"c": 3.0}})
+def test_every_0_steps_is_only_at_the_end(tmp_path):
+    class Steps:
+        def run(self, params):
+            yield "seen", 1.0
+
+    mesh = make_mesh(MESHES["one"])
+    never = {"log_every": 0, "checkpoint_every": 0, "eval_every": 0}
+    with jax.set_mesh(mesh):
+        tiny.train(tmp_path, mesh, evaluators={"e": Steps()}, **never)
+    rows = metrics.read(tmp_path / "metrics.jsonl")
+    assert [(row["step"], "loss" in row, "e/seen" in row) for row in rows] == [
+        (10, True, False), (10, False, True),
+    ]  # fmt: skip
+    assert checkpoint.steps(tmp_path) == [10]
 
 
 def test_the_loss_learns_what_the_text_says():

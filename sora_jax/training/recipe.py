@@ -1,0 +1,106 @@
+"""Every section of a recipe as a frozen dataclass, with the numbers that it takes.
+
+`configs.build(recipe.Recipe, c, "")` checks a whole config before anything is compiled.
+What the fields mean stands in configs/base.py, and at the dataclasses of other files.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated
+
+from sora_jax.core import config as configs
+from sora_jax.data import transforms
+from sora_jax.diffusion import known, timesteps
+from sora_jax.models import discriminator, dit, text_encoder, video_vae
+from sora_jax.training import loop, optim, reconstruction
+
+_Axis = Annotated[int, configs.Range("[1, 1e6]", -1, "what is left")]
+_Own = Annotated[int, configs.Range("[1, 1e6]", 0, "the clip's own")]
+# What `transforms.stages` reads: the share of the steps, and kinds of windows.
+_Kind = tuple[_Own, _Own, _Own, configs.Size]
+_Stage = tuple[configs.Share, tuple[_Kind, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices on each axis; see core/mesh.py."""
+
+    replica: _Axis
+    fsdp: _Axis
+    ring: _Axis
+    ulysses: _Axis
+    tensor: _Axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is read, and how much at a time."""
+
+    shards: str
+    eval_shards: str
+    eval_clips: configs.Size
+    latents: str
+    batch_size: configs.Size
+    num_workers: Annotated[int, configs.Range("[1, 1024]", 0, "threads")]
+    max_corrupt_share: configs.Share
+    crops: tuple[_Stage, ...]
+
+    def __post_init__(self):
+        transforms.stages(self.crops, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How clips of many sizes share rows; see data/packing.py."""
+
+    shapes: Annotated[int, configs.Range("[1, 16]", 0, "clips of one size")]
+    tokens: Annotated[int, configs.Range("[1, 1e8]", 0, "those of the longest clip")]
+    unit: configs.Size
+    clips: configs.Size
+    window: configs.Size
+    max_padding: configs.Share
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Captions, their tokenizer, and the text encoder."""
+
+    length: configs.Size
+    vocab_size: configs.Size
+    dropout: configs.Share
+    tiers: Mapping[str, configs.Factor]
+    target: str
+    target_length: configs.Size
+    encoder: str
+    frozen: bool
+    clean: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The networks."""
+
+    dit: dit.Config
+    text_encoder: text_encoder.Config
+    vae: video_vae.Config
+    discriminator: discriminator.Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All of configs/base.py; `sample` is read by `generation/runs.py: settings`."""
+
+    objective: str
+    init: str
+    seed: configs.Seed
+    mesh: Mesh
+    data: Data
+    packing: Packing
+    text: Text
+    model: Model
+    noise: timesteps.Config
+    known: known.Config
+    reconstruction: reconstruction.Weights
+    optim: optim.Config
+    loop: loop.Config
+    sample: Mapping[str, object]
