@@ -12,11 +12,13 @@ Letters: l stacked layers, i and o input and output width.
 import dataclasses
 import math
 import re
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from sora_jax.core import config as configs
 from sora_jax.core import sharding
 
 # A number in bfloat16 moves by steps of 1/128 to 1/256 of itself. Where an average takes
@@ -24,28 +26,33 @@ from sora_jax.core import sharding
 _BFLOAT16_RATE = 0.05
 
 
+_Rate = Annotated[float, configs.Range("[0, 100]")]
+_Decay = Annotated[float, configs.Range("[0, 1)")]  # how much of an average stays
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The optimizer of a run."""
 
-    learning_rate: float = 1e-3  # of AdamW
-    muon_learning_rate: float = 0.0  # of kernels; 0: they take AdamW too
+    learning_rate: _Rate = 1e-3  # of AdamW
+    muon_learning_rate: _Rate = 0.0  # of kernels; 0: they take AdamW too
     # Patterns of the names of kernels that take AdamW all the same.
     not_muon: tuple[str, ...] = ()
     # Pattern of parameter names -> factor on either rate; the first match counts.
-    learning_rate_factors: tuple[tuple[str, float], ...] = ()
-    warmup_steps: int = 50
-    final_fraction: float = 0.05  # of the learning rate, at the last step
-    b1: float = 0.9
-    b2: float = 0.95
-    momentum: float = 0.95  # of Muon
-    eps: float = 1e-8
+    learning_rate_factors: tuple[tuple[str, configs.Factor], ...] = ()
+    # At most all steps of the run; 0: the first step has the full rate.
+    warmup_steps: Annotated[int, configs.Range("[0, 2147483647]")] = 50
+    final_fraction: configs.Share = 0.05  # of the learning rate, at the last step
+    b1: _Decay = 0.9
+    b2: _Decay = 0.95
+    momentum: _Decay = 0.95  # of Muon
+    eps: Annotated[float, configs.Range("(0, 1]")] = 1e-8
     moments: str = (
         "float32"  # type that momentum and squares are kept in, or "bfloat16"
     )
-    weight_decay: float = 0.0  # on matrices only
-    clip_norm: float = 1.0
-    ema_decay: float = 0.995
+    weight_decay: _Rate = 0.0  # of kernels, not of biases, scales and tables
+    clip_norm: Annotated[float, configs.Range("(0, 1e12]", 0, "no clipping")] = 1.0
+    ema_decay: configs.Share = 0.995  # 0: no averaging
 
     def __post_init__(self):
         if self.moments not in ("float32", "bfloat16"):
@@ -155,13 +162,10 @@ def kept_as(
 def make(config: Config, num_steps: int) -> optax.GradientTransformation:
     """Builds the optimizer; its state is in the layout of the parameters."""
 
-    def is_matrix(params):
-        # Stacked biases have two axes too, so the name decides as well.
+    def is_kernel(params):
+        # Not tables: rare words would fade away, and gates would close.
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: (
-                leaf.ndim >= 2 and not path_name(path).endswith(("bias", "scale"))
-            ),
-            params,
+            lambda path, _: path_name(path).endswith("kernel"), params
         )
 
     def takes(params):
@@ -192,11 +196,12 @@ def make(config: Config, num_steps: int) -> optax.GradientTransformation:
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.scale(config.learning_rate),
     )
+    clip = optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip if config.clip_norm else optax.identity(),
         kept_as(config.moments, optax.partition({"muon": muon, "adamw": adam}, takes)),
         optax.add_decayed_weights(
-            config.weight_decay * config.learning_rate, is_matrix
+            config.weight_decay * config.learning_rate, is_kernel
         ),
         optax.GradientTransformation(lambda _: optax.EmptyState(), scale_by_name),
         optax.scale_by_learning_rate(schedule(config, num_steps)),

@@ -93,6 +93,39 @@ def test_singular_values_come_near_one():
     np.testing.assert_allclose(flipped, optim.orthogonalize(x_lio), atol=1e-5)
 
 
+def test_weight_decay_moves_kernels_and_nothing_else():
+    config = optim.Config(weight_decay=0.5, learning_rate=0.1, warmup_steps=0)
+    optimizer = optim.make(config, 10)
+    params = {name: random_tree(0)[name] for name in ("wide", "embedding")}
+    params["block"] = {"scale_shift_table": jnp.ones((4, 6, 8)), "known": jnp.ones(8)}
+    params["block"] |= {"distance_bias": jnp.ones((4, 8)), "scale": jnp.ones((4, 8))}
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(optimizer.update)(still, optimizer.init(params), params)
+    moved = {
+        optim.path_name(path): float(jnp.abs(leaf).max())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+    }
+    assert {name for name, by in moved.items() if by} == {
+        name for name in moved if name.endswith("kernel")
+    }
+    np.testing.assert_allclose(
+        updates["wide"]["kernel"], -0.05 * params["wide"]["kernel"], rtol=1e-6
+    )
+
+
+def test_a_norm_of_0_clips_nothing():
+    """Clipping shows in Adam where the gradient's size changes from step to step."""
+    config = optim.Config(warmup_steps=2, clip_norm=0.0)
+
+    def moved(clip_norm):
+        changed = dataclasses.replace(config, clip_norm=clip_norm)
+        return five_steps(optim.make(changed, 10), range(1, 6))
+
+    free, wide, clipped = moved(0.0), moved(1e9), moved(0.5)
+    jax.tree.map(np.testing.assert_array_equal, free, wide)
+    assert not np.array_equal(free["wide"]["kernel"], clipped["wide"]["kernel"])
+
+
 @pytest.mark.parametrize("layers", [4, 3])
 def test_updates_do_not_depend_on_the_mesh(layers):
     """Layers that divide over the devices are spread, others are not."""
