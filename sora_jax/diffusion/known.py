@@ -10,10 +10,13 @@ Letters: n rows, t latent frames, h and w latent height and width.
 import dataclasses
 import enum
 from collections.abc import Mapping
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from sora_jax.core import config as configs
 
 
 class Pattern(enum.StrEnum):
@@ -46,16 +49,22 @@ class Config:
     above 0, so that the model looks at them without copying their every flaw.
     """
 
-    probabilities: Mapping[str, float] = dataclasses.field(
+    probabilities: Mapping[str, configs.Share] = dataclasses.field(
         default_factory=lambda: {"none": 1.0}
     )
-    known_tau: float = 0.02
+    known_tau: Annotated[float, configs.Range("[0, 1)")] = 0.02
 
     def __post_init__(self):
         object.__setattr__(self, "probabilities", dict(self.probabilities))
         _checked(self.probabilities)
         if not 0 <= self.known_tau < 1:
             raise ValueError(f"known_tau must be in [0, 1), not {self.known_tau}.")
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether rows are trained in which the first latent frame alone is given."""
+        given = (Pattern.FIRST_FRAME, Pattern.HEAD)
+        return any(self.probabilities.get(pattern, 0) > 0 for pattern in given)
 
 
 def _checked(probabilities: Mapping[str, float]) -> dict[Pattern, float]:
@@ -156,7 +165,8 @@ def sample_known_frames(
     )
     # counts in 1..t-1; "both" splits 2..t-1 between the two ends
     count = jax.random.randint(count_key, (n,), 1, jnp.maximum(frames_n, 2))
-    pair = 2 + (count - 1) % jnp.maximum(frames_n - 2, 1)
+    pair_key = jax.random.fold_in(count_key, 1)
+    pair = jax.random.randint(pair_key, (n,), 2, jnp.maximum(frames_n, 3))
     front = 1 + jnp.floor(jax.random.uniform(share_key, (n,)) * (pair - 1))
 
     frame_1t, frames_n1 = jnp.arange(most)[None], frames_n[:, None]

@@ -70,6 +70,8 @@ def test_drawn_both_keeps_both_ends_and_a_gap():
     np.testing.assert_array_equal(changes, 2)
     splits = {tuple(row) for row in frames}
     assert len(splits) == 1 + 2 + 3  # all ways to give 2, 3 or 4 of 5 frames
+    counts = np.bincount(frames.sum(1), minlength=5)[2:5] / len(frames)
+    np.testing.assert_allclose(counts, 1 / 3, atol=0.06)
 
 
 def test_drawn_random_gives_some_and_leaves_some():
