@@ -1,10 +1,15 @@
 """Every field once, with its unit; recipes copy this and change what they need.
 
-The sections `model.*`, `noise`, `known`, `optim` and `loop` become the frozen
-dataclasses of the code that uses them, where their meaning stands field by field.
+The sections become frozen dataclasses (training/recipe.py), most of them of the code
+that uses them, where the meaning of each field and the numbers that it takes stand. A
+number outside is refused before anything is computed, and so are inf and nan.
+
+A run that has begun may go on with other values of the fields that do not define it:
+mesh, remat, paths, num_steps and the like (training/run_folder.py: INCIDENTAL).
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -14,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     # A denoiser's weights to begin with: a run, a folder in diffusers' layout, or its
     # transformer or transformer_2. "": random ones.
     c.init = ""
-    c.seed = 0  # root of all randomness: weights, noise, data order
+    c.seed = 0  # root of all randomness: weights, noise, data order; below 2^64
 
     c.mesh = ml_collections.ConfigDict()  # devices on each axis; -1: what is left
     c.mesh.replica = 1
@@ -157,22 +162,22 @@ def get_config() -> ml_collections.ConfigDict:
     # A text encoder that was trained before (text.encoder) knows what words mean; a
     # random one needs the full rate: ().
     c.optim.learning_rate_factors = (("^text_encoder", 0.1),)
-    c.optim.warmup_steps = 50
+    c.optim.warmup_steps = 50  # at most all of them
     c.optim.final_fraction = 0.05
     c.optim.b1 = 0.9
     c.optim.b2 = 0.95
     c.optim.eps = 1e-8
     c.optim.moments = "float32"  # or "bfloat16": half the memory
     c.optim.weight_decay = 0.0
-    c.optim.clip_norm = 1.0
+    c.optim.clip_norm = 1.0  # 0: no clipping
     c.optim.ema_decay = 0.998
 
     c.loop = ml_collections.ConfigDict()  # training/loop.py: Config
     c.loop.num_steps = 4400
-    c.loop.log_every = 50
+    c.loop.log_every = 50  # of these three 0: only at the end
     c.loop.checkpoint_every = 500
-    c.loop.keep_checkpoints = 2
     c.loop.eval_every = 0
+    c.loop.keep_checkpoints = 2  # 0: all
     c.loop.accumulation = 1
     c.loop.max_skipped_in_a_row = 20
 
@@ -180,10 +185,13 @@ def get_config() -> ml_collections.ConfigDict:
     c.sample.num_frames = 9
     c.sample.height = 32  # pixels
     c.sample.width = 32
-    c.sample.fps = 8.0
+    # None: that of the clips it is trained on, of most of them where rates are mixed.
+    c.sample.fps = config_dict.placeholder(float)
     c.sample.num_inference_steps = 20
     c.sample.guidance_scale = 3.5
     c.sample.sampler = "euler"
     c.sample.levels = "even"  # or "diffusers": as its schedulers place them
-    c.sample.takes_images = True  # whether a picture may be given as the first frame
+    # Whether a picture may be given as the first frame; None: where known.probabilities
+    # trains it.
+    c.sample.takes_images = config_dict.placeholder(bool)
     return c

@@ -43,5 +43,4 @@ def get_config():
 
     c.sample.num_frames, c.sample.height, c.sample.width = 17, 256, 256
     c.sample.sampler, c.sample.levels = "euler", "even"
-    c.sample.takes_images = True
     return c

@@ -52,5 +52,4 @@ def get_config():
     # What a denoiser of its latents would be given.
     c.model.dit.in_channels = c.model.dit.out_channels = 48
     c.sample.num_frames, c.sample.height, c.sample.width = 33, 256, 256
-    c.sample.fps = 16.0
     return c

@@ -58,8 +58,6 @@ def get_config():
 
     c.loop.num_steps = 5000
     c.sample.num_frames, c.sample.height, c.sample.width = 81, 480, 832
-    c.sample.fps = 16.0
     c.sample.num_inference_steps, c.sample.guidance_scale = 50, 5.0
     c.sample.sampler, c.sample.levels = "unipc", "diffusers"
-    c.sample.takes_images = False
     return c

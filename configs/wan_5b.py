@@ -25,6 +25,4 @@ def get_config():
     c.noise.shift = 5.0
     c.known.probabilities.none, c.known.probabilities.first_frame = 0.7, 0.3
     c.sample.num_frames, c.sample.height, c.sample.width = 121, 704, 1280
-    c.sample.fps = 24.0
-    c.sample.takes_images = True
     return c

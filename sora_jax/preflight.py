@@ -28,10 +28,13 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sora_jax.core import config as configs
 from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
 from sora_jax.forecast import programs, search
 from sora_jax.forecast.report import DoesNotFit
+from sora_jax.generation import runs
+from sora_jax.training import recipe
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:2x2 or v5p:2x2x1.")
@@ -75,6 +78,8 @@ def main(arguments):
     c, mesh, lacking = _CONFIG.value, None, 0.0
     try:
         make = _program(c)
+        configs.build(recipe.Recipe, c, "")
+        runs.settings(c)
         devices = meshes.compile_only(_TOPOLOGY.value, _SLICES.value)
         if _SEARCH.value:
             text, values = _search(c, devices)

@@ -26,6 +26,7 @@ from sora_jax.core import environment, job, paths
 from sora_jax.core import mesh as meshes
 from sora_jax.data import loader, records, samples, shards
 from sora_jax.evals import reconstruction
+from sora_jax.generation import runs
 from sora_jax.models import video_vae
 from sora_jax.training import (
     cost,
@@ -33,7 +34,7 @@ from sora_jax.training import (
     initial,
     jobs,
     loop,
-    optim,
+    recipe,
     run_folder,
     stopping,
     weight_files,
@@ -70,6 +71,23 @@ def evaluators(c, task: jobs.Job) -> dict[str, evaluation.Evaluator]:
     return {"reconstruction": measured}
 
 
+def tell_changes(folder: pathlib.Path, changed: list[str]) -> None:
+    """Says what is another than when the run was started last, and what follows."""
+    if not changed:
+        return
+    print(
+        f"train: the run goes on with {'; '.join(changed)} (noted in {folder}/"
+        "config_changes.jsonl)",
+        file=sys.stderr,
+    )
+    if any(line.startswith("loop.num_steps:") for line in changed):
+        print(
+            "train: from here on the learning rate, data.crops and "
+            "reconstruction.adversarial_start follow the new number of steps",
+            file=sys.stderr,
+        )
+
+
 def main(arguments):
     if len(arguments) > 1:
         raise app.UsageError(f"unknown argument {arguments[1]!r}")
@@ -84,16 +102,22 @@ def main(arguments):
             raise ValueError(f"objective {c.objective!r}; there are {[*jobs.JOBS]}")
         if c.init and c.objective != "denoiser":
             raise ValueError(f"init is for a denoiser; the objective is {c.objective}")
+        built = configs.build(recipe.Recipe, c, "")
+        runs.settings(c)
+        if built.optim.warmup_steps >= built.loop.num_steps:
+            print(
+                f"train: optim.warmup_steps ({built.optim.warmup_steps}) is cut to "
+                f"loop.num_steps ({built.loop.num_steps}): the learning rate only rises",
+                file=sys.stderr,
+            )
         mesh = meshes.make_mesh(dict(c.mesh))
         jax.set_mesh(mesh)
         run_folder.check(folder, c)
-        loop_config = configs.build(loop.Config, c.loop, "loop")
-        optim_config = configs.build(optim.Config, c.optim, "optim")
         if _STRICT.value:
             initial.check_fields(c)
         task = jobs.JOBS[c.objective](c, folder, mesh)
         measured = evaluators(c, task)
-        run_folder.claim(folder, c)
+        tell_changes(folder, run_folder.claim(folder, c))
         meshes.barrier("config")
         if jax.process_index() == 0:
             text = json.dumps(environment.describe(), indent=2)
@@ -103,8 +127,8 @@ def main(arguments):
     failed = None
     try:
         state = loop.train(
-            loop_config,
-            optim_config,
+            built.loop,
+            built.optim,
             task.objective,
             task.batches,
             seed=c.seed,

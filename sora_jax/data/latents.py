@@ -262,6 +262,11 @@ class Latents(caches.Cache):
         return tuple(values[0]) if field == "shape" else values[0]
 
     @property
+    def digests(self) -> list[str]:
+        """What names the clips, their latents and captions."""
+        return [self.manifest["digest"]]
+
+    @property
     def mean_std(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of each channel, float32[c] each."""
         mean, std = self.manifest["mean"], self.manifest["std"]
@@ -307,6 +312,11 @@ class Joined:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    @property
+    def digests(self) -> list[str]:
+        """The digest of each cache, in their order."""
+        return [digest for part in self.parts for digest in part.digests]
 
     def _locate(self, index: int) -> tuple[int, int]:
         part = int(np.searchsorted(self._ends, index, side="right"))

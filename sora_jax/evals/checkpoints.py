@@ -19,7 +19,7 @@ from sora_jax.core import config as configs
 from sora_jax.core import progress
 from sora_jax.evals import protocol, rows, samples, scoring, toyworld
 from sora_jax.generation import pipeline, runs, step_cache
-from sora_jax.training import checkpoint, state
+from sora_jax.training import checkpoint, run_folder, state
 
 ALL = "all"
 LOOK_SECONDS = 10.0  # between two looks at a run that is followed
@@ -77,7 +77,8 @@ def follow(
     while True:
         kept = checkpoint.steps(folder)
         newest = max(kept, default=0)
-        due = range(loop.checkpoint_every, newest, loop.checkpoint_every)
+        every = loop.checkpoint_every or loop.num_steps
+        due = range(every, newest, every)
         missing = [s for s in due if s not in done and s not in kept]
         gone = [step for step in missing if not is_scored(step)]
         if gone:
@@ -226,7 +227,7 @@ class Sampling:
         """What decides the scores of a step, apart from its weights."""
         return {
             "model": self.folder.resolve().name,
-            "config": configs.digest(self.config),
+            "config": run_folder.digest(self.folder),
             "vae": checkpoint.weights_digest(self.folder / "vae"),
             "prompts": {s.name: protocol.text_digest(s.texts) for s in self.suites},
             "seeds": self.seeds,
@@ -255,7 +256,7 @@ class Sampling:
             "Model": self.folder,
             "Step" if len(steps) == 1 else "Steps": ", ".join(shown),
             "Parameters": f"{state.count(self._networks.abstract()) / 1e6:.2f} M",
-            "Config": configs.digest(self.config),
+            "Config": run_folder.digest(self.folder),
             "Sampler": "{sampler}, {num_inference_steps} steps, guidance "
             "{guidance_scale:g}, shift {shift:g}".format(**self.making)
             + f", step cache {self.making['step_cache']:g}" * self._spares,

@@ -42,6 +42,9 @@ from sora_jax.training import step as steps
 _IN_GIB = {"M": 2**-10, "G": 1, "T": 2**10}  # as libtpu writes sizes
 
 
+_FPS = 16.0  # of recipes that follow their data; no size depends on it
+
+
 class _EmptyText:
     """A tokenizer of no words but the empty text: no run's data is at hand."""
 
@@ -63,7 +66,9 @@ def denoiser_objective(c) -> objectives.Denoiser:
     if c.text.frozen:
         null_states = np.zeros((c.text.length, c.model.dit.text_dim), jnp.bfloat16)
     words = _EmptyText(c.model.text_encoder.vocab_size or c.text.vocab_size)
-    return objectives.denoiser(c, words, fps=c.sample.fps, null_states=null_states)
+    return objectives.denoiser(
+        c, words, fps=c.sample.fps or _FPS, null_states=null_states
+    )
 
 
 def vae_config(c) -> video_vae.Config:
@@ -201,7 +206,7 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
         }
     given = (
         graph, weights, x, memory, plan, text, text, None,
-        np.float32(settings.guidance_scale), np.float32(settings.fps),
+        np.float32(settings.guidance_scale), np.float32(settings.fps or _FPS),
         np.float32(settings.known_tau),
     )  # fmt: skip
     passes = samplers.evaluations(sampler, count) / count * (1 + guided)

@@ -8,15 +8,18 @@ import difflib
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import numpy as np
 
+from sora_jax.core import config as configs
 from sora_jax.data import texts
 from sora_jax.diffusion import samplers
 from sora_jax.models import dit as dits
 from sora_jax.models import video_vae
 
 MAX_STEPS = 1000
+_Scale = Annotated[float, configs.Range("[0, 100]")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,28 +33,29 @@ class Settings:
     levels: "even" steps before the shift, or those of "diffusers"' schedulers. boundary:
     the level below which the second of two experts denoises, with guidance_scale_2.
     step_cache: the error up to which evaluations of the denoiser are spared; 0: none.
-    takes_images: whether a picture can be given. trained_levels: of the denoiser; one of
+    takes_images: whether a picture can be given. fps: None where no data was seen yet;
+    a call then says it. trained_levels: of the denoiser; one of
     two experts makes no video alone.
     """
 
-    num_frames: int
-    height: int
-    width: int
-    fps: float
-    text_length: int
-    shift: float
-    known_tau: float = 0.02
-    num_inference_steps: int = 20
-    guidance_scale: float = 3.5
+    num_frames: configs.Size
+    height: configs.Size
+    width: configs.Size
+    fps: Annotated[float, configs.Range("(0, 1000]")] | None
+    text_length: configs.Size
+    shift: Annotated[float, configs.Range("(0, 100]")]
+    known_tau: Annotated[float, configs.Range("[0, 1)")] = 0.02
+    num_inference_steps: Annotated[int, configs.Range(f"[1, {MAX_STEPS}]")] = 20
+    guidance_scale: _Scale = 3.5
     sampler: str = "euler"
-    batch_size: int = 8
-    chunk_steps: int = 5
+    batch_size: configs.Size = 8
+    chunk_steps: configs.Size = 5
     levels: str = "even"
-    boundary: float | None = None
-    guidance_scale_2: float | None = None
-    step_cache: float = 0.0
+    boundary: configs.Share | None = None
+    guidance_scale_2: _Scale | None = None
+    step_cache: Annotated[float, configs.Range("[0, 100]")] = 0.0
     takes_images: bool = True
-    trained_levels: tuple[float, float] = (0.0, 1.0)
+    trained_levels: tuple[configs.Share, configs.Share] = (0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,7 +344,7 @@ def check(
             "image is given, but this model makes videos from text alone: Wan 2.2 "
             "TI2V-5B and models trained here with first frames take pictures"
         )
-    if not 0 < request.fps <= 1000:
+    if request.fps is None or not 0 < request.fps <= 1000:
         raise ValueError(f"fps is a rate above 0, not {request.fps!r}")
     _one_of("sampler", request.sampler, [s.value for s in samplers.Sampler])
     _one_of("output_type", output_type, ["np", "latent"])

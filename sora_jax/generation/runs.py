@@ -5,10 +5,18 @@ from collections.abc import Mapping
 
 from sora_jax.core import config as configs
 from sora_jax.data import tokenizer as tokenizers
+from sora_jax.diffusion import known
 from sora_jax.generation import request as requests
 from sora_jax.generation import step_cache
 from sora_jax.models import dit, text_encoder
-from sora_jax.training import checkpoint, initial, latents, objectives, pretrained
+from sora_jax.training import (
+    checkpoint,
+    initial,
+    latents,
+    objectives,
+    pretrained,
+    run_folder,
+)
 from sora_jax.training import state as states
 
 
@@ -20,6 +28,9 @@ def settings(config: Mapping) -> requests.Settings:
         "known_tau": config.known.known_tau,
         "trained_levels": tuple(config.noise.get("levels", (0.0, 1.0))),
     }
+    if sample.get("takes_images") is None:
+        trained = configs.build(known.Config, config.known, "known")
+        sample["takes_images"] = trained.takes_images
     return configs.build(requests.Settings, sample, "sample")
 
 
@@ -77,7 +88,7 @@ def parts(run: checkpoint.LoadedRun) -> dict:
     source = {
         "model": folder.resolve().name,
         "step": run.step,
-        "config_digest": configs.digest(config),
+        "config_digest": run_folder.digest(folder, run.step),
         "vae_digest": checkpoint.weights_digest(folder / "vae"),
     }
     if "weights" in config:  # converted, not trained

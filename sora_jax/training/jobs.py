@@ -5,6 +5,7 @@ with one sentence where the recipe does not fit what it is given. What it needs 
 runs, it copies into the run folder, once.
 """
 
+import collections
 import contextlib
 import dataclasses
 import pathlib
@@ -145,6 +146,7 @@ def text_encoder(c, folder: pathlib.Path, mesh) -> Job:
     )
     _, config = objectives.denoiser_configs(c, pieces.vocab_size)
     _check_sizes(mesh, c, _text_encoder_sizes(config))
+    run_folder.keep_data(folder, "data.latents", source.digests)
 
     def batches(start):
         steps = c.loop.num_steps - start
@@ -220,6 +222,9 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     check_denoiser(mesh, c, objective, rows.tokens if rows.packed else ())
     planner = rows.planner(cost.packed_row_cost(dit_config)) if rows.packed else None
     # All fits together; what the run needs of others is copied from here on.
+    run_folder.keep_data(folder, "data.latents", source.digests)
+    if c.sample.fps is None:
+        c.sample.fps = rows.usual_fps
     for file in pretrained.open_component(source.folder / "vae", "vae").files:
         run_folder.keep(folder, f"vae/{file.name}", file)
     begun.keep()
@@ -266,6 +271,7 @@ class _Rows:
       packed: whether several clips share a row.
       tokens: the lengths that rows have.
       fps: of all clips, where rows are not packed.
+      usual_fps: of most clips.
       most_frames: of the longest clip in tokens, where they are; else 0.
     """
 
@@ -273,9 +279,13 @@ class _Rows:
         self._c, patch = c, tuple(c.model.dit.patch)
         self.packed, self.fps, self.most_frames = c.packing.shapes > 0, None, 0
         if self.packed:
-            shapes = [source.entry(index)["shape"] for index in range(len(source))]
+            entries = [source.entry(index) for index in range(len(source))]
+            shapes = [entry["shape"] for entry in entries]
+            rates = collections.Counter(entry["fps"] for entry in entries)
+            self.usual_fps = rates.most_common(1)[0][0]
         else:
             shapes, self.fps = [source.shape], source.fps
+            self.usual_fps = self.fps
         for channels in {shape[-1] for shape in shapes} - {c.model.dit.in_channels}:
             raise ValueError(
                 f"the latents of {c.data.latents} have {channels} channels, but "
@@ -404,13 +414,16 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         videos = [c.frames() for c in found if isinstance(c, records.ClipRecord)]
         return {"vae": {"linear": principal.linear_codec(videos, objective.config)}}
 
+    ended = checkpoint.steps(folder)[-1:] == [c.loop.num_steps]
+
     def finish(params):
-        if not (folder / "vae" / "config.json").is_file():
+        if not ended or not (folder / "vae" / "config.json").is_file():
             latents.finish(folder / "vae", params["vae"], objective.config, clips)
 
     def fixed():
         return {perceptual.NAME: seen.load()} if weights.lpips else {}
 
+    run_folder.keep_data(folder, "data.shards", [clips.manifest["digest"]])
     if seen:
         run_folder.keep(folder, _LPIPS, seen.file)
     return Job(
