@@ -97,7 +97,6 @@ def main(arguments):
     c.init = _INIT.value or c.init
     try:
         meshes.initialize()
-        job.hold(folder)
         if c.objective not in jobs.JOBS:
             raise ValueError(f"objective {c.objective!r}; there are {[*jobs.JOBS]}")
         if c.init and c.objective != "denoiser":
@@ -112,6 +111,7 @@ def main(arguments):
             )
         mesh = meshes.make_mesh(dict(c.mesh))
         jax.set_mesh(mesh)
+        job.hold(folder)
         run_folder.check(folder, c)
         if _STRICT.value:
             initial.check_fields(c)

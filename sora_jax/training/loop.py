@@ -24,7 +24,6 @@ from sora_jax.training import state as states
 from sora_jax.training import step as steps
 from sora_jax.training import trace as traces
 
-
 Every = Annotated[int, configs.Range("[1, 2147483647]", 0, "only at the end")]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng
-from sora_jax.training import checkpoint, loop, metrics, optim, run_folder, stopping
+from sora_jax.training import checkpoint, loop, metrics, optim, stopping
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 from tests.training import tiny
