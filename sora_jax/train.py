@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from sora_jax.core import config as configs
-from sora_jax.core import environment, job, paths
+from sora_jax.core import digests, environment, job, paths
 from sora_jax.core import mesh as meshes
 from sora_jax.data import loader, records, samples, shards
 from sora_jax.evals import reconstruction
@@ -37,7 +37,6 @@ from sora_jax.training import (
     recipe,
     run_folder,
     stopping,
-    weight_files,
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -151,7 +150,7 @@ def main(arguments):
     except (
         FloatingPointError,
         loader.TooManyCorruptRecords,
-        weight_files.Damaged,
+        digests.Damaged,
     ) as error:
         sys.exit(f"train: {error}")
     if task.finish:

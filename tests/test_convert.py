@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from configs import base
 from sora_jax.core import config as configs
-from sora_jax.core import mesh, trees
+from sora_jax.core import digests, mesh, trees
 from sora_jax.generation import estimate, export, pipeline
 from sora_jax.training import checkpoint, initial, perceptual, pretrained
 from tests import conftest
@@ -132,8 +132,7 @@ def test_two_runs_become_two_experts(tmp_path, job):
         job(folder, runs[-1])
     for run, levels in zip(runs, ("(0.9, 1.0)", "(0.0, 0.9)"), strict=True):
         file = run / "config.py.txt"
-        text = file.read_text().replace("(0.0, 1.0)", levels)
-        file.write_text(text)
+        digests.store(file, file.read_text().replace("(0.0, 1.0)", levels))
     with pytest.raises(ValueError, match="one of two experts"):
         pipeline.Pipeline.from_pretrained(runs[0])(**CALL)
     with pytest.raises(ValueError, match="one of two experts"):
@@ -210,7 +209,7 @@ def test_what_diffusers_lacks_is_named(source, tmp_path, job):
     text = file.read_text()
     wanted = "model.dit.time_scale = None"
     assert wanted in text
-    file.write_text(text.replace(wanted, "model.dit.time_scale = 2.0"))
+    digests.store(file, text.replace(wanted, "model.dit.time_scale = 2.0"))
     with pytest.raises(SystemExit, match="cannot express .*config.time_scale"):
         job(target, tmp_path / "out", license="mit")
     assert not (tmp_path / "out").exists()

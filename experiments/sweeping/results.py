@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments.sweeping import index as indices
 from experiments.sweeping import points, runner
-from sora_jax.core import paths
+from sora_jax.core import digests, paths
 from sora_jax.diffusion import samplers
 from sora_jax.evals import curves, protocol, report, samples, scoring, statistics
 from sora_jax.training import metrics
@@ -59,7 +59,7 @@ def measure(entry: indices.Entry) -> Measured:
             n: v for row in rows for n, v in row.items() if isinstance(v, int | float)
         }
         return Measured(entry, {n: scoring.Estimate(v) for n, v in last.items()}, {})
-    scores = json.loads(file.read_text())
+    scores = json.loads(digests.read(file, required=False))
     if protocol.digest(scores["protocol"]) != scores["digest"]:
         raise ValueError(f"{file}: its digest is not that of its protocol")
     rows = [

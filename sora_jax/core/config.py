@@ -20,6 +20,9 @@ from typing import Annotated
 
 import ml_collections
 
+from sora_jax.core import digests
+
+_FILE = "config.py.txt"
 Flat = dict[str, object]
 DTYPES = ("float32", "bfloat16", "float16")  # that networks compute in
 
@@ -127,12 +130,22 @@ def from_text(text: str) -> ml_collections.ConfigDict:
 
 
 def read(path: str | pathlib.Path) -> ml_collections.ConfigDict:
-    """Reads the resolved config of a run folder, or such a file itself."""
+    """Reads the resolved config of a run folder, or such a file itself.
+
+    Raises:
+      FileNotFoundError: there is none.
+      digests.Damaged: it is not what was written.
+    """
     path = pathlib.Path(path)
-    file = path / "config.py.txt" if path.is_dir() else path
+    file = path / _FILE if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is not a run folder: it has no config.py.txt")
-    return from_text(file.read_text())
+        raise FileNotFoundError(f"{path} is not a run folder: it has no {_FILE}")
+    return from_text(digests.read(file, required=path.is_dir()).decode())
+
+
+def write(folder: str | pathlib.Path, config: Mapping) -> None:
+    """Writes the resolved config of a run folder."""
+    digests.store(pathlib.Path(folder) / _FILE, to_text(config))
 
 
 def digest(config: Mapping) -> str:

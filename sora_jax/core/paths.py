@@ -145,6 +145,11 @@ def copy_atomically(source: str | os.PathLike, path: str | os.PathLike) -> None:
         shutil.copyfile(source, temporary)
 
 
+def sha256_bytes(content: bytes) -> str:
+    """Returns the hex SHA-256 of bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def sha256_file(path: str | os.PathLike) -> str:
     """Returns the hex SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

@@ -23,7 +23,7 @@ from typing import Any
 
 from array_record.python import array_record_module
 
-from sora_jax.core import paths
+from sora_jax.core import digests, paths
 from sora_jax.data import records
 
 FORMAT = 2
@@ -156,7 +156,7 @@ def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) ->
     begun = out / ".partial" / "settings.json"
     for place in (out / manifest_name, begun):
         if place.exists():
-            found = json.loads(place.read_text())["settings"]
+            found = json.loads(digests.read(place))["settings"]
             if differences := _differences(found, settings):
                 raise ShardsError(
                     f"{out} was made with other settings; choose another folder or "
@@ -165,12 +165,10 @@ def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) ->
     if (out / manifest_name).exists():
         return True
     if not begun.exists():
-        if out.exists() and {path.name for path in out.iterdir()} - {
-            "report.json",
-            paths.LOCK,
-        }:
+        ours = {"report.json", digests.FILE, begun.parent.name, paths.LOCK}
+        if out.exists() and {path.name for path in out.iterdir()} - ours:
             raise ShardsError(f"{out} is not empty and holds no shards of ours")
-        paths.write_atomically(begun, json.dumps({"settings": settings}, indent=1))
+        digests.store(begun, json.dumps({"settings": settings}, indent=1))
     return False
 
 
@@ -189,12 +187,13 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, sort_keys=True))
 
 
+# A folder for each part, and its list of digests, since several processes write them.
 def _part_file(folder: pathlib.Path, part: int) -> pathlib.Path:
-    return folder / ".partial" / f"{part:05d}.array_record"
+    return folder / ".partial" / f"{part:05d}" / "part.array_record"
 
 
 def _part_summary(folder: pathlib.Path, part: int) -> pathlib.Path:
-    return folder / ".partial" / f"{part:05d}.json"
+    return folder / ".partial" / f"{part:05d}" / "part.json"
 
 
 def has_part(folder: pathlib.Path, part: int) -> bool:
@@ -220,9 +219,10 @@ def store_part(
             entries.append(entry)
             yield raw
 
+    _part_file(folder, part).parent.mkdir(parents=True, exist_ok=True)
     size, digest = _write_file(_part_file(folder, part), raw_records(), compression)
     written = {"index": entries, "bytes": size, "sha256": digest, **summary}
-    paths.write_atomically(_part_summary(folder, part), json.dumps(written))
+    digests.store(_part_summary(folder, part), json.dumps(written))
 
 
 def collect(
@@ -237,7 +237,7 @@ def collect(
       What the manifest says of each file, and the summaries of all parts.
     """
     summaries = [
-        json.loads(_part_summary(out, part).read_text()) for part in range(num_parts)
+        json.loads(digests.read(_part_summary(out, part))) for part in range(num_parts)
     ]
     kept = [part for part in range(num_parts) if summaries[part]["index"]]
     files, seen = [], set()
@@ -356,14 +356,19 @@ def count_captions(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def read_manifest(folder: pathlib.Path, name: str, what: str) -> dict[str, Any]:
-    """Returns the manifest of a finished folder; `what` it should hold, in words."""
+    """Returns the manifest of a finished folder; `what` it should hold, in words.
+
+    Raises:
+      ShardsError: it is not finished, or of another format.
+      digests.Damaged: the manifest is not what was written.
+    """
     if not (folder / name).exists():
         unfinished = (folder / ".partial").exists()
         raise ShardsError(
             f"{folder} holds no finished {what}"
             + (": prepare was interrupted; run it again" if unfinished else "")
         )
-    manifest = json.loads((folder / name).read_text())
+    manifest = json.loads(digests.read(folder / name))
     found = manifest["settings"]["format"]
     if found != FORMAT:
         raise ShardsError(f"{folder} has format {found}; this code reads {FORMAT}")

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
-from sora_jax.core import paths, progress
+from sora_jax.core import digests, progress
 from sora_jax.data import array_files, records
 
 FEW = 4  # batches; less than that is not worth a forecast
@@ -67,7 +67,7 @@ def write(
     if finished:
         if not process:  # what is left where the folder was finished and then killed
             shutil.rmtree(out / ".partial", ignore_errors=True)
-        return json.loads((out / manifest_name).read_text())
+        return json.loads(digests.read(out / manifest_name))
     mine = range(process, len(parts), num_processes)
     missing = [part for part in mine if not array_files.has_part(out, part)]
     ahead = sum(len(parts[part]) for part in missing)
@@ -84,7 +84,7 @@ def write(
     barrier("encoded")
     if process:
         barrier("collected")
-        return json.loads((out / manifest_name).read_text())
+        return json.loads(digests.read(out / manifest_name))
     files, summaries = array_files.collect(out, len(parts), prefix)
     if not files:
         raise array_files.ShardsError(f"{out}: none of the {unit} could be read")
@@ -95,7 +95,7 @@ def write(
         "digest": array_files.digest(e for s in summaries for e in s["index"]),
         "files": files,
     }
-    paths.write_atomically(out / manifest_name, json.dumps(manifest, indent=1))
+    digests.store(out / manifest_name, json.dumps(manifest, indent=1))
     shutil.rmtree(out / ".partial")
     barrier("collected")
     return manifest

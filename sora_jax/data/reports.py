@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from sora_jax.core import digests
 from sora_jax.data import shards
 
 _LISTED = 20
@@ -29,7 +30,7 @@ def difference(out: pathlib.Path, source: shards.Source) -> list[str]:
 
 def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> list:
     """Says what a finished folder holds and what was left out of it."""
-    report = json.loads((out / "report.json").read_text())
+    report = json.loads(digests.read(out / "report.json"))
     skipped, cuts = report["skipped"], report["cuts"]
     lines = [f"skipped {one['file']}: {one['reason']}" for one in skipped[:_LISTED]]
     if (more := len(skipped) - _LISTED) > 0:

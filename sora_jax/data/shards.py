@@ -30,7 +30,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from sora_jax.core import paths, progress
+from sora_jax.core import digests, progress
 from sora_jax.data import array_files, records, workers
 from sora_jax.data.array_files import ShardsError
 from sora_jax.data.latents import open_latents as open_latents
@@ -219,7 +219,7 @@ def compare(out_dir: str | os.PathLike, source: Source) -> Difference | None:
     array_files.claim(out, "manifest.json", _settings(source))
     if not (out / "items.json").exists():
         raise ShardsError(f"{out} is of an earlier version: prepare it anew")
-    done = json.loads((out / "items.json").read_text())
+    done = json.loads(digests.read(out / "items.json"))
     different = {
         item
         for item, digest in source.items.items()
@@ -277,7 +277,7 @@ def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | No
     """What is to be made: a plan that was begun, or a new one; None: nothing."""
     file, base = out / ".partial" / "plan.json", manifest and manifest["digest"]
     if file.exists():
-        plan = json.loads(file.read_text())
+        plan = json.loads(digests.read(file))
         if plan["base"] == base:
             for item, digest in plan["items"].items():
                 if source.items.get(item) != digest:
@@ -300,7 +300,7 @@ def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | No
         "parts": parts,
         "skipped": [dataclasses.asdict(s) for s in skipped],
     }
-    paths.write_atomically(file, json.dumps(plan))
+    digests.store(file, json.dumps(plan))
     return plan
 
 
@@ -313,8 +313,8 @@ def _finish(
     if before is not None:
         kept, old = before["files"], open(out)
         entries = [old.entry(index) for index in range(len(old))]
-        done = json.loads((out / "items.json").read_text())
-        report = json.loads((out / "report.json").read_text())
+        done = json.loads(digests.read(out / "items.json"))
+        report = json.loads(digests.read(out / "report.json"))
     files, summaries = array_files.collect(
         out, len(plan["parts"]), f"clips-{source.split}", after=len(kept)
     )
@@ -336,7 +336,7 @@ def _finish(
         "skipped": skipped,
         "skipped_in_items": in_items,
     }
-    paths.write_atomically(out / "report.json", json.dumps(report, indent=1))
+    digests.store(out / "report.json", json.dumps(report, indent=1))
     if not entries:
         shutil.rmtree(out / ".partial")
         reasons = "; ".join(f"{s['file']}: {s['reason']}" for s in skipped[:3])
@@ -347,7 +347,7 @@ def _finish(
         item: digest if item in made else _without_clips(digest, source)
         for item, digest in plan["items"].items()
     }
-    paths.write_atomically(out / "items.json", json.dumps(done))
+    digests.store(out / "items.json", json.dumps(done))
     manifest = {
         "settings": _settings(source),
         "split": source.split,
@@ -358,7 +358,7 @@ def _finish(
         "digest": array_files.digest(entries),
         "files": files,
     }
-    paths.write_atomically(out / "manifest.json", json.dumps(manifest, indent=1))
+    digests.store(out / "manifest.json", json.dumps(manifest, indent=1))
     shutil.rmtree(out / ".partial")
     return manifest
 

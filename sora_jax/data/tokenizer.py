@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import sentencepiece
 
-from sora_jax.core import paths
+from sora_jax.core import digests, paths
 from sora_jax.data import samples
 
 # What sentencepiece needs besides the words: pad, eos, unk and one piece for each byte.
@@ -75,7 +75,7 @@ def train(
         num_threads=1,
         minloglevel=2,
     )
-    paths.write_atomically(path, model.getvalue())
+    digests.store(path, model.getvalue())
     return Tokenizer(path)
 
 
@@ -144,7 +144,7 @@ class Tokenizer:
 
     def __init__(self, path: str | os.PathLike, clean_texts: bool = False):
         self._clean_texts = clean_texts
-        self._load(pathlib.Path(path).read_bytes(), str(path))
+        self._load(digests.read(path, required=False), str(path))
 
     def _load(self, model: bytes, name: str) -> None:
         self._model = model

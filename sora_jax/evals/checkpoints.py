@@ -36,18 +36,18 @@ def chosen(folder: pathlib.Path, asked: Sequence[str]) -> list[int]:
 
     Args:
       folder: the run folder.
-      asked: steps; `ALL` for each that is kept; nothing for the newest.
+      asked: steps; `ALL` for each that is kept; nothing for the newest good one.
 
     Raises:
       FileNotFoundError: the folder holds no run, or not these checkpoints.
       ValueError: it is neither.
     """
     configs.read(folder)
+    if not asked:
+        return [checkpoint.newest_good(folder)]
     kept = checkpoint.steps(folder)
     if not kept:
         raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
-    if not asked:
-        return kept[-1:]
     if [*asked] == [ALL]:
         return kept
     if not all(step.isdigit() for step in asked):

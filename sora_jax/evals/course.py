@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sora_jax.core import paths
+from sora_jax.core import digests, paths
 from sora_jax.evals import (
     checkpoints,
     curves,
@@ -139,7 +139,8 @@ class Course:
 
     def _scores(self, step: int) -> dict | None:
         try:
-            scores = json.loads((self.folder(step) / "scores.json").read_text())
+            scores = json.loads(digests.read(self.folder(step) / "scores.json"))
+            digests.check(self.folder(step) / "clips.jsonl")
             same = scores["made_with"] == self._key
             saved = self._sampling.saved(step)
             return scores if same and saved in (None, scores["saved"]) else None
@@ -197,8 +198,7 @@ class Course:
         runs, suites = self._scorer.runs, self._sampling.suites
         newest, seeds = points[-1], points[-1].scores["protocol"]["seeds"]
         for name in ("clips.jsonl", "scores.json"):
-            content = (self.folder(newest.step) / name).read_bytes()
-            paths.write_atomically(self.out / name, content)
+            digests.copy(self.folder(newest.step) / name, self.out / name)
         rows = _by_step(points)
         tables = summary.tables(rows, suites, strong=[newest.name])
         page = report.write(

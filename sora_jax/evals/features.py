@@ -21,7 +21,7 @@ import safetensors.numpy
 from flax import nnx
 
 from sora_jax.core import config as configs
-from sora_jax.core import paths
+from sora_jax.core import digests
 from sora_jax.evals import resize as resizing
 from sora_jax.evals import temporal
 from sora_jax.evals.weight_folders import Weights, WrongWeights
@@ -330,10 +330,10 @@ def save(network: feature_net.StateNetwork, folder: pathlib.Path, name: str) -> 
     flat = nnx.to_flat_state(nnx.state(network, nnx.Param))
     arrays = {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in flat}
     content = safetensors.numpy.save(arrays)
-    paths.write_atomically(folder / f"{name}.safetensors", content)
+    digests.store(folder / f"{name}.safetensors", content)
     sha256 = hashlib.sha256(content).hexdigest()
     description = {"config": dataclasses.asdict(network.config), "sha256": sha256}
-    paths.write_atomically(folder / f"{name}.json", json.dumps(description, indent=2))
+    digests.store(folder / f"{name}.json", json.dumps(description, indent=2))
     return sha256
 
 
@@ -353,8 +353,11 @@ def load(folder: pathlib.Path, name: str) -> tuple[feature_net.StateNetwork, str
                 f"{file} is missing; it is part of the repository, and "
                 "experiments/train_state_network.py makes it anew"
             )
-    description = json.loads(json_file.read_text())
-    content = weights_file.read_bytes()
+    try:
+        description = json.loads(digests.read(json_file))
+        content = digests.read(weights_file)
+    except digests.Damaged as error:
+        raise WrongWeights(str(error)) from None
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != description["sha256"]:
         raise WrongWeights(

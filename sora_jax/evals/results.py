@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from sora_jax.core import config as configs
-from sora_jax.core import paths
+from sora_jax.core import digests, paths
 from sora_jax.data import shards
 from sora_jax.evals import features, protocol, report, samples, scoring, summary
 from sora_jax.training import latents
@@ -99,7 +99,7 @@ class Page:
         material, result, digest = self.material, self.result, self.manifest.digest()
         tables = summary.tables(result.rows, material.suites)
         lines = summary.verdict_lines(result.rows, material.suites)
-        paths.write_atomically(out / "clips.jsonl", "".join(map("{}\n".format, lines)))
+        digests.store(out / "clips.jsonl", "".join(map("{}\n".format, lines)))
         page = report.write(
             title=f"{self.runs.name}: evaluation",
             facts=material.facts | facts(),
@@ -122,7 +122,7 @@ class Page:
             "failures": self.failures,
             **(more or {}),
         }
-        paths.write_atomically(out / "scores.json", json.dumps(scores, indent=1) + "\n")
+        digests.store(out / "scores.json", json.dumps(scores, indent=1) + "\n")
         return summary.as_text(tables)
 
 

@@ -9,11 +9,12 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sora_jax.core import paths
+from sora_jax.core import digests
 from sora_jax.data import video_io
 from sora_jax.evals import protocol, toyworld
 
@@ -72,15 +73,22 @@ class Store:
         parts = {suite: np.ascontiguousarray(clips) for suite, clips in make().items()}
         metadata = {"made_with": protocol.digest(made_with)}
         content = safetensors.numpy.save(parts, metadata=metadata)
-        paths.write_atomically(self._file(name), content)
+        if jax.process_index() == 0:
+            digests.store(self._file(name), content)
         return parts, False
 
     def find(self, name: str, made_with: Mapping[str, Any]) -> Parts | None:
-        """Returns the part of that name, None where it is missing or made otherwise."""
+        """Returns the part of that name.
+
+        None where it is missing, made otherwise, or damaged: it is made anew then.
+        """
         file = self._file(name)
-        if file.is_file() and _key_of(file) == protocol.digest(made_with):
-            return safetensors.numpy.load_file(file)
-        return None
+        if not file.is_file() or _key_of(file) != protocol.digest(made_with):
+            return None
+        try:
+            return safetensors.numpy.load(digests.read(file))
+        except digests.Damaged:
+            return None
 
     def _file(self, name: str) -> pathlib.Path:
         return self._folder / f"{name}.safetensors"

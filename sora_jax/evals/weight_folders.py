@@ -22,7 +22,7 @@ import safetensors.numpy
 from flax import nnx
 
 from sora_jax.core import config as configs
-from sora_jax.core import paths, trees
+from sora_jax.core import digests, paths, trees
 from sora_jax.models import exchange, i3d, i3d_exchange, vit, vit_exchange
 from sora_jax.training import torch_files, weight_files
 
@@ -86,7 +86,7 @@ def save(folder: pathlib.Path, kind: str, config: Any, params, source: Mapping) 
     flat = {n: np.ascontiguousarray(a) for n, a in trees.flatten(params).items()}
     content = safetensors.numpy.save(flat)
     sha256 = hashlib.sha256(content).hexdigest()
-    paths.write_atomically(folder / "weights.safetensors", content)
+    digests.store(folder / "weights.safetensors", content)
     description = {
         "kind": kind,
         "config": dataclasses.asdict(config),
@@ -94,7 +94,7 @@ def save(folder: pathlib.Path, kind: str, config: Any, params, source: Mapping) 
         "source": dict(source),
     }
     text = json.dumps(description, indent=2) + "\n"
-    paths.write_atomically(folder / "config.json", text)
+    digests.store(folder / "config.json", text)
     return sha256
 
 
@@ -137,7 +137,8 @@ def _load_ours(folder: pathlib.Path, description: Mapping) -> Weights:
         raise ValueError(
             "config.json lacks the network's config or the weights' sha256"
         )
-    content = (folder / "weights.safetensors").read_bytes()
+    digests.check(folder / "config.json")
+    content = digests.read(folder / "weights.safetensors")
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != description["sha256"]:
         raise ValueError(

@@ -14,7 +14,7 @@ from typing import Any
 from flax import nnx
 
 import sora_jax
-from sora_jax.core import paths
+from sora_jax.core import digests, paths
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.generation import request as requests
 from sora_jax.training import pretrained
@@ -124,7 +124,10 @@ def write(
         raise ValueError(f"diffusers cannot express {'; '.join(beyond)}")
     for name, network in networks.items():
         if name not in parameters and not network.is_ours:
-            network.copy_to(folder / name)
+            # Without digests: peers' folders are for others, who may change them.
+            for file in network.files:
+                digests.check(file, required=False)
+                paths.copy_atomically(file, folder / name / file.name)
             continue
         params = parameters[name] if name in parameters else network.load()
         pretrained.write_component(folder / name, name, params, network.config)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sora_jax.core import config as configs
-from sora_jax.core import paths
+from sora_jax.core import digests
 from sora_jax.diffusion import samplers, step_cache
 from sora_jax.generation import recipes
 from sora_jax.generation import request as requests
@@ -103,7 +103,7 @@ class Calibration:
     def save(self, path: pathlib.Path) -> None:
         """Writes the file."""
         text = json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
-        paths.write_atomically(path, text + "\n")
+        digests.store(path, text + "\n")
 
     def schedules(self, threshold: float) -> list[tuple[np.ndarray, np.ndarray]]:
         """The schedule of each expert's evaluations, which begin with none kept."""
@@ -231,7 +231,7 @@ def read(given: Calibration | str | pathlib.Path | None) -> Calibration:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise ValueError(f"it is larger than {_LARGEST_FILE} bytes")
-        found = json.loads(path.read_text(), parse_constant=_refuse)
+        found = json.loads(digests.read(path), parse_constant=_refuse)
         if not isinstance(found, dict):
             raise ValueError("it holds no fields")
         quality = found.pop("quality", [])

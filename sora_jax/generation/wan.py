@@ -10,7 +10,7 @@ import pathlib
 import jax
 import numpy as np
 
-from sora_jax.core import paths
+from sora_jax.core import digests
 from sora_jax.data import tokenizer
 from sora_jax.generation import request, step_cache
 from sora_jax.training import checkpoint, pretrained, run_folder
@@ -130,5 +130,5 @@ def to_run(
     for name in ("text_encoder", "vae"):
         folder.components[name].copy_to(target / name)
     file = folder.tokenizer
-    paths.copy_atomically(file, target / f"tokenizer{file.suffix}")
+    digests.copy(file, target / f"tokenizer{file.suffix}")
     run_folder.claim(target, config)

@@ -1,28 +1,102 @@
 """Checkpoints of a run, and weights as files; the only importer of Orbax.
 
-A run folder's `checkpoints/` holds whole train states, written while training goes on.
-A component folder (`vae/` in a denoiser's run, an exported model) holds
-`config.json` and `weights.safetensors`: numbers and literals only, no code.
+A run folder's `checkpoints/` holds whole train states, written while training goes on:
+in `STEP/ema` the averaged weights, in `STEP/state` all else that training goes on from,
+in `STEP/meta` what is not an array. Each has a list of digests, which is checked before
+anything of it is read. A component folder (`vae/` in a denoiser's run, an exported
+model) holds `config.json` and `weights.safetensors`: numbers and literals only, no code.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import jax
 import ml_collections
 import numpy as np
-import safetensors
 import safetensors.numpy
 from orbax.checkpoint import v1 as orbax
 
 from sora_jax.core import config as configs
-from sora_jax.core import paths, trees
+from sora_jax.core import digests, paths, trees
+from sora_jax.training import intact
 from sora_jax.training import state as states
+
+_OWNER = re.compile(r"process_(\d+)(/|$)")  # in the path of what one process wrote
+
+
+class _Digested(orbax.handlers.CheckpointableHandler):
+    """Orbax's handler of trees, which also writes the list of digests.
+
+    Each process hashes what it has just written, which is still in its page cache, in
+    the background and before Orbax gives the checkpoint its final name: no process
+    reads what others wrote, no step waits for it, and a checkpoint that is there has
+    its digests.
+    """
+
+    def __init__(self):
+        self._trees = orbax.handlers.PyTreeHandler()
+
+    async def save(self, directory, checkpointable):
+        written = await self._trees.save(directory, checkpointable)
+
+        async def digest():
+            await written  # on all processes; what they wrote is merged by then
+            await _list_digests(pathlib.Path(await directory.await_creation()))
+
+        return digest()
+
+    async def load(self, directory, abstract_checkpointable=None):
+        return await self._trees.load(directory, abstract_checkpointable)
+
+    async def metadata(self, directory):
+        return await self._trees.metadata(directory)
+
+    def is_handleable(self, checkpointable):
+        return self._trees.is_handleable(checkpointable)
+
+    def is_abstract_handleable(self, abstract_checkpointable):
+        return self._trees.is_abstract_handleable(abstract_checkpointable)
+
+
+async def _list_digests(folder: pathlib.Path) -> None:
+    """Writes the list of a part that all processes have written."""
+    process, count = jax.process_index(), jax.process_count()
+
+    def owner(name: str) -> int:
+        found = _OWNER.search(name)
+        return int(found[1]) if found else 0
+
+    mine = [name for name in digests.files_in(folder) if owner(name) == process]
+    listed = await asyncio.to_thread(digests.of, folder, mine)
+    if count > 1:
+        mine = f"{digests.FILE}.process_{process}"
+        digests.write_list(folder, listed, mine)
+        key = f"digests of {folder.parent.name}/{folder.name}"
+        await orbax.multihost.sync_global_processes(key, operation_id=str(folder))
+        if process:
+            return
+        for other in range(count):
+            file = folder / f"{digests.FILE}.process_{other}"
+            listed |= digests.read_list(file)
+            file.unlink()
+    digests.write_list(folder, listed)
+
+
+def _context(partial_load: bool = False) -> orbax.Context:
+    registry = orbax.handlers.local_registry(include_global_registry=False)
+    for name in intact.PARTS:
+        registry.add(_Digested, checkpointable_name=name)
+    context = orbax.Context()
+    context.checkpointables.registry = registry
+    context.pytree.loading.partial_load = partial_load
+    return context
 
 
 class NotSaved(OSError):
@@ -32,15 +106,24 @@ class NotSaved(OSError):
 class Checkpointer:
     """Saves and restores the train states of one run.
 
+    Where the newest checkpoints are damaged, it says so, moves them aside as
+    `STEP.damaged`, and goes on from the newest good one.
+
     Args:
       folder: the run's checkpoint folder.
       every: steps between saves; `keep`: how many of the newest stay, 0: all.
+
+    Raises:
+      digests.Damaged: there are checkpoints, and all of them are.
     """
 
     def __init__(self, folder: str | pathlib.Path, *, every: int, keep: int):
         self.every = every
+        self._folder = pathlib.Path(folder).absolute()
+        self._latest = intact.newest(self._folder, intact.PARTS, move_aside=True)
         self._orbax = orbax.training.Checkpointer(
-            pathlib.Path(folder).absolute(),
+            self._folder,
+            context=_context(),
             save_decision_policy=(
                 orbax.training.save_decision_policies.FixedIntervalPolicy(every)
             ),
@@ -51,9 +134,8 @@ class Checkpointer:
         )
 
     def latest(self) -> int | None:
-        """The newest finished step; None where there is none."""
-        newest = self._orbax.latest
-        return None if newest is None else newest.step
+        """The newest step that is saved, or is being saved; None where there is none."""
+        return self._latest
 
     def save(
         self, step: int, state: states.TrainState, meta: Mapping, *, force: bool = False
@@ -66,29 +148,30 @@ class Checkpointer:
         Raises:
           NotSaved: one of the two could not be written.
         """
-        if not (force or (step % self.every == 0)) or step == self.latest():
+        if not (force or (step % self.every == 0)) or step == self._latest:
             return
         self.wait()
+        rest = _fields(state)
+        ema = rest.pop("ema")
+        about = {**meta, "networks": _sizes(ema)}
+        parts = {"ema": ema, "state": rest, "meta": about}
         with _writing(self._orbax.directory):
-            self._orbax.save_checkpointables_async(
-                step, {"state": _fields(state), "meta": dict(meta)}, force=True
-            )
+            self._orbax.save_checkpointables_async(step, parts, force=True)
+        self._latest = step
 
-    def restore(
-        self, abstract: states.TrainState, step: int | None = None
-    ) -> tuple[states.TrainState, dict]:
-        """Reads a state into the shapes, dtypes and shardings of `abstract`.
+    def restore(self, abstract: states.TrainState) -> tuple[states.TrainState, dict]:
+        """Reads the latest state into the shapes, dtypes and shardings of `abstract`.
 
         Raises:
           ValueError: the checkpoint's tree differs from the wanted one.
         """
-        step = self.latest() if step is None else step
-        if step is None:
-            raise FileNotFoundError(f"{self._orbax.directory} holds no checkpoint")
-        found = self._orbax.load_checkpointables(
-            step, {"state": _fields(abstract), "meta": None}
-        )
-        return states.TrainState(**found["state"]), found["meta"]
+        if self._latest is None:
+            raise FileNotFoundError(f"{self._folder} holds no checkpoint")
+        rest = _fields(abstract)
+        wanted = {"ema": rest.pop("ema"), "state": rest, "meta": None}
+        with _context():
+            found = orbax.load_checkpointables(self._folder / str(self._latest), wanted)
+        return states.TrainState(ema=found["ema"], **found["state"]), found["meta"]
 
     def close(self) -> None:
         """Waits for the save in the background and raises its error, if any."""
@@ -158,9 +241,9 @@ def save_weights(
         name: np.ascontiguousarray(leaf, np.float32)
         for name, leaf in trees.flatten(params).items()
     }
-    paths.write_atomically(folder / "weights.safetensors", safetensors.numpy.save(flat))
+    digests.store(folder / "weights.safetensors", safetensors.numpy.save(flat))
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    paths.write_atomically(folder / "config.json", text)
+    digests.store(folder / "config.json", text)
 
 
 def weights_digest(folder: str | pathlib.Path) -> str:
@@ -183,8 +266,7 @@ class LoadedRun:
 
 def steps(folder: str | pathlib.Path) -> list[int]:
     """The steps of a run folder's finished checkpoints, oldest first."""
-    found = pathlib.Path(folder).glob("checkpoints/*")
-    return sorted(int(step.name) for step in found if step.name.isdigit())
+    return intact.steps(pathlib.Path(folder) / "checkpoints")
 
 
 def has_any(folder: str | pathlib.Path) -> bool:
@@ -206,32 +288,51 @@ def check_kept(folder: str | pathlib.Path, step: int) -> None:
 
 
 def saved(folder: str | pathlib.Path, step: int) -> str | None:
-    """16 hex digits that tell a checkpoint from any other of the same step, by its times.
+    """16 hex digits that tell a checkpoint from any other of the same step.
 
     None where the run folder does not hold it.
     """
-    # Orbax writes into it when the checkpoint was begun and finished, to the nanosecond.
-    file = pathlib.Path(folder) / "checkpoints" / str(step) / "_CHECKPOINT_METADATA"
+    file = pathlib.Path(folder) / "checkpoints" / str(step) / "ema" / digests.FILE
     try:
         return paths.sha256_file(file)[:16]
     except FileNotFoundError:
         return None
 
 
-def networks_in(folder: str | pathlib.Path) -> dict[str, int]:
-    """The networks whose averaged weights a run's newest checkpoint holds: bytes each.
+def newest_good(folder: str | pathlib.Path) -> int:
+    """The newest checkpoint of a run folder whose averaged weights are good.
+
+    Says on stderr which newer ones are damaged.
 
     Raises:
       FileNotFoundError: the folder holds no finished checkpoint.
+      digests.Damaged: all of them are.
     """
-    with _reader(pathlib.Path(folder)) as (reader, step):
-        found = reader.checkpointables_metadata(step).metadata["state"]["ema"]
+    return _choose(pathlib.Path(folder), None, "ema")
+
+
+def networks_in(folder: str | pathlib.Path) -> dict[str, int]:
+    """The networks whose averaged weights a run's newest checkpoint holds: bytes each.
+
+    Reads no weights.
+
+    Raises:
+      FileNotFoundError: the folder holds no finished checkpoint.
+      digests.Damaged: all of them are.
+    """
+    folder = pathlib.Path(folder)
+    step = _choose(folder, None, "meta")
+    return _read(folder, step, "meta", names=["networks"])["networks"]
+
+
+def _sizes(networks: Mapping) -> dict[str, int]:
+    """The bytes of each network's weights."""
     return {
         name: sum(
             math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
-            for leaf in jax.tree.leaves(found[name])
+            for leaf in jax.tree.leaves(params)
         )
-        for name in found
+        for name, params in networks.items()
     }
 
 
@@ -246,19 +347,24 @@ def load_run(
 
     Args:
       folder: the run folder.
-      step: which checkpoint, by default the newest.
+      step: which checkpoint, by default the newest that is good.
       average: the moving average of the weights, or else the weights themselves.
       layouts: a sharding for each parameter; None: whole arrays on the host.
 
     Raises:
       FileNotFoundError: the folder holds no run or no finished checkpoint, or none of
         that step.
+      digests.Damaged: that checkpoint is, or all are.
     """
     folder = pathlib.Path(folder)
     config = configs.read(folder)
-    part = "ema" if average else "params"
-    step, state = _read(folder, step, part, layouts)
-    return LoadedRun(config, state[part], step, folder)
+    step = _choose(folder, step, "ema" if average else "state")
+    if average:
+        params = _read(folder, step, "ema", layouts)
+    else:
+        wanted = None if layouts is None else {"params": layouts}
+        params = _read(folder, step, "state", wanted, ["params"])["params"]
+    return LoadedRun(config, params, step, folder)
 
 
 def save_run(folder: str | pathlib.Path, params: Mapping) -> None:
@@ -267,54 +373,57 @@ def save_run(folder: str | pathlib.Path, params: Mapping) -> None:
     They are the average and nothing else: for use, and to begin another run with.
     """
     checkpoints = (pathlib.Path(folder) / "checkpoints").absolute()
-    with _writing(checkpoints), orbax.training.Checkpointer(checkpoints) as writer:
-        writer.save_checkpointables(0, {"state": {"ema": dict(params)}})
+    with (
+        _writing(checkpoints),
+        orbax.training.Checkpointer(checkpoints, context=_context()) as writer,
+    ):
+        parts = {"ema": dict(params), "meta": {"networks": _sizes(params)}}
+        writer.save_checkpointables(0, parts)
 
 
 def read_state(folder: str | pathlib.Path, step: int | None = None) -> dict:
     """Reads a run's whole train state onto the host, as plain nested containers."""
-    return _read(pathlib.Path(folder), step)[1]
+    folder = pathlib.Path(folder)
+    step = _choose(folder, step, "ema", "state")
+    return {"ema": _read(folder, step, "ema"), **_read(folder, step, "state")}
 
 
-@contextlib.contextmanager
-def _reader(folder: pathlib.Path):
-    """Yields what reads a run's checkpoints, or parts of them, and the newest step."""
-    checkpoints = (folder / "checkpoints").absolute()
-    missing = f"{folder} holds no checkpoint yet: train it first"
-    if not checkpoints.is_dir():
-        raise FileNotFoundError(missing)
-    context = orbax.Context()
-    context.pytree.loading.partial_load = True
-    with context, orbax.training.Checkpointer(checkpoints) as reader:
-        if reader.latest is None:
-            raise FileNotFoundError(missing)
-        yield reader, reader.latest.step
+def _choose(folder: pathlib.Path, step: int | None, *parts: str) -> int:
+    """The step that is asked for, or the newest that is good; checks those parts."""
+    checkpoints = folder / "checkpoints"
+    if step is not None:
+        check_kept(folder, step)
+        intact.check(checkpoints, step, parts)
+        return step
+    found = intact.newest(checkpoints, parts)
+    if found is None:
+        raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
+    return found
 
 
 def _read(
     folder: pathlib.Path,
-    step: int | None,
-    part: str | None = None,
+    step: int,
+    part: str,
     layouts: Mapping | None = None,
-) -> tuple[int, dict]:
-    """Reads a state, or one part of it and nothing else; on the host without layouts."""
-    with _reader(folder) as (reader, newest):
-        step = newest if step is None else step
-        check_kept(folder, step)
-        found = reader.checkpointables_metadata(step).metadata["state"]
-        if part is not None:
-            found = {part: found[part]}
+    names: Sequence[str] | None = None,
+) -> dict:
+    """Reads a part of a checkpoint, or some names of it; on the host without layouts."""
+    checkpoint = (folder / "checkpoints" / str(step)).absolute()
 
-        # Host arrays, so that a run is read on any machine, whatever mesh wrote it.
-        def on_host(leaf):
-            return np.empty(leaf.shape, leaf.dtype)
+    # Host arrays, so that a run is read on any machine, whatever mesh wrote it.
+    def on_host(leaf):
+        return leaf if np.isscalar(leaf) else np.empty(leaf.shape, leaf.dtype)
 
-        def on_device(leaf, layout):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+    def on_device(leaf, layout):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
-        wanted = (
-            jax.tree.map(on_host, found)
-            if layouts is None
-            else {part: jax.tree.map(on_device, found[part], layouts)}
-        )
-        return step, reader.load_checkpointables(step, {"state": wanted})["state"]
+    with _context(partial_load=True):
+        found = orbax.checkpointables_metadata(checkpoint).metadata[part]
+        if names is not None:
+            found = {name: found[name] for name in names}
+        if layouts is None:
+            wanted = jax.tree.map(on_host, found)
+        else:
+            wanted = jax.tree.map(on_device, found, layouts)
+        return orbax.load_checkpointables(checkpoint, {part: wanted})[part]

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from sora_jax.core import paths, trees
+from sora_jax.core import digests, paths, trees
 from sora_jax.models import lpips
 from sora_jax.training import checkpoint, torch_files, weight_files
 from sora_jax.training import state as states
@@ -46,7 +46,12 @@ class Weights:
         return paths.sha256_file(self.file)
 
     def load(self) -> dict:
-        """Reads the parameters, whole on every device of the mesh that is set."""
+        """Reads the parameters, whole on every device of the mesh that is set.
+
+        Raises:
+          digests.Damaged: the file is not what was written.
+        """
+        digests.check(self.file, required=False)
         networks = networks_of(self.config)
         layouts = trees.flatten(networks.layouts()[NAME])
 
@@ -123,5 +128,5 @@ def convert(
     found = [torch_files.read(file, python) for file in (trunk, heads)]
     config = lpips.Config(lpips.network_of(found[0], "features.0.weight"))
     arrays = lpips.from_torch(config, *found)
-    paths.write_atomically(target, safetensors.numpy.save(arrays))
+    digests.store(target, safetensors.numpy.save(arrays))
     return open_weights(target)

@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.core import config as configs
-from sora_jax.core import paths, trees
+from sora_jax.core import digests, paths, trees
 from sora_jax.data import tokenizer
 from sora_jax.models import (
     dit,
@@ -147,15 +147,17 @@ class Component:
 
         Raises:
           ValueError: other files are there, which would be read in place of these.
+          digests.Damaged: a file is not what was written, or holds a number that is no
+            weight: NaN, infinite or absurdly large.
         """
-        there = {p.name for p in folder.glob("[!.]*")}
+        there = {p.name for p in folder.glob("[!.]*")} - {digests.FILE}
         if other := sorted(there - {file.name for file in self.files}):
             raise ValueError(
                 f"{folder} holds {other[0]}, which is of another model: remove the "
                 "folder, or choose another one"
             )
         for file in (*self.files[1:], self.files[0]):
-            paths.copy_atomically(file, folder / file.name)
+            digests.copy(file, folder / file.name)
 
     def computing(self, dtype: str) -> "Component":
         """The same weights in a network that computes in `dtype`."""
@@ -187,8 +189,11 @@ class Component:
           nested dict of arrays, laid out by the sharding rules.
 
         Raises:
-          weight_files.Damaged: a number is no weight: NaN, infinite or absurdly large.
+          digests.Damaged: a file is not what was written, or holds a number that is no
+            weight: NaN, infinite or absurdly large.
         """
+        # Here and not when it is opened, which reads no weights.
+        digests.check_all(self.files, required=self.is_ours)
         networks = self.networks
         shapes = networks.abstract()["component"]
         layouts = trees.flatten(networks.layouts()["component"])
@@ -212,8 +217,8 @@ class Component:
             futures = {path: pool.submit(read, path, flat[path]) for path in flat}
             try:
                 arrays = {path: future.result() for path, future in futures.items()}
-            except weight_files.Damaged as error:
-                raise weight_files.Damaged(f"{self.folder}: {error}") from None
+            except digests.Damaged as error:
+                raise digests.Damaged(f"{self.folder}: {error}") from None
             finally:  # nothing more is read for an error
                 pool.shutdown(wait=False, cancel_futures=True)
         return trees.map_paths(lambda path, _: arrays[path], shapes)
@@ -259,7 +264,7 @@ def _read_part(entries, tensors, shape, dtype, index) -> np.ndarray:
     for row, entry in zip(rows, of_rows, strict=True):
         _copy(row, entry.view(tensors[entry.theirs], shape)[inner])
         if (found := weight_files.find_impossible(row)) is not None:
-            raise weight_files.Damaged(
+            raise digests.Damaged(
                 f"{entry.theirs} holds {found:g}, which is no weight: the file is damaged"
             )
     return part

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from sora_jax.core import config as configs
-from sora_jax.core import paths
+from sora_jax.core import digests, paths
 from sora_jax.training import checkpoint
 
 # What decides where and how a run is computed, watched and sampled from, not what it
@@ -101,8 +101,8 @@ def claim(folder: pathlib.Path, config: Mapping) -> list[str]:
             "now": {name: now[name] for name in names if name in now},
         }
         lines = [json.dumps(line) + "\n" for line in [*changes(folder), entry]]
-        paths.write_atomically(folder / _CHANGES, "".join(lines))
-    paths.write_atomically(folder / "config.py.txt", configs.to_text(config))
+        digests.store(folder / _CHANGES, "".join(lines))
+    configs.write(folder, config)
     return changed
 
 
@@ -110,7 +110,7 @@ def changes(folder: pathlib.Path) -> list[dict]:
     """What has changed in a run's config, oldest first: step, date, was and now."""
     file = folder / _CHANGES
     return (
-        list(map(json.loads, file.read_text().splitlines())) if file.is_file() else []
+        list(map(json.loads, digests.read(file).splitlines())) if file.is_file() else []
     )
 
 
@@ -133,34 +133,34 @@ def digest(folder: pathlib.Path, step: int = 0) -> str:
     return configs.digest(config)
 
 
-def keep_data(folder: pathlib.Path, field: str, digests: Sequence[str]) -> None:
+def keep_data(folder: pathlib.Path, field: str, found: Sequence[str]) -> None:
     """Notes which data a run reads; the first process does.
 
     Args:
       folder: of the run.
       field: of the config, that names the data.
-      digests: of each folder of it, in order.
+      found: the digest of each folder of it, in order.
 
     Raises:
       ValueError: the run has begun with other data.
     """
     file = folder / _DATA
     if is_claimed(folder) and file.is_file():
-        if json.loads(file.read_text()).get(field) != list(digests):
+        if json.loads(digests.read(file)).get(field) != list(found):
             raise ValueError(
                 f"{field} names other data than the run in {folder} began with: choose "
                 "another --workdir, or bring the old data back"
             )
     elif jax.process_index() == 0:
-        text = json.dumps({field: list(digests)}, indent=2) + "\n"
-        paths.write_atomically(file, text)
+        text = json.dumps({field: list(found)}, indent=2) + "\n"
+        digests.store(file, text)
 
 
 def keep(folder: pathlib.Path, name: str, source: pathlib.Path) -> None:
     """Copies a file that a run needs into it; the first process does.
 
     Raises:
-      ValueError: the run has begun with another file.
+      ValueError: the run has begun with another file, or the file is damaged.
     """
     target = folder / name
     if is_claimed(folder) and target.is_file():
@@ -170,4 +170,4 @@ def keep(folder: pathlib.Path, name: str, source: pathlib.Path) -> None:
                 "another file now: choose another --workdir, or bring the old one back"
             )
     elif jax.process_index() == 0:
-        paths.copy_atomically(source, target)
+        digests.copy(source, target)

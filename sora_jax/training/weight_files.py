@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from sora_jax.core import paths
+from sora_jax.core import digests, paths
 
 # Weights are these; quantised ones would need scales that our layers do not have.
 DTYPES = {
@@ -28,10 +28,6 @@ DTYPES = {
 LIMIT = 2.0**64
 _AT_ONCE = 2**18  # numbers, which stay in a processor's cache
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-class Damaged(ValueError):
-    """A number that was read is no weight."""
 
 
 def find_impossible(array: np.ndarray) -> float | None:
@@ -145,12 +141,13 @@ def read_json(path: pathlib.Path) -> dict:
     """Reads the fields that a file of a folder of weights holds.
 
     Raises:
-      FileNotFoundError, ValueError: it is missing, or no JSON object.
+      FileNotFoundError, ValueError: it is missing, damaged, or no JSON object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
+    content = digests.read(path, required=False)
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(found, dict):

@@ -83,7 +83,7 @@ def test_a_killed_job_goes_on_and_gives_the_same_files(tmp_path, capsys):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    first = out / ".partial" / "00000.json"
+    first = out / ".partial" / "00000" / "part.json"
     while not first.exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

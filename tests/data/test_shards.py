@@ -146,9 +146,11 @@ def test_an_interrupted_job_goes_on_and_gives_the_same_bytes(written, tmp_path):
             shards.write(out, clips.Clips(skipped=(5,), fails_at=fails_at))
         with pytest.raises(shards.ShardsError, match="interrupted; run it again"):
             shards.open(out)
-    first = out / ".partial" / "00000.array_record"
+    first = out / ".partial" / "00000" / "part.array_record"
     stamp = first.stat().st_mtime_ns
-    (out / ".partial" / ".00002.array_record.1234").write_bytes(b"half a file")
+    (out / ".partial" / "00002").mkdir(exist_ok=True)
+    half = out / ".partial" / "00002" / ".part.array_record.1234"
+    half.write_bytes(b"half a file")
     shards.write(out, clips.Clips(skipped=(5,)))
     assert contents(out) == contents(written)
     kept = out / "clips-train.array_record-00000"

@@ -107,9 +107,9 @@ def test_an_interrupted_cache_goes_on(how, tmp_path):
         text_states.write_text_states(out, **how | {"encode": failing})
     with pytest.raises(shards.ShardsError, match="run it again"):
         text_states.open_text_states(out)
-    parts = {path.name for path in (out / ".partial").glob("*.array_record")}
-    assert parts == {"00000.array_record", "00001.array_record"}
-    stamp = (out / ".partial" / "00000.array_record").stat().st_mtime_ns
+    parts = {path.parent.name for path in (out / ".partial").glob("*/*.array_record")}
+    assert parts == {"00000", "00001"}
+    stamp = (out / ".partial" / "00000" / "part.array_record").stat().st_mtime_ns
     text_states.write_text_states(out, **how)
     first = sorted(out.glob("text_states.array_record-*"))[0]
     assert first.stat().st_mtime_ns == stamp

@@ -16,7 +16,6 @@ import safetensors.numpy
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.core import paths
 from sora_jax.evals import cached_sampling, checkpoints, course, scoring, toyworld
 from sora_jax.generation import compiled, pipeline, runs, step_cache
 from sora_jax.training import checkpoint, latents, state
@@ -118,7 +117,7 @@ def model(base, tmp_path):
 def set_config(folder, **loop):
     config = configs.read(folder)
     config.loop.update(loop)
-    paths.write_atomically(folder / "config.py.txt", configs.to_text(config))
+    configs.write(folder, config)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def make_run(folder: pathlib.Path, shards_folder: pathlib.Path) -> None:
         {"num_layers": 1, "num_heads": 2, "head_dim": 8, "mlp_dim": 16}
     )
     c.sample.num_inference_steps, c.sample.fps = 2, 8.0
-    paths.write_atomically(folder / "config.py.txt", configs.to_text(c))
+    configs.write(folder, c)
     texts = shards.open(shards_folder).all_captions()
     tokenizer.train(texts, folder / "tokenizer.model", c.text.vocab_size)
     vae = filled(latents.networks_of(VAE).abstract()["vae"])

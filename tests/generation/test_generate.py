@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs import base
 from sora_jax.core import config as configs
-from sora_jax.core import mesh, paths
+from sora_jax.core import digests, mesh
 from sora_jax.data import tokenizer, video_io
 from sora_jax.generation import pipeline, recipes
 from sora_jax.training import checkpoint, cost, state
@@ -41,7 +41,7 @@ def run_folder(tmp_path_factory):
         {"num_frames": 9, "height": 16, "width": 16, "fps": 8.0}
         | {"num_inference_steps": 4, "guidance_scale": 3.5, "sampler": "euler"}
     )
-    paths.write_atomically(folder / "config.py.txt", configs.to_text(c))
+    configs.write(folder, c)
 
     words = dataclasses.replace(tiny.TEXT, vocab_size=pieces.vocab_size)
     params = {
@@ -218,7 +218,7 @@ def test_a_step_cache_is_calibrated_then_used(generate, run_folder, tmp_path, ca
     ):
         generate(prompt="a cat", out=str(tmp_path / "other.mp4"), step_cache=0.1)
     digest["max_skips"] = 1
-    (run_folder / "step_cache.json").write_text(json.dumps(digest))
+    digests.store(run_folder / "step_cache.json", json.dumps(digest))
     with pytest.raises(SystemExit, match="was made with the step cache's calibration"):
         generate(**{"from": str(out)}, out=str(again), batch_size=2)
     (run_folder / "step_cache.json").unlink()

@@ -162,7 +162,7 @@ def test_the_same_command_goes_on_without_the_folder(made, tuned):
     code, output = train(made, run, devices=1, loop__num_steps=2)
     assert code == 0, output
     # As a run of four steps that was stopped at two.
-    shutil.copy(tuned / "config.py.txt", run / "config.py.txt")
+    configs.write(run, configs.read(tuned))
     hidden = (made / "folder").rename(made / "hidden")
     try:
         code, output = train(made, run, devices=1)

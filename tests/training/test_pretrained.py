@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sora_jax.core import mesh, trees
+from sora_jax.core import digests, mesh, trees
 from sora_jax.training import pretrained, weight_files
 from tests.training import tiny_folder
 
@@ -358,9 +358,7 @@ def test_numbers_that_are_no_weights_are_found_when_they_are_read(
     with np.errstate(over="ignore"):  # in float16 1e38 is infinite
         rewrite(folder, change)
     component = pretrained.open_folder(folder).components["transformer"]
-    with pytest.raises(
-        weight_files.Damaged, match=r"transformer: blocks\.1\.ffn.net.2"
-    ):
+    with pytest.raises(digests.Damaged, match=r"transformer: blocks\.1\.ffn.net.2"):
         component.load("bfloat16")
 
 

@@ -1,0 +1,226 @@
+"""SHA-256 digests of stored files: kept beside them, and checked when they are read.
+
+A folder's `digests.sha256` has a line for each file that this code wrote into it and
+reads again. It is in the format of sha256sum, so that `sha256sum -c digests.sha256`
+checks the folder too. Logs, reports and videos are not in it.
+"""
+
+import concurrent.futures
+import errno
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+
+from sora_jax.core import paths
+
+FILE = "digests.sha256"
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+_THREADS = 4  # hashing runs outside of Python's lock, about 2 GB/s a thread
+
+# By path in the folder. Two digests while a file is being replaced: each is good.
+Listed = Mapping[str, set[str]]
+
+
+class Damaged(ValueError):
+    """A stored file is not what was written, or has no digest to tell."""
+
+
+# -- single files ---------------------------------------------------------------------
+
+
+def store(path: str | os.PathLike, content: bytes | str) -> None:
+    """Writes a file and its digest so that a crash leaves the old file or the new one.
+
+    One process at a time may write to a folder.
+    """
+    path = pathlib.Path(path)
+    content = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = {paths.sha256_bytes(content)}
+    listed = _read_list(path.parent) or {}
+    old = listed.get(path.name, set()) if path.is_file() else set()
+    # The digest comes first: a file without one could not be read.
+    write_list(path.parent, {**listed, path.name: old | new})
+    paths.write_atomically(path, content)
+    if old - new:
+        write_list(path.parent, {**listed, path.name: new})
+
+
+def add(path: str | os.PathLike) -> None:
+    """Lists the digest of a file that was written by other means."""
+    path = pathlib.Path(path)
+    listed = _read_list(path.parent) or {}
+    write_list(path.parent, {**listed, path.name: {paths.sha256_file(path)}})
+
+
+def copy(source: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Copies a file, checks the copy by the source's digest, and lists it.
+
+    A source in a folder without a list, such as a peer's, is taken as it is.
+
+    Raises:
+      Damaged: the source is; nothing was copied.
+    """
+    source, path = pathlib.Path(source), pathlib.Path(path)
+    wanted = _wanted(source, required=False)
+    paths.copy_atomically(source, path)
+    found = paths.sha256_file(path)
+    try:
+        if wanted:
+            _compare(source, found, wanted)
+    except Damaged:
+        path.unlink()
+        raise
+    write_list(path.parent, {**(_read_list(path.parent) or {}), path.name: {found}})
+
+
+def read(path: str | os.PathLike, *, required: bool = True) -> bytes:
+    """Returns the content of a file, checked.
+
+    Args:
+      path: the file.
+      required: whether it must have a digest; else it is checked where its folder has
+        a list. Peers' folders have none.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      Damaged: it is not what was written, or has no digest.
+    """
+    path = pathlib.Path(path)
+    content = path.read_bytes()
+    if wanted := _wanted(path, required):
+        _compare(path, paths.sha256_bytes(content), wanted)
+    return content
+
+
+def check(path: str | os.PathLike, *, required: bool = True) -> None:
+    """Checks a file that is too large to be held; see `read`."""
+    path = pathlib.Path(path)
+    if wanted := _wanted(path, required):
+        _compare(path, paths.sha256_file(path), wanted)
+
+
+def check_all(files: Iterable[pathlib.Path], *, required: bool = True) -> None:
+    """Checks several large files at a time; see `read`."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(lambda path: check(path, required=required), files):
+            pass
+
+
+def _wanted(path: pathlib.Path, required: bool) -> set[str]:
+    listed = _read_list(path.parent)
+    if listed is None and not required:
+        return set()
+    if path.name in (listed or {}):
+        return listed[path.name]
+    if listed is None:
+        what = f"there is no {path.parent / FILE}"
+    else:
+        what = f"{path.parent / FILE} does not name it"
+    raise Damaged(
+        f"{path} has no digest: {what}; make it again, or, if it is known to be good, "
+        f"add the line that `sha256sum {path.name}` prints"
+    )
+
+
+def _compare(path: pathlib.Path, found: str, wanted: set[str]) -> None:
+    if found not in wanted:
+        raise Damaged(
+            f"{path} is damaged: its SHA-256 is {found[:12]}, and {FILE} beside it says "
+            f"{' or '.join(sorted(digest[:12] for digest in wanted))}; bring back a good "
+            "copy, or, if it was changed on purpose, put the line that "
+            f"`sha256sum {path.name}` prints there"
+        )
+
+
+# -- whole folders --------------------------------------------------------------------
+
+
+def of(folder: pathlib.Path, names: Iterable[str]) -> dict[str, set[str]]:
+    """Hashes files of a folder, for `write_list`."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        names = list(names)
+        hashed = pool.map(lambda name: paths.sha256_file(folder / name), names)
+        return {name: {digest} for name, digest in zip(names, hashed, strict=True)}
+
+
+def files_in(folder: pathlib.Path) -> list[str]:
+    """The paths of all files of a folder and its folders, but for the list.
+
+    Hidden ones are being written.
+    """
+    found = (p.relative_to(folder) for p in folder.rglob("[!.]*") if p.is_file())
+    return sorted(str(path) for path in found if str(path) != FILE)
+
+
+def write_list(folder: pathlib.Path, listed: Listed, name: str = FILE) -> None:
+    """Writes the list of a folder."""
+    lines = [
+        f"{digest}  {path}\n"
+        for path, digests in sorted(listed.items())
+        for digest in sorted(digests)
+    ]
+    paths.write_atomically(folder / name, "".join(lines))
+
+
+def check_folder(
+    folder: pathlib.Path, part: int = 0, parts: int = 1, besides: str = ""
+) -> None:
+    """Checks that a folder holds what its list says, and nothing else.
+
+    Args:
+      folder: the folder.
+      besides: a file that may be there without a digest, and is not read.
+      part, parts: of its files, every so-many-eth is read: several processes that read
+        the same folder share the work.
+
+    Raises:
+      Damaged: it does not.
+    """
+    listed = _read_list(folder)
+    if listed is None:
+        raise Damaged(
+            f"{folder} has no digests: there is no {folder / FILE}; it is damaged, or "
+            "was written by a version that kept none"
+        )
+    there = files_in(folder)
+    if missing := sorted(listed.keys() - set(there)):
+        raise Damaged(f"{folder / missing[0]} is missing")
+    if unknown := sorted(set(there) - listed.keys() - {besides}):
+        raise Damaged(
+            f"{folder / unknown[0]} has no digest: {folder / FILE} does not name it"
+        )
+    try:
+        for name, found in of(folder, sorted(listed)[part::parts]).items():
+            if not found <= listed[name]:
+                raise Damaged(f"{folder / name} is damaged: it has another SHA-256")
+    except OSError as error:
+        # Gone since it was listed, or lost by the disk.
+        if error.errno not in (errno.ENOENT, errno.EIO):
+            raise
+        raise Damaged(f"{folder} cannot be read: {error}") from None
+
+
+def _read_list(folder: pathlib.Path) -> dict[str, set[str]] | None:
+    """The list of a folder, None where there is none."""
+    return read_list(folder / FILE) if (folder / FILE).is_file() else None
+
+
+def read_list(file: pathlib.Path) -> dict[str, set[str]]:
+    """Reads what `write_list` wrote.
+
+    Raises:
+      Damaged: it is none.
+    """
+    listed: dict[str, set[str]] = {}
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+        matched = _LINE.fullmatch(line.decode(errors="replace"))
+        if matched:
+            listed.setdefault(matched[2], set()).add(matched[1])
+        elif line:
+            raise Damaged(
+                f"{file} is damaged: line {number} is not the digest and the name of a "
+                "file"
+            )
+    return listed
