@@ -1,11 +1,11 @@
 """The shipped state network: its bytes are checked, and FVD-toy sees what it must."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 
+from sora_jax.core import digests
 from sora_jax.evals import controls, distances, features
 from sora_jax.toyworld import families, render
 from sora_jax.toyworld import scene as scene_module
@@ -39,11 +39,14 @@ def test_weights_are_small_and_described(network):
 
 def test_other_weights_are_refused(tmp_path):
     for name in FILES:
-        shutil.copyfile(features.WEIGHTS / name, tmp_path / name)
+        digests.copy(features.WEIGHTS / name, tmp_path / name)
     features.load(tmp_path, features.TOY)
     content = bytearray((tmp_path / FILES[0]).read_bytes())
     content[-1] ^= 1
     (tmp_path / FILES[0]).write_bytes(content)
+    with pytest.raises(features.WrongWeights, match="is damaged: its SHA-256 is"):
+        features.load(tmp_path, features.TOY)
+    digests.store(tmp_path / FILES[0], bytes(content))
     with pytest.raises(features.WrongWeights, match="SHA-256 .* asks for"):
         features.load(tmp_path, features.TOY)
     (tmp_path / FILES[0]).unlink()
@@ -53,10 +56,10 @@ def test_other_weights_are_refused(tmp_path):
 
 def test_weights_of_another_size_are_refused(tmp_path):
     for name in FILES:
-        shutil.copyfile(features.WEIGHTS / name, tmp_path / name)
+        digests.copy(features.WEIGHTS / name, tmp_path / name)
     description = json.loads((tmp_path / FILES[1]).read_text())
     description["config"]["features"] = 64
-    (tmp_path / FILES[1]).write_text(json.dumps(description))
+    digests.store(tmp_path / FILES[1], json.dumps(description))
     with pytest.raises(ValueError, match="to_features"):
         features.load(tmp_path, features.TOY)
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from sora_jax.core import trees
+from sora_jax.core import digests, trees
 from sora_jax.evals import features, weight_folders
 from sora_jax.models import i3d, i3d_exchange
 from tests import conftest
@@ -189,20 +189,23 @@ def test_other_weights_are_refused(folder):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
+    with pytest.raises(weight_folders.WrongWeights, match="is damaged: its SHA-256 is"):
+        weight_folders.load(folder)
+    digests.store(file, bytes(content))
     with pytest.raises(weight_folders.WrongWeights, match="SHA-256 .* asks for"):
         weight_folders.load(folder)
     arrays = safetensors.numpy.load(bytes(content))
     arrays["extra"] = arrays.pop("mixed_3b.b0.kernel")
     content = safetensors.numpy.save(arrays)
-    file.write_bytes(content)
+    digests.store(file, content)
     description = json.loads((folder / "config.json").read_text())
     description["sha256"] = hashlib.sha256(content).hexdigest()
-    (folder / "config.json").write_text(json.dumps(description))
+    digests.store(folder / "config.json", json.dumps(description))
     missing = "missing: mixed_3b.b0.kernel; unexpected: extra"
     with pytest.raises(weight_folders.WrongWeights, match=missing):
         weight_folders.load(folder)
     description["kind"] = "c3d"
-    (folder / "config.json").write_text(json.dumps(description))
+    digests.store(folder / "config.json", json.dumps(description))
     with pytest.raises(
         weight_folders.WrongWeights, match="'c3d', it must be one of i3d"
     ):
