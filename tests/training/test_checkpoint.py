@@ -102,7 +102,8 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
 
 def test_of_0_all_checkpoints_stay(tmp_path):
     zero = np.zeros((), np.int32)
-    state = states.TrainState({}, {}, (), zero, zero, zero)
+    params = {"network": {"kernel": np.zeros(2, np.float32)}}
+    state = states.TrainState(params, params, (), zero, zero, zero)
     saver = checkpoint.Checkpointer(tmp_path / "checkpoints", every=1, keep=0)
     for step in range(1, 5):
         saver.save(step, state, {"seconds": {}}, force=True)
