@@ -54,10 +54,12 @@ def test_shards_on_a_full_disk_keep_what_is_whole(when, tmp_path, monkeypatch):
         patched.setattr(array_files.array_record_module, "ArrayRecordWriter", Writer)
         with pytest.raises(OSError, match=FULL) as raised:
             shards.write(tmp_path / "out", source)
-    part = tmp_path / "out" / ".partial" / "00001.array_record"
-    assert raised.value.filename == str(part)
-    assert {path.name for path in part.parent.iterdir()} == {
-        "00000.array_record", "00000.json", "plan.json", "settings.json",
+    partial = tmp_path / "out" / ".partial"
+    assert raised.value.filename == str(partial / "00001" / "part.array_record")
+    files = {p.relative_to(partial).as_posix() for p in partial.rglob("*.*")}
+    assert files == {
+        "00000/part.array_record", "00000/part.json", "00000/digests.sha256",
+        "plan.json", "settings.json", "digests.sha256",
     }  # fmt: skip
     manifest = shards.write(tmp_path / "out", source)
     assert manifest["digest"] == shards.write(tmp_path / "whole", source)["digest"]

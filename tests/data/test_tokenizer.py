@@ -11,6 +11,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sora_jax.core import digests
 from sora_jax.data import tokenizer
 from sora_jax.generation import export
 
@@ -188,6 +189,6 @@ def test_texts_are_cleaned_where_that_is_asked_for(tokens, tmp_path):
 def test_a_json_that_the_library_does_not_read_is_refused(tmp_path, changes):
     tokenizer.train(["a red circle"], tmp_path / "spiece.model", 320).save(tmp_path)
     file = tmp_path / "tokenizer.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    digests.store(file, json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(ValueError, match="newer than the tokenizers library, version"):
         tokenizer.load(file)
