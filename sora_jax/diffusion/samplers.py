@@ -36,7 +36,7 @@ class Sampler(enum.StrEnum):
     UNIPC = "unipc"
 
 
-_OF_CACHE = ("reuse", "gain", "slot")  # rows with one value for each evaluation
+OF_CACHE = ("reuse", "gain", "slot")  # rows with one value for each evaluation
 _HISTORY = 2  # the order of UniPC: how many estimates of the data it joins
 
 
@@ -55,14 +55,35 @@ def plan(sampler: str, taus: np.ndarray, levels: np.ndarray | None = None) -> Pl
         raise ValueError(
             f"{len(taus) - 1} steps need as many levels, not {steps['level'].shape}"
         )
+    if Sampler(sampler) is Sampler.HEUN:
+        steps["second"] = np.float32(taus[1:] > 0)
     if Sampler(sampler) is Sampler.UNIPC:
         steps |= _unipc_weights(taus)
     return steps
 
 
-def evaluations(sampler: str, num_steps: int) -> int:
-    """How often the network is asked for one clip, without guidance, down to tau 0."""
-    return 2 * num_steps - 1 if Sampler(sampler) is Sampler.HEUN else num_steps
+def split(steps: Plan, first: int) -> tuple[Plan, Plan]:
+    """Cuts a plan in two where another network takes over after `first` steps.
+
+    A step of Heun's that ends at the other's levels becomes Euler's, as the last one is:
+    its second evaluation would ask a network about a level that it was not trained on.
+    One step of first order in a solution leaves its order at two.
+    """
+    before = {name: rows[:first] for name, rows in steps.items()}
+    after = {name: rows[first:] for name, rows in steps.items()}
+    if "second" in steps and first:
+        before["second"] = np.append(before["second"][:-1], np.float32(0))
+    return before, after
+
+
+def evaluations(sampler: str, num_steps: int, networks: int = 1) -> int:
+    """How often the networks are asked for one clip, without guidance, down to tau 0.
+
+    Each of the networks, to which `split` gives their steps, has one step at least.
+    """
+    if Sampler(sampler) is Sampler.HEUN:
+        return 2 * num_steps - networks
+    return num_steps
 
 
 def asked(sampler: str, steps: Plan) -> np.ndarray:
@@ -70,21 +91,37 @@ def asked(sampler: str, steps: Plan) -> np.ndarray:
     asked_n1 = (steps["tau"] > steps["next"])[:, None]
     if Sampler(sampler) is not Sampler.HEUN:
         return asked_n1
-    return np.concatenate([asked_n1, asked_n1 & (steps["next"] > 0)[:, None]], axis=1)
+    return np.concatenate([asked_n1, asked_n1 & (steps["second"] > 0)[:, None]], axis=1)
 
 
 def chunks(steps: Plan, size: int) -> Iterator[Plan]:
     """Cuts a plan into parts of `size` steps, the last one filled up with idle steps."""
-    count = len(steps["tau"])
-    for first in range(0, count, size):
-        part = {name: rows[first : first + size] for name, rows in steps.items()}
-        missing = size - len(part["tau"])
-        if missing:
-            part = {
-                name: np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), "f4")])
-                for name, rows in part.items()
-            }
-        yield part
+    for first in range(0, len(steps["tau"]), size):
+        yield chunk(steps, first, size)
+
+
+def chunk(steps: Plan, first: int, size: int) -> Plan:
+    """`size` steps of a plan from `first` on, filled up with idle steps."""
+    part = {name: rows[first : first + size] for name, rows in steps.items()}
+    missing = size - len(part["tau"])
+    if not missing:
+        return part
+    return {
+        name: np.concatenate([rows, np.zeros((missing, *rows.shape[1:]), "f4")])
+        for name, rows in part.items()
+    }
+
+
+def anew(sampler: str, steps: Plan) -> Plan:
+    """The rest of a plan for an x that was changed from outside before its first step.
+
+    Together with a new memory (`start`). What UniPC remembers is of another solution:
+    its corrector would put the x in place that this one leads to, and undo the change
+    (diffusers' does). So it begins again from the new x, with a step of first order.
+    """
+    if Sampler(sampler) is not Sampler.UNIPC or not len(steps["tau"]):
+        return steps
+    return steps | _unipc_weights(np.append(steps["tau"], steps["next"][-1]))
 
 
 def start(x: jax.Array, sampler: str) -> Any:
@@ -102,10 +139,11 @@ def _euler(ask, x, memory, cache, step, hold):
 
 
 def _heun(ask, x, memory, cache, step, hold):
-    """One step of Heun's method; Euler's where it ends at tau 0.
+    """One step of Heun's method; Euler's where the plan has no second evaluation.
 
-    There the second evaluation would ask the model about clean data, a level that it
-    was hardly trained on (Karras et al. 2022, arXiv:2206.00364, algorithm 1).
+    That is so at tau 0, where it would ask the model about clean data, a level that it
+    was hardly trained on (Karras et al. 2022, arXiv:2206.00364, algorithm 1), and where
+    another network takes over (`split`).
     """
     tau, tau_next = step["tau"], step["next"]
     slope, cache = ask(x, step["level"], cache, 0)
@@ -115,7 +153,9 @@ def _heun(ask, x, memory, cache, step, hold):
         second, cache = ask(guess, tau_next, cache, 1)
         return hold(x + (tau_next - tau) * ((slope + second) / 2)), cache
 
-    x, cache = jax.lax.cond(tau_next > 0, corrected, lambda *same: same, guess, cache)
+    x, cache = jax.lax.cond(
+        step["second"] > 0, corrected, lambda *same: same, guess, cache
+    )
     return x, memory, cache
 
 
@@ -238,7 +278,7 @@ def sample_chunk(
         def ask(x, level, cache, number):
             if cache is None:
                 return velocity_fn(x, level), None
-            here = {name: step[name][number] for name in _OF_CACHE if name in step}
+            here = {name: step[name][number] for name in OF_CACHE if name in step}
             return velocity_fn(x, level, cache, here)
 
         moved = jax.lax.cond(

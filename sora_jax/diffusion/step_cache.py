@@ -64,6 +64,21 @@ def rows(
     return {"reuse": reuse_nk, "gain": gain_nkr}
 
 
+def anew(sampler: str, steps: samplers.Plan) -> samplers.Plan:
+    """The rest of a plan whose first evaluation is computed, as x was changed before it.
+
+    Those after it that reuse take its residual, times the ratios since then.
+    """
+    asked_nk = samplers.asked(sampler, steps)
+    reuse_e, gain_er = steps["reuse"][asked_nk], steps["gain"][asked_nk]
+    if not np.any(reuse_e[:1]):
+        return steps
+    in_a_row = int(np.argmin(np.append(reuse_e, 0)))
+    gain_er[:in_a_row] /= gain_er[0].copy()
+    reuse_e[0] = 0
+    return steps | rows(sampler, steps, reuse_e, gain_er)
+
+
 def measuring(sampler: str, steps: samplers.Plan, branches: int) -> samplers.Plan:
     """Rows of a plan that computes everything and numbers its evaluations."""
     asked_nk = samplers.asked(sampler, steps)

@@ -255,8 +255,10 @@ class Pipeline:
           step_cache: evaluations of the denoiser reuse what its blocks last gave until
             an error of that size, such as 0.1; 0 is off. It needs a calibration.
           callback_on_step_end: called as (pipe, step, tau, {"latents": ...}) after every
-            step of every batch, tau being the level that was reached; may return
-            {"latents": ...} to go on from; an exception stops the call.
+            step of every batch, tau being the level that was reached. It may change the
+            latents in place, or return {"latents": ...} to go on from; given tokens stay
+            as they are. From changed latents the solver and the step cache begin anew:
+            UniPC's next step is of first order. An exception stops the call.
           progress: told how many clip steps have been done since it was last called.
 
         Raises:
@@ -399,7 +401,9 @@ class Pipeline:
             )
         x_bthwc = noise_bthwc
         memory = samplers.start(x_bthwc, request.sampler)
-        for network, scale, part in self._stages(request):
+        stages = self._stages(request)
+        parts = [part for *_, part in stages]
+        for stage, (network, scale, part) in enumerate(stages):
             cache, slots, branches = None, 0, 1 + (scale != 1)
             if record:
                 slots = int(samplers.asked(request.sampler, part).sum())
@@ -408,7 +412,8 @@ class Pipeline:
                 cache = compiled.start_cache(
                     self._dit_config, branches * len(x_bthwc), x_bthwc.shape[1:4], slots
                 )
-            for plan in samplers.chunks(part, chunk):
+            for first in range(0, len(part["tau"]), chunk):
+                plan = samplers.chunk(parts[stage], first, chunk)
                 x_bthwc, memory, cache = compiled.denoise_chunk(
                     *network, x_bthwc, memory, plan, text, null, held,
                     np.float32(scale), np.float32(request.fps),
@@ -416,13 +421,14 @@ class Pipeline:
                     guided=scale != 1, cache=cache,
                 )  # fmt: skip
                 if callback_on_step_end:
-                    x_bthwc = self._call_back(
-                        callback_on_step_end,
-                        done,
-                        float(plan["next"][0]),
-                        x_bthwc,
-                        real,
+                    tau = float(plan["next"][0])
+                    edited = self._call_back(
+                        callback_on_step_end, done, tau, x_bthwc, real
                     )
+                    if edited is not None:
+                        x_bthwc = edited
+                        memory = samplers.start(x_bthwc, request.sampler)
+                        parts = plans.anew(request.sampler, parts, done + 1)
                 step = min(chunk, steps - done)
                 done += step
                 if progress:
@@ -440,19 +446,21 @@ class Pipeline:
         scales = request.guidance_scale, request.guidance_scale_2
         return [*zip((self._dit, self._dit_2), scales, found, strict=False)]
 
-    def _call_back(self, callback, step, tau, x_bthwc, real: int) -> jax.Array:
+    def _call_back(self, callback, step, tau, x_bthwc, real: int) -> jax.Array | None:
+        """Latents that a callback has changed, in place or in what it returns."""
         shown = placement.to_host(x_bthwc)
-        changed = (callback(self, step, tau, {"latents": shown[:real]}) or {}).get(
-            "latents"
-        )
+        tensors = {"latents": shown[:real].copy()}
+        changed = (callback(self, step, tau, tensors) or tensors).get("latents")
         if changed is None:
-            return x_bthwc
+            return None
         changed = np.asarray(changed, np.float32)
         if changed.shape != shown[:real].shape:
             raise ValueError(
                 f"callback_on_step_end returned latents of shape {changed.shape}, "
                 f"not {shown[:real].shape}"
             )
+        if np.array_equal(changed, shown[:real]):
+            return None  # it only looked
         return placement.rows_to_device(np.concatenate([changed, shown[real:]]))
 
     def decode_latents(self, latents_bthwc: jax.Array) -> jax.Array | np.ndarray:

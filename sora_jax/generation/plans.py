@@ -1,14 +1,15 @@
 """How a request is computed: the solver's steps, and how many clips at a time."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from sora_jax.core import sharding
-from sora_jax.diffusion import samplers, timesteps
+from sora_jax.diffusion import samplers, step_cache, timesteps
 from sora_jax.generation import request as requests
-from sora_jax.generation import step_cache
+from sora_jax.generation import step_cache as caches
 
 
 def solver(settings: requests.Settings, sampler: str, steps: int, shift: float):
@@ -28,7 +29,7 @@ def solver(settings: requests.Settings, sampler: str, steps: int, shift: float):
 def plans(
     request: requests.Request,
     settings: requests.Settings,
-    calibration: step_cache.Calibration | None,
+    calibration: caches.Calibration | None,
 ) -> list[samplers.Plan]:
     """The plan of the one denoiser, or of the first and the second expert.
 
@@ -43,14 +44,36 @@ def plans(
     if settings.boundary is not None:
         # The first expert's levels come first: they fall from step to step.
         first = int(np.sum(plan["level"] >= np.float32(settings.boundary)))
-        parts = [
-            {name: rows[part] for name, rows in plan.items()}
-            for part in (slice(0, first), slice(first, steps))
-        ]
+        parts = samplers.split(plan, first)
     if not request.step_cache:
-        return parts
+        return [*parts]
     spared = calibration.rows(request, parts)
     return [part | rows for part, rows in zip(parts, spared, strict=True)]
+
+
+def anew(
+    sampler: str, parts: Sequence[samplers.Plan], done: int
+) -> list[samplers.Plan]:
+    """The plans of the experts for latents that were changed behind `done` steps.
+
+    The solver begins anew from them, and so does the step cache.
+    """
+    names = parts[0].keys() - samplers.OF_CACHE
+    whole = {n: np.concatenate([part[n] for part in parts]) for n in names}
+    rest = samplers.anew(sampler, {n: rows[done:] for n, rows in whole.items()})
+    whole = {n: np.concatenate([whole[n][:done], rest[n]]) for n in names}
+    changed, first = [], 0
+    for part in parts:
+        last = first + len(part["tau"])
+        part = part | {n: rows[first:last] for n, rows in whole.items()}
+        if "reuse" in part and first < done < last:
+            behind = done - first
+            fresh = {n: rows[behind:] for n, rows in part.items()}
+            fresh = step_cache.anew(sampler, fresh)
+            part = {n: np.concatenate([part[n][:behind], fresh[n]]) for n in part}
+        changed.append(part)
+        first = last
+    return changed
 
 
 def sizes(request: requests.Request) -> tuple[int, int]:

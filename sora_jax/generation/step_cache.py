@@ -140,10 +140,11 @@ class Calibration:
     def check_sampling(self, request: requests.Request) -> None:
         """Raises ValueError where it is of another way of sampling."""
         _check_same(self.sampling, sampling_of(request))
-        count = samplers.evaluations(request.sampler, request.num_inference_steps)
+        steps, experts = request.num_inference_steps, len(self.ratio)
+        count = samplers.evaluations(request.sampler, steps, experts)
         scales = request.guidance_scale, request.guidance_scale_2
         shapes = [np.shape(expert) for expert in self.ratio]
-        branches = [1 + (scale != 1) for scale in scales][: len(shapes)]
+        branches = [1 + (scale != 1) for scale in scales][:experts]
         if sum(e for e, _ in shapes) != count or [r for _, r in shapes] != branches:
             raise ValueError(
                 f"the step cache's tables are not of {count} evaluations with "

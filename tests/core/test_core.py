@@ -1,5 +1,6 @@
 """Keys, meshes, layouts, configs, progress and files."""
 
+import hashlib
 import dataclasses
 import math
 import os
@@ -35,6 +36,22 @@ def test_keys_depend_on_every_part_and_on_nothing_else():
     np.testing.assert_array_equal(
         traced(7), jax.random.normal(rng.key(0, "noise", 7), (3,))
     )
+
+
+def test_seeds_that_agree_modulo_a_power_of_two_have_keys_of_their_own():
+    seeds = [5, 2**32 + 5, 2**33 + 5, 2**63 + 5, 0, 2**32, 2**64 - 1, 2**32 - 1]
+    drawn = {tuple(jax.random.key_data(rng.key(seed, "noise"))) for seed in seeds}
+    assert len(drawn) == len(seeds)
+    # Below 2^32 they are JAX's own, so that what was made before is made again.
+    name = int.from_bytes(hashlib.sha256(b"noise").digest()[:4], "big")
+    for seed in (0, 5, 2**31, 2**32 - 1):
+        own = jax.random.fold_in(jax.random.key(seed), name)
+        np.testing.assert_array_equal(
+            jax.random.key_data(rng.key(seed, "noise")), jax.random.key_data(own)
+        )
+    for seed in (-1, 2**64):
+        with pytest.raises(ValueError, match=r"in \[0, 2\^64\), not"):
+            rng.key(seed, "noise")
 
 
 def test_key_is_the_same_in_another_process():

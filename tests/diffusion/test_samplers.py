@@ -81,6 +81,62 @@ def test_heun_never_asks_about_clean_data():
     assert len(asked) == 7 and min(asked) > 0
 
 
+def test_heun_never_asks_a_network_about_levels_of_another():
+    """Two networks share the levels; where the second takes over, a step is Euler's."""
+    asked = {"first": [], "second": []}
+
+    def spying(name):
+        def velocity(x, tau):
+            jax.debug.callback(lambda t: asked[name].append(float(t)), tau)
+            return gaussian_velocity(x, tau)
+
+        return velocity
+
+    def run(taus):
+        x = jnp.linspace(-2, 2, 9)
+        parts = samplers.split(
+            samplers.plan("heun", taus), int((taus[:-1] >= 0.6).sum())
+        )
+        for name, steps in zip(asked, parts, strict=True):
+            x, *_ = samplers.sample_chunk(spying(name), x, (), steps, sampler="heun")
+        jax.block_until_ready(x)
+        return x
+
+    fine = np.linspace(1, 0.25, 2049)
+    truth = samplers.sample(
+        gaussian_velocity, jnp.linspace(-2, 2, 9), fine, sampler="heun"
+    )
+    errors = [
+        float(jnp.abs(run(np.linspace(1, 0.25, steps + 1)) - truth).max())
+        for steps in (16, 32, 64)
+    ]
+    jax.effects_barrier()
+    assert min(asked["first"]) >= 0.6 > max(asked["second"])
+    assert sum(map(len, asked.values())) == sum(2 * n - 1 for n in (16, 32, 64))
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]  # still of second order
+    assert samplers.evaluations("heun", 8, networks=2) == 14
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "unipc"])
+def test_a_changed_x_is_where_the_solution_goes_on(sampler):
+    """As if it had begun there: nothing is left of what the solver remembered."""
+    taus = timesteps.schedule(9, 3.0)
+    plan = samplers.plan(sampler, taus)
+    noise, changed = jnp.linspace(-2, 2, 9), jnp.full(9, 1.7)
+    x, memory, _ = samplers.sample_chunk(
+        gaussian_velocity, noise, samplers.start(noise, sampler),
+        samplers.chunk(plan, 0, 4), sampler=sampler,
+    )  # fmt: skip
+    rest = samplers.anew(sampler, {name: rows[4:] for name, rows in plan.items()})
+    got, *_ = samplers.sample_chunk(
+        gaussian_velocity, changed, samplers.start(changed, sampler), rest,
+        sampler=sampler,
+    )  # fmt: skip
+    want = samplers.sample(gaussian_velocity, changed, taus[4:], sampler=sampler)
+    np.testing.assert_array_equal(got, want)
+    assert float(jnp.abs(x - changed).max()) > 0.1
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun", "unipc"])
 def test_chunks_join_exactly_and_padding_is_free(sampler):
     noise = jax.random.normal(jax.random.key(1), (4, 8))

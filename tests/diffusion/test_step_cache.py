@@ -54,6 +54,19 @@ def test_rows_are_those_of_the_evaluations_that_are_asked_for(sampler):
     assert numbers.tolist() == list(range(5 if heun else 3))
 
 
+def test_where_x_was_changed_the_next_evaluation_is_computed():
+    steps = samplers.plan("euler", np.linspace(1, 0, 8))
+    schedule = step_cache.schedule(np.array([[1.0], [0.5], *[[0.9]] * 5]), 1e9, 4, 0.2)
+    assert schedule[0].tolist() == [False, False, True, True, True, True, False]
+    steps |= step_cache.rows("euler", steps, *schedule)
+    fresh = step_cache.anew("euler", {name: rows[3:] for name, rows in steps.items()})
+    assert fresh["reuse"][:, 0].tolist() == [0, 1, 1, 0]
+    # The ratios since the one that is computed now.
+    np.testing.assert_allclose(fresh["gain"][:, 0, 0], [1, 0.9, 0.81, 1], rtol=1e-6)
+    same = {name: rows[6:] for name, rows in steps.items()}
+    assert step_cache.anew("euler", same) is same
+
+
 def _network(x, level):
     """Blocks with a residual between an embedding and a head, as a denoiser has."""
     start = 1.5 * x

@@ -136,6 +136,32 @@ def test_callback_sees_every_step_and_may_change_the_latents(pipe):
         pipe("a", callback_on_step_end=lambda *_: {"latents": np.zeros(3)})
 
 
+def test_changed_latents_are_honoured_whatever_the_solver_remembers(pipe):
+    """The last step of each solver is the same, so from the same latents so is the end."""
+
+    def change(pipe, step, tau, tensors):
+        if step == 2:
+            tensors["latents"][:] = 1.7
+
+    def returned(pipe, step, tau, tensors):
+        return {"latents": 0 * tensors["latents"] + 1.7} if step == 2 else tensors
+
+    def ends(sampler, callback):
+        return pipe(
+            "a cat", seed=3, output_type="latent", sampler=sampler,
+            callback_on_step_end=callback,
+        ).frames  # fmt: skip
+
+    want = ends("euler", change)
+    for sampler in ("heun", "unipc"):
+        np.testing.assert_allclose(ends(sampler, change), want, atol=1e-5)
+    np.testing.assert_array_equal(ends("unipc", returned), ends("unipc", change))
+    # One that hands back what it was shown changes nothing.
+    looked = ends("unipc", lambda pipe, step, tau, tensors: tensors)
+    np.testing.assert_array_equal(looked, ends("unipc", lambda *_: None))
+    assert np.abs(looked - want).max() > 0.1
+
+
 def test_progress_counts_clip_steps(pipe):
     done = []
     pipe(["a"] * 5, progress=done.append)

@@ -152,6 +152,22 @@ def test_sampling_is_that_of_a_loop_by_hand(calibrated, sampler):
     assert np.abs(dense - got).max() > 1e-2
 
 
+def test_from_changed_latents_the_next_evaluation_is_computed(calibrated):
+    """The next evaluation would reuse a residual of the latents before the change."""
+    ((reuse, _),) = calibrated.calibration.schedules(100.0)
+    assert reuse[6] and not reuse[7]
+
+    def change(pipe, step, tau, tensors):
+        if step == 5:
+            tensors["latents"][:] = 1.7
+
+    cached, dense = (
+        calibrated(**LATENT, step_cache=error, callback_on_step_end=change).frames
+        for error in (100.0, 0.0)
+    )
+    np.testing.assert_allclose(cached, dense, atol=1e-5)
+
+
 def test_other_schedules_are_not_compiled_again(calibrated):
     calibrated(**LATENT, step_cache=100.0)
     before = compiled.denoise_chunk._cache_size()
