@@ -66,9 +66,11 @@ def start_cache(config: dits.Config, rows: int, grid: tuple[int, int, int], slot
 @functools.partial(jax.jit, static_argnames=("graph", "sampler", "guided"))
 def denoise_chunk(
     graph, state, x_bthwc, memory, steps, text, null, given, scale, fps, known_tau,
-    *, sampler: str, guided: bool, cache=None,
+    *, sampler: str, guided: bool, cache=None, rescale=None,
 ):  # fmt: skip
     """Runs some solver steps; `given` is (known_bthw, values_bthwc) or None.
+
+    `scale` and `rescale` are those of `guidance.guided`.
 
     `cache` is from `start_cache`, or from the chunk before, where the steps have rows
     for it. Returns x, the solver's memory and the cache.
@@ -107,7 +109,9 @@ def denoise_chunk(
             )
         return found, kept
 
-    velocity = guidance.guided(velocity, condition, empty, scale if guided else 1)
+    velocity = guidance.guided(
+        velocity, condition, empty, scale if guided else 1, rescale, known_bthw
+    )
     return samplers.sample_chunk(
         velocity, x_bthwc, memory, steps, known_bthw, values_bthwc, sampler, cache
     )

@@ -216,6 +216,7 @@ class Pipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_scale_2: float | None = None,
+        guidance_rescale: float = 0.0,
         shift: float | None = None,
         num_videos_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
@@ -234,16 +235,19 @@ class Pipeline:
         Args:
           prompt: what the video shows; one text or several.
           negative_prompt: what guidance moves away from; the empty text is what
-            training drops captions to.
+            training drops captions to. Without guidance there is none.
           height, width: pixels.
           num_frames: 1 + 4 n for a video VAE of time stride 4.
           num_inference_steps: steps of the solver.
           guidance_scale: 1 is none, and costs half.
           guidance_scale_2: of the second expert, where there are two; as the first one
             where that alone is given.
+          guidance_rescale: share, in [0, 1], by which a guided velocity is given the
+            deviation that it has without guidance; 0 is off.
           shift: of the levels towards noise; the default is that of training.
           num_videos_per_prompt: clips of one prompt, neighbours in the result.
-          seed: clip i of the call has seed + i; or one seed for each clip.
+          seed: in [0, 2^64), clip i of the call has seed + i; or one seed for each clip.
+            -1 is one that is drawn, and written into the recipe.
           image: the first frame, uint8 or float in [0, 1], [h, w, 3]; one for all
             prompts or one for each. It is scaled and cropped to the video's size.
           latents: the noise to begin with, one for each clip, in diffusers' order
@@ -269,7 +273,7 @@ class Pipeline:
             prompt=prompt, negative_prompt=negative_prompt, height=height, width=width,
             num_frames=num_frames, num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale, guidance_scale_2=guidance_scale_2,
-            shift=shift, seed=seed, image=image, latents=latents, sampler=sampler,
+            guidance_rescale=guidance_rescale, shift=shift, seed=seed, image=image, latents=latents, sampler=sampler,
             num_videos_per_prompt=num_videos_per_prompt, output_type=output_type,
             fps=fps, batch_size=batch_size, step_cache=step_cache,
         )  # fmt: skip
@@ -404,7 +408,9 @@ class Pipeline:
         stages = self._stages(request)
         parts = [part for *_, part in stages]
         for stage, (network, scale, part) in enumerate(stages):
-            cache, slots, branches = None, 0, 1 + (scale != 1)
+            cache, slots, branches, rescale = None, 0, 1 + (scale != 1), None
+            if request.guidance_rescale:
+                rescale = np.float32(request.guidance_rescale)
             if record:
                 slots = int(samplers.asked(request.sampler, part).sum())
                 part |= step_cache.measuring(request.sampler, part, branches)
@@ -418,7 +424,7 @@ class Pipeline:
                     *network, x_bthwc, memory, plan, text, null, held,
                     np.float32(scale), np.float32(request.fps),
                     np.float32(settings.known_tau), sampler=request.sampler,
-                    guided=scale != 1, cache=cache,
+                    guided=scale != 1, cache=cache, rescale=rescale,
                 )  # fmt: skip
                 if callback_on_step_end:
                     tau = float(plan["next"][0])

@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterator, Sequence
 from sora_jax.data import texts
 
 WHOLE = ("seed", "num_frames", "height", "width", "num_inference_steps")
-NUMBERS = ("guidance_scale", "guidance_scale_2", "shift", "fps", "step_cache")
+NUMBERS = ("guidance_scale", "guidance_scale_2", "guidance_rescale", "shift")
+NUMBERS += ("fps", "step_cache")
 TEXTS = ("id", "prompt", "negative_prompt", "sampler", "image")
 FIELDS = TEXTS + WHOLE + NUMBERS
 

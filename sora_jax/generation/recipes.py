@@ -17,8 +17,8 @@ from sora_jax.data import video_io
 WEIGHTS = ("config_digest", "step", "vae_digest", "text_encoder_digest", "weights")
 ARGUMENTS = (
     "prompt", "negative_prompt", "seed", "num_frames", "height", "width", "fps",
-    "num_inference_steps", "guidance_scale", "guidance_scale_2", "shift", "sampler",
-    "step_cache",
+    "num_inference_steps", "guidance_scale", "guidance_scale_2", "guidance_rescale",
+    "shift", "sampler", "step_cache",
 )  # fmt: skip
 
 

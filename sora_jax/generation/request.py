@@ -7,18 +7,23 @@ import dataclasses
 import difflib
 import hashlib
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from sora_jax.core import config as configs
+from sora_jax.core import rng
 from sora_jax.data import texts
 from sora_jax.diffusion import samplers
 from sora_jax.models import dit as dits
 from sora_jax.models import video_vae
 
 MAX_STEPS = 1000
+RANDOM = -1  # in place of a seed: one that is drawn
 _Scale = Annotated[float, configs.Range("[0, 100]")]
 
 
@@ -101,6 +106,7 @@ class Request:
     sampler: str
     batch_size: int
     step_cache: float = 0.0
+    guidance_rescale: float = 0.0
     latents: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -119,7 +125,7 @@ class Request:
             values["image_sha256"] = hashlib.sha256(pixels.tobytes()).hexdigest()
         shared = ("num_frames", "height", "width", "fps", "num_inference_steps")
         shared += ("guidance_scale", "guidance_scale_2", "shift", "sampler")
-        shared += ("step_cache",)
+        shared += ("guidance_rescale", "step_cache")
         if self.latents is not None:
             digest = hashlib.sha256(np.ascontiguousarray(self.latents[index]).tobytes())
             values["latents_sha256"] = digest.hexdigest()
@@ -222,9 +228,18 @@ def _per_clip(values: list, count: int, name: str) -> tuple:
     return tuple(values)
 
 
+def random_seed() -> int:
+    """A seed that was not there before, the same one in all processes."""
+    drawn = np.uint32(secrets.randbits(32))
+    if jax.process_count() > 1:
+        drawn = multihost_utils.broadcast_one_to_all(drawn)
+    return int(drawn)
+
+
 def _seeds(seed: int | Sequence[int], count: int) -> tuple[int, ...]:
     if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
-        seeds = [int(seed) + index for index in range(count)]
+        first = random_seed() if seed == RANDOM else int(seed)
+        seeds = [first + index for index in range(count)]
     elif isinstance(seed, str) or not isinstance(seed, Sequence | np.ndarray):
         raise ValueError(f"seed is a whole number or one for each clip, not {seed!r}")
     else:
@@ -233,9 +248,12 @@ def _seeds(seed: int | Sequence[int], count: int) -> tuple[int, ...]:
             raise ValueError(f"there are {len(seeds)} seeds for {count} clips")
     for value in seeds:
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not whole or not 0 <= value < 2**32:
-            raise ValueError(f"a seed is a whole number in [0, 2^32), not {value!r}")
-    return tuple(int(value) for value in seeds)
+        if not whole or not (0 <= value < rng.SEEDS or value == RANDOM):
+            raise ValueError(
+                "a seed is a whole number in [0, 2^64), or -1 for a random one, not "
+                f"{value!r}"
+            )
+    return tuple(random_seed() if s == RANDOM else int(s) for s in seeds)
 
 
 def _images(image, count: int) -> tuple[np.ndarray, ...] | None:
@@ -263,6 +281,7 @@ def check(
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     guidance_scale_2: float | None = None,
+    guidance_rescale: float | None = None,
     shift: float | None = None,
     num_videos_per_prompt: int = 1,
     seed: int | Sequence[int] = 0,
@@ -311,6 +330,7 @@ def check(
         num_inference_steps=or_default(num_inference_steps, "num_inference_steps"),
         guidance_scale=or_default(guidance_scale, "guidance_scale"),
         guidance_scale_2=_second_scale(settings, guidance_scale, guidance_scale_2),
+        guidance_rescale=guidance_rescale or 0.0,
         shift=or_default(shift, "shift"),
         latents=latents,
         sampler=or_default(sampler, "sampler"),
@@ -333,6 +353,21 @@ def check(
         scale = getattr(request, name)
         if scale is not None and not 0 <= scale <= 100:
             raise ValueError(f"{name} is from 0 to 100 (1 is none), not {scale!r}")
+    if not 0 <= request.guidance_rescale <= 1:
+        raise ValueError(
+            "guidance_rescale is a share from 0 (off) to 1, not "
+            f"{request.guidance_rescale!r}"
+        )
+    if {request.guidance_scale, request.guidance_scale_2} <= {1, None}:
+        of_guidance = {
+            "negative_prompt": any(negatives),
+            "guidance_rescale": request.guidance_rescale,
+        }
+        for name in (n for n, value in of_guidance.items() if value):
+            raise ValueError(
+                f"{name} is given, but guidance_scale is 1, where it does nothing: "
+                "give another guidance_scale, such as 3.5, or leave it out"
+            )
     if not 0 <= request.step_cache <= 100:
         raise ValueError(
             f"step_cache is an error from 0 (off) such as 0.1, not {request.step_cache!r}"

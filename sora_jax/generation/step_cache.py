@@ -199,8 +199,9 @@ def model_of(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampling_of(request: requests.Request) -> dict[str, Any]:
-    """The arguments on which ratios depend."""
-    return {name: getattr(request, name) for name in _SAMPLING}
+    """The arguments on which ratios depend; of a rescaled guidance, where there is one."""
+    names = _SAMPLING + ("guidance_rescale",) * bool(request.guidance_rescale)
+    return {name: getattr(request, name) for name in names}
 
 
 def check_recipe(recipe: Mapping[str, Any], calibration: Any) -> None:

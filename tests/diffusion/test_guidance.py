@@ -1,3 +1,7 @@
+import json
+import pathlib
+import subprocess
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +9,9 @@ import pytest
 
 from sora_jax.core import mesh, sharding
 from sora_jax.diffusion import guidance
+
+
+ORACLE = pathlib.Path(__file__).resolve().parent.parent / "oracle" / "guidance.py"
 
 
 def _condition(rows=3):
@@ -64,6 +71,41 @@ def test_scale_may_be_traced():
     np.testing.assert_allclose(
         run(2.0), guidance.guided(velocity, condition, NULL, 2.0)(x, 0.5), rtol=1e-6
     )
+
+
+@pytest.mark.peers
+def test_rescaling_is_that_of_diffusers(peers_python):
+    x, condition, calls = jnp.linspace(-1, 2, 12).reshape(3, 4), _condition(), []
+    velocity = _velocity(calls)
+    guided = guidance.guided(velocity, condition, NULL, 3.5)(x, 0.5)
+    with_text = velocity(x, 0.5, condition)
+    given = {"guided": guided.tolist(), "with_text": with_text.tolist(), "share": 0.7}
+    run = subprocess.run(
+        [peers_python, str(ORACLE)], input=json.dumps(given), capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    got = guidance.guided(velocity, condition, NULL, 3.5, rescale=0.7)(x, 0.5)
+    np.testing.assert_allclose(got, json.loads(run.stdout), rtol=1e-5)
+    assert np.abs(np.asarray(got - guided)).max() > 1
+
+
+def test_rescaling_gives_free_entries_the_deviation_of_the_text():
+    rng = np.random.default_rng(0)
+    guided, with_text = (jnp.asarray(rng.normal(size=(2, 3, 5)) * s) for s in (3, 1))
+    held = jnp.asarray([[True, False, False]] * 2)
+    full = guidance.rescaled(guided, with_text, 1.0, held)
+    np.testing.assert_allclose(full[~held].std(), with_text[~held].std(), rtol=0.1)
+    for row in range(2):
+        free = ~held[row]
+        np.testing.assert_allclose(
+            full[row][free].std(), with_text[row][free].std(), rtol=1e-5
+        )
+    # What is held does not matter, and a velocity of zeros stays one.
+    other = with_text.at[:, 0].set(1e6)
+    np.testing.assert_array_equal(guidance.rescaled(guided, other, 1.0, held), full)
+    zeros = jnp.zeros((2, 3))
+    np.testing.assert_array_equal(guidance.rescaled(zeros, zeros, 0.7), zeros)
+    np.testing.assert_array_equal(guidance.rescaled(guided, other, 0.0), guided)
 
 
 @pytest.mark.parametrize("shape", [{"replica": 8}, {"replica": 2, "fsdp": 4}])

@@ -33,9 +33,11 @@ def test_a_seed_gives_the_same_clip_alone_and_in_any_company(pipe, trio):
 def test_seed_prompt_guidance_and_negative_prompt_all_matter(pipe, trio):
     for changes in (
         {"seed": 4},
+        {"seed": 2**32 + 3},
         {"prompt": "a dog"},
         {"guidance_scale": 3.0},
         {"guidance_scale": 1.0},
+        {"guidance_rescale": 0.7},
         {"negative_prompt": "x"},
         {"sampler": "heun"},
         {"num_inference_steps": 5},

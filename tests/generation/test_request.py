@@ -41,6 +41,14 @@ def test_clip_i_of_one_seed_has_seed_plus_i():
     assert asked.negative_prompts == ("x", "x", "y", "y")
 
 
+def test_seed_minus_one_is_drawn_once_for_a_call_and_written_down():
+    first, second = (ask(prompt=["a", "b"], seed=-1) for _ in range(2))
+    assert first.seeds[1] == first.seeds[0] + 1 and first.seeds != second.seeds
+    assert first.recipe(1)["seed"] == first.seeds[1] >= 0
+    mixed = ask(prompt=["a", "b", "c"], seed=[-1, 2**63, -1]).seeds
+    assert mixed[1] == 2**63 and mixed[0] != mixed[2] and min(mixed) >= 0
+
+
 def test_a_recipe_is_json_and_tells_clips_apart():
     image = np.zeros((4, 4, 3), np.uint8)
     asked = ask(prompt=["a", "b"], image=[image, image + 1], seed=3)
@@ -94,8 +102,9 @@ def test_impossible_sizes_name_the_nearest(size, message):
         ({"prompt": ["a", 3]}, "prompt 1 is text, not int"),
         ({"prompt": "x" * 4001}, "4001 characters; at most 4000"),
         ({"negative_prompt": ["", "", ""]}, "3 negative prompts for 1 clips"),
-        ({"seed": -1}, r"in \[0, 2\^32\), not -1"),
-        ({"seed": 2**32}, r"in \[0, 2\^32\)"),
+        ({"seed": -2}, r"in \[0, 2\^64\), or -1 for a random one, not -2"),
+        ({"seed": 2**64}, r"in \[0, 2\^64\)"),
+        ({"prompt": ["a", "b"], "seed": 2**64 - 1}, r"in \[0, 2\^64\)"),
         ({"seed": [1, 2]}, "2 seeds for 1 clips"),
         ({"seed": "3"}, "whole number or one for each clip"),
         ({"seed": [1.5]}, "whole number"),
@@ -104,6 +113,16 @@ def test_impossible_sizes_name_the_nearest(size, message):
         ({"num_inference_steps": 2.5}, "whole number"),
         ({"guidance_scale": -1.0}, "guidance_scale is from 0"),
         ({"guidance_scale": float("nan")}, "guidance_scale is from 0"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale is a share from 0 .* not 1.5"),
+        ({"guidance_rescale": float("nan")}, "guidance_rescale is a share"),
+        (
+            {"guidance_scale": 1.0, "negative_prompt": "a dog"},
+            "negative_prompt is given, but guidance_scale is 1, where it does nothing",
+        ),
+        (
+            {"guidance_scale": 1.0, "guidance_rescale": 0.7},
+            "guidance_rescale is given, but guidance_scale is 1, where it does nothing",
+        ),
         ({"fps": 0.0}, "fps is a rate above 0"),
         ({"batch_size": 0}, "batch_size is at least 1"),
         ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is at least 1"),
