@@ -229,9 +229,10 @@ class Block(nnx.Module):
 class TwoLayers(nnx.Module):
     """linear, activation, linear: the embedders of noise level and text."""
 
-    def __init__(self, i: int, o: int, activation, *, rngs: nnx.Rngs):
-        self.linear_1 = layers.Linear(i, o, rngs=rngs)
-        self.linear_2 = layers.Linear(o, o, rngs=rngs)
+    def __init__(self, i: int, o: int, activation, *, precision=None, rngs: nnx.Rngs):
+        given = {"precision": precision, "rngs": rngs}
+        self.linear_1 = layers.Linear(i, o, **given)
+        self.linear_2 = layers.Linear(o, o, **given)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -248,14 +249,16 @@ class DiT(nnx.Module):
         self.patch_embedding = layers.Linear(
             config.token_dim, d, axes=(None, "embed"), rngs=rngs
         )
-        self.time_embedder = TwoLayers(config.freq_dim, d, jax.nn.silu, rngs=rngs)
-        self.time_proj = layers.Linear(d, 6 * d, init=zeros, rngs=rngs)
+        # What modulates every token is computed for a few levels: exactly.
+        exact = {"precision": layers.EXACT, "rngs": rngs}
+        self.time_embedder = TwoLayers(config.freq_dim, d, jax.nn.silu, **exact)
+        self.time_proj = layers.Linear(d, 6 * d, init=zeros, **exact)
         self.text_embedder = TwoLayers(config.text_dim, d, jax.nn.gelu, rngs=rngs)
         self.known = (
             layers.param(rngs, zeros, (d,), (None,)) if config.known_embedding else None
         )
         self.pooled_text = (
-            layers.Linear(config.text_dim, d, init=zeros, rngs=rngs)
+            layers.Linear(config.text_dim, d, init=zeros, **exact)
             if config.pooled_text
             else None
         )
@@ -460,7 +463,10 @@ def _picker(level_index_bn: jax.Array | None, k: int):
 
     def pick(table_bkd):
         # A matmul with k rows: cheaper to differentiate than a gather, and it shards.
-        return jnp.einsum("bnk,bkd->bnd", one_hot_bnk, table_bkd)
+        # It picks the very numbers of the table only where they are not rounded.
+        return jnp.einsum(
+            "bnk,bkd->bnd", one_hot_bnk, table_bkd, precision=layers.EXACT
+        )
 
     return pick
 

@@ -17,6 +17,9 @@ from sora_jax.core import sharding
 from sora_jax.models import quantization
 
 Axes = tuple[str | None, ...]
+# Of products whose float32 operands are meant: where nothing else is said, TPUs round
+# them to bfloat16 and GPUs to TF32.
+EXACT = jax.lax.Precision.HIGHEST
 
 
 def param(rngs: nnx.Rngs, init, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
@@ -30,11 +33,16 @@ def fan_in_normal(fan_in: int, scale: float = 1.0):
 
 
 def matmul(
-    x: jax.Array, kernel_io: jax.Array, out: str | None, kind: str = ""
+    x: jax.Array,
+    kernel_io: jax.Array,
+    out: str | None,
+    kind: str = "",
+    precision: jax.lax.Precision | None = None,
 ) -> jax.Array:
     """x W over the last axis, whose layout becomes that of the logical axis `out`.
 
-    In 8 bits where `kind` is one of those of `quantization.KINDS`.
+    In 8 bits where `kind` is one of those of `quantization.KINDS`; or else in a
+    precision, where one is named.
 
     Rows and tokens become one axis where tokens are not split: the weight's gradient
     then sums over one axis instead of two, which XLA does several times faster on CPU.
@@ -43,7 +51,9 @@ def matmul(
     def product(x, layout):
         if kind:
             return quantization.product(x, kernel_io, kind, layout)
-        return jnp.einsum("...i,io->...o", x, kernel_io, out_sharding=layout)
+        return jnp.einsum(
+            "...i,io->...o", x, kernel_io, precision=precision, out_sharding=layout
+        )
 
     layout = sharding.follow(x, out)
     if x.ndim < 3 or sharding.is_split(x, range(1, x.ndim - 1)):
@@ -65,6 +75,7 @@ class Linear(nnx.Module):
       bias: whether there is a b.
       init: kernel initializer, by default normal with variance 1 / i.
       kind: of 8 bits that x W is computed in, one of `quantization.KINDS`; "": none.
+      precision: of x W, such as `EXACT`; None: the platform's.
     """
 
     def __init__(
@@ -76,18 +87,19 @@ class Linear(nnx.Module):
         bias: bool = True,
         init=None,
         kind: str = "",
+        precision: jax.lax.Precision | None = None,
         rngs: nnx.Rngs,
     ):
         self.kernel = param(rngs, init or fan_in_normal(i), (i, o), axes)
         out = None if axes[1] == "embed" else axes[1]
         self.bias = param(rngs, nnx.initializers.zeros, (o,), (out,)) if bias else None
-        self.kind = kind
+        self.kind, self.precision = kind, precision
 
     def __call__(self, x: jax.Array) -> jax.Array:
         axes = self.kernel.get_metadata("axes")
         out = None if axes[1] == "embed" else axes[1]
         kernel_io = sharding.gather_weight(self.kernel[...].astype(x.dtype), axes)
-        y = matmul(x, kernel_io, out, self.kind)
+        y = matmul(x, kernel_io, out, self.kind, self.precision)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
         return y

@@ -109,7 +109,10 @@ def mean_state(states_bld: jax.Array, mask_bl: jax.Array) -> jax.Array:
 def mean_states(states_bld: jax.Array, seen_bkl: jax.Array) -> jax.Array:
     """`mean_state` of several sets of tokens of a row: [b, k, d]."""
     weight_bkl = seen_bkl.astype(jnp.float32)
-    total_bkd = jnp.einsum("bkl,bld->bkd", weight_bkl, states_bld.astype(jnp.float32))
+    total_bkd = jnp.einsum(
+        "bkl,bld->bkd", weight_bkl, states_bld.astype(jnp.float32),
+        precision=layers.EXACT,
+    )  # fmt: skip
     return total_bkd / jnp.maximum(jnp.sum(weight_bkl, -1, keepdims=True), 1)
 
 
@@ -146,7 +149,9 @@ class Attention(nnx.Module):
             "blhe,bmhe->bhlm", q_blhe, k_bmhe, preferred_element_type=jnp.float32
         )
         # A product with one-hot rows: it shards and differentiates as matrices do.
-        bias_hlm = jnp.einsum("lmr,rh->hlm", one_hot_lmr, self.distance_bias[...])
+        bias_hlm = jnp.einsum(
+            "lmr,rh->hlm", one_hot_lmr, self.distance_bias[...], precision=layers.EXACT
+        )
         scores_bhlm = scores_bhlm + bias_hlm[None]
         # Finite, so that a row without any token stays free of NaN.
         low = jnp.finfo(jnp.float32).min

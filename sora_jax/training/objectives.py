@@ -4,6 +4,8 @@ Letters: b rows, t, h, w latent time, height and width, c channels, l text token
 text width; of packed rows n tokens, k clips, c numbers of a token.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +14,8 @@ from sora_jax.core import sharding
 from sora_jax.diffusion import flow, guidance, known, timesteps
 from sora_jax.models import caption_decoder, dit, text_encoder
 from sora_jax.training import state as states
+
+_exactly = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def _rows(*names_after) -> jax.P | None:
@@ -192,7 +196,7 @@ class Denoiser:
         in_band_bk = in_band_bk * weight_b[:, None]
         metrics = {
             "loss_band": (
-                jnp.einsum(
+                _exactly(
                     "b,bk->k", loss_b, in_band_bk, out_sharding=sharding.spec(None)
                 ),
                 jnp.sum(in_band_bk, 0),
@@ -265,17 +269,18 @@ class PackedDenoiser(Denoiser):
             x_bm = jnp.broadcast_to(x_1m, (b, x_1m.shape[1]))
             return sharding.reshard(x_bm, "batch", None)
 
-        # Products with one-hot rows, which shard where a gather does not.
+        # Products with one-hot rows, which shard where a gather does not. They pick the
+        # very levels, rates and losses only where these are not rounded.
         of_clip_bnk = jax.nn.one_hot(segments_bn - 1, k)
         in_frame_bnt = jax.nn.one_hot(batch["places"][..., 0], self.most_frames)
         there_bn = (segments_bn > 0).astype(jnp.float32)
-        known_bnt = jnp.einsum(
+        known_bnt = _exactly(
             "bnk,bkt->bnt", of_clip_bnk, batch["known"].astype(jnp.float32)
         )
         known_bn = jnp.sum(known_bnt * in_frame_bnt, -1)
-        tau_bn = jnp.einsum("bnk,bk->bn", of_clip_bnk, batch["tau"])
+        tau_bn = _exactly("bnk,bk->bn", of_clip_bnk, batch["tau"])
         tau_bn = jnp.where(known_bn > 0, self.known.known_tau, tau_bn)
-        fps_bn = jnp.einsum("bnk,bk->bn", of_clip_bnk, batch["fps"]) + 1 - there_bn
+        fps_bn = _exactly("bnk,bk->bn", of_clip_bnk, batch["fps"]) + 1 - there_bn
         known_tau_bk = of_rows(jnp.full((1, k), self.known.known_tau))
         number_bn = jnp.maximum(segments_bn - 1, 0) + k * known_bn.astype(jnp.int32)
         clip_1k = jnp.arange(1, k + 1)[None]
@@ -297,7 +302,7 @@ class PackedDenoiser(Denoiser):
 
         def by_clip(x_bn):
             x_bn = sharding.reshard(x_bn, "batch", None)
-            return jnp.einsum("bn,bnk->bk", x_bn, of_clip_bnk)
+            return _exactly("bn,bnk->bk", x_bn, of_clip_bnk)
 
         loss_bk = by_clip(error_bn * unknown_bn) / jnp.maximum(by_clip(unknown_bn), 1)
         weight_bk = (batch["frames"] > 0).astype(jnp.float32)

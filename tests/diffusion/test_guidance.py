@@ -10,7 +10,6 @@ import pytest
 from sora_jax.core import mesh, sharding
 from sora_jax.diffusion import guidance
 
-
 ORACLE = pathlib.Path(__file__).resolve().parent.parent / "oracle" / "guidance.py"
 
 
