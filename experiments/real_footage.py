@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from PIL import Image
 
+from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
-from sora_jax.core import paths
 from sora_jax.data import video_io
 from sora_jax.evals import reconstruction as evaluation
 from sora_jax.models import video_vae
@@ -108,9 +108,9 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--num_steps", type=int, default=1500)
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--size", default="176x320", help="height x width")
+    parser.add_argument("--size", default="320*176", help="width and height")
     args = parser.parse_args()
-    videos = read(args.clips, tuple(map(int, args.size.split("x"))))
+    videos = read(args.clips, job.parse_size(args.size, height_first=True))
     parts = [split(video) for video in videos]
     train = [part[0] for part in parts]
     held = np.stack([part[1] for part in parts])

@@ -105,6 +105,7 @@ def lpips(trunk: pathlib.Path, target: pathlib.Path) -> None:
     refuse((*_OF_RUNS, "dtype", "strict", "mesh"), "for weights of LPIPS")
     if target.exists():
         raise ValueError(f"{target} is there already: choose another file")
+    paths.check_writable(target)
     heads, python = pathlib.Path(FLAGS.lpips_heads), FLAGS.torch_python
     made = perceptual.convert(trunk, heads, target, python)
     print(f"{target} written: {made.config.network}, SHA-256 {made.sha256[:16]}")
@@ -130,11 +131,14 @@ def run() -> None:
     source, target = pathlib.Path(FLAGS["from"].value), pathlib.Path(FLAGS.to)
     if FLAGS.lpips_heads:
         return lpips(source, target)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file: --to names the folder to write")
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: choose another folder")
-    jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
     # Under its own name only when it is whole; what an interruption left is made anew.
     work = target.with_name(target.name + ".partial")
+    paths.check_writable(work / "README.md")
+    jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
     with paths.lock(work):
         partial = work / target.name
         shutil.rmtree(partial, ignore_errors=True)

@@ -19,7 +19,7 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from sora_jax.core import job
+from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
 from sora_jax.evals import (
@@ -141,12 +141,6 @@ def finish(scorer: results.Scorer, material: samples.Material) -> None:
         print(f"protocol {page.manifest.digest()[:16]}; {files}")
 
 
-def reconstruct(clips: shards.Shards, network: features.ToyFeatures) -> None:
-    """Measures a video VAE on some of the clips and writes its report."""
-    names = ("vae", "shards", "out", "lpips", "num_clips")
-    print(vae_report.run(clips, network, *(FLAGS[name].value for name in names)))
-
-
 def compare() -> None:
     """Measures a folder of videos and writes the scores."""
     given = {n: FLAGS[n].value for n in folder_report.OPTIONS if FLAGS[n].present}
@@ -172,12 +166,17 @@ def main(argv: list[str]) -> None:
     try:
         meshes.initialize()
         check_flags()
+        for file in filter(None, (f"{FLAGS.out}/scores.json", FLAGS.save_statistics)):
+            paths.check_writable(file)
         job.hold(FLAGS.out)
         if FLAGS.videos:
             return compare() if jax.process_index() == 0 else None
         clips, network = shards.open(FLAGS.shards), features.ToyFeatures()
         if FLAGS.vae:
-            return reconstruct(clips, network) if jax.process_index() == 0 else None
+            names = ("vae", "shards", "out", "lpips", "num_clips")
+            given = [FLAGS[name].value for name in names]
+            first = jax.process_index() == 0
+            return print(vae_report.run(clips, network, *given)) if first else None
         tier = clips.manifest["settings"].get("tier")
         if tier is None:
             raise ValueError(

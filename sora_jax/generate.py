@@ -1,4 +1,4 @@
-"""Makes videos: a prompt, and what else is given, to MP4 files.
+"""Makes videos: a prompt, and what else is given, to MP4, WebM or GIF files.
 
     python -m sora_jax.generate --model runs/toy --prompt "a red circle moves left" \
         --seed 3 --out clip.mp4
@@ -12,7 +12,6 @@ them; on several processes the same command runs in each. --step_cache 0.1 spare
 once --calibrate_step_cache has measured, on some prompts, what that costs.
 """
 
-import itertools
 import pathlib
 
 import jax
@@ -20,9 +19,15 @@ from absl import app, flags, logging
 
 from sora_jax.core import job, progress
 from sora_jax.core import mesh as meshes
-from sora_jax.data import video_io
 from sora_jax.evals import cached_sampling
-from sora_jax.generation import estimate, pipeline, prompt_file, recipes, step_cache
+from sora_jax.generation import (
+    batches,
+    estimate,
+    pipeline,
+    prompt_file,
+    recipes,
+    step_cache,
+)
 from sora_jax.generation import request as requests
 from sora_jax.training import pretrained
 
@@ -31,10 +36,12 @@ flags.DEFINE_string("model", None, "A run, or a diffusers folder.", required=Tru
 flags.DEFINE_string("prompt", None, "What the video shows.")
 flags.DEFINE_string("prompts", None, "A .txt, .csv or .jsonl list of prompts.")
 flags.DEFINE_string("from", None, "A video of ours that is made again.")
-flags.DEFINE_string("out", None, "Video file (.mp4); with --prompts a folder.")
+flags.DEFINE_string("out", None, "Video (.mp4, .webm, .gif); a list's folder.")
+flags.DEFINE_bool("overwrite", False, "Replaces files that were made in another way.")
+flags.DEFINE_enum("format", None, recipes.FORMATS, "Of a list's videos; else mp4.")
 flags.DEFINE_bool("dry_run", False, "Say what would be made and what it takes.")
 flags.DEFINE_integer(
-    "seed", 0, "Seed; clip i of a list has seed + i where it names none.", lower_bound=0
+    "seed", 0, "Clip i of a list has seed + i where it names none; -1: a random one."
 )
 flags.DEFINE_string("negative_prompt", None, "What the video should not be like.")
 flags.DEFINE_string("image", None, "Picture file that becomes the first frame.")
@@ -45,6 +52,7 @@ flags.DEFINE_float("fps", None, "Frames a second.")
 flags.DEFINE_integer("num_inference_steps", None, "Solver steps.")
 flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 is no guidance.")
 flags.DEFINE_float("guidance_scale_2", None, "The same for the second expert.")
+flags.DEFINE_float("guidance_rescale", None, "0 (off) to 1; 0.7 tames high scales.")
 flags.DEFINE_float("shift", None, "Shift of the noise levels; 1 is none.")
 flags.DEFINE_string("sampler", None, "euler, heun or unipc.")
 flags.DEFINE_float("step_cache", None, "Error up to which work is spared; 0 is off.")
@@ -65,10 +73,6 @@ _NAMES_OF_WAN = {
 for _alias, _name in _NAMES_OF_WAN.items():
     flags.DEFINE_alias(_alias, _name)
 
-# What one call of the pipeline shares; the rest is given for each clip.
-SHARED = ("num_frames", "height", "width", "fps", "num_inference_steps")
-SHARED += ("guidance_scale", "guidance_scale_2", "shift", "sampler", "step_cache")
-
 
 def clips(recipe: dict | None) -> list[dict]:
     """The clips that the flags, or the recipe of a video to make again, ask for."""
@@ -80,81 +84,100 @@ def clips(recipe: dict | None) -> list[dict]:
     if FLAGS.out is None and not (FLAGS.dry_run or FLAGS.calibrate_step_cache):
         raise ValueError("give --out: the video's file, or a folder with --prompts")
     out = pathlib.Path(FLAGS.out or "clip.mp4")
-    if FLAGS.prompts is None and out.suffix != ".mp4":
-        raise ValueError(f"--out is the video's file and ends in .mp4, not {out}")
+    if FLAGS.prompts is None and FLAGS.format:
+        raise ValueError("--format is for --prompts: one video's is what --out ends in")
+    if FLAGS.prompts is None:
+        recipes.check_format(out, FLAGS.fps or 1.0)
     if FLAGS.prompts is not None:
         rows = prompt_file.read(FLAGS.prompts)
-        files = [out / prompt_file.file_name(*numbered) for numbered in enumerate(rows)]
+        files = [
+            out / prompt_file.file_name(index, row, f".{FLAGS.format or 'mp4'}")
+            for index, row in enumerate(rows)
+        ]
     else:
         rows, files = [{"prompt": FLAGS.prompt}], [out]
     defaults = given()
     if recipe is not None:
         # What is given beside a recipe changes it.
         defaults, rows = recipes.arguments(recipe) | defaults, [{}]
+    step = FLAGS.seed != requests.RANDOM
     first = {"negative_prompt": ""}
     return [
-        first | {"seed": FLAGS.seed + index} | defaults | row | {"file": file}
+        first | {"seed": FLAGS.seed + index * step} | defaults | row | {"file": file}
         for index, (row, file) in enumerate(zip(rows, files, strict=True))
     ]
 
 
 def given() -> dict:
     """The arguments that flags name."""
-    names = (*SHARED, "negative_prompt", "image")
+    names = (*batches.SHARED, "negative_prompt", "image")
     values = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
     if FLAGS["from"].value is not None and FLAGS["seed"].present:
         values["seed"] = FLAGS.seed
-    return values | requests.parse_size(FLAGS.size)
+    if FLAGS.size is None:
+        return values
+    if values.keys() & {"height", "width"}:
+        raise ValueError("--size is both: leave out --height and --width")
+    height, width = job.parse_size(FLAGS.size)
+    return values | {"height": height, "width": width}
 
 
-def shared(clip: dict) -> tuple:
-    """What a clip must have in common with its neighbours to run in one call."""
-    return tuple(clip.get(name) for name in SHARED) + ("image" in clip,)
-
-
-def arguments(batch: list[dict]) -> dict:
-    """The pipeline's arguments for clips that run together."""
-    images = [video_io.read_image(clip["image"]) for clip in batch if "image" in clip]
-    return {
-        "prompt": [clip["prompt"] for clip in batch],
-        "negative_prompt": [clip["negative_prompt"] for clip in batch],
-        "seed": [clip["seed"] for clip in batch],
-        "image": images or None,
-        "batch_size": FLAGS.batch_size,
-        **{name: batch[0].get(name) for name in SHARED},
-    }
-
-
-def plan(pipe: pipeline.Pipeline, wanted: list[dict]) -> tuple[list[list[dict]], int]:
-    """Batches of clips that are still to be made, and their solver steps in all.
-
-    Everything is checked here, before anything is computed.
-    """
-    batches, steps = [], 0
-    size = FLAGS.batch_size or pipe.settings.batch_size
-    by_kind = sorted(wanted, key=lambda clip: repr(shared(clip)))
-    for _, group in itertools.groupby(by_kind, key=shared):
-        todo = []
-        for clip in group:
-            request = pipe.check_inputs(**arguments([clip]))
-            recipe = pipe.recipe(request, 0)
-            if not (FLAGS.prompts and recipes.is_finished(clip["file"], recipe)):
-                todo.append(clip)
-                steps += request.num_inference_steps
-        batches += [todo[i : i + size] for i in range(0, len(todo), size)]
-    return batches, steps
-
-
-def make(pipe: pipeline.Pipeline, batches: list[list[dict]], steps: int) -> None:
+def make(pipe: pipeline.Pipeline, parts: list[list[dict]], steps: int) -> None:
     """Makes the clips, and writes each batch as soon as it is there."""
     index = jax.process_index()
     with progress.Progress(steps, "generate", "clip steps", process_index=index) as bar:
-        for batch in batches:
-            output = pipe(**arguments(batch), progress=bar.update)
-            made = zip(batch, output.frames, output.recipes, strict=True)
+        for part in parts:
+            output = pipe(**arguments(part), progress=bar.update)
+            made = zip(part, output.frames, output.recipes, strict=True)
             for clip, frames, recipe in made:
                 if index == 0:
                     recipes.save(frames, clip["file"], recipe)
+
+
+def arguments(part: list[dict]) -> dict:
+    """The pipeline's arguments for clips that run together."""
+    return batches.arguments(part, FLAGS.batch_size)
+
+
+def run() -> None:
+    """Does what the flags say."""
+    meshes.initialize()
+    recipe = recipes.read(made) if (made := FLAGS["from"].value) else None
+    wanted = clips(recipe)
+    if FLAGS.out:
+        batches.check_files(wanted)
+    jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
+    if FLAGS.dry_run:
+        calls = [arguments([clip]) for clip in wanted]
+        return print(estimate.report(FLAGS.model, calls, strict=FLAGS.strict))
+    if FLAGS.prompts and not FLAGS.calibrate_step_cache:
+        job.hold(FLAGS.out)
+    batches.settle_seeds(wanted, resume=bool(FLAGS.prompts) and not FLAGS.overwrite)
+    pipe = pipeline.Pipeline.from_pretrained(
+        FLAGS.model, FLAGS.dtype, FLAGS.keep_text_encoder, strict=FLAGS.strict
+    )
+    if recipe is not None:
+        recipes.check_weights(recipe, pipe.source)
+    if FLAGS.calibrate_step_cache:
+        kinds = len(set(map(batches.shared, wanted)))
+        return print(cached_sampling.run(pipe, kinds, **arguments(wanted)))
+    parts, steps, notes = batches.plan(
+        pipe, wanted, batch_size=FLAGS.batch_size, overwrite=FLAGS.overwrite
+    )
+    step_cache.check_recipe(recipe or {}, pipe.calibration)
+    todo = sum(map(len, parts))
+    if todo < len(wanted):
+        notes.append(
+            f"{len(wanted) - todo} of {len(wanted)} clips were finished before"
+        )
+    errors = {clip.get("step_cache", pipe.settings.step_cache) for clip in wanted}
+    notes += [pipe.calibration.describe(error) for error in sorted(errors - {0})]
+    first = jax.process_index() == 0
+    print("".join(f"{note}\n" for note in notes if first), end="", flush=True)
+    if todo:
+        make(pipe, parts, steps)
+    if first:
+        print(f"{todo} clip{'s' * (todo != 1)} written: {FLAGS.out}")
 
 
 def main(argv: list[str]) -> None:
@@ -162,37 +185,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
-        meshes.initialize()
-        recipe = recipes.read(made) if (made := FLAGS["from"].value) else None
-        wanted = clips(recipe)
-        jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
-        if FLAGS.dry_run:
-            calls = [arguments([clip]) for clip in wanted]
-            return print(estimate.report(FLAGS.model, calls, strict=FLAGS.strict))
-        if FLAGS.prompts and not FLAGS.calibrate_step_cache:
-            job.hold(FLAGS.out)
-        pipe = pipeline.Pipeline.from_pretrained(
-            FLAGS.model, FLAGS.dtype, FLAGS.keep_text_encoder, strict=FLAGS.strict
-        )
-        if recipe is not None:
-            recipes.check_weights(recipe, pipe.source)
-        if FLAGS.calibrate_step_cache:
-            kinds = len(set(map(shared, wanted)))
-            return print(cached_sampling.run(pipe, kinds, **arguments(wanted)))
-        batches, steps = plan(pipe, wanted)
-        step_cache.check_recipe(recipe or {}, pipe.calibration)
-    except (ValueError, OSError) as error:
+        run()
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"generate: {job.sentence(error)}") from None
-    todo = sum(len(batch) for batch in batches)
-    if (first := jax.process_index() == 0) and todo < len(wanted):
-        print(f"{len(wanted) - todo} of {len(wanted)} clips were finished before")
-    errors = {clip.get("step_cache", pipe.settings.step_cache) for clip in wanted}
-    for error in sorted(errors - {0}) if first else ():
-        print(pipe.calibration.describe(error))
-    if todo:
-        make(pipe, batches, steps)
-    if first:
-        print(f"{todo} clip{'s' * (todo != 1)} written: {FLAGS.out}")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ _FAMILIES = flags.DEFINE_string(
     "families", None, "Toy world: weights such as attribute:0.25,motion:0.75."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Toy world: seed.")
-_SIZE = flags.DEFINE_string("size", "64x64", "Folder: height x width of the clips.")
+_SIZE = flags.DEFINE_string(
+    "size", "64x64", "Folder: width and height of the clips: 832*480."
+)
 _NUM_FRAMES = flags.DEFINE_integer(
     "num_frames", 17, "Folder: frames of a clip, 1 + 4n."
 )
@@ -81,13 +83,6 @@ _BELONGS = {
 }
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Reads `64x96` as (64, 96); raises ValueError where it is something else."""
-    if not (match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)):
-        raise ValueError(f"--size is height x width, such as 64x96, not {text!r}")
-    return int(match[1]), int(match[2])
-
-
 def source_of(kind: str, name: str) -> shards.Source:
     """Returns what --source names, with the flags that belong to it."""
     if kind == "toyworld":
@@ -105,7 +100,7 @@ def source_of(kind: str, name: str) -> shards.Source:
         raise ValueError(f"--split is one word, not {_SPLIT.value!r}")
     return curate.FolderClips(
         folder,
-        parse_size(_SIZE.value),
+        job.parse_size(_SIZE.value, height_first=True),
         _NUM_FRAMES.value,
         _FPS.value,
         _LOSSLESS.value,

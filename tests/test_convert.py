@@ -252,3 +252,20 @@ def test_lpips_needs_both_of_its_files(tmp_path, job):
         (tmp_path / "vgg16.pth").touch()
         heads, out = tmp_path / "heads.pth", tmp_path / "out.safetensors"
         job(tmp_path / "vgg16.pth", out, lpips_heads=heads)
+
+
+def test_a_target_that_cannot_be_written_is_found_before_anything_is_read(
+    job, tmp_path
+):
+    file = tmp_path / "file"
+    file.write_text("x")
+    for target, reason in {
+        file: "file is a file: --to names the folder to write",
+        file / "run": "file is a file, not a folder",
+        file / "a" / "run": "file is a file, not a folder",
+    }.items():
+        with pytest.raises(SystemExit, match=f"convert: .*{reason}"):
+            job(tmp_path / "missing", target)
+    with pytest.raises(SystemExit, match="w.safetensors cannot be written: .*a file"):
+        job(tmp_path / "missing", file / "w.safetensors", lpips_heads="vgg.pth")
+    assert [*tmp_path.iterdir()] == [file]

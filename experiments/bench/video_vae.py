@@ -32,6 +32,7 @@ import optax
 from flax import nnx
 
 from experiments.bench import loading, side_by_side
+from sora_jax.core import job
 from sora_jax.core import mesh as meshes
 from sora_jax.models import conv, exchange, peer_configs, streaming, video_vae
 
@@ -290,7 +291,7 @@ def main(argv: list[str] | None = None) -> None:
     passes = "first encode,encode,first decode,decode"
     parser.add_argument("--passes", default=passes, help="what --tpu compiles")
     parser.add_argument("--num_frames", type=int, default=961)
-    parser.add_argument("--size", default="480x832")
+    parser.add_argument("--size", default="832*480", help="width and height")
     parser.add_argument("--chunk", type=int, default=1)
     parser.add_argument("--bound", type=float, default=2.5e9)
     parser.add_argument("--peer", default=side_by_side.PEERS)
@@ -299,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     config = dataclasses.replace(video_vae.WAN_2_1, base_dim=options.base_dim)
     size = tuple(map(int, options.video.split("x")))
     print(f"{side_by_side.THREADS} cores, load {os.getloadavg()[0]:.1f}")
-    frame = tuple(map(int, options.size.split("x")))
+    frame = job.parse_size(options.size, height_first=True)
     if options.tpu:
         config = dataclasses.replace(config, dtype="bfloat16")
         tpu(config, options.tpu, frame, options.passes.split(","))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -147,6 +148,33 @@ def check_taken(
         of = taken_by[vain[0]]
         names = sorted(f"--{name}" for name in vain if taken_by[name] == of)
         raise ValueError(f"{', '.join(names)} need --{' or --'.join(of)}")
+
+
+def parse_size(text: str, height_first: bool = False) -> tuple[int, int]:
+    """Reads a size as the flag --size has it: WIDTH*HEIGHT or WIDTHxHEIGHT.
+
+    Args:
+      text: of the flag.
+      height_first: whether the job once took HEIGHTxWIDTH. A size that would then mean
+        another is refused.
+
+    Returns:
+      Height and width.
+
+    Raises:
+      ValueError: it is something else, or it may mean two sizes.
+    """
+    found = re.fullmatch(r"(\d{1,5})([x*])(\d{1,5})", text)
+    if not found:
+        raise ValueError(f"--size is WIDTH*HEIGHT such as 832*480, not {text!r}")
+    width, height = int(found[1]), int(found[3])
+    if height_first and found[2] == "x" and width != height:
+        raise ValueError(
+            f"--size {text} once meant a height of {width} and a width of {height} here, "
+            f"and sizes are WIDTH*HEIGHT now: write '{height}*{width}' for that, or "
+            f"'{width}*{height}' for a width of {width}"
+        )
+    return height, width
 
 
 @contextlib.contextmanager

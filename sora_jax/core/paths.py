@@ -139,6 +139,36 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
         os.fsync(file.fileno())
 
 
+def check_writable(path: str | os.PathLike) -> None:
+    """Checks that `write_atomically` could write a file, and leaves nothing behind.
+
+    It is tried out, as only the file system knows. To be called before hours of work.
+
+    Raises:
+      OSError: one sentence that names the file and what is in its way.
+    """
+    path = pathlib.Path(path)
+    temporary, made = path.with_name(f".{path.name}.{secrets.token_hex(4)}"), []
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        for folder in (path.parent, *path.parent.parents):
+            if folder.exists():
+                break
+            made.append(folder)
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{folder} is a file, not a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(b"0")
+        temporary.unlink()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def copy_atomically(source: str | os.PathLike, path: str | os.PathLike) -> None:
     """Copies a file so that a reader or a crash never sees half of it."""
     with replacing(path) as temporary:

@@ -45,7 +45,8 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
     captions = ", ".join(f"{n} {tier}" for tier, n in manifest["captions"].items())
     lines.append(
         f"{out}: {manifest['num_clips']} clips of {manifest['num_frames']} frames, "
-        f"{manifest['height']}x{manifest['width']}, {manifest['fps']:g} fps; captions: "
+        f"{manifest['width']} wide, {manifest['height']} high, "
+        f"{manifest['fps']:g} fps; captions: "
         f"{captions or 'none'}; {len(skipped)} skipped; {seconds:.1f} s"
     )
     return lines

@@ -219,13 +219,14 @@ def probe(source: bytes | str | os.PathLike, limits: Limits = DEFAULT_LIMITS) ->
 def read_comment(
     source: bytes | str | os.PathLike, limits: Limits = DEFAULT_LIMITS
 ) -> str | None:
-    """Reads the comment that `encode_mp4` stored in a file; None where there is none.
+    """Reads the comment that is stored in a video file; None where there is none.
 
     Raises:
       UnreadableVideo: it is no video, is damaged, or is beyond the limits.
     """
     with _opened(source, limits) as (container, _, _):
-        return container.metadata.get("comment")
+        tags = {name.lower(): text for name, text in container.metadata.items()}
+        return tags.get("comment")  # Matroska's names are in capitals
 
 
 def _frames(container, stream, limits: Limits) -> Iterator[av.VideoFrame]:
@@ -404,9 +405,7 @@ def encode_mp4(
     Raises:
       ValueError: an odd height or width.
     """
-    height, width = frames_thwc.shape[1:3]
-    if height % 2 or width % 2:
-        raise ValueError(f"4:2:0 video has an even size, not {width}x{height}")
+    _check_even(frames_thwc)
     options = {"crf": str(crf), "preset": "medium"}
     # The index is moved to the front by reading the file again, which takes a real one.
     with tempfile.TemporaryDirectory() as folder:
@@ -415,20 +414,45 @@ def encode_mp4(
         return path.read_bytes()
 
 
-def _encode(file, frames_thwc, fps, codec, pixel_format, options, metadata=None):
+def encode_webm(
+    frames_thwc: np.ndarray, fps: float, *, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Encodes uint8[t, h, w, 3] as a VP9 WebM: free of patents, smaller than H.264.
+
+    4:2:0 in BT.709, one thread; equal frames give equal bytes. Arguments as those of
+    `encode_mp4`.
+    """
+    _check_even(frames_thwc)
+    options = {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4"}
+    file = io.BytesIO()
+    _encode(
+        file, frames_thwc, fps, "libvpx-vp9", "yuv420p", options, metadata,
+        container="webm",
+    )  # fmt: skip
+    return file.getvalue()
+
+
+def _check_even(frames_thwc: np.ndarray) -> None:
+    height, width = frames_thwc.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"4:2:0 video has an even size, not {width}x{height}")
+
+
+def _encode(
+    file, frames_thwc, fps, codec, pixel_format, options, metadata=None, container="mp4"
+):
     if frames_thwc.dtype != np.uint8 or frames_thwc.shape[3:] != (3,):
         raise ValueError(
             f"frames are uint8[t, h, w, 3], not {frames_thwc.dtype}{frames_thwc.shape}"
         )
-    flags = "+faststart+use_metadata_tags" if isinstance(file, os.PathLike) else ""
-    target = os.fspath(file) if isinstance(file, os.PathLike) else file
+    target, settings = file, {"fflags": "+bitexact"} if container == "webm" else {}
+    if isinstance(file, os.PathLike):
+        target = os.fspath(file)
+        settings = {"movflags": "+faststart+use_metadata_tags"}
     rate = fractions.Fraction(fps).limit_denominator(1001)
     yuv = pixel_format != "rgb24"
     with av.open(
-        target,
-        "w",
-        format="mp4",
-        container_options={"movflags": flags} if flags else {},
+        target, "w", format=container, container_options=settings
     ) as container:
         container.metadata.update(metadata or {})
         stream = container.add_stream(codec, rate=rate, options=options)

@@ -5,14 +5,13 @@ with the schedules that follow from them for a few thresholds, and compared with
 """
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
-from sora_jax.core import progress
+from sora_jax.core import paths, progress
 from sora_jax.diffusion import step_cache
 from sora_jax.evals import reconstruction
 from sora_jax.generation import pipeline, placement, plans
@@ -45,6 +44,7 @@ def calibrate(
         no step.
     """
     request = pipe.check_inputs(**arguments | {"step_cache": 0.0})
+    arguments["seed"] = request.seeds  # the same noise again, also where it is random
     if request.images is not None:
         raise ValueError("a step cache is calibrated on text alone, without --image")
     if not all(len(p["tau"]) for p in plans.plans(request, pipe.settings, None)):
@@ -105,6 +105,7 @@ def run(pipe: pipeline.Pipeline, kinds: int, **arguments) -> str:
 
     Raises:
       ValueError: something of this is not so.
+      OSError: the folder cannot be written to.
     """
     if kinds > 1:
         raise ValueError("a step cache is calibrated on clips of one kind")
@@ -112,8 +113,7 @@ def run(pipe: pipeline.Pipeline, kinds: int, **arguments) -> str:
     path, request = pipe.calibration, pipe.check_inputs(**arguments)
     if not isinstance(path, pathlib.Path):
         raise ValueError("the model has no folder for its calibration")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path.parent} cannot be written to: copy the model first")
+    paths.check_writable(path)
     process, steps = jax.process_index(), request.num_inference_steps
     total = (1 + len(THRESHOLDS)) * len(request) * steps
     with progress.Progress(

@@ -370,7 +370,7 @@ def _measure(source, read: clip_files.Clip, settings, captions) -> Measured:
     size = read.size
     if min(size) < LEAST_SIDE:
         raise clip_files.UnusableClip(
-            f"{source.name}: its frames are {size[0]} x {size[1]}, and {LEAST_SIDE} "
+            f"{source.name}: its frames are {size[1]} x {size[0]}, and {LEAST_SIDE} "
             "pixels a side are needed"
         )
     video_1thwc = read.video_thwc[None]

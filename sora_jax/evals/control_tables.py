@@ -358,7 +358,7 @@ def of_folder(
     t, h, w, fps = usual
     if others := [name for name, _, shape in kept if shape != usual]:
         left_out.append(
-            f"{len(others)} clips are not {t} frames of {h} x {w} at {fps:g} a second as "
+            f"{len(others)} clips are not {t} frames of {w} x {h} at {fps:g} a second as "
             f"most are: {clip_measures.listed(others)}"
         )
     if t < LEAST_FOR_SEAMS:
@@ -367,7 +367,7 @@ def of_folder(
             f"{LEAST_FOR_SEAMS}"
         )
     video_nthwc = np.stack([video for _, video, shape in kept if shape == usual])
-    title = f"{folder.resolve().name}, {t} frames of {h} x {w}"
+    title = f"{folder.resolve().name}, {t} frames of {w} x {h}"
     return build(video_nthwc, fps=fps, title=title, metrics=metrics), left_out
 
 

@@ -58,14 +58,17 @@ class Extrapolation:
 
     Attributes:
       at_n: the distance of all samples, biased upwards by about c / n.
-      limit: intercept of the line through (1 / n, distance); it has no c / n bias and
-        may therefore come out slightly below zero for equal distributions.
+      limit: intercept of the line through (1 / n, distance), which has no c / n bias,
+        or 0 where that is below it.
+      intercept: the same as it came out. Below zero, it says that the sets are too small
+        to be told apart: the line does not hold at these sizes, or they are equal.
       sizes: the sample sizes of the fit, the same for both sets.
       values: mean distance at each size.
     """
 
     at_n: float
     limit: float
+    intercept: float
     sizes: tuple[int, ...]
     values: tuple[float, ...]
 
@@ -110,10 +113,11 @@ def frechet_extrapolated(
         return frechet(*subsets)
 
     values = [np.mean([subset_distance(size) for _ in range(draws)]) for size in sizes]
-    _, limit = np.polyfit(1 / np.array(sizes), values, 1)
+    _, intercept = np.polyfit(1 / np.array(sizes), values, 1)
     return Extrapolation(
         frechet(features1_nd, features2_nd),
-        float(limit),
+        max(0.0, float(intercept)),
+        float(intercept),
         tuple(sizes),
         tuple(map(float, values)),
     )

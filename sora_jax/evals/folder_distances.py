@@ -182,7 +182,7 @@ def _unlike(videos, reference, settings, name: str | None) -> list[str]:
 
 
 def _sizes(sizes) -> str:
-    shown = [f"{height} x {width}" for height, width in sizes[:3]]
+    shown = [f"{width} x {height}" for height, width in sizes[:3]]
     return ", ".join(shown) + (f" and {len(sizes) - 3} more" if sizes[3:] else "")
 
 
@@ -202,6 +202,12 @@ def _scores(videos, reference, settings, notes: list[str]):
     if count >= distances.LEAST:
         found = distances.frechet_extrapolated(samples_nd, reference_md)
         scores["frechet_limit"] = found.limit
+        if found.intercept < 0:
+            notes.append(
+                f"the extrapolated Frechet distance came out at {found.intercept:.3g}, "
+                f"below 0, and is given as 0: {count} clips of each set are too few to "
+                "tell the sets apart by it"
+            )
     scores["frechet_n"] = distances.frechet(*map(_by_n, (samples_nd, reference_md)))
     kernels = {"kernel": (set_metrics.KID, 1.0)}
     if settings.features == "vjepa":

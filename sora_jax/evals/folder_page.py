@@ -184,6 +184,6 @@ def _clip(one: clip_measures.Measured, settings, name: str) -> report.Clip | Non
     mp4 = summary.mp4(video_thwc[:, :h, :w], one.fps)
     valued = name and not clip_measures.MEASURES[name].share
     said = [f"{one.values[name]:.3g}"] if valued else []
-    said += [one.name, f"{one.frames} x {one.size[0]} x {one.size[1]}"]
+    said += [one.name, f"{one.frames} frames of {one.size[1]} x {one.size[0]}"]
     said += [one.caption] if one.caption else []
     return report.Clip("; ".join(said), mp4, {}, w / h)

@@ -2,17 +2,21 @@
 
 import dataclasses
 import math
+import operator
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from sora_jax.core import config as configs
 from sora_jax.data import tokenizer as tokenizers
+from sora_jax.diffusion import samplers
+from sora_jax.generation import plans, runs, step_cache, wan
 from sora_jax.generation import request as requests
-from sora_jax.generation import runs, step_cache, wan
+from sora_jax.models import attention, video_vae
 from sora_jax.models import dit as dits
-from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, cost, pretrained
 
 _GIB = 2**30
@@ -79,7 +83,8 @@ def report(
             lambda text: len(model.pieces.pieces(text)),
             model.settings.text_length,
         )
-        text = _describe(model, request)
+        drawn = requests.RANDOM in np.atleast_1d(call.get("seed", 0)).tolist()
+        text = _describe(model, request, drawn)
         if request.step_cache:
             calibration = step_cache.read(calibration)
             calibration.check_sampling(request)
@@ -96,24 +101,36 @@ def report(
     return "\n".join(lines)
 
 
-def _describe(model: _Model, request: requests.Request) -> str:
+def _describe(model: _Model, request: requests.Request, drawn: bool) -> str:
     t, h, w, c = model.vae.latent_shape(
         request.num_frames, request.height, request.width
     )
     tokens = t * h * w // math.prod(model.dit.patch)
-    guided = 1 + (request.guidance_scale != 1)
+    scales = request.guidance_scale, request.guidance_scale_2
+    parts = plans.plans(
+        dataclasses.replace(request, step_cache=0.0), model.settings, None
+    )
+    passes = [int(samplers.asked(request.sampler, part).sum()) for part in parts]
+    branches = [1 + (scale != 1) for scale in scales[: len(parts)]]
     forward = cost.dit_forward_flops(model.dit, tokens, model.settings.text_length)
-    evaluations = request.num_inference_steps * guided
-    if request.sampler == "heun":  # its last step is Euler's
-        evaluations = (2 * request.num_inference_steps - 1) * guided
-    rows = request.batch_size * guided
-    width = 2 if model.dit.dtype == "bfloat16" or jax.default_backend() != "cpu" else 4
+    evaluations = sum(map(operator.mul, passes, branches))
+    rows = request.batch_size * max(branches)
+    platform = jax.default_backend()
+    dtype = "bfloat16" if platform != "cpu" else model.dit.dtype
+    width = jnp.dtype(dtype).itemsize
     stream = rows * tokens * (8 * model.dit.dim + 2 * model.dit.mlp_dim) * width
-    scores = 2 * rows * model.dit.num_heads * tokens**2 * 4
+    shape = rows, tokens, model.dit.num_heads, model.dit.head_dim
+    queries, text = jax.ShapeDtypeStruct(shape, dtype), model.settings.text_length
+    held = max(  # one after the other: that of tokens, and that of the text
+        attention.held_bytes(queries, tokens, False, platform),
+        attention.held_bytes(queries, text, model.dit.mask_text, platform),
+    )
     settings = {
         name: getattr(request, name)
         for name in ("prompts", "negative_prompts", "seeds", "fps", "sampler", "shift")
     }
+    if drawn:
+        settings["seeds"] = "random"
     lines = [f"  {name} {value}" for name, value in settings.items()]
     lines += [
         f"  {request.num_frames} frames of {request.width} x {request.height}",
@@ -125,6 +142,7 @@ def _describe(model: _Model, request: requests.Request) -> str:
         f"  {forward / 1e12:.3g} TFLOP a pass, {evaluations} passes: "
         f"{forward * evaluations / 1e12:.4g} TFLOP a clip",
         f"  memory beside the weights, {request.batch_size} clips at a time: "
-        f"{(stream + scores) / _GIB:.2f} GiB, {scores / _GIB:.2f} of it attention",
+        f"{(stream + held) / _GIB:.2f} GiB on one device, {held / _GIB:.2f} of it by "
+        f"attention on {platform.upper()}",
     ]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ channels, l text tokens, d text width.
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -428,9 +429,8 @@ class Pipeline:
                 )  # fmt: skip
                 if callback_on_step_end:
                     tau = float(plan["next"][0])
-                    edited = self._call_back(
-                        callback_on_step_end, done, tau, x_bthwc, real
-                    )
+                    call = functools.partial(callback_on_step_end, self, done, tau)
+                    edited = placement.edited(call, x_bthwc, real)
                     if edited is not None:
                         x_bthwc = edited
                         memory = samplers.start(x_bthwc, request.sampler)
@@ -451,23 +451,6 @@ class Pipeline:
         found = plans.plans(request, self.settings, self.calibration)
         scales = request.guidance_scale, request.guidance_scale_2
         return [*zip((self._dit, self._dit_2), scales, found, strict=False)]
-
-    def _call_back(self, callback, step, tau, x_bthwc, real: int) -> jax.Array | None:
-        """Latents that a callback has changed, in place or in what it returns."""
-        shown = placement.to_host(x_bthwc)
-        tensors = {"latents": shown[:real].copy()}
-        changed = (callback(self, step, tau, tensors) or tensors).get("latents")
-        if changed is None:
-            return None
-        changed = np.asarray(changed, np.float32)
-        if changed.shape != shown[:real].shape:
-            raise ValueError(
-                f"callback_on_step_end returned latents of shape {changed.shape}, "
-                f"not {shown[:real].shape}"
-            )
-        if np.array_equal(changed, shown[:real]):
-            return None  # it only looked
-        return placement.rows_to_device(np.concatenate([changed, shown[real:]]))
 
     def decode_latents(self, latents_bthwc: jax.Array) -> jax.Array | np.ndarray:
         """Decodes to video, float32 [b, t, h, w, 3] in [0, 1]; a large one in chunks."""

@@ -4,6 +4,7 @@ Where no mesh is set everything is on the default device.
 """
 
 import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -82,3 +83,32 @@ def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
     if isinstance(x, np.ndarray) or x.is_fully_addressable:
         return np.asarray(x)
     return multihost_utils.process_allgather(x, tiled=True)
+
+
+def edited(
+    callback: Callable[[dict], Mapping | None], x: jax.Array, real: int
+) -> jax.Array | None:
+    """Shows latents to a user's function; returns them where it has changed them.
+
+    Args:
+      callback: takes {"latents": ...}; changes them in place, or returns such a mapping.
+      x: the latents.
+      real: how many of them it is shown; what fills the batch is not.
+
+    Raises:
+      ValueError: what it returns has another shape.
+    """
+    shown = to_host(x)
+    tensors = {"latents": shown[:real].copy()}
+    changed = (callback(tensors) or tensors).get("latents")
+    if changed is None:
+        return None
+    changed = np.asarray(changed, np.float32)
+    if changed.shape != shown[:real].shape:
+        raise ValueError(
+            f"callback_on_step_end returned latents of shape {changed.shape}, "
+            f"not {shown[:real].shape}"
+        )
+    if np.array_equal(changed, shown[:real]):
+        return None  # it only looked
+    return rows_to_device(np.concatenate([changed, shown[real:]]))

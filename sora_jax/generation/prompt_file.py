@@ -118,9 +118,9 @@ def _values(row: dict) -> dict:
     return values
 
 
-def file_name(index: int, row: dict) -> str:
+def file_name(index: int, row: dict, suffix: str = ".mp4") -> str:
     """The video's file name: its id, or its number in the list and its first words."""
     if "id" in row:
-        return f"{row['id']}.mp4"
+        return f"{row['id']}{suffix}"
     words = re.sub(r"[^a-z0-9]+", "-", row["prompt"].lower()).strip("-")
-    return f"{index:05d}-{words[:60].strip('-') or 'clip'}.mp4"
+    return f"{index:05d}-{words[:60].strip('-') or 'clip'}{suffix}"

@@ -1,7 +1,8 @@
 """What a video was made of, inside the file and beside it, and back.
 
 A recipe is a JSON object: prompt, negative prompt, seed, sizes, solver, and which
-weights. It stands in the MP4's comment and in clip.json beside clip.mp4.
+weights. It stands in the file's comment and beside it: clip.json of clip.mp4, or
+clip.webm.json and clip.gif.json.
 """
 
 import json
@@ -11,7 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from sora_jax.core import paths
-from sora_jax.data import video_io
+from sora_jax.data import gif, video_io
+
+FORMATS = ("mp4", "webm", "gif")
 
 # What names the weights; the rest is what a call was asked for.
 WEIGHTS = ("config_digest", "step", "vae_digest", "text_encoder_digest", "weights")
@@ -22,26 +25,62 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
+def check_format(path: pathlib.Path, fps: float) -> str:
+    """Says what a video file of that name cannot keep of a rate; "" where it keeps it.
+
+    Raises:
+      ValueError: it is no file of these formats, or cannot have that rate.
+    """
+    if path.suffix.lower().removeprefix(".") not in FORMATS:
+        endings = ", ".join(f".{name}" for name in FORMATS)
+        raise ValueError(f"a video's file ends in one of {endings}, not {path.name!r}")
+    if path.suffix.lower() != ".gif":
+        return ""
+    if fps > gif.FASTEST:
+        raise ValueError(
+            f"fps is {fps:g}; a GIF shows at most {gif.FASTEST:g} frames a second: give "
+            "a lower --fps, or write .mp4 or .webm"
+        )
+    if 100 % fps == 0:
+        return ""
+    low = int(100 // fps)
+    return (
+        f"a GIF counts hundredths of a second: at {fps:g} frames a second each is shown "
+        f"for {low} or {low + 1} of them"
+    )
+
+
+def sidecar_of(path: pathlib.Path) -> pathlib.Path:
+    """The file beside a video that holds its recipe."""
+    is_mp4 = path.suffix.lower() == ".mp4"
+    return path.with_suffix(".json") if is_mp4 else path.with_name(path.name + ".json")
+
+
 def save(frames_thwc: np.ndarray, path: str | pathlib.Path, recipe: Mapping) -> None:
-    """Writes one clip as MP4, and its recipe inside and beside it (clip.mp4, .json).
+    """Writes one clip in the format that the name says, its recipe inside and beside it.
 
     The recipe's file is written last, so where it stands the clip is whole.
 
     Args:
       frames_thwc: float in [0, 1].
-      path: where to; ends in .mp4.
+      path: where to; ends in .mp4, .webm or .gif.
       recipe: from `Output.recipes`.
     """
     path = pathlib.Path(path)
-    if path.suffix != ".mp4":
-        raise ValueError(f"a clip is written as .mp4, not {path.name!r}")
+    check_format(path, recipe["fps"])
     frames_u8 = np.round(np.clip(frames_thwc, 0, 1) * 255).astype(np.uint8)
     text = json.dumps(dict(recipe), sort_keys=True)
-    video = video_io.encode_mp4(frames_u8, recipe["fps"], metadata={"comment": text})
+    if path.suffix.lower() == ".gif":
+        video = gif.encode(frames_u8, recipe["fps"], text)
+    else:
+        is_mp4 = path.suffix.lower() == ".mp4"
+        encode = video_io.encode_mp4 if is_mp4 else video_io.encode_webm
+        video = encode(frames_u8, recipe["fps"], metadata={"comment": text})
+    sidecar_of(path).unlink(missing_ok=True)
     paths.write_atomically(path, video)
     sidecar = dict(recipe) | {"video_sha256": paths.sha256_file(path)}
     text = json.dumps(sidecar, indent=2, sort_keys=True) + "\n"
-    paths.write_atomically(path.with_suffix(".json"), text)
+    paths.write_atomically(sidecar_of(path), text)
 
 
 def read(path: str | pathlib.Path) -> dict:
@@ -85,21 +124,54 @@ def check_weights(recipe: Mapping, source: Mapping) -> None:
         )
 
 
-def is_finished(file: pathlib.Path, recipe: dict) -> bool:
-    """Whether a clip was made before; refuses one that was made in another way."""
-    sidecar = file.with_suffix(".json")
-    if not (file.exists() and sidecar.exists()):
+def found_beside(file: pathlib.Path) -> dict | None:
+    """The recipe of a clip that was made before: beside it or inside, if any."""
+    try:
+        found = json.loads(sidecar_of(file).read_text())
+        if isinstance(found, dict) and "prompt" in found:
+            return found
+    except (OSError, ValueError):
+        pass
+    try:
+        return read(file)
+    except (OSError, ValueError):
+        return None
+
+
+def is_finished(file: pathlib.Path, recipe: Mapping, overwrite: bool = False) -> bool:
+    """Whether a clip was made before, in the same way; then it need not be made again.
+
+    What an interruption has left of it is made again.
+
+    Args:
+      file: of the clip.
+      recipe: how it is to be made now.
+      overwrite: whether another file of that name may be lost.
+
+    Raises:
+      ValueError: it may not.
+    """
+    there = [path for path in (file, sidecar_of(file)) if path.exists()]
+    if not there:
         return False
-    # Clips of before there was a step cache say nothing of it.
-    found = {"step_cache": 0.0} | json.loads(sidecar.read_text())
-    other = [
-        f"{name} was {found.get(name)!r} and is {value!r}"
-        for name, value in recipe.items()
-        if name != "versions" and found.get(name) != value
-    ]
-    if other:
+    found, problem = found_beside(file), None
+    if found is None:
+        problem = "is there already, and was not made here"
+    else:
+        # Clips of before there were these say nothing of them.
+        found = {"step_cache": 0.0, "guidance_rescale": 0.0} | found
+        other = [
+            f"{name} was {found.get(name)!r} and is {value!r}"
+            for name, value in recipe.items()
+            if name != "versions" and found.get(name) != value
+        ]
+        digest = found.get("video_sha256")
+        if other:
+            problem = f"is there already, made in another way ({'; '.join(other)})"
+        elif file.exists() and digest and paths.sha256_file(file) != digest:
+            problem = "was changed after it was made"
+    if problem and not overwrite:
         raise ValueError(
-            f"{file} is there already, made in another way ({'; '.join(other)}): "
-            "choose another --out, or remove it"
+            f"{there[0]} {problem}: choose another --out, remove it, or add --overwrite"
         )
-    return True
+    return not problem and len(there) == 2

@@ -6,7 +6,6 @@ Every wrong input is refused before anything is computed, with the nearest right
 import dataclasses
 import difflib
 import hashlib
-import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -185,16 +184,6 @@ def _texts(value: str | Sequence[str], name: str, empty_allowed: bool) -> list[s
                 f"{texts.MAX_CHARACTERS} are read"
             )
     return normal
-
-
-def parse_size(text: str | None) -> dict[str, int]:
-    """{"width": 832, "height": 480} of 832*480 or 832x480; nothing of None."""
-    if text is None:
-        return {}
-    found = re.fullmatch(r"(\d+)[x*](\d+)", text)
-    if not found:
-        raise ValueError(f"--size is WIDTH*HEIGHT such as 832*480, not {text}")
-    return {"width": int(found[1]), "height": int(found[2])}
 
 
 def check_lengths(

@@ -134,8 +134,7 @@ def _attend_split(
     """`attention` where queries are; keys, values and what hides them come there."""
     goes_round = _goes_round(q_bnhe, k_bmhe)
     keys = k_bmhe.shape[1] // (sharding.pieces(k_bmhe, (1,)) if goes_round else 1)
-    sizes = chunked_attention.BYTES, _LARGE_CHUNK_BYTES
-    sizes = [max(size, 4 * _MIN_QUERIES * keys) for size in sizes]
+    sizes = _chunk_sizes(keys)
     if goes_round:
         small, kernel = ring, functools.partial(ring, blocks=splash_attention.Blocks())
         fine, large = (
@@ -172,6 +171,40 @@ def _attend_split(
             forms["cuda"] = functools.partial(cudnn, group=group)
     forms = {platform: on(form) for platform, form in forms.items()}
     return jax.lax.platform_dependent(*arrays, **forms)
+
+
+def _chunk_sizes(keys: int) -> list[int]:
+    """Bytes of scores that a CPU, and another device, holds at a time."""
+    sizes = chunked_attention.BYTES, _LARGE_CHUNK_BYTES
+    return [max(size, 4 * _MIN_QUERIES * keys) for size in sizes]
+
+
+def held_bytes(
+    q_bnhe: jax.ShapeDtypeStruct, keys: int, hidden: bool, platform: str
+) -> int:
+    """Bytes that the form which `attention` chooses holds beside its arrays, about.
+
+    On one device, without gradients: scores and their exponentials, of all queries or of
+    a chunk of them; of a kernel two numbers a query and what hides keys.
+
+    Args:
+      q_bnhe: the queries.
+      keys: of a row.
+      hidden: whether some are hidden by a mask or segments.
+      platform: "cpu", "tpu" or "gpu".
+    """
+    b, n, h, e = q_bnhe.shape
+    scores = 4 * b * n * h * keys
+    if scores <= _AT_ONCE_BYTES:
+        return 2 * scores
+    fine, large = _chunk_sizes(keys)
+    pairs = hidden * b * n * keys
+    if platform == "tpu" and e in splash_attention.HEAD_SIZES:
+        return 8 * b * n * h
+    if platform == "gpu" and cudnn_attention.there():
+        if cudnn_attention.takes(q_bnhe, pairs):
+            return 8 * b * n * h + 2 * pairs
+    return 2 * min(scores, fine if platform == "cpu" else large)
 
 
 def _goes_round(q_bnhe: jax.Array, k_bmhe: jax.Array) -> bool:

@@ -345,7 +345,7 @@ class DiT(nnx.Module):
         modulation_bk6d = self.time_proj(jax.nn.silu(level_bkd))
         modulation_bk6d = modulation_bk6d.reshape(*level_bkd.shape[:2], 6, config.dim)
 
-        pick = _picker(level_index_bn, levels_bk.shape[1])
+        pick = layers.picker(level_index_bn, levels_bk.shape[1])
         text_bld = self.text_embedder(text_bld.astype(dtype))
         inputs = {
             "rope": encodings.rope_tables(pos_bn3, config.head_dim, config.rope_theta),
@@ -451,24 +451,6 @@ def _fill(x_bn: jax.Array, more: int, value: int = 0) -> jax.Array:
     """So many more tokens at the end of rows [b, n, ...]."""
     edges = [(0, 0), (0, more), *[(0, 0)] * (x_bn.ndim - 2)]
     return jnp.pad(x_bn, edges, constant_values=value)
-
-
-def _picker(level_index_bn: jax.Array | None, k: int):
-    """Returns a function that spreads per-level vectors [b, k, d] over the tokens."""
-    if level_index_bn is None:
-        if k != 1:
-            raise ValueError(f"{k} noise levels a row need level_index_bn")
-        return lambda table_bkd: table_bkd
-    one_hot_bnk = jax.nn.one_hot(level_index_bn, k, dtype=jnp.float32)
-
-    def pick(table_bkd):
-        # A matmul with k rows: cheaper to differentiate than a gather, and it shards.
-        # It picks the very numbers of the table only where they are not rounded.
-        return jnp.einsum(
-            "bnk,bkd->bnd", one_hot_bnk, table_bkd, precision=layers.EXACT
-        )
-
-    return pick
 
 
 def grid_positions(

@@ -159,6 +159,22 @@ class LayerNorm(nnx.Module):
         return y.astype(x.dtype)
 
 
+def picker(level_index_bn: jax.Array | None, k: int):
+    """Returns a function that spreads per-level vectors [b, k, d] over the tokens."""
+    if level_index_bn is None:
+        if k != 1:
+            raise ValueError(f"{k} noise levels a row need level_index_bn")
+        return lambda table_bkd: table_bkd
+    one_hot_bnk = jax.nn.one_hot(level_index_bn, k, dtype=jnp.float32)
+
+    def pick(table_bkd):
+        # A matmul with k rows: cheaper to differentiate than a gather, and it shards.
+        # It picks the very numbers of the table only where they are not rounded.
+        return jnp.einsum("bnk,bkd->bnd", one_hot_bnk, table_bkd, precision=EXACT)
+
+    return pick
+
+
 def stack(make, count: int, rngs: nnx.Rngs):
     """Builds `count` copies of a module as one, parameters stacked on a new axis 0.
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from sora_jax.core import config as configs
+from sora_jax.core import job, paths, progress, rng, sharding, xla_flags
 from sora_jax.core import mesh as meshes
-from sora_jax.core import paths, progress, rng, sharding, xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -54,6 +54,38 @@ def test_seeds_that_agree_modulo_a_power_of_two_have_keys_of_their_own():
     for seed in (-1, 2**64):
         with pytest.raises(ValueError, match=r"in \[0, 2\^64\), not"):
             rng.key(seed, "noise")
+
+
+def test_a_size_is_width_then_height_and_never_the_other_in_silence():
+    assert job.parse_size("832*480") == job.parse_size("832x480") == (480, 832)
+    assert job.parse_size("64x64", height_first=True) == (64, 64)
+    assert job.parse_size("96*64", height_first=True) == (64, 96)
+    with pytest.raises(
+        ValueError, match=r"height of 64 and a width of 96.*'96\*64' for"
+    ):
+        job.parse_size("64x96", height_first=True)
+    for text in ("64", "64x", "x64", "64 x 64", "-1x3", "1x2x3", "64X96", "1e3x2"):
+        with pytest.raises(ValueError, match="--size is WIDTH"):
+            job.parse_size(text)
+
+
+def test_what_cannot_be_written_is_found_beforehand(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder.mp4").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    paths.check_writable(tmp_path / "new" / "er" / "clip.mp4")
+    paths.check_writable(tmp_path / "file")
+    for name, reason in {
+        "file/clip.mp4": "file is a file, not a folder",
+        "file/a/b/clip.mp4": "file is a file, not a folder",
+        "folder.mp4": "it is a folder",
+        f"{'x' * 250}.mp4": "File name too long",
+    }.items():
+        with pytest.raises(OSError, match=f"cannot be written: .*{reason}"):
+            paths.check_writable(tmp_path / name)
+    with pytest.raises(OSError, match="/proc/new/clip.mp4 cannot be written"):
+        paths.check_writable("/proc/new/clip.mp4")
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text()
 
 
 def test_key_is_the_same_in_another_process():

@@ -89,7 +89,7 @@ def test_a_killed_job_goes_on_and_gives_the_same_files(tmp_path, capsys):
     process.send_signal(signal.SIGKILL)
     process.wait()
     run(source="toyworld:tw16", num_clips=300, workers=0, out=out)
-    assert "300 clips of 5 frames, 16x16, 8 fps" in capsys.readouterr().out
+    assert "300 clips of 5 frames, 16 wide, 16 high, 8 fps" in capsys.readouterr().out
     shards.write(tmp_path / "whole", toy_clips.ToyClips("tw16", 300))
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -101,11 +101,14 @@ def test_a_folder_of_videos(tmp_path, capsys):
     (folder / "a.txt").write_text("a film")
     (folder / "b.mov").write_bytes(b"junk")
     asked = {"source": f"folder:{folder}", "out": out, "workers": 2}
-    asked |= {"size": "24x32", "num_frames": 9, "fps": 6}
+    asked |= {"size": "32*24", "num_frames": 9, "fps": 6}
     run(**asked)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("skipped b.mov: it is not an MP4")
-    assert "2 clips of 9 frames, 24x32, 6 fps; captions: 2 alt; 1 skipped" in said[1]
+    assert (
+        "2 clips of 9 frames, 32 wide, 24 high, 6 fps; captions: 2 alt; 1 skipped"
+        in said[1]
+    )
     assert len(shards.open(out)) == 2
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     run(**asked)
@@ -193,7 +196,11 @@ def test_refusals_are_one_clear_sentence(tmp_path):
     assert said.startswith("prepare: nothing usable was found (a.mp4: it is not an MP4")
     assert "\n" not in said
     assert "lies inside" in refusal(source=source, out=folder / "out")
-    assert "--size is height x width" in refusal(source=source, out=out, size="64")
+    assert "--size is WIDTH*HEIGHT" in refusal(source=source, out=out, size="64")
+    # What once was height x width is not read as another size in silence.
+    assert "write '32*24' for that, or '24*32' for a width of 24" in refusal(
+        source=source, out=out, size="24x32"
+    )
     assert "--vae has no meaning" in refusal(source=source, out=out, vae="runs/vae")
     assert "--split is one word" in refusal(source=source, out=out, split="../x")
     assert "there is no folder" in refusal(source="folder:/nowhere", out=out)
@@ -212,4 +219,3 @@ def test_flags_become_sizes():
         "motion": 0.6,
         "count": 0.4,
     }
-    assert prepare.parse_size("64x96") == (64, 96)

@@ -87,7 +87,11 @@ def test_extrapolation_on_known_gaussians():
     # Equal distributions: the bias at n is most of the value, the limit has lost it.
     third = rng.normal(size=(count, d))
     same = distances.frechet_extrapolated(first, third)
-    assert abs(same.limit) < 0.35 * same.at_n
+    assert abs(same.intercept) < 0.35 * same.at_n
+    assert same.limit == max(0, same.intercept)
+    # A set and itself: what falls with n is below zero at the limit, which 0 bounds.
+    itself = distances.frechet_extrapolated(first[:32], first[:32])
+    assert itself.intercept < 0 == itself.limit
     assert result.sizes[0] == count // 2 and result.sizes[-1] == count
 
 

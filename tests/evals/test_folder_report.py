@@ -293,3 +293,22 @@ def test_the_job(folders, tmp_path, capsys):
         assert not (tmp_path / "wrong").exists()
         run(videos=folders / "made", out=tmp_path / "alone", fps=8)
         assert "12 of 13 clips are measured" in capsys.readouterr().out
+
+
+def test_an_out_that_cannot_be_written_is_found_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with conftest.lone_job("evaluate") as job:
+        run = functools.partial(tiny_run.evaluate, job)
+        given = {"videos": tmp_path / "missing", "out": tmp_path / "file"}
+        with pytest.raises(
+            SystemExit, match="scores.json cannot be written: .*file is a"
+        ):
+            run(**given)
+        given |= {
+            "out": tmp_path / "out",
+            "save_statistics": tmp_path / "file" / "x.npz",
+        }
+        with pytest.raises(
+            SystemExit, match="x.npz cannot be written: .*file is a file"
+        ):
+            run(**given)

@@ -127,6 +127,59 @@ def test_a_video_of_other_weights_is_not_made_again(generate, run_folder, tmp_pa
         generate(**{"from": str(foreign)}, out=str(tmp_path / "a.mp4"))
 
 
+def test_nothing_is_overwritten_unasked(generate, tmp_path, capsys):
+    out = tmp_path / "clip.mp4"
+    given = {"prompt": "a cat", "seed": 3, "num_inference_steps": 1, "out": str(out)}
+    out.write_bytes(b"a film of somebody's")
+    with pytest.raises(SystemExit, match="clip.mp4 is there already, and was not made"):
+        generate(**given)
+    assert out.read_bytes() == b"a film of somebody's"
+    generate(**given, overwrite=True)
+    assert video_io.decode(out).frames.shape == (9, 16, 16, 3)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="in another way .seed was 3.*or add --over"):
+        generate(**given | {"seed": -1})
+    generate(**given)
+    assert "1 of 1 clips were finished before" in capsys.readouterr().out
+
+
+def test_random_seeds_of_a_list_stay_when_it_goes_on(generate, tmp_path):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "clips"
+    prompts.write_text("a cat\na cat\n")
+    given = {"prompts": str(prompts), "out": str(out), "seed": -1, "format": "gif"}
+    given |= {"num_inference_steps": 1}
+
+    def seeds():
+        return [json.loads(p.read_text())["seed"] for p in sorted(out.glob("*.json"))]
+
+    generate(**given)
+    first = seeds()
+    assert len({*first}) == 2 and min(first) >= 0
+    (out / "00001-a-cat.gif.json").unlink()
+    generate(**given)
+    assert seeds() == first
+
+
+@pytest.mark.parametrize("suffix", ["webm", "gif"])
+def test_other_formats_hold_the_video_and_its_recipe(
+    generate, tmp_path, capsys, suffix
+):
+    out, again = tmp_path / f"clip.{suffix}", tmp_path / f"again.{suffix}"
+    generate(prompt="a cat", seed=3, out=str(out), fps=12.0)
+    said = capsys.readouterr().out
+    assert (suffix == "gif") == ("12 frames a second each is shown for 8 or 9" in said)
+    generate(prompt="a cat", seed=3, out=str(tmp_path / "clip.mp4"), fps=12.0)
+    reference = video_io.decode(tmp_path / "clip.mp4").frames.astype(float)
+    video = video_io.decode(out)
+    assert video.fps == pytest.approx(12, rel=0.05)
+    colours = (frames.mean((1, 2)) for frames in (video.frames, reference))
+    np.testing.assert_allclose(*colours, atol=8)
+    beside = json.loads((tmp_path / f"clip.{suffix}.json").read_text())
+    assert beside["prompt"] == "a cat" and beside["fps"] == 12.0
+    generate(**{"from": str(out)}, out=str(again))
+    assert again.read_bytes() == out.read_bytes()
+
+
 def test_a_dry_run_says_what_a_clip_takes_and_makes_none(generate, tmp_path, capsys):
     generate(prompt="a cat", size="24*16", num_frames=13, dry_run=True)
     text = capsys.readouterr().out
@@ -238,7 +291,26 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
     [
         ({}, "--prompt, --prompts and --from"),
         ({"prompt": "a", "prompts": "b.txt"}, "--prompt, --prompts and --from"),
-        ({"prompt": "a", "out": "x.gif"}, "ends in .mp4, not x.gif"),
+        (
+            {"prompt": "a", "out": "x.avi"},
+            "ends in one of .mp4, .webm, .gif, not 'x.avi'",
+        ),
+        ({"prompt": "a", "format": "gif"}, "--format is for --prompts"),
+        ({"prompt": "a", "out": "x.gif", "fps": 60.0}, "a GIF shows at most 50 frames"),
+        ({"prompt": "a", "out": "list.txt/x.mp4"}, "list.txt is a file, not a folder"),
+        ({"prompt": "a", "out": "list.txt/clips/x.mp4"}, "list.txt is a file, not a"),
+        (
+            {"prompts": "list.txt", "out": "list.txt"},
+            "list.txt is a file, not a folder",
+        ),
+        ({"prompt": "a", "out": "folder.mp4"}, "cannot be written: it is a folder"),
+        ({"prompt": "a", "seed": -2}, "or -1 for a random one, not -2"),
+        ({"prompt": "a", "seed": 2**64}, "whole number in .0, 2.64., or -1"),
+        ({"prompt": "a", "size": "16x16", "width": 16}, "--size is both: leave out"),
+        (
+            {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1.0},
+            "negative_prompt is given, but guidance_scale is 1",
+        ),
         ({"prompt": "a", "num_frames": 10}, "the nearest is 9 or 13"),
         ({"prompt": "a", "height": 20}, "the nearest is 16 or 24"),
         ({"prompt": " "}, "prompt 0 is empty|prompt is empty"),
@@ -259,7 +331,9 @@ def test_what_cannot_be_done_ends_with_one_sentence(
     generate, tmp_path, monkeypatch, values, message
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "list.txt").write_text("a cat")
     with pytest.raises(SystemExit, match=message) as caught:
         generate(**({"out": "clip.mp4"} | values))
     assert str(caught.value).startswith("generate: ")
-    assert not (tmp_path / "clip.mp4").exists()
+    assert {p.name for p in tmp_path.rglob("*")} == {"folder.mp4", "list.txt"}

@@ -275,8 +275,8 @@ def test_a_saved_clip_holds_its_recipe_inside_and_beside(tmp_path, pipe):
     assert recipe == json.loads(json.dumps(output.recipes[0]))
     assert (recipe["prompt"], recipe["seed"], recipe["shift"]) == ("a cat", 3, 3.0)
     assert json.dumps(output.recipes[0], sort_keys=True).encode() in path.read_bytes()
-    with pytest.raises(ValueError, match="written as .mp4"):
-        recipes.save(output.frames[0], tmp_path / "clip.gif", output.recipes[0])
+    with pytest.raises(ValueError, match="ends in one of .mp4, .webm, .gif"):
+        recipes.save(output.frames[0], tmp_path / "clip.avi", output.recipes[0])
     latents = pipe("a cat", num_inference_steps=1, output_type="latent")
     with pytest.raises(ValueError, match="are latents, no video"):
         latents.export_to_video(path)

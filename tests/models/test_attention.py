@@ -329,3 +329,34 @@ def test_the_table_of_tiles_can_be_read():
     for (_, size), tiles in table.items():
         assert size in splash_attention.HEAD_SIZES
         assert all(x % 128 == 0 and 128 <= x <= 4096 for tile in tiles for x in tile)
+
+
+@pytest.mark.parametrize(
+    "shape, keys, dtype",
+    [
+        ((2, 4096, 4, 32), 4096, "float32"),
+        ((2, 2048, 8, 64), 2048, "bfloat16"),
+        ((1, 512, 2, 32), 512, "float32"),
+        ((2, 4096, 4, 32), 128, "float32"),
+    ],
+)
+def test_what_attention_is_said_to_hold_is_what_xla_sets_aside(shape, keys, dtype):
+    """Beside copies of its arrays; the scores of all queries would be 4 to 1024 MiB."""
+    b, _, h, e = shape
+    q_bnhe = jax.ShapeDtypeStruct(shape, dtype)
+    k_bmhe = jax.ShapeDtypeStruct((b, keys, h, e), dtype)
+    program = jax.jit(attention.attention).lower(q_bnhe, k_bmhe, k_bmhe).compile()
+    found = program.memory_analysis().temp_size_in_bytes
+    said = attention.held_bytes(q_bnhe, keys, False, "cpu")
+    copies = 4 * max(q_bnhe.size, k_bmhe.size) * jnp.dtype(dtype).itemsize
+    assert 0.7 * said <= found <= said + copies
+
+
+def test_no_form_holds_the_scores_of_a_long_video():
+    """Wan 1.3B at 81 frames of 832 x 480: 96 GiB of scores, with guidance."""
+    q_bnhe = jax.ShapeDtypeStruct((2, 32760, 12, 128), "bfloat16")
+    held = {
+        platform: attention.held_bytes(q_bnhe, 32760, False, platform) / 2**20
+        for platform in ("cpu", "tpu", "gpu")
+    }
+    assert held["tpu"] < 8 and held["cpu"] < 80 and held["gpu"] < 2048

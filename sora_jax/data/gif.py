@@ -1,0 +1,57 @@
+"""Animated GIFs: what any page or chat shows, in at most 256 colours.
+
+Letters: t time, h height, w width.
+"""
+
+import io
+
+import numpy as np
+import PIL.Image
+
+FASTEST = 50.0  # frames a second: players show shorter frames ten times as long
+_COLOURS = 256
+_SAMPLE = 1 << 20  # pixels that the colours are chosen from
+
+
+def durations(num_frames: int, fps: float) -> list[int]:
+    """How long each frame is shown, in hundredths of a second, as a GIF counts.
+
+    Each frame begins at the hundredth next to its time, so that the whole keeps its
+    length.
+    """
+    starts = np.round(100 * np.arange(num_frames + 1) / fps).astype(int)
+    return np.diff(starts).tolist()
+
+
+def encode(frames_thwc: np.ndarray, fps: float, comment: str = "") -> bytes:
+    """Encodes uint8[t, h, w, 3] as a GIF that repeats; equal frames give equal bytes.
+
+    All frames share a palette, without which still areas would flicker. Equal
+    neighbours become one frame that is shown longer.
+
+    Args:
+      frames_thwc: the frames.
+      fps: frames a second, at most `FASTEST`.
+      comment: stored in the file; ASCII.
+
+    Raises:
+      ValueError: fps is too high.
+    """
+    if not 0 < fps <= FASTEST:
+        raise ValueError(f"a GIF has at most {FASTEST:g} frames a second, not {fps:g}")
+    t, h, w, _ = frames_thwc.shape
+    step = max(1, round((t * h * w / _SAMPLE) ** (1 / 3)))
+    some_thwc = np.ascontiguousarray(frames_thwc[::step, ::step, ::step])
+    sample = PIL.Image.fromarray(some_thwc.reshape(-1, some_thwc.shape[2], 3))
+    palette = sample.quantize(_COLOURS)
+    first, *others = (
+        PIL.Image.fromarray(frame_hwc).quantize(palette=palette)
+        for frame_hwc in frames_thwc
+    )
+    file = io.BytesIO()
+    first.save(
+        file, "GIF", save_all=True, append_images=others, loop=0,
+        duration=[10 * hundredths for hundredths in durations(t, fps)],
+        comment=comment.encode("ascii"),
+    )  # fmt: skip
+    return file.getvalue()

@@ -1,0 +1,115 @@
+"""Which files of before are finished clips, and which are somebody's."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from sora_jax.data import gif, video_io
+from sora_jax.generation import recipes
+
+RECIPE = {"prompt": "a cat", "seed": 3, "fps": 8.0, "step": 7, "guidance_rescale": 0.0}
+FRAMES = np.random.default_rng(0).uniform(size=(5, 16, 16, 3))
+
+
+@pytest.fixture(params=["mp4", "webm", "gif"])
+def file(tmp_path, request):
+    path = tmp_path / f"clip.{request.param}"
+    recipes.save(FRAMES, path, RECIPE)
+    return path
+
+
+def refusal(path, recipe=RECIPE):
+    with pytest.raises(ValueError) as caught:
+        recipes.is_finished(path, recipe)
+    assert "choose another --out, remove it, or add --overwrite" in str(caught.value)
+    assert not recipes.is_finished(path, recipe, overwrite=True)
+    return str(caught.value)
+
+
+def test_a_clip_of_the_same_recipe_is_finished(file, tmp_path):
+    assert recipes.is_finished(file, RECIPE)
+    assert recipes.is_finished(file, RECIPE | {"versions": "newer"}, overwrite=True)
+    assert not recipes.is_finished(tmp_path / "other.mp4", RECIPE)
+    for change in ({"seed": 4}, {"prompt": "a dog"}, {"step": 8}, {"shift": 2.0}):
+        name, value = next(iter(change.items()))
+        was = f"made in another way ({name} was {RECIPE.get(name)!r} and is {value!r})"
+        assert was in refusal(file, RECIPE | change)
+
+
+def test_half_a_clip_is_made_again_and_a_changed_one_is_not(file):
+    sidecar, video = recipes.sidecar_of(file), file.read_bytes()
+    text = sidecar.read_text()
+    sidecar.unlink()  # interrupted before it was written: the recipe is in the video
+    assert not recipes.is_finished(file, RECIPE)
+    assert "seed was 3 and is 4" in refusal(file, RECIPE | {"seed": 4})
+    sidecar.write_text(text)
+    file.unlink()
+    assert not recipes.is_finished(file, RECIPE)
+    file.write_bytes(video + b"\0")
+    assert "was changed after it was made" in refusal(file)
+
+
+def test_files_of_others_are_not_lost(file):
+    sidecar = recipes.sidecar_of(file)
+    sidecar.unlink()
+    file.write_bytes(b"a film of somebody's")
+    assert f"{file} is there already, and was not made here" in refusal(file)
+    file.unlink()
+    for text in ('{"name": "a package"}', "[]", "{", ""):
+        sidecar.write_text(text)
+        assert f"{sidecar} is there already, and was not made here" in refusal(file)
+
+
+def test_older_recipes_say_nothing_of_newer_fields(tmp_path):
+    path = tmp_path / "clip.mp4"
+    recipes.save(FRAMES, path, {k: v for k, v in RECIPE.items() if "rescale" not in k})
+    assert recipes.is_finished(path, RECIPE)
+    assert "guidance_rescale was 0.0 and is 0.7" in refusal(
+        path, RECIPE | {"guidance_rescale": 0.7}
+    )
+
+
+def test_formats_do_not_share_a_recipes_file(tmp_path):
+    for suffix in recipes.FORMATS:
+        recipes.save(FRAMES, tmp_path / f"clip.{suffix}", RECIPE)
+    assert all(
+        recipes.is_finished(tmp_path / f"clip.{suffix}", RECIPE)
+        for suffix in recipes.FORMATS
+    )
+    assert len([*tmp_path.glob("*.json")]) == len(recipes.FORMATS)
+
+
+def test_a_webm_is_vp9_in_bt709_and_reads_back(tmp_path):
+    path = tmp_path / "clip.webm"
+    colours = np.zeros((5, 32, 48, 3))
+    colours[:, :, :16, 0] = colours[:, :, 16:32, 1] = colours[:, :, 32:, 2] = 1
+    recipes.save(colours, path, RECIPE)
+    header = video_io.probe(path)
+    assert (header.codec, header.width, header.height, header.fps) == ("vp9", 48, 32, 8)
+    found = video_io.decode(path).frames[:, 4:28]
+    for place, colour in enumerate(np.eye(3)):
+        middle = found[:, :, 16 * place + 5 : 16 * place + 11]
+        assert np.abs(middle - 255 * colour).max() < 12
+    assert json.loads(video_io.read_comment(path)) == RECIPE
+
+
+def test_a_gif_keeps_times_and_colours(tmp_path):
+    """12 frames a second are no whole hundredths: each frame begins at the nearest."""
+    assert gif.durations(12, 12) == [8, 9, 8] * 4
+    assert sum(gif.durations(1200, 23.976)) == round(100 * 1200 / 23.976)
+    path = tmp_path / "clip.gif"
+    shades = np.linspace(0, 1, 5)[:, None, None, None] * np.ones((1, 16, 24, 3))
+    recipes.save(shades, path, RECIPE | {"fps": 12.5})
+    with PIL.Image.open(path) as image:
+        assert (image.n_frames, image.size, image.info["loop"]) == (5, (24, 16), 0)
+        for number in range(5):
+            image.seek(number)
+            assert image.info["duration"] == 80
+            found = np.asarray(image.convert("RGB"))
+            assert np.abs(found - 255 * shades[number]).max() <= 2
+    with pytest.raises(ValueError, match="at most 50 frames a second, not 60"):
+        gif.encode(np.zeros((2, 8, 8, 3), np.uint8), 60.0)
+    assert "8 or 9 of them" in recipes.check_format(path, 12.0)
+    assert recipes.check_format(path, 12.5) == recipes.check_format(path, 50.0) == ""
