@@ -10,7 +10,7 @@ import PIL.Image
 
 FASTEST = 50.0  # frames a second: players show shorter frames ten times as long
 _COLOURS = 256
-_SAMPLE = 1 << 20  # pixels that the colours are chosen from
+_SAMPLE = 1 << 16  # pixels that the colours are chosen from
 
 
 def durations(num_frames: int, fps: float) -> list[int]:
@@ -43,7 +43,8 @@ def encode(frames_thwc: np.ndarray, fps: float, comment: str = "") -> bytes:
     step = max(1, round((t * h * w / _SAMPLE) ** (1 / 3)))
     some_thwc = np.ascontiguousarray(frames_thwc[::step, ::step, ::step])
     sample = PIL.Image.fromarray(some_thwc.reshape(-1, some_thwc.shape[2], 3))
-    palette = sample.quantize(_COLOURS)
+    # Of a median cut the extremes are averaged away, which dithering needs.
+    palette = sample.quantize(_COLOURS, PIL.Image.Quantize.MAXCOVERAGE)
     first, *others = (
         PIL.Image.fromarray(frame_hwc).quantize(palette=palette)
         for frame_hwc in frames_thwc
