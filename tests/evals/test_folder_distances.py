@@ -134,7 +134,9 @@ def test_a_folder_and_itself(folders, tmp_path):
     assert found["scores"]["coverage"] == found["scores"]["precision"] == 1
     assert "the clips are those of the reference itself" in found["notes"]
     assert found["scores"]["frechet_limit"] == 0
-    said = "is given as 0: 12 clips of each set are too few to tell the sets apart by it"
+    said = (
+        "is given as 0: 12 clips of each set are too few to tell the sets apart by it"
+    )
     assert said in " ".join(found["notes"])
 
 

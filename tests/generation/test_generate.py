@@ -273,7 +273,7 @@ def test_a_step_cache_is_calibrated_then_used(generate, run_folder, tmp_path, ca
     digest["max_skips"] = 1
     digests.store(run_folder / "step_cache.json", json.dumps(digest))
     with pytest.raises(SystemExit, match="was made with the step cache's calibration"):
-        generate(**{"from": str(out)}, out=str(again), batch_size=2)
+        generate(**{"from": str(out)}, out=str(tmp_path / "b.mp4"), batch_size=2)
     (run_folder / "step_cache.json").unlink()
 
 
