@@ -108,9 +108,9 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--num_steps", type=int, default=1500)
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--size", default="320*176", help="width and height")
+    parser.add_argument("--size", default="320x176", help="width and height")
     args = parser.parse_args()
-    videos = read(args.clips, job.parse_size(args.size, height_first=True))
+    videos = read(args.clips, job.parse_size(args.size))
     parts = [split(video) for video in videos]
     train = [part[0] for part in parts]
     held = np.stack([part[1] for part in parts])

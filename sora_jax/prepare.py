@@ -40,7 +40,7 @@ _FAMILIES = flags.DEFINE_string(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Toy world: seed.")
 _SIZE = flags.DEFINE_string(
-    "size", "64x64", "Folder: width and height of the clips: 832*480."
+    "size", "64x64", "Folder: width and height of the clips: 832x480."
 )
 _NUM_FRAMES = flags.DEFINE_integer(
     "num_frames", 17, "Folder: frames of a clip, 1 + 4n."
@@ -100,7 +100,7 @@ def source_of(kind: str, name: str) -> shards.Source:
         raise ValueError(f"--split is one word, not {_SPLIT.value!r}")
     return curate.FolderClips(
         folder,
-        job.parse_size(_SIZE.value, height_first=True),
+        job.parse_size(_SIZE.value),
         _NUM_FRAMES.value,
         _FPS.value,
         _LOSSLESS.value,

@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     config = dataclasses.replace(video_vae.WAN_2_1, base_dim=options.base_dim)
     size = tuple(map(int, options.video.split("x")))
     print(f"{side_by_side.THREADS} cores, load {os.getloadavg()[0]:.1f}")
-    frame = job.parse_size(options.size, height_first=True)
+    frame = job.parse_size(options.size)
     if options.tpu:
         config = dataclasses.replace(config, dtype="bfloat16")
         tpu(config, options.tpu, frame, options.passes.split(","))

@@ -150,31 +150,16 @@ def check_taken(
         raise ValueError(f"{', '.join(names)} need --{' or --'.join(of)}")
 
 
-def parse_size(text: str, height_first: bool = False) -> tuple[int, int]:
-    """Reads a size as the flag --size has it: WIDTH*HEIGHT or WIDTHxHEIGHT.
-
-    Args:
-      text: of the flag.
-      height_first: whether the job once took HEIGHTxWIDTH. A size that would then mean
-        another is refused.
-
-    Returns:
-      Height and width.
+def parse_size(text: str) -> tuple[int, int]:
+    """Reads the flag --size, WIDTHxHEIGHT or WIDTH*HEIGHT, as (height, width).
 
     Raises:
-      ValueError: it is something else, or it may mean two sizes.
+      ValueError: it is something else.
     """
-    found = re.fullmatch(r"(\d{1,5})([x*])(\d{1,5})", text)
+    found = re.fullmatch(r"(\d{1,5})[x*](\d{1,5})", text)
     if not found:
-        raise ValueError(f"--size is WIDTH*HEIGHT such as 832*480, not {text!r}")
-    width, height = int(found[1]), int(found[3])
-    if height_first and found[2] == "x" and width != height:
-        raise ValueError(
-            f"--size {text} once meant a height of {width} and a width of {height} here, "
-            f"and sizes are WIDTH*HEIGHT now: write '{height}*{width}' for that, or "
-            f"'{width}*{height}' for a width of {width}"
-        )
-    return height, width
+        raise ValueError(f"--size is WIDTHxHEIGHT such as 832x480, not {text!r}")
+    return int(found[2]), int(found[1])
 
 
 @contextlib.contextmanager

@@ -101,7 +101,7 @@ def test_a_folder_of_videos(tmp_path, capsys):
     (folder / "a.txt").write_text("a film")
     (folder / "b.mov").write_bytes(b"junk")
     asked = {"source": f"folder:{folder}", "out": out, "workers": 2}
-    asked |= {"size": "32*24", "num_frames": 9, "fps": 6}
+    asked |= {"size": "32x24", "num_frames": 9, "fps": 6}
     run(**asked)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("skipped b.mov: it is not an MP4")
@@ -127,7 +127,7 @@ def test_the_same_command_adds_the_videos_that_are_new(tmp_path, capsys, monkeyp
     (folder / "b.mp4").write_bytes(b"junk")
     (folder / "notes.doc").touch()
     asked = {"source": f"folder:{folder}", "out": out, "workers": 0}
-    asked |= {"size": "24x32", "num_frames": 5, "fps": 5}
+    asked |= {"size": "32x24", "num_frames": 5, "fps": 5}
     run(**asked)
     opened, before = shards.open(out), contents(out)
     assert [clip.id for clip in opened] == ["a.mp4#00000", "gone.mp4#00000"]
@@ -176,12 +176,15 @@ def test_a_video_beyond_the_limits_is_tried_again_with_others(tmp_path, capsys):
     write(folder / "large.mp4", film(10))
     write(folder / "small.mp4", film(10, height=24, width=32))
     asked = {"source": f"folder:{folder}", "out": tmp_path / "out", "workers": 0}
-    asked |= {"size": "24x32", "num_frames": 5, "fps": 5}
+    asked |= {"size": "32x24", "num_frames": 5, "fps": 5}
     for changes, said in (
         ({"max_side": 50}, "skipped large.mp4: its frames of 64x48 are beyond the lim"),
         ({"max_side": 50}, "--max_gib, --max_seconds and --max_side set limits"),
         ({"max_side": 64}, "videos that are new, and are added: 1 (large.mp4)"),
-        ({"max_side": 50}, "2 clips of 5 frames, 24x32, 5 fps; captions: none; 0 skip"),
+        (
+            {"max_side": 50},
+            "2 clips of 5 frames, 32 wide, 24 high, 5 fps; captions: none; 0 skip",
+        ),
     ):
         run(**asked | changes)
         assert said in capsys.readouterr().out
@@ -196,10 +199,10 @@ def test_refusals_are_one_clear_sentence(tmp_path):
     assert said.startswith("prepare: nothing usable was found (a.mp4: it is not an MP4")
     assert "\n" not in said
     assert "lies inside" in refusal(source=source, out=folder / "out")
-    assert "--size is WIDTH*HEIGHT" in refusal(source=source, out=out, size="64")
+    assert "--size is WIDTHxHEIGHT" in refusal(source=source, out=out, size="64")
     # What once was height x width is not read as another size in silence.
     assert "write '32*24' for that, or '24*32' for a width of 24" in refusal(
-        source=source, out=out, size="24x32"
+        source=source, out=out, size="32x24"
     )
     assert "--vae has no meaning" in refusal(source=source, out=out, vae="runs/vae")
     assert "--split is one word" in refusal(source=source, out=out, split="../x")

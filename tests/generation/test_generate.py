@@ -188,7 +188,7 @@ def test_a_dry_run_says_what_a_clip_takes_and_makes_none(generate, tmp_path, cap
     flops = cost.dit_forward_flops(config, tokens=24, text_tokens=24)
     assert f"{flops / 1e12:.3g} TFLOP a pass, 8 passes" in text
     assert not list(tmp_path.iterdir())
-    with pytest.raises(SystemExit, match="--size is WIDTH.HEIGHT such as 832"):
+    with pytest.raises(SystemExit, match="--size is WIDTHxHEIGHT such as 832"):
         generate(prompt="a cat", size="24", dry_run=True)
 
 
