@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
+from sora_jax.core import digests, rng
 from sora_jax.core import mesh as meshes
-from sora_jax.core import rng
 from sora_jax.data import shards
 from sora_jax.data import text_states as cache
 from sora_jax.generation import pipeline
@@ -158,7 +158,7 @@ def test_states_that_changed_or_went_away_end_the_run(made, run, tmp_path):
     shutil.copytree(made / "float32" / "latents", tmp_path / "latents")
     c = recipe(made, data__latents=str(tmp_path / "latents"))
     manifest = text_states.beside(tmp_path / "latents") / cache.MANIFEST
-    manifest.write_text(manifest.read_text() + "\n")
+    digests.store(manifest, manifest.read_text() + "\n")
     with pytest.raises(ValueError, match="another file now"):
         job_of(c, run)
     shutil.rmtree(manifest.parent)
