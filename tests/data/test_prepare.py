@@ -201,9 +201,6 @@ def test_refusals_are_one_clear_sentence(tmp_path):
     assert "lies inside" in refusal(source=source, out=folder / "out")
     assert "--size is WIDTHxHEIGHT" in refusal(source=source, out=out, size="64")
     # What once was height x width is not read as another size in silence.
-    assert "write '32*24' for that, or '24*32' for a width of 24" in refusal(
-        source=source, out=out, size="32x24"
-    )
     assert "--vae has no meaning" in refusal(source=source, out=out, vae="runs/vae")
     assert "--split is one word" in refusal(source=source, out=out, split="../x")
     assert "there is no folder" in refusal(source="folder:/nowhere", out=out)
