@@ -40,7 +40,7 @@ flags.DEFINE_string("samples", None, "Folder of .mp4 files with .json recipes.")
 flags.DEFINE_string("vae", None, "Run of a video VAE, or diffusers' folder of one.")
 flags.DEFINE_string("lpips", None, "With --vae: weights that convert wrote.")
 flags.DEFINE_integer("num_clips", 256, "With --vae, --videos: clips.", lower_bound=1)
-flags.DEFINE_string("videos", None, "Folder of videos, .png frames or arrays.")
+flags.DEFINE_string("videos", None, "Folder of videos, frames or arrays.")
 flags.DEFINE_string("reference", None, "With --videos: another, or saved statistics.")
 flags.DEFINE_enum("protocol", None, published.PRESETS, "A published score's protocol.")
 flags.DEFINE_enum("features", None, features.NAMES, "With --videos: the network.")
@@ -53,6 +53,7 @@ flags.DEFINE_bool("temporal", True, "With --videos: measures each clip by itself
 flags.DEFINE_string("clip", None, "With --videos: CLIP's folder, to compare captions.")
 flags.DEFINE_integer("chunk_frames", None, "Looks for seams there.", lower_bound=1)
 flags.DEFINE_float("fps", None, "Of --videos that do not say theirs.", lower_bound=0.01)
+flags.DEFINE_enum("colour", None, ["bt601", "bt709", "bt2020"], "If untagged.")
 flags.DEFINE_bool("controls", False, "With --videos: measures some spoilt, too.")
 flags.DEFINE_string("shards", None, "Video shards: with --model, of its training.")
 flags.DEFINE_string("out", None, "Folder for scores and report.", required=True)
@@ -115,8 +116,7 @@ def sampling_of(clips: shards.Shards, tier: str) -> checkpoints.Sampling:
 
 def score(sampling: checkpoints.Sampling, scorer: results.Scorer) -> None:
     """Scores the checkpoints that are asked for."""
-    folder, out = sampling.folder, pathlib.Path(FLAGS.out)
-    asked = FLAGS.checkpoints
+    folder, out, asked = sampling.folder, pathlib.Path(FLAGS.out), FLAGS.checkpoints
     if not FLAGS.follow and len(asked) < 2 and asked != [checkpoints.ALL]:
         (step,) = checkpoints.chosen(folder, asked)
         return finish(scorer, sampling.material(step, out / "parts"))

@@ -6,11 +6,11 @@
     python -m sora_jax.prepare --source shards:shards --vae runs/toy_vae --out latents
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
-A folder holds mp4, mov, m4v, webm, mkv or gif files, and captions: clip.txt or clip.json
-beside clip.mp4, or a list: captions.csv or .jsonl (file,caption), metadata.csv or .jsonl
-(file_name,text), or prompts.txt and videos.txt, line by line. The same command again
-goes on where it was interrupted; once it is finished, it adds what videos are new, and
-leaves the others as they are. What is left out is listed with the reason, here and in
+A folder holds videos (mp4, mov, webm, mkv, avi, ts, mpg, gif), and captions: clip.txt or
+clip.json beside clip.mp4, or a list: captions.csv or .jsonl (file,caption), metadata.csv
+or .jsonl (file_name,text), or prompts.txt and videos.txt, line by line. The same command
+again goes on where it was interrupted; once it is finished, it adds what videos are new,
+and leaves the others as they are. What is left out is listed with the reason, here and in
 OUT/report.json. With --text_encoder the states of the captions are
 stored in the folder `text` of the latents, for denoisers that leave that encoder frozen.
 """
@@ -46,6 +46,9 @@ _NUM_FRAMES = flags.DEFINE_integer(
     "num_frames", 17, "Folder: frames of a clip, 1 + 4n."
 )
 _FPS = flags.DEFINE_float("fps", 8.0, "Folder: frames a second of the clips.")
+_COLOUR = flags.DEFINE_enum(
+    "colour", None, ["bt601", "bt709", "bt2020"], "Folder: of untagged videos."
+)
 _LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: keep frames exactly.")
 _FOLLOW_LINKS = flags.DEFINE_boolean(
     "follow_links", False, "Folder: read files and folders that links lead out to."
@@ -77,7 +80,7 @@ _OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
 _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
     "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
-    | {"follow_links", "max_gib", "max_seconds", "max_side"},
+    | {"follow_links", "max_gib", "max_seconds", "max_side", "colour"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
     "latents": {"text_encoder", *_OF_TEXT},
 }
@@ -107,6 +110,7 @@ def source_of(kind: str, name: str) -> shards.Source:
         _SPLIT.value,
         curate.limits(_MAX_GIB.value, _MAX_SECONDS.value, _MAX_SIDE.value),
         _FOLLOW_LINKS.value,
+        colour=_COLOUR.value,
     )
 
 

@@ -3,7 +3,8 @@
 What lies in the folder, and where captions are looked for, `folders` says.
 
 A video is cut into windows that follow one another without a gap, each of `num_frames`
-frames at `fps`; what is left over at the end is dropped.
+frames at `fps`; what is left over at the end is dropped. A frame counts where it is on
+screen at its time, so the last one may end with the video.
 """
 
 import dataclasses
@@ -11,17 +12,20 @@ import functools
 import itertools
 import math
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from sora_jax.data import cuts, folders, records, shards, video_io, workers
+from sora_jax.data import cuts, folders, frames, records, shards, video_io, workers
 
 _CRF = 14
 # A longer video is cut into slices of about so many bytes, so that workers can share it.
 _SLICE_BYTES = 64 << 20
 _ITEMS_PER_PART = 16
+# A file whose header says so many seconds more than there are was cut off.
+_MISSING = 0.5
+_REPEATED = "slower than the clips, with frames repeated"
 
 
 def limits(gib: float, seconds: float, side: int | None) -> video_io.Limits:
@@ -59,6 +63,8 @@ class FolderClips:
       split: name of the split that is written.
       limits: what a video may ask for.
       follow_links: list what links that lead out of the folder point to.
+      colour: one of `colour.MATRICES`, for videos that do not say how their colours are
+        coded; None: as players do, by their size.
 
     Raises:
       ValueError: sizes that no clip can have, or no such folder.
@@ -72,6 +78,7 @@ class FolderClips:
     split: str = "train"
     limits: video_io.Limits = video_io.DEFAULT_LIMITS
     follow_links: bool = False
+    colour: str | None = None
     unit = "videos"
 
     def __post_init__(self):
@@ -104,6 +111,8 @@ class FolderClips:
             "num_frames": self.num_frames,
             "fps": self.fps,
             "encoding": "lossless" if self.lossless else f"crf {_CRF}",
+            "colour": self.colour,
+            "reading": frames.RULES,
         }
 
     @property
@@ -132,20 +141,21 @@ class FolderClips:
 
     def clips(
         self, part: list, note: workers.Note, avoid: Mapping[str, str]
-    ) -> Iterator[records.ClipRecord | shards.Skipped]:
-        """Yields the clips of a part and what was left out of it."""
+    ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:
+        """Yields the clips of a part, what was left out of it, and what was done."""
         texts = self.listing.texts
         for video, number, slices in part:
             item = f"{video} ({number + 1} of {slices})" if slices > 1 else video
             if item in avoid:
                 yield shards.Skipped(item, avoid[item])
             else:
-                note(item=item)
+                tell = functools.partial(note, item=item)
+                tell()
                 text, path = texts.get(video, folders.Text()), self.folder / video
                 header = None
                 try:
-                    header = video_io.probe(path, self.limits)
-                    yield from self._windows(video, header, number, slices, text)
+                    header = video_io.probe(path, self.limits, tell)
+                    yield from self._windows(video, header, number, slices, text, tell)
                 except video_io.UnreadableVideo as error:
                     # What is wrong with the whole file, its first slice says.
                     if header or number == 0:
@@ -160,28 +170,43 @@ class FolderClips:
         number: int,
         slices: int,
         text: folders.Text,
-    ) -> Iterator[records.ClipRecord | shards.Skipped]:
+        tell: Callable[[], None],
+    ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:
         path = self.folder / video
-        total = int(header.seconds * self.fps + 0.01) // self.num_frames
-        if total == 0:
-            if number == 0:
-                needed = self.num_frames / self.fps
-                reason = f"it lasts {header.seconds:.2f} s; a clip takes {needed:.2f} s"
-                yield shards.Skipped(video, reason)
-            return
+        total = video_io.ticks(header.seconds, self.fps) // self.num_frames
+        ends = f"it says {header.seconds + header.missing:.2f} s but ends earlier"
+        if total == 0 and number == 0:
+            reason = (
+                f"it lasts {header.seconds:.2f} s, and the last of {self.num_frames} "
+                f"frames at {self.fps:g} fps is due at "
+                f"{(self.num_frames - 1) / self.fps:.2f} s"
+            )
+            yield shards.Skipped(video, reason)
         first, end = total * number // slices, total * (number + 1) // slices
-        if first == end:
-            return
-        times = np.arange(first * self.num_frames, end * self.num_frames) / self.fps
-        frames = video_io.sample(path, times.tolist(), self.size, self.limits)
-        for window in range(first, end):
-            frames_hwc = list(itertools.islice(frames, self.num_frames))
-            if len(frames_hwc) < self.num_frames:
-                reason = f"it says {header.seconds:.2f} s but ends earlier"
-                at = window * self.num_frames / self.fps
-                yield shards.Skipped(f"{video} from {at:.2f} s on", reason)
-                return
-            yield self._record(video, window, np.stack(frames_hwc), text)
+        if first < end:
+            times = np.arange(first * self.num_frames, end * self.num_frames) / self.fps
+            notes: set[str] = set()
+            frames_hwc = video_io.sample(
+                path, times.tolist(), self.size, self.limits,
+                header=header, colour=self.colour, notes=notes, tell=tell,
+            )  # fmt: skip
+            made, repeated, last_hwc = 0, 0, None
+            for window in range(first, end):
+                clip = list(itertools.islice(frames_hwc, self.num_frames))
+                if len(clip) < self.num_frames:
+                    at = window * self.num_frames / self.fps
+                    yield shards.Skipped(f"{video} from {at:.2f} s on", ends)
+                    break
+                pairs = itertools.pairwise([last_hwc, *clip])
+                repeated += sum(one is another for one, another in pairs)
+                made, last_hwc = made + len(clip), clip[-1]
+                yield self._record(video, window, np.stack(clip), text)
+            for what in sorted(notes) if made else ():
+                yield shards.Remark(video, what, made)
+            if repeated:
+                yield shards.Remark(video, _REPEATED, repeated)
+        if number == slices - 1 and header.missing > _MISSING:
+            yield shards.Skipped(f"{video} from {header.seconds:.2f} s on", ends)
 
     def _record(
         self, video: str, window: int, frames_thwc: np.ndarray, text: folders.Text

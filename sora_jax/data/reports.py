@@ -37,6 +37,9 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
         lines.append(f"skipped {more} more; all are listed in {out / 'report.json'}")
     if any("beyond the limit" in one["reason"] for one in skipped):
         lines.append("--max_gib, --max_seconds and --max_side set limits, see --help")
+    for done in report["remarks"]:
+        files, frames = len(done["files"]), done["frames"]
+        lines.append(f"{files} videos: {done['what']}; {frames} frames")
     if manifest["without_caption"]:
         lines.append(f"{manifest['without_caption']} clips have no caption")
     if cuts:

@@ -45,6 +45,15 @@ class Skipped:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """Something that was done to the clips of a file, such as "interlaced, ..."."""
+
+    file: str
+    what: str
+    frames: int
+
+
 class Source(Protocol):
     """Where clips come from; picklable, and the same clips whenever it is asked.
 
@@ -75,8 +84,8 @@ class Source(Protocol):
 
     def clips(
         self, part: Any, note: workers.Note, avoid: Mapping[str, str]
-    ) -> Iterator[records.ClipRecord | Skipped]:
-        """Yields the clips of a part and what was left out of it."""
+    ) -> Iterator[records.ClipRecord | Skipped | Remark]:
+        """Yields the clips of a part, what was left out of it, and what was done."""
 
 
 # -- clips ----------------------------------------------------------------------------
@@ -175,20 +184,19 @@ def _clip_entry(clip: records.ClipRecord) -> dict[str, Any]:
 
 
 def _write_part(source: Source, out: str, parts: list, part: int, note, avoid) -> None:
-    skipped: list[dict[str, str]] = []
-    cuts: dict[str, list[int]] = {}
+    said = {"skipped": [], "remarks": [], "cuts": {}}
 
     def clips():
         for clip in source.clips(parts[part], note, avoid):
-            if isinstance(clip, Skipped):
-                skipped.append(dataclasses.asdict(clip))
+            if not isinstance(clip, records.ClipRecord):
+                kind = "skipped" if isinstance(clip, Skipped) else "remarks"
+                said[kind].append(dataclasses.asdict(clip))
                 continue
             if len(clip.shots) > 1:
-                cuts[clip.id] = [first for first, _ in clip.shots[1:]]
+                said["cuts"][clip.id] = [first for first, _ in clip.shots[1:]]
             yield _to_example(clip), _clip_entry(clip)
 
-    summary = {"skipped": skipped, "cuts": cuts}
-    array_files.store_part(pathlib.Path(out), part, clips(), summary)
+    array_files.store_part(pathlib.Path(out), part, clips(), said)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,8 +259,8 @@ def write(
       num_workers: processes; 0 works in this one.
 
     Returns:
-      The manifest. `report.json` in the folder lists what was left out, and the clips
-      that hold a cut.
+      The manifest. `report.json` in the folder lists what was left out, what was done to
+      which files, and the clips that hold a cut.
 
     Raises:
       ShardsError: the folder was made with other settings, what it is made of changed
@@ -309,7 +317,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Gives the parts of a plan their place behind what the folder had before."""
     kept, entries, done = [], [], {}
-    report = {"skipped_in_items": [], "cuts": {}}
+    report = {"skipped_in_items": [], "cuts": {}, "remarks": []}
     if before is not None:
         kept, old = before["files"], open(out)
         entries = [old.entry(index) for index in range(len(old))]
@@ -324,9 +332,12 @@ def _finish(
     # What is no video is listed anew each time; what was found in videos stays true.
     cuts = report["cuts"]
     in_items = [s for s in report["skipped_in_items"] if s["file"] not in plan["items"]]
+    new_remarks = []
     for summary in summaries:
         in_items += summary["skipped"]
+        new_remarks += summary["remarks"]
         cuts |= summary["cuts"]
+    remarks = _by_what(report["remarks"], new_remarks)
     in_items = list({(s["file"], s["reason"]): s for s in in_items}.values())
     skipped = [*plan["skipped"], *in_items]
     report = {
@@ -335,6 +346,7 @@ def _finish(
         "cuts": cuts,
         "skipped": skipped,
         "skipped_in_items": in_items,
+        "remarks": remarks,
     }
     digests.store(out / "report.json", json.dumps(report, indent=1))
     if not entries:
@@ -373,6 +385,18 @@ def _write_parts(out: pathlib.Path, source: Source, parts: list, num_workers: in
             task, missing, num_workers=num_workers, on_finished=bar.update
         ):
             pass
+
+
+def _by_what(before: list[dict[str, Any]], remarks: list[dict[str, Any]]) -> list[dict]:
+    """Groups remarks by what they say, with those that were grouped before."""
+    found = {r["what"]: (r["frames"], set(r["files"])) for r in before}
+    for remark in remarks:
+        frames, files = found.get(remark["what"], (0, set()))
+        found[remark["what"]] = frames + remark["frames"], files | {remark["file"]}
+    return [
+        {"what": what, "frames": frames, "files": sorted(files)}
+        for what, (frames, files) in sorted(found.items())
+    ]
 
 
 def _write_tfds_metadata(out: pathlib.Path, split: str, files: list[dict]) -> None:

@@ -1,219 +1,141 @@
 """Video files in and out through PyAV, with limits for files that nobody trusts.
 
-Everything that can go wrong inside the decoder leaves this module as one exception,
-`UnreadableVideo`. Decoders notice only part of the damage that a file can have (about
-half of bit-flipped H.264 files decode without a word), so stored clips carry a checksum
-besides. The container format is chosen from the first bytes and given to FFmpeg, which
-therefore never guesses a playlist format that opens further files or addresses.
+All reading of video, whatever for, goes through `read`. What a file may ask for, and how
+one is opened, `containers` says; how frames become pictures, `frames`.
 
 Letters: t time, h height, w width, c channel (RGB). Frames are uint8.
 """
 
-import contextlib
 import dataclasses
 import fractions
 import io
+import itertools
+import math
 import os
 import pathlib
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import av
 import av.video.reformatter
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
+
+from sora_jax.data import containers, frames
+from sora_jax.data.containers import DEFAULT_LIMITS as DEFAULT_LIMITS
+from sora_jax.data.containers import Header as Header
+from sora_jax.data.containers import Limits as Limits
+from sora_jax.data.containers import UnreadableVideo as UnreadableVideo
+from sora_jax.data.pictures import read_image as read_image
 
 # Suffixes that a folder is searched for; what a file is, its first bytes decide.
-SUFFIXES = (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".gif")
-# Atoms that an MP4 or QuickTime file may begin with, behind four bytes of length.
-_MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
-_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-
-
-class UnreadableVideo(ValueError):
-    """A video or picture that cannot be decoded or is beyond the limits."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a file may ask for; checked on its header before anything is decoded.
-
-    Attributes:
-      max_bytes: size of the file.
-      max_side: width or height of a frame.
-      max_pixels: pixels of a frame.
-      max_aspect: the longer side over the shorter.
-      max_frames: frames in the file.
-      max_seconds: length of the file.
-      max_total_pixels: pixels of all frames that `decode` returns at once.
-    """
-
-    max_bytes: int = 4 << 30
-    max_side: int = 8192
-    max_pixels: int = 4096 * 2304
-    max_aspect: float = 20.0
-    max_frames: int = 1_000_000
-    max_seconds: float = 6 * 3600.0
-    max_total_pixels: int = 3_000_000_000
-
-
-DEFAULT_LIMITS = Limits()
+SUFFIXES = (
+    ".mp4", ".mov", ".m4v", ".webm", ".mkv", ".gif", ".avi", ".ts", ".m2ts", ".mts",
+    ".mpg", ".mpeg",
+)  # fmt: skip
+# Matroska's time stamps are whole milliseconds, so frames may start so many seconds late.
+_SLACK = 1e-3
+# To a later second it is worth seeking the key frame before it.
+_SEEK_FROM = 2.0
+UNEVEN = "of an uneven frame rate, taken at its mean"
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
     """Decoded frames, uint8[t, h, w, 3], and how many there are in a second.
 
-    `size` is (height, width) as stored.
+    `size` is (height, width) as seen, before any shrinking; `notes` says what was done
+    to the frames that a reader should know, such as "interlaced, ...".
     """
 
     frames: np.ndarray
     fps: float
     size: tuple[int, int]
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Header:
-    """What a file says about itself; width and height as stored, before rotation."""
+class Shown:
+    """A frame with the times at which it is on screen.
 
-    container: str
-    codec: str
-    width: int
-    height: int
+    Attributes:
+      starts: seconds from the first frame of the file.
+      fps: the file's mean rate.
+      view: how it becomes a picture.
+    """
+
+    frame: av.VideoFrame
+    starts: float
     fps: float
-    seconds: float
+    view: frames.View
+
+    def whole(self) -> np.ndarray:
+        """The picture uint8[h, w, 3] at its own size."""
+        return self.view.whole(self.frame)
+
+    def fit(self, size: tuple[int, int]) -> np.ndarray:
+        """The picture scaled until it covers (height, width), of which the middle is cut."""
+        return self.view.fit(self.frame, size)
 
 
-class _Refused(Exception):
-    """A reason of ours; the boundary puts the name of the file in front."""
+def probe(
+    source: bytes | str | os.PathLike,
+    limits: Limits = DEFAULT_LIMITS,
+    tell: Callable[[], None] = lambda: None,
+) -> Header:
+    """Measures a file by its first frame and its last packets.
 
-
-@contextlib.contextmanager
-def _boundary(name: str) -> Iterator[None]:
-    """Turns every failure of a decoder into UnreadableVideo."""
-    try:
-        yield
-    except _Refused as error:
-        raise UnreadableVideo(f"{name}: {error}") from None
-    except Exception as error:
-        # A damaged file was seen to raise seven unrelated types here (InvalidDataError,
-        # EOFError, IndexError, MemoryError, UnicodeDecodeError, ...), so all are caught.
-        reason = str(error) or "no reason given"
-        raise UnreadableVideo(f"{name}: {type(error).__name__}: {reason}") from error
-
-
-def _container_format(head: bytes) -> str:
-    if head[4:8] in _MOV_ATOMS:
-        return "mov"
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return "matroska"
-    if head[:6] in (b"GIF87a", b"GIF89a"):
-        return "gif"
-    raise _Refused("it is not an MP4, MOV, WebM, MKV or GIF file")
-
-
-def _check_size(width: int, height: int, limits: Limits) -> None:
-    if width < 1 or height < 1:
-        raise _Refused(f"it has frames of {width}x{height} pixels")
-    if max(width, height) > limits.max_side or width * height > limits.max_pixels:
-        raise _Refused(
-            f"its frames of {width}x{height} are beyond the limit of "
-            f"{limits.max_side} a side and {limits.max_pixels} pixels"
-        )
-    if max(width, height) > limits.max_aspect * min(width, height):
-        raise _Refused(
-            f"its frames of {width}x{height} are longer than {limits.max_aspect:g}:1"
-        )
-
-
-@contextlib.contextmanager
-def _opened(source: bytes | str | os.PathLike, limits: Limits):
-    """Yields (container, video stream, Header) of a file that is within the limits."""
-    with contextlib.ExitStack() as stack:
-        if isinstance(source, bytes):
-            name, file = "video bytes", io.BytesIO(source)
-            size = len(source)
-        else:
-            name, file = os.fspath(source), None
-            size = 0
-        stack.enter_context(_boundary(name))
-        if file is None:
-            # Opened here, so that FFmpeg sees bytes and never a name or an address.
-            file = stack.enter_context(open(source, "rb"))
-            size = os.fstat(file.fileno()).st_size
-        if size > limits.max_bytes:
-            raise _Refused(f"{size} bytes are beyond the limit of {limits.max_bytes}")
-        head = file.read(16)
-        file.seek(0)
-        container_format = _container_format(head)
-        options = {"max_pixels": str(limits.max_pixels)}
-        container = stack.enter_context(
-            av.open(
-                file,
-                format=container_format,
-                options=options,
-                metadata_errors="replace",
-            )
-        )
-        streams = [
-            stream
-            for stream in container.streams.video
-            if not stream.disposition & av.stream.Disposition.attached_pic
-        ]
-        if not streams or streams[0].codec_context is None:
-            raise _Refused("it has no video stream that can be decoded")
-        stream = streams[0]
-        stream.codec_context.options = options
-        stream.thread_count = 1
-        yield container, stream, _header(container, stream, limits)
-
-
-def _header(container, stream, limits: Limits) -> Header:
-    context = stream.codec_context
-    _check_size(context.width, context.height, limits)
-    fps = stream.average_rate or stream.guessed_rate
-    if not fps or not 0 < fps <= 1000:
-        raise _Refused(f"it has no usable frame rate ({fps})")
-    if stream.duration is not None and stream.time_base:
-        seconds = float(stream.duration * stream.time_base)
-    elif container.duration is not None:
-        seconds = container.duration / av.time_base
-    else:
-        seconds = stream.frames / float(fps)
-    if seconds > limits.max_seconds or stream.frames > limits.max_frames:
-        raise _Refused(
-            f"its {stream.frames} frames in {seconds:.0f} s are beyond the limit of "
-            f"{limits.max_frames} frames and {limits.max_seconds:.0f} s"
-        )
-    return Header(
-        container.format.name,
-        context.name,
-        context.width,
-        context.height,
-        float(fps),
-        max(0.0, seconds),
-    )
-
-
-def probe(source: bytes | str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> Header:
-    """Reads a file's header without decoding its frames.
-
-    `seconds` is 0 where the header does not say; then the packets are counted.
+    Args:
+      source: the file's bytes or its path.
+      limits: what the file may ask for.
+      tell: is called for each packet, for files that must be read as a whole.
 
     Raises:
       UnreadableVideo: it is no video, is damaged, or is beyond the limits.
     """
-    with _opened(source, limits) as (container, stream, header):
-        if header.seconds > 0:
-            return header
-        last = fractions.Fraction(0)
-        for packet in container.demux(stream):
-            if packet.pts is not None:
-                last = max(last, (packet.pts + (packet.duration or 0)))
-        seconds = float(last * stream.time_base)
-        return dataclasses.replace(header, seconds=seconds)
+    origin = _origin(source, limits)
+    with containers.opened(source, limits) as (container, stream, header):
+        # Where a format has no index it is read from its start.
+        containers.seek(container, stream, 2 * limits.max_seconds)
+        ends, last, dts = 0.0, None, 0
+        for packet in container.demux():
+            tell()
+            time = packet.dts if packet.pts is None else packet.pts
+            if time is None or packet.is_discard:
+                continue
+            starts = float(time * packet.time_base)
+            end = starts + containers.lasts(packet, header.fps)
+            ends = max(ends, end)
+            if packet.stream.index == stream.index:
+                last = (starts, end) if last is None else max(last, (starts, end))
+                dts = packet.dts
+        if last is None:
+            raise frames.Refused("its last frames cannot be found")
+        missing = max(0.0, header.seconds - ends)
+        starts, end = last
+        entries = stream.index_entries
+        if stream.duration and len(entries) and entries[-1].timestamp == dts:
+            # Nothing is cut off, and MP4 says when its last frame ends; what it says
+            # of single packets is of the order in which they are decoded.
+            whole = (stream.start_time or 0) + stream.duration
+            end = max(starts, float(whole * stream.time_base))
+        header = dataclasses.replace(
+            header, seconds=end - origin, last=starts - origin, missing=missing
+        )
+        containers.check_length(header, stream.frames, limits)
+        return header
+
+
+def _origin(source: bytes | str | os.PathLike, limits: Limits) -> float:
+    """The time of the first frame."""
+    with containers.opened(source, limits) as (container, stream, _):
+        for frame in containers.decoded(container, stream, limits):
+            return containers.seconds_of(frame)
+        raise frames.Refused("it has no frames")
+
+
+def ticks(seconds: float, fps: float) -> int:
+    """How many of the times 0, 1 / fps, 2 / fps, ... lie before the end of a file."""
+    return max(0, math.ceil((seconds - _SLACK) * fps))
 
 
 def read_comment(
@@ -224,20 +146,139 @@ def read_comment(
     Raises:
       UnreadableVideo: it is no video, is damaged, or is beyond the limits.
     """
-    with _opened(source, limits) as (container, _, _):
+    with containers.opened(source, limits) as (container, _, _):
         tags = {name.lower(): text for name, text in container.metadata.items()}
         return tags.get("comment")  # Matroska's names are in capitals
 
 
-def _frames(container, stream, limits: Limits) -> Iterator[av.VideoFrame]:
-    """Yields the decoded frames and refuses those that lie about their size."""
-    for count, frame in enumerate(container.decode(stream)):
-        if count >= limits.max_frames:
-            raise _Refused(f"it has more than {limits.max_frames} frames")
-        if frame.is_corrupt:
-            raise _Refused(f"frame {count} is damaged")
-        _check_size(frame.width, frame.height, limits)
-        yield frame
+def read(
+    source: bytes | str | os.PathLike,
+    start: float = 0.0,
+    *,
+    colour: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Iterator[Shown]:
+    """Yields a video's frames as players show them; all reading of video is this.
+
+    Upright and mirrored as the file says, of square pixels, progressive, in BT.709.
+
+    Args:
+      source: the file's bytes or its path.
+      start: seconds from the first frame; earlier frames are left out where that saves
+        time, but not the one that is on screen then.
+      colour: one of `colour.MATRICES`, for video that does not say; None: by its size.
+      limits: what the file may ask for.
+
+    Raises:
+      UnreadableVideo: it is no video, is damaged, or is beyond the limits.
+    """
+    if start > _SEEK_FROM:
+        origin = _origin(source, limits)
+        with containers.opened(source, limits) as (container, stream, header):
+            if containers.seek(container, stream, origin + start):
+                decoded = containers.decoded(container, stream, limits, after_seek=True)
+                shown = _shown(decoded, stream, header, origin, colour, limits)
+                first = next(shown, None)
+                if first is not None and first.starts <= start + _SLACK:
+                    yield first
+                    yield from shown
+                    return
+    with containers.opened(source, limits) as (container, stream, header):
+        decoded = containers.decoded(container, stream, limits)
+        yield from _shown(decoded, stream, header, None, colour, limits)
+
+
+def _shown(decoded, stream, header, origin, colour, limits) -> Iterator[Shown]:
+    first = next(decoded, None)
+    if first is None:
+        return
+    turn, aspect = frames.turn_of(first), frames.aspect_of(stream)
+    reformatter = av.video.reformatter.VideoReformatter()
+    view = frames.View(turn, aspect, colour, reformatter)
+    decoded = itertools.chain([first], decoded)
+    for frame in containers.progressive(decoded, view.notes):
+        starts = containers.seconds_of(frame)
+        origin = starts if origin is None else origin
+        containers.check_size(*view.size(frame)[::-1], limits)
+        yield Shown(frame, starts - origin, header.fps, view)
+
+
+def on_screen(
+    shown: Iterable[Shown], seconds: Iterable[float], header: Header
+) -> Iterator[Shown]:
+    """Yields the frame that is on screen at each of ascending times, until the end.
+
+    Nothing is on screen earlier than the first frame, which is taken then; the last one
+    stays until the end that the header, of `probe`, says.
+    """
+    due, last = iter(seconds), None
+    time = next(due, None)
+    for now in shown:
+        while last is not None and time is not None and time < now.starts - _SLACK:
+            yield last
+            time = next(due, None)
+        if time is None:
+            return
+        last = now
+    if last is None:
+        raise frames.Refused("it has no frames")
+    ends = header.seconds
+    if last.starts < header.last - _SLACK:
+        ends = last.starts + 1 / header.fps  # frames after it are lost
+    while time is not None and time < ends - _SLACK:
+        yield last
+        time = next(due, None)
+
+
+def sample(
+    source: bytes | str | os.PathLike,
+    seconds: Sequence[float],
+    size: tuple[int, int],
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    header: Header | None = None,
+    colour: str | None = None,
+    notes: set[str] | None = None,
+    tell: Callable[[], None] = lambda: None,
+) -> Iterator[np.ndarray]:
+    """Yields the frames that are on screen at the given times, cropped and resized.
+
+    A frame is scaled until it covers the size, and its middle is cut out.
+
+    Args:
+      source: the file's bytes or its path.
+      seconds: ascending times from the file's first frame.
+      size: (height, width) of the result.
+      limits: what the file may ask for.
+      header: what `probe` says of the file; None: it is asked.
+      colour: see `read`.
+      notes: gets what was done to the frames, as `Video.notes`.
+      tell: is called for each frame that is decoded.
+
+    Yields:
+      uint8[h, w, 3] for each time, until the file ends; a file that is shorter than it
+      says yields fewer frames than times. A frame that is on screen at several of the
+      times is the same array each time.
+
+    Raises:
+      UnreadableVideo: as for `read`.
+    """
+    with containers.boundary(source):
+        header = header or probe(source, limits, tell)
+        shown = _telling(read(source, seconds[0], colour=colour, limits=limits), tell)
+        last = picture_hwc = None
+        for now in on_screen(shown, seconds, header):
+            if now is not last:
+                last, picture_hwc = now, now.fit(size)
+                if notes is not None:
+                    notes |= now.view.notes
+            yield picture_hwc
+
+
+def _telling(shown: Iterator[Shown], tell: Callable[[], None]) -> Iterator[Shown]:
+    for one in shown:
+        tell()
+        yield one
 
 
 def decode(
@@ -245,15 +286,17 @@ def decode(
     *,
     max_frames: int | None = None,
     shrink: Callable[[np.ndarray], np.ndarray] | None = None,
+    colour: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Video:
-    """Decodes a video as stored: no rotation, no resampling.
+    """Decodes a video: its frames as they are, or at its mean rate where that is uneven.
 
     Args:
       source: the file's bytes or its path.
       max_frames: decode only so many from the start.
       shrink: is applied to each frame uint8[h, w, 3] as soon as it is decoded, so that
         memory follows what it returns, not what is stored.
+      colour: see `read`.
       limits: what the file may ask for.
 
     Returns:
@@ -263,114 +306,50 @@ def decode(
       UnreadableVideo: it is no video, is damaged, has no frames, changes its size on
         the way, or is beyond the limits.
     """
-    with _opened(source, limits) as (container, stream, header):
-        reformatter = av.video.reformatter.VideoReformatter()
-        frames_hwc, size, pixels = [], None, 0
-        for frame in _frames(container, stream, limits):
-            if max_frames is not None and len(frames_hwc) == max_frames:
-                break
-            frame_hwc = _rgb(frame, reformatter)
-            size = size or frame_hwc.shape[:2]
-            if frame_hwc.shape[:2] != size:
-                raise _Refused(
-                    f"its frames change from {size} to {frame_hwc.shape[:2]}"
-                )
-            frame_hwc = shrink(frame_hwc) if shrink else frame_hwc
-            pixels += frame_hwc.shape[0] * frame_hwc.shape[1]
-            if pixels > limits.max_total_pixels:
-                raise _Refused(
-                    f"it has more than {limits.max_total_pixels} pixels in all"
-                )
-            frames_hwc.append(frame_hwc)
-        if not frames_hwc:
-            raise _Refused("it has no frames")
-        return Video(np.stack(frames_hwc), header.fps, size)
+    with containers.boundary(source):
+        shown = read(source, colour=colour, limits=limits)
+        pictures, size, taken = _pictures(shown, max_frames, shrink, limits)
+        fps, notes = taken[0].fps, taken[0].view.notes
+        starts = np.array([one.starts for one in taken])
+        if len(starts) > 1 and not _steady(starts, fps):
+            fps = float((len(starts) - 1) / max(starts[-1], _SLACK))
+            if not _steady(starts, fps):
+                del pictures
+                seconds = (index / fps for index in itertools.count())
+                shown = read(source, colour=colour, limits=limits)
+                shown = on_screen(shown, seconds, probe(source, limits))
+                pictures, size, taken = _pictures(shown, max_frames, shrink, limits)
+                notes = taken[0].view.notes | {UNEVEN}
+        return Video(np.stack(pictures), fps, size, tuple(sorted(notes)))
 
 
-def _rgb(frame: av.VideoFrame, reformatter) -> np.ndarray:
-    if frame.format.name != "gbrp":
-        # One reformatter for all frames: a fresh one costs more than the decoding.
-        frame = reformatter.reformat(frame, format="rgb24")
-    return frame.to_ndarray()
+def _steady(starts: np.ndarray, fps: float) -> bool:
+    """Whether frames start within a quarter of a frame of when they should."""
+    late = np.abs(starts - np.arange(len(starts)) / fps)
+    return bool(late.max() < 0.25 / fps + _SLACK)
 
 
-def sample(
-    source: bytes | str | os.PathLike,
-    seconds: Sequence[float],
-    size: tuple[int, int],
-    limits: Limits = DEFAULT_LIMITS,
-) -> Iterator[np.ndarray]:
-    """Yields the frames that are on screen at the given times, cropped and resized.
-
-    A frame is turned upright, its pixels are made square, it is scaled until it covers
-    the size, and its middle is cut out.
-
-    Args:
-      source: the file's bytes or its path.
-      seconds: ascending times from the file's start.
-      size: (height, width) of the result.
-      limits: what the file may ask for.
-
-    Yields:
-      uint8[h, w, 3] for each time, until the file ends; a file that is shorter than it
-      says yields fewer frames than times.
-
-    Raises:
-      UnreadableVideo: as for `decode`.
-    """
-    with _opened(source, limits) as (container, stream, _):
-        reformatter = av.video.reformatter.VideoReformatter()
-        origin = stream.start_time or 0
-        if seconds[0] > 2.0:
-            # To the key frame before it; what lies in between is decoded and dropped.
-            offset = origin + int(seconds[0] / stream.time_base)
-            container.seek(offset, stream=stream)
-        wanted, shown = 0, None
-        for frame in _frames(container, stream, limits):
-            if frame.pts is None:
-                raise _Refused("a frame has no time stamp")
-            starts = float((frame.pts - origin) * stream.time_base)
-            if shown is None and wanted == 0 and starts > seconds[0] + 1e-3:
-                shown = frame  # nothing is on screen earlier than the first frame
-            picture_hwc = None
-            while wanted < len(seconds) and seconds[wanted] < starts - 1e-3:
-                if picture_hwc is None:
-                    picture_hwc = _fit(shown, size, reformatter)
-                yield picture_hwc
-                wanted += 1
-            if wanted == len(seconds):
-                return
-            shown = frame
-        if shown is None:
-            raise _Refused("it has no frames")
-        ends = float((shown.pts - origin) * stream.time_base) + 1 / float(
-            stream.average_rate or stream.guessed_rate
-        )
-        picture_hwc = _fit(shown, size, reformatter)
-        while wanted < len(seconds) and seconds[wanted] < ends - 1e-3:
-            yield picture_hwc
-            wanted += 1
-
-
-def _fit(frame: av.VideoFrame, size: tuple[int, int], reformatter) -> np.ndarray:
-    quarter_turns = round(frame.rotation / 90) % 4
-    height, width = size if quarter_turns % 2 == 0 else size[::-1]
-    aspect = float(getattr(frame, "sample_aspect_ratio", None) or 1)
-    if not 0.1 <= aspect <= 10:
-        aspect = 1.0
-    scale = max(width / (frame.width * aspect), height / frame.height)
-    scaled = reformatter.reformat(
-        frame,
-        width=max(width, round(frame.width * aspect * scale)),
-        height=max(height, round(frame.height * scale)),
-        format="rgb24",
-        interpolation="AREA" if scale < 1 else "BICUBIC",
-    )
-    picture_hwc = scaled.to_ndarray()
-    top = (picture_hwc.shape[0] - height) // 2
-    left = (picture_hwc.shape[1] - width) // 2
-    picture_hwc = picture_hwc[top : top + height, left : left + width]
-    return np.ascontiguousarray(np.rot90(picture_hwc, quarter_turns))
+def _pictures(shown, max_frames, shrink, limits):
+    """Pictures of frames, their size before `shrink`, and the frames without pixels."""
+    pictures, taken, size, pixels = [], [], None, 0
+    for one in itertools.islice(shown, max_frames):
+        picture_hwc = one.whole()
+        size = size or picture_hwc.shape[:2]
+        if picture_hwc.shape[:2] != size:
+            raise frames.Refused(
+                f"its frames change from {size} to {picture_hwc.shape[:2]}"
+            )
+        picture_hwc = shrink(picture_hwc) if shrink else picture_hwc
+        pixels += picture_hwc.shape[0] * picture_hwc.shape[1]
+        if pixels > limits.max_total_pixels:
+            raise frames.Refused(
+                f"it has more than {limits.max_total_pixels} pixels in all"
+            )
+        pictures.append(picture_hwc)
+        taken.append(dataclasses.replace(one, frame=None))
+    if not pictures:
+        raise frames.Refused("it has no frames")
+    return pictures, size, taken
 
 
 def encode_lossless(frames_thwc: np.ndarray, fps: float) -> bytes:
@@ -473,17 +452,3 @@ def _encode(
                 )
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-
-
-def read_image(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
-    """Reads a picture (PNG, JPEG, WebP, BMP, GIF), upright, as uint8[h, w, 3].
-
-    Raises:
-      UnreadableVideo: it is no picture, is damaged, or is beyond the limits.
-    """
-    with _boundary(os.fspath(path)), warnings.catch_warnings():
-        # Pillow only warns of a picture that unpacks to something huge.
-        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-        with PIL.Image.open(path, formats=_IMAGE_FORMATS) as image:
-            _check_size(image.width, image.height, limits)
-            return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))

@@ -18,7 +18,10 @@ class Note(Protocol):
     """How a part tells the parent where it is."""
 
     def __call__(self, item: str | None = None, finished: int = 0) -> None:
-        """Names the item that comes next, or counts finished ones."""
+        """Names the item that comes next, or counts finished ones.
+
+        A long item is named again as it goes on, as often as is handy.
+        """
 
 
 # task(part, note, avoid) -> result; `avoid` maps items to the reason to leave them out.
@@ -40,7 +43,8 @@ def run(
       parts: numbers of the parts.
       num_workers: processes; 0 runs everything in this one.
       on_finished: called with the number of items that have just been finished.
-      stall_seconds: a process that says nothing for so long is killed.
+      stall_seconds: a process that says nothing for so long is killed. A task that
+        goes on names its item again, so a long item may take longer.
 
     Raises:
       OSError: a task could not read or write a file.
@@ -77,7 +81,7 @@ def run(
                             worker.start(waiting.pop())
                         yield part, content
                 elif worker.stalled(stall_seconds):
-                    reason = f"it took more than {stall_seconds:.0f} s"
+                    reason = f"it did not go on for {stall_seconds:.0f} s"
                     on_finished(worker.replace(reason))
     finally:
         for worker in workers:
@@ -161,15 +165,20 @@ def _serve(connection, task: Task) -> None:
     # Ctrl-C reaches the whole group; the parent decides, and says so by closing.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    last, told = None, 0.0
+
     def note(item: str | None = None, finished: int = 0) -> None:
-        if item is not None:
+        nonlocal last, told
+        if item is not None and (item != last or time.monotonic() - told > 1):
             connection.send(("item", item))
+            last, told = item, time.monotonic()
         if finished:
             connection.send(("finished", finished))
 
     while True:
         try:
             part, avoid = connection.recv()
+            last = None
             try:
                 message = ("result", task(part, note, avoid))
             except (BrokenPipeError, ConnectionResetError):

@@ -1,6 +1,6 @@
 """Folders of clips: video files, folders of frames, arrays.
 
-A clip is a video file, a folder of numbered .png frames, an array uint8 [t, h, w, 3] in a
+A clip is a video file, a folder of numbered .png or .jpg frames, an array uint8 [t, h, w, 3] in a
 .npy or .npz file, or one of an array [n, t, h, w, 3]. What cannot be used is said in one
 sentence and counted, whatever it is: no file is skipped in silence.
 
@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sora_jax.data import folders, video_io
+from sora_jax.data import folders, pictures, video_io
 
-FRAMES = ".png"
+# What decides the pixels of a clip, for manifests.
+CODE = ("evals/clip_files.py", "data/video_io.py", "data/containers.py")
+CODE += ("data/frames.py", "data/colour.py", "data/pictures.py")
+FRAMES = pictures.SUFFIXES
 ARRAYS = (".npy", ".npz")
 _LIMITS = video_io.Limits(max_total_pixels=400_000_000)  # of a clip as used, 1.2 GB
 _BROKEN = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -36,9 +39,10 @@ class Source:
     Attributes:
       name: of the clip, from the folder on.
       path: of its file, or of its folder of frames.
-      kind: suffix of the files.
+      kind: suffix of the files; of frames the lossy one, where there is any.
       member: of a .npz file.
       index: in an array of many clips.
+      colour: see `video_io.read`.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Source:
     kind: str
     member: str | None = None
     index: int | None = None
+    colour: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,20 +72,22 @@ class Found:
 class Clip:
     """Frames uint8 [t, h, w, 3] of a clip, and whether it goes on after them.
 
-    `size` is (height, width) as stored. `fps` is of the file, before the stride; None
-    where it does not say.
+    `size` is (height, width) as seen. `fps` is of the file, before the stride; None
+    where it does not say. `notes` are those of `video_io.Video`.
     """
 
     video_thwc: np.ndarray
     longer: bool
     size: tuple[int, int]
     fps: float | None = None
+    notes: tuple[str, ...] = ()
 
 
-def find(folder: pathlib.Path) -> Found:
+def find(folder: pathlib.Path, colour: str | None = None) -> Found:
     """Lists the clips of a folder and of the folders in it.
 
-    Pictures that lie beside clips are no frames, and are not read.
+    Pictures that lie beside clips are no frames, and are not read. `colour` is for
+    videos that do not say how their colours are coded: see `video_io.read`.
 
     Raises:
       FileNotFoundError: there is no such folder, or it is empty.
@@ -89,17 +96,18 @@ def find(folder: pathlib.Path) -> Found:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     sources, failures = [], []
-    framed, others = collections.Counter(), collections.Counter()
+    framed = collections.defaultdict(collections.Counter)
+    others = collections.Counter()
     beside = set()  # folders with clips in them, as files
     names, skipped = folders.walk(folder, follow_links=True)
     for name in names:
         path = folder / name
         kind = path.suffix.lower()
-        if kind == FRAMES:
-            framed[path.parent] += 1
+        if kind in FRAMES:
+            framed[path.parent][kind] += 1
         elif kind in video_io.SUFFIXES:
             beside.add(path.parent)
-            sources.append(Source(name, path, kind))
+            sources.append(Source(name, path, kind, colour=colour))
         elif kind in ARRAYS:
             beside.add(path.parent)
             try:
@@ -108,9 +116,9 @@ def find(folder: pathlib.Path) -> Found:
                 failures.append(str(error))
         else:
             others[kind or "no suffix"] += 1
-    for path, number in framed.items():
+    for path, kinds in framed.items():
         if path in beside:
-            others[FRAMES] += number
+            others += kinds
         elif path == folder:
             raise ValueError(
                 f"{folder} holds frames itself: name the folder in which each clip has "
@@ -118,7 +126,7 @@ def find(folder: pathlib.Path) -> Found:
             )
         else:
             name = path.relative_to(folder).as_posix()
-            sources.append(Source(name, path, FRAMES))
+            sources.append(Source(name, path, min(kinds)))  # .jpg before .png
     if not sources:
         raise _nothing(folder, failures, others)
     notes = [f"{one.file}: {one.reason}" for one in skipped]
@@ -161,7 +169,8 @@ def _nothing(folder, failures, others) -> Exception:
     if others:
         return ValueError(
             f"{folder} holds no clips, only files of other kinds "
-            f"({', '.join(sorted(others))}): videos, .png frames, .npy or .npz are read"
+            f"({', '.join(sorted(others))}): videos, .png or .jpg frames, .npy or .npz "
+            "are read"
         )
     return FileNotFoundError(f"{folder} is empty")
 
@@ -212,6 +221,11 @@ def _header(file) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
+def told(notes: collections.Counter, count: int) -> list[str]:
+    """Sentences of what was done to how many of the clips."""
+    return [f"{n} of {count} clips: {what}" for what, n in sorted(notes.items())]
+
+
 class Reader:
     """Reads chosen frames of clips; keeps the last file of arrays open.
 
@@ -248,7 +262,7 @@ class Reader:
           UnusableClip: with the sentence.
         """
         try:
-            if source.kind == FRAMES:
+            if source.kind in FRAMES:
                 return self._frames(source)
             if source.kind in ARRAYS:
                 array = self._array(source)
@@ -256,9 +270,14 @@ class Reader:
                 return self._used(source, array, array.shape[1:3], shrink=self._shrink)
             most = None if self._random else self._span + 1
             decoded = video_io.decode(
-                source.path, max_frames=most, shrink=self._shrink, limits=_LIMITS
+                source.path,
+                max_frames=most,
+                shrink=self._shrink,
+                colour=source.colour,
+                limits=_LIMITS,
             )
-            return self._used(source, decoded.frames, decoded.size, decoded.fps)
+            clip = self._used(source, decoded.frames, decoded.size, decoded.fps)
+            return dataclasses.replace(clip, notes=decoded.notes)
         except video_io.UnreadableVideo as error:
             reason = str(error).removeprefix(f"{source.path}: ")
             reason = reason.removeprefix(f"{source.path}/")  # of a frame
@@ -308,7 +327,7 @@ class Reader:
         """Reads a folder of frames, whose names end in their numbers."""
         numbered = {}
         for path in sorted(source.path.iterdir()):
-            if path.suffix.lower() != FRAMES or path.name.startswith("."):
+            if path.suffix.lower() not in FRAMES or path.name.startswith("."):
                 continue
             digits = re.search(r"(\d+)\D*$", path.stem)
             if digits is None or int(digits[1]) in numbered:

@@ -14,6 +14,7 @@ frames. Each measure says what it does not see.
 Letters: n clips, t frames, h height, w width, d features.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -51,7 +52,7 @@ ABOVE = "agreement above that"
 _OF_CLIP = (FRAMES_ALIKE, AGREES, OTHERS, ABOVE)
 _CODE = ("evals/clip_measures.py", "evals/agreement.py", "data/clip_tokenizer.py")
 _CODE += ("evals/motion.py", "evals/consistency.py", "evals/long_video.py")
-_CODE += ("evals/cuts.py", "evals/control_metrics.py")
+_CODE += ("evals/cuts.py", "evals/control_metrics.py", *clip_files.CODE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Settings:
       chunk_frames: a new chunk of the generator begins at each multiple; None: the seam
         score is left out.
       fps: frames a second of clips whose files do not say.
+      colour: see `clip_files.find`.
     """
 
     num_clips: int | None = None
@@ -129,6 +131,7 @@ class Settings:
     stride: int = 1
     chunk_frames: int | None = None
     fps: float = FPS
+    colour: str | None = None
 
     def __post_init__(self):
         if self.num_frames is not None and self.num_frames < LEAST_FRAMES:
@@ -150,6 +153,7 @@ class Settings:
             "chunk_frames": self.chunk_frames,
             "clip": captions and captions.to_json(),
             "code": protocol.code_version(*_CODE),
+            "colour": self.colour,
             "fps_unless_said": self.fps,
             "most_clips": self.most_clips,
             "most_frames": self.num_frames or MOST_FRAMES,
@@ -167,7 +171,7 @@ class Measured:
 
     Attributes:
       source: where it lies.
-      frames, size: that were measured, and (height, width) as stored.
+      frames, size: that were measured, and (height, width) as seen.
       fps: frames a second of those that were measured.
       values: name -> value; None where it is not defined.
       cuts: seconds at which new shots begin.
@@ -328,6 +332,7 @@ def measure(
     wanted = settings.most_clips
     clips, failures, vectors = [], list(found.failures), []
     longer = unsaid = smaller = 0
+    done = collections.Counter()
     for index in clip_files.drawn(len(found.sources), wanted, lambda: len(clips)):
         source = found.sources[index]
         try:
@@ -344,6 +349,7 @@ def measure(
             longer += frames.longer
             unsaid += frames.fps is None
             smaller += min(one.size) > SHORT_SIDE
+            done.update(frames.notes)
         tell()
     if not clips:
         because = failures[0] if failures else "there is none"
@@ -361,6 +367,7 @@ def measure(
     ]
     if (left := len(found.sources) - len(clips)) > len(failures) - len(found.failures):
         notes.append(f"{len(clips)} clips are drawn, {left} are not measured")
+    notes += clip_files.told(done, len(clips))
     notes += _named(clips, captions)
     total = len(found.sources) + len(found.failures)
     return Set(tuple(clips), total, tuple(failures), tuple(notes))

@@ -312,7 +312,7 @@ def of_folder(
     Raises:
       FileNotFoundError, ValueError: there are not two such clips.
     """
-    found = clip_files.find(folder)
+    found = clip_files.find(folder, settings.colour)
     most = min(settings.num_frames or FRAMES, FRAMES)
     reader = clip_files.Reader(
         most,

@@ -23,15 +23,15 @@ from sora_jax.evals import clip_files, protocol, statistics
 
 _CODE = (
     "evals/set_metrics.py",
-    "evals/clip_files.py",
     "evals/feature_sets.py",
     "evals/published.py",
     "evals/weight_folders.py",
-    "data/video_io.py",
+    *clip_files.CODE,
 )
 # What of a manifest says how clips become features, whichever the clips are.
 MADE_WITH = (
-    "features", "feature_weights", "resize", "num_frames", "stride", "start", "code",
+    "features", "feature_weights", "resize", "num_frames", "stride", "start", "colour",
+    "code",
 )  # fmt: skip
 _ARRAYS = {"features_nd", "count", "mean_d", "scatter_dd", "manifest", "digest"}
 
@@ -56,7 +56,12 @@ class FeatureSet:
 
 
 def made_with(
-    name: str, network, num_frames: int, stride: int, start: str
+    name: str,
+    network,
+    num_frames: int,
+    stride: int,
+    start: str,
+    colour: str | None = None,
 ) -> dict[str, Any]:
     """Returns the fields `MADE_WITH` of a manifest."""
     return {
@@ -66,6 +71,7 @@ def made_with(
         "num_frames": num_frames,
         "stride": stride,
         "start": start,
+        "colour": colour,
         "code": protocol.code_version(*_CODE),
     }
 
@@ -99,6 +105,7 @@ def take(
     batches = _Batches(network, network.batch_size)
     failures, longer = {}, 0
     digests, sizes, kinds, rates = {}, set(), set(), set()
+    done = collections.Counter()
     for index in clip_files.drawn(count, num_clips, lambda: len(digests), seed=seed):
         source = found.sources[index]
         try:
@@ -110,6 +117,7 @@ def take(
             digests[index] = _digest(clip.video_thwc)
             sizes.add(clip.video_thwc.shape[1:3])
             kinds.add(source.kind)
+            done.update(clip.notes)
             rates |= {round(clip.fps, 3)} if clip.fps else set()
             batches.add(index, clip.video_thwc)
         tell()
@@ -127,6 +135,7 @@ def take(
             f"{longer} of {len(digests) + len(failures)} clips have more frames than "
             f"the {fields['num_frames']} that are used, from a {fields['start']} one on"
         )
+    notes += clip_files.told(done, len(digests) + len(failures))
     if len(rates) > 1:
         notes.append(f"the clips have {len(rates)} frame rates, and none is changed")
     if len(sizes) > 1:

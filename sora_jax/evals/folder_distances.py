@@ -66,6 +66,7 @@ def measure(
     *,
     name: str | None = None,
     force: bool = False,
+    colour: str | None = None,
 ) -> Distances:
     """Measures the videos of a folder against a reference.
 
@@ -76,6 +77,7 @@ def measure(
       network: see `published.open_network`.
       name: of the published protocol, where the settings are its.
       force: uses statistics of the reference that were made otherwise, and says so.
+      colour: see `clip_files.find`.
 
     Raises:
       FileNotFoundError, ValueError: there is nothing that can be compared, or it is not
@@ -85,7 +87,9 @@ def measure(
     sides = {"videos": (videos, settings.stride)}
     stride = settings.reference_stride or settings.stride
     fields = {
-        side: feature_sets.made_with(settings.features, network, num_frames, *of_side)
+        side: feature_sets.made_with(
+            settings.features, network, num_frames, *of_side, colour
+        )
         for side, of_side in (
             ("videos", (settings.stride, "first")),
             ("reference", (stride, settings.reference_start)),
@@ -100,7 +104,9 @@ def measure(
         sets["reference"] = feature_sets.check(reference, kept, asked, force=force)
     else:
         sides["reference"] = (reference, stride)
-    found = {side: clip_files.find(folder) for side, (folder, _) in sides.items()}
+    found = {
+        side: clip_files.find(folder, colour) for side, (folder, _) in sides.items()
+    }
     total = sum(
         min(len(of.sources), settings.num_clips or len(of.sources))
         for of in found.values()

@@ -51,7 +51,7 @@ class Options:
       force: see `folder_distances.measure` and `feature_sets.save`.
       temporal: measure each clip by itself.
       clip: folder of CLIP's weights, for the agreement with captions.
-      chunk_frames, fps: see `clip_measures.Settings`.
+      chunk_frames, fps, colour: see `clip_measures.Settings`.
       controls: make a control table.
     """
 
@@ -69,6 +69,7 @@ class Options:
     clip: str | None = None
     chunk_frames: int | None = None
     fps: float | None = None
+    colour: str | None = None
     controls: bool = False
 
     def __post_init__(self):
@@ -92,7 +93,7 @@ class Options:
         """How single clips are measured, where any are."""
         if not (self.temporal or self.controls):
             return clip_measures.Settings()
-        asked = ("num_clips", "num_frames", "stride", "chunk_frames", "fps")
+        asked = ("num_clips", "num_frames", "stride", "chunk_frames", "fps", "colour")
         given = {name: getattr(self, name) for name in asked}
         given = {name: value for name, value in given.items() if value is not None}
         return clip_measures.Settings(**given)
@@ -216,13 +217,13 @@ def _distances(folders, options: Options) -> folder_distances.Distances:
     )
     return folder_distances.measure(
         *map(pathlib.Path, folders.values()), settings, network,
-        name=options.protocol, force=options.force,
+        name=options.protocol, force=options.force, colour=options.colour,
     )  # fmt: skip
 
 
 def _clips(folder, settings, clip):
     """The clips of a folder by themselves, and captions that could not be read."""
-    found, captions = clip_files.find(folder), None
+    found, captions = clip_files.find(folder, settings.colour), None
     if clip:
         names = [source.name for source in found.sources]
         captions = agreement.read_captions(folder, names)

@@ -34,13 +34,14 @@ def clip(index, num_frames=5, size=16):
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """`num` clips in parts of `per_part`; some items skip, crash or hang."""
+    """`num` clips in parts of `per_part`; some items skip, crash, hang or take 6 s."""
 
     num: int = 12
     per_part: int = 4
     skipped: tuple[int, ...] = ()
     kills: tuple[int, ...] = ()
     hangs: tuple[int, ...] = ()
+    slow: tuple[int, ...] = ()
     fails_at: int = -1
     split: str = "train"
     unit: str = "clips"
@@ -73,6 +74,9 @@ class Clips:
                 os.kill(os.getpid(), signal.SIGKILL)
             if index in self.hangs:
                 time.sleep(100)
+            for _ in range(20 if index in self.slow else 0):
+                time.sleep(0.3)
+                note(item=item)
             if index == self.fails_at:
                 raise KeyError("interrupted here")
             if index in self.skipped:

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from sora_jax.data import video_io
+from sora_jax.data import containers, video_io
 
 
 def picture(seconds, height=48, width=64):
@@ -115,9 +115,11 @@ def test_sampling_from_the_middle_is_sampling_from_the_start(tmp_path, monkeypat
         np.testing.assert_array_equal(part, whole[first:])
     assert len(list(video_io.sample(path, [5.0, 5.9, 6.0, 7.0], (48, 64)))) == 2
     decoded = []
-    frames = video_io._frames
+    frames = containers.decoded
     monkeypatch.setattr(
-        video_io, "_frames", lambda *a: (decoded.append(f) or f for f in frames(*a))
+        containers,
+        "decoded",
+        lambda *a, **k: (decoded.append(f) or f for f in frames(*a, **k)),
     )
     list(video_io.sample(path, [5.0], (48, 64)))
     assert len(decoded) < 20  # from the key frame before it
@@ -163,7 +165,7 @@ def test_limits_are_checked_on_the_header(tmp_path, limit, message, monkeypatch)
         video_io.decode(path, limits=limits)
     assert str(path) in str(caught.value)
     if "max_total_pixels" not in limit:
-        monkeypatch.setattr(video_io, "_frames", lambda *a: pytest.fail("decoded"))
+        monkeypatch.setattr(containers, "decoded", lambda *a: pytest.fail("decoded"))
         with pytest.raises(video_io.UnreadableVideo):
             video_io.decode(path, limits=limits)
 

@@ -1,4 +1,4 @@
-"""A process that dies or hangs costs the item that it was at."""
+"""A process that dies or hangs costs the item that it was at; a slow one none."""
 
 import functools
 import time
@@ -16,8 +16,8 @@ def collect(source, part, note, avoid):
     ]
 
 
-def test_a_death_and_a_hang_cost_one_item_each():
-    source = clips.Clips(num=8, per_part=4, kills=(2,), hangs=(5,))
+def test_a_death_and_a_hang_cost_one_item_each_and_a_slow_one_none():
+    source = clips.Clips(num=8, per_part=4, kills=(2,), hangs=(5,), slow=(3,))
     counted = []
     began = time.monotonic()
     found = dict(
@@ -36,7 +36,7 @@ def test_a_death_and_a_hang_cost_one_item_each():
         ("item-2", "the decoder died on it (exit code -9)"),
         "clip-3",
     ]
-    assert found[1][1] == ("item-5", "it took more than 4 s")
+    assert found[1][1] == ("item-5", "it did not go on for 4 s")
     assert [item for item in found[1] if item != found[1][1]] == [
         "clip-4",
         "clip-6",

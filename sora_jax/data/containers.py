@@ -1,0 +1,285 @@
+"""Opens files that nobody trusts with PyAV, and decodes their frames, within limits.
+
+Everything that can go wrong inside the decoder leaves as one exception,
+`UnreadableVideo`. Decoders notice only part of the damage that a file can have (about
+half of bit-flipped H.264 files decode without a word), so stored clips carry a checksum
+besides. The container format is chosen from the first bytes and given to FFmpeg, which
+therefore never guesses a playlist format that opens further files or addresses.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+from collections.abc import Iterator
+
+import av
+
+from sora_jax.data import frames
+
+# Atoms that an MP4 or QuickTime file may begin with, behind four bytes of length.
+_MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+
+
+class UnreadableVideo(ValueError):
+    """A video or picture that cannot be decoded or is beyond the limits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a file may ask for; checked on its header before anything is decoded.
+
+    Attributes:
+      max_bytes: size of the file.
+      max_side: width or height of a frame.
+      max_pixels: pixels of a frame.
+      max_aspect: the longer side over the shorter.
+      max_frames: frames in the file.
+      max_seconds: length of the file.
+      max_total_pixels: pixels of all frames that `decode` returns at once.
+    """
+
+    max_bytes: int = 4 << 30
+    max_side: int = 8192
+    max_pixels: int = 4096 * 2304
+    max_aspect: float = 20.0
+    max_frames: int = 1_000_000
+    max_seconds: float = 6 * 3600.0
+    max_total_pixels: int = 3_000_000_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says about itself; width and height as stored, before rotation.
+
+    From `video_io.probe`, `seconds` is the time from the first frame to the end of the
+    last, which starts at `last`, and `missing` by how much the file ends too early.
+    """
+
+    container: str
+    codec: str
+    width: int
+    height: int
+    fps: float
+    seconds: float
+    last: float = 0.0
+    missing: float = 0.0
+
+
+@contextlib.contextmanager
+def boundary(source: bytes | str | os.PathLike) -> Iterator[None]:
+    """Turns every failure of a decoder into UnreadableVideo."""
+    name = "video bytes" if isinstance(source, bytes) else os.fspath(source)
+    try:
+        yield
+    except UnreadableVideo:
+        raise
+    except frames.Refused as error:
+        raise UnreadableVideo(f"{name}: {error}") from None
+    except Exception as error:
+        # A damaged file was seen to raise seven unrelated types here (InvalidDataError,
+        # EOFError, IndexError, MemoryError, UnicodeDecodeError, ...), so all are caught.
+        reason = str(error) or "no reason given"
+        raise UnreadableVideo(f"{name}: {type(error).__name__}: {reason}") from error
+
+
+def _container_format(head: bytes) -> str:
+    if head[4:8] in _MOV_ATOMS:
+        return "mov"
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return "matroska"
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    if head[:4] == b"\x00\x00\x01\xba":
+        return "mpeg"
+    # Packets of 188 bytes, or behind four of their times in .m2ts, begin with a G.
+    if head[::188][:3] == b"GGG" or head[4::192][:3] == b"GGG":
+        return "mpegts"
+    raise frames.Refused("it is not an MP4, MOV, WebM, MKV, AVI, MPEG or GIF file")
+
+
+def check_size(width: int, height: int, limits: Limits) -> None:
+    """Raises Refused for frames beyond the limits."""
+    if width < 1 or height < 1:
+        raise frames.Refused(f"it has frames of {width}x{height} pixels")
+    if max(width, height) > limits.max_side or width * height > limits.max_pixels:
+        raise frames.Refused(
+            f"its frames of {width}x{height} are beyond the limit of "
+            f"{limits.max_side} a side and {limits.max_pixels} pixels"
+        )
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise frames.Refused(
+            f"its frames of {width}x{height} are longer than {limits.max_aspect:g}:1"
+        )
+
+
+@contextlib.contextmanager
+def opened(source: bytes | str | os.PathLike, limits: Limits):
+    """Yields (container, video stream, Header) of a file that is within the limits."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(boundary(source))
+        if isinstance(source, bytes):
+            file, size = io.BytesIO(source), len(source)
+        else:
+            # Opened here, so that FFmpeg sees bytes and never a name or an address.
+            file = stack.enter_context(open(source, "rb"))
+            size = os.fstat(file.fileno()).st_size
+        if size > limits.max_bytes:
+            raise frames.Refused(
+                f"{size} bytes are beyond the limit of {limits.max_bytes}"
+            )
+        head = file.read(600)
+        file.seek(0)
+        options = {"max_pixels": str(limits.max_pixels)}
+        container = stack.enter_context(
+            av.open(
+                file,
+                format=_container_format(head),
+                options=options,
+                metadata_errors="replace",
+            )
+        )
+        stream = _chosen(container.streams.video)
+        stream.codec_context.options = options
+        stream.thread_count = 1
+        yield container, stream, _header(container, stream, limits)
+
+
+def _chosen(streams) -> av.VideoStream:
+    """The stream that players show: the first that is marked as default, or the first."""
+    kinds = av.stream.Disposition
+    pictures = kinds.attached_pic | kinds.timed_thumbnails
+    decodable = [
+        stream
+        for stream in streams
+        if stream.codec_context is not None and not stream.disposition & pictures
+    ]
+    if not decodable:
+        raise frames.Refused("it has no video stream that can be decoded")
+    return next((s for s in decodable if s.disposition & kinds.default), decodable[0])
+
+
+def _header(container, stream, limits: Limits) -> Header:
+    context = stream.codec_context
+    check_size(context.width, context.height, limits)
+    fps = stream.average_rate or stream.guessed_rate
+    if not fps or not 0 < fps <= 1000:
+        raise frames.Refused(f"it has no usable frame rate ({fps})")
+    if stream.duration is not None and stream.time_base:
+        seconds = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        seconds = container.duration / av.time_base
+    else:
+        seconds = stream.frames / float(fps)
+    header = Header(
+        container.format.name,
+        context.name,
+        context.width,
+        context.height,
+        float(fps),
+        max(0.0, seconds),
+    )
+    check_length(header, stream.frames, limits)
+    return header
+
+
+def check_length(header: Header, count: int, limits: Limits) -> None:
+    if header.seconds > limits.max_seconds or count > limits.max_frames:
+        raise frames.Refused(
+            f"its {count} frames in {header.seconds:.0f} s are beyond the limit of "
+            f"{limits.max_frames} frames and {limits.max_seconds:.0f} s"
+        )
+
+
+def seek(container, stream: av.VideoStream, seconds: float) -> bool:
+    """Goes to the key frame before a time stamp; False where the format has no index."""
+    try:
+        container.seek(int(seconds / stream.time_base), stream=stream)
+    except av.FFmpegError:
+        return False
+    return True
+
+
+def lasts(packet: av.Packet, fps: float) -> float:
+    """Seconds that a packet is given by its file, or by the frame rate."""
+    return float(packet.duration * packet.time_base) if packet.duration else 1 / fps
+
+
+def seconds_of(frame: av.VideoFrame) -> float:
+    time = frame.dts if frame.pts is None else frame.pts
+    if time is None:
+        raise frames.Refused("a frame has no time stamp")
+    return float(time * frame.time_base)
+
+
+def decoded(
+    container, stream, limits: Limits, after_seek: bool = False
+) -> Iterator[av.VideoFrame]:
+    """Yields the decoded frames and refuses those that lie about their size."""
+    decoder = stream.codec_context
+    transparent = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(decoder.name)
+    if transparent and stream.metadata.get("alpha_mode") == "1":
+        # FFmpeg's own decoder knows nothing of the opacity beside the picture.
+        decoder = av.CodecContext.create(transparent, "r")
+        decoder.options, decoder.thread_count = stream.codec_context.options, 1
+    count = 0
+    for packet in container.demux(stream):
+        for frame in decoder.decode(packet):
+            if frame.is_corrupt and after_seek and count == 0:
+                continue  # what it refers to lies before the place that was sought
+            if frame.is_corrupt:
+                raise frames.Refused(f"frame {count} is damaged")
+            if count >= limits.max_frames:
+                raise frames.Refused(f"it has more than {limits.max_frames} frames")
+            check_size(frame.width, frame.height, limits)
+            yield frame
+            count += 1
+
+
+def progressive(
+    decoded: Iterator[av.VideoFrame], notes: set[str]
+) -> Iterator[av.VideoFrame]:
+    """Makes whole frames of interlaced ones, as many; others stay as they are."""
+    graph = None
+    for frame in decoded:
+        if graph is None and frame.interlaced_frame:
+            notes.add(frames.INTERLACED)
+            graph = _deinterlacer(frame)
+        if graph is None:
+            yield frame
+        else:
+            graph.push(frame)
+            yield from _pulled(graph)
+    if graph is not None:
+        graph.push(None)
+        yield from _pulled(graph)
+
+
+def _deinterlacer(frame: av.VideoFrame) -> av.filter.Graph:
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add(
+            "buffer",
+            video_size=f"{frame.width}x{frame.height}",
+            pix_fmt=frame.format.name,
+            time_base=str(frame.time_base),
+            colorspace=str(int(frame.colorspace)),
+            range=str(int(frame.color_range)),
+        ),
+        graph.add("bwdif", mode="send_frame", deint="interlaced"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph
+
+
+def _pulled(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
+    while True:
+        try:
+            yield graph.vpull()
+        except (av.BlockingIOError, av.EOFError):
+            return

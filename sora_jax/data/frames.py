@@ -1,0 +1,201 @@
+"""Decoded frames as they are meant to be seen: upright, of square pixels, in BT.709.
+
+Whoever reads foreign video gets its pixels here, whatever they are wanted for, so that
+training data and measurements see the same picture as a player shows.
+
+Letters: h height, w width, c channel (RGB). Pixels are uint8.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from sora_jax.data import colour
+
+# How frames are made that cannot stay as they are; part of what defines data.
+RULES = {"hdr": colour.TONE_MAP, "interlaced": "bwdif", "transparent": "on black"}
+INTERLACED = "interlaced, made progressive by bwdif"
+TRANSPARENT = "transparent in places, laid on black"
+
+
+class Refused(Exception):
+    """A reason not to read a file; the boundary puts the name of the file in front."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """How stored pixels become upright ones: a transposition, then reversals."""
+
+    transposed: bool = False
+    reversed_rows: bool = False
+    reversed_columns: bool = False
+
+    def __call__(self, picture_hwc: np.ndarray) -> np.ndarray:
+        if self.transposed:
+            picture_hwc = picture_hwc.transpose(1, 0, 2)
+        rows, columns = (
+            slice(None, None, -1 if backwards else 1)
+            for backwards in (self.reversed_rows, self.reversed_columns)
+        )
+        return picture_hwc[rows, columns]
+
+
+def turn_of(frame) -> Turn:
+    """Reads a frame's display matrix: rotation to the nearest quarter, and mirroring.
+
+    The matrix [a, b, u, c, d, v, x, y, w] sends column p and row q of what is stored
+    to column a p + c q + x and row b p + d q + y of what is seen.
+    """
+    try:
+        kinds = {side.type.name for side in frame.side_data}
+    except ValueError:
+        # PyAV cannot list side data of which it does not know one kind.
+        quarters = round(frame.rotation / 90) % 4
+        return Turn(quarters % 2 == 1, quarters in (1, 2), quarters in (2, 3))
+    if "DISPLAYMATRIX" not in kinds:
+        return Turn()
+    numbers = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)
+    a, b, c, d = numbers[[0, 1, 3, 4]].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Turn(True, b < 0, c < 0)
+    return Turn(False, d < 0, a < 0)
+
+
+def aspect_of(stream) -> float:
+    """How wide a stored pixel is seen for its height: the container's word, or the codec's."""
+    ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    ratio = float(ratio or 1)
+    return ratio if 0.1 <= ratio <= 10 else 1.0
+
+
+class View:
+    """How the frames of one stream become pictures; `notes` says what was done to them.
+
+    Args:
+      turn: see `turn_of`.
+      aspect: see `aspect_of`.
+      untagged: one of `colour.MATRICES` for frames that do not say; None: by their size.
+      reformatter: PyAV's; one for all frames, as a fresh one costs more than decoding.
+    """
+
+    def __init__(self, turn: Turn, aspect: float, untagged: str | None, reformatter):
+        self._turn, self._aspect, self._untagged = turn, aspect, untagged
+        self._reformatter = reformatter
+        self._plans = {}
+        self.notes: set[str] = set()
+
+    def size(self, frame) -> tuple[int, int]:
+        """(height, width) of the whole picture: none of its pixels is given up."""
+        height, width = self._square(frame)
+        return (width, height) if self._turn.transposed else (height, width)
+
+    def _square(self, frame) -> tuple[int, int]:
+        if self._aspect >= 1:
+            return frame.height, round(frame.width * self._aspect)
+        return round(frame.height / self._aspect), frame.width
+
+    def whole(self, frame) -> np.ndarray:
+        """The picture uint8[h, w, 3] of a frame at its own size."""
+        picture_hwc = self._rgb(frame, *self._square(frame), _BICUBIC)
+        return np.ascontiguousarray(self._turn(picture_hwc))
+
+    def fit(self, frame, size: tuple[int, int]) -> np.ndarray:
+        """The picture scaled until it covers (height, width), of which the middle is cut."""
+        height, width = size[::-1] if self._turn.transposed else size
+        wide = frame.width * self._aspect
+        scale = max(width / wide, height / frame.height)
+        picture_hwc = self._rgb(
+            frame,
+            max(height, round(frame.height * scale)),
+            max(width, round(wide * scale)),
+            _AREA if scale < 1 else _BICUBIC,
+        )
+        top = (picture_hwc.shape[0] - height) // 2
+        left = (picture_hwc.shape[1] - width) // 2
+        picture_hwc = picture_hwc[top : top + height, left : left + width]
+        return np.ascontiguousarray(self._turn(picture_hwc))
+
+    def _rgb(self, frame, height: int, width: int, filter: int) -> np.ndarray:
+        plan = self._plan(frame)
+        if not plan.alpha and not plan.convert and frame.format.name == "gbrp":
+            if (frame.height, frame.width) == (height, width):
+                return frame.to_ndarray()
+        kind = ("rgba64le" if plan.alpha else "rgb48le") if plan.convert else "rgb24"
+        if plan.alpha and not plan.convert:
+            kind = "rgba"
+        picture_hwc = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format=kind,
+            src_colorspace=plan.matrix,
+            interpolation=filter | _EXACT if plan.convert else filter,
+        ).to_ndarray()
+        alpha_hw1 = picture_hwc[..., 3:]
+        if plan.convert:
+            picture_hwc = colour.convert(picture_hwc[..., :3], *plan.convert)
+        if plan.alpha:
+            peak = np.iinfo(alpha_hw1.dtype).max
+            picture_hwc, transparent = on_black(picture_hwc[..., :3], alpha_hw1 / peak)
+            if transparent:
+                self.notes.add(TRANSPARENT)
+        return picture_hwc
+
+    def _plan(self, frame) -> "_Plan":
+        key = (
+            frame.format.name, frame.width, frame.height, frame.colorspace,
+            frame.color_primaries, frame.color_trc,
+        )  # fmt: skip
+        if key not in self._plans:
+            self._plans[key] = self._new_plan(frame)
+        return self._plans[key]
+
+    def _new_plan(self, frame) -> "_Plan":
+        matrix = said = frame.colorspace
+        kind = frame.format
+        if kind.is_rgb or kind.has_palette or len(kind.components) < 3:
+            matrix = said = 0
+        elif said in (0, 2, 3):
+            name = self._untagged or colour.untagged(frame.height, frame.width)
+            said = colour.MATRICES[name]
+            self.notes.add(f"of colours that are not tagged, read as {name}")
+        try:
+            convert = colour.settle(said, frame.color_primaries, frame.color_trc)
+        except ValueError as error:
+            raise Refused(f"{error}, which is not read") from None
+        if convert == (1, 1):
+            convert = None
+        else:
+            self.notes.add(colour.describe(*convert))
+        alpha = kind.has_palette or any(part.is_alpha for part in kind.components)
+        return _Plan(_SWSCALE.get(said) if matrix != 0 else None, convert, alpha)
+
+
+# Numbers of libswscale: filters, and exact rounding with colours for every pixel, which
+# takes longer than the usual way but matters where colours are pulled apart.
+_BICUBIC, _AREA, _EXACT = 4, 0x20, 0x40000 | 0x2000
+# Names of matrices for FFmpeg's scaler, whose numbers are others than H.273's.
+_SWSCALE = {
+    1: "ITU709", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M", 9: "BT2020",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How frames of one kind become RGB: matrix, (primaries, transfer), transparency."""
+
+    matrix: str | None
+    convert: tuple[int, int] | None
+    alpha: bool
+
+
+def on_black(picture_hwc: np.ndarray, alpha_hw1: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Lays a picture uint8 on black; says whether anything shows through.
+
+    Args:
+      picture_hwc: the colours, not multiplied by their opacity.
+      alpha_hw1: opacity from 0 to 1.
+    """
+    if alpha_hw1.min() == 1:
+        return picture_hwc, False
+    return np.round(picture_hwc * alpha_hw1).astype(np.uint8), True
