@@ -39,12 +39,8 @@ _FAMILIES = flags.DEFINE_string(
     "families", None, "Toy world: weights such as attribute:0.25,motion:0.75."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Toy world: seed.")
-_SIZE = flags.DEFINE_string(
-    "size", "64x64", "Folder: width and height of the clips: 832x480."
-)
-_NUM_FRAMES = flags.DEFINE_integer(
-    "num_frames", 17, "Folder: frames of a clip, 1 + 4n."
-)
+_SIZE = flags.DEFINE_string("size", "64x64", "Folder: WIDTHxHEIGHT of the clips.")
+_NUM_FRAMES = flags.DEFINE_integer("num_frames", 17, "Folder: of a clip, 1 + 4n.")
 _FPS = flags.DEFINE_float("fps", 8.0, "Folder: frames a second of the clips.")
 _COLOUR = flags.DEFINE_enum(
     "colour", None, ["bt601", "bt709", "bt2020"], "Folder: of untagged videos."

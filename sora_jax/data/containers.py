@@ -217,6 +217,11 @@ def seconds_of(frame: av.VideoFrame) -> float:
     return float(time * frame.time_base)
 
 
+def has_no_times(container) -> bool:
+    """Whether the format says when packets are decoded, but not when they are seen."""
+    return container.format.name == "avi"
+
+
 def decoded(
     container, stream, limits: Limits, after_seek: bool = False
 ) -> Iterator[av.VideoFrame]:
@@ -227,9 +232,17 @@ def decoded(
         # FFmpeg's own decoder knows nothing of the opacity beside the picture.
         decoder = av.CodecContext.create(transparent, "r")
         decoder.options, decoder.thread_count = stream.codec_context.options, 1
-    count = 0
+    count, time, step = 0, None, 0
     for packet in container.demux(stream):
         for frame in decoder.decode(packet):
+            if has_no_times(container):
+                # Frames come in order, each when a later packet comes, but for the last.
+                if frame.dts is not None:
+                    step = step if time is None else frame.dts - time
+                    time = frame.dts
+                else:
+                    time = (time or 0) + step
+                frame.pts = time
             if frame.is_corrupt and after_seek and count == 0:
                 continue  # what it refers to lies before the place that was sought
             if frame.is_corrupt:

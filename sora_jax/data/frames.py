@@ -117,19 +117,16 @@ class View:
 
     def _rgb(self, frame, height: int, width: int, filter: int) -> np.ndarray:
         plan = self._plan(frame)
-        if not plan.alpha and not plan.convert and frame.format.name == "gbrp":
-            if (frame.height, frame.width) == (height, width):
-                return frame.to_ndarray()
-        kind = ("rgba64le" if plan.alpha else "rgb48le") if plan.convert else "rgb24"
-        if plan.alpha and not plan.convert:
-            kind = "rgba"
+        as_stored = (frame.height, frame.width) == (height, width) and plan.usual
+        if as_stored and frame.format.name == "gbrp":
+            return frame.to_ndarray()
         picture_hwc = self._reformatter.reformat(
             frame,
             width=width,
             height=height,
-            format=kind,
+            format=plan.kind,
             src_colorspace=plan.matrix,
-            interpolation=filter | _EXACT if plan.convert else filter,
+            interpolation=filter if as_stored else filter | _EXACT,
         ).to_ndarray()
         alpha_hw1 = picture_hwc[..., 3:]
         if plan.convert:
@@ -168,11 +165,18 @@ class View:
         else:
             self.notes.add(colour.describe(*convert))
         alpha = kind.has_palette or any(part.is_alpha for part in kind.components)
-        return _Plan(_SWSCALE.get(said) if matrix != 0 else None, convert, alpha)
+        kinds = ("rgba64le", "rgb48le") if convert else ("rgba", "rgb24")
+        return _Plan(
+            matrix=_SWSCALE.get(said) if matrix != 0 else None,
+            convert=convert,
+            alpha=alpha,
+            kind=kinds[0] if alpha else kinds[1],
+            usual=not convert and not alpha and kind.components[0].bits == 8,
+        )
 
 
 # Numbers of libswscale: filters, and exact rounding with colours for every pixel, which
-# takes longer than the usual way but matters where colours are pulled apart.
+# takes longer than its shortcut for 8 bits at their own size.
 _BICUBIC, _AREA, _EXACT = 4, 0x20, 0x40000 | 0x2000
 # Names of matrices for FFmpeg's scaler, whose numbers are others than H.273's.
 _SWSCALE = {
@@ -182,11 +186,21 @@ _SWSCALE = {
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """How frames of one kind become RGB: matrix, (primaries, transfer), transparency."""
+    """How frames of one kind become RGB.
+
+    Attributes:
+      matrix: name of the one they are coded with; None for RGB and grey.
+      convert: primaries and transfer that `colour.convert` is needed for.
+      alpha: whether they can be transparent.
+      kind: of the pixels that FFmpeg makes of them.
+      usual: 8 bits that need nothing else.
+    """
 
     matrix: str | None
     convert: tuple[int, int] | None
     alpha: bool
+    kind: str
+    usual: bool
 
 
 def on_black(picture_hwc: np.ndarray, alpha_hw1: np.ndarray) -> tuple[np.ndarray, bool]:

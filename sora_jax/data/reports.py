@@ -38,8 +38,8 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
     if any("beyond the limit" in one["reason"] for one in skipped):
         lines.append("--max_gib, --max_seconds and --max_side set limits, see --help")
     for done in report["remarks"]:
-        files, frames = len(done["files"]), done["frames"]
-        lines.append(f"{files} videos: {done['what']}; {frames} frames")
+        videos = f"{(n := len(done['files']))} video{'s' * (n != 1)}"
+        lines.append(f"{videos} {done['what']}: {done['frames']} frames")
     if manifest["without_caption"]:
         lines.append(f"{manifest['without_caption']} clips have no caption")
     if cuts:

@@ -99,7 +99,9 @@ def probe(
         ends, last, dts = 0.0, None, 0
         for packet in container.demux():
             tell()
-            time = packet.dts if packet.pts is None else packet.pts
+            time = packet.pts
+            if time is None or containers.has_no_times(container):
+                time = packet.dts
             if time is None or packet.is_discard:
                 continue
             starts = float(time * packet.time_base)
@@ -118,6 +120,8 @@ def probe(
             # of single packets is of the order in which they are decoded.
             whole = (stream.start_time or 0) + stream.duration
             end = max(starts, float(whole * stream.time_base))
+        if containers.has_no_times(container):
+            origin = float((stream.start_time or 0) * stream.time_base)
         header = dataclasses.replace(
             header, seconds=end - origin, last=starts - origin, missing=missing
         )
@@ -175,7 +179,8 @@ def read(
     if start > _SEEK_FROM:
         origin = _origin(source, limits)
         with containers.opened(source, limits) as (container, stream, header):
-            if containers.seek(container, stream, origin + start):
+            # The frames after a key frame may need one before it, and are left out then.
+            if containers.seek(container, stream, origin + start - 0.5):
                 decoded = containers.decoded(container, stream, limits, after_seek=True)
                 shown = _shown(decoded, stream, header, origin, colour, limits)
                 first = next(shown, None)

@@ -105,10 +105,9 @@ def test_a_folder_of_videos(tmp_path, capsys):
     run(**asked)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("skipped b.mov: it is not an MP4")
-    assert (
-        "2 clips of 9 frames, 32 wide, 24 high, 6 fps; captions: 2 alt; 1 skipped"
-        in said[1]
-    )
+    assert said[1] == "1 video of colours that are not tagged, read as bt601: 18 frames"
+    made = "2 clips of 9 frames, 32 wide, 24 high, 6 fps; captions: 2 alt; 1 skipped"
+    assert made in said[2]
     assert len(shards.open(out)) == 2
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     run(**asked)
