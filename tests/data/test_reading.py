@@ -482,6 +482,6 @@ def test_pictures_of_every_kind(tmp_path):
     cmyk = PIL.Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     red = np.array(read(cmyk, "a.jpg", quality=95))
     assert np.abs(red - (255, 0, 0)).max() <= 3
-    # A grey of L* = 50 and what a profile of light that is not sRGB says.
+    # A broken profile counts as none, as in browsers.
     assert read(flat((120, 60, 30)), icc_profile=_profile("sRGB")) == [120, 60, 30]
     assert read(flat((120, 60, 30)), icc_profile=b"broken") == [120, 60, 30]
