@@ -105,7 +105,7 @@ def prepared(folder, size, num_frames=5, fps=8.0, **changes):
     """What `prepare` makes of a folder: frames by file, reasons, and remarks."""
     source = curate.FolderClips(folder, size, num_frames, fps, lossless=True, **changes)
     clips, others = {}, []
-    for part in source.plan()[0]:
+    for part in source.plan(tuple(source.items))[0]:
         for found in source.clips(part, lambda item=None, finished=0: None, {}):
             if isinstance(found, records.ClipRecord):
                 clips.setdefault(found.id.split("#")[0], []).append(found.frames())
