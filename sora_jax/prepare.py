@@ -6,12 +6,13 @@
     python -m sora_jax.prepare --source shards:shards --vae runs/toy_vae --out latents
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
-A folder holds videos (mp4, mov, webm, mkv, avi, ts, mpg, gif), and captions: clip.txt or
-clip.json beside clip.mp4, or a list: captions.csv or .jsonl (file,caption), metadata.csv
-or .jsonl (file_name,text), or prompts.txt and videos.txt, line by line. The same command
-again goes on where it was interrupted; once it is finished, it adds what videos are new,
-and leaves the others as they are. What is left out is listed with the reason, here and in
-OUT/report.json. With --text_encoder the states of the captions are
+A folder holds videos (mp4, mov, webm, mkv, avi, ts, mpg, gif), or folders of numbered
+frames (clip/00001.jpg, ...; --frames_fps says how many a second), and captions: clip.txt or
+clip.json beside clip.mp4 or clip, or a list: captions.csv or .jsonl (file,caption),
+metadata.csv or .jsonl (file_name,text), or prompts.txt and videos.txt, line by line. The
+same command again goes on where it was interrupted; once it is finished, it adds what
+videos are new, and leaves the others as they are. What is left out is listed with the
+reason, here and in OUT/report.json. With --text_encoder the states of the captions are
 stored in the folder `text` of the latents, for denoisers that leave that encoder frozen.
 """
 
@@ -42,6 +43,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Toy world: seed.")
 _SIZE = flags.DEFINE_string("size", "64x64", "Folder: WIDTHxHEIGHT of the clips.")
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 17, "Folder: of a clip, 1 + 4n.")
 _FPS = flags.DEFINE_float("fps", 8.0, "Folder: frames a second of the clips.")
+_FRAMES_FPS = flags.DEFINE_float(
+    "frames_fps", None, "Folder: read folders of numbered frames, so many a second."
+)
 _COLOUR = flags.DEFINE_enum(
     "colour", None, ["bt601", "bt709", "bt2020"], "Folder: of untagged videos."
 )
@@ -76,7 +80,7 @@ _OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
 _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
     "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
-    | {"follow_links", "max_gib", "max_seconds", "max_side", "colour"},
+    | {"follow_links", "max_gib", "max_seconds", "max_side", "colour", "frames_fps"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
     "latents": {"text_encoder", *_OF_TEXT},
 }
@@ -107,6 +111,7 @@ def source_of(kind: str, name: str) -> shards.Source:
         curate.limits(_MAX_GIB.value, _MAX_SECONDS.value, _MAX_SIDE.value),
         _FOLLOW_LINKS.value,
         colour=_COLOUR.value,
+        frames_fps=_FRAMES_FPS.value,
     )
 
 

@@ -1,6 +1,7 @@
 """A folder of videos with captions beside them as a source of clips.
 
-What lies in the folder, and where captions are looked for, `folders` says.
+What lies in the folder, and where captions are looked for, `folders` says. A folder of
+numbered pictures in it is a video too.
 
 A video is cut into windows that follow one another without a gap, each of `num_frames`
 frames at `fps`; what is left over at the end is dropped. A frame counts where it is on
@@ -17,7 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from sora_jax.data import cuts, folders, frames, records, shards, video_io, workers
+from sora_jax.data import (
+    cuts,
+    folders,
+    frame_folders,
+    frames,
+    records,
+    shards,
+    video_io,
+    workers,
+)
 
 _CRF = 14
 # A longer video is cut into slices of about so many bytes, so that workers can share it.
@@ -65,6 +75,8 @@ class FolderClips:
       follow_links: list what links that lead out of the folder point to.
       colour: one of `colour.MATRICES`, for videos that do not say how their colours are
         coded; None: as players do, by their size.
+      frames_fps: frames a second of videos that are folders of numbered pictures; None:
+        there are none, and pictures are left out.
 
     Raises:
       ValueError: sizes that no clip can have, or no such folder.
@@ -79,6 +91,7 @@ class FolderClips:
     limits: video_io.Limits = video_io.DEFAULT_LIMITS
     follow_links: bool = False
     colour: str | None = None
+    frames_fps: float | None = None
     unit = "videos"
 
     def __post_init__(self):
@@ -96,11 +109,15 @@ class FolderClips:
             )
         if not 0 < self.fps <= 240:
             raise ValueError(f"fps is between 0 and 240, not {self.fps}")
+        if self.frames_fps is not None and not 0 < self.frames_fps <= 1000:
+            raise ValueError(f"frames_fps is between 0 and 1000, not {self.frames_fps}")
 
     @functools.cached_property
     def listing(self) -> folders.Listing:
         """What the folder holds; travels to the worker processes."""
-        return folders.scan(self.folder, follow_links=self.follow_links)
+        return folders.scan(
+            self.folder, follow_links=self.follow_links, frames_fps=self.frames_fps
+        )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -154,14 +171,31 @@ class FolderClips:
                 text, path = texts.get(video, folders.Text()), self.folder / video
                 header = None
                 try:
-                    header = video_io.probe(path, self.limits, tell)
-                    yield from self._windows(video, header, number, slices, text, tell)
+                    header, sample = self._opened(video, tell)
+                    yield from self._windows(
+                        video, header, number, slices, text, sample
+                    )
                 except video_io.UnreadableVideo as error:
                     # What is wrong with the whole file, its first slice says.
                     if header or number == 0:
                         reason = str(error).removeprefix(f"{path}: ")
                         yield shards.Skipped(item if header else video, reason)
             note(finished=1)
+
+    def _opened(
+        self, video: str, tell: Callable[[], None]
+    ) -> tuple[video_io.Header, Callable[..., Iterator[np.ndarray]]]:
+        """Returns a video's header and what yields its frames at given times."""
+        path = self.folder / video
+        if frames_of := self.listing.frames.get(video):
+            clip = frame_folders.FrameFolder(path, frames_of, self.limits)
+            header, sample = clip.probe(self.frames_fps), clip.sample
+        else:
+            header = video_io.probe(path, self.limits, tell)
+            sample = functools.partial(
+                video_io.sample, path, limits=self.limits, colour=self.colour
+            )
+        return header, functools.partial(sample, header=header, tell=tell)
 
     def _windows(
         self,
@@ -170,9 +204,8 @@ class FolderClips:
         number: int,
         slices: int,
         text: folders.Text,
-        tell: Callable[[], None],
+        sample: Callable[..., Iterator[np.ndarray]],
     ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:
-        path = self.folder / video
         total = video_io.ticks(header.seconds, self.fps) // self.num_frames
         ends = f"it says {header.seconds + header.missing:.2f} s but ends earlier"
         if total == 0 and number == 0:
@@ -186,10 +219,7 @@ class FolderClips:
         if first < end:
             times = np.arange(first * self.num_frames, end * self.num_frames) / self.fps
             notes: set[str] = set()
-            frames_hwc = video_io.sample(
-                path, times.tolist(), self.size, self.limits,
-                header=header, colour=self.colour, notes=notes, tell=tell,
-            )  # fmt: skip
+            frames_hwc = sample(times.tolist(), self.size, notes=notes)
             made, repeated, last_hwc = 0, 0, None
             for window in range(first, end):
                 clip = list(itertools.islice(frames_hwc, self.num_frames))

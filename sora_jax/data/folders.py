@@ -6,8 +6,10 @@ medium, dense, structured, and perhaps `licence` and `source`), and in lists:
     captions.jsonl, captions.csv     the same fields, and `file`
     metadata.jsonl, metadata.csv     as Hugging Face's data sets: `file_name`, `text`
     prompts.txt and videos.txt       line k of one belongs to line k of the other
-A list names files from its own folder on. Several captions of a video, in rows or in a
-JSON array, are all kept. Where captions differ by place, what stands beside the clip
+A list names files from its own folder on. A clip that is a folder of numbered pictures,
+`a/clip/00001.jpg` and so on, is named as `a/clip`, and has its captions in `a/clip.txt`
+as if it were a file. Several captions of a video, in rows or in a JSON array, are all
+kept. Where captions differ by place, what stands beside the clip
 wins, then the list that is deeper in the folder, then the list named first above.
 """
 
@@ -21,7 +23,7 @@ import posixpath
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from sora_jax.data import records, shards, texts, video_io
+from sora_jax.data import frame_folders, records, shards, texts, video_io
 
 _FILE_FIELDS = ("file", "file_name", "video", "path")
 # A caption of no tier is the text the clip came with; a recipe's is its prompt.
@@ -35,6 +37,7 @@ _LISTS = (
     "captions.csv",
     "captions.jsonl",
 )
+_UNREAD = "its {} picture{} may be a clip's frames: --frames_fps says how many a second"
 # Suffixes of files that are one clip, or may be: they are no part of a clip's name.
 _OF_CLIPS = (*video_io.SUFFIXES, ".npy")
 
@@ -222,9 +225,7 @@ def read_captions(
         for video, text in said.items():
             found[video] = text.over(found.get(video, Text()))
     for video in sorted(videos):
-        stem, suffix = os.path.splitext(video)
-        if suffix.lower() not in _OF_CLIPS:
-            stem = video
+        stem = _stem(video)
         for beside in (f"{stem}.txt", f"{stem}.json"):
             if beside not in files:
                 continue
@@ -240,6 +241,12 @@ def read_captions(
             except (OSError, ValueError, RecursionError) as error:
                 skip(beside, error)
     return found, skipped
+
+
+def _stem(video: str) -> str:
+    """The name that a video shares with what lies beside it."""
+    stem, suffix = os.path.splitext(video)
+    return stem if suffix.lower() in _OF_CLIPS else video
 
 
 # -- files ----------------------------------------------------------------------------
@@ -311,9 +318,19 @@ def _followed(entry: os.DirEntry, root: str, follow_links: bool) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What a folder holds: videos with their sizes, their captions, and the rest."""
+    """What a folder holds.
+
+    Attributes:
+      videos: bytes of each, whether it is a file or a folder of frames.
+      frames: names of the frames of those that are folders.
+      frames_fps: how many of them there are in a second.
+      texts: captions.
+      skipped: the rest.
+    """
 
     videos: Mapping[str, int]
+    frames: Mapping[str, tuple[str, ...]]
+    frames_fps: float | None
     texts: Mapping[str, Text]
     skipped: tuple[shards.Skipped, ...]
 
@@ -323,13 +340,30 @@ class Listing:
         found = {}
         for video, size in self.videos.items():
             said = dataclasses.astuple(self.texts.get(video, Text()))
-            content = json.dumps([size, said], sort_keys=True)
-            found[video] = hashlib.sha256(content.encode()).hexdigest()[:16]
+            content = [size, said]
+            if video in self.frames:
+                content += [self.frames_fps, self.frames[video]]
+            text = json.dumps(content, sort_keys=True)
+            found[video] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return found
 
 
-def scan(folder: pathlib.Path, *, follow_links: bool = False) -> Listing:
-    """Lists a folder as `walk` does, and reads its captions."""
+def scan(
+    folder: pathlib.Path,
+    *,
+    follow_links: bool = False,
+    frames_fps: float | None = None,
+) -> Listing:
+    """Lists a folder as `walk` does, and reads its captions.
+
+    Args:
+      folder: where the videos are.
+      follow_links: see `walk`.
+      frames_fps: of folders of numbered pictures; None: they are left out.
+
+    Raises:
+      ValueError: see `frame_folders.find`.
+    """
     names, skipped = walk(folder, follow_links=follow_links)
     videos: dict[str, int] = {}
     files = set()
@@ -338,13 +372,26 @@ def scan(folder: pathlib.Path, *, follow_links: bool = False) -> Listing:
             videos[name] = (folder / name).stat().st_size
         else:
             files.add(name)
-    texts_of, bad_captions = read_captions(folder, set(videos), files)
-    stems = {video.rsplit(".", 1)[0] for video in videos}
+    found = frame_folders.find(folder, names, videos)
+    for clip, frames in found.clips.items():
+        of_clip = [f"{clip}/{frame}" for frame in frames]
+        files.difference_update(of_clip)
+        videos[clip] = sum((folder / name).stat().st_size for name in of_clip)
+    clips, unread = set(videos), {} if frames_fps else found.clips
+    texts_of, bad_captions = read_captions(folder, clips, files)
+    for clip, frames in unread.items():
+        reason = _UNREAD.format(len(frames), "s" * (len(frames) != 1))
+        skipped.append(shards.Skipped(clip, reason))
+        del videos[clip]
+    stems = set(map(_stem, clips))
     for name in sorted(files.difference(*_find_lists(files))):
         stem, _, suffix = name.rpartition(".")
-        if suffix not in ("txt", "json"):
+        if name in found.loose:
+            skipped.append(shards.Skipped(name, found.loose[name]))
+        elif suffix not in ("txt", "json"):
             kinds = ", ".join(video_io.SUFFIXES)
             skipped.append(shards.Skipped(name, f"it is no video of a kind in {kinds}"))
         elif stem not in stems:
             skipped.append(shards.Skipped(name, "there is no video of this name"))
-    return Listing(videos, texts_of, (*skipped, *bad_captions))
+    skipped += bad_captions
+    return Listing(videos, found.clips, frames_fps, texts_of, tuple(skipped))

@@ -15,17 +15,19 @@ import PIL.ImageOps
 from sora_jax.data import containers, frames
 
 # Suffixes of frames in a folder.
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
 def read_image(
-    path: str | os.PathLike, limits: containers.Limits = containers.DEFAULT_LIMITS
+    path: str | os.PathLike,
+    limits: containers.Limits = containers.DEFAULT_LIMITS,
+    notes: set[str] | None = None,
 ) -> np.ndarray:
     """Reads a picture (PNG, JPEG, WebP, BMP, GIF) as uint8[h, w, 3].
 
     It is turned as its EXIF data says, 16 bits become 8, colours of an ICC profile are
-    brought to sRGB, and transparent parts are laid on black.
+    brought to sRGB, and transparent parts are laid on black, which `notes` gets.
 
     Raises:
       UnreadableVideo: it is no picture, is damaged, or is beyond the limits.
@@ -45,7 +47,9 @@ def read_image(
                 image = image.convert("RGBA").convert("RGB")
             picture_hwc = np.asarray(_in_srgb(image, profile))
             if transparent:
-                picture_hwc, _ = frames.on_black(picture_hwc, alpha_hw1 / 255)
+                picture_hwc, seen = frames.on_black(picture_hwc, alpha_hw1 / 255)
+                if seen and notes is not None:
+                    notes.add(frames.TRANSPARENT)
             return picture_hwc
 
 

@@ -271,13 +271,40 @@ def sample(
     with containers.boundary(source):
         header = header or probe(source, limits, tell)
         shown = _telling(read(source, seconds[0], colour=colour, limits=limits), tell)
-        last = picture_hwc = None
-        for now in on_screen(shown, seconds, header):
-            if now is not last:
-                last, picture_hwc = now, now.fit(size)
-                if notes is not None:
-                    notes |= now.view.notes
-            yield picture_hwc
+
+        def fit(now: Shown) -> np.ndarray:
+            picture_hwc = now.fit(size)
+            if notes is not None:
+                notes.update(now.view.notes)
+            return picture_hwc
+
+        yield from pictures_at(shown, seconds, header, fit)
+
+
+def pictures_at(
+    shown: Iterable[Shown],
+    seconds: Iterable[float],
+    header: Header,
+    picture_of: Callable[[Shown], np.ndarray],
+) -> Iterator[np.ndarray]:
+    """Yields the pictures of what `on_screen` yields; one that stays is made once."""
+    last = picture_hwc = None
+    for now in on_screen(shown, seconds, header):
+        if now is not last:
+            last, picture_hwc = now, picture_of(now)
+        yield picture_hwc
+
+
+def fitter(size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns what brings pictures uint8[h, w, 3] to (height, width) as `Shown.fit` does."""
+    reformatter = av.video.reformatter.VideoReformatter()
+    view = frames.View(frames.Turn(), 1.0, None, reformatter)
+
+    def fit(picture_hwc: np.ndarray) -> np.ndarray:
+        picture_hwc = np.ascontiguousarray(picture_hwc)
+        return view.fit(av.VideoFrame.from_ndarray(picture_hwc, format="rgb24"), size)
+
+    return fit
 
 
 def _telling(shown: Iterator[Shown], tell: Callable[[], None]) -> Iterator[Shown]:

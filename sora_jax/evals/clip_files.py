@@ -1,8 +1,8 @@
 """Folders of clips: video files, folders of frames, arrays.
 
-A clip is a video file, a folder of numbered .png or .jpg frames, an array uint8 [t, h, w, 3] in a
-.npy or .npz file, or one of an array [n, t, h, w, 3]. What cannot be used is said in one
-sentence and counted, whatever it is: no file is skipped in silence.
+A clip is a video file, a folder of numbered .jpg, .png or .webp frames, an array uint8
+[t, h, w, 3] in a .npy or .npz file, or one of an array [n, t, h, w, 3]. What cannot be
+used is said in one sentence and counted, whatever it is: no file is skipped in silence.
 
 Letters: n clips, t frames, h height, w width.
 """
@@ -10,19 +10,18 @@ Letters: n clips, t frames, h height, w width.
 import collections
 import dataclasses
 import pathlib
-import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sora_jax.data import folders, pictures, video_io
+from sora_jax.data import folders, frame_folders, video_io
 
 # What decides the pixels of a clip, for manifests.
 CODE = ("evals/clip_files.py", "data/video_io.py", "data/containers.py")
 CODE += ("data/frames.py", "data/colour.py", "data/pictures.py")
-FRAMES = pictures.SUFFIXES
+CODE += ("data/frame_folders.py",)
 ARRAYS = (".npy", ".npz")
 _LIMITS = video_io.Limits(max_total_pixels=400_000_000)  # of a clip as used, 1.2 GB
 _BROKEN = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -39,10 +38,11 @@ class Source:
     Attributes:
       name: of the clip, from the folder on.
       path: of its file, or of its folder of frames.
-      kind: suffix of the files; of frames the lossy one, where there is any.
+      kind: suffix of its file; of frames the lossy one, where there is any.
       member: of a .npz file.
       index: in an array of many clips.
       colour: see `video_io.read`.
+      frames: names of the files in a folder of frames.
     """
 
     name: str
@@ -51,6 +51,7 @@ class Source:
     member: str | None = None
     index: int | None = None
     colour: str | None = None
+    frames: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,37 +97,25 @@ def find(folder: pathlib.Path, colour: str | None = None) -> Found:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     sources, failures = [], []
-    framed = collections.defaultdict(collections.Counter)
-    others = collections.Counter()
-    beside = set()  # folders with clips in them, as files
     names, skipped = folders.walk(folder, follow_links=True)
-    for name in names:
-        path = folder / name
-        kind = path.suffix.lower()
-        if kind in FRAMES:
-            framed[path.parent][kind] += 1
-        elif kind in video_io.SUFFIXES:
-            beside.add(path.parent)
-            sources.append(Source(name, path, kind, colour=colour))
-        elif kind in ARRAYS:
-            beside.add(path.parent)
+    files = [name for name in names if _suffix(name) in (*video_io.SUFFIXES, *ARRAYS)]
+    framed, read = frame_folders.find(folder, names, files), set(files)
+    for name in files:
+        path, kind = folder / name, _suffix(name)
+        if kind in ARRAYS:
             try:
                 sources += _in_arrays(name, path)
             except UnusableClip as error:
                 failures.append(str(error))
         else:
-            others[kind or "no suffix"] += 1
-    for path, kinds in framed.items():
-        if path in beside:
-            others += kinds
-        elif path == folder:
-            raise ValueError(
-                f"{folder} holds frames itself: name the folder in which each clip has "
-                "one"
-            )
-        else:
-            name = path.relative_to(folder).as_posix()
-            sources.append(Source(name, path, min(kinds)))  # .jpg before .png
+            sources.append(Source(name, path, kind, colour=colour))
+    for name, frames in framed.clips.items():
+        kind = min({_suffix(frame) for frame in frames} - {".png"}, default=".png")
+        sources.append(Source(name, folder / name, kind, frames=frames))
+        read.update(f"{name}/{frame}" for frame in frames)
+    others = collections.Counter(
+        _suffix(name) or "no suffix" for name in names if name not in read
+    )
     if not sources:
         raise _nothing(folder, failures, others)
     notes = [f"{one.file}: {one.reason}" for one in skipped]
@@ -137,6 +126,10 @@ def find(folder: pathlib.Path, colour: str | None = None) -> Found:
         )
     sources.sort(key=lambda s: (s.path.as_posix(), s.member or "", s.index or 0))
     return Found(tuple(sources), tuple(failures), tuple(notes))
+
+
+def _suffix(name: str) -> str:
+    return pathlib.PurePath(name).suffix.lower()
 
 
 def drawn(
@@ -262,7 +255,7 @@ class Reader:
           UnusableClip: with the sentence.
         """
         try:
-            if source.kind in FRAMES:
+            if source.frames:
                 return self._frames(source)
             if source.kind in ARRAYS:
                 array = self._array(source)
@@ -280,7 +273,6 @@ class Reader:
             return dataclasses.replace(clip, notes=decoded.notes)
         except video_io.UnreadableVideo as error:
             reason = str(error).removeprefix(f"{source.path}: ")
-            reason = reason.removeprefix(f"{source.path}/")  # of a frame
             raise UnusableClip(f"{source.name}: {reason}") from None
 
     def _used(self, source: Source, video_thwc, size, fps=None, shrink=None) -> Clip:
@@ -324,31 +316,13 @@ class Reader:
         return self._opened[1]
 
     def _frames(self, source: Source) -> Clip:
-        """Reads a folder of frames, whose names end in their numbers."""
-        numbered = {}
-        for path in sorted(source.path.iterdir()):
-            if path.suffix.lower() not in FRAMES or path.name.startswith("."):
-                continue
-            digits = re.search(r"(\d+)\D*$", path.stem)
-            if digits is None or int(digits[1]) in numbered:
-                fault = "has no number" if digits is None else "has another's number"
-                raise UnusableClip(f"{source.name}: the frame {path.name} {fault}")
-            numbered[int(digits[1])] = path
-        first, last = min(numbered), max(numbered)
-        missing = last - first + 1 - len(numbered)
-        if missing:
-            gap = next(n for n in range(first, last) if n not in numbered)
-            raise UnusableClip(
-                f"{source.name}: {missing} of the frames {first} to {last} are missing, "
-                f"the first of them {gap}"
-            )
-        self._check_length(source, len(numbered))
-        kept = range(first, last + 1)[self._window(source, len(numbered))]
-        frames, sizes = [], set()
-        for number in kept:
-            frame_hwc = video_io.read_image(numbered[number])
-            sizes.add(frame_hwc.shape[:2])
+        """Reads a folder of frames."""
+        clip = frame_folders.FrameFolder(source.path, source.frames, _LIMITS)
+        self._check_length(source, len(clip))
+        frames, size, notes = [], (0, 0), set()
+        for index in range(len(clip))[self._window(source, len(clip))]:
+            frame_hwc = clip.picture(index, notes)
+            size = frame_hwc.shape[:2]
             frames.append(self._shrink(frame_hwc) if self._shrink else frame_hwc)
-        if len(sizes) > 1:
-            raise UnusableClip(f"{source.name}: its frames differ in size")
-        return Clip(np.stack(frames), len(numbered) > self._span, sizes.pop())
+        longer = len(clip) > self._span
+        return Clip(np.stack(frames), longer, size, notes=tuple(sorted(notes)))
