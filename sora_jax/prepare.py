@@ -44,7 +44,10 @@ _SIZE = flags.DEFINE_string("size", "64x64", "Folder: WIDTHxHEIGHT of the clips.
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 17, "Folder: of a clip, 1 + 4n.")
 _FPS = flags.DEFINE_float("fps", 8.0, "Folder: frames a second of the clips.")
 _FRAMES_FPS = flags.DEFINE_float(
-    "frames_fps", None, "Folder: read folders of numbered frames, so many a second."
+    "frames_fps",
+    None,
+    "Folder: frames a second in folders of numbered frames, which are "
+    "read where this is given.",
 )
 _COLOUR = flags.DEFINE_enum(
     "colour", None, ["bt601", "bt709", "bt2020"], "Folder: of untagged videos."

@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -119,6 +119,22 @@ class FrameFolder:
                 f"{self._first[1][1]}x{self._first[1][0]}"
             )
         return picture_hwc
+
+    def gather(
+        self,
+        indices: Iterable[int],
+        shrink: Callable[[np.ndarray], np.ndarray] | None,
+    ) -> tuple[list[np.ndarray], tuple[int, int], tuple[str, ...]]:
+        """Reads frames as `video_io.decode` does: pictures, their size before, notes.
+
+        Raises:
+          UnreadableVideo: as for `picture`, or they have too many pixels in all.
+        """
+        notes: set[str] = set()
+        whole = (self.picture(index, notes) for index in indices)
+        with containers.boundary(self._path):
+            read, size = frames.gather(whole, shrink, self._limits.max_total_pixels)
+        return read, size, tuple(sorted(notes))
 
     def probe(self, fps: float) -> video_io.Header:
         """Measures the clip as `video_io.probe` does a file, at so many frames a second.

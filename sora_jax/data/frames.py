@@ -7,6 +7,7 @@ Letters: h height, w width, c channel (RGB). Pixels are uint8.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -201,6 +202,34 @@ class _Plan:
     alpha: bool
     kind: str
     usual: bool
+
+
+def gather(
+    pictures: Iterable[np.ndarray],
+    shrink: Callable[[np.ndarray], np.ndarray] | None,
+    most: int,
+) -> tuple[list[np.ndarray], tuple[int, int]]:
+    """Holds the pictures of a clip in memory, each made smaller as soon as it comes.
+
+    Returns:
+      The pictures, and (height, width) of each before.
+
+    Raises:
+      Refused: there are none, they differ in size, or have more than `most` pixels.
+    """
+    gathered, size, pixels = [], None, 0
+    for picture_hwc in pictures:
+        size = size or picture_hwc.shape[:2]
+        if picture_hwc.shape[:2] != size:
+            raise Refused(f"its frames change from {size} to {picture_hwc.shape[:2]}")
+        picture_hwc = shrink(picture_hwc) if shrink else picture_hwc
+        pixels += picture_hwc.shape[0] * picture_hwc.shape[1]
+        if pixels > most:
+            raise Refused(f"it has more than {most} pixels in all")
+        gathered.append(picture_hwc)
+    if size is None:
+        raise Refused("it has no frames")
+    return gathered, size
 
 
 def on_black(picture_hwc: np.ndarray, alpha_hw1: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -363,25 +363,14 @@ def _steady(starts: np.ndarray, fps: float) -> bool:
 
 def _pictures(shown, max_frames, shrink, limits):
     """Pictures of frames, their size before `shrink`, and the frames without pixels."""
-    pictures, taken, size, pixels = [], [], None, 0
-    for one in itertools.islice(shown, max_frames):
-        picture_hwc = one.whole()
-        size = size or picture_hwc.shape[:2]
-        if picture_hwc.shape[:2] != size:
-            raise frames.Refused(
-                f"its frames change from {size} to {picture_hwc.shape[:2]}"
-            )
-        picture_hwc = shrink(picture_hwc) if shrink else picture_hwc
-        pixels += picture_hwc.shape[0] * picture_hwc.shape[1]
-        if pixels > limits.max_total_pixels:
-            raise frames.Refused(
-                f"it has more than {limits.max_total_pixels} pixels in all"
-            )
-        pictures.append(picture_hwc)
-        taken.append(dataclasses.replace(one, frame=None))
-    if not pictures:
-        raise frames.Refused("it has no frames")
-    return pictures, size, taken
+    taken = []
+
+    def whole():
+        for one in itertools.islice(shown, max_frames):
+            taken.append(dataclasses.replace(one, frame=None))
+            yield one.whole()
+
+    return *frames.gather(whole(), shrink, limits.max_total_pixels), taken
 
 
 def encode_lossless(frames_thwc: np.ndarray, fps: float) -> bytes:

@@ -319,10 +319,6 @@ class Reader:
         """Reads a folder of frames."""
         clip = frame_folders.FrameFolder(source.path, source.frames, _LIMITS)
         self._check_length(source, len(clip))
-        frames, size, notes = [], (0, 0), set()
-        for index in range(len(clip))[self._window(source, len(clip))]:
-            frame_hwc = clip.picture(index, notes)
-            size = frame_hwc.shape[:2]
-            frames.append(self._shrink(frame_hwc) if self._shrink else frame_hwc)
-        longer = len(clip) > self._span
-        return Clip(np.stack(frames), longer, size, notes=tuple(sorted(notes)))
+        kept = range(len(clip))[self._window(source, len(clip))]
+        pictures, size, notes = clip.gather(kept, self._shrink)
+        return Clip(np.stack(pictures), len(clip) > self._span, size, notes=notes)

@@ -249,8 +249,9 @@ def test_memory_follows_the_working_size(tmp_path, monkeypatch):
     for clip in (array, frames, mp4):
         assert clip.size == (256, 256)
         np.testing.assert_array_equal(clip.video_thwc, mp4.video_thwc)
-    with pytest.raises(clip_files.UnusableClip, match="more than 36864 pixels in all"):
-        clip_files.Reader(9, 1)(clip_files.find(tmp_path).sources[2])
+    for source in clip_files.find(tmp_path).sources[1:]:
+        with pytest.raises(clip_files.UnusableClip, match="than 36864 pixels in all"):
+            clip_files.Reader(9, 1)(source)
 
 
 def test_as_many_clips_as_are_asked_for(tmp_path, monkeypatch):
