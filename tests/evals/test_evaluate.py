@@ -152,6 +152,7 @@ def test_another_batch_size_has_the_same_scores(folder):
     of an array may be rounded otherwise than those in the middle.
     """
     asked = ASKED | {"model": folder / "run", "shards": folder / "shards"}
+    asked |= {"relation": 0, "attribute": 0}
     outs = {size: folder / f"batch_size_{size}" for size in (8, 5)}
     jobs = []
     for size, out in outs.items():
