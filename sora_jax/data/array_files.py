@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ FORMAT = 2
 _WRITER_OPTIONS = "group_size:1"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _OPEN_FILES = 128
+_REMOVED = ".removed"
 
 
 class ShardsError(ValueError):
@@ -165,7 +167,7 @@ def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) ->
     if (out / manifest_name).exists():
         return True
     if not begun.exists():
-        ours = {"report.json", digests.FILE, begun.parent.name, paths.LOCK}
+        ours = {"report.json", digests.FILE, begun.parent.name, _REMOVED, paths.LOCK}
         if out.exists() and {path.name for path in out.iterdir()} - ours:
             raise ShardsError(f"{out} is not empty and holds no shards of ours")
         digests.store(begun, json.dumps({"settings": settings}, indent=1))
@@ -262,6 +264,19 @@ def collect(
             }
         )
     return files, summaries
+
+
+def discard_parts(out: pathlib.Path) -> None:
+    """Removes what a finished folder was built in, if it is there.
+
+    The folder first gets another name: of one that is half removed when the job is
+    killed, the digests could be missing or the parts be taken for those of another run.
+    """
+    removed = out / _REMOVED
+    shutil.rmtree(removed, ignore_errors=True)  # of a job that was killed here
+    if (out / ".partial").exists():
+        os.replace(out / ".partial", removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def digest(entries: Iterable[Mapping[str, Any]]) -> str:

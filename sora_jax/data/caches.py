@@ -65,8 +65,8 @@ def write(
     if not process:
         barrier("claimed")
     if finished:
-        if not process:  # what is left where the folder was finished and then killed
-            shutil.rmtree(out / ".partial", ignore_errors=True)
+        if not process:  # what is left where the job was killed as it finished
+            array_files.discard_parts(out)
         return json.loads(digests.read(out / manifest_name))
     mine = range(process, len(parts), num_processes)
     missing = [part for part in mine if not array_files.has_part(out, part)]
@@ -96,7 +96,7 @@ def write(
         "files": files,
     }
     digests.store(out / manifest_name, json.dumps(manifest, indent=1))
-    shutil.rmtree(out / ".partial")
+    array_files.discard_parts(out)
     barrier("collected")
     return manifest
 

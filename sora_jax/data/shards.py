@@ -16,12 +16,12 @@ they are, so that what reads them goes on.
 Reading checks twice: ArrayRecord's own hash of every chunk, and the SHA-256 of the clip.
 """
 
+import collections
 import dataclasses
 import functools
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -64,8 +64,8 @@ class Source(Protocol):
       items: what clips are made of, such as videos: a name, and a hash of all that the
         clips depend on. The clips of an item are called `<name>#<anything>`. A source
         whose settings say all has the one item "".
-      admits: says what an item may ask for, in one word; an item that gave no clip is
-        tried again where that is another.
+      admits: the limits on items, as one word; an item that gave no clip is tried again
+        once they change.
       unit: plural name of what `expected` counts.
     """
 
@@ -207,7 +207,7 @@ class Difference:
       new: items to make clips of: those that the folder does not know, and those that
         gave it no clip and changed, or are admitted now.
       changed: the other ones that changed; their clips stay as they were made.
-      gone: items that the source has no more; their clips stay.
+      gone: items with clips that the source no longer has; their clips stay.
     """
 
     new: tuple[str, ...]
@@ -231,19 +231,19 @@ def compare(out_dir: str | os.PathLike, source: Source) -> Difference | None:
     different = {
         item
         for item, digest in source.items.items()
-        if done.get(item) not in (digest, _without_clips(digest, source))
+        if done.get(item) not in (digest, _without_clips(digest, source.admits))
     }
-    changed = {item for item in different if " " not in done.get(item, " ")}
+    with_clips = {item for item, digest in done.items() if " " not in digest}
     return Difference(
-        tuple(sorted(different - changed)),
-        tuple(sorted(changed)),
-        tuple(sorted(set(done) - set(source.items))),
+        tuple(sorted(different - with_clips)),
+        tuple(sorted(different & with_clips)),
+        tuple(sorted(with_clips - set(source.items))),
     )
 
 
-def _without_clips(digest: str, source: Source) -> str:
+def _without_clips(digest: str, admits: str) -> str:
     """What items.json has of an item that gave no clip; of others it is the digest."""
-    return f"{digest} {source.admits}"
+    return f"{digest} {admits}"
 
 
 def write(
@@ -295,8 +295,7 @@ def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | No
                     )
             return plan
     if manifest is not None:
-        # What is left of a plan that has been finished.
-        shutil.rmtree(out / ".partial", ignore_errors=True)
+        array_files.discard_parts(out)  # of a plan that has been finished
     found = compare(out, source)
     items = source.items if found is None else found.new
     if found is not None and not items:
@@ -304,6 +303,7 @@ def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | No
     parts, skipped = source.plan(tuple(items))
     plan = {
         "base": base,
+        "admits": source.admits,
         "items": {item: source.items[item] for item in items},
         "parts": parts,
         "skipped": [dataclasses.asdict(s) for s in skipped],
@@ -350,13 +350,13 @@ def _finish(
     }
     digests.store(out / "report.json", json.dumps(report, indent=1))
     if not entries:
-        shutil.rmtree(out / ".partial")
+        array_files.discard_parts(out)
         reasons = "; ".join(f"{s['file']}: {s['reason']}" for s in skipped[:3])
         raise ShardsError(f"nothing usable was found ({reasons or 'no video files'})")
     _write_tfds_metadata(out, source.split, files)
     made = {entry["id"].rpartition("#")[0] for entry in entries}
     done |= {
-        item: digest if item in made else _without_clips(digest, source)
+        item: digest if item in made else _without_clips(digest, plan["admits"])
         for item, digest in plan["items"].items()
     }
     digests.store(out / "items.json", json.dumps(done))
@@ -371,7 +371,7 @@ def _finish(
         "files": files,
     }
     digests.store(out / "manifest.json", json.dumps(manifest, indent=1))
-    shutil.rmtree(out / ".partial")
+    array_files.discard_parts(out)
     return manifest
 
 
@@ -388,14 +388,19 @@ def _write_parts(out: pathlib.Path, source: Source, parts: list, num_workers: in
 
 
 def _by_what(before: list[dict[str, Any]], remarks: list[dict[str, Any]]) -> list[dict]:
-    """Groups remarks by what they say, with those that were grouped before."""
-    found = {r["what"]: (r["frames"], set(r["files"])) for r in before}
+    """Groups remarks by what they say, with those that were grouped before.
+
+    Each has the frames of each file, so a plan that is finished twice, since the first
+    time was interrupted, counts none twice.
+    """
+    old = {remark["what"]: remark["files"] for remark in before}
+    new = collections.defaultdict(collections.Counter)
     for remark in remarks:
-        frames, files = found.get(remark["what"], (0, set()))
-        found[remark["what"]] = frames + remark["frames"], files | {remark["file"]}
+        new[remark["what"]][remark["file"]] += remark["frames"]
     return [
-        {"what": what, "frames": frames, "files": sorted(files)}
-        for what, (frames, files) in sorted(found.items())
+        {"what": what, "frames": sum(files.values()), "files": files}
+        for what in sorted(old.keys() | new.keys())
+        for files in [{**old.get(what, {}), **new[what]}]
     ]
 
 

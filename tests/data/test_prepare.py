@@ -163,10 +163,38 @@ def test_the_same_command_adds_the_videos_that_are_new(tmp_path, capsys, monkeyp
     after = contents(out)
     assert all(after[name] == before[name] for name in set(before) - changed)
     assert len(added.manifest["digest"]) == 64 != opened.manifest["digest"]
-    skipped = json.loads(after["report.json"])["skipped"]
-    assert [one["file"] for one in skipped] == ["gone.txt"]
+    report = json.loads(after["report.json"])
+    assert [one["file"] for one in report["skipped"]] == ["gone.txt"]
+    # Each file counts once, though the job was interrupted behind the report.
+    (untagged,) = report["remarks"]
+    assert untagged["frames"] == 25 and untagged["files"] == {
+        "a.mp4": 5, "gone.mp4": 5, "b.mp4": 5, "c.mp4": 10,
+    }  # fmt: skip
     run(**asked)
     assert contents(out) == after
+    # What gave no clip may be deleted without a word.
+    (folder / "junk.mp4").write_bytes(b"junk")
+    run(**asked)
+    (folder / "junk.mp4").unlink()
+    capsys.readouterr()
+    run(**asked)
+    assert "gone, and their clips stay: 1 (gone.mp4)" in capsys.readouterr().out
+
+
+def test_limits_that_change_before_a_job_goes_on(tmp_path, monkeypatch, capsys):
+    """What the first limits refused is tried with the new ones."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder / "large.mp4", film(10))
+    write(folder / "small.mp4", film(10, height=24, width=32))
+    asked = {"source": f"folder:{folder}", "out": tmp_path / "out", "workers": 0}
+    asked |= {"size": "32x24", "num_frames": 5, "fps": 5}
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "_write_tfds_metadata", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(**asked | {"max_side": 50})
+    run(**asked | {"max_side": 64})
+    assert "2 clips of 5 frames" in capsys.readouterr().out
 
 
 def test_a_video_beyond_the_limits_is_tried_again_with_others(tmp_path, capsys):

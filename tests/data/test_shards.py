@@ -169,6 +169,27 @@ def test_an_interruption_while_files_get_their_names_does_no_harm(
     assert contents(out) == contents(written)
 
 
+@pytest.mark.parametrize("skipped", [(5,), tuple(range(12))])
+def test_a_job_that_is_killed_as_it_cleans_up_leaves_a_sound_folder(
+    tmp_path, monkeypatch, skipped
+):
+    """Some of the files are removed when it dies, the digests among them."""
+    out = tmp_path / "out"
+
+    def half(folder, **options):
+        if pathlib.Path(folder).exists():
+            (pathlib.Path(folder) / "digests.sha256").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", half)
+        with pytest.raises(KeyboardInterrupt):
+            shards.write(out, clips.Clips(skipped=skipped))
+    shards.write(out, clips.Clips(skipped=(5,)))
+    left = {path.name for path in out.iterdir() if path.name.startswith(".")}
+    assert len(shards.open(out)) == 11 and left == set()
+
+
 def test_nothing_usable_is_an_error_and_can_be_repaired(tmp_path):
     with pytest.raises(shards.ShardsError, match="nothing usable .*item-0: of no use"):
         shards.write(tmp_path / "out", clips.Clips(num=2, skipped=(0, 1)))
