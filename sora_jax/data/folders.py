@@ -13,6 +13,7 @@ kept. Where captions differ by place, what stands beside the clip
 wins, then the list that is deeper in the folder, then the list named first above.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -60,19 +61,28 @@ class Text:
             self.source or other.source,
         )
 
-    def beside(self, other: "Text") -> "Text":
-        """Returns the captions of both, each once, the other's first."""
-        captions, sources = dict(other.captions), dict(other.sources)
-        for tier, text in self.captions.items():
-            both = f"{captions[tier]}\n{text}" if tier in captions else text
-            captions[tier] = records.join(records.variants(both))
-            origins = sources[tier].split(", ") if tier in sources else []
-            sources[tier] = ", ".join(dict.fromkeys([*origins, self.sources[tier]]))
+
+class _Rows:
+    """What the rows of a list say about one video: each caption once, in their order."""
+
+    def __init__(self):
+        self._captions = collections.defaultdict(dict)
+        self._sources = collections.defaultdict(dict)
+        self._licence = self._source = ""
+
+    def add(self, row: Text) -> None:
+        for tier, several in row.captions.items():
+            self._captions[tier] |= dict.fromkeys(records.variants(several))
+            self._sources[tier][row.sources[tier]] = None
+        self._licence = self._licence or row.licence
+        self._source = self._source or row.source
+
+    def text(self) -> Text:
         return Text(
-            captions,
-            sources,
-            other.licence or self.licence,
-            other.source or self.source,
+            {tier: records.join([*of]) for tier, of in self._captions.items()},
+            {tier: ", ".join(of) for tier, of in self._sources.items()},
+            self._licence,
+            self._source,
         )
 
 
@@ -188,7 +198,7 @@ def _rows(
         yield file, ValueError(reason)
         return
     for line, (name, text) in enumerate(zip(*found.values(), strict=True), 1):
-        yield f"{prompts}:{line}", {"file": name, "caption": text}
+        yield f"{prompts}:{line}", {"file": name.strip(), "caption": text}
 
 
 def read_captions(
@@ -210,20 +220,21 @@ def read_captions(
         skipped.append(shards.Skipped(where, reason))
 
     for file, prompts in _find_lists(files):
-        said: dict[str, Text] = {}
+        said = collections.defaultdict(_Rows)
         try:
             for where, fields in _rows(folder, file, prompts):
                 try:
                     if isinstance(fields, ValueError):
                         raise fields
                     video = _named_file(fields, posixpath.dirname(file), videos)
-                    said[video] = _text_of(fields).beside(said.get(video, Text()))
+                    text = _text_of(fields)
+                    said[video].add(text)
                 except ValueError as error:
                     skip(where, error)
         except (OSError, ValueError) as error:
             skip(file, error)
-        for video, text in said.items():
-            found[video] = text.over(found.get(video, Text()))
+        for video, rows in said.items():
+            found[video] = rows.text().over(found.get(video, Text()))
     for video in sorted(videos):
         stem = _stem(video)
         for beside in (f"{stem}.txt", f"{stem}.json"):

@@ -87,13 +87,13 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def lines(path: str | os.PathLike) -> list[str]:
-    """Reads the lines of a file, normalised; blank ones at the end are left out.
+    """Reads the lines of a file as they are; blank ones at the end are left out.
 
     Raises:
       BadLine, ValueError: as `read_text`.
     """
-    found = [normalise(line) for line in re.split(_LINE_END, read_text(path))]
-    while found and not found[-1]:
+    found = re.split(_LINE_END, read_text(path))
+    while found and not found[-1].strip():
         found.pop()
     return found
 

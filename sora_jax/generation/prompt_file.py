@@ -58,8 +58,8 @@ def read(path: str | pathlib.Path) -> list[dict]:
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
     for number, line in enumerate(texts.lines(path), 1):
-        if line:
-            yield number, {"prompt": line}
+        if prompt := texts.normalise(line):
+            yield number, {"prompt": prompt}
 
 
 def _rows(path: pathlib.Path) -> Iterator[tuple[int, dict]]:

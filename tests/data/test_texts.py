@@ -102,4 +102,4 @@ def test_an_object_a_line(tmp_path):
 
 def test_lines_count_as_an_editor_counts_them(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffone\x0ctwo\r\n\n\u2028three\n \n".encode())
-    assert texts.lines(tmp_path / "a.txt") == ["one two", "", "three"]
+    assert texts.lines(tmp_path / "a.txt") == ["one\x0ctwo", "", "\u2028three"]
