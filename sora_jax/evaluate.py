@@ -53,7 +53,7 @@ flags.DEFINE_bool("temporal", True, "With --videos: measures each clip by itself
 flags.DEFINE_string("clip", None, "With --videos: CLIP's folder, to compare captions.")
 flags.DEFINE_integer("chunk_frames", None, "Looks for seams there.", lower_bound=1)
 flags.DEFINE_float("fps", None, "Of --videos that do not say theirs.", lower_bound=0.01)
-flags.DEFINE_enum("colour", None, ["bt601", "bt709", "bt2020"], "If untagged.")
+flags.DEFINE_enum("colour", None, ["bt601", "bt709", "bt2020"], "Of untagged videos.")
 flags.DEFINE_bool("controls", False, "With --videos: measures some spoilt, too.")
 flags.DEFINE_string("shards", None, "Video shards: with --model, of its training.")
 flags.DEFINE_string("out", None, "Folder for scores and report.", required=True)

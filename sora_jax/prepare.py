@@ -34,14 +34,16 @@ _OUT = flags.DEFINE_string("out", None, "The folder to write.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes; default: one for each core.", lower_bound=0
 )
-_SPLIT = flags.DEFINE_string("split", "train", "Split of the toy world; name of ours.")
+_SPLIT = flags.DEFINE_string(
+    "split", "train", "Toy world: which split. Folder: its name."
+)
 _NUM_CLIPS = flags.DEFINE_integer("num_clips", 8000, "Toy world: clips.")
 _FAMILIES = flags.DEFINE_string(
     "families", None, "Toy world: weights such as attribute:0.25,motion:0.75."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Toy world: seed.")
 _SIZE = flags.DEFINE_string("size", "64x64", "Folder: WIDTHxHEIGHT of the clips.")
-_NUM_FRAMES = flags.DEFINE_integer("num_frames", 17, "Folder: of a clip, 1 + 4n.")
+_NUM_FRAMES = flags.DEFINE_integer("num_frames", 17, "Folder: frames a clip, 1 + 4n.")
 _FPS = flags.DEFINE_float("fps", 8.0, "Folder: frames a second of the clips.")
 _FRAMES_FPS = flags.DEFINE_float(
     "frames_fps",
@@ -50,17 +52,21 @@ _FRAMES_FPS = flags.DEFINE_float(
     "read where this is given.",
 )
 _COLOUR = flags.DEFINE_enum(
-    "colour", None, ["bt601", "bt709", "bt2020"], "Folder: of untagged videos."
+    "colour", None, ["bt601", "bt709", "bt2020"], "Folder: matrix of untagged videos."
 )
 _LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: keep frames exactly.")
 _FOLLOW_LINKS = flags.DEFINE_boolean(
     "follow_links", False, "Folder: read files and folders that links lead out to."
 )
-_MAX_GIB = flags.DEFINE_float("max_gib", 4, "Folder: size of a video, at most.")
-_MAX_SECONDS = flags.DEFINE_float("max_seconds", 21600, "Folder: its length, at most.")
-_MAX_SIDE = flags.DEFINE_integer(
-    "max_side", None, "Folder: pixels a side of a video, squared in all.", lower_bound=1
+_MAX_GIB = flags.DEFINE_float("max_gib", 4, "Folder: the largest video, in GiB.")
+_MAX_SECONDS = flags.DEFINE_float(
+    "max_seconds", 21600, "Folder: the longest, in seconds."
 )
+_MAX_SIDE = flags.DEFINE_integer(
+    "max_side", None,
+    "Folder: most pixels on a side of a video; a frame may have their square.",
+    lower_bound=1, upper_bound=10**9,
+)  # fmt: skip
 _VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of the video VAE.")
 _TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "Shards, latents: run or folder of a text encoder."
@@ -75,7 +81,7 @@ _TEXT_CLEAN = flags.DEFINE_boolean(
     "text_clean", None, "Text encoder: clean captions; default: as its run, or yes."
 )
 _TEXT_DTYPE = flags.DEFINE_enum(
-    "text_dtype", "bfloat16", ["bfloat16", "float32"], "Text encoder: of the states."
+    "text_dtype", "bfloat16", ["bfloat16", "float32"], "Text encoder: type of states."
 )
 
 # Which flags belong to which source; one that is given in vain is a mistake.

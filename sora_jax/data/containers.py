@@ -82,8 +82,9 @@ def boundary(source: bytes | str | os.PathLike) -> Iterator[None]:
     except Exception as error:
         # A damaged file was seen to raise seven unrelated types here (InvalidDataError,
         # EOFError, IndexError, MemoryError, UnicodeDecodeError, ...), so all are caught.
-        reason = str(error) or "no reason given"
-        raise UnreadableVideo(f"{name}: {type(error).__name__}: {reason}") from error
+        reason = getattr(error, "strerror", None)  # of FFmpeg or the file system
+        reason = reason or f"{type(error).__name__} {error}".rstrip()
+        raise UnreadableVideo(f"{name}: it cannot be read: {reason}") from error
 
 
 def _container_format(head: bytes) -> str:
@@ -135,7 +136,8 @@ def opened(source: bytes | str | os.PathLike, limits: Limits):
             )
         head = file.read(600)
         file.seek(0)
-        options = {"max_pixels": str(limits.max_pixels)}
+        # FFmpeg takes no more than 2^31 - 1.
+        options = {"max_pixels": str(min(limits.max_pixels, 2**31 - 1))}
         container = stack.enter_context(
             av.open(
                 file,

@@ -44,11 +44,11 @@ def limits(gib: float, seconds: float, side: int | None) -> video_io.Limits:
     Without `side` that is what `video_io` allows by default.
 
     Raises:
-      ValueError: a limit is not above zero.
+      ValueError: a limit is out of range.
     """
     for name, value in (("max_gib", gib), ("max_seconds", seconds)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"--{name} is above 0, not {value}")
+        if not 0 < value <= 1e9:
+            raise ValueError(f"--{name} is above 0 and at most 1e9, not {value}")
     usual = video_io.DEFAULT_LIMITS
     return dataclasses.replace(
         usual,

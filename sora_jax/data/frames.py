@@ -85,6 +85,10 @@ class View:
         self._plans = {}
         self.notes: set[str] = set()
 
+    def check_colours(self, frame) -> None:
+        """Raises Refused where they cannot be read."""
+        self._plan(frame)
+
     def size(self, frame) -> tuple[int, int]:
         """(height, width) of the whole picture: none of its pixels is given up."""
         height, width = self._square(frame)

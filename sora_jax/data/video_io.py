@@ -130,10 +130,10 @@ def probe(
 
 
 def _origin(source: bytes | str | os.PathLike, limits: Limits) -> float:
-    """The time of the first frame."""
-    with containers.opened(source, limits) as (container, stream, _):
-        for frame in containers.decoded(container, stream, limits):
-            return containers.seconds_of(frame)
+    """The time of the first frame; raises where that cannot be shown."""
+    with containers.boundary(source):
+        for first in read(source, limits=limits):
+            return containers.seconds_of(first.frame)
         raise frames.Refused("it has no frames")
 
 
@@ -205,6 +205,7 @@ def _shown(decoded, stream, header, origin, colour, limits) -> Iterator[Shown]:
         starts = containers.seconds_of(frame)
         origin = starts if origin is None else origin
         containers.check_size(*view.size(frame)[::-1], limits)
+        view.check_colours(frame)
         yield Shown(frame, starts - origin, header.fps, view)
 
 

@@ -230,23 +230,28 @@ def test_what_is_wrong_with_a_whole_file_is_said_once(folder, tmp_path, monkeypa
     write(folder / "large.mp4", film(60), crf="1")
     monkeypatch.setattr(curate, "_SLICE_BYTES", 2000)
     (folder / "junk.webm").write_bytes(b"junk" * 5000)
+    write(folder / "ycgco.mp4", film(60), **{"x264-params": "colormatrix=ycgco"})
     limits = video_io.Limits(max_bytes=(folder / "large.mp4").stat().st_size - 1)
     out = tmp_path / "out"
     shards.write(out, folder_clips(folder, limits=limits))
     skipped = json.loads((out / "report.json").read_text())["skipped"]
-    assert [one["file"] for one in skipped] == ["junk.webm", "large.mp4"]
+    assert [one["file"] for one in skipped] == ["junk.webm", "large.mp4", "ycgco.mp4"]
+    assert "matrix 8 of H.273" in skipped[2]["reason"]
 
 
-def test_limits_of_the_flags():
+def test_limits_of_the_flags(tmp_path):
     usual = video_io.DEFAULT_LIMITS
     assert curate.limits(4, 21600, None) == usual
     given = curate.limits(0.5, 43200, 7680)
     assert (given.max_bytes, given.max_seconds) == (1 << 29, 43200)
     assert given.max_frames == 2 * usual.max_frames
     assert (given.max_side, given.max_pixels) == (7680, 7680**2)
-    for wrong in (0, -1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="--max_gib is above 0"):
-            curate.limits(wrong, 1, None)
+    for wrong in (0, -1, float("inf"), float("nan"), 1e300):
+        for asked in ((wrong, 1, None), (1, wrong, None)):
+            with pytest.raises(ValueError, match="is above 0 and at most 1e9"):
+                curate.limits(*asked)
+    path = write(tmp_path / "a.mkv", film(10))
+    assert video_io.probe(path, curate.limits(1e9, 1e9, 10**9)).width == 64
 
 
 def test_windows_with_a_cut_have_several_shots_and_are_named(folder, tmp_path):
