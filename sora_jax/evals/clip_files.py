@@ -116,9 +116,9 @@ def find(folder: pathlib.Path, colour: str | None = None) -> Found:
     others = collections.Counter(
         _suffix(name) or "no suffix" for name in names if name not in read
     )
-    if not sources:
-        raise _nothing(folder, failures, others)
     notes = [f"{one.file}: {one.reason}" for one in skipped]
+    if not sources:
+        raise _nothing(folder, [*failures, *notes], others)
     if others:
         notes.append(
             f"{others.total()} files of other kinds are not read ("

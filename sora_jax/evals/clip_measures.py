@@ -356,7 +356,8 @@ def measure(
         raise ValueError(f"no clip can be measured: {because}")
     if clip:
         clips = _with_agreement(clips, vectors, clip)
-    notes = [
+    notes = list(found.notes)
+    notes += [
         f"{count} of {len(clips)} clips {what}"
         for count, what in (
             (longer, f"go on after the {most} frames that are measured"),

@@ -93,11 +93,15 @@ def test_still_and_shuffled_clips_are_named_and_win_nothing(tmp_path):
         tmp_path / "bad", still=still, s0=shuffled[0], s1=shuffled[1],
         **{f"c{i}": clip for i, clip in enumerate(video)},
     )  # fmt: skip
+    (tmp_path / "bad" / "nowhere.mp4").symlink_to(tmp_path / "absent.mp4")
+    (tmp_path / "bad" / "thesis.doc").touch()
     good, bad = measured(tmp_path / "good"), measured(tmp_path / "bad")
     assert good.estimate("still").value == 0
     assert bad.estimate("still").value == pytest.approx(1 / 9)
     assert bad.estimate("still").high > 0.3  # Wilson's, of 9 clips
     notes = "\n".join(bad.notes)
+    assert "nowhere.mp4: it is a link that leads nowhere" in notes
+    assert "1 files of other kinds are not read (.doc)" in notes
     assert "1 of 9 clips are still and in no mean of steadiness: still.npy" in notes
     assert (
         "2 of 9 clips move without going on, as shuffled frames do: s0.npy, s1.npy"
@@ -115,7 +119,8 @@ def test_still_and_shuffled_clips_are_named_and_win_nothing(tmp_path):
     assert by_name(bad)["still"]["warping error"] == 0  # what the mean leaves out
     assert by_name(bad)["still"]["repetition"] == 1
     only = measured(tmp_path / "bad", num_clips=2)
-    assert len(only.clips) == 2 and "2 clips are drawn, 7 are not" in only.notes[1]
+    assert len(only.clips) == 2
+    assert "2 clips are drawn, 7 are not measured" in only.notes
 
 
 def test_a_folder_of_still_clips_has_no_steadiness(tmp_path):

@@ -200,7 +200,7 @@ def test_what_cannot_be_used_is_named_and_counted(folders, tmp_path):
         "damaged.mp4": "",
         "none.npz": "not an array that can be read",
         "gap": "2 of the frames 0 to 9 are missing, the first of them 3",
-        "unreadable": "unreadable: frame_002.png: Unidentified",
+        "unreadable": "unreadable: frame_002.png: it is not a PNG",
         "unnumbered": "the frame first.png has no number",
     }.items():
         match = [s for s in sentences if s.startswith(f"videos: {name}")]
@@ -298,6 +298,9 @@ def test_few_clips_wait_for_others_of_their_size():
 def test_folders_without_clips(folders, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty is empty"):
+        measured(tmp_path, tmp_path / "empty", folders / "real")
+    (tmp_path / "empty" / "a.mp4").symlink_to(tmp_path / "absent.mp4")
+    with pytest.raises(ValueError, match="be read: a.mp4: it is a link that leads now"):
         measured(tmp_path, tmp_path / "empty", folders / "real")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         measured(tmp_path, tmp_path / "absent", folders / "real")
