@@ -9,6 +9,7 @@ from absl import flags
 
 from configs import base
 from sora_jax.core import config as configs
+from sora_jax.core import job as core_job
 from sora_jax.core import paths
 from sora_jax.data import shards, tokenizer, toy_clips
 from sora_jax.generation import runs
@@ -76,7 +77,8 @@ def evaluate(job, **given) -> None:
     flags.FLAGS.unparse_flags()
     flags.FLAGS(["evaluate", *(f"--{name}={value}" for name, value in given.items())])
     try:
-        job.main(["evaluate"])
+        with core_job._held:  # lets go of OUT, as the process does at its end
+            job.main(["evaluate"])
     finally:
         for name in job.FLAGS:
             if job.FLAGS[name].present:
