@@ -6,14 +6,12 @@
     python -m sora_jax.prepare --source shards:shards --vae runs/toy_vae --out latents
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
-A folder holds videos (mp4, mov, webm, mkv, avi, ts, mpg, gif), or folders of numbered
-frames (clip/00001.jpg, ...; --frames_fps says how many a second), and captions: clip.txt or
-clip.json beside clip.mp4 or clip, or a list: captions.csv or .jsonl (file,caption),
-metadata.csv or .jsonl (file_name,text), or prompts.txt and videos.txt, line by line. The
-same command again goes on where it was interrupted; once it is finished, it adds what
-videos are new, and leaves the others as they are. What is left out is listed with the
-reason, here and in OUT/report.json. With --text_encoder the states of the captions are
-stored in the folder `text` of the latents, for denoisers that leave that encoder frozen.
+A folder holds videos, or folders of numbered frames (clip/00001.jpg; --frames_fps says
+how many a second), and captions: clip.txt or clip.json beside clip.mp4, or a list:
+captions.csv or .jsonl (file,caption), metadata.csv or .jsonl (file_name,text), or
+prompts.txt and videos.txt. The same command again goes on where it was stopped, and later
+adds videos that are new. What is left out is listed, here and in OUT/report.json. With
+--text_encoder the states of the captions are stored with the latents.
 """
 
 import os

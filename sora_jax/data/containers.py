@@ -83,7 +83,7 @@ def boundary(source: bytes | str | os.PathLike) -> Iterator[None]:
         # A damaged file was seen to raise seven unrelated types here (InvalidDataError,
         # EOFError, IndexError, MemoryError, UnicodeDecodeError, ...), so all are caught.
         reason = getattr(error, "strerror", None)  # of FFmpeg or the file system
-        reason = reason or f"{type(error).__name__} {error}".rstrip()
+        reason = reason or str(error) or type(error).__name__
         raise UnreadableVideo(f"{name}: it cannot be read: {reason}") from error
 
 

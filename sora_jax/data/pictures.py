@@ -35,7 +35,11 @@ def read_image(
     with containers.boundary(path), warnings.catch_warnings():
         # Pillow only warns of a picture that unpacks to something huge.
         warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-        with PIL.Image.open(path, formats=_FORMATS) as image:
+        try:
+            opened = PIL.Image.open(path, formats=_FORMATS)
+        except PIL.UnidentifiedImageError:
+            raise frames.Refused(f"it is not a {', '.join(_FORMATS)} picture") from None
+        with opened as image:
             containers.check_size(image.width, image.height, limits)
             profile = image.info.get("icc_profile")
             image = _eight_bits(PIL.ImageOps.exif_transpose(image))
