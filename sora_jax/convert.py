@@ -22,7 +22,7 @@ import pathlib
 import shutil
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 
 from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
@@ -166,8 +166,7 @@ def run() -> None:
 
 
 def main(argv: list[str]) -> None:
-    # What goes wrong is raised; Orbax logs it, too, with a traceback for each thread.
-    logging.set_verbosity(logging.FATAL)
+    job.log_warnings()
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:

@@ -18,7 +18,7 @@ import sys
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from sora_jax.core import config as configs
@@ -90,8 +90,7 @@ def tell_changes(folder: pathlib.Path, changed: list[str]) -> None:
 def main(arguments):
     if len(arguments) > 1:
         raise app.UsageError(f"unknown argument {arguments[1]!r}")
-    # What goes wrong is raised; Orbax logs it, too, with a traceback for each thread.
-    logging.set_verbosity(logging.FATAL)
+    job.log_warnings()
     c, folder = _CONFIG.value, pathlib.Path(_WORKDIR.value)
     c.init = _INIT.value or c.init
     try:

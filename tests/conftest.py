@@ -8,6 +8,7 @@ test that wants another number of devices sets `XLA_FLAGS` for its process.
 import contextlib
 import importlib
 import importlib.util
+import logging
 import os
 import pathlib
 import shutil
@@ -63,6 +64,20 @@ _LONG = ("tests/training/test_train_job.py", "tests/launch/test_smoke.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files in front."""
     items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
+
+
+@pytest.fixture
+def logging_of_jobs():
+    """Sets up logging as absl does before a job's main function."""
+    from absl import logging as absl_logging
+
+    root, absl = logging.getLogger(), absl_logging.get_absl_logger()
+    handlers, levels = [*root.handlers], (root.level, absl.level)
+    absl_logging.use_absl_handler()
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    absl.setLevel(levels[1])
 
 
 @pytest.fixture(scope="session")

@@ -165,7 +165,16 @@ def test_flags_of_the_other_direction_are_refused(
     assert not list(tmp_path.iterdir())  # not even a part of it
 
 
-def test_a_folder_of_a_newer_release_is_converted_unless_strict(source, tmp_path, job):
+def importing(init="", encoder="", latents=""):
+    """A config that imports."""
+    c = base.get_config()
+    c.init, c.text.encoder, c.data.latents = map(str, (init, encoder, latents))
+    return c
+
+
+def test_a_folder_of_a_newer_release_is_converted_unless_strict(
+    source, tmp_path, job, logging_of_jobs, caplog
+):
     """A field that is not known is warned of; the job, a pipeline and a run refuse it."""
     newer = shutil.copytree(source, tmp_path / "newer")
     file = newer / "text_encoder" / "config.json"
@@ -178,13 +187,29 @@ def test_a_folder_of_a_newer_release_is_converted_unless_strict(source, tmp_path
         pipeline.Pipeline.from_pretrained(newer, strict=True)
     with pytest.raises(ValueError, match=told):
         estimate.report(newer, [], strict=True)
-    for init, encoder in ((newer / "transformer", ""), ("", newer)):
-        c = base.get_config()
-        c.init, c.text.encoder = str(init), str(encoder)
+    for named in ({"init": newer / "transformer"}, {"encoder": newer}):
         with pytest.raises(ValueError, match=told):
-            initial.check_fields(c)
+            initial.check_fields(importing(**named))
     job(newer, target)
+    assert f"newer = True of {file}" in caplog.text
     assert configs.read(target).weights == pretrained.open_folder(source).digest()
+    # The run has the file, and with it the field.
+    for refuses in (
+        lambda: pipeline.Pipeline.from_pretrained(target, strict=True),
+        lambda: estimate.report(target, [], strict=True),
+        lambda: initial.check_fields(importing(init=target)),
+    ):
+        with pytest.raises(ValueError, match=told):
+            refuses()
+
+
+def test_a_strict_training_refuses_the_field_of_its_latents_vae(source, tmp_path):
+    vae = shutil.copytree(source / "vae", tmp_path / "latents" / "vae")
+    initial.check_fields(importing(latents=tmp_path / "latents"))
+    file = vae / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"newer": True}))
+    with pytest.raises(ValueError, match="not known: newer = True of .*vae"):
+        initial.check_fields(importing(latents=f"elsewhere, {tmp_path / 'latents'}"))
 
 
 def test_what_is_no_model_is_refused(run, tmp_path, job):

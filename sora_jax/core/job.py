@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 from sora_jax.core import paths, xla_flags
 
@@ -26,7 +26,8 @@ def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -
     """Parses the flags and calls `main`.
 
     Exits with 2 where they are not understood, with 130 where Ctrl-C stopped it. A file
-    or folder that cannot be read or written ends it in one sentence, with 1.
+    or folder that cannot be read or written, or too little memory, ends it in one
+    sentence, with 1.
 
     A process of several that fails ends at once: on its way out JAX would wait minutes
     for the others, which wait for it. An exit with a number is one that all processes
@@ -71,7 +72,14 @@ def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -
             if not isinstance(stop.code, str):
                 raise
             _end(stop.code, 1)
-        except Exception:
+        except Exception as error:
+            if _is_out_of_memory(error):
+                reason = str(error).splitlines()[0][:200]
+                _end(
+                    f"{name}: there is not enough memory: ask for smaller batches, or "
+                    f"fewer or smaller frames, or take more devices ({reason})",
+                    1,
+                )
             if not jax.distributed.is_initialized():
                 raise
             _end(traceback.format_exc().rstrip(), 1)
@@ -101,11 +109,28 @@ def _end(text: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether XLA could not allocate an array, on any kind of device."""
+    signs = "RESOURCE_EXHAUSTED", "Out of memory"
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(
+        sign in str(error) for sign in signs
+    )
+
+
 def sentence(error: Exception) -> str:
     """What an error says to a user; of a file, which one and why."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
+
+
+def log_warnings() -> None:
+    """Shows warnings, ours and those of libraries, but nothing that Orbax logs.
+
+    What fails in Orbax is raised, and it also logs a traceback for each of its threads.
+    """
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().setLevel("CRITICAL")
 
 
 def hold(folder: str | os.PathLike) -> None:

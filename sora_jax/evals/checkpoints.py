@@ -42,7 +42,7 @@ def chosen(folder: pathlib.Path, asked: Sequence[str]) -> list[int]:
       FileNotFoundError: the folder holds no run, or not these checkpoints.
       ValueError: it is neither.
     """
-    configs.read(folder)
+    runs.read_config(folder)
     if not asked:
         return [checkpoint.newest_good(folder)]
     kept = checkpoint.steps(folder)
@@ -207,7 +207,7 @@ class Sampling:
         self.folder, self.suites, self.seeds = folder, [*suites], tuple(seeds)
         self._parts, self._batch_size, self._asked = parts, batch_size, dict(asked)
         self._untrained: rows.Videos | None = None
-        self.config = configs.read(folder)
+        self.config = runs.read_config(folder)
         self.settings = runs.settings(self.config)
         self.making = {
             name: getattr(self.settings, name) if value is None else value

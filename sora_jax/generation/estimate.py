@@ -42,11 +42,11 @@ def _look(folder: pathlib.Path, strict: bool) -> _Model:
             parts["vae"].config,
             {name: component.nbytes for name, component in parts.items()},
         )
-    config = configs.read(folder)
+    config = runs.read_config(folder)
     pieces = runs.tokenizer(folder, config)
     sizes = checkpoint.networks_in(folder)
-    vae = pretrained.open_component(folder / "vae", "vae")
-    frozen = runs.frozen_text_encoder(folder, config, pieces)
+    vae = pretrained.open_component(folder / "vae", "vae", strict=strict)
+    frozen = runs.frozen_text_encoder(folder, config, pieces, strict=strict)
     if frozen is not None:
         sizes["text_encoder"] = frozen.nbytes
     sizes["vae"] = vae.nbytes

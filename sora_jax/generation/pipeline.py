@@ -61,7 +61,7 @@ class Output:
     recipes: tuple[dict, ...]
 
     def export_to_video(self, path: str | pathlib.Path, index: int = 0) -> None:
-        """Writes one clip as an MP4 that carries its recipe, and the recipe beside it."""
+        """Writes one clip with its recipe inside and beside it; see `recipes.save`."""
         if self.frames.shape[-1] != 3:
             raise ValueError(
                 f"frames of {self.frames.shape[-1]} channels are latents, no video"
@@ -145,7 +145,7 @@ class Pipeline:
                 "a run computes as its config says"
             )
         else:
-            parts = runs.parts(runs.load(folder))
+            parts = runs.parts(runs.load(folder), strict=strict)
         return cls(**parts, keep_text_encoder=keep_text_encoder)
 
     @classmethod

@@ -3,6 +3,8 @@
 import pathlib
 from collections.abc import Mapping
 
+import ml_collections
+
 from sora_jax.core import config as configs
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import known
@@ -34,6 +36,20 @@ def settings(config: Mapping) -> requests.Settings:
     return configs.build(requests.Settings, sample, "sample")
 
 
+def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config of a denoiser's run.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no run, or one of another objective.
+    """
+    config = configs.read(folder)
+    if config.objective != "denoiser":
+        raise ValueError(
+            f"{folder} is a run of objective {config.objective}: name one of a denoiser"
+        )
+    return config
+
+
 def tokenizer(folder: pathlib.Path, config: Mapping) -> tokenizers.Tokenizer:
     """The run's tokenizer."""
     return tokenizers.load(folder, config.text.get("clean", False))
@@ -58,11 +74,15 @@ def networks_of(config: Mapping, pieces: tokenizers.Tokenizer) -> states.Network
 
 
 def frozen_text_encoder(
-    folder: pathlib.Path, config: Mapping, pieces: tokenizers.Tokenizer
+    folder: pathlib.Path,
+    config: Mapping,
+    pieces: tokenizers.Tokenizer,
+    *,
+    strict: bool = False,
 ) -> pretrained.Component | None:
     """The text encoder that the run used and did not train, where there is one."""
     _, text_config = objectives.denoiser_configs(config, pieces.vocab_size)
-    return initial.frozen_text_encoder(config, folder, text_config)
+    return initial.frozen_text_encoder(config, folder, text_config, strict=strict)
 
 
 def load(
@@ -75,13 +95,13 @@ def load(
       step: which checkpoint, by default the newest.
     """
     folder = pathlib.Path(folder)
-    config = configs.read(folder)
+    config = read_config(folder)
     networks = networks_of(config, tokenizer(folder, config))
     return checkpoint.load_run(folder, step=step, layouts=networks.layouts())
 
 
-def parts(run: checkpoint.LoadedRun) -> dict:
-    """The arguments of the pipeline of a run."""
+def parts(run: checkpoint.LoadedRun, *, strict: bool = False) -> dict:
+    """The arguments of the pipeline of a run; strict: see `Pipeline.from_pretrained`."""
     config, folder = run.config, run.folder
     pieces = tokenizer(folder, config)
     made = networks_of(config, pieces).bind(run.params)
@@ -93,12 +113,12 @@ def parts(run: checkpoint.LoadedRun) -> dict:
     }
     if "weights" in config:  # converted, not trained
         source["weights"] = config.weights
-    frozen = frozen_text_encoder(folder, config, pieces)
+    frozen = frozen_text_encoder(folder, config, pieces, strict=strict)
     if frozen is not None:
         made["text_encoder"] = frozen
         source["text_encoder_digest"] = frozen.digest()
     return made | {
-        "vae": latents.load_vae(folder / "vae").module(),
+        "vae": latents.load_vae(folder / "vae", strict=strict).module(),
         "tokenizer": pieces,
         "settings": settings(config),
         "source": source,

@@ -40,7 +40,7 @@ class Initial:
 
 
 def frozen_text_encoder(
-    c, folder: pathlib.Path, config: text_encoder.Config
+    c, folder: pathlib.Path, config: text_encoder.Config, *, strict: bool = False
 ) -> pretrained.Component | None:
     """The text encoder that a run uses and does not train, where there is one.
 
@@ -48,10 +48,13 @@ def frozen_text_encoder(
       c: the config of the folder's run.
       folder: of the run.
       config: of the network that it goes into.
+      strict: see `pretrained.open_component`.
     """
     if not c.text.get("frozen"):
         return None
-    component = pretrained.open_component(folder / "text_encoder", "text_encoder")
+    component = pretrained.open_component(
+        folder / "text_encoder", "text_encoder", strict=strict
+    )
     return component.fitted(config)
 
 
@@ -64,13 +67,21 @@ def fixed(c, folder: pathlib.Path, config: text_encoder.Config) -> dict:
 def check_fields(c) -> None:
     """Raises ValueError where a config that is imported has fields that are not known.
 
-    Without it they are warned of.
+    Without it they are warned of. It looks at `init` and `text.encoder`, and at the
+    video VAE beside the latents.
     """
+    latents = filter(None, map(str.strip, c.data.latents.split(",")))
+    components = [(pathlib.Path(given) / "vae", "vae") for given in latents]
     for given in filter(None, (c.init, c.text.encoder)):
         path = pathlib.Path(given)
         folder = path.parent if path.name in _EXPERTS else path
         if pretrained.is_folder(folder):
             pretrained.open_folder(folder, strict=True)
+        else:
+            components.append((folder / "text_encoder", "text_encoder"))
+    for folder, name in components:
+        if folder.is_dir():
+            pretrained.open_component(folder, name, strict=True)
 
 
 def from_text_encoder(c, folder: pathlib.Path) -> Initial:

@@ -50,13 +50,17 @@ def component(folder: str | pathlib.Path) -> pathlib.Path:
     return folder / "vae" if (folder / "vae").is_dir() else folder
 
 
-def load_vae(folder: str | pathlib.Path) -> LoadedVAE:
+def load_vae(folder: str | pathlib.Path, *, strict: bool = False) -> LoadedVAE:
     """Reads a video VAE: its component folder, ours or diffusers', or what has one.
+
+    Args:
+      folder: where it is.
+      strict: see `pretrained.open_component`.
 
     Raises:
       FileNotFoundError, ValueError: it is not there, or it is damaged.
     """
-    opened = pretrained.open_component(component(folder), "vae")
+    opened = pretrained.open_component(component(folder), "vae", strict=strict)
     return LoadedVAE(opened.config, networks_of(opened.config), opened.load())
 
 

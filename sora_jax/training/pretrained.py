@@ -333,7 +333,10 @@ def _report(unknown: peer_configs.Unknown, strict: bool) -> None:
     fields = peer_configs.describe(unknown)
     if strict:
         raise ValueError(f"fields that are not known: {fields}")
-    _warn(f"fields that are not known are ignored (--strict refuses them): {fields}")
+    _warn(
+        "fields that are not known are ignored (train, convert and generate refuse them "
+        f"with --strict): {fields}"
+    )
 
 
 @functools.cache  # of equal texts once
@@ -400,7 +403,9 @@ def open_folder(path: str | pathlib.Path, *, strict: bool = False) -> Folder:
     unknown: peer_configs.Unknown = {}
 
     def read(file: pathlib.Path, reader: Callable) -> Any:
-        return reader(weight_files.read_json(file), str(file), unknown)
+        # A step cache that is calibrated for the folder is listed beside the index.
+        given = weight_files.read_json(file, is_peers=True)
+        return reader(given, str(file), unknown)
 
     index = read(path / "model_index.json", peer_configs.read_index)
     present = [name for name in KINDS if name in index.parts]
