@@ -73,21 +73,22 @@ _NAMES_OF_WAN = {
 for _alias, _name in _NAMES_OF_WAN.items():
     flags.DEFINE_alias(_alias, _name)
 
+_OF_CLIPS = ("out", "step_cache", "overwrite", "format", "dry_run")  # no calibration
+
 
 def clips(recipe: dict | None) -> list[dict]:
     """The clips that the flags, or the recipe of a video to make again, ask for."""
     ways = ("prompt", "prompts", "from")
     if sum(FLAGS[name].value is not None for name in ways) != 1:
         raise ValueError("give one of --prompt, --prompts and --from")
-    if FLAGS.calibrate_step_cache and (FLAGS.out or FLAGS.step_cache):
-        raise ValueError("--calibrate_step_cache takes no --out and no --step_cache")
-    if FLAGS.out is None and not (FLAGS.dry_run or FLAGS.calibrate_step_cache):
+    if FLAGS.calibrate_step_cache:
+        if vain := [name for name in _OF_CLIPS if FLAGS[name].value]:
+            raise ValueError(
+                f"--calibrate_step_cache makes no clips: leave out --{vain[0]}"
+            )
+    elif not (FLAGS.out or FLAGS.dry_run):
         raise ValueError("give --out: the video's file, or a folder with --prompts")
     out = pathlib.Path(FLAGS.out or "clip.mp4")
-    if FLAGS.prompts is None and FLAGS.format:
-        raise ValueError("--format is for --prompts: one video's is what --out ends in")
-    if FLAGS.prompts is None:
-        recipes.check_format(out, FLAGS.fps or 1.0)
     if FLAGS.prompts is not None:
         rows = prompt_file.read(FLAGS.prompts)
         files = [
@@ -95,11 +96,16 @@ def clips(recipe: dict | None) -> list[dict]:
             for index, row in enumerate(rows)
         ]
     else:
+        if FLAGS.format:
+            raise ValueError(
+                "--format is for --prompts: one video's is what --out ends in"
+            )
+        recipes.format_of(out)
         rows, files = [{"prompt": FLAGS.prompt}], [out]
     defaults = given()
     if recipe is not None:
         # What is given beside a recipe changes it.
-        defaults, rows = recipes.arguments(recipe) | defaults, [{}]
+        defaults, rows = recipes.arguments(recipe, FLAGS.image) | defaults, [{}]
     step = FLAGS.seed != requests.RANDOM
     first = {"negative_prompt": ""}
     return [

@@ -9,8 +9,24 @@ import numpy as np
 import PIL.Image
 
 FASTEST = 50.0  # frames a second: players show shorter frames ten times as long
+# Seconds: still frames become one, which is shown for at most 65,535 hundredths.
+LONGEST = 655.0
 _COLOURS = 256
 _SAMPLE = 1 << 16  # pixels that the colours are chosen from
+
+
+def check(num_frames: int, fps: float) -> None:
+    """Raises ValueError where a GIF cannot have so many frames at that rate."""
+    if fps > FASTEST:
+        raise ValueError(
+            f"a GIF has at most {FASTEST:g} frames a second, not {fps:g}: give a lower "
+            "fps, or write .mp4 or .webm"
+        )
+    if num_frames / fps > LONGEST:
+        raise ValueError(
+            f"a GIF is at most {LONGEST:g} seconds long, not {num_frames / fps:.0f}: "
+            "write .mp4 or .webm"
+        )
 
 
 def durations(num_frames: int, fps: float) -> list[int]:
@@ -35,11 +51,10 @@ def encode(frames_thwc: np.ndarray, fps: float, comment: str = "") -> bytes:
       comment: stored in the file; ASCII.
 
     Raises:
-      ValueError: fps is too high.
+      ValueError: fps is too high, or the video too long.
     """
-    if not 0 < fps <= FASTEST:
-        raise ValueError(f"a GIF has at most {FASTEST:g} frames a second, not {fps:g}")
     t, h, w, _ = frames_thwc.shape
+    check(t, fps)
     step = max(1, round((t * h * w / _SAMPLE) ** (1 / 3)))
     some_thwc = np.ascontiguousarray(frames_thwc[::step, ::step, ::step])
     sample = PIL.Image.fromarray(some_thwc.reshape(-1, some_thwc.shape[2], 3))

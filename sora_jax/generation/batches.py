@@ -7,6 +7,8 @@ import itertools
 import pathlib
 from collections.abc import Sequence
 
+import jax
+
 from sora_jax.core import paths
 from sora_jax.data import video_io
 from sora_jax.generation import pipeline, recipes
@@ -40,8 +42,11 @@ def arguments(clips: Sequence[dict], batch_size: int | None) -> dict:
 def check_files(clips: Sequence[dict]) -> None:
     """Raises OSError where the videos cannot be written; found before the hours of work.
 
-    Those of a list are in one folder: the longest name stands for all.
+    Those of a list are in one folder: the longest name stands for all. The first process
+    is the one that writes.
     """
+    if jax.process_index():
+        return
     file = max((clip["file"] for clip in clips), key=lambda file: len(str(file)))
     paths.check_writable(file)
     paths.check_writable(recipes.sidecar_of(file))
@@ -83,9 +88,15 @@ def plan(
     for _, group in itertools.groupby(by_kind, key=shared):
         todo = []
         for clip in group:
-            request = pipe.check_inputs(**arguments([clip], batch_size))
             file = pathlib.Path(clip["file"])
-            notes.add(recipes.check_format(file, request.fps))
+            try:
+                request = pipe.check_inputs(**arguments([clip], batch_size))
+                note = recipes.check_format(file, request.num_frames, request.fps)
+            except ValueError as error:
+                if len(clips) > 1:
+                    raise ValueError(f"{file.name}: {error}") from None
+                raise
+            notes.add(note)
             if not recipes.is_finished(file, pipe.recipe(request, 0), overwrite):
                 todo.append(clip)
                 steps += request.num_inference_steps

@@ -31,7 +31,7 @@ def read(path: str | pathlib.Path) -> list[dict]:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"the list of prompts {path} does not exist")
+        raise FileNotFoundError(f"the list of prompts {path} is not a file")
     readers = {".txt": _lines, ".csv": _rows, ".jsonl": _rows}
     if path.suffix not in readers:
         raise ValueError(f"{path} is not a .txt, .csv or .jsonl file")
@@ -85,12 +85,17 @@ def _check_names(names: Collection[str]) -> None:
 
 def _checked(line: int, row: dict) -> dict:
     try:
-        return _values(row)
+        return values_of(row)
     except ValueError as error:
         raise texts.BadLine(line, str(error)) from None
 
 
-def _values(row: dict) -> dict:
+def values_of(row: dict) -> dict:
+    """The call arguments of a line, or of a recipe, each of its type.
+
+    Raises:
+      ValueError: a field is unknown or has a value of another type.
+    """
     _check_names(row)
     if "prompt" not in row:
         raise ValueError("it has no prompt")
@@ -105,7 +110,7 @@ def _values(row: dict) -> dict:
         wrong = ValueError(f"{name} is {what}, not {value!r}")
         try:
             number = kind(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise wrong from None
         if isinstance(value, bool | float) and number != value or value is True:
             raise wrong

@@ -5,6 +5,7 @@ weights. It stands in the file's comment and beside it: clip.json of clip.mp4, o
 clip.webm.json and clip.gif.json.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import numpy as np
 
 from sora_jax.core import paths
 from sora_jax.data import gif, video_io
+from sora_jax.generation import prompt_file
 
 FORMATS = ("mp4", "webm", "gif")
 
@@ -25,34 +27,40 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
-def check_format(path: pathlib.Path, fps: float) -> str:
-    """Says what a video file of that name cannot keep of a rate; "" where it keeps it.
+def format_of(path: pathlib.Path) -> str:
+    """The format that a video file's name says.
 
     Raises:
-      ValueError: it is no file of these formats, or cannot have that rate.
+      ValueError: it is none of `FORMATS`.
     """
-    if path.suffix.lower().removeprefix(".") not in FORMATS:
+    found = path.suffix.lower().removeprefix(".")
+    if found not in FORMATS:
         endings = ", ".join(f".{name}" for name in FORMATS)
         raise ValueError(f"a video's file ends in one of {endings}, not {path.name!r}")
-    if path.suffix.lower() != ".gif":
+    return found
+
+
+def check_format(path: pathlib.Path, num_frames: int, fps: float) -> str:
+    """Says what a video file of that name does not keep of a rate; "" where it keeps it.
+
+    Raises:
+      ValueError: it is no file of these formats, or cannot hold such a video.
+    """
+    if format_of(path) != "gif":
         return ""
-    if fps > gif.FASTEST:
-        raise ValueError(
-            f"fps is {fps:g}; a GIF shows at most {gif.FASTEST:g} frames a second: give "
-            "a lower --fps, or write .mp4 or .webm"
-        )
-    if 100 % fps == 0:
+    gif.check(num_frames, fps)
+    shown = sorted(set(gif.durations(num_frames, fps)))
+    if len(shown) == 1:
         return ""
-    low = int(100 // fps)
     return (
-        f"a GIF counts hundredths of a second: at {fps:g} frames a second each is shown "
-        f"for {low} or {low + 1} of them"
+        f"a GIF times its frames in hundredths of a second: at {fps:g} frames a second "
+        f"each is shown for {' or '.join(map(str, shown))} of them"
     )
 
 
 def sidecar_of(path: pathlib.Path) -> pathlib.Path:
     """The file beside a video that holds its recipe."""
-    is_mp4 = path.suffix.lower() == ".mp4"
+    is_mp4 = format_of(path) == "mp4"
     return path.with_suffix(".json") if is_mp4 else path.with_name(path.name + ".json")
 
 
@@ -67,14 +75,13 @@ def save(frames_thwc: np.ndarray, path: str | pathlib.Path, recipe: Mapping) -> 
       recipe: from `Output.recipes`.
     """
     path = pathlib.Path(path)
-    check_format(path, recipe["fps"])
+    kind = format_of(path)
     frames_u8 = np.round(np.clip(frames_thwc, 0, 1) * 255).astype(np.uint8)
     text = json.dumps(dict(recipe), sort_keys=True)
-    if path.suffix.lower() == ".gif":
+    if kind == "gif":
         video = gif.encode(frames_u8, recipe["fps"], text)
     else:
-        is_mp4 = path.suffix.lower() == ".mp4"
-        encode = video_io.encode_mp4 if is_mp4 else video_io.encode_webm
+        encode = video_io.encode_mp4 if kind == "mp4" else video_io.encode_webm
         video = encode(frames_u8, recipe["fps"], metadata={"comment": text})
     sidecar_of(path).unlink(missing_ok=True)
     paths.write_atomically(path, video)
@@ -89,28 +96,51 @@ def read(path: str | pathlib.Path) -> dict:
     Raises:
       ValueError: it is no video, or none of ours.
     """
-    comment = video_io.read_comment(path)
+    recipe = _parse(video_io.read_comment(path) or "")
+    if recipe is None:
+        raise ValueError(f"{path} was not made here: it carries no recipe")
     try:
-        recipe = json.loads(comment or "")
-        missing = [name for name in ("prompt", "seed", "fps") if name not in recipe]
-    except (ValueError, TypeError):
-        missing = ["recipe"]
-    if missing:
-        raise ValueError(f"{path} was not made here: it carries no {missing[0]}")
+        prompt_file.values_of(_given(recipe))
+    except ValueError as error:
+        raise ValueError(f"the recipe of {path} is damaged: {error}") from None
     return recipe
 
 
-def arguments(recipe: Mapping) -> dict:
+def _given(recipe: Mapping) -> dict:
+    return {n: recipe[n] for n in ARGUMENTS if recipe.get(n) is not None}
+
+
+def _parse(text: str) -> dict | None:
+    """A recipe; None where the text is something else."""
+    try:
+        recipe = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(recipe, dict) or not recipe.keys() >= {"prompt", "seed", "fps"}:
+        return None
+    return recipe
+
+
+def arguments(recipe: Mapping, image: str | None = None) -> dict:
     """The arguments of a call that makes the video again.
 
+    Args:
+      recipe: the video's.
+      image: the picture that it is made from, where there is one.
+
     Raises:
-      ValueError: it was made of a picture or of given noise, which it does not carry.
+      ValueError: it was made from a picture or from given latents, which it does not
+        carry.
     """
-    for name in ("image_sha256", "latents_sha256"):
-        if recipe.get(name):
-            what = "a picture" if name.startswith("image") else "given latents"
-            raise ValueError(f"the video was made from {what}, which it does not carry")
-    return {n: recipe[n] for n in ARGUMENTS if recipe.get(n) is not None}
+    if recipe.get("image_sha256") and image is None:
+        raise ValueError(
+            "the video was made from a picture, which it does not carry: give --image"
+        )
+    if recipe.get("latents_sha256"):
+        raise ValueError(
+            "the video was made from given latents, which it does not carry"
+        )
+    return _given(recipe)
 
 
 def check_weights(recipe: Mapping, source: Mapping) -> None:
@@ -126,16 +156,12 @@ def check_weights(recipe: Mapping, source: Mapping) -> None:
 
 def found_beside(file: pathlib.Path) -> dict | None:
     """The recipe of a clip that was made before: beside it or inside, if any."""
-    try:
-        found = json.loads(sidecar_of(file).read_text())
-        if isinstance(found, dict) and "prompt" in found:
+    with contextlib.suppress(OSError, ValueError):
+        if (found := _parse(sidecar_of(file).read_text())) is not None:
             return found
-    except (OSError, ValueError):
-        pass
-    try:
+    with contextlib.suppress(OSError, ValueError):
         return read(file)
-    except (OSError, ValueError):
-        return None
+    return None
 
 
 def is_finished(file: pathlib.Path, recipe: Mapping, overwrite: bool = False) -> bool:
@@ -158,7 +184,7 @@ def is_finished(file: pathlib.Path, recipe: Mapping, overwrite: bool = False) ->
     if found is None:
         problem = "is there already, and was not made here"
     else:
-        # Clips of before there were these say nothing of them.
+        # Recipes that were written before these fields existed lack them.
         found = {"step_cache": 0.0, "guidance_rescale": 0.0} | found
         other = [
             f"{name} was {found.get(name)!r} and is {value!r}"

@@ -22,6 +22,8 @@ from sora_jax.models import dit as dits
 from sora_jax.models import video_vae
 
 MAX_STEPS = 1000
+_MOST = 10**6  # frames, pixels a side, clips at a time; see `configs.Size`
+SLOWEST, FASTEST = 0.01, 1000.0  # frames a second
 RANDOM = -1  # in place of a seed: one that is drawn
 _Scale = Annotated[float, configs.Range("[0, 100]")]
 
@@ -38,14 +40,14 @@ class Settings:
     the level below which the second of two experts denoises, with guidance_scale_2.
     step_cache: the error up to which evaluations of the denoiser are spared; 0: none.
     takes_images: whether a picture can be given. fps: None where no data was seen yet;
-    a call then says it. trained_levels: of the denoiser; one of
-    two experts makes no video alone.
+    a call then says it. trained_levels: those of the denoiser; one of two experts
+    makes no video alone.
     """
 
     num_frames: configs.Size
     height: configs.Size
     width: configs.Size
-    fps: Annotated[float, configs.Range("(0, 1000]")] | None
+    fps: Annotated[float, configs.Range(f"[{SLOWEST}, {FASTEST}]")] | None
     text_length: configs.Size
     shift: Annotated[float, configs.Range("(0, 100]")]
     known_tau: Annotated[float, configs.Range("[0, 1)")] = 0.02
@@ -147,6 +149,8 @@ def check_size(num_frames: int, height: int, width: int, strides: Strides) -> No
     ):
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise ValueError(f"{name} is a whole number, not {value!r}")
+        if value > _MOST:
+            raise ValueError(f"{name} is at most {_MOST}, not {value}")
     period = strides.time * strides.patch_time
     first = 1 + strides.time * (strides.patch_time - 1)
     if num_frames < first or (num_frames - first) % period:
@@ -336,12 +340,12 @@ def check(
         raise ValueError(
             f"num_inference_steps is a whole number from 1 to {MAX_STEPS}, not {steps!r}"
         )
-    if not isinstance(request.batch_size, int) or request.batch_size < 1:
-        raise ValueError(f"batch_size is at least 1, not {request.batch_size!r}")
+    if not isinstance(request.batch_size, int) or not 1 <= request.batch_size <= _MOST:
+        raise ValueError(f"batch_size is from 1 to {_MOST}, not {request.batch_size!r}")
     for name in ("guidance_scale", "guidance_scale_2"):
         scale = getattr(request, name)
         if scale is not None and not 0 <= scale <= 100:
-            raise ValueError(f"{name} is from 0 to 100 (1 is none), not {scale!r}")
+            raise ValueError(f"{name} is from 0 to 100 (1: no guidance), not {scale!r}")
     if not 0 <= request.guidance_rescale <= 1:
         raise ValueError(
             "guidance_rescale is a share from 0 (off) to 1, not "
@@ -359,17 +363,25 @@ def check(
             )
     if not 0 <= request.step_cache <= 100:
         raise ValueError(
-            f"step_cache is an error from 0 (off) such as 0.1, not {request.step_cache!r}"
+            "step_cache is an error from 0 (off) to 100, such as 0.1, not "
+            f"{request.step_cache!r}"
         )
     if not 0 < request.shift <= 100:
-        raise ValueError(f"shift is above 0 (1 is none), not {request.shift!r}")
+        raise ValueError(
+            f"shift is above 0 and at most 100 (1: no shift), not {request.shift!r}"
+        )
     if images is not None and not settings.takes_images:
         raise ValueError(
             "image is given, but this model makes videos from text alone: Wan 2.2 "
             "TI2V-5B and models trained here with first frames take pictures"
         )
-    if request.fps is None or not 0 < request.fps <= 1000:
-        raise ValueError(f"fps is a rate above 0, not {request.fps!r}")
+    if request.fps is None:
+        raise ValueError("give fps: the model's config has no frame rate")
+    if not SLOWEST <= request.fps <= FASTEST:
+        raise ValueError(
+            f"fps is from {SLOWEST:g} to {FASTEST:g} frames a second, not "
+            f"{request.fps!r}"
+        )
     _one_of("sampler", request.sampler, [s.value for s in samplers.Sampler])
     _one_of("output_type", output_type, ["np", "latent"])
     return request

@@ -31,6 +31,7 @@ _DAMAGED = (
 _LARGEST_FILE = 1 << 24
 _SAMPLING = (
     "sampler", "num_inference_steps", "shift", "guidance_scale", "guidance_scale_2",
+    "guidance_rescale",
 )  # fmt: skip
 Table = tuple[tuple[tuple[float, ...], ...], ...]  # [expert][evaluation][branch]
 
@@ -199,9 +200,8 @@ def model_of(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sampling_of(request: requests.Request) -> dict[str, Any]:
-    """The arguments on which ratios depend; of a rescaled guidance, where there is one."""
-    names = _SAMPLING + ("guidance_rescale",) * bool(request.guidance_rescale)
-    return {name: getattr(request, name) for name in names}
+    """The arguments on which ratios depend."""
+    return {name: getattr(request, name) for name in _SAMPLING}
 
 
 def check_recipe(recipe: Mapping[str, Any], calibration: Any) -> None:

@@ -14,6 +14,7 @@ from flax import nnx
 from configs import base
 from sora_jax.core import config as configs
 from sora_jax.core import digests, mesh
+from sora_jax.core import job as jobs
 from sora_jax.data import tokenizer, video_io
 from sora_jax.generation import pipeline, recipes
 from sora_jax.training import checkpoint, cost, state
@@ -72,7 +73,8 @@ def generate(run_folder):
         def call(**values):
             values = {"model": str(run_folder)} | values
             with flagsaver.flagsaver(**values):
-                with jax.set_mesh(jax.sharding.get_mesh()):  # the job sets its own
+                # The job sets its own mesh; its locks end with it.
+                with jax.set_mesh(jax.sharding.get_mesh()), jobs._held:
                     job.main(["generate"])
 
         yield call
@@ -284,6 +286,11 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
     generate(prompt="a cat", image=str(picture), out=str(out), num_inference_steps=1)
     recipe = json.loads(out.with_suffix(".json").read_text())
     assert len(recipe["image_sha256"]) == 64
+    again = tmp_path / "again.mp4"
+    with pytest.raises(SystemExit, match="which it does not carry: give --image"):
+        generate(**{"from": str(out)}, out=str(again))
+    generate(**{"from": str(out)}, image=str(picture), out=str(again))
+    assert again.read_bytes() == out.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -296,7 +303,24 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
             "ends in one of .mp4, .webm, .gif, not 'x.avi'",
         ),
         ({"prompt": "a", "format": "gif"}, "--format is for --prompts"),
-        ({"prompt": "a", "out": "x.gif", "fps": 60.0}, "a GIF shows at most 50 frames"),
+        ({"prompt": "a", "out": ""}, "give --out: the video's file"),
+        ({"prompts": "list.txt", "out": ""}, "give --out: the video's file"),
+        ({"prompt": "a", "out": "x.gif", "fps": 60.0}, "at most 50 frames a second"),
+        ({"prompt": "a", "out": "x.gif", "fps": float("nan")}, "fps is from 0.01 to"),
+        ({"prompt": "a", "out": "x.gif", "fps": 0.01}, "a GIF is at most 655 seconds"),
+        ({"prompt": "a", "calibrate_step_cache": True}, "no clips: leave out --out"),
+        (
+            {"prompt": "a", "calibrate_step_cache": True, "out": None, "dry_run": True},
+            "makes no clips: leave out --dry_run",
+        ),
+        (
+            {"prompts": "rows.csv", "out": "x"},
+            "^generate: 00001-b.mp4: num_frames is 4",
+        ),
+        (
+            {"prompt": "a", "model": "other"},
+            "other is a run of objective vae: name one",
+        ),
         ({"prompt": "a", "out": "list.txt/x.mp4"}, "list.txt is a file, not a folder"),
         ({"prompt": "a", "out": "list.txt/clips/x.mp4"}, "list.txt is a file, not a"),
         (
@@ -333,7 +357,10 @@ def test_what_cannot_be_done_ends_with_one_sentence(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "list.txt").write_text("a cat")
+    (tmp_path / "rows.csv").write_text("prompt,num_frames\na,5\nb,4\n")
+    configs.write(tmp_path / "other", {"objective": "vae"})
+    before = {p.name for p in tmp_path.rglob("*")}
     with pytest.raises(SystemExit, match=message) as caught:
         generate(**({"out": "clip.mp4"} | values))
     assert str(caught.value).startswith("generate: ")
-    assert {p.name for p in tmp_path.rglob("*")} == {"folder.mp4", "list.txt"}
+    assert {p.name for p in tmp_path.rglob("*")} == before

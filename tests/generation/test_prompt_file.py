@@ -49,6 +49,11 @@ def test_jsonl_has_an_object_a_line(tmp_path):
         ("a.jsonl", '{"prompt": 3}', "line 1: prompt is text, not 3"),
         ("a.jsonl", '{"prompt": "a", "seed": 1.5}', "seed is a whole number, not 1.5"),
         ("a.jsonl", '{"prompt": "a", "seed": true}', "seed is a whole number"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "seed": 1e999}',
+            "seed is a whole number, not inf",
+        ),
         ("a.jsonl", '{"prompt": "a", "fps": "fast"}', "fps is a number, not 'fast'"),
         ("a.jsonl", '{"prompt": "a", "id": "../x"}', r"id '../x' names a file"),
         (

@@ -1,5 +1,6 @@
 """Which files of before are finished clips, and which are somebody's."""
 
+import io
 import json
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_files_of_others_are_not_lost(file):
     file.write_bytes(b"a film of somebody's")
     assert f"{file} is there already, and was not made here" in refusal(file)
     file.unlink()
-    for text in ('{"name": "a package"}', "[]", "{", ""):
+    for text in ('{"name": "a package"}', '{"prompt": "a"}', "[]", '"prompt"', "{", ""):
         sidecar.write_text(text)
         assert f"{sidecar} is there already, and was not made here" in refusal(file)
 
@@ -69,6 +70,23 @@ def test_older_recipes_say_nothing_of_newer_fields(tmp_path):
     assert "guidance_rescale was 0.0 and is 0.7" in refusal(
         path, RECIPE | {"guidance_rescale": 0.7}
     )
+
+
+@pytest.mark.parametrize(
+    "field, value, reason",
+    [
+        ("seed", "x", "seed is a whole number, not 'x'"),
+        ("fps", [8], "fps is a number, not .8."),
+        ("prompt", 3, "prompt is text, not 3"),
+    ],
+)
+def test_a_damaged_recipe_is_named(tmp_path, field, value, reason):
+    path = tmp_path / "clip.mp4"
+    comment = json.dumps(RECIPE | {field: value})
+    frames = np.zeros((1, 16, 16, 3), np.uint8)
+    path.write_bytes(video_io.encode_mp4(frames, 8.0, metadata={"comment": comment}))
+    with pytest.raises(ValueError, match=f"recipe of .*clip.mp4 is damaged: {reason}"):
+        recipes.read(path)
 
 
 def test_formats_do_not_share_a_recipes_file(tmp_path):
@@ -111,5 +129,14 @@ def test_a_gif_keeps_times_and_colours(tmp_path):
             assert np.abs(found - 255 * shades[number]).max() <= 2
     with pytest.raises(ValueError, match="at most 50 frames a second, not 60"):
         gif.encode(np.zeros((2, 8, 8, 3), np.uint8), 60.0)
-    assert "8 or 9 of them" in recipes.check_format(path, 12.0)
-    assert recipes.check_format(path, 12.5) == recipes.check_format(path, 50.0) == ""
+    assert "8 or 9 of them" in recipes.check_format(path, 9, 12.0)
+    assert not any(recipes.check_format(path, 9, fps) for fps in (12.5, 50.0, 0.1))
+
+
+def test_a_still_gif_is_as_long_as_a_gif_can_be(tmp_path):
+    """Its equal frames become one, whose time is a number of 16 bits."""
+    still = np.zeros((6, 8, 8, 3), np.uint8)
+    with PIL.Image.open(io.BytesIO(gif.encode(still, 6 / gif.LONGEST))) as image:
+        assert image.info["duration"] == 1000 * gif.LONGEST
+    with pytest.raises(ValueError, match="at most 655 seconds long, not 656: write"):
+        recipes.check_format(tmp_path / "clip.gif", 656, 1.0)

@@ -123,8 +123,17 @@ def test_impossible_sizes_name_the_nearest(size, message):
             {"guidance_scale": 1.0, "guidance_rescale": 0.7},
             "guidance_rescale is given, but guidance_scale is 1, where it does nothing",
         ),
-        ({"fps": 0.0}, "fps is a rate above 0"),
-        ({"batch_size": 0}, "batch_size is at least 1"),
+        ({"fps": 0.0}, "fps is from 0.01 to 1000 frames a second, not 0.0"),
+        ({"fps": 1e-3}, "fps is from 0.01 to 1000"),
+        ({"fps": 1001.0}, "fps is from 0.01 to 1000"),
+        ({"fps": float("nan")}, "fps is from 0.01 to 1000"),
+        ({"shift": 0.0}, "shift is above 0 and at most 100 .*, not 0.0"),
+        ({"shift": 101.0}, "shift is above 0 and at most 100 .*, not 101.0"),
+        ({"step_cache": 101.0}, "from 0 .off. to 100, such as 0.1, not 101.0"),
+        ({"batch_size": 0}, "batch_size is from 1 to 1000000, not 0"),
+        ({"batch_size": 10**9}, "batch_size is from 1 to 1000000"),
+        ({"num_frames": 10**9 + 1}, "num_frames is at most 1000000, not 1000000001"),
+        ({"height": 16 * 10**9}, "height is at most 1000000"),
         ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is at least 1"),
         ({"sampler": "huen"}, "'huen' is unknown.*did you mean 'heun'"),
         ({"output_type": "pil"}, "'pil' is unknown; there are .*latent"),
@@ -140,6 +149,13 @@ def test_wrong_arguments_are_refused_in_one_sentence(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         ask(**changes)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_a_model_without_a_rate_is_told_one():
+    settings = dataclasses.replace(SETTINGS, fps=None)
+    with pytest.raises(ValueError, match="give fps: the model's config has no frame"):
+        request.check(settings, STRIDES, prompt="a cat")
+    assert request.check(settings, STRIDES, prompt="a cat", fps=8.0).fps == 8.0
 
 
 def test_prompts_beyond_the_models_length_are_refused():
