@@ -19,7 +19,7 @@ import sys
 import jax
 from absl import app, flags, logging
 
-from sora_jax.core import job, paths
+from sora_jax.core import job
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
 from sora_jax.evals import (
@@ -107,7 +107,7 @@ def sampling_of(clips: shards.Shards, tier: str) -> checkpoints.Sampling:
         pathlib.Path(FLAGS.model),
         suites,
         pathlib.Path(FLAGS.out) / "parts",
-        seeds=tuple(map(int, FLAGS.seeds)),
+        seeds=checkpoints.read_seeds(FLAGS.seeds),
         batch_size=FLAGS.batch_size,
         mesh=meshes.make_mesh(),
         asked={name: FLAGS[name].value for name in samples.MAKING},
@@ -157,6 +157,8 @@ def check_flags() -> None:
         raise ValueError("a step cache is calibrated for one checkpoint: name that one")
     if not FLAGS.shards and not FLAGS.videos:
         raise ValueError("give --shards: only --videos are measured without")
+    if not FLAGS.out:
+        raise ValueError("give --out: the folder for scores and report")
 
 
 def main(argv: list[str]) -> None:
@@ -166,8 +168,7 @@ def main(argv: list[str]) -> None:
     try:
         meshes.initialize()
         check_flags()
-        for file in filter(None, (f"{FLAGS.out}/scores.json", FLAGS.save_statistics)):
-            paths.check_writable(file)
+        job.check_writable(f"{FLAGS.out}/scores.json", FLAGS.save_statistics)
         job.hold(FLAGS.out)
         if FLAGS.videos:
             return compare() if jax.process_index() == 0 else None

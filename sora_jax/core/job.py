@@ -1,6 +1,7 @@
 """Runs a job's main function: what the user gets wrong or stops ends in one sentence."""
 
 import contextlib
+import math
 import os
 import re
 import signal
@@ -43,6 +44,7 @@ def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -
     def parse(argv: list[str]) -> list[str]:
         try:
             left = flags.FLAGS(argv)
+            _check_finite(flags.FLAGS)
             if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
                 flags.FLAGS["config"].value.keys()  # fails where none could be read
         except flags.Error as error:
@@ -88,6 +90,16 @@ def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -
     app.run(guarded, flags_parser=parse)
 
 
+def _check_finite(given: flags.FlagValues) -> None:
+    """Raises flags.Error where a flag is inf or nan, which pass every bound of absl's."""
+    for name in given:
+        value = given[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise flags.IllegalFlagValueError(
+                f"flag --{name}={value}: it is not a finite number"
+            )
+
+
 def _unraisable(found: "sys.UnraisableHookArgs") -> None:
     """Shows what no caller can be told of.
 
@@ -131,6 +143,17 @@ def log_warnings() -> None:
     """
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_logger().setLevel("CRITICAL")
+
+
+def check_writable(*files: str | os.PathLike | None) -> None:
+    """Checks that files can be written; of several processes the first one does.
+
+    Raises:
+      OSError: one cannot; see `paths.check_writable`.
+    """
+    if not (jax.distributed.is_initialized() and jax.process_index()):
+        for file in filter(None, files):
+            paths.check_writable(file)
 
 
 def hold(folder: str | os.PathLike) -> None:

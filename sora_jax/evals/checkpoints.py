@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sora_jax.core import config as configs
-from sora_jax.core import progress
+from sora_jax.core import progress, rng
 from sora_jax.evals import protocol, rows, samples, scoring, toyworld
 from sora_jax.generation import pipeline, runs, step_cache
 from sora_jax.training import checkpoint, run_folder, state
@@ -54,6 +54,20 @@ def chosen(folder: pathlib.Path, asked: Sequence[str]) -> list[int]:
         wrong = ",".join(asked)
         raise ValueError(f"--checkpoints is all or 1000,2000 and the like, not {wrong}")
     return sorted({int(step) for step in asked})
+
+
+def read_seeds(asked: Sequence[str]) -> tuple[int, ...]:
+    """The seeds that are asked for. None is random: an evaluation can be repeated.
+
+    Raises:
+      ValueError: there is none, or it is not a whole number below 2^64.
+    """
+    right = [seed.isdecimal() and int(seed) < rng.SEEDS for seed in asked]
+    if not right or not all(right):
+        raise ValueError(
+            f"--seeds are whole numbers from 0, such as 0,1, not {','.join(asked)!r}"
+        )
+    return tuple(map(int, asked))
 
 
 def follow(

@@ -7,9 +7,7 @@ import itertools
 import pathlib
 from collections.abc import Sequence
 
-import jax
-
-from sora_jax.core import paths
+from sora_jax.core import job
 from sora_jax.data import video_io
 from sora_jax.generation import pipeline, recipes
 from sora_jax.generation import request as requests
@@ -42,14 +40,10 @@ def arguments(clips: Sequence[dict], batch_size: int | None) -> dict:
 def check_files(clips: Sequence[dict]) -> None:
     """Raises OSError where the videos cannot be written; found before the hours of work.
 
-    Those of a list are in one folder: the longest name stands for all. The first process
-    is the one that writes.
+    Those of a list are in one folder: the longest name stands for all.
     """
-    if jax.process_index():
-        return
     file = max((clip["file"] for clip in clips), key=lambda file: len(str(file)))
-    paths.check_writable(file)
-    paths.check_writable(recipes.sidecar_of(file))
+    job.check_writable(file, recipes.sidecar_of(file))
 
 
 def settle_seeds(clips: Sequence[dict], resume: bool) -> None:

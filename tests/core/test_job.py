@@ -7,7 +7,7 @@ import sys
 
 import jax
 import pytest
-from absl import logging
+from absl import flags, logging
 
 from sora_jax.core import environment, job, paths
 
@@ -92,6 +92,19 @@ def test_warnings_are_shown_but_not_what_orbax_logs(logging_of_jobs, caplog):
     std_logging.warning("a field is not known")
     logging.error("a thread's traceback")
     assert caplog.messages == ["a field is not known"]
+
+
+def test_numbers_that_are_not_finite_are_refused_for_every_flag(monkeypatch, capsys):
+    given = flags.FlagValues()
+    flags.DEFINE_float("rate", 1.0, "x", lower_bound=0.01, flag_values=given)
+    monkeypatch.setattr(job.flags, "FLAGS", given)
+    monkeypatch.setattr(
+        job.app, "run", lambda main, flags_parser: flags_parser(["x", "--rate=nan"])
+    )
+    with pytest.raises(SystemExit) as end:
+        job.run(lambda argv: None, "x")
+    assert end.value.code == 2
+    assert "x: flag --rate=nan: it is not a finite number" in capsys.readouterr().err
 
 
 def test_a_run_starts_where_git_is_not_installed(monkeypatch, tmp_path):

@@ -248,6 +248,14 @@ def test_wrong_use_ends_with_a_sentence(folder):
         run(shards=folder / "shards", out=folder / "x", **given)
     with pytest.raises(SystemExit, match="checkpoint|run folder"):
         run(model=folder / "shards", shards=folder / "shards", out=folder / "x")
-    with pytest.raises(SystemExit, match="NAME:NUMBER"):
-        arguments = {"shards": folder / "shards", "out": folder / "x"}
-        run(model=folder / "run", suites="count", **arguments)
+    arguments = {"model": folder / "run", "shards": folder / "shards"}
+    for given, sentence in (
+        ({"suites": "count"}, "NAME:NUMBER"),
+        ({"out": ""}, "give --out"),
+        ({"seeds": ""}, "--seeds are whole numbers from 0, such as 0,1, not ''"),
+        ({"seeds": "0,x"}, "--seeds are whole numbers .* not '0,x'"),
+        ({"seeds": "-1"}, "--seeds are whole numbers .* not '-1'"),
+        ({"seeds": str(2**64)}, "--seeds are whole numbers .* not '18446744"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            run(**arguments | {"out": folder / "x"} | given)
