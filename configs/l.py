@@ -4,7 +4,7 @@
         --config.data.latents=latents \
         --config.text.encoder=Wan2.1-T2V-1.3B-Diffusers
 
-Clips of 49 x 480 x 832 (`prepare --num_frames 49 --size 832*480`), 20,280 tokens a
+Clips of 49 x 480 x 832 (`prepare --num_frames 49 --size 832x480`), 20,280 tokens a
 row. Compiled by preflight, and not run, for v6e-16 with fsdp=4,ulysses=4: 63 % of a
 device's memory, 4.3 s a step by estimate (launch/forecasts.md). With fsdp=16 and 256 rows
 it does not fit. Proposed meshes, not compiled (a device of a tpu7x is a core):

@@ -54,7 +54,7 @@ SMOKE = {
     "denoiser_steps": 4,
     "num_scored": 4,
 }
-# What --smoke makes smaller besides: most of its time is XLA's, which follows the layers.
+# Smaller networks for --smoke: most of its time is compilation, which grows with layers.
 SMOKE_NETWORKS = {
     "config.model.vae.base_dim": 16,
     "config.model.text_encoder.num_layers": 1,

@@ -37,11 +37,11 @@ flags.DEFINE_string("prompt", None, "What the video shows.")
 flags.DEFINE_string("prompts", None, "A .txt, .csv or .jsonl list of prompts.")
 flags.DEFINE_string("from", None, "A video of ours that is made again.")
 flags.DEFINE_string("out", None, "Video (.mp4, .webm, .gif); a list's folder.")
-flags.DEFINE_bool("overwrite", False, "Replaces files that were made in another way.")
-flags.DEFINE_enum("format", None, recipes.FORMATS, "Of a list's videos; else mp4.")
+flags.DEFINE_bool("overwrite", False, "Replace existing files.")
+flags.DEFINE_enum("format", None, recipes.FORMATS, "Of a list's videos; default: mp4.")
 flags.DEFINE_bool("dry_run", False, "Say what would be made and what it takes.")
 flags.DEFINE_integer(
-    "seed", 0, "Clip i of a list has seed + i where it names none; -1: a random one."
+    "seed", 0, "Clip i of a list has seed + i unless its row names one; -1: random."
 )
 flags.DEFINE_string("negative_prompt", None, "What the video should not be like.")
 flags.DEFINE_string("image", None, "Picture file that becomes the first frame.")
@@ -52,7 +52,7 @@ flags.DEFINE_float("fps", None, "Frames a second.")
 flags.DEFINE_integer("num_inference_steps", None, "Solver steps.")
 flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 is no guidance.")
 flags.DEFINE_float("guidance_scale_2", None, "The same for the second expert.")
-flags.DEFINE_float("guidance_rescale", None, "0 (off) to 1; 0.7 tames high scales.")
+flags.DEFINE_float("guidance_rescale", None, "0 (off) to 1; 0.7 where it is high.")
 flags.DEFINE_float("shift", None, "Shift of the noise levels; 1 is none.")
 flags.DEFINE_string("sampler", None, "euler, heun or unipc.")
 flags.DEFINE_float("step_cache", None, "Error up to which work is spared; 0 is off.")
@@ -123,7 +123,7 @@ def given() -> dict:
     if FLAGS.size is None:
         return values
     if values.keys() & {"height", "width"}:
-        raise ValueError("--size is both: leave out --height and --width")
+        raise ValueError("--size gives both: leave out --height and --width")
     height, width = job.parse_size(FLAGS.size)
     return values | {"height": height, "width": width}
 

@@ -58,7 +58,7 @@ def encode(frames_thwc: np.ndarray, fps: float, comment: str = "") -> bytes:
     step = max(1, round((t * h * w / _SAMPLE) ** (1 / 3)))
     some_thwc = np.ascontiguousarray(frames_thwc[::step, ::step, ::step])
     sample = PIL.Image.fromarray(some_thwc.reshape(-1, some_thwc.shape[2], 3))
-    # Of a median cut the extremes are averaged away, which dithering needs.
+    # A median cut averages the extremes away, which dithering needs.
     palette = sample.quantize(_COLOURS, PIL.Image.Quantize.MAXCOVERAGE)
     first, *others = (
         PIL.Image.fromarray(frame_hwc).quantize(palette=palette)

@@ -56,7 +56,7 @@ def rescaled(
     share: jax.Array | float,
     held: jax.Array | None = None,
 ) -> jax.Array:
-    """Gives a guided velocity the deviation of the one with the text, or a part of it.
+    """Rescales a guided velocity towards the deviation of the one with the text.
 
     Guidance makes velocities larger, and videos too bright and too rich in contrast.
     With s the standard deviation over a row (Lin et al. 2023, arXiv:2305.08891,

@@ -115,8 +115,8 @@ def chunk(steps: Plan, first: int, size: int) -> Plan:
 def anew(sampler: str, steps: Plan) -> Plan:
     """The rest of a plan for an x that was changed from outside before its first step.
 
-    Together with a new memory (`start`). What UniPC remembers is of another solution:
-    its corrector would put the x in place that this one leads to, and undo the change
+    It goes with a new memory (`start`). UniPC's corrector computes x from the estimates
+    that it remembers, which are of the x before the change, and so would undo the change
     (diffusers' does). So it begins again from the new x, with a step of first order.
     """
     if Sampler(sampler) is not Sampler.UNIPC or not len(steps["tau"]):

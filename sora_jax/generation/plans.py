@@ -54,7 +54,7 @@ def plans(
 def anew(
     sampler: str, parts: Sequence[samplers.Plan], done: int
 ) -> list[samplers.Plan]:
-    """The plans of the experts for latents that were changed behind `done` steps.
+    """The plans of the experts for latents that were changed after `done` steps.
 
     The solver begins anew from them, and so does the step cache.
     """

@@ -41,11 +41,11 @@ def read(path: str | pathlib.Path) -> list[dict]:
             row = _checked(number, row)
             if "image" in row:
                 row["image"] = str(path.parent / row["image"])
-            # Without regard to case, as some file systems are.
+            # Some file systems ignore case.
             name = file_name(len(rows), row).lower()
             if name in lines:
                 raise texts.BadLine(
-                    number, f"its file is {name}, as that of line {lines[name]}"
+                    number, f"it and line {lines[name]} would both be written to {name}"
                 )
             lines[name] = number
             rows.append(row)

@@ -41,7 +41,7 @@ def format_of(path: pathlib.Path) -> str:
 
 
 def check_format(path: pathlib.Path, num_frames: int, fps: float) -> str:
-    """Says what a video file of that name does not keep of a rate; "" where it keeps it.
+    """Says where a format cannot keep the frame rate exactly; "" where it can.
 
     Raises:
       ValueError: it is no file of these formats, or cannot hold such a video.
@@ -167,15 +167,15 @@ def found_beside(file: pathlib.Path) -> dict | None:
 def is_finished(file: pathlib.Path, recipe: Mapping, overwrite: bool = False) -> bool:
     """Whether a clip was made before, in the same way; then it need not be made again.
 
-    What an interruption has left of it is made again.
+    A clip that an interruption left half written is made again.
 
     Args:
       file: of the clip.
       recipe: how it is to be made now.
-      overwrite: whether another file of that name may be lost.
+      overwrite: whether a file of that name that was made otherwise may be replaced.
 
     Raises:
-      ValueError: it may not.
+      ValueError: there is such a file, and it may not be replaced.
     """
     there = [path for path in (file, sidecar_of(file)) if path.exists()]
     if not there:

@@ -24,7 +24,7 @@ from sora_jax.models import video_vae
 MAX_STEPS = 1000
 _MOST = 10**6  # frames, pixels a side, clips at a time; see `configs.Size`
 SLOWEST, FASTEST = 0.01, 1000.0  # frames a second
-RANDOM = -1  # in place of a seed: one that is drawn
+RANDOM = -1  # in place of a seed: draw one
 _Scale = Annotated[float, configs.Range("[0, 100]")]
 
 
@@ -222,7 +222,7 @@ def _per_clip(values: list, count: int, name: str) -> tuple:
 
 
 def random_seed() -> int:
-    """A seed that was not there before, the same one in all processes."""
+    """Draws a seed in [0, 2^32), the same one in all processes."""
     drawn = np.uint32(secrets.randbits(32))
     if jax.process_count() > 1:
         drawn = multihost_utils.broadcast_one_to_all(drawn)

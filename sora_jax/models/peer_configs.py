@@ -3,7 +3,7 @@
 What we compute with is read strictly: of the right type, in its range, and a setting
 that our classes do not have is refused by its name, unless it has the one value that
 they compute with. A field that is not known is handed to the caller, since every
-release of a peer may add some: it contradicts nothing, or it is refused here.
+release of a peer may add some, unless it contradicts one that we compute with.
 """
 
 import dataclasses

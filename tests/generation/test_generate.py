@@ -330,7 +330,7 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
         ({"prompt": "a", "out": "folder.mp4"}, "cannot be written: it is a folder"),
         ({"prompt": "a", "seed": -2}, "or -1 for a random one, not -2"),
         ({"prompt": "a", "seed": 2**64}, "whole number in .0, 2.64., or -1"),
-        ({"prompt": "a", "size": "16x16", "width": 16}, "--size is both: leave out"),
+        ({"prompt": "a", "size": "16x16", "width": 16}, "--size gives both: leave out"),
         (
             {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1.0},
             "negative_prompt is given, but guidance_scale is 1",

@@ -59,12 +59,12 @@ def test_jsonl_has_an_object_a_line(tmp_path):
         (
             "a.jsonl",
             '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}',
-            "line 2: its file is x.mp4, as that of line 1",
+            "line 2: it and line 1 would both be written to x.mp4",
         ),
         (
             "a.jsonl",
             '{"prompt": "A cat"}\n\n{"prompt": "b", "id": "00000-A-cat"}',
-            "line 3: its file is 00000-a-cat.mp4, as that of line 1",
+            "line 3: it and line 1 would both be written to 00000-a-cat.mp4",
         ),
         ("a.csv", "Prompt,seed\na,3\n", "line 1: 'Prompt' is unknown; .*lower case"),
         ("a.csv", "prompt\tseed\na\t3\n", "line 1: the header .* has tabs"),
