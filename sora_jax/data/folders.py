@@ -1,8 +1,8 @@
 """What a folder holds: videos, the captions of each, and what is neither.
 
-Captions of `a/clip.mp4` are looked for in `a/clip.txt` (the text), in `a/clip.json`
-(an object with `caption`, with the `prompt` of a recipe, or with tiers: alt, short,
-medium, dense, structured, and perhaps `licence` and `source`), and in lists:
+Captions of `a/clip.webm` are looked for in `a/clip.txt` (the text), in `a/clip.json` or
+`a/clip.webm.json` (an object with `caption`, with the `prompt` of a recipe, or with tiers:
+alt, short, medium, dense, structured, and perhaps `licence` and `source`), and in lists:
     captions.jsonl, captions.csv     the same fields, and `file`
     metadata.jsonl, metadata.csv     as Hugging Face's data sets: `file_name`, `text`
     prompts.txt and videos.txt       line k of one belongs to line k of the other
@@ -237,7 +237,7 @@ def read_captions(
             found[video] = rows.text().over(found.get(video, Text()))
     for video in sorted(videos):
         stem = _stem(video)
-        for beside in (f"{stem}.txt", f"{stem}.json"):
+        for beside in dict.fromkeys((f"{stem}.txt", f"{stem}.json", f"{video}.json")):
             if beside not in files:
                 continue
             try:
@@ -394,7 +394,7 @@ def scan(
         reason = _UNREAD.format(len(frames), "s" * (len(frames) != 1))
         skipped.append(shards.Skipped(clip, reason))
         del videos[clip]
-    stems = set(map(_stem, clips))
+    stems = clips | set(map(_stem, clips))
     for name in sorted(files.difference(*_find_lists(files))):
         stem, _, suffix = name.rpartition(".")
         if name in found.loose:

@@ -111,6 +111,11 @@ LAYOUTS = {
          "captions.jsonl": '{"file": "train/a.mp4", "caption": ["x", "y\\nz"]}'},
         {"c.mp4": {"alt": "one\ntwo", "short": "s\nt"}, "train/a.mp4": {"alt": "x\ny z"}},
     ),
+    "recipes of WebM and GIF": (
+        {"d.webm": "", "d.gif": "", "d.webm.json": '{"prompt": "first", "fps": 8}',
+         "d.gif.json": '{"prompt": "second"}'},
+        {"d.webm": {"alt": "first"}, "d.gif": {"alt": "second"}},
+    ),
     "the deeper list wins, then captions, then what stands beside": (
         {"captions.csv": "file,caption\ntrain/a.mp4,lost\nc.mp4,kept\ntrain/b.mp4,lost\n",
          "train/metadata.csv": "file_name,text\na.mp4,deep\nb.mp4,lost\n",

@@ -69,7 +69,7 @@ def convert(peers_python):
     ],
 )
 def test_a_damaged_description_is_refused_in_one_sentence(tmp_path, text, message):
-    (tmp_path / "config.json").write_text(text)
+    digests.store(tmp_path / "config.json", text)
     with pytest.raises(weight_folders.WrongWeights, match=message) as error:
         weight_folders.load(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
