@@ -18,7 +18,7 @@ FILE = "digests.sha256"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _THREADS = 4  # hashing runs outside of Python's lock, about 2 GB/s a thread
 
-# By path in the folder. Two digests while a file is being replaced: each is good.
+# Digests by path in the folder: two while a file is being replaced, and either is good.
 Listed = Mapping[str, set[str]]
 
 
@@ -47,31 +47,21 @@ def store(path: str | os.PathLike, content: bytes | str) -> None:
         write_list(path.parent, {**listed, path.name: new})
 
 
-def add(path: str | os.PathLike) -> None:
-    """Lists the digest of a file that was written by other means."""
-    path = pathlib.Path(path)
-    listed = _read_list(path.parent) or {}
-    write_list(path.parent, {**listed, path.name: {paths.sha256_file(path)}})
-
-
 def copy(source: str | os.PathLike, path: str | os.PathLike) -> None:
     """Copies a file, checks the copy by the source's digest, and lists it.
 
-    A source in a folder without a list, such as a peer's, is taken as it is.
+    A source in a folder without a list, such as a peer's, is not checked.
 
     Raises:
-      Damaged: the source is; nothing was copied.
+      Damaged: the source is damaged; nothing was copied.
     """
     source, path = pathlib.Path(source), pathlib.Path(path)
     wanted = _wanted(source, required=False)
     paths.copy_atomically(source, path)
     found = paths.sha256_file(path)
-    try:
-        if wanted:
-            _compare(source, found, wanted)
-    except Damaged:
+    if wanted and found not in wanted:
         path.unlink()
-        raise
+        raise _damaged(source, found, wanted)
     write_list(path.parent, {**(_read_list(path.parent) or {}), path.name: {found}})
 
 
@@ -88,17 +78,20 @@ def read(path: str | os.PathLike, *, required: bool = True) -> bytes:
       Damaged: it is not what was written, or has no digest.
     """
     path = pathlib.Path(path)
-    content = path.read_bytes()
-    if wanted := _wanted(path, required):
-        _compare(path, paths.sha256_bytes(content), wanted)
-    return content
+    path.stat()  # a missing file is not a damaged one
+    while True:
+        wanted = _wanted(path, required)
+        content = path.read_bytes()
+        if not wanted or _is_one_of(path, paths.sha256_bytes(content), wanted):
+            return content
 
 
 def check(path: str | os.PathLike, *, required: bool = True) -> None:
-    """Checks a file that is too large to be held; see `read`."""
+    """Checks a file that is too large for memory; see `read`."""
     path = pathlib.Path(path)
-    if wanted := _wanted(path, required):
-        _compare(path, paths.sha256_file(path), wanted)
+    while wanted := _wanted(path, required):
+        if _is_one_of(path, paths.sha256_file(path), wanted):
+            return
 
 
 def check_all(files: Iterable[pathlib.Path], *, required: bool = True) -> None:
@@ -124,14 +117,25 @@ def _wanted(path: pathlib.Path, required: bool) -> set[str]:
     )
 
 
-def _compare(path: pathlib.Path, found: str, wanted: set[str]) -> None:
-    if found not in wanted:
-        raise Damaged(
-            f"{path} is damaged: its SHA-256 is {found[:12]}, and {FILE} beside it says "
-            f"{' or '.join(sorted(digest[:12] for digest in wanted))}; bring back a good "
-            "copy, or, if it was changed on purpose, put the line that "
-            f"`sha256sum {path.name}` prints there"
-        )
+def _is_one_of(path: pathlib.Path, found: str, wanted: set[str]) -> bool:
+    """Whether a digest is a listed one; False if another process has changed the list.
+
+    The file is then to be read again: it may have been replaced in between.
+    """
+    if found in wanted:
+        return True
+    if _wanted(path, required=True) == wanted:
+        raise _damaged(path, found, wanted)
+    return False
+
+
+def _damaged(path: pathlib.Path, found: str, wanted: set[str]) -> Damaged:
+    return Damaged(
+        f"{path} is damaged: its SHA-256 is {found[:12]}, and {FILE} beside it says "
+        f"{' or '.join(sorted(digest[:12] for digest in wanted))}; restore a good copy, "
+        "or, if it was changed on purpose, put the line that "
+        f"`sha256sum {path.name}` prints into {FILE}"
+    )
 
 
 # -- whole folders --------------------------------------------------------------------
@@ -146,9 +150,9 @@ def of(folder: pathlib.Path, names: Iterable[str]) -> dict[str, set[str]]:
 
 
 def files_in(folder: pathlib.Path) -> list[str]:
-    """The paths of all files of a folder and its folders, but for the list.
+    """The paths of all files in a folder and in folders in it, except for the list.
 
-    Hidden ones are being written.
+    Hidden files are left out: they are still being written.
     """
     found = (p.relative_to(folder) for p in folder.rglob("[!.]*") if p.is_file())
     return sorted(str(path) for path in found if str(path) != FILE)
@@ -167,36 +171,35 @@ def write_list(folder: pathlib.Path, listed: Listed, name: str = FILE) -> None:
 def check_folder(
     folder: pathlib.Path, part: int = 0, parts: int = 1, besides: str = ""
 ) -> None:
-    """Checks that a folder holds what its list says, and nothing else.
+    """Checks that a folder holds the files on its list, undamaged, and no others.
 
     Args:
       folder: the folder.
-      besides: a file that may be there without a digest, and is not read.
-      part, parts: of its files, every so-many-eth is read: several processes that read
-        the same folder share the work.
+      part, parts: process `part` of `parts`, which share the hashing: each hashes every
+        `parts`-th file.
+      besides: a file that may be there without a digest; it is not read.
 
     Raises:
-      Damaged: it does not.
+      Damaged: a file is damaged, missing, or not on the list; or there is no list.
     """
-    listed = _read_list(folder)
-    if listed is None:
-        raise Damaged(
-            f"{folder} has no digests: there is no {folder / FILE}; it is damaged, or "
-            "was written by a version that kept none"
-        )
-    there = files_in(folder)
-    if missing := sorted(listed.keys() - set(there)):
-        raise Damaged(f"{folder / missing[0]} is missing")
-    if unknown := sorted(set(there) - listed.keys() - {besides}):
-        raise Damaged(
-            f"{folder / unknown[0]} has no digest: {folder / FILE} does not name it"
-        )
     try:
+        listed, there = _read_list(folder), files_in(folder)
+        if listed is None:
+            raise Damaged(
+                f"{folder} has no digests: there is no {folder / FILE}; it is damaged, "
+                "or was written by a version of this code that kept none"
+            )
+        if missing := sorted(listed.keys() - set(there)):
+            raise Damaged(f"{folder / missing[0]} is missing")
+        if unknown := sorted(set(there) - listed.keys() - {besides}):
+            raise Damaged(
+                f"{folder / unknown[0]} has no digest: {folder / FILE} does not name it"
+            )
         for name, found in of(folder, sorted(listed)[part::parts]).items():
             if not found <= listed[name]:
                 raise Damaged(f"{folder / name} is damaged: it has another SHA-256")
     except OSError as error:
-        # Gone since it was listed, or lost by the disk.
+        # Deleted meanwhile, or lost by the disk.
         if error.errno not in (errno.ENOENT, errno.EIO):
             raise
         raise Damaged(f"{folder} cannot be read: {error}") from None
@@ -211,7 +214,7 @@ def read_list(file: pathlib.Path) -> dict[str, set[str]]:
     """Reads what `write_list` wrote.
 
     Raises:
-      Damaged: it is none.
+      Damaged: a line is not a digest and a name.
     """
     listed: dict[str, set[str]] = {}
     for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
