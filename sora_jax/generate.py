@@ -165,6 +165,7 @@ def run() -> None:
     if recipe is not None:
         recipes.check_weights(recipe, pipe.source)
     if FLAGS.calibrate_step_cache:
+        job.hold(FLAGS.model)  # the calibration is written there
         kinds = len(set(map(batches.shared, wanted)))
         return print(cached_sampling.run(pipe, kinds, **arguments(wanted)))
     parts, steps, notes = batches.plan(

@@ -6,10 +6,10 @@
     python -m sora_jax.train --config=configs/wan_1_3b.py --workdir=runs/tuned \\
         --config.data.latents=runs/latents --init Wan2.1-T2V-1.3B-Diffusers
 
-The same command again goes on where the run was. SIGTERM and Ctrl-C save and exit with
-code 75. A measurement that fails on the way is told of and the run goes on; where it is
-that of the last step the run is saved all the same, and the exit code is 1. Fields of the
-config are listed in configs/base.py.
+The same command again continues the run. SIGTERM and, in a run of one process, Ctrl-C
+save the state and exit with code 75. The state is saved before each evaluation. An
+evaluator that fails is reported, and the run goes on; if it fails at the last step the
+exit code is 1. Fields of the config are listed in configs/base.py.
 """
 
 import json
@@ -53,7 +53,7 @@ _PROFILE = flags.DEFINE_list("profile", [], "first and last step to trace: 20,25
 
 
 def evaluators(c, task: jobs.Job) -> dict[str, evaluation.Evaluator]:
-    """What measures the run on the way: of a video VAE, clips that it does not see."""
+    """The run's evaluators: a video VAE is measured on clips that it is not trained on."""
     if c.objective != "vae" or not c.data.eval_shards:
         return {}
     clips = shards.open(c.data.eval_shards)
@@ -71,12 +71,12 @@ def evaluators(c, task: jobs.Job) -> dict[str, evaluation.Evaluator]:
 
 
 def tell_changes(folder: pathlib.Path, changed: list[str]) -> None:
-    """Says what is another than when the run was started last, and what follows."""
+    """Reports which fields of the config have changed, and what depends on them."""
     if not changed:
         return
     print(
-        f"train: the run goes on with {'; '.join(changed)} (noted in {folder}/"
-        "config_changes.jsonl)",
+        f"train: the run goes on with a changed config: {'; '.join(changed)} "
+        f"(recorded in {folder / run_folder.CHANGES})",
         file=sys.stderr,
     )
     if any(line.startswith("loop.num_steps:") for line in changed):
@@ -100,10 +100,11 @@ def main(arguments):
         if c.init and c.objective != "denoiser":
             raise ValueError(f"init is for a denoiser; the objective is {c.objective}")
         built = configs.build(recipe.Recipe, c, "")
-        runs.settings(c)
-        if built.optim.warmup_steps >= built.loop.num_steps:
+        runs.settings(c)  # checks the section `sample`
+        warmup = built.optim.warmup_steps
+        if warmup >= built.loop.num_steps and jax.process_index() == 0:
             print(
-                f"train: optim.warmup_steps ({built.optim.warmup_steps}) is cut to "
+                f"train: optim.warmup_steps ({warmup}) is not less than "
                 f"loop.num_steps ({built.loop.num_steps}): the learning rate only rises",
                 file=sys.stderr,
             )

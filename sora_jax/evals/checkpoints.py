@@ -86,13 +86,14 @@ def follow(
     Raises:
       FileNotFoundError: there is no such run.
     """
-    loop = configs.read(folder).loop
     done, told = set(), False
     while True:
+        loop = configs.read(folder).loop  # a run that was resumed may have another
         kept = checkpoint.steps(folder)
         newest = max(kept, default=0)
         every = loop.checkpoint_every or loop.num_steps
-        due = range(every, newest, every)
+        since = run_folder.changed_at(folder, "loop.checkpoint_every")
+        due = [step for step in range(every, newest, every) if step > since]
         missing = [s for s in due if s not in done and s not in kept]
         gone = [step for step in missing if not is_scored(step)]
         if gone:
@@ -172,10 +173,12 @@ def load(folder: pathlib.Path, step: int) -> checkpoint.LoadedRun:
       FileNotFoundError: there is no such run, or not this checkpoint.
       Unreadable: it is damaged, or was deleted meanwhile.
     """
-    checkpoint.check_kept(folder, step)
+    if not _everywhere(step in checkpoint.steps(folder)):
+        checkpoint.check_kept(folder, step)
+        raise Unreadable(f"step {step:,}: deleted before all processes could read it")
     try:
         return runs.load(folder, step=step)
-    except Exception as error:  # files that vanish or lie raise whatever reads them
+    except Exception as error:  # readers of files that vanish raise all kinds of errors
         until = time.monotonic() + _GONE_SECONDS
         while step in checkpoint.steps(folder) and time.monotonic() < until:
             time.sleep(0.1)

@@ -34,9 +34,9 @@ _OWNER = re.compile(r"process_(\d+)(/|$)")  # in the path of what one process wr
 class _Digested(orbax.handlers.CheckpointableHandler):
     """Orbax's handler of trees, which also writes the list of digests.
 
-    Each process hashes what it has just written, which is still in its page cache, in
-    the background and before Orbax gives the checkpoint its final name: no process
-    reads what others wrote, no step waits for it, and a checkpoint that is there has
+    Each process hashes what it has just written and is still in its page cache. This
+    happens in the background, before Orbax renames the checkpoint to its final name: so
+    no process reads files of others, no step waits, and every finished checkpoint has
     its digests.
     """
 
@@ -47,7 +47,7 @@ class _Digested(orbax.handlers.CheckpointableHandler):
         written = await self._trees.save(directory, checkpointable)
 
         async def digest():
-            await written  # on all processes; what they wrote is merged by then
+            await written  # on all processes, whose files are merged by then
             await _list_digests(pathlib.Path(await directory.await_creation()))
 
         return digest()
@@ -66,7 +66,7 @@ class _Digested(orbax.handlers.CheckpointableHandler):
 
 
 async def _list_digests(folder: pathlib.Path) -> None:
-    """Writes the list of a part that all processes have written."""
+    """Writes the list of digests of a part that all processes have written."""
     process, count = jax.process_index(), jax.process_count()
 
     def owner(name: str) -> int:
@@ -100,33 +100,29 @@ def _context(partial_load: bool = False) -> orbax.Context:
 
 
 class NotSaved(OSError):
-    """A checkpoint could not be written; those before it are whole."""
+    """A checkpoint could not be written; those before it are kept."""
 
 
 class Checkpointer:
     """Saves and restores the train states of one run.
 
-    Where the newest checkpoints are damaged, it says so, moves them aside as
-    `STEP.damaged`, and goes on from the newest good one.
+    If the newest checkpoints are damaged, it says so, renames them to `STEP.damaged`,
+    and goes on from the newest good one.
 
     Args:
       folder: the run's checkpoint folder.
-      every: steps between saves; `keep`: how many of the newest stay, 0: all.
+      keep: how many of the newest checkpoints stay; 0: all.
 
     Raises:
-      digests.Damaged: there are checkpoints, and all of them are.
+      digests.Damaged: there are checkpoints, and all of them are damaged.
     """
 
-    def __init__(self, folder: str | pathlib.Path, *, every: int, keep: int):
-        self.every = every
+    def __init__(self, folder: str | pathlib.Path, *, keep: int):
         self._folder = pathlib.Path(folder).absolute()
         self._latest = intact.newest(self._folder, intact.PARTS, move_aside=True)
         self._orbax = orbax.training.Checkpointer(
             self._folder,
             context=_context(),
-            save_decision_policy=(
-                orbax.training.save_decision_policies.FixedIntervalPolicy(every)
-            ),
             preservation_policy=orbax.training.preservation_policies.LatestN(
                 keep or None
             ),
@@ -134,28 +130,25 @@ class Checkpointer:
         )
 
     def latest(self) -> int | None:
-        """The newest step that is saved, or is being saved; None where there is none."""
+        """The newest step that is saved, or whose save was begun; None if there is none."""
         return self._latest
 
-    def save(
-        self, step: int, state: states.TrainState, meta: Mapping, *, force: bool = False
-    ) -> None:
-        """Saves in the background where the step is due, or now if forced.
+    def save(self, step: int, state: states.TrainState, meta: Mapping) -> None:
+        """Saves in the background; does nothing if `step` is the latest.
 
-        Returns when the arrays are copied off the device. An error of the save before
-        is raised here.
+        Returns when the arrays are copied off the device.
 
         Raises:
-          NotSaved: one of the two could not be written.
+          NotSaved: this save could not begin, or the one before has failed.
         """
-        if not (force or (step % self.every == 0)) or step == self._latest:
+        if step == self._latest:
             return
         self.wait()
         rest = _fields(state)
         ema = rest.pop("ema")
         about = {**meta, "networks": _sizes(ema)}
         parts = {"ema": ema, "state": rest, "meta": about}
-        with _writing(self._orbax.directory):
+        with _writing(self._folder):
             self._orbax.save_checkpointables_async(step, parts, force=True)
         self._latest = step
 
@@ -173,27 +166,28 @@ class Checkpointer:
             found = orbax.load_checkpointables(self._folder / str(self._latest), wanted)
         return states.TrainState(ema=found["ema"], **found["state"]), found["meta"]
 
-    def close(self) -> None:
-        """Waits for the save in the background and raises its error, if any."""
-        with _writing(self._orbax.directory):
-            self._orbax.close()
-
     def wait(self) -> None:
         """Waits until nothing is being written; raises NotSaved where it failed."""
-        with _writing(self._orbax.directory):
+        with _writing(self._folder):
             self._orbax.wait()
+
+    def close(self) -> None:
+        """Waits as `wait` does, and ends Orbax's threads."""
+        with _writing(self._folder):
+            self._orbax.close()
 
 
 @contextlib.contextmanager
 def _writing(folder: pathlib.Path):
-    """Turns what Orbax raises of a full disk and the like, whatever it is, to NotSaved."""
+    """Turns an error of Orbax, which has several types for a full disk, into NotSaved."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         told = paths.error_of(str(error), folder)
+        reason = told.strerror or str(told).removeprefix(f"{folder}: ")
         raise NotSaved(
-            f"{folder}: a checkpoint could not be written ({told.strerror or told}); "
-            "those before it are kept"
+            f"{folder}: a checkpoint could not be written ({reason}); those before it "
+            "are kept"
         ) from error
 
 
@@ -288,9 +282,9 @@ def check_kept(folder: str | pathlib.Path, step: int) -> None:
 
 
 def saved(folder: str | pathlib.Path, step: int) -> str | None:
-    """16 hex digits that tell a checkpoint from any other of the same step.
+    """16 hex digits of a checkpoint's digests; None if the run folder does not hold it.
 
-    None where the run folder does not hold it.
+    A run that was repeated may have another checkpoint of the same step.
     """
     file = pathlib.Path(folder) / "checkpoints" / str(step) / "ema" / digests.FILE
     try:
@@ -389,11 +383,17 @@ def read_state(folder: str | pathlib.Path, step: int | None = None) -> dict:
 
 
 def _choose(folder: pathlib.Path, step: int | None, *parts: str) -> int:
-    """The step that is asked for, or the newest that is good; checks those parts."""
+    """The step that is asked for, or the newest that is good; checks those parts.
+
+    Several processes agree on what they find, an error too.
+    """
     checkpoints = folder / "checkpoints"
     if step is not None:
-        check_kept(folder, step)
-        intact.check(checkpoints, step, parts)
+        try:
+            intact.check(checkpoints, step, parts)
+        except digests.Damaged:
+            check_kept(folder, step)
+            raise
         return step
     found = intact.newest(checkpoints, parts)
     if found is None:

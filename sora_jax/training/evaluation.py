@@ -1,4 +1,4 @@
-"""What measures a run on the way: where it fails, the run goes on."""
+"""Evaluators, which measure a run while it trains; the run goes on where one fails."""
 
 import contextlib
 import pathlib
@@ -26,7 +26,7 @@ class Failed(Exception):
     """An evaluator failed.
 
     Attributes:
-      state: that of the finished run, which is saved; None where it is not finished.
+      state: of the finished run, which is saved; None where the run is not finished.
     """
 
     def __init__(self, sentence: str, state: states.TrainState | None = None):
@@ -35,17 +35,17 @@ class Failed(Exception):
 
 
 class Evaluation:
-    """Runs evaluators, and tells of those that fail.
+    """Runs evaluators and reports those that fail.
 
-    One that fails in one process of several leaves the others in a computation that
-    they share, so there the run ends; else it goes on.
+    In a run of one process the run goes on. In a run of several it ends: the other
+    processes are in a computation that this one would have to take part in.
 
     Args:
       evaluators: by name.
-      folder: where the traceback of the newest failure is written, in ERROR_FILE.
+      folder: where ERROR_FILE is written, the traceback of the newest failure.
 
     Attributes:
-      failure: a sentence on what failed at the newest step, "" where nothing did.
+      failure: a sentence about what failed at the newest step; "" if nothing did.
     """
 
     def __init__(self, evaluators: Mapping[str, Evaluator], folder: pathlib.Path):
@@ -55,7 +55,7 @@ class Evaluation:
         """Yields the values of each evaluator, as `name/value`.
 
         Raises:
-          Failed: one of them failed, and there are other processes.
+          Failed: one of them failed, and the run has several processes.
         """
         self.failure = ""
         for name, evaluator in self._evaluators.items():
@@ -77,5 +77,8 @@ class Evaluation:
         with contextlib.suppress(OSError):
             paths.write_atomically(file, text)
         if jax.process_count() > 1:
-            raise Failed(self.failure) from error
+            raise Failed(
+                f"{self.failure}; the other processes wait for this one, so the run "
+                "ends here; its state is saved, and the same command continues it"
+            ) from error
         print(f"train: {self.failure}; the run goes on", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""Which checkpoints of a run are as they were written: they carry lists of digests.
+"""Which checkpoints of a run are undamaged, by the lists of digests in them.
 
-A damaged one is never read, and never ends a run that has an older good one.
+A damaged checkpoint is never read, and does not end a run that has an older good one.
 """
 
 import json
@@ -15,9 +15,9 @@ from jax.experimental import multihost_utils
 from sora_jax.core import digests
 from sora_jax.core import mesh as meshes
 
-# The parts of a checkpoint; what only generates reads and checks the first.
+# The parts of a checkpoint; generating reads and checks the first only.
 PARTS = ("ema", "state", "meta")
-# Orbax writes these two when the digests are there already; nothing of them is used.
+# Orbax writes these two after the digests; of the second nothing is read.
 _META, _COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
 _LONGEST = 1000  # bytes of a reason
 
@@ -29,10 +29,10 @@ def steps(checkpoints: pathlib.Path) -> list[int]:
 
 
 def check(checkpoints: pathlib.Path, step: int, parts: Sequence[str]) -> None:
-    """Checks parts of a checkpoint; processes that share the folder share the work.
+    """Checks parts of a checkpoint; all processes call it, and share the hashing.
 
     Raises:
-      digests.Damaged: on every process, where one of them found it so.
+      digests.Damaged: on every process, if one of them found damage.
     """
     folder, reason = checkpoints / str(step), ""
     try:
@@ -47,7 +47,7 @@ def check(checkpoints: pathlib.Path, step: int, parts: Sequence[str]) -> None:
 
 
 def _of_any_process(text: str) -> str:
-    """A text that a process has, on all of them; empty where none has one."""
+    """The first text that is not empty of any process, on all processes."""
     if jax.process_count() == 1:
         return text
     line = text.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
@@ -72,29 +72,29 @@ def _check_meta(file: pathlib.Path) -> None:
 def newest(
     checkpoints: pathlib.Path, parts: Sequence[str], *, move_aside: bool = False
 ) -> int | None:
-    """The newest checkpoint of which these parts are as they were written.
+    """The newest checkpoint in which these parts are undamaged; None if there is none.
 
-    Says on stderr which newer ones are damaged. None where there is no checkpoint.
+    Says on stderr which newer ones are damaged.
 
     Args:
       checkpoints: the folder.
-      parts: that are to be read.
+      parts: what is to be read.
       move_aside: renames those that are damaged, so that their step can be saved again.
 
     Raises:
       digests.Damaged: all of them are; nothing is moved.
     """
-    found, damaged = steps(checkpoints), {}
-    while found:
-        step = found.pop()
+    there = steps(checkpoints)
+    damaged = {}
+    for step in reversed(there):
         try:
             check(checkpoints, step, parts)
         except digests.Damaged as error:
-            if step in steps(checkpoints):
-                damaged[step] = error
-                continue
-            # A run that goes on has deleted it meanwhile, and written newer ones.
-            return newest(checkpoints, parts, move_aside=move_aside)
+            if steps(checkpoints) != there:
+                # A run that goes on has written newer ones, and deletes this one.
+                return newest(checkpoints, parts, move_aside=move_aside)
+            damaged[step] = error
+            continue
         for bad, reason in damaged.items():
             moved = ""
             if move_aside:
@@ -109,14 +109,14 @@ def newest(
     if damaged:
         step, reason = next(iter(damaged.items()))
         raise digests.Damaged(
-            f"no checkpoint in {checkpoints} is good, of {sorted(damaged)}: bring one "
-            f"back, or begin a new run in another folder. Of step {step}: {reason}"
+            f"no checkpoint in {checkpoints} is good, of {there}: restore one from a "
+            f"copy, or begin a new run in another folder. Of step {step}: {reason}"
         )
     return None
 
 
 def _move_aside(folder: pathlib.Path) -> pathlib.Path:
-    """Renames a damaged checkpoint; the first process does."""
+    """Renames a damaged checkpoint, on process 0, and returns its new path."""
     target, number = folder.with_name(f"{folder.name}.damaged"), 1
     while target.exists():
         number += 1

@@ -32,7 +32,8 @@ class Config:
     """How long a run is, and what happens on the way."""
 
     num_steps: configs.Count = 1000
-    # Steps between rows of metrics, saves and evaluations; 0: only at the end.
+    # Steps between rows of metrics, saves and evaluations; 0: only at the end. The
+    # state is also saved before each evaluation.
     log_every: Every = 20
     checkpoint_every: Every = 200
     eval_every: Every = 0
@@ -114,9 +115,7 @@ def train(
         )
     )
     saver = checkpoint.Checkpointer(
-        folder / "checkpoints",
-        every=config.checkpoint_every or config.num_steps,
-        keep=config.keep_checkpoints,
+        folder / "checkpoints", keep=config.keep_checkpoints
     )
     if saver.latest() is None:
         with chrono("init"):
@@ -180,25 +179,28 @@ def train(
 
     def save(step: int) -> None:
         with chrono("save"):
-            saver.save(step, state, {"seconds": dict(chrono.seconds)}, force=True)
+            saver.save(step, state, {"seconds": dict(chrono.seconds)})
 
     @contextlib.contextmanager
     def state_saved_on_error():
-        """Saves the state where something fails that is not the state's fault."""
+        """Saves the state if something fails for which the state is not to blame."""
         try:
             yield
         except (FloatingPointError, stopping.Preempted):
             raise
         except Exception:
-            # Of several processes the others do not know of it, and would save nothing.
+            # Not with several processes: the others do not know of it, and saving
+            # needs them all.
             with contextlib.suppress(OSError, RuntimeError, FloatingPointError):
                 whole = not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
                 if jax.process_count() == 1 and whole and int(state.step) > start:
-                    with contextlib.suppress(checkpoint.NotSaved):
-                        saver.wait()
-                    save(int(state.step))
+                    step = int(state.step)
+                    if saver.latest() != step:
+                        with contextlib.suppress(checkpoint.NotSaved):
+                            saver.wait()  # for an earlier save, which may have failed
+                        save(step)
                     saver.wait()
-                    print(f"train: step {state.step} is saved", file=sys.stderr)
+                    print(f"train: step {step} is saved", file=sys.stderr)
                     settle()
             raise
 
@@ -207,9 +209,9 @@ def train(
     tracing = traces.Trace(folder / "profile", profile, start, config.num_steps)
     measuring = evaluation.Evaluation(evaluators or {}, folder)
     with (
+        stopping.StopRequest() as stop,  # until the last save is written
         contextlib.closing(saver),
         contextlib.closing(log),
-        stopping.StopRequest() as stop,
         bar,
         tracing,
         state_saved_on_error(),
@@ -232,13 +234,14 @@ def train(
             settle(leave=1)
 
             last, stops = step == config.num_steps, stop.at(step)
-            due = stops or config.is_due(config.checkpoint_every, step)
-            measured = config.is_due(config.eval_every, step)
-            if due or measured or tracing.is_last(step):
+            measured = bool(evaluators) and config.is_due(config.eval_every, step)
+            # Also before an evaluation: where that ends the process, by a signal or for
+            # want of memory, the same command goes on behind it.
+            saves = stops or measured or config.is_due(config.checkpoint_every, step)
+            if saves or tracing.is_last(step):
                 settle()
             tracing.after(step)
-            # An evaluator that fails, or takes the memory, costs nothing that is saved.
-            if due:
+            if saves:
                 save(step)
             if measured:
                 with chrono("eval"):

@@ -1,10 +1,10 @@
-"""To which run a folder belongs: the config that lies in it, and what it was made of.
+"""Which run a folder belongs to: its config, and digests of the data it is trained on.
 
-A folder is claimed once everything that a run needs has been found to fit together, so
-that a start that was refused leaves nothing behind that the next one would trip over.
+A run claims its folder by writing config.py.txt, once everything that it needs has been
+found to fit together. So a start that was refused is in no later one's way.
 
-A run may go on with another layout, other paths or more steps. config.py.txt then has
-the new values, and config_changes.jsonl what they were, at which step and when.
+A run may be resumed with another mesh, other paths or more steps. config.py.txt then has
+the new values; config_changes.jsonl has the old ones, the step and the date.
 """
 
 import datetime
@@ -18,38 +18,38 @@ from sora_jax.core import config as configs
 from sora_jax.core import digests, paths
 from sora_jax.training import checkpoint
 
-# What decides where and how a run is computed, watched and sampled from, not what it
-# learns. All other fields define the run.
+# Fields that decide where and how a run is computed, logged and sampled from, not what
+# it learns. All other fields define the run.
 INCIDENTAL = frozenset(
     {
         "mesh.replica", "mesh.fsdp", "mesh.ring", "mesh.ulysses", "mesh.tensor",
         "model.dit.remat",
-        # Where the data lies; that it is the same is checked by its digest.
+        # Paths of the data; its digest is compared instead.
         "data.shards", "data.latents", "data.eval_shards", "data.eval_clips",
         "data.num_workers", "data.max_corrupt_share", "packing.max_padding",
         "reconstruction.lpips_weights",  # the run has a copy
         "loop.num_steps", "loop.accumulation", "loop.log_every", "loop.eval_every",
         "loop.checkpoint_every", "loop.keep_checkpoints", "loop.max_skipped_in_a_row",
-        # Defaults that every call can change, and writes down.
+        # Defaults that every call can change, and records.
         "sample.num_frames", "sample.height", "sample.width", "sample.fps",
         "sample.num_inference_steps", "sample.guidance_scale", "sample.sampler",
         "sample.takes_images", "sample.batch_size", "sample.chunk_steps",
         "sample.step_cache",
     }
 )  # fmt: skip
-# What the first checkpoint is made of, and nothing after it.
+# Fields that are not used once there is a checkpoint.
 READ_ONCE = frozenset({"init", "text.encoder"})
 
-_CHANGES = "config_changes.jsonl"
+CHANGES = "config_changes.jsonl"
 _DATA = "data.json"
 
 
 def check(folder: pathlib.Path, config: Mapping) -> None:
-    """Compares a config with that of the folder's run, where there is one.
+    """Compares a config with that of the folder's run, if there is one.
 
     Raises:
-      ValueError: the folder belongs to a run that is defined by another config (lists
-        the fields), or it has taken more steps than are asked for now.
+      ValueError: the run is defined by another config (the message lists the fields),
+        or has taken more steps than are asked for now.
     """
     if not is_claimed(folder):
         return
@@ -80,10 +80,12 @@ def is_claimed(folder: pathlib.Path) -> bool:
 
 
 def claim(folder: pathlib.Path, config: Mapping) -> list[str]:
-    """Writes the config of a run, and what has changed in it; the first process does.
+    """Writes the config of a run and, where it is resumed, what has changed in it.
+
+    Process 0 does; call it after `check`.
 
     Returns:
-      What has changed since the run was started last, one line a field.
+      What has changed since the last start, one line a field.
     """
     if jax.process_index():
         return []
@@ -101,55 +103,57 @@ def claim(folder: pathlib.Path, config: Mapping) -> list[str]:
             "now": {name: now[name] for name in names if name in now},
         }
         lines = [json.dumps(line) + "\n" for line in [*changes(folder), entry]]
-        digests.store(folder / _CHANGES, "".join(lines))
+        digests.store(folder / CHANGES, "".join(lines))
     configs.write(folder, config)
     return changed
 
 
 def changes(folder: pathlib.Path) -> list[dict]:
-    """What has changed in a run's config, oldest first: step, date, was and now."""
-    file = folder / _CHANGES
-    return (
-        list(map(json.loads, digests.read(file).splitlines())) if file.is_file() else []
-    )
+    """The changes of a run's config, oldest first: step, date, was and now."""
+    file = folder / CHANGES
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in digests.read(file).splitlines()]
+
+
+def changed_at(folder: pathlib.Path, name: str) -> int:
+    """The step at which a field of the config was last changed; 0 if never."""
+    return max((c["step"] for c in changes(folder) if name in c["now"]), default=0)
 
 
 def digest(folder: pathlib.Path, step: int = 0) -> str:
-    """16 hex digits that name the config by which the weights of a step were trained.
+    """16 hex digits that name the config with which the weights of a step were trained.
 
-    It is that which the run began with: what may change later does not bear on the
-    weights, but for the number of steps that the learning rate follows, from there on.
+    That is the config which the run began with: fields that may change later have no
+    influence on the weights. Only loop.num_steps has, by the schedule of the learning
+    rate, on the steps after it was changed.
     """
-    config = configs.read(folder)
-    flat = configs.flatten(config)
+    flat = configs.flatten(configs.read(folder))
     for change in reversed(changes(folder)):
-        for name in change["was"] | change["now"]:
-            if name == "loop.num_steps" and change["step"] < step:
-                continue
-            flat.pop(name, None)
-            flat |= {name: change["was"][name]} if name in change["was"] else {}
-    if changes(folder):
-        config = configs.from_text(configs.to_text(flat))
-    return configs.digest(config)
+        stays = {"loop.num_steps"} if change["step"] < step else set()
+        for name in change["now"].keys() - stays:
+            del flat[name]
+        flat |= {n: old for n, old in change["was"].items() if n not in stays}
+    return configs.digest(flat)
 
 
 def keep_data(folder: pathlib.Path, field: str, found: Sequence[str]) -> None:
-    """Notes which data a run reads; the first process does.
+    """Records which data a run is trained on, on process 0, or compares it.
 
     Args:
       folder: of the run.
-      field: of the config, that names the data.
-      found: the digest of each folder of it, in order.
+      field: of the config, which names the folders of the data.
+      found: the digest of each of these folders, in order.
 
     Raises:
-      ValueError: the run has begun with other data.
+      ValueError: the run began with other data.
     """
     file = folder / _DATA
     if is_claimed(folder) and file.is_file():
         if json.loads(digests.read(file)).get(field) != list(found):
             raise ValueError(
                 f"{field} names other data than the run in {folder} began with: choose "
-                "another --workdir, or bring the old data back"
+                "another --workdir, or give the path of the old data"
             )
     elif jax.process_index() == 0:
         text = json.dumps({field: list(found)}, indent=2) + "\n"
@@ -157,17 +161,17 @@ def keep_data(folder: pathlib.Path, field: str, found: Sequence[str]) -> None:
 
 
 def keep(folder: pathlib.Path, name: str, source: pathlib.Path) -> None:
-    """Copies a file that a run needs into it; the first process does.
+    """Copies a file that a run needs into its folder, on process 0, or compares it.
 
     Raises:
-      ValueError: the run has begun with another file, or the file is damaged.
+      ValueError: the run began with another file, or the file is damaged.
     """
     target = folder / name
     if is_claimed(folder) and target.is_file():
         if paths.sha256_file(target) != paths.sha256_file(source):
             raise ValueError(
                 f"{target} was copied from {source} when the run began, and that is "
-                "another file now: choose another --workdir, or bring the old one back"
+                "another file now: choose another --workdir, or restore the old file"
             )
     elif jax.process_index() == 0:
         digests.copy(source, target)

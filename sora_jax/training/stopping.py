@@ -1,4 +1,4 @@
-"""Stopping a run when it is asked to, at a step that all processes agree on."""
+"""Stopping a run on SIGTERM or Ctrl-C, at a step that all processes agree on."""
 
 import signal
 import threading
@@ -6,8 +6,8 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-# The code with which a job exits that saved and stopped because it was told to:
-# "temporary failure, start me again" (sysexits.h).
+# The exit code of a job that saved its state and stopped because it was told to:
+# EX_TEMPFAIL of sysexits.h, "temporary failure, try again".
 PREEMPTED_EXIT_CODE = 75
 
 
@@ -16,22 +16,21 @@ class Preempted(Exception):
 
 
 class StopRequest:
-    """Remembers SIGTERM or Ctrl-C; agreed on by all processes at the same step.
+    """Remembers SIGTERM and Ctrl-C while it is entered; see `at`.
 
-    A second Ctrl-C does not wait for the step.
+    A second Ctrl-C does not wait for the end of the step.
     """
 
     def __init__(self):
         self._asked = False
 
     def __enter__(self):
-        # With several processes JAX's own service listens and finds a common step.
-        self._mine = (
+        self._before = {}
+        # With several processes JAX's own service listens to SIGTERM.
+        if (
             jax.process_count() == 1
             and threading.current_thread() is threading.main_thread()
-        )
-        self._before = {}
-        if self._mine:
+        ):
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._handle)
         return self
@@ -47,6 +46,7 @@ class StopRequest:
         self._asked = True
 
     def at(self, step: int) -> bool:
-        if jax.distributed.is_initialized():
+        """Whether the run stops after this step."""
+        if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked

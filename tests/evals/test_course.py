@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from configs import base as base_config
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.evals import cached_sampling, checkpoints, course, scoring, toyworld
 from sora_jax.generation import compiled, pipeline, runs, step_cache
-from sora_jax.training import checkpoint, latents, state
+from sora_jax.training import checkpoint, latents, run_folder, state
 from tests import conftest
 from tests.evals import tiny_run
 
@@ -265,6 +266,19 @@ def test_a_run_is_followed_to_its_last_step(model, score, looks, capsys):
     assert read(out / "scores.json") == read(out / "steps" / "000003" / "scores.json")
     score(model, follow=True)  # ends at once: a look would fail
     assert scored_steps(out) == [0, 1, 3]
+
+
+def test_steps_before_checkpoint_every_was_changed_are_not_missed(tmp_path):
+    c, noted = base_config.get_config(), []
+    c.loop.num_steps = 1400
+    for every, steps in ((500, [500, 1000]), (200, [1200, 1400])):
+        c.loop.checkpoint_every = every
+        run_folder.claim(tmp_path, c)
+        for step in steps:
+            (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "500").rmdir()
+    followed = checkpoints.follow(tmp_path, lambda step: False, noted.append)
+    assert [*followed] == [1000, 1200, 1400] and not noted
 
 
 def test_a_run_without_a_checkpoint_is_waited_for(model, score, looks):

@@ -51,8 +51,8 @@ def make_run(folder: pathlib.Path, shards_folder: pathlib.Path) -> None:
     state = states.TrainState(
         params, params, optax.sgd(0.1).init(params), zero, zero, zero
     )
-    saver = checkpoint.Checkpointer(folder / "checkpoints", every=1, keep=1)
-    saver.save(0, state, {"seconds": {}}, force=True)
+    saver = checkpoint.Checkpointer(folder / "checkpoints", keep=1)
+    saver.save(0, state, {"seconds": {}})
     saver.close()
     rows = [
         f'{{"step": {s}, "loss": {2 / s}, "loss_band/0.85-0.93": {3 / s}}}\n'
@@ -67,8 +67,8 @@ def add_checkpoint(folder: pathlib.Path, step: int, *, keep: int = 9) -> None:
     other = jax.tree.map(lambda leaf: np.roll(leaf, step, axis=-1), params)
     zero = np.zeros((), np.int32)
     state = states.TrainState(other, other, (), zero, zero, zero)
-    saver = checkpoint.Checkpointer(folder / "checkpoints", every=1, keep=keep)
-    saver.save(step, state, {"seconds": {}}, force=True)
+    saver = checkpoint.Checkpointer(folder / "checkpoints", keep=keep)
+    saver.save(step, state, {"seconds": {}})
     saver.close()
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from configs import base
 from sora_jax.core import config as configs
-from sora_jax.core import digests, mesh
+from sora_jax.core import digests, mesh, paths
 from sora_jax.core import job as jobs
 from sora_jax.data import tokenizer, video_io
 from sora_jax.generation import pipeline, recipes
@@ -59,7 +59,7 @@ def run_folder(tmp_path_factory):
         skipped=np.array(0, np.int32),
         skipped_in_a_row=np.array(0, np.int32),
     )
-    writer = checkpoint.Checkpointer(folder / "checkpoints", every=1, keep=1)
+    writer = checkpoint.Checkpointer(folder / "checkpoints", keep=1)
     writer.save(7, whole, {"seed": 0})
     writer.close()
     return folder
@@ -248,6 +248,8 @@ def test_a_step_cache_is_calibrated_then_used(generate, run_folder, tmp_path, ca
     ):
         generate(prompt="a cat", out=str(out), step_cache=0.1)
     sampling = {"num_inference_steps": 6, "batch_size": 2}
+    with paths.lock(run_folder), pytest.raises(SystemExit, match="in use by process"):
+        generate(prompts=str(prompts), calibrate_step_cache=True, **sampling)
     generate(prompts=str(prompts), calibrate_step_cache=True, **sampling)
     text = capsys.readouterr().out
     assert "of 6 evaluations are computed" in text and "PSNR" in text

@@ -95,7 +95,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
         tiny.train(tmp_path, mesh, num_steps=6, checkpoint_every=2, keep_checkpoints=2)
     steps = sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.is_dir())
     assert steps == ["4", "6"]
-    meta = checkpoint.Checkpointer(tmp_path / "checkpoints", every=2, keep=2)
+    meta = checkpoint.Checkpointer(tmp_path / "checkpoints", keep=2)
     assert meta.latest() == 6
     meta.close()
 
@@ -104,9 +104,9 @@ def test_of_0_all_checkpoints_stay(tmp_path):
     zero = np.zeros((), np.int32)
     params = {"network": {"kernel": np.zeros(2, np.float32)}}
     state = states.TrainState(params, params, (), zero, zero, zero)
-    saver = checkpoint.Checkpointer(tmp_path / "checkpoints", every=1, keep=0)
+    saver = checkpoint.Checkpointer(tmp_path / "checkpoints", keep=0)
     for step in range(1, 5):
-        saver.save(step, state, {"seconds": {}}, force=True)
+        saver.save(step, state, {"seconds": {}})
     saver.close()
     assert checkpoint.steps(tmp_path) == [1, 2, 3, 4]
 

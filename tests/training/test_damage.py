@@ -40,16 +40,16 @@ def state(step: int) -> states.TrainState:
     return states.TrainState(tree(0), tree(1), (tree(2),), now, zero, zero)
 
 
-def save(folder, steps, every=1, keep=9):
-    saver = checkpoint.Checkpointer(folder / "checkpoints", every=every, keep=keep)
+def save(folder, steps, keep=9):
+    saver = checkpoint.Checkpointer(folder / "checkpoints", keep=keep)
     for step in steps:
-        saver.save(step, state(step), {"seconds": {"step": 0.5}}, force=True)
+        saver.save(step, state(step), {"seconds": {"step": 0.5}})
     saver.close()
 
 
 def restore(folder) -> tuple:
     with contextlib.closing(
-        checkpoint.Checkpointer(folder / "checkpoints", every=1, keep=9)
+        checkpoint.Checkpointer(folder / "checkpoints", keep=9)
     ) as saver:
         if saver.latest() is None:
             return "a new run"
@@ -304,6 +304,39 @@ def test_readers_take_the_newest_good_one_and_move_nothing(tmp_path, capsys):
         checkpoint.load_run(tmp_path, step=2)
     assert checkpoint.networks_in(tmp_path) == {"dit": 64 * 32 * 4}
     assert checkpoint.steps(tmp_path) == [1, 2]
+
+
+def test_one_that_a_run_deletes_meanwhile_is_not_damaged(tmp_path, monkeypatch, capsys):
+    """Of the newest one a file is gone already, and a newer one is there."""
+    configs.write(tmp_path, {"seed": 0})
+    save(tmp_path, [1])
+    check = digests.check_folder
+
+    def deletes(folder, *arguments, **named):
+        if folder.parent.name == "1":
+            monkeypatch.undo()
+            save(tmp_path, [2])
+            damage(tmp_path / "checkpoints" / "1" / "ema")
+        check(folder, *arguments, **named)
+
+    monkeypatch.setattr(digests, "check_folder", deletes)
+    assert checkpoint.load_run(tmp_path).step == 2
+    assert not capsys.readouterr().err
+
+
+def test_a_process_that_misses_a_checkpoint_still_agrees_with_the_others(
+    tmp_path, monkeypatch
+):
+    """They would wait for it in the exchange of what each has found."""
+    configs.write(tmp_path, {"seed": 0})
+    save(tmp_path, [1])
+    told = []
+    monkeypatch.setattr(
+        intact, "_of_any_process", lambda said: told.append(said) or said
+    )
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 7, only of"):
+        checkpoint.load_run(tmp_path, step=7)
+    assert len(told) == 1 and "missing" in told[0]
 
 
 def test_a_checkpoint_that_is_there_has_all_digests(tmp_path, monkeypatch):

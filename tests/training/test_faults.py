@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from sora_jax.core import mesh as meshes
 from sora_jax.models import layers
-from sora_jax.training import checkpoint, evaluation, loop, metrics, optim
+from sora_jax.training import checkpoint, evaluation, loop, metrics, optim, stopping
 from sora_jax.training import state as states
 
 STEPS = 6
@@ -143,6 +144,28 @@ def test_a_checkpoint_on_a_full_disk_is_one_sentence(tmp_path, whole, monkeypatc
     assert_goes_on(tmp_path, whole)
 
 
+def test_a_step_whose_save_failed_is_not_said_to_be_saved(
+    tmp_path, monkeypatch, capsys
+):
+    """The save in the background fails and, before that is known, the next batch."""
+    listed = checkpoint._list_digests
+
+    async def fails_at_4(folder):
+        if "/4.orbax" in str(folder):
+            full()
+        await listed(folder)
+
+    def unreadable(step):
+        if step == 5:
+            raise OSError("the disk is gone")
+
+    monkeypatch.setattr(checkpoint, "_list_digests", fails_at_4)
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(tmp_path, unreadable, checkpoint_every=2)
+    assert checkpoint.steps(tmp_path) == [2]
+    assert "saved" not in capsys.readouterr().err
+
+
 class Broken:
     def run(self, params):
         yield "norm", 1.0
@@ -150,22 +173,44 @@ class Broken:
 
 
 class Killed:
-    """Stands for kill -9 in the last evaluation: after it nothing is saved."""
-
-    def __init__(self, folder):
-        self.folder = folder
+    """Stands for kill -9 in an evaluation: after it nothing is saved."""
 
     def run(self, params):
         yield "norm", 1.0
-        if len(rows(self.folder)) == STEPS:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
 
-def test_the_state_is_saved_before_it_is_measured(tmp_path, whole):
+@pytest.mark.parametrize("every", [0, 4])
+def test_the_state_is_saved_before_it_is_measured(tmp_path, whole, every):
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, evaluators={"size": Killed(tmp_path)})
-    assert checkpoint.steps(tmp_path) == [STEPS]
+        train(tmp_path, evaluators={"size": Killed()}, eval_every=every)
+    assert checkpoint.steps(tmp_path) == [every or STEPS]
     assert_goes_on(tmp_path, whole)
+
+
+def test_a_signal_does_not_end_the_last_save(tmp_path, monkeypatch):
+    close = checkpoint.Checkpointer.close
+
+    def signalled(self):
+        signal.raise_signal(signal.SIGINT)
+        close(self)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "close", signalled)
+    try:
+        train(tmp_path)
+    except KeyboardInterrupt:
+        pytest.fail("the save was interrupted")
+    assert checkpoint.steps(tmp_path) == [STEPS]
+
+
+def test_one_process_alone_stops_at_sigterm_also_where_a_scheduler_started_it(
+    monkeypatch,
+):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    with stopping.StopRequest() as stop:
+        assert not stop.at(1)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.at(2)
 
 
 def test_an_evaluator_that_fails_ends_no_run(tmp_path, whole, capsys):
@@ -176,5 +221,5 @@ def test_an_evaluator_that_fails_ends_no_run(tmp_path, whole, capsys):
         assert f"'bad' failed at step {step} (RuntimeError: a bug; " in said
     assert "Traceback" not in said
     np.testing.assert_array_equal(weights(raised.value.state), whole[1])
-    assert checkpoint.steps(tmp_path) == [STEPS]
+    assert checkpoint.steps(tmp_path) == [4, STEPS]
     assert_goes_on(tmp_path, whole)

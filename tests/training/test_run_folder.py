@@ -134,7 +134,9 @@ def test_the_job_tells_what_has_changed_and_what_follows(tmp_path, start, capsys
     call = start("run", data__latents=str(tmp_path / "elsewhere"), **given)
     assert call.args[0].num_steps == 90 and call.kwargs["mesh"].shape["tensor"] == 2
     said = capsys.readouterr().err
-    assert "goes on with data.latents: " in said and "mesh.tensor: 1, now 2" in said
+    assert (
+        "a changed config: data.latents: " in said and "mesh.tensor: 1, now 2" in said
+    )
     assert "the learning rate, data.crops and" in said
     (change,) = run_folder.changes(tmp_path / "run")
     assert change["step"] == 40 and change["now"]["loop.num_steps"] == 90
