@@ -2,7 +2,7 @@
 
 A recipe is a Python file with `get_config()` that returns a `ConfigDict`; flags change
 single fields. Inside the library every part owns a frozen dataclass, and `build` makes
-it from a section and refuses numbers that a field does not take (`Range`), before
+it from a section and refuses numbers outside of a field's range (`Range`), before
 anything is computed. The resolved text that a run leaves behind is read back without
 running any code.
 """
@@ -31,12 +31,12 @@ DTYPES = ("float32", "bfloat16", "float16")  # that networks compute in
 class Range:
     """Which numbers a field takes: `rate: Annotated[float, Range("(0, 1]")] = 0.5`.
 
-    Numbers without a range are finite all the same.
+    Numbers without a range must be finite.
 
     Attributes:
-      interval: both ends, of which [ and ] belong to it, ( and ) do not.
-      also: one number more, which means something of its own.
-      meaning: what that is.
+      interval: such as "(0, 1]": [ and ] include an end, ( and ) exclude it.
+      also: one more number that the field takes, with a meaning of its own.
+      meaning: what that number means.
     """
 
     interval: str
@@ -44,7 +44,7 @@ class Range:
     meaning: str = ""
 
     def takes(self, value: float) -> bool:
-        """Whether the number is one of them; inf and nan never are."""
+        """Whether the field takes this number; never inf or nan."""
         least, most = map(float, self.interval[1:-1].split(","))
         above = value >= least if self.interval[0] == "[" else value > least
         below = value <= most if self.interval[-1] == "]" else value < most
@@ -87,7 +87,7 @@ def to_text(config: Mapping) -> str:
     """Returns one `name = value` line a field; `from_text` reads it back.
 
     Raises:
-      ValueError: a number is not finite: it would not come back.
+      ValueError: a number is not finite, and so could not be read back.
     """
     flat = flatten(config)
     for name, value in flat.items():
@@ -185,7 +185,7 @@ def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
     """Makes the frozen dataclass `cls` from a config section.
 
     Args:
-      cls: the dataclass; what its fields are annotated with is checked, see `Range`.
+      cls: the dataclass; its type annotations and ranges (`Range`) are checked.
       section: value by name of the field.
       where: dotted name of the section, for messages; "": the whole config.
 
@@ -234,7 +234,7 @@ def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
 
 
 def check(made: object) -> None:
-    """Checks a dataclass that may have been made without `build`, of a peer's config.
+    """Checks a dataclass that may have been made without `build`, from a peer's config.
 
     Raises:
       ValueError: a field has another type or is outside of its range.
@@ -247,10 +247,10 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "True or 
 
 
 def _check(hint: object, value: object, where: str) -> None:
-    """Raises ValueError where a field of this type does not take the value.
+    """Raises ValueError if a value has another type than the hint, or is out of range.
 
-    What is checked: numbers, text and truth values, alone, in tuples, and in sections
-    that are no dataclass; and their ranges.
+    Checks numbers, text and booleans: alone, in tuples, and in sections that have no
+    dataclass.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

@@ -26,17 +26,16 @@ _held, _held_folders = contextlib.ExitStack(), set()  # the locks of this job
 def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -> None:
     """Parses the flags and calls `main`.
 
-    Exits with 2 where they are not understood, with 130 where Ctrl-C stopped it. A file
-    or folder that cannot be read or written, or too little memory, ends it in one
-    sentence, with 1.
+    Exit codes: 2 for flags that are not understood, 130 after Ctrl-C, 1 with one sentence
+    for a file or folder that cannot be read or written, or too little memory.
 
-    A process of several that fails ends at once: on its way out JAX would wait minutes
-    for the others, which wait for it. An exit with a number is one that all processes
-    have agreed on.
+    With several processes, one that fails ends at once: in an orderly exit JAX would
+    wait minutes for the others, which wait for this one. Only `sys.exit(number)` is
+    orderly, since all processes do it at the same place.
 
     Args:
-      main: takes the arguments that are no flags.
-      name: of the job, in front of what it says.
+      main: takes the arguments that are not flags.
+      name: of the job; messages begin with it.
       any_batch: keeps a clip's numbers on CPUs from depending on the batch it is in,
         at a cost of speed (`xla_flags.ANY_BATCH`).
     """
@@ -51,7 +50,7 @@ def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -
             print(f"{name}: {error}; --help lists the flags", file=sys.stderr)
             sys.exit(2)
         except (AttributeError, KeyError, OSError) as error:
-            # What ml_collections raises for a field or a recipe that is not there.
+            # ml_collections raises these for a field or a recipe that does not exist.
             reason = " ".join(str(error).strip("\"'").replace("\\n", "\n").split())
             print(
                 f"{name}: --config names what is not there: {reason}; "
@@ -101,17 +100,17 @@ def _check_finite(given: flags.FlagValues) -> None:
 
 
 def _unraisable(found: "sys.UnraisableHookArgs") -> None:
-    """Shows what no caller can be told of.
+    """Prints an exception that Python cannot raise, except for one kind.
 
-    But for one thing: after a write of a checkpoint has failed, which is raised, the
-    others of TensorStore find no event loop any more, and say so a traceback each.
+    When one write of a checkpoint fails, that is raised; TensorStore's other writes then
+    find their event loop closed, with a traceback each, which would hide the reason.
     """
     if str(found.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(found)
 
 
 def _end(text: str, code: int) -> NoReturn:
-    """Says why this process ends, and ends it; of several at once, whatever they do."""
+    """Prints why this process ends and ends it; at once if it is one of several."""
     with contextlib.suppress(OSError):  # a log file on a full disk
         print(text, file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
@@ -130,7 +129,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def sentence(error: Exception) -> str:
-    """What an error says to a user; of a file, which one and why."""
+    """The message of an error for a user; for a file it is "path: reason"."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
@@ -157,12 +156,12 @@ def check_writable(*files: str | os.PathLike | None) -> None:
 
 
 def hold(folder: str | os.PathLike) -> None:
-    """Keeps other jobs out of a folder until this one ends; once more does nothing.
+    """Locks a folder against other jobs until this one ends.
 
-    Of several processes the first one does, for all of them.
+    With several processes, process 0 holds the lock for all. A second call does nothing.
 
     Raises:
-      paths.InUse: another job writes there.
+      paths.InUse: another job holds it.
     """
     place = os.path.realpath(folder)
     other = jax.distributed.is_initialized() and jax.process_index() > 0
@@ -177,24 +176,25 @@ def check_taken(
     kinds: Sequence[str],
     taken_by: Mapping[str, Collection[str]],
 ) -> None:
-    """Checks that a job has one kind of thing to work on, and no flag in vain.
+    """Checks that one flag says what to work on, and that it takes the other flags.
 
     Args:
       given: the flags.
-      kinds: names of those that say what to work on.
+      kinds: names of the flags that say what to work on.
       taken_by: name of a flag -> the kinds that take it.
 
     Raises:
-      ValueError: not one of the kinds is given, or with it a flag that it does not take.
+      ValueError: none or several of `kinds` are given, or a flag that the given kind does
+        not take.
     """
     asked = [kind for kind in kinds if given[kind].value]
     if len(asked) != 1:
         *first, last = (f"--{kind}" for kind in kinds)
         raise ValueError(f"give one of {', '.join(first)} and {last}")
-    vain = [n for n, of in taken_by.items() if given[n].present and asked[0] not in of]
-    if vain:
-        of = taken_by[vain[0]]
-        names = sorted(f"--{name}" for name in vain if taken_by[name] == of)
+    wrong = [n for n, of in taken_by.items() if given[n].present and asked[0] not in of]
+    if wrong:
+        of = taken_by[wrong[0]]
+        names = sorted(f"--{name}" for name in wrong if taken_by[name] == of)
         raise ValueError(f"{', '.join(names)} need --{' or --'.join(of)}")
 
 

@@ -13,28 +13,28 @@ import sys
 from collections.abc import Iterator
 
 LOCK = ".lock"
-# What flock raises on a file system without locks, as some network file systems are.
+# flock raises these on file systems without locks, such as some network file systems.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _IN_WORDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, *_NOT_WRITABLE)
 
 
 class InUse(OSError):
-    """A folder that another process works in."""
+    """Another process has locked the folder."""
 
 
 @contextlib.contextmanager
 def lock(folder: str | os.PathLike) -> Iterator[None]:
-    """Keeps other processes out of a folder, which is made where it is missing.
+    """Locks a folder against other processes; makes it if it is missing.
 
-    The lock is an flock on the file `.lock` in it, so it ends with the process, however
-    that ends. On leaving the file goes, and so does a folder that was made for it and
-    is still empty. Of several processes of one job one takes the lock for all of them.
-    A folder that cannot be written to needs no lock. Where the file system has none,
-    that is said, and the work goes on.
+    The lock is an flock on the file `.lock` in the folder, so it ends with the process,
+    however that ends. The file is deleted in the end, and so is the folder if it was made
+    here and is still empty. A job of several processes takes the lock in one of them. A
+    folder that is read-only needs no lock. On a file system without locks a warning is
+    printed.
 
     Raises:
-      InUse: another process holds it.
+      InUse: another process holds the lock.
       OSError: the folder cannot be made.
     """
     folder = pathlib.Path(folder)
@@ -55,7 +55,7 @@ def lock(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def _take(file: pathlib.Path) -> int:
-    """Returns the descriptor of a lock file that is ours and that others will open."""
+    """Opens and locks the lock file, and returns its descriptor."""
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -85,7 +85,7 @@ def _flock(descriptor: int, file: pathlib.Path) -> None:
         if error.errno not in _NO_LOCKS:
             raise
         print(
-            f"{file.parent} is on a file system without locks: take care that no second "
+            f"{file.parent} is on a file system without locks: make sure that no second "
             "process writes to it",
             file=sys.stderr,
         )
@@ -98,10 +98,10 @@ def _remove_if_empty(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields the name of a temporary file, which takes the place of `path` at the end.
+    """Yields the name of a temporary file, which is renamed to `path` at the end.
 
-    So a reader or a crash never sees half of it. What cannot be written to the
-    temporary file is an OSError that names `path`.
+    So neither a reader nor a crash sees half of it. An OSError about the temporary file
+    is raised with the name of `path`.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -120,7 +120,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def error_of(text: str, path: str | os.PathLike) -> OSError:
-    """The OSError about a file that a library has told of in words."""
+    """The OSError for a library's message about a file, with its errno if it is known."""
     for code in _IN_WORDS:
         if os.strerror(code) in text:
             return OSError(code, os.strerror(code), str(path))

@@ -12,14 +12,14 @@ from sora_jax.core import paths
 
 
 class MetricsFile:
-    """Appends rows to `metrics.jsonl`; after a restart, rows beyond the step go.
+    """Appends rows to `metrics.jsonl`; a resumed run first drops rows of later steps.
 
-    What is there is never written over: where rows go, a new file takes its place.
+    The file is never truncated in place: to drop rows, a new file replaces it.
 
     Args:
       path: the file.
-      start_step: the step that the run goes on from; later rows were lost with the
-        work that they describe, and would show twice.
+      start_step: the step that the run is resumed from; rows of later steps are dropped,
+        since those steps are taken again.
       write: False on all processes but one.
 
     Raises:
@@ -38,10 +38,10 @@ class MetricsFile:
         self._file = open(path, "ab", buffering=0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one row, or nothing; numbers that are not finite become null.
+        """Appends one row; numbers that are not finite become null.
 
         Raises:
-          OSError: there is no room for it.
+          OSError: the row could not be written whole; nothing of it is in the file.
         """
         if self._file is None:
             return
@@ -66,7 +66,7 @@ def _line(row: Mapping) -> str:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """Reads a metrics file; lines that are no rows, cut off by a crash, are left out."""
+    """Reads a metrics file; lines that a crash has cut off are left out."""
     if not path.is_file():
         return []
     rows = []
@@ -83,9 +83,9 @@ def read(path: pathlib.Path) -> list[dict]:
 def means(
     metrics: Mapping[str, tuple], names: Mapping[str, list[str]]
 ) -> dict[str, float]:
-    """Divides sums by weights; vectors become one `name/entry` each, empty ones none.
+    """Divides sums by weights: NaN where a number's weight is 0.
 
-    A number without weight is not finite.
+    A vector becomes one number `name/entry` for each entry whose weight is not 0.
     """
     result = {}
     for name, (total, weight) in metrics.items():
@@ -123,9 +123,9 @@ class Accumulator:
         self._not_finite += not complete
 
     def take(self, names: Mapping[str, list[str]]) -> dict[str, float]:
-        """Returns the means and starts anew.
+        """Returns the means and resets the sums.
 
-        `steps_not_finite` counts the steps of which something was left out, if any.
+        `steps_not_finite` counts the steps with a number that was left out, if any.
         """
         result = means(self._sums, names)
         if self._not_finite:

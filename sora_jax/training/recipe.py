@@ -1,7 +1,8 @@
-"""Every section of a recipe as a frozen dataclass, with the numbers that it takes.
+"""A whole config as frozen dataclasses, with the range of every number.
 
-`configs.build(recipe.Recipe, c, "")` checks a whole config before anything is compiled.
-What the fields mean stands in configs/base.py, and at the dataclasses of other files.
+`configs.build(recipe.Recipe, c, "")` checks a config before anything is compiled. The
+meaning of the fields is explained in configs/base.py and at the dataclasses of other
+files.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ _Stage = tuple[configs.Share, tuple[_Kind, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices on each axis; see core/mesh.py."""
+    """Number of devices on each axis; see core/mesh.py."""
 
     replica: _Axis
     fsdp: _Axis
@@ -34,7 +35,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What is read, and how much at a time."""
+    """Where the data is, and how it is batched."""
 
     shards: str
     eval_shards: str

@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, for the profiler of JAX."""
+"""Traces some steps of a run with JAX's profiler."""
 
 import pathlib
 import sys
@@ -7,14 +7,14 @@ import jax
 
 
 class Trace:
-    """Traces steps into `folder`; a context manager, which ends a trace that is open.
+    """Traces steps into `folder`; a context manager, which ends an open trace.
 
     Args:
-      folder: where it is written to.
-      steps: from `start` up to and with `stop`; None: none. Those that a run does not
-        come to, as it goes on behind them or ends before, are left out.
-      start: the step that the run goes on from.
-      num_steps: its last step.
+      folder: where the trace is written.
+      steps: from `steps.start` to `steps.stop`, both included; None: no trace. Steps that
+        this run does not take are left out: those before a resume or after the end.
+      start: the step that the run is resumed from, or 0.
+      num_steps: the run's last step.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Trace:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Begins the trace where `step`, which comes now, is its first."""
+        """Begins the trace if `step`, which is about to run, is its first."""
         if step == self._first:
             jax.profiler.start_trace(str(self._folder))
             self._open = True
@@ -50,7 +50,7 @@ class Trace:
         return self._open and step == self._last
 
     def after(self, step: int) -> None:
-        """Ends the trace where `step`, which is done, is its last."""
+        """Ends the trace if `step`, which has run, is its last."""
         if self.is_last(step):
             self._stop()
 
@@ -60,7 +60,7 @@ class Trace:
         self._open = False
         try:
             jax.profiler.stop_trace()
-        except RuntimeError as error:  # the run does not need it
+        except RuntimeError as error:  # such as a full disk; the run needs no trace
             _say(f"the trace could not be written: {str(error).splitlines()[0]}")
 
 
