@@ -1,8 +1,8 @@
 """Every field once, with its unit; recipes copy this and change what they need.
 
-The sections become frozen dataclasses (training/recipe.py), most of them of the code
-that uses them, where the meaning of each field and the numbers that it takes stand. A
-number outside is refused before anything is computed, and so are inf and nan.
+The sections become frozen dataclasses (training/recipe.py), most of them in the code
+that uses them, where the meaning and the range of each field are given. A number out of
+range is refused before anything is computed, and so are inf and nan.
 
 A run that has begun may go on with other values of the fields that do not define it:
 mesh, remat, paths, num_steps and the like (training/run_folder.py: INCIDENTAL).
@@ -174,8 +174,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.loop = ml_collections.ConfigDict()  # training/loop.py: Config
     c.loop.num_steps = 4400
-    c.loop.log_every = 50  # of these three 0: only at the end
-    c.loop.checkpoint_every = 500
+    # Steps between each; 0: only at the end.
+    c.loop.log_every = 50
+    c.loop.checkpoint_every = 500  # the state is also saved before each evaluation
     c.loop.eval_every = 0
     c.loop.keep_checkpoints = 2  # 0: all
     c.loop.accumulation = 1
