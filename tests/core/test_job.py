@@ -87,6 +87,17 @@ def test_a_job_holds_its_folder_until_it_ends(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+def test_the_first_process_tries_whether_files_can_be_written(tmp_path, monkeypatch):
+    """The others would find its folders, which it removes again, and then miss them."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    job.check_writable(tmp_path / "file" / "out.json", None)
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with pytest.raises(OSError, match="file is a file, not a folder"):
+        job.check_writable(tmp_path / "file" / "out.json", None)
+
+
 def test_warnings_are_shown_but_not_what_orbax_logs(logging_of_jobs, caplog):
     job.log_warnings()
     std_logging.warning("a field is not known")
