@@ -12,8 +12,6 @@ import jax
 from sora_jax.core import paths
 from sora_jax.training import state as states
 
-ERROR_FILE = "evaluation_error.txt"
-
 
 class Evaluator(Protocol):
     """Measures a state; the same class runs in training and in `evaluate.py`."""
@@ -42,14 +40,18 @@ class Evaluation:
 
     Args:
       evaluators: by name.
-      folder: where ERROR_FILE is written, the traceback of the newest failure.
+      folder: where `evaluation_error.txt` is written, the traceback of the newest failure;
+        with several processes each has its own, since those that follow hide the first.
 
     Attributes:
       failure: a sentence about what failed at the newest step; "" if nothing did.
     """
 
     def __init__(self, evaluators: Mapping[str, Evaluator], folder: pathlib.Path):
-        self._evaluators, self._folder, self.failure = evaluators, folder, ""
+        several = jax.process_count() > 1
+        number = f"_{jax.process_index()}" if several else ""
+        self._file = folder / f"evaluation_error{number}.txt"
+        self._evaluators, self.failure = evaluators, ""
 
     def run(self, step: int, params: Mapping) -> Iterator[dict[str, float]]:
         """Yields the values of each evaluator, as `name/value`.
@@ -68,14 +70,13 @@ class Evaluation:
 
     def _note(self, name: str, step: int, error: Exception) -> None:
         lines = str(error).strip().splitlines() or ["no reason given"]
-        file = self._folder / ERROR_FILE
         self.failure = (
             f"evaluator {name!r} failed at step {step} ({type(error).__name__}: "
-            f"{lines[0][:300]}; {file} has the traceback)"
+            f"{lines[0][:300]}; {self._file} has the traceback)"
         )
         text = f"{self.failure}\n\n{''.join(traceback.format_exception(error))}"
         with contextlib.suppress(OSError):
-            paths.write_atomically(file, text)
+            paths.write_atomically(self._file, text)
         if jax.process_count() > 1:
             raise Failed(
                 f"{self.failure}; the other processes wait for this one, so the run "

@@ -23,7 +23,7 @@ def test_an_evaluator_that_fails_does_not_keep_the_others(tmp_path, capsys):
     assert measuring.failure.startswith(sentence)
     said = capsys.readouterr().err
     assert said.startswith(f"train: {sentence}") and "Traceback" not in said
-    text = (tmp_path / evaluation.ERROR_FILE).read_text()
+    text = (tmp_path / "evaluation_error.txt").read_text()
     assert "Traceback" in text and "for this" in text
     fine = evaluation.Evaluation({"good": Good()}, tmp_path)
     assert [*fine.run(8, {"x": 2.0})] and fine.failure == ""
@@ -32,9 +32,13 @@ def test_an_evaluator_that_fails_does_not_keep_the_others(tmp_path, capsys):
 def test_of_several_processes_one_whose_evaluator_fails_ends(tmp_path, monkeypatch):
     """The others are in a computation that it would have to take part in."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    measuring = evaluation.Evaluation({"bad": Bad(), "good": Good()}, tmp_path)
-    with pytest.raises(evaluation.Failed, match="'bad' failed at step 7"):
-        [*measuring.run(7, {"x": 2.0})]
+    for process in (1, 0):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        measuring = evaluation.Evaluation({"bad": Bad(), "good": Good()}, tmp_path)
+        with pytest.raises(evaluation.Failed, match="'bad' failed at step 7"):
+            [*measuring.run(7, {"x": 2.0})]
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert files == ["evaluation_error_0.txt", "evaluation_error_1.txt"]
 
 
 @pytest.mark.parametrize(
