@@ -62,9 +62,9 @@ def describe(primaries: int, transfer: int) -> str:
     """Says what `convert` does to colours."""
     if transfer in (_PQ, _HLG):
         kind = "PQ" if transfer == _PQ else "HLG"
-        return f"HDR ({kind}), brought to SDR by the tone map of {TONE_MAP}"
+        return f"in HDR ({kind}), converted to SDR by the tone map of {TONE_MAP}"
     name = "BT.2020" if primaries == _BT2020 else "Display P3"
-    return f"of the wide gamut of {name}, brought to BT.709"
+    return f"in the wide gamut of {name}, converted to BT.709"
 
 
 def convert(signal_hwc: np.ndarray, primaries: int, transfer: int) -> np.ndarray:

@@ -39,9 +39,9 @@ _REPEATED = "slower than the clips, with frames repeated"
 
 
 def limits(gib: float, seconds: float, side: int | None) -> video_io.Limits:
-    """What a video may ask for: size, length, and pixels a side, their square in all.
+    """Limits of a video: GiB, seconds, and pixels a side; a frame may have their square.
 
-    Without `side` that is what `video_io` allows by default.
+    Without `side` frames may be as large as `video_io` allows by default.
 
     Raises:
       ValueError: a limit is out of range.
@@ -207,7 +207,8 @@ class FolderClips:
         sample: Callable[..., Iterator[np.ndarray]],
     ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:
         total = video_io.ticks(header.seconds, self.fps) // self.num_frames
-        ends = f"it says {header.seconds + header.missing:.2f} s but ends earlier"
+        said = header.seconds + header.missing
+        ends = f"its header says {said:.2f} s, but it ends earlier"
         if total == 0 and number == 0:
             reason = (
                 f"it lasts {header.seconds:.2f} s, and the last of {self.num_frames} "

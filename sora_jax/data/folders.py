@@ -401,7 +401,7 @@ def scan(
             skipped.append(shards.Skipped(name, found.loose[name]))
         elif suffix not in ("txt", "json"):
             kinds = ", ".join(video_io.SUFFIXES)
-            skipped.append(shards.Skipped(name, f"it is no video of a kind in {kinds}"))
+            skipped.append(shards.Skipped(name, f"it is not a video ({kinds})"))
         elif stem not in stems:
             skipped.append(shards.Skipped(name, "there is no video of this name"))
     skipped += bad_captions

@@ -13,7 +13,7 @@ import numpy as np
 
 from sora_jax.data import colour
 
-# How frames are made that cannot stay as they are; part of what defines data.
+# What is done to frames that cannot stay as they are; part of a data set's settings.
 RULES = {"hdr": colour.TONE_MAP, "interlaced": "bwdif", "transparent": "on black"}
 INTERLACED = "interlaced, made progressive by bwdif"
 TRANSPARENT = "transparent in places, laid on black"
@@ -160,7 +160,7 @@ class View:
         elif said in (0, 2, 3):
             name = self._untagged or colour.untagged(frame.height, frame.width)
             said = colour.MATRICES[name]
-            self.notes.add(f"of colours that are not tagged, read as {name}")
+            self.notes.add(f"with untagged colours, read as {name}")
         try:
             convert = colour.settle(said, frame.color_primaries, frame.color_trc)
         except ValueError as error:

@@ -216,7 +216,7 @@ class Difference:
 
 
 def compare(out_dir: str | os.PathLike, source: Source) -> Difference | None:
-    """Compares a source with what a finished folder was made of; None: it is none.
+    """Compares a source with what a finished folder was made of; None: not finished.
 
     Raises:
       ShardsError: it was made with other settings, or a file of it is missing.
@@ -282,7 +282,7 @@ def _settings(source: Source) -> dict[str, Any]:
 
 
 def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | None:
-    """What is to be made: a plan that was begun, or a new one; None: nothing."""
+    """The plan that was begun, or a new one; None where nothing is to be made."""
     file, base = out / ".partial" / "plan.json", manifest and manifest["digest"]
     if file.exists():
         plan = json.loads(digests.read(file))
@@ -315,7 +315,7 @@ def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | No
 def _finish(
     out: pathlib.Path, source: Source, plan: dict, before: dict | None
 ) -> dict[str, Any]:
-    """Gives the parts of a plan their place behind what the folder had before."""
+    """Adds the parts of a plan to the folder, behind the files that it has."""
     kept, entries, done = [], [], {}
     report = {"skipped_in_items": [], "cuts": {}, "remarks": []}
     if before is not None:

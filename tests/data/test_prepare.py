@@ -105,7 +105,7 @@ def test_a_folder_of_videos(tmp_path, capsys):
     run(**asked)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("skipped b.mov: it is not an MP4")
-    assert said[1] == "1 video of colours that are not tagged, read as bt601: 18 frames"
+    assert said[1] == "1 video with untagged colours, read as bt601: 18 frames"
     made = "2 clips of 9 frames, 32 wide, 24 high, 6 fps; captions: 2 alt; 1 skipped"
     assert made in said[2]
     assert len(shards.open(out)) == 2
@@ -227,7 +227,6 @@ def test_refusals_are_one_clear_sentence(tmp_path):
     assert "\n" not in said
     assert "lies inside" in refusal(source=source, out=folder / "out")
     assert "--size is WIDTHxHEIGHT" in refusal(source=source, out=out, size="64")
-    # What once was height x width is not read as another size in silence.
     assert "--vae has no meaning" in refusal(source=source, out=out, vae="runs/vae")
     assert "--split is one word" in refusal(source=source, out=out, split="../x")
     assert "there is no folder" in refusal(source="folder:/nowhere", out=out)

@@ -238,9 +238,7 @@ def test_players_rule_for_what_is_not_tagged_and_the_flag(tmp_path):
         np.abs(clip.video_thwc[0, 9, 9].astype(int) - clips["sd.mp4"][0, 9, 9]).max()
         < 2
     )
-    assert [r.what for r in remarks] == [
-        "of colours that are not tagged, read as bt709"
-    ]
+    assert [r.what for r in remarks] == ["with untagged colours, read as bt709"]
 
 
 def test_wide_gamut_and_hdr_become_bt709(tmp_path):
