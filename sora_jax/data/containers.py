@@ -178,6 +178,9 @@ def _header(container, stream, limits: Limits) -> Header:
         seconds = container.duration / av.time_base
     else:
         seconds = stream.frames / float(fps)
+    if has_no_times(container):
+        # FFmpeg takes what is left of an AVI that is cut off for its length.
+        seconds = max(seconds, stream.frames / float(fps))
     header = Header(
         container.format.name,
         context.name,

@@ -164,7 +164,7 @@ class FolderClips:
         for video, number, slices in part:
             item = f"{video} ({number + 1} of {slices})" if slices > 1 else video
             if item in avoid:
-                yield shards.Skipped(item, avoid[item])
+                yield shards.Skipped(item, avoid[item], video)
             else:
                 tell = functools.partial(note, item=item)
                 tell()
@@ -179,7 +179,7 @@ class FolderClips:
                     # What is wrong with the whole file, its first slice says.
                     if header or number == 0:
                         reason = str(error).removeprefix(f"{path}: ")
-                        yield shards.Skipped(item if header else video, reason)
+                        yield shards.Skipped(item if header else video, reason, video)
             note(finished=1)
 
     def _opened(
@@ -215,7 +215,7 @@ class FolderClips:
                 f"frames at {self.fps:g} fps is due at "
                 f"{(self.num_frames - 1) / self.fps:.2f} s"
             )
-            yield shards.Skipped(video, reason)
+            yield shards.Skipped(video, reason, video)
         first, end = total * number // slices, total * (number + 1) // slices
         if first < end:
             times = np.arange(first * self.num_frames, end * self.num_frames) / self.fps
@@ -226,7 +226,7 @@ class FolderClips:
                 clip = list(itertools.islice(frames_hwc, self.num_frames))
                 if len(clip) < self.num_frames:
                     at = window * self.num_frames / self.fps
-                    yield shards.Skipped(f"{video} from {at:.2f} s on", ends)
+                    yield shards.Skipped(f"{video} from {at:.2f} s on", ends, video)
                     break
                 pairs = itertools.pairwise([last_hwc, *clip])
                 repeated += sum(one is another for one, another in pairs)
@@ -237,7 +237,8 @@ class FolderClips:
             if repeated:
                 yield shards.Remark(video, _REPEATED, repeated)
         if number == slices - 1 and header.missing > _MISSING:
-            yield shards.Skipped(f"{video} from {header.seconds:.2f} s on", ends)
+            where = f"{video} from {header.seconds:.2f} s on"
+            yield shards.Skipped(where, ends, video)
 
     def _record(
         self, video: str, window: int, frames_thwc: np.ndarray, text: folders.Text

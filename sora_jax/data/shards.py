@@ -39,10 +39,17 @@ from sora_jax.data.latents import write_latents as write_latents
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """Something that did not become a clip."""
+    """Something that did not become a clip.
+
+    Attributes:
+      file: its name, and which part of it, such as "a.mp4 from 3.00 s on".
+      reason: what is wrong with it.
+      item: of the source that it is a part of; None: of none.
+    """
 
     file: str
     reason: str
+    item: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,9 +336,10 @@ def _finish(
     files = [*kept, *files]
     entries += [entry for summary in summaries for entry in summary["index"]]
     overview = _overview(entries)
-    # What is no video is listed anew each time; what was found in videos stays true.
+    # What is no item is listed anew each time; what was found in items stays true.
     cuts = report["cuts"]
-    in_items = [s for s in report["skipped_in_items"] if s["file"] not in plan["items"]]
+    kept_items = source.items.keys() - plan["items"].keys()
+    in_items = [s for s in report["skipped_in_items"] if s["item"] in kept_items]
     new_remarks = []
     for summary in summaries:
         in_items += summary["skipped"]
@@ -344,7 +352,7 @@ def _finish(
         "clips": len(entries),
         "without_caption": overview["without_caption"],
         "cuts": cuts,
-        "skipped": skipped,
+        "skipped": [{"file": s["file"], "reason": s["reason"]} for s in skipped],
         "skipped_in_items": in_items,
         "remarks": remarks,
     }

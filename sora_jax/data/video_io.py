@@ -114,10 +114,11 @@ def probe(
             raise frames.Refused("its last frames cannot be found")
         missing = max(0.0, header.seconds - ends)
         starts, end = last
-        entries = stream.index_entries
-        if stream.duration and len(entries) and entries[-1].timestamp == dts:
+        is_mp4, entries = header.container == "mov", stream.index_entries
+        if is_mp4 and stream.duration and len(entries) and entries[-1].timestamp == dts:
             # Nothing is cut off, and MP4 says when its last frame ends; what it says
-            # of single packets is of the order in which they are decoded.
+            # of single packets is of the order in which they are decoded. The index of
+            # other formats may hold no more than the packets that were read.
             whole = (stream.start_time or 0) + stream.duration
             end = max(starts, float(whole * stream.time_base))
         if containers.has_no_times(container):

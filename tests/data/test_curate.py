@@ -142,14 +142,35 @@ def test_what_cannot_be_used_is_listed_with_the_reason(folder, tmp_path):
     assert "cut.mp4" in skipped and len(skipped) == 1
 
 
-def test_a_video_that_ends_early_gives_what_it_has(folder, tmp_path):
-    path = write(folder / "a.mkv", film(60), g="10")
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) * 6 // 10])
-    clips, skipped = made(folder, tmp_path)
-    assert 1 <= len(clips) < 6
-    ((where, reason),) = skipped.items()
-    assert "a.mkv" in where and reason
+@pytest.mark.parametrize(
+    "name, codec, options",
+    [
+        ("a.mkv", "libx264", {"g": "10", "crf": "1"}),
+        ("a.avi", "mpeg4", {"g": "1", "b": "9M"}),
+    ],
+)
+def test_a_video_that_ends_early_gives_what_it_has(folder, name, codec, options):
+    """Wherever it is cut off, at a key frame too: frames of their times, and a reason."""
+    path = write(folder / name, film(60), codec=codec, **options)
+    content, counts = path.read_bytes(), []
+    for share in np.linspace(0.06, 0.84, 14):
+        path.write_bytes(content[: int(len(content) * share)])
+        found = list(
+            folder_clips(folder).clips(
+                [[name, 0, 1]], lambda item=None, finished=0: None, {}
+            )
+        )
+        clips = [one for one in found if isinstance(one, records.ClipRecord)]
+        for number, clip in enumerate(clips):
+            red = clip.frames()[..., 0].mean((1, 2))
+            seconds = number + np.arange(5) / 5
+            assert np.abs(red - (40 + 40 * seconds)).max() < 9, (share, number)
+        (*_, reason) = [one.reason for one in found if isinstance(one, shards.Skipped)]
+        if clips:
+            whole = "its header says 6.00 s, but it ends earlier"
+            assert reason == whole or reason.endswith(" is damaged")
+        counts.append(len(clips))
+    assert counts == sorted(counts) and {0, 4} <= {*counts}
 
 
 @pytest.mark.parametrize(
@@ -217,7 +238,7 @@ def test_an_item_that_killed_its_process_is_left_out(folder):
             {"a.mp4": "it died"},
         )
     )
-    assert found[0] == shards.Skipped("a.mp4", "it died")
+    assert found[0] == shards.Skipped("a.mp4", "it died", "a.mp4")
     clips = [clip for clip in found if isinstance(clip, records.ClipRecord)]
     assert len(clips) == 1 and not isinstance(found[-1], shards.Skipped)
     # The item is named again for each frame, so that no slow file counts as hung.

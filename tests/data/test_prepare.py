@@ -123,12 +123,16 @@ def test_the_same_command_adds_the_videos_that_are_new(tmp_path, capsys, monkeyp
     for name in ("a", "gone"):
         write(folder / f"{name}.mp4", film(10))
         (folder / f"{name}.txt").write_text(f"film {name}")
-    (folder / "b.mp4").write_bytes(b"junk")
+    whole = write(tmp_path / "b.mkv", film(60), g="10", crf="1").read_bytes()
+    (folder / "b.mp4").write_bytes(whole[: len(whole) // 10])
     (folder / "notes.doc").touch()
     asked = {"source": f"folder:{folder}", "out": out, "workers": 0}
     asked |= {"size": "32x24", "num_frames": 5, "fps": 5}
     run(**asked)
     opened, before = shards.open(out), contents(out)
+    skipped = json.loads(before["report.json"])["skipped"]
+    names = ["notes.doc", "b.mp4", "b.mp4 from 0.30 s on"]
+    assert [one["file"] for one in skipped] == names
     assert [clip.id for clip in opened] == ["a.mp4#00000", "gone.mp4#00000"]
     write(folder / "c.mp4", film(20))
     (folder / "b.mp4").unlink()
