@@ -7,9 +7,8 @@
 
 The model is a run, or a folder of Wan 2.1 or 2.2 in diffusers' layout; Wan's own names
 of flags work too. Beside each video stands its recipe (clip.json). A list that was
-interrupted goes on where it was. On several devices the clips of a batch are split over
-them; on several processes the same command runs in each. --step_cache 0.1 spares work
-once --calibrate_step_cache has measured, on some prompts, what that costs.
+interrupted goes on where it was. Several devices share the clips of a batch; of several
+processes each runs the same command. For --step_cache see --calibrate_step_cache.
 """
 
 import pathlib
