@@ -89,10 +89,10 @@ def read_once(monkeypatch, vaes):
     """The VAE is the same in all runs, and is read three times for each checkpoint."""
     load = latents.load_vae
 
-    def read(folder):
+    def read(folder, **named):
         digest = checkpoint.weights_digest(latents.component(folder))
         key = digest, jax.sharding.get_mesh()
-        vaes[key] = vaes.get(key) or load(folder)
+        vaes[key] = vaes.get(key) or load(folder, **named)
         return vaes[key]
 
     monkeypatch.setattr(latents, "load_vae", read)
