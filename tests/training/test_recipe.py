@@ -169,6 +169,8 @@ def test_pictures_are_taken_where_first_frames_are_trained():
 def test_a_rate_that_no_run_has_seen_is_asked_for():
     settings = runs.settings(base.get_config())
     strides = request.Strides(4, 1, 4, 4)
-    with pytest.raises(ValueError, match="give fps: the model.s config has no frame rate"):
+    with pytest.raises(
+        ValueError, match="give fps: the model.s config has no frame rate"
+    ):
         request.check(settings, strides, prompt="a red circle")
     assert request.check(settings, strides, prompt="a red circle", fps=9.0).fps == 9
