@@ -115,7 +115,7 @@ def clips(recipe: dict | None) -> list[dict]:
 
 def given() -> dict:
     """The arguments that flags name."""
-    names = (*batches.SHARED, "negative_prompt", "image")
+    names = (*requests.SHARED, "negative_prompt", "image")
     values = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
     if FLAGS["from"].value is not None and FLAGS["seed"].present:
         values["seed"] = FLAGS.seed

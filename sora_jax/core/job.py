@@ -144,13 +144,18 @@ def log_warnings() -> None:
     logging.get_absl_logger().setLevel("CRITICAL")
 
 
+def _is_first_process() -> bool:
+    """Whether this is process 0 or the only one; asks no backend where it is alone."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
 def check_writable(*files: str | os.PathLike | None) -> None:
     """Checks that files can be written; of several processes the first one does.
 
     Raises:
       OSError: one cannot; see `paths.check_writable`.
     """
-    if not (jax.distributed.is_initialized() and jax.process_index()):
+    if _is_first_process():
         for file in filter(None, files):
             paths.check_writable(file)
 
@@ -164,8 +169,7 @@ def hold(folder: str | os.PathLike) -> None:
       paths.InUse: another job holds it.
     """
     place = os.path.realpath(folder)
-    other = jax.distributed.is_initialized() and jax.process_index() > 0
-    if not other and place not in _held_folders:
+    if _is_first_process() and place not in _held_folders:
         _held.enter_context(paths.lock(folder))
         _held_folders.add(place)
         _held.callback(_held_folders.remove, place)

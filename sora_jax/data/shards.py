@@ -226,14 +226,13 @@ def compare(out_dir: str | os.PathLike, source: Source) -> Difference | None:
     """Compares a source with what a finished folder was made of; None: not finished.
 
     Raises:
-      ShardsError: it was made with other settings, or a file of it is missing.
+      ShardsError: it was made with other settings.
+      digests.Damaged, FileNotFoundError: a file of it is damaged or missing.
     """
     out = pathlib.Path(out_dir)
     if not (out / "manifest.json").exists():
         return None
     array_files.claim(out, "manifest.json", _settings(source))
-    if not (out / "items.json").exists():
-        raise ShardsError(f"{out} is of an earlier version: prepare it anew")
     done = json.loads(digests.read(out / "items.json"))
     different = {
         item

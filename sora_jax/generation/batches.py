@@ -12,16 +12,10 @@ from sora_jax.data import video_io
 from sora_jax.generation import pipeline, recipes
 from sora_jax.generation import request as requests
 
-# What one call of the pipeline shares; the rest is given for each clip.
-SHARED = (
-    "num_frames", "height", "width", "fps", "num_inference_steps", "guidance_scale",
-    "guidance_scale_2", "guidance_rescale", "shift", "sampler", "step_cache",
-)  # fmt: skip
-
 
 def shared(clip: dict) -> tuple:
     """What a clip must have in common with its neighbours to run in one call."""
-    return tuple(clip.get(name) for name in SHARED) + ("image" in clip,)
+    return tuple(clip.get(name) for name in requests.SHARED) + ("image" in clip,)
 
 
 def arguments(clips: Sequence[dict], batch_size: int | None) -> dict:
@@ -33,7 +27,7 @@ def arguments(clips: Sequence[dict], batch_size: int | None) -> dict:
         "seed": [clip["seed"] for clip in clips],
         "image": images or None,
         "batch_size": batch_size,
-        **{name: clips[0].get(name) for name in SHARED},
+        **{name: clips[0].get(name) for name in requests.SHARED},
     }
 
 

@@ -15,16 +15,13 @@ import numpy as np
 from sora_jax.core import paths
 from sora_jax.data import gif, video_io
 from sora_jax.generation import prompt_file
+from sora_jax.generation import request as requests
 
 FORMATS = ("mp4", "webm", "gif")
 
 # What names the weights; the rest is what a call was asked for.
 WEIGHTS = ("config_digest", "step", "vae_digest", "text_encoder_digest", "weights")
-ARGUMENTS = (
-    "prompt", "negative_prompt", "seed", "num_frames", "height", "width", "fps",
-    "num_inference_steps", "guidance_scale", "guidance_scale_2", "guidance_rescale",
-    "shift", "sampler", "step_cache",
-)  # fmt: skip
+ARGUMENTS = ("prompt", "negative_prompt", "seed", *requests.SHARED)
 
 
 def format_of(path: pathlib.Path) -> str:

@@ -22,6 +22,11 @@ from sora_jax.models import dit as dits
 from sora_jax.models import video_vae
 
 MAX_STEPS = 1000
+# What all clips of one call share; the rest is given for each clip.
+SHARED = (
+    "num_frames", "height", "width", "fps", "num_inference_steps", "guidance_scale",
+    "guidance_scale_2", "guidance_rescale", "shift", "sampler", "step_cache",
+)  # fmt: skip
 _MOST = 10**6  # frames, pixels a side, clips at a time; see `configs.Size`
 SLOWEST, FASTEST = 0.01, 1000.0  # frames a second
 RANDOM = -1  # in place of a seed: draw one
@@ -124,13 +129,10 @@ class Request:
         if self.images is not None:
             pixels = np.ascontiguousarray(self.images[index])
             values["image_sha256"] = hashlib.sha256(pixels.tobytes()).hexdigest()
-        shared = ("num_frames", "height", "width", "fps", "num_inference_steps")
-        shared += ("guidance_scale", "guidance_scale_2", "shift", "sampler")
-        shared += ("guidance_rescale", "step_cache")
         if self.latents is not None:
             digest = hashlib.sha256(np.ascontiguousarray(self.latents[index]).tobytes())
             values["latents_sha256"] = digest.hexdigest()
-        return values | {name: getattr(self, name) for name in shared}
+        return values | {name: getattr(self, name) for name in SHARED}
 
 
 def _nearest(value: int, possible: Sequence[int]) -> str:

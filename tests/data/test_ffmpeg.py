@@ -20,9 +20,8 @@ from tests.data.test_reading import (
     UNEVEN,
     N,
     measured,
-    picture,
     prepared,
-    store,
+    store_cases,
 )
 
 FACTORS = {
@@ -93,15 +92,7 @@ def by_ffmpeg(ffmpeg, path, size, chains):
 def test_both_doors_are_within_4_of_ffmpeg(ffmpeg, tmp_path):
     cases = ALL if os.environ.get("SORA_READING") == "all" else pairwise(ALL)
     assert len(cases) == len(ALL) or len(cases) <= 20
-    pictures = [picture(k) for k in range(N)]
-    for number, case in enumerate(cases):
-        degrees, flip, aspect, times, matrix, full, bits = case
-        folder = tmp_path / f"{degrees % 180}_{aspect or 1:.2f}"
-        folder.mkdir(exist_ok=True)
-        store(
-            folder / f"{number}.mp4", pictures, times=times, matrix=matrix, full=full,
-            bits=bits, turn=(degrees, *flip), aspect=aspect,
-        )  # fmt: skip
+    store_cases(tmp_path, cases)
     off = {}
     for folder in tmp_path.iterdir():
         whole = measured(folder, N)

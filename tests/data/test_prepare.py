@@ -185,14 +185,19 @@ def test_the_same_command_adds_the_videos_that_are_new(tmp_path, capsys, monkeyp
     assert "gone, and their clips stay: 1 (gone.mp4)" in capsys.readouterr().out
 
 
-def test_limits_that_change_before_a_job_goes_on(tmp_path, monkeypatch, capsys):
-    """What the first limits refused is tried with the new ones."""
+def of_two_sizes(tmp_path):
+    """Flags that prepare a large video and a small one."""
     folder = tmp_path / "in"
     folder.mkdir()
     write(folder / "large.mp4", film(10))
     write(folder / "small.mp4", film(10, height=24, width=32))
     asked = {"source": f"folder:{folder}", "out": tmp_path / "out", "workers": 0}
-    asked |= {"size": "32x24", "num_frames": 5, "fps": 5}
+    return asked | {"size": "32x24", "num_frames": 5, "fps": 5}
+
+
+def test_limits_that_change_before_a_job_goes_on(tmp_path, monkeypatch, capsys):
+    """What the first limits refused is tried with the new ones."""
+    asked = of_two_sizes(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(shards, "_write_tfds_metadata", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -202,12 +207,7 @@ def test_limits_that_change_before_a_job_goes_on(tmp_path, monkeypatch, capsys):
 
 
 def test_a_video_beyond_the_limits_is_tried_again_with_others(tmp_path, capsys):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    write(folder / "large.mp4", film(10))
-    write(folder / "small.mp4", film(10, height=24, width=32))
-    asked = {"source": f"folder:{folder}", "out": tmp_path / "out", "workers": 0}
-    asked |= {"size": "32x24", "num_frames": 5, "fps": 5}
+    asked = of_two_sizes(tmp_path)
     for changes, said in (
         ({"max_side": 50}, "skipped large.mp4: its frames of 64x48 are beyond the lim"),
         ({"max_side": 50}, "--max_gib, --max_seconds and --max_side set limits"),

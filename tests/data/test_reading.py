@@ -101,6 +101,19 @@ def store(
     return path
 
 
+def store_cases(base, cases):
+    """Writes a file for each case, in folders of one size each; returns the pictures."""
+    pictures = [picture(k) for k in range(N)]
+    for number, (degrees, flip, aspect, times, matrix, full, bits) in enumerate(cases):
+        folder = base / f"{degrees % 180}_{aspect or 1:.2f}"
+        folder.mkdir(exist_ok=True)
+        store(
+            folder / f"{number}.mp4", pictures, times=times, matrix=matrix, full=full,
+            bits=bits, turn=(degrees, *flip), aspect=aspect,
+        )  # fmt: skip
+    return pictures
+
+
 def prepared(folder, size, num_frames=5, fps=8.0, **changes):
     """What `prepare` makes of a folder: frames by file, reasons, and remarks."""
     source = curate.FolderClips(folder, size, num_frames, fps, lossless=True, **changes)
@@ -171,14 +184,7 @@ CASES = [
 
 
 def test_both_doors_see_what_players_show(tmp_path):
-    pictures = [picture(k) for k in range(N)]
-    for number, (degrees, flip, aspect, times, matrix, full, bits) in enumerate(CASES):
-        folder = tmp_path / f"{degrees % 180}_{aspect or 1:.2f}"
-        folder.mkdir(exist_ok=True)
-        store(
-            folder / f"{number}.mp4", pictures, times=times, matrix=matrix, full=full,
-            bits=bits, turn=(degrees, *flip), aspect=aspect,
-        )  # fmt: skip
+    pictures = store_cases(tmp_path, CASES)
     ours = {}
     for folder in tmp_path.iterdir():
         whole = measured(folder, N)
