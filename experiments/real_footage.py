@@ -24,7 +24,7 @@ from PIL import Image
 from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
 from sora_jax.data import video_io
-from sora_jax.evals import reconstruction as evaluation
+from sora_jax.evals.metrics import reconstruction as evaluation
 from sora_jax.models import video_vae
 from sora_jax.training import loop, optim, principal, reconstruction
 

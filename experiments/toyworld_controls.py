@@ -14,7 +14,7 @@ clip of something that moves up still moves up). A figure that is off by more th
 tolerance is marked with "!".
 
 The temporal metrics': each metric of clips and of the same clips spoilt, with the
-orders that it must give (`sora_jax/evals/control_tables.py`); on families in which
+orders that it must give (`sora_jax/evals/metrics/control_tables.py`); on families in which
 something moves, and on a set in which all moves right. With --model, clips that its
 checkpoints make of motion prompts take the place of the scenes' own.
 
@@ -31,8 +31,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from sora_jax.evals import control_metrics, control_tables, features
-from sora_jax.evals import rows as eval_rows
+from sora_jax.evals.features import networks
+from sora_jax.evals.metrics import control_metrics, control_tables
+from sora_jax.evals.prompts import rows as eval_rows
 from sora_jax.generation import pipeline
 from sora_jax.toyworld import families, oracle, render
 from sora_jax.toyworld.grammar import CONVERSE
@@ -358,7 +359,7 @@ def given_clips(options) -> Iterator[tuple[str, str, np.ndarray]]:
 
 def print_temporal_tables(options) -> int:
     """Prints the tables; returns how many steps of the stated orders do not hold."""
-    network, tables = features.ToyFeatures(), []
+    network, tables = networks.ToyFeatures(), []
     fps = find_tier(options.tier).fps
     for title, name, video_nthwc in given_clips(options):
         kind = SETS[name]

@@ -1,6 +1,6 @@
 """Trains the toy state network whose features FVD-toy uses, and writes its weights.
 
-    python -m experiments.train_state_network --out sora_jax/evals/weights
+    python -m experiments.train_state_network --out sora_jax/evals/features/weights
 
 takes about six minutes on two cores and prints, at the end, how well the state is read
 from scenes that were not trained on, clean and blurred. The weights in the repository
@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from sora_jax.core import progress
-from sora_jax.evals import features
+from sora_jax.evals.features import networks
 from sora_jax.models import feature_net
 from sora_jax.toyworld import families, render
 from sora_jax.toyworld import scene as scenes
@@ -226,8 +226,8 @@ def main():
         print(name)
         for label, value in figures(network(jnp.asarray(shown)), batch).items():
             print(f"  {label:28s} {value:.3f}")
-    sha256 = features.save(network, options.out, features.TOY)
-    print(f"{options.out / features.TOY}.safetensors, SHA-256 {sha256}")
+    sha256 = networks.save(network, options.out, networks.TOY)
+    print(f"{options.out / networks.TOY}.safetensors, SHA-256 {sha256}")
 
 
 if __name__ == "__main__":

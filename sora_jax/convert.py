@@ -26,7 +26,7 @@ from absl import app, flags
 
 from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
-from sora_jax.evals import weight_folders
+from sora_jax.evals.features import weight_folders
 from sora_jax.generation import export, pipeline, wan
 from sora_jax.training import perceptual, pretrained, torch_files
 

@@ -22,17 +22,10 @@ from absl import app, flags, logging
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
-from sora_jax.evals import (
-    checkpoints,
-    course,
-    features,
-    folder_report,
-    published,
-    results,
-    samples,
-    toyworld,
-    vae_report,
-)
+from sora_jax.evals import vae_report
+from sora_jax.evals.features import networks
+from sora_jax.evals.prompts import checkpoints, course, results, samples, toyworld
+from sora_jax.evals.videos import folder_report, published
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Run folder of a trained denoiser.")
@@ -43,7 +36,7 @@ flags.DEFINE_integer("num_clips", 256, "With --vae, --videos: clips.", lower_bou
 flags.DEFINE_string("videos", None, "Folder of videos, frames or arrays.")
 flags.DEFINE_string("reference", None, "With --videos: another, or saved statistics.")
 flags.DEFINE_enum("protocol", None, published.PRESETS, "A published score's protocol.")
-flags.DEFINE_enum("features", None, features.NAMES, "With --videos: the network.")
+flags.DEFINE_enum("features", None, networks.NAMES, "With --videos: the network.")
 flags.DEFINE_string("weights", None, "With --features: folder that convert wrote.")
 flags.DEFINE_integer("num_frames", None, "With --videos: first frames.", lower_bound=1)
 flags.DEFINE_integer("stride", None, "Uses one frame in so many.", lower_bound=1)
@@ -172,7 +165,7 @@ def main(argv: list[str]) -> None:
         job.hold(FLAGS.out)
         if FLAGS.videos:
             return compare() if jax.process_index() == 0 else None
-        clips, network = shards.open(FLAGS.shards), features.ToyFeatures()
+        clips, network = shards.open(FLAGS.shards), networks.ToyFeatures()
         if FLAGS.vae:
             names = ("vae", "shards", "out", "lpips", "num_clips")
             given = [FLAGS[name].value for name in names]

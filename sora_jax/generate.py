@@ -18,7 +18,7 @@ from absl import app, flags, logging
 
 from sora_jax.core import job, progress
 from sora_jax.core import mesh as meshes
-from sora_jax.evals import cached_sampling
+from sora_jax.evals.prompts import cached_sampling
 from sora_jax.generation import (
     batches,
     estimate,

@@ -25,7 +25,7 @@ from sora_jax.core import config as configs
 from sora_jax.core import digests, environment, job, paths
 from sora_jax.core import mesh as meshes
 from sora_jax.data import loader, records, samples, shards
-from sora_jax.evals import reconstruction
+from sora_jax.evals.metrics import reconstruction
 from sora_jax.generation import runs
 from sora_jax.models import video_vae
 from sora_jax.training import (

@@ -29,8 +29,10 @@ ROOMS = (
     "evals",
     "serving",
 )
+# The same within evals: its own files first, and vae_report.py last.
+EVALS = ("", "features", "metrics", "html", "videos", "prompts", "vae_report")
 # Allowed by the order, refused all the same: diffusion is handed a velocity function.
-SEPARATE = {("diffusion", "models"), ("diffusion", "data")}
+SEPARATE = {("diffusion", "models"), ("diffusion", "data"), ("prompts", "videos")}
 
 # An interface that changes between releases has one file that knows it; PyAV's has one
 # that opens and decodes files, and one that encodes them.
@@ -145,6 +147,16 @@ def violations(path: pathlib.PurePath, source: str) -> list[str]:
                 ROOMS.index(other) > ROOMS.index(room) or (room, other) in SEPARATE
             ):
                 refuse(line, f"{room} does not import {other}")
+        if room == "evals" and under(name, "sora_jax.evals"):
+            inner, other = (
+                next((part for part in parts if part in EVALS), "")
+                for parts in (
+                    path.with_suffix("").parts[2:],
+                    name.split(".")[2:],
+                )
+            )
+            if EVALS.index(other) > EVALS.index(inner) or (inner, other) in SEPARATE:
+                refuse(line, f"evals/{inner} does not import evals/{other}")
         if room == "toyworld":
             top = name.split(".")[0]
             if top not in sys.stdlib_module_names and top not in ("numpy", "sora_jax"):
@@ -190,6 +202,12 @@ def test_imports_go_downwards():
         ("sora_jax/toyworld/scene.py", "import jax"),
         ("sora_jax/training/loop.py", "import orbax.checkpoint as ocp"),
         ("sora_jax/training/loop.py", "from grain import python"),
+        ("sora_jax/evals/metrics/cuts.py", "from sora_jax.evals.html import page"),
+        ("sora_jax/evals/pixels.py", "from sora_jax.evals.metrics import temporal"),
+        (
+            "sora_jax/evals/prompts/rows.py",
+            "from sora_jax.evals.videos import published",
+        ),
         ("sora_jax/data/records.py", "import av"),
         ("sora_jax/data/records.py", "import tensorflow_datasets as tfds"),
         ("sora_jax/data/records.py", "import importlib\nimportlib.import_module('av')"),
@@ -198,7 +216,10 @@ def test_imports_go_downwards():
         ("sora_jax/training/cost.py", "import configs.toy"),
         ("sora_jax/train.py", "import torch"),
         ("sora_jax/training/torch_reader.py", "import tensorflow"),
-        ("sora_jax/evals/features.py", "from sora_jax.training import torch_reader"),
+        (
+            "sora_jax/evals/features/networks.py",
+            "from sora_jax.training import torch_reader",
+        ),
         ("configs/toy.py", "import tensorflow as tf"),
         ("experiments/sweep.py", "import pickle"),
         ("launch/local_pod.py", "import numpy as np"),
@@ -237,7 +258,7 @@ def test_nobody_imports_a_job(monkeypatch, tmp_path):
     (tmp_path / "sora_jax").mkdir()
     (tmp_path / "sora_jax" / "train.py").touch()
     for source in ("from sora_jax import train", "from sora_jax.train import main"):
-        for place in ("sora_jax/generate.py", "sora_jax/evals/report.py"):
+        for place in ("sora_jax/generate.py", "sora_jax/evals/html/page.py"):
             assert violations(pathlib.PurePosixPath(place), source)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from experiments.bench import side_by_side
-from sora_jax.evals import features, weight_folders
+from sora_jax.evals.features import networks, weight_folders
 from sora_jax.models import i3d, i3d_exchange
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def compare(python: str, clips: int, repeat: int, forms=FORMS) -> dict[str, floa
             tensors = load_file(folder / "piergiaj.safetensors")
             params = i3d_exchange.read_i3d(tensors, config)
             network = weight_folders.build(i3d.I3D, config, params)
-            ours = features.VideoFeatures(
+            ours = networks.VideoFeatures(
                 weight_folders.Weights("i3d", {"video": network}, "")
             )
             video = np.ascontiguousarray(np.moveaxis(case["video"], 1, -1))

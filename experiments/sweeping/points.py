@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 import ml_collections
 
 from sora_jax.core import config as configs
-from sora_jax.evals import toyworld
+from sora_jax.evals.prompts import toyworld
 from sora_jax.training import checkpoint
 
 Point = dict[str, object]

@@ -11,7 +11,9 @@ from experiments.sweeping import index as indices
 from experiments.sweeping import points, runner
 from sora_jax.core import digests, paths
 from sora_jax.diffusion import samplers
-from sora_jax.evals import curves, protocol, report, samples, scoring, statistics
+from sora_jax.evals import protocol, statistics
+from sora_jax.evals.html import charts, page
+from sora_jax.evals.prompts import samples, scoring
 from sora_jax.training import metrics
 
 MARK = "●"  # of a point on the Pareto front
@@ -241,7 +243,7 @@ def write(
         "missing": missing,
     }
     paths.write_atomically(out / "table.json", json.dumps(content, indent=1) + "\n")
-    page = report.write(
+    html = page.render(
         title=f"{out.resolve().name}: a sweep",
         facts=facts,
         tables=[table(rows, sweep)],
@@ -250,7 +252,7 @@ def write(
         failures=missing,
         protocol=common,
     )
-    paths.write_atomically(out / "report.html", page)
+    paths.write_atomically(out / "report.html", html)
     return text
 
 
@@ -314,29 +316,29 @@ def _interval(estimate: scoring.Estimate) -> str:
     return f"{text} ({estimate.low:.3f}-{estimate.high:.3f})"
 
 
-def table(rows: Sequence[Line], sweep: points.Sweep) -> report.Table:
+def table(rows: Sequence[Line], sweep: points.Sweep) -> page.Table:
     """The same for a report; the points of the front are the strong rows."""
     columns = [c for c in sweep.columns if any(c in r.measured.measures for r in rows)]
 
-    def cell(row: Line, name: str) -> report.Cell:
+    def cell(row: Line, name: str) -> page.Cell:
         found = row.measured.measures.get(name)
         if found is None:
-            return report.Cell(None)
-        return report.Cell(found.value, found.low, found.high)
+            return page.Cell(None)
+        return page.Cell(found.value, found.low, found.high)
 
     cells = [
         (
             row.measured.entry.name,
             [
-                report.Cell(row.cost, digits=6),
-                report.Cell(row.quality.value, row.quality.low, row.quality.high),
+                page.Cell(row.cost, digits=6),
+                page.Cell(row.quality.value, row.quality.low, row.quality.high),
                 *(cell(row, name) for name in columns),
-                report.Cell(row.measured.entry.seconds, digits=4),
+                page.Cell(row.measured.entry.seconds, digits=4),
             ],
         )
         for row in rows
     ]
-    return report.Table(
+    return page.Table(
         "All points",
         "Strong: the Pareto front, which no other point betters in quality or cost "
         "without losing in the other. It goes by the values; where intervals overlap, "
@@ -347,7 +349,7 @@ def table(rows: Sequence[Line], sweep: points.Sweep) -> report.Table:
     )
 
 
-def chart(rows: Sequence[Line], sweep: points.Sweep) -> report.Chart:
+def chart(rows: Sequence[Line], sweep: points.Sweep) -> page.Chart:
     """Every point with its interval as an upright line, and the front through the best."""
     front = sorted((row.cost, row.quality.value) for row in rows if row.on_front)
     series = {"Pareto front": tuple(zip(*front, strict=True))}
@@ -359,7 +361,7 @@ def chart(rows: Sequence[Line], sweep: points.Sweep) -> report.Chart:
         # The line ends at the value, where the chart draws its dot.
         upright = ([row.cost] * (len(ends) + 1), [*ends, value])
         series[f"{number}: {name}"] = upright
-    svg = curves.line_chart(
+    svg = charts.line_chart(
         series,
         label=f"{sweep.quality} against {_cost_name(sweep.cost)}",
         x_label=_cost_name(sweep.cost),
@@ -367,4 +369,4 @@ def chart(rows: Sequence[Line], sweep: points.Sweep) -> report.Chart:
         log_y=False,
     )
     note = f"Each point by its row's number and {', '.join(sweep.varied)}."
-    return report.Chart(f"{sweep.quality} against {sweep.cost}", note, svg)
+    return page.Chart(f"{sweep.quality} against {sweep.cost}", note, svg)

@@ -19,11 +19,12 @@ import sora_jax
 # Sources that decide a score; everything else may change without changing the digest.
 _SCORING = (
     "evals/statistics.py",
-    "evals/distances.py",
-    "evals/temporal.py",
-    "evals/features.py",
-    "evals/resize.py",
-    "evals/toyworld.py",
+    "evals/pixels.py",
+    "evals/metrics/distances.py",
+    "evals/metrics/temporal.py",
+    "evals/features/networks.py",
+    "evals/features/resize.py",
+    "evals/prompts/toyworld.py",
     "models/feature_net.py",
     "models/i3d.py",
     "models/vit.py",
@@ -113,12 +114,17 @@ def code_version(*more: str) -> str:
 
     Comments, docstrings and layout are left out, so that they do not make old results
     incomparable and a changed threshold does.
+
+    Raises:
+      FileNotFoundError: no file has one of the paths: it was moved, and the list was not.
     """
     root = pathlib.Path(sora_jax.__file__).parent
-    files = (
-        file for pattern in (*_SCORING, *more) for file in sorted(root.glob(pattern))
-    )
-    sources = (bare_code(file.read_text()) for file in files)
+    sources = []
+    for pattern in (*_SCORING, *more):
+        files = sorted(root.glob(pattern))
+        if not files:
+            raise FileNotFoundError(f"sora_jax/{pattern}, whose code decides scores")
+        sources += [bare_code(file.read_text()) for file in files]
     return f"{sora_jax.__version__}+{text_digest(sources)[:12]}"
 
 

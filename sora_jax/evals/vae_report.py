@@ -25,19 +25,11 @@ import numpy as np
 
 from sora_jax.core import paths, progress
 from sora_jax.data import records, shards
-from sora_jax.evals import (
-    distances,
-    features,
-    protocol,
-    reconstruction,
-    report,
-    results,
-    rows,
-    scoring,
-    statistics,
-    summary,
-    toyworld,
-)
+from sora_jax.evals import protocol, statistics
+from sora_jax.evals.features import networks
+from sora_jax.evals.html import page
+from sora_jax.evals.metrics import distances, reconstruction
+from sora_jax.evals.prompts import rows, scoring, summary, toyworld
 from sora_jax.toyworld import oracle
 from sora_jax.toyworld import scene as scenes
 from sora_jax.training import latents, perceptual, state
@@ -119,7 +111,7 @@ def measure(
     vae: latents.LoadedVAE,
     clips: shards.Shards,
     chosen: Sequence[int],
-    network: features.ToyFeatures,
+    network: networks.ToyFeatures,
     lpips: reconstruction.Lpips | None = None,
 ) -> Report:
     """Passes clips through the VAE and measures what comes back.
@@ -189,7 +181,9 @@ def measure(
         shown=(shown[:_FIRST], sorted(shown, key=lambda s: s.psnr)[:_WORST]),
         protocol={
             "clips": hashed.hexdigest(),
-            "code": protocol.code_version("evals/reconstruction.py", "models/lpips.py"),
+            "code": protocol.code_version(
+                "evals/metrics/reconstruction.py", "models/lpips.py"
+            ),
             "feature_weights": network.sha256,
             "latents": "means",
             "lpips": lpips and f"{lpips.weights.config.network} {lpips.weights.sha256}",
@@ -295,7 +289,7 @@ def _rfvd(pairs, count: int, network) -> tuple[scoring.Estimate | None, list[str
 
 def run(
     clips: shards.Shards,
-    network: features.ToyFeatures,
+    network: networks.ToyFeatures,
     vae: str,
     shards_folder: str,
     out: str,
@@ -325,9 +319,11 @@ def run(
         "Video VAE": vae,
         "Parameters": f"{state.count(loaded.params) / 1e6:.2f} M",
         "Shards": shards_folder,
-    } | results.facts()
+    } | page.facts()
     title = f"{folder.resolve().name}: reconstruction"
-    return write(pathlib.Path(out), found, title, facts, summary.charts(folder))
+    return write(
+        pathlib.Path(out), found, title, facts, summary.training_charts(folder)
+    )
 
 
 def write(
@@ -367,7 +363,7 @@ def write(
         lines.append(json.dumps(line) + "\n")
     paths.write_atomically(out / "clips.jsonl", "".join(lines))
     tables = _tables(found, rows_)
-    page = report.write(
+    html = page.render(
         title=title,
         facts=facts | {"Clips": f"{measured} of {found.asked}"},
         entries=_entries(found),
@@ -376,29 +372,29 @@ def write(
         failures=[*found.failures, *found.notes],
         protocol=found.protocol | {"digest": digest},
     )
-    paths.write_atomically(out / "report.html", page)
+    paths.write_atomically(out / "report.html", html)
     lines = [f"not used: {one}" for one in (*found.failures, *found.notes)]
     files = f"{out / 'scores.json'}, {out / 'report.html'}"
     lines.append(f"{measured} of {found.asked} clips, protocol {digest[:16]}; {files}")
-    return "\n\n".join([summary.as_text(tables), *lines])
+    return "\n\n".join([page.as_text(tables), *lines])
 
 
-def _tables(found: Report, rows_: Sequence[scoring.Row]) -> list[report.Table]:
+def _tables(found: Report, rows_: Sequence[scoring.Row]) -> list[page.Table]:
     look = rows_[-1].look
     cells = [
-        report.Cell(one.value, one.low, one.high, digits=_DIGITS.get(name, 3))
+        page.Cell(one.value, one.low, one.high, digits=_DIGITS.get(name, 3))
         for name, one in look.items()
     ]
     suites = rows_[-1].shares
     sizes = {family: len(of) for family, of in _families(found).items()}
-    latent = [report.Cell(value, digits=3) for value in found.latent.values()]
+    latent = [page.Cell(value, digits=3) for value in found.latent.values()]
     return [
-        report.Table("As video", _NOTE, [*look], [(scoring.RECONSTRUCTION, cells)]),
+        page.Table("As video", _NOTE, [*look], [(scoring.RECONSTRUCTION, cells)]),
         *(
             summary.suite_table(rows_, name, sizes[name], unit="clips")
             for name in suites
         ),
-        report.Table(
+        page.Table(
             "Latent means",
             "What a denoiser finds: deviation of the channels, the tails that they have "
             "beyond a normal distribution's, and channels that hardly vary.",
@@ -412,7 +408,7 @@ def _families(found: Report) -> Mapping[str, Mapping]:
     return found.verdicts.get(scoring.RECONSTRUCTION, {})
 
 
-def _entries(found: Report) -> list[report.Entry]:
+def _entries(found: Report) -> list[page.Entry]:
     entries = []
     for group, members in zip(("First", "Lowest PSNR"), found.shown, strict=True):
         for one in members:
@@ -420,13 +416,13 @@ def _entries(found: Report) -> list[report.Entry]:
             label = f"back, {one.psnr:.1f} dB"
             pair += ((label, one.after_thwc, one.right),)
             clips = [
-                report.Clip(
+                page.Clip(
                     name,
-                    summary.mp4(frames, one.fps),
+                    page.mp4(frames, one.fps),
                     marks,
                     frames.shape[2] / frames.shape[1],
                 )
                 for name, frames, marks in pair
             ]
-            entries.append(report.Entry(one.text, group, clips))
+            entries.append(page.Entry(one.text, group, clips))
     return entries

@@ -1,6 +1,6 @@
 """What a calibrated model knows of its step cache: `step_cache.json` in its folder.
 
-`evals/cached_sampling.py` measures it for one model and one way of sampling; a call with
+`evals/prompts/cached_sampling.py` measures it for one model and one way of sampling; a call with
 `step_cache=0.1` takes its schedule from it (`diffusion/step_cache.py`).
 """
 

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 
 from sora_jax.data import curate, folders, shards
-from sora_jax.evals import clip_files
+from sora_jax.evals.videos import clip_files
 from tests.data.test_prepare import refusal, run
 from tests.data.test_reading import measured, prepared
 from tests.data.test_video_io import film, write

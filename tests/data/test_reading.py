@@ -13,7 +13,7 @@ import PIL.ImageCms
 import pytest
 
 from sora_jax.data import colour, curate, records, video_io
-from sora_jax.evals import clip_files
+from sora_jax.evals.videos import clip_files
 from tests.data.test_video_io import film, write
 
 H, W, N = 48, 64, 9

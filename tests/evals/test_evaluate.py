@@ -14,7 +14,8 @@ import safetensors.numpy
 
 from sora_jax.core import mesh as meshes
 from sora_jax.core import xla_flags
-from sora_jax.evals import protocol, rows, scoring, toyworld
+from sora_jax.evals import protocol
+from sora_jax.evals.prompts import rows, scoring, toyworld
 from sora_jax.generation import pipeline, recipes
 from tests import conftest
 from tests.evals import tiny_run

@@ -98,10 +98,19 @@ def test_code_digest_ignores_words_and_sees_numbers():
     assert manifest().code.count("+") == 1
 
 
+def test_a_list_of_scoring_code_names_files_that_exist():
+    with pytest.raises(FileNotFoundError, match="evals/moved.py"):
+        protocol.code_version("evals/moved.py")
+
+
 def test_the_oracle_and_its_rules_are_scoring_code(monkeypatch):
     seen = []
     monkeypatch.setattr(protocol, "bare_code", lambda text: seen.append(text) or text)
     protocol.code_version()
     root = pathlib.Path(protocol.__file__).parents[1]
-    for name in ("toyworld/rules.py", "toyworld/reading.py", "evals/temporal.py"):
+    for name in (
+        "toyworld/rules.py",
+        "toyworld/reading.py",
+        "evals/metrics/temporal.py",
+    ):
         assert (root / name).read_text() in seen, name

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from sora_jax.data import records, shards
-from sora_jax.evals import features, protocol, reconstruction, scoring, vae_report
+from sora_jax.evals import protocol, vae_report
+from sora_jax.evals.features import networks
+from sora_jax.evals.metrics import reconstruction
+from sora_jax.evals.prompts import scoring
 from sora_jax.training import latents, perceptual
 from tests.data import clips as other_clips
 from tests.evals import tiny_run
@@ -32,7 +35,7 @@ def clips(folder):
 
 @pytest.fixture(scope="module")
 def network():
-    return features.ToyFeatures(batch_size=16)
+    return networks.ToyFeatures(batch_size=16)
 
 
 @pytest.fixture(scope="module")

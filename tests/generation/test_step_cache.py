@@ -9,7 +9,8 @@ import pytest
 
 from sora_jax.core import mesh
 from sora_jax.diffusion import samplers, step_cache, timesteps
-from sora_jax.evals import cached_sampling, reconstruction
+from sora_jax.evals.metrics import reconstruction
+from sora_jax.evals.prompts import cached_sampling
 from sora_jax.generation import compiled, pipeline
 from sora_jax.generation import step_cache as caches
 from tests.generation import tiny

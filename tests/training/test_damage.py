@@ -19,14 +19,15 @@ import pytest
 from sora_jax.core import config as configs
 from sora_jax.core import digests
 from sora_jax.data import latents, records, shards, text_states, tokenizer
-from sora_jax.evals import features, samples
+from sora_jax.evals.features import networks
+from sora_jax.evals.prompts import samples
 from sora_jax.generation import step_cache
 from sora_jax.training import checkpoint, intact, pretrained
 from sora_jax.training import state as states
 from tests.data import clips, test_latents, test_text_states
 from tests.training import tiny_folder
 
-WEIGHTS = pathlib.Path(features.__file__).parent / "weights"
+WEIGHTS = pathlib.Path(networks.__file__).parent / "weights"
 LONGEST = 700  # characters of what a user is told
 
 
@@ -122,8 +123,8 @@ def component(folder):
 
 
 def network(folder):
-    made = features.load(folder, features.TOY)[0]
-    return jax.tree.leaves(features.nnx.state(made)), made.config
+    made = networks.load(folder, networks.TOY)[0]
+    return jax.tree.leaves(networks.nnx.state(made)), made.config
 
 
 # What is read of each, and where it lies.

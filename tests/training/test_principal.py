@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sora_jax.core import rng, trees
-from sora_jax.evals import reconstruction as evaluation
+from sora_jax.evals.metrics import reconstruction as evaluation
 from sora_jax.models import video_vae
 from sora_jax.training import latents, optim, principal, reconstruction
 from sora_jax.training import state as states

@@ -1,0 +1,288 @@
+"""Control tables: what each temporal metric says of clips and of the same clips spoilt.
+
+    table = control_tables.build(video_nthwc, fps=8)
+    print(table.as_text())
+
+Each step of a metric's chains is held against the 95 % bootstrap interval of the
+difference of the two rows, in which a resample takes the same clips of both. Where a
+control beats the clips the table says so, with the metrics that give the control away:
+no control wins unnoticed.
+
+Letters: n clips, t frames, h height, w width, c channels, d features, r resamples.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sora_jax.core import paths
+from sora_jax.evals import statistics
+from sora_jax.evals.metrics import control_metrics, controls, distances, long_video
+from sora_jax.evals.metrics.control_metrics import GIVEN, Clips, Metric, SetMetric
+
+# One frame is dropped, and a step across the seam is none of the others.
+LEAST_FOR_SEAMS = long_video.LEAST_OTHERS + 3
+_ROUNDING = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A row's value of a metric with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of a chain: by how much a row is better than the next, with interval.
+
+    It holds where the whole interval is above zero.
+    """
+
+    metric: str
+    better: str
+    worse: str
+    gap: float
+    low: float
+    high: float
+
+    @property
+    def holds(self) -> bool:
+        return self.low > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A control table.
+
+    Attributes:
+      title, count: what clips, and how many.
+      cells: metric -> row -> value; None where the row is too short for the metric.
+      steps: the stated orders, step by step.
+      not_asked: metric -> why its orders cannot hold on these clips.
+      winners: metric -> controls that beat the clips beyond the interval, but for
+        those that a chain puts before them.
+      given_away: control -> metrics on which the clips beat it beyond the interval.
+      notes: metric -> what it does not see.
+    """
+
+    title: str
+    count: int
+    cells: Mapping[str, Mapping[str, Cell | None]]
+    steps: tuple[Step, ...]
+    not_asked: Mapping[str, str]
+    winners: Mapping[str, tuple[str, ...]]
+    given_away: Mapping[str, tuple[str, ...]]
+    notes: Mapping[str, str]
+
+    @property
+    def broken(self) -> tuple[Step, ...]:
+        """The steps that do not hold."""
+        return tuple(step for step in self.steps if not step.holds)
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as JSON values."""
+        return dataclasses.asdict(self) | {"broken": len(self.broken)}
+
+    def as_text(self) -> str:
+        """The table in Markdown, a row a metric, and below it what holds and does not."""
+        rows = list(next(iter(self.cells.values())))
+        lines = [
+            f"{self.title}, {self.count} clips",
+            "",
+            "| metric | " + " | ".join(rows) + " |",
+            "|---" * (len(rows) + 1) + "|",
+        ]
+        for metric, by_row in self.cells.items():
+            cells = " | ".join(_cell_text(by_row[row]) for row in rows)
+            lines.append(f"| {metric} | {cells} |")
+        lines.append("")
+        for metric in self.cells:
+            said = [
+                f"{s.better} {'before' if s.holds else '!NOT BEFORE!'} {s.worse}"
+                for s in self.steps
+                if s.metric == metric
+            ]
+            if metric in self.not_asked:
+                said.append(f"order not asked: {self.not_asked[metric]}")
+            if self.winners[metric]:
+                said.append(f"won by {', '.join(self.winners[metric])}")
+            if self.notes[metric]:
+                said.append(f"({self.notes[metric]})")
+            lines.append(f"- {metric}: " + "; ".join(said))
+        lines += ["", "What gives each control away:"]
+        lines += [
+            f"- {control}: {', '.join(found) or '!NOTHING!'}"
+            for control, found in self.given_away.items()
+        ]
+        return "\n".join(lines)
+
+
+def _cell_text(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell.value:.3g} ({cell.low:.2g}..{cell.high:.2g})"
+
+
+def build(
+    video_nthwc: np.ndarray,
+    *,
+    fps: float,
+    title: str = "clips",
+    kind: str = "",
+    one_way: bool = False,
+    reference: control_metrics.Reference | None = None,
+    metrics: Sequence[Metric] = control_metrics.METRICS,
+    sets: Sequence[SetMetric] = control_metrics.SETS,
+    names: Sequence[str] = tuple(controls.CONTROLS),
+    seed: int = 0,
+    num_resamples: int = 400,
+) -> Table:
+    """Measures clips and their controls, and checks the orders.
+
+    Args:
+      video_nthwc: uint8 clips of `controls.LEAST_FRAMES` frames or more, 2 or more.
+      fps: frames a second.
+      title: of the table.
+      kind: what the clips are, for `Metric.cannot`, such as "camera".
+      one_way: all clips move in the same direction.
+      reference: what set metrics compare with, not resampled; None leaves them out.
+        Their orders are not asked of fewer clips than there are features, where most
+        of a Frechet distance is its bias.
+      metrics: metrics with a value a clip. Where a row is too short for the seam score,
+        that is left out: of clips of fewer than `LEAST_FOR_SEAMS` frames.
+      sets: metrics of the whole set.
+      names: the controls.
+      seed: of controls and resamples.
+      num_resamples: of the bootstrap; set metrics, which take long, have a quarter.
+
+    Raises:
+      ValueError: too few clips or frames.
+    """
+    if len(video_nthwc) < 2 or video_nthwc.shape[1] < controls.LEAST_FRAMES:
+        raise ValueError(
+            f"a control table needs 2 clips of {controls.LEAST_FRAMES} frames or more, "
+            f"got shape {video_nthwc.shape}"
+        )
+    if video_nthwc.shape[1] < LEAST_FOR_SEAMS:
+        metrics = [one for one in metrics if one.name != control_metrics.SEAM]
+    seam, count = controls.seam_of(video_nthwc.shape[1]), len(video_nthwc)
+    draws_rn = np.random.default_rng(seed).integers(0, count, (num_resamples, count))
+    sets = sets if reference else ()
+    found = {metric.name: {} for metric in (*metrics, *sets)}
+    # A row at a time, since the motion of each takes more memory than its clips.
+    for name in (GIVEN, *names):
+        video = video_nthwc
+        if name != GIVEN:
+            video = controls.make(video_nthwc, names=[name], seed=seed)[name]
+        clips = Clips(video, fps, [seam])
+        for metric in metrics:
+            values_n = metric.values(clips)
+            row = float(values_n.mean()), values_n[draws_rn].mean(1)
+            found[metric.name][name] = row
+        for metric in sets:
+            described = metric.describe(clips, reference.network)
+            found[metric.name][name] = described
+    builder = _Builder(title, count, kind)
+    for metric in metrics:
+        builder.add(metric, found[metric.name], metric.orders, higher=metric.higher)
+    for metric in sets:
+        orders = metric.orders + (metric.one_way if one_way else ())
+        rows, size = _distances(
+            metric, found[metric.name], reference, draws_rn[: num_resamples // 4]
+        )
+        few = (
+            f"{count} clips are fewer than the {size} features" if count < size else ""
+        )
+        builder.add(metric, rows, orders, higher=False, why_not=few)
+    return builder.table()
+
+
+def _distances(metric, described, reference, draws_rn):
+    """Row -> Frechet distance, and that of each resample of the row; and the features."""
+    reference_nd = metric.describe(reference.clips, reference.network)
+    if reference_nd is None:
+        raise ValueError(f"the reference clips are too short for {metric.name}")
+    found = {}
+    for name, features_nd in described.items():
+        found[name] = features_nd is not None and (
+            distances.frechet(features_nd, reference_nd),
+            distances.frechet_of_draws(features_nd, reference_nd, draws_rn),
+        )
+    return found, reference_nd.shape[1]
+
+
+class _Builder:
+    """Puts a table together, metric by metric.
+
+    Rows are pairs: the value, and the values [r] on resamples, which are the same for
+    all rows; False where there is no value.
+    """
+
+    def __init__(self, title: str, count: int, kind: str):
+        self._title, self._count, self._kind = title, count, kind
+        self._cells, self._winners, self._notes = {}, {}, {}
+        self._steps: list[Step] = []
+        self._given_away: dict[str, list[str]] = {}
+        self._not_asked: dict[str, str] = {}
+
+    def add(self, metric, rows, orders, *, higher: bool, why_not: str = "") -> None:
+        sign = 1 if higher else -1
+
+        def step(better: str, worse: str) -> Step:
+            (first, first_r), (second, second_r) = rows[better], rows[worse]
+            gap, gap_r = sign * (first - second), sign * (first_r - second_r)
+            low, high = statistics.interval_of(gap_r, gap)
+            if abs(gap) <= _ROUNDING * max(abs(first), abs(second)):
+                low = min(low, 0.0)  # no difference but that of the order of a sum
+            return Step(metric.name, better, worse, gap, low, high)
+
+        self._cells[metric.name] = {
+            name: Cell(row[0], *statistics.interval_of(row[1], row[0])) if row else None
+            for name, row in rows.items()
+        }
+        self._notes[metric.name] = metric.note
+        there = {name for name, row in rows.items() if row}
+        if why_not := metric.cannot.get(self._kind, why_not):
+            self._not_asked[metric.name] = why_not
+            orders = ()
+        meant = {
+            name
+            for chain in orders
+            if GIVEN in chain
+            for name in chain[: chain.index(GIVEN)]
+        }
+        for chain in orders:
+            known = [name for name in chain if name in there]
+            pairs = zip(known, known[1:], strict=False)
+            self._steps += [step(*pair) for pair in pairs]
+        spoilt = [name for name in rows if name != GIVEN and name in there]
+        self._winners[metric.name] = tuple(
+            name for name in spoilt if name not in meant and step(name, GIVEN).holds
+        )
+        for name in rows:
+            if name != GIVEN:
+                away = self._given_away.setdefault(name, [])
+                if name in there and step(GIVEN, name).holds:
+                    away.append(metric.name)
+
+    def table(self) -> Table:
+        given_away = {name: tuple(found) for name, found in self._given_away.items()}
+        return Table(
+            self._title, self._count, self._cells, tuple(self._steps), self._not_asked,
+            self._winners, given_away, self._notes,
+        )  # fmt: skip
+
+
+def write(tables: Sequence[Table], out: pathlib.Path) -> None:
+    """Writes controls.json and controls.md into a folder."""
+    content = json.dumps([table.to_json() for table in tables], indent=1) + "\n"
+    paths.write_atomically(out / "controls.json", content)
+    text = "\n\n".join(table.as_text() for table in tables) + "\n"
+    paths.write_atomically(out / "controls.md", text)

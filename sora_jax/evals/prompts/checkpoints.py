@@ -1,0 +1,339 @@
+"""The checkpoints of a run: which are to be scored, and the clips that each makes.
+
+A run that is still training writes checkpoints and deletes old ones while it is
+followed, so a checkpoint that was there a moment ago may be gone.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sora_jax.core import config as configs
+from sora_jax.core import progress, rng
+from sora_jax.evals import protocol
+from sora_jax.evals.prompts import rows, samples, scoring, toyworld
+from sora_jax.generation import pipeline, runs, step_cache
+from sora_jax.training import checkpoint, run_folder, state
+
+ALL = "all"
+LOOK_SECONDS = 10.0  # between two looks at a run that is followed
+QUIET_MINUTES = 30  # after which a run that writes nothing is spoken of
+_GONE_SECONDS = 5.0  # what deleting a checkpoint may take
+
+
+class Unreadable(ValueError):
+    """A checkpoint that is damaged, or that was deleted while it was read."""
+
+
+def chosen(folder: pathlib.Path, asked: Sequence[str]) -> list[int]:
+    """The steps that are asked for, oldest first.
+
+    Args:
+      folder: the run folder.
+      asked: steps; `ALL` for each that is kept; nothing for the newest good one.
+
+    Raises:
+      FileNotFoundError: the folder holds no run, or not these checkpoints.
+      ValueError: it is neither.
+    """
+    runs.read_config(folder)
+    if not asked:
+        return [checkpoint.newest_good(folder)]
+    kept = checkpoint.steps(folder)
+    if not kept:
+        raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
+    if [*asked] == [ALL]:
+        return kept
+    if not all(step.isdigit() for step in asked):
+        wrong = ",".join(asked)
+        raise ValueError(f"--checkpoints is all or 1000,2000 and the like, not {wrong}")
+    return sorted({int(step) for step in asked})
+
+
+def read_seeds(asked: Sequence[str]) -> tuple[int, ...]:
+    """The seeds that are asked for. None is random: an evaluation can be repeated.
+
+    Raises:
+      ValueError: there is none, or it is not a whole number below 2^64.
+    """
+    right = [seed.isdecimal() and int(seed) < rng.SEEDS for seed in asked]
+    if not right or not all(right):
+        raise ValueError(
+            f"--seeds are whole numbers from 0, such as 0,1, not {','.join(asked)!r}"
+        )
+    return tuple(map(int, asked))
+
+
+def follow(
+    folder: pathlib.Path, is_scored: Callable[[int], bool], note: Callable[[str], None]
+) -> Iterator[int]:
+    """Yields the steps that are not scored yet as they appear, oldest first.
+
+    It waits while there is none, and ends after the run's last step. A checkpoint that
+    came and was deleted unseen is told of, and so is a run that has stopped writing.
+
+    Args:
+      folder: the run folder; its first checkpoint may be still to come.
+      is_scored: whether a step was scored before.
+      note: takes a sentence for the user.
+
+    Raises:
+      FileNotFoundError: there is no such run.
+    """
+    done, told = set(), False
+    while True:
+        loop = configs.read(folder).loop  # a run that was resumed may have another
+        kept = checkpoint.steps(folder)
+        newest = max(kept, default=0)
+        every = loop.checkpoint_every or loop.num_steps
+        since = run_folder.changed_at(folder, "loop.checkpoint_every")
+        due = [step for step in range(every, newest, every) if step > since]
+        missing = [s for s in due if s not in done and s not in kept]
+        gone = [step for step in missing if not is_scored(step)]
+        if gone:
+            steps = ", ".join(f"{step:,}" for step in gone)
+            note(
+                f"step {steps}: deleted before it was read, so it is not scored; "
+                f"the run keeps its newest {loop.keep_checkpoints} "
+                "(loop.keep_checkpoints)"
+            )
+        waiting = [step for step in kept if step not in done and not is_scored(step)]
+        done.update(missing, waiting[:1] or kept)
+        if waiting:
+            yield waiting[0]
+            told = False
+        elif kept and newest >= loop.num_steps:
+            return
+        else:
+            minutes = (time.time() - _last_written(folder)) / 60
+            if minutes > QUIET_MINUTES and not told:
+                print(
+                    f"evaluate: {folder} is at step {newest:,} of {loop.num_steps:,} and "
+                    f"has written nothing for {minutes:.0f} minutes; waiting for it "
+                    "(Ctrl-C ends this)",
+                    file=sys.stderr,
+                )
+                told = True
+            time.sleep(LOOK_SECONDS)
+
+
+def _last_written(folder: pathlib.Path) -> float:
+    files = [
+        folder / name for name in ("config.py.txt", "metrics.jsonl", "checkpoints")
+    ]
+    return max(file.stat().st_mtime for file in files if file.exists())
+
+
+def on_every_process(steps: Iterator[int]) -> Iterator[int]:
+    """Yields the steps of process 0's iterator on all of them.
+
+    Where the iterator fails, or who goes through it and closes it, the others come to
+    the end, too.
+    """
+    if jax.process_count() == 1:
+        yield from steps
+        return
+    while True:
+        try:
+            mine = next(steps, -1) if jax.process_index() == 0 else -1
+        except BaseException:
+            _of_the_first(-1)
+            raise
+        if (step := _of_the_first(mine)) < 0:
+            return
+        try:
+            yield step
+        except GeneratorExit:
+            _of_the_first(-1)
+            raise
+
+
+def _of_the_first(value: int) -> int:
+    """Process 0's value."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def _everywhere(fine: bool) -> bool:
+    """Whether all is fine on every process."""
+    if jax.process_count() == 1:
+        return fine
+    return bool(multihost_utils.process_allgather(np.bool_(fine)).all())
+
+
+def load(folder: pathlib.Path, step: int) -> checkpoint.LoadedRun:
+    """Reads a checkpoint's averaged weights onto the mesh that is set.
+
+    Raises:
+      FileNotFoundError: there is no such run, or not this checkpoint.
+      Unreadable: it is damaged, or was deleted meanwhile.
+    """
+    if not _everywhere(step in checkpoint.steps(folder)):
+        checkpoint.check_kept(folder, step)
+        raise Unreadable(f"step {step:,}: deleted before all processes could read it")
+    try:
+        return runs.load(folder, step=step)
+    except Exception as error:  # readers of files that vanish raise all kinds of errors
+        until = time.monotonic() + _GONE_SECONDS
+        while step in checkpoint.steps(folder) and time.monotonic() < until:
+            time.sleep(0.1)
+        if step not in checkpoint.steps(folder):
+            raise Unreadable(
+                f"step {step:,}: deleted while it was read, so it is not scored"
+            ) from error
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise Unreadable(
+            f"step {step:,}: the checkpoint cannot be read, so it is not scored: "
+            f"{lines[0][:300]}"
+        ) from error
+
+
+class Sampling:
+    """Makes the clips of a run's checkpoints for each seed, and of untrained weights.
+
+    The programs are compiled for the first checkpoint and used for all; untrained
+    weights make their clips once.
+
+    Args:
+      folder: the run folder.
+      suites: the prompts.
+      parts: where the clips of untrained weights are kept.
+      seeds: each makes a whole set of clips.
+      batch_size: clips computed at a time.
+      mesh: over which weights and clips are split.
+      asked: values by the names in `samples.MAKING`; what is None is the model's.
+    """
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        suites: Sequence[toyworld.Suite],
+        parts: pathlib.Path,
+        *,
+        seeds: Sequence[int],
+        batch_size: int,
+        mesh: jax.sharding.Mesh,
+        asked: Mapping[str, object],
+    ):
+        self._mesh = mesh
+        self.folder, self.suites, self.seeds = folder, [*suites], tuple(seeds)
+        self._parts, self._batch_size, self._asked = parts, batch_size, dict(asked)
+        self._untrained: rows.Videos | None = None
+        self.config = runs.read_config(folder)
+        self.settings = runs.settings(self.config)
+        self.making = {
+            name: getattr(self.settings, name) if value is None else value
+            for name, value in ((n, self._asked.get(n)) for n in samples.MAKING)
+        }
+        self._spares = bool(self.making["step_cache"])
+
+    @functools.cached_property
+    def _networks(self) -> state.Networks:
+        return runs.networks_of(self.config, runs.tokenizer(self.folder, self.config))
+
+    def saved(self, step: int) -> str | None:
+        """What tells a checkpoint from another of its step; None where it has gone."""
+        return checkpoint.saved(self.folder, step)
+
+    def made_with(self) -> dict[str, object]:
+        """What decides the scores of a step, apart from its weights."""
+        return {
+            "model": self.folder.resolve().name,
+            "config": run_folder.digest(self.folder),
+            "vae": checkpoint.weights_digest(self.folder / "vae"),
+            "prompts": {s.name: protocol.text_digest(s.texts) for s in self.suites},
+            "seeds": self.seeds,
+            # Scores of before there was a step cache are like those without it.
+            "making": {
+                name: value
+                for name, value in self.making.items()
+                if self._spares or name != "step_cache"
+            },
+            "code": protocol.code_version(),
+        } | self._calibration()
+
+    def _calibration(self) -> dict[str, str]:
+        """What decides which evaluations are spared, where some are."""
+        if not self._spares:
+            return {}
+        read = step_cache.read(self.folder / step_cache.FILE)
+        return {"step_cache": read.digest()}
+
+    def facts(self, *steps: int) -> dict[str, object]:
+        """For the head of a report on these steps."""
+        shown = [f"{step:,}" for step in steps]
+        if len(shown) > 8:
+            shown[4:-3] = ["…"]
+        return {
+            "Model": self.folder,
+            "Step" if len(steps) == 1 else "Steps": ", ".join(shown),
+            "Parameters": f"{state.count(self._networks.abstract()) / 1e6:.2f} M",
+            "Config": run_folder.digest(self.folder),
+            "Sampler": "{sampler}, {num_inference_steps} steps, guidance "
+            "{guidance_scale:g}, shift {shift:g}".format(**self.making)
+            + f", step cache {self.making['step_cache']:g}" * self._spares,
+            "Seeds": ", ".join(map(str, self.seeds)),
+        }
+
+    def material(self, step: int, parts: pathlib.Path) -> samples.Material:
+        """Makes the clips of a checkpoint, or finds those that were made before.
+
+        Args:
+          step: which checkpoint.
+          parts: where its clips are kept.
+
+        Raises:
+          FileNotFoundError, Unreadable: see `load`; or another process had to.
+        """
+        saved, run, error = checkpoint.saved(self.folder, step), None, None
+        with jax.set_mesh(self._mesh):
+            try:
+                run = load(self.folder, step)
+            except (FileNotFoundError, Unreadable) as raised:
+                error = raised
+            # None may sample, which takes them all, while another has given up.
+            if not _everywhere(run is not None):
+                raise error or Unreadable(
+                    f"step {step:,}: another process could not read it, so it is not "
+                    "scored"
+                )
+            videos = self._sample(run, saved, parts)
+        return samples.Material(
+            self.suites, videos, self.making, self.facts(step), seeds=self.seeds
+        )
+
+    def _sample(self, run: checkpoint.LoadedRun, saved: str | None, parts):
+        few = [s.head(rows.UNTRAINED) for s in self.suites if not s.held_out]
+        count = len(self.seeds) * sum(map(len, self.suites))
+        if self._untrained is None:
+            count += sum(map(len, few))
+        steps = self.making["num_inference_steps"]
+        with progress.Progress(count * steps, "sample", "clip steps") as bar:
+
+            def sample(kept, pipe, row, suites, seed, saved, **other):
+                return rows.sample(
+                    samples.Store(kept), pipe, row, suites, seed, saved=saved,
+                    progress=bar.update, batch_size=self._batch_size,
+                    **self._asked | other,
+                )  # fmt: skip
+
+            pipe = pipeline.Pipeline.from_run(run)
+            videos = {}
+            for seed in self.seeds:
+                row = f"{scoring.MODEL}, seed {seed}"
+                videos[row] = sample(parts, pipe, row, self.suites, seed, saved)
+            if self._untrained is None:
+                first = jax.jit(self._networks.init)(jax.random.key(0))
+                other = dataclasses.replace(run, params=first, step=0)
+                del pipe
+                pipe = pipeline.Pipeline.from_run(other)
+                args = (scoring.UNTRAINED, few, self.seeds[0], None)
+                # No calibration is of these weights.
+                self._untrained = sample(self._parts, pipe, *args, step_cache=0.0)
+        return videos | {scoring.UNTRAINED: self._untrained}

@@ -1,0 +1,308 @@
+"""From clips to numbers: what the oracle says of them, and how they look as video.
+
+Letters: n clips, t frames, h height, w width, c channels, d features.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sora_jax.data import shards
+from sora_jax.evals import protocol, statistics
+from sora_jax.evals.features import networks
+from sora_jax.evals.metrics import controls, distances, temporal
+from sora_jax.evals.prompts import rows, samples, toyworld
+from sora_jax.training import latents
+
+FVD_TOY, FVD_TOY_LIMIT = "FVD-toy", "FVD-toy, n → ∞"
+MODEL, WORST = "model", "model, worst seed"
+GROUND_TRUTH, RECONSTRUCTION = "ground truth", "VAE reconstruction"
+SHUFFLED, UNTRAINED = "shuffled captions", "untrained weights"
+NEAREST = "nearest training clip"
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number with a 95 % interval, where it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one kind of clips scored.
+
+    Attributes:
+      name: what the clips are.
+      verdicts: suite -> for each clip, part -> right or wrong.
+      shares: suite -> part -> share of right clips.
+      look: measures of the clips as video, such as flicker.
+      notes: one sentence for each thing that the numbers leave out.
+    """
+
+    name: str
+    verdicts: Mapping[str, list[dict[str, bool]]] = dataclasses.field(
+        default_factory=dict
+    )
+    shares: Mapping[str, toyworld.Shares] = dataclasses.field(default_factory=dict)
+    look: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def judge(
+    name: str,
+    suites: Sequence[toyworld.Suite],
+    videos: Mapping[str, Sequence[np.ndarray | None]],
+) -> Row:
+    """Asks the oracle what the clips of each suite show of their prompts."""
+    verdicts = {s.name: toyworld.verdicts(s, videos[s.name]) for s in suites}
+    shares = {suite: toyworld.summarize(found) for suite, found in verdicts.items()}
+    return Row(name, verdicts, shares)
+
+
+def look(
+    row: Row,
+    videos: Mapping[str, Sequence[np.ndarray | None]],
+    network: networks.ToyFeatures,
+    reference_nd: np.ndarray | None,
+    motion: temporal.Motion | None = None,
+) -> Row:
+    """Adds how the clips look as video: FVD-toy, flicker, warping error, motion.
+
+    Args:
+      row: whose clips they are.
+      videos: the clips by suite; those of held-out suites and missing ones are left
+        out.
+      network: the feature network.
+      reference_nd: features of other ground truth clips of the same prompts; None
+        leaves FVD-toy out.
+      motion: exact motion of those clips, where the scenes are known; then only what
+        depends on the motion is measured.
+    """
+    video_nthwc, measured, notes = pooled(videos), {}, []
+    if not len(video_nthwc):
+        return dataclasses.replace(row, notes=(f"{row.name}: there are no clips",))
+    if motion is None and reference_nd is not None:
+        if len(video_nthwc) < distances.LEAST:
+            notes.append(
+                f"{row.name}: FVD-toy needs {distances.LEAST} clips or more, there are "
+                f"{len(video_nthwc)}"
+            )
+        else:
+            measured |= _frechet(network(video_nthwc), reference_nd)
+    for measure, values_n in temporal.measure(video_nthwc, motion).items():
+        known_n = values_n[~np.isnan(values_n)]
+        if len(known_n) < len(values_n):
+            notes.append(
+                f"{row.name}: {len(values_n) - len(known_n)} clips have no pixel that "
+                f"can be followed and are not in the mean of {measure}"
+            )
+        if len(known_n):
+            measured[measure] = Estimate(*statistics.mean_interval(known_n))
+    return dataclasses.replace(row, look=measured, notes=(*row.notes, *notes))
+
+
+def _frechet(features_nd, reference_nd) -> dict[str, Estimate]:
+    found = distances.frechet_extrapolated(features_nd, reference_nd)
+    interval = distances.frechet_interval(features_nd, reference_nd)
+    values = {FVD_TOY: Estimate(found.at_n, *interval)}
+    if len(features_nd) >= features_nd.shape[1]:  # else it says nothing
+        values[FVD_TOY_LIMIT] = Estimate(found.limit)
+    return values
+
+
+def pooled(videos: Mapping[str, Sequence[np.ndarray | None]]) -> np.ndarray:
+    """All clips that are there, of all suites but held-out ones: uint8 [n, t, h, w, 3]."""
+    kept = [
+        video_thwc
+        for suite, members in videos.items()
+        if _is_main(suite)
+        for video_thwc in members
+        if video_thwc is not None
+    ]
+    return np.stack(kept) if kept else np.zeros((0, 2, 1, 1, 3), np.uint8)
+
+
+def _is_main(suite: str) -> bool:
+    return not suite.endswith(toyworld.HELD_OUT)
+
+
+def worst_row(rows: Sequence[Row]) -> Row:
+    """The lowest share of each part, and the highest FVD-toy, over seeds."""
+    suites = dict.fromkeys(suite for row in rows for suite in row.shares)
+    shares = {
+        suite: toyworld.worst(
+            [row.shares[suite] for row in rows if suite in row.shares]
+        )
+        for suite in suites
+    }
+    highest = {
+        name: max((row.look[name] for row in rows), key=lambda e: e.value)
+        for name in (FVD_TOY, FVD_TOY_LIMIT)
+        if all(name in row.look for row in rows)
+    }
+    return Row(WORST, shares=shares, look=highest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """All rows, the clips that a report shows, and what they were compared with.
+
+    Attributes:
+      rows: in the order of the tables.
+      videos: row -> suite -> clips, of the rows that are worth looking at.
+      reference: SHA-256 over the clips that FVD-toy compares with.
+    """
+
+    rows: list[Row]
+    videos: dict[str, Mapping[str, Sequence[np.ndarray | None]]]
+    reference: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What a model's clips are held against; the same for all of its checkpoints.
+
+    Attributes:
+      rows: name -> the scores of all kinds of clips but the model's.
+      videos: row -> suite -> clips, of the rows that are worth looking at.
+      features_nd: of other ground truth clips of the same prompts; None: too short.
+      digest: SHA-256 over those clips.
+    """
+
+    rows: dict[str, Row]
+    videos: dict[str, rows.Videos]
+    features_nd: np.ndarray | None
+    digest: str
+
+
+def make_reference(
+    material: samples.Material,
+    clips: shards.Shards,
+    tier: str,
+    network: networks.ToyFeatures,
+    vae: latents.LoadedVAE | None,
+) -> Reference:
+    """Makes and scores the clips that explain the scores of a model's.
+
+    Args:
+      material: prompts, and clips of untrained weights where there are some.
+      clips: the training set.
+      tier: the toy world's tier.
+      network: features for FVD-toy.
+      vae: the model's video VAE, where there is one.
+    """
+    suites, untrained = material.suites, material.videos.get(UNTRAINED, {})
+    drawn = {s.name: rows.matching_scenes(s, tier=tier, seed=0) for s in suites}
+    videos = {GROUND_TRUTH: rows.render_scenes(drawn)}
+    main = [suite for suite in suites if not suite.held_out]
+    others = rows.render_scenes(
+        {s.name: rows.matching_scenes(s, tier=tier, seed=1) for s in main}
+    )
+    if vae is not None:
+        videos[RECONSTRUCTION] = rows.reconstruct(vae, videos[GROUND_TRUTH])
+    shown = dict(videos)
+    videos[NEAREST] = rows.nearest_training_clips(suites, clips)
+    found = {name: judge(name, suites, clips_of) for name, clips_of in videos.items()}
+    if untrained:
+        few = [s.head(len(untrained[s.name])) for s in suites if s.name in untrained]
+        found[UNTRAINED] = judge(UNTRAINED, few, untrained)
+    features_nd = None
+    if main:
+        features_nd = _look_at_all(found, videos, drawn, network, others)
+    return Reference(found, shown, features_nd, _digest(others))
+
+
+def score(
+    material: samples.Material, reference: Reference, network: networks.ToyFeatures
+) -> Result:
+    """Scores the model's clips, beside all rows that explain the scores.
+
+    Args:
+      material: prompts and clips.
+      reference: made for the same prompts.
+      network: features for FVD-toy.
+    """
+    suites = material.suites
+    model = {n: clips for n, clips in material.videos.items() if n.startswith(MODEL)}
+    found = {name: judge(name, suites, clips) for name, clips in model.items()}
+    other = [toyworld.permuted(suite) for suite in suites]
+    shuffled = judge(SHUFFLED, other, next(iter(model.values())))
+    if not all(suite.held_out for suite in suites):
+        for name, clips in model.items():
+            found[name] = look(found[name], clips, network, reference.features_nd)
+    if len(model) > 1:
+        found[WORST] = worst_row([found[name] for name in model])
+    found |= {SHUFFLED: shuffled} | reference.rows
+    order = [GROUND_TRUTH, RECONSTRUCTION, *model, WORST, UNTRAINED, SHUFFLED, NEAREST]
+    order += [name for name in found if name not in order]
+    shown = dict(list(model.items())[:1]) | reference.videos
+    return Result(
+        [found[name] for name in order if name in found], shown, reference.digest
+    )
+
+
+def _look_at_all(found, videos, drawn, network, others) -> np.ndarray | None:
+    """Adds how the clips of each row look, and rows of spoilt ground truth.
+
+    Returns the features of other ground truth clips, where they are long enough.
+    """
+    others_nthwc, reference_nd = pooled(others), None
+    if others_nthwc.shape[1] >= network.num_frames:
+        reference_nd = network(others_nthwc)
+    else:
+        row = found[GROUND_TRUTH]
+        note = (
+            f"FVD-toy needs {network.num_frames} frames, the clips have "
+            f"{others_nthwc.shape[1]}"
+        )
+        found[GROUND_TRUTH] = dataclasses.replace(row, notes=(*row.notes, note))
+    kinds = dict(videos)
+    spoilt = controls.make(pooled(videos[GROUND_TRUTH]))
+    kinds |= {f"{GROUND_TRUTH}, {name}": {"all": v} for name, v in spoilt.items()}
+    scenes = [s for suite in drawn if _is_main(suite) for s in drawn[suite]]
+    exact = rows.exact_motion(scenes)
+    for name, clips_of in kinds.items():
+        row = found.get(name, Row(name))
+        found[name] = look(row, clips_of, network, reference_nd)
+        if name in (GROUND_TRUTH, RECONSTRUCTION):
+            known = f"{name}, exact flow"
+            found[known] = look(Row(known), clips_of, network, reference_nd, exact)
+    return reference_nd
+
+
+def _digest(videos: rows.Videos) -> str:
+    result = hashlib.sha256()
+    for suite in videos:
+        result.update(np.ascontiguousarray(videos[suite]).tobytes())
+    return result.hexdigest()
+
+
+def manifest(
+    material: samples.Material,
+    result: Result,
+    network: networks.ToyFeatures,
+    fps: float,
+) -> protocol.Manifest:
+    """The protocol of a result."""
+    by_suite = next(iter(result.videos.values()))
+    clips = (clip for members in by_suite.values() for clip in members)
+    frames, height, width, _ = next(clip.shape for clip in clips if clip is not None)
+    return protocol.Manifest(
+        num_samples={suite.name: len(suite) for suite in material.suites},
+        num_frames=frames,
+        height=height,
+        width=width,
+        fps=fps,
+        resize=network.resize,
+        feature_weights=network.sha256,
+        reference=result.reference,
+        seeds=material.seeds,
+        prompts=protocol.text_digest(t for s in material.suites for t in s.texts),
+        codec=material.codec,
+        **material.making,
+    )

@@ -1,0 +1,296 @@
+"""From scores to the figures, tables, videos and curves of a report.
+
+Letters: t frames, h height, w width, c channels.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sora_jax.evals.html import charts, page
+from sora_jax.evals.prompts import scoring, toyworld
+from sora_jax.evals.prompts.scoring import Row
+from sora_jax.training import metrics
+
+# (suite, part) -> the share that a quickstart's model is meant to reach.
+BARS = {
+    ("motion", "colour"): 0.97,
+    ("motion", "direction"): 0.95,
+    ("relation", "side"): 0.90,
+}
+_STATED = {"prompts": "the prompt states", "clips": "is true of their scenes"}
+_LOOK_DIGITS = {scoring.FVD_TOY: 4, scoring.FVD_TOY_LIMIT: 3}
+
+
+def to_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """Rows as JSON values: everything under "rows", and flat values under "scores"."""
+    scores = {}
+    for row in rows:
+        for suite, shares in row.shares.items():
+            for part, share in shares.items():
+                scores[f"{row.name}/{suite}/{part}"] = share.value
+        for name, estimate in row.look.items():
+            scores[f"{row.name}/{name}"] = estimate.value
+    return {
+        "rows": {
+            row.name: {
+                "suites": {
+                    suite: {part: dataclasses.asdict(s) for part, s in shares.items()}
+                    for suite, shares in row.shares.items()
+                },
+                "look": {n: dataclasses.asdict(e) for n, e in row.look.items()},
+            }
+            for row in rows
+        },
+        "scores": scores,
+    }
+
+
+def from_json(
+    found: Mapping[str, Any], verdicts: Mapping[str, Mapping[str, list]]
+) -> list[Row]:
+    """The inverse of `to_json`, of what is under "rows", with verdicts by row."""
+    return [
+        Row(
+            name,
+            verdicts.get(name, {}),
+            {
+                suite: {part: toyworld.Share(**share) for part, share in parts.items()}
+                for suite, parts in row["suites"].items()
+            },
+            {n: scoring.Estimate(**estimate) for n, estimate in row["look"].items()},
+        )
+        for name, row in found.items()
+    ]
+
+
+def model_row(rows: Sequence[Row]) -> Row | None:
+    """The row of the model's worst seed, or of its only one; None where there is none."""
+    of_model = [row for row in rows if row.name.startswith(scoring.MODEL)]
+    worst = [row for row in of_model if row.name == scoring.WORST]
+    return next(iter(worst + of_model), None)
+
+
+def marks(row: Row, suite: str, number: int) -> dict[str, bool]:
+    """What is right of a clip, part by part."""
+    verdict = row.verdicts[suite][number]
+    return {part: ok for part, ok in verdict.items() if part != toyworld.PASS}
+
+
+def entries(
+    suites: Sequence[toyworld.Suite],
+    videos: Mapping[str, Mapping[str, Sequence[np.ndarray | None]]],
+    rows: Sequence[Row],
+    fps: float,
+    *,
+    shown: int = 6,
+    failed: int = 3,
+) -> list[page.Entry]:
+    """The first prompts of each suite, then some that went wrong, with their clips.
+
+    Args:
+      suites: the prompts.
+      videos: row -> suite -> clips; the first row's failures are looked for.
+      rows: what the oracle says about them.
+      fps: frames a second.
+      shown, failed: how many prompts of each kind.
+    """
+    by_name = {row.name: row for row in rows}
+    first = next(iter(videos))
+
+    def entry(suite: toyworld.Suite, number: int, group: str) -> page.Entry:
+        clips = []
+        for row, by_suite in videos.items():
+            frames_thwc = by_suite[suite.name][number]
+            if frames_thwc is not None:
+                clips.append(
+                    page.Clip(
+                        row.removeprefix("VAE "),
+                        page.mp4(frames_thwc, fps),
+                        marks(by_name[row], suite.name, number),
+                        frames_thwc.shape[2] / frames_thwc.shape[1],
+                    )
+                )
+        return page.Entry(suite.prompts[number].text, group, clips)
+
+    found = []
+    for suite in suites:
+        title = suite.name.replace("_", " ").capitalize()
+        head = range(min(shown, len(suite)))
+        found += [entry(suite, number, title) for number in head]
+        wrong = [
+            number
+            for number, verdict in enumerate(by_name[first].verdicts[suite.name])
+            if not verdict[toyworld.PASS] and number >= shown
+        ][:failed]
+        found += [
+            entry(suite, number, f"{title}: some that went wrong") for number in wrong
+        ]
+    return found
+
+
+def verdict_lines(
+    rows: Sequence[Row], suites: Sequence[toyworld.Suite]
+) -> Iterator[str]:
+    """One JSON line for each clip of each row: its prompt and what is right."""
+    texts = {suite.name: suite.texts for suite in suites}
+    for row in rows:
+        if row.name == scoring.SHUFFLED:
+            continue  # not the clip's own prompt
+        for suite, verdicts in row.verdicts.items():
+            for text, verdict in zip(texts[suite], verdicts, strict=False):
+                clip = {"row": row.name, "suite": suite, "prompt": text}
+                yield json.dumps(clip | {"right": verdict})
+
+
+# -- tables ----------------------------------------------------------------------------
+
+
+def tables(
+    rows: Sequence[Row],
+    suites: Sequence[toyworld.Suite],
+    strong: Sequence[str] | None = None,
+) -> list[page.Table]:
+    """One table a suite, and one of the clips as video; by default the model is strong."""
+    if strong is None:
+        strong = [row.name for row in (model_row(rows),) if row]
+    found = [suite_table(rows, s.name, len(s), strong) for s in suites]
+    looked = [row for row in rows if row.look]
+    if looked:
+        names = list(dict.fromkeys(name for row in looked for name in row.look))
+        found.append(
+            page.Table(
+                "As video",
+                "FVD-toy: Frechet distance of the state network's features to those of "
+                "other ground truth clips, at this number of clips and extrapolated; "
+                "comparable only with other FVD-toy of the same protocol. Flicker and "
+                "warping error are means along the motion (full scale = 1): a still "
+                "video has none, so read them beside the motion (pixels a frame) and "
+                "the share of pixels that could be followed.",
+                names,
+                [
+                    (row.name, [_look_cell(row, name) for name in names])
+                    for row in looked
+                ],
+                strong,
+            )
+        )
+    return found
+
+
+def suite_table(
+    rows: Sequence[Row],
+    suite: str,
+    size: int,
+    strong: Sequence[str] = (),
+    unit: str = "prompts",
+) -> page.Table:
+    """What the oracle finds in the clips of a suite, of so many prompts or clips."""
+    members = [row for row in rows if suite in row.shares]
+    parts = list(dict.fromkeys(part for row in members for part in row.shares[suite]))
+    parts.sort(key=lambda part: part == toyworld.PASS)
+    note = (
+        f"Share of clips in which the oracle finds what {_STATED[unit]}, with 95 % "
+        "Wilson intervals; what is not found is wrong. pass: all parts at once."
+    )
+    if any("side" in row.shares[suite] for row in members):
+        note += " side: the signed side, which needs both colours found."
+    lines = [
+        (row.name, [_share_cell(row.shares[suite].get(part)) for part in parts])
+        for row in members
+    ]
+    title = f"{suite.replace('_', ' ').capitalize()}: {size} {unit}"
+    return page.Table(title, note, parts, lines, strong)
+
+
+def _share_cell(share: toyworld.Share | None) -> page.Cell:
+    if share is None:
+        return page.Cell(None)
+    return page.Cell(share.value, share.low, share.high, bar=True)
+
+
+def _look_cell(row: Row, name: str) -> page.Cell:
+    estimate = row.look.get(name)
+    if estimate is None:
+        return page.Cell(None)
+    digits = _LOOK_DIGITS.get(name, 3)
+    return page.Cell(estimate.value, estimate.low, estimate.high, digits=digits)
+
+
+def figures(rows: Sequence[Row], seeds: Sequence[int]) -> list[page.Figure]:
+    """The scores that have a bar: of the worst seed, beside ceiling and chance."""
+    by_name = {row.name: row for row in rows}
+    model = model_row(rows)
+    found = []
+    for (suite, part), bar in BARS.items():
+        share = model.shares.get(suite, {}).get(part) if model else None
+        if share is None:
+            continue
+        notes = [f"{share.count} prompts"]
+        if len(seeds) > 1:
+            notes.append(f"worst of seeds {', '.join(map(str, seeds))}")
+        for row, label in (
+            (scoring.RECONSTRUCTION, "ceiling"),
+            (scoring.SHUFFLED, "chance"),
+        ):
+            other = by_name.get(row, Row("")).shares.get(suite, {}).get(part)
+            if other:
+                notes.append(f"{label} {other.value:.3f}")
+        title = f"{suite.capitalize()}: {part}"
+        cell = page.Cell(share.value, share.low, share.high)
+        found.append(page.Figure(title, cell, bar, " · ".join(notes)))
+    return found
+
+
+# -- training curves -------------------------------------------------------------------
+
+
+def training_charts(folder: pathlib.Path) -> list[page.Chart]:
+    """The curves of a run folder's metrics: losses, by noise level where logged."""
+    series: dict[str, tuple[list, list]] = {}
+    for row in metrics.read(folder / "metrics.jsonl"):
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                points = series.setdefault(name, ([], []))
+                points[0].append(row["step"])
+                points[1].append(value)
+    losses = {name: points for name, points in series.items() if name == "loss"}
+    bands = {
+        f"τ {name.partition('/')[2].replace('-', '–')}": points
+        for name, points in series.items()
+        if name.startswith("loss_band/")
+    }
+    run, found = folder.resolve().name, []
+    if bands:
+        found.append(
+            _chart(
+                f"{run}: loss by noise level",
+                "Mean squared error of the velocity, by the noise level τ of the sample "
+                "(1 is pure noise).",
+                dict(sorted(bands.items())) | {"all": losses.get("loss", ([], []))},
+                "loss",
+                log=True,
+            )
+        )
+    elif losses:
+        found.append(_chart(f"{run}: loss", "", losses, "loss", log=True))
+    if "psnr" in series:
+        note = "Of training clips; the deviation of latents is sampled, not the mean."
+        chosen = {"psnr": series["psnr"]}
+        found.append(_chart(f"{run}: reconstruction", note, chosen, "PSNR, dB"))
+    return found
+
+
+def _chart(title: str, note: str, series: Mapping, y_label: str, *, log=False):
+    svg = charts.line_chart(
+        {name: points for name, points in series.items() if points[0]},
+        label=title,
+        x_label="step",
+        y_label=y_label,
+        log_y=log,
+    )
+    return page.Chart(title, note, svg)

@@ -1,0 +1,270 @@
+"""One folder of videos against another: set distances, and what they were measured with.
+
+    settings = published.settle("stylegan-v", {})
+    network = published.open_network(settings, "stylegan-v", weights, None)
+    found = folder_distances.measure(videos, reference, settings, network)
+
+Letters: n, m clips, d features.
+"""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from sora_jax.core import progress
+from sora_jax.evals import statistics
+from sora_jax.evals.metrics import distances, set_metrics
+from sora_jax.evals.videos import clip_files, feature_sets, published
+
+_RESAMPLES = 100
+_SPLITS = 10  # of the class score
+_LEAST = {  # clips of a set, for each group of scores
+    "the interval of the kernel distance": 4,
+    "precision, recall, density and coverage": set_metrics.NEIGHBOURS + 1,
+    "the extrapolated Frechet distance": distances.LEAST,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Distances:
+    """What was measured.
+
+    Attributes:
+      scores: name -> value.
+      intervals: name -> (low, high), 95 %, of the scores that have one.
+      protocol: how, as JSON values.
+      counts: set -> how many clips were found, used and failed.
+      failures: one sentence for each clip or file that could not be used.
+      notes: one sentence for what the numbers leave out.
+      published: the name of the protocol and which score is its; None: no protocol.
+      reference: the features of the reference, which may be saved.
+    """
+
+    scores: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    protocol: dict[str, Any]
+    counts: dict[str, dict[str, int]]
+    failures: list[str]
+    notes: list[str]
+    published: dict[str, Any] | None
+    reference: feature_sets.FeatureSet
+
+
+def measure(
+    videos: pathlib.Path,
+    reference: pathlib.Path,
+    settings: published.Settings,
+    network,
+    *,
+    name: str | None = None,
+    force: bool = False,
+    colour: str | None = None,
+) -> Distances:
+    """Measures the videos of a folder against a reference.
+
+    Args:
+      videos: the folder.
+      reference: another one, or a file that --save_statistics wrote.
+      settings: how.
+      network: see `published.open_network`.
+      name: of the published protocol, where the settings are its.
+      force: uses statistics of the reference that were made otherwise, and says so.
+      colour: see `clip_files.find`.
+
+    Raises:
+      FileNotFoundError, ValueError: there is nothing that can be compared, or it is not
+        what the protocol fixes; in one sentence.
+    """
+    num_frames = settings.num_frames or network.num_frames
+    sides = {"videos": (videos, settings.stride)}
+    stride = settings.reference_stride or settings.stride
+    fields = {
+        side: feature_sets.made_with(
+            settings.features, network, num_frames, *of_side, colour
+        )
+        for side, of_side in (
+            ("videos", (settings.stride, "first")),
+            ("reference", (stride, settings.reference_start)),
+        )
+    }
+    sets = {}
+    if reference.is_file():
+        kept = feature_sets.load(reference)
+        asked = dict(fields["reference"])
+        if settings.num_clips is not None:
+            asked["num_clips"] = settings.num_clips
+        sets["reference"] = feature_sets.check(reference, kept, asked, force=force)
+    else:
+        sides["reference"] = (reference, stride)
+    found = {
+        side: clip_files.find(folder, colour) for side, (folder, _) in sides.items()
+    }
+    total = sum(
+        min(len(of.sources), settings.num_clips or len(of.sources))
+        for of in found.values()
+    )
+    with progress.Progress(total, "features", "clips") as bar:
+        for side, of in found.items():
+            try:
+                sets[side] = feature_sets.take(
+                    of, network, fields[side], settings.num_clips, bar.update
+                )
+            except ValueError as error:
+                raise ValueError(f"{sides[side][0]}: {error}") from None
+    pair = sets["videos"], sets["reference"]
+    notes = [f"{side}: {note}" for side in sorted(sets) for note in sets[side].notes]
+    notes += _unlike(*pair, settings, name)
+    scores, intervals = _scores(*pair, settings, notes)
+    return Distances(
+        scores=scores,
+        intervals=intervals,
+        protocol=_manifest(*pair, name),
+        counts={
+            side: {
+                "found": of.found,
+                "used": len(of.features_nd),
+                "failed": len(of.failures),
+            }
+            for side, of in sorted(sets.items())
+        },
+        failures=[f"{s}: {text}" for s in sorted(sets) for text in sets[s].failures],
+        notes=notes,
+        published=name and {"protocol": name, "score": settings.score},
+        reference=sets["reference"],
+    )
+
+
+def _unlike(videos, reference, settings, name: str | None) -> list[str]:
+    """Notes on what differs between the sets beside what they show.
+
+    Raises:
+      NotTheProtocol: the protocol wants clips of one size.
+    """
+    notes, first, second = [], videos.manifest, reference.manifest
+    sizes = first["sizes"], second["sizes"]
+    if sizes[0] != sizes[1] or len(sizes[0]) > 1:
+        sentence = (
+            f"the clips are of {_sizes(sizes[0])}, the reference of {_sizes(sizes[1])}"
+        )
+        if settings.same_size:
+            raise published.NotTheProtocol(
+                f"protocol {name} compares clips of one size, the data set's, and "
+                f"{sentence}: bring both to it first"
+            )
+        notes.append(f"{sentence} pixels: resizing alone moves a distance")
+    if first["kinds"] != second["kinds"]:
+        kinds = (", ".join(manifest["kinds"]) for manifest in (first, second))
+        notes.append(
+            "the clips are {} and the reference is {}: what a codec loses moves a "
+            "distance".format(*kinds)
+        )
+    paces = [
+        [rate / manifest["stride"] for rate in manifest["fps"]]
+        for manifest in (first, second)
+    ]
+    if all(paces) and paces[0] != paces[1]:
+        notes.append(
+            "of the clips {} frames a second are used and of the reference {}: the pace "
+            "moves a distance".format(*(", ".join(f"{r:g}" for r in p) for p in paces))
+        )
+    if first["clips"] == second["clips"]:
+        notes.append("the clips are those of the reference itself")
+    n, d = videos.features_nd.shape
+    m = len(reference.features_nd)
+    if min(n, m) < d:
+        notes.append(
+            f"{min(n, m)} clips are fewer than the {d} features: most of a Frechet "
+            "distance is then its bias, and its extrapolation only a guess"
+        )
+    return notes
+
+
+def _sizes(sizes) -> str:
+    shown = [f"{width} x {height}" for height, width in sizes[:3]]
+    return ", ".join(shown) + (f" and {len(sizes) - 3} more" if sizes[3:] else "")
+
+
+def _scores(videos, reference, settings, notes: list[str]):
+    """Scores and intervals by name; what is left out is noted."""
+    samples_nd, reference_md = videos.features_nd, reference.features_nd
+    count = min(len(samples_nd), len(reference_md))
+    for what, least in _LEAST.items():
+        if count < least:
+            notes.append(f"{what} needs {least} clips of each set, there are {count}")
+    scores = {"frechet": distances.frechet(samples_nd, reference_md)}
+    with progress.Progress(_RESAMPLES, "bootstrap", "resamples") as bar:
+        ends = distances.frechet_interval(
+            samples_nd, reference_md, num_resamples=_RESAMPLES, done=bar.update
+        )
+    intervals = {"frechet": ends}
+    if count >= distances.LEAST:
+        found = distances.frechet_extrapolated(samples_nd, reference_md)
+        scores["frechet_limit"] = found.limit
+        if found.intercept < 0:
+            notes.append(
+                f"the extrapolated Frechet distance came out at {found.intercept:.3g}, "
+                f"below 0, and is given as 0: {count} clips of each set are too few to "
+                "tell the sets apart by it"
+            )
+    scores["frechet_n"] = distances.frechet(*map(_by_n, (samples_nd, reference_md)))
+    kernels = {"kernel": (set_metrics.KID, 1.0)}
+    if settings.features == "vjepa":
+        kernels["jedi"] = (set_metrics.JEDI, 100.0)
+    for kernel, (like, factor) in kernels.items():
+        measured = set_metrics.kernel_distance
+        if count >= 4:
+            measured = set_metrics.kernel_distance_with_intervals
+        distance = measured(samples_nd, reference_md, like)
+        for form in ("biased", "unbiased"):
+            # JEDi is published in its biased form.
+            label = (
+                "jedi" if (kernel, form) == ("jedi", "biased") else f"{kernel}_{form}"
+            )
+            scores[label] = factor * getattr(distance, form)
+            ends = getattr(distance, f"{form}_interval")
+            if ends is not None:
+                intervals[label] = factor * ends[0], factor * ends[1]
+    if count > set_metrics.NEIGHBOURS:
+        near = set_metrics.neighbours(samples_nd, reference_md)
+        for label, (value, *ends) in vars(near).items():
+            scores[label], intervals[label] = value, tuple(ends)
+    if settings.features == "i3d" and len(samples_nd) >= 2 * _SPLITS:
+        score, _ = set_metrics.inception_score(samples_nd, _SPLITS)
+        scores["inception_score_i3d"] = score
+    elif settings.features == "i3d":
+        notes.append(f"the class score needs {2 * _SPLITS} clips")
+    for label in intervals.keys() & {"frechet", "kernel_biased", "jedi"}:
+        # What is never below zero has no interval there, however few the clips.
+        intervals[label] = tuple(max(0.0, end) for end in intervals[label])
+    broken = [label for label, value in scores.items() if not math.isfinite(value)]
+    if broken:
+        raise ValueError(f"{', '.join(broken)} came out as no number")
+    return scores, intervals
+
+
+def _by_n(features_nd: np.ndarray) -> np.ndarray:
+    """Features whose covariance, divided by n - 1, is that of theirs divided by n."""
+    features_nd = statistics.checked_features(features_nd, least=2)
+    n, mean_d = len(features_nd), features_nd.mean(axis=0)
+    return mean_d + (features_nd - mean_d) * math.sqrt((n - 1) / n)
+
+
+def _manifest(videos, reference, name: str | None) -> dict[str, Any]:
+    """All that a comparison with another result must have alike, and the clips."""
+    shared, other = dict(videos.manifest), reference.manifest
+    del shared["clips"]  # what is judged is no part of how
+    differing = {
+        f"reference_{field}": value
+        for field, value in other.items()
+        if field in ("clips", "fps", "kinds", "num_clips", "sizes", "start", "stride")
+        or value != shared[field]  # where it was forced
+    }
+    return shared | differing | {
+        "intervals": f"bootstrap of {_RESAMPLES}, {set_metrics.SUBSETS} subsets",
+        "kernel": "(x . y / d + 1)^3",
+        "neighbours": set_metrics.NEIGHBOURS,
+        "published": name,
+    }  # fmt: skip

@@ -1,0 +1,183 @@
+"""The page of a folder of videos: clips side by side, tables, strips, the worst of them.
+
+Clips are read once more for the page, so that none has to be kept until then; they are
+shown smaller than they are, and the first seconds only.
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sora_jax.evals.html import charts, page
+from sora_jax.evals.metrics import control_tables
+from sora_jax.evals.videos import clip_files, clip_measures, folder_distances
+
+_SHORT_SIDE, _FRAMES = 192, 96  # of clips on the page
+_FIRST, _WORST = 6, 3
+# Where the worst clips are shown, and every clip is a dot.
+_STRIPS = (
+    "dynamic degree", "smoothness", "warping error", "subject consistency", "repetition",
+    clip_measures.ABOVE,
+)  # fmt: skip
+_WORST_OF = (
+    "warping error", "smoothness", "repetition", clip_measures.SEAM, clip_measures.ABOVE,
+)  # fmt: skip
+_NOTE = (
+    "Means over clips with 95 % bootstrap intervals (Wilson's for shares), and how many "
+    "clips are in each. Clips in which nothing moves are in no mean of steadiness, which "
+    "they would win: read their share first. The difference resamples each set by itself, "
+    "and has Newcombe's interval for shares; where its interval holds zero the sets are "
+    "not told apart."
+)
+
+
+def measures_table(sets: Mapping[str, clip_measures.Set]) -> page.Table:
+    """The means of all measures, set beside set, with what each does not see."""
+    names = list(sets)
+    columns = [column for name in names for column in (name, "clips")]
+    both = len(names) > 1
+    rows, remarks = [], {"": "what it does not see"}
+    for name, measure in clip_measures.MEASURES.items():
+        found = [of.estimate(name) for of in sets.values()]
+        if not any(found):
+            continue
+        cells = [cell for one in found for cell in _cells(one)]
+        if both:
+            cells.append(_cells(clip_measures.difference(*sets.values(), name))[0])
+        label = f"{name} ({measure.better})" if measure.better else name
+        rows.append((label, cells))
+        remarks[label] = measure.note
+    columns += ["difference"] if both else []
+    return page.Table("Each clip by itself", _NOTE, columns, rows, remarks=remarks)
+
+
+def _cells(one: clip_measures.Estimate | None) -> list[page.Cell]:
+    if one is None:
+        return [page.Cell(None), page.Cell(0, digits=4)]
+    mean = page.Cell(one.value, one.low, one.high, digits=3)
+    return [mean, page.Cell(one.count, digits=4)]
+
+
+def make(
+    folders: Mapping[str, str],
+    settings: clip_measures.Settings,
+    sets: Mapping[str, clip_measures.Set],
+    distances: folder_distances.Distances | None,
+    controls: control_tables.Table | None,
+    *,
+    protocol: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    failures: Sequence[str],
+) -> str:
+    """Returns the page as HTML; see `folder_report.Report` for what it shows."""
+    tables = [measures_table(sets)] if sets else []
+    if distances:
+        tables.append(_distances_table(distances))
+    if controls:
+        tables.append(_controls_table(controls))
+    first = {side.capitalize(): folder for side, folder in folders.items()}
+    clips = {f"Clips of {side}": len(of.clips) for side, of in sets.items()}
+    return page.render(
+        title=f"{pathlib.Path(folders['videos']).resolve().name}: videos",
+        facts=first | clips | dict(facts),
+        entries=_entries(settings, sets),
+        tables=tables,
+        charts=_charts(sets),
+        charts_title="Clip by clip",
+        failures=failures,
+        protocol=protocol,
+    )
+
+
+def _distances_table(distances: folder_distances.Distances) -> page.Table:
+    theirs = distances.published or {}
+    rows = [
+        (name, [page.Cell(value, *distances.intervals.get(name, ()), digits=5)])
+        for name, value in distances.scores.items()
+    ]
+    note = "Of the whole set, on features; with 95 % bootstrap intervals."
+    if theirs:
+        note += f" {theirs['score']} is the score of {theirs['protocol']}."
+    strong = [theirs["score"]] if theirs else []
+    return page.Table("Distances to the reference", note, ["value"], rows, strong)
+
+
+def _controls_table(table: control_tables.Table) -> page.Table:
+    columns = list(next(iter(table.cells.values())))
+    rows, remarks = [], {"": "order"}
+    for metric, by_row in table.cells.items():
+        cells = [
+            page.Cell(None) if c is None else page.Cell(c.value, c.low, c.high, 3)
+            for c in map(by_row.get, columns)
+        ]
+        rows.append((metric, cells))
+        wrong = [s for s in table.broken if s.metric == metric]
+        said = [f"{step.better} is not before {step.worse}" for step in wrong]
+        if table.winners[metric]:
+            said.append(f"won by {', '.join(table.winners[metric])}")
+        remarks[metric] = "; ".join(said) or "as it should be"
+    nothing = [name for name, found in table.given_away.items() if not found]
+    note = (
+        f"The same {table.count} clips as they are and spoilt ({table.title}), with 95 % "
+        "bootstrap intervals. A measure that a spoilt clip wins cannot be read alone. "
+    )
+    note += (
+        f"Nothing gives away: {', '.join(nothing)}."
+        if nothing
+        else "Each is given away by some measure."
+    )
+    return page.Table("Controls", note, columns, rows, remarks=remarks)
+
+
+def _charts(sets: Mapping[str, clip_measures.Set]) -> list[page.Chart]:
+    found = []
+    for name in _STRIPS:
+        groups = {side: of.values(name).tolist() for side, of in sets.items()}
+        if any(groups.values()):
+            measure = clip_measures.MEASURES[name]
+            title = f"{name} ({measure.better} is better)" if measure.better else name
+            svg = charts.strip_chart(groups, label=name)
+            note = "A dot a clip; the bar is the mean."
+            if measure.moving:
+                note += " Clips in which nothing moves are left out."
+            found.append(page.Chart(title.capitalize(), note, svg))
+    return found
+
+
+def _entries(settings, sets: Mapping[str, clip_measures.Set]) -> list[page.Entry]:
+    """The first clips of each set beside those of the other, then the worst of both."""
+    chosen = {"Clips": {side: [*of.clips[:_FIRST]] for side, of in sets.items()}}
+    for name in (clip_measures.STILL, clip_measures.JUMPS, *_WORST_OF):
+        best = 0.0 if clip_measures.MEASURES[name].better == "less" else None
+        chosen[f"Worst: {name}"] = {
+            side: [one for one in of.worst(name, _WORST) if one.values[name] != best]
+            for side, of in sets.items()
+        }
+    entries = []
+    for group, by_side in chosen.items():
+        name = group.partition(": ")[2]
+        for side, ones in by_side.items():
+            clips = [_clip(one, settings, name) for one in ones]
+            if clips := [clip for clip in clips if clip]:
+                entries.append(page.Entry(side, group, clips, wide=True))
+    return entries
+
+
+_small = functools.partial(clip_measures.shrink, short_side=_SHORT_SIDE)
+
+
+def _clip(one: clip_measures.Measured, settings, name: str) -> page.Clip | None:
+    """A clip on the page, with its value; None where its file has gone since."""
+    reader = clip_files.Reader(min(one.frames, _FRAMES), settings.stride, shrink=_small)
+    try:
+        video_thwc = reader(one.source).video_thwc
+    except clip_files.UnusableClip:
+        return None
+    h, w = (side // 2 * 2 for side in video_thwc.shape[1:3])  # what a player takes
+    mp4 = page.mp4(video_thwc[:, :h, :w], one.fps)
+    valued = name and not clip_measures.MEASURES[name].share
+    said = [f"{one.values[name]:.3g}"] if valued else []
+    said += [one.name, f"{one.frames} frames of {one.size[1]} x {one.size[0]}"]
+    said += [one.caption] if one.caption else []
+    return page.Clip("; ".join(said), mp4, {}, w / h)

@@ -1,0 +1,342 @@
+"""What `evaluate --videos` does: measures a folder of videos, beside another one or alone.
+
+    options = folder_report.Options(reference="real", clip="clip-vit-base-patch32")
+    print(folder_report.run("clips", "out", options))
+
+Each clip is measured by itself (`clip_measures`), the set against the reference's
+(`folder_distances`), and a few clips beside spoilt ones (`control_tables`). Without a
+reference the distances are left out. OUT gets scores.json, clips.jsonl, report.html and,
+where controls are asked for, controls.json and controls.md.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from sora_jax.core import paths, progress
+from sora_jax.evals import protocol
+from sora_jax.evals.html import page
+from sora_jax.evals.metrics import agreement, control_tables
+from sora_jax.evals.videos import (
+    clip_files,
+    clip_measures,
+    feature_sets,
+    folder_controls,
+    folder_distances,
+    folder_page,
+    published,
+)
+
+_OF_DISTANCES = ("protocol", "features", "weights", "save_statistics", "batch_size")
+_OF_MEASURES = ("clip", "chunk_frames")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a person asks for; None is not asked for.
+
+    Attributes:
+      reference: another folder, or a file of statistics; without it there are no distances.
+      protocol: name of a published one.
+      features, weights: the network of the distances, and the folder of its weights.
+      num_frames, stride, num_clips: see `published.Settings`, `clip_measures.Settings`.
+      batch_size: clips of which features are computed at a time.
+      save_statistics: file for the reference's.
+      force: see `folder_distances.measure` and `feature_sets.save`.
+      temporal: measure each clip by itself.
+      clip: folder of CLIP's weights, for the agreement with captions.
+      chunk_frames, fps, colour: see `clip_measures.Settings`.
+      controls: make a control table.
+    """
+
+    reference: str | None = None
+    protocol: str | None = None
+    features: str | None = None
+    weights: str | None = None
+    num_frames: int | None = None
+    stride: int | None = None
+    num_clips: int | None = None
+    batch_size: int | None = None
+    save_statistics: str | None = None
+    force: bool = False
+    temporal: bool = True
+    clip: str | None = None
+    chunk_frames: int | None = None
+    fps: float | None = None
+    colour: str | None = None
+    controls: bool = False
+
+    def __post_init__(self):
+        if not self.reference:
+            self._refuse(_OF_DISTANCES, "compare with another folder: give --reference")
+        if not self.temporal:
+            self._refuse(
+                _OF_MEASURES, "are of single clips, which --notemporal leaves out"
+            )
+            if not self.reference and not self.controls:
+                raise ValueError(
+                    "--notemporal leaves nothing to do without --reference"
+                )
+
+    def _refuse(self, names, why: str) -> None:
+        given = [f"--{name}" for name in names if getattr(self, name) is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)} {why}")
+
+    def measures(self) -> clip_measures.Settings:
+        """How single clips are measured, where any are."""
+        if not (self.temporal or self.controls):
+            return clip_measures.Settings()
+        asked = ("num_clips", "num_frames", "stride", "chunk_frames", "fps", "colour")
+        given = {name: getattr(self, name) for name in asked}
+        given = {name: value for name, value in given.items() if value is not None}
+        return clip_measures.Settings(**given)
+
+
+OPTIONS = tuple(field.name for field in dataclasses.fields(Options))
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was measured.
+
+    Attributes:
+      folders: set -> where it lies; "videos", and "reference" where there is one.
+      settings: how single clips were measured.
+      sets: set -> its clips by themselves; empty where that was not asked for.
+      distances: of the sets; None without a reference.
+      controls: the control table; None where it was not asked for.
+      protocol: how all was measured, as JSON values.
+      failures: one sentence for each clip or file that could not be used.
+      notes: one sentence for what the numbers leave out or hide.
+      seconds: how long it took.
+    """
+
+    folders: Mapping[str, str]
+    settings: clip_measures.Settings
+    sets: Mapping[str, clip_measures.Set]
+    distances: folder_distances.Distances | None
+    controls: control_tables.Table | None
+    protocol: dict[str, Any]
+    failures: list[str]
+    notes: list[str]
+    seconds: float
+
+    def estimates(self) -> Iterator[tuple[str, str, clip_measures.Estimate]]:
+        """Set, measure and mean, of all that are defined."""
+        for side, of in self.sets.items():
+            for name in clip_measures.MEASURES:
+                if (found := of.estimate(name)) is not None:
+                    yield side, name, found
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Set -> how many clips were found, used in distances, and measured."""
+        found = {side: dict(of) for side, of in self._of_distances().items()}
+        for side, of in self.sets.items():
+            base = {"found": of.found, "failed": len(of.failures)}
+            named = (clip_measures.STILL, clip_measures.JUMPS)
+            flags = {
+                clip_measures.MEASURES[name].key: int(of.flagged(name))
+                for name in named
+            }
+            found[side] = (
+                base | found.get(side, {}) | {"measured": len(of.clips)} | flags
+            )
+        return found
+
+    def _of_distances(self) -> Mapping[str, Mapping[str, int]]:
+        return self.distances.counts if self.distances else {}
+
+
+def run(videos: str, out: str, options: Options) -> str:
+    """Measures as a person asks for it, and writes; returns what to print.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing can be measured, or what is asked for does not
+        go together; in one sentence.
+    """
+    report = measure(videos, options)
+    if options.save_statistics:
+        file = pathlib.Path(options.save_statistics)
+        feature_sets.save(file, report.distances.reference, force=options.force)
+    return write(pathlib.Path(out), report)
+
+
+def measure(videos: str, options: Options) -> Report:
+    """Measures a folder; see `run`."""
+    began, folders = time.monotonic(), {"videos": str(videos)}
+    if options.reference:
+        folders["reference"] = str(options.reference)
+    settings, distances = options.measures(), None
+    clip = agreement.Agreement(options.clip) if options.clip else None
+    if options.reference:
+        distances = _distances(folders, options)
+    failures = list(distances.failures) if distances else []
+    notes = list(distances.notes) if distances else []
+    sets = {}
+    for side, folder in folders.items() if options.temporal else ():
+        if pathlib.Path(folder).is_file():
+            notes.append(f"{side}: it is a file, whose clips cannot be measured")
+            continue
+        sets[side], more = _clips(pathlib.Path(folder), settings, clip)
+        failures += [f"{side}: {s}" for s in (*sets[side].failures, *more)]
+        notes += [f"{side}: {s}" for s in sets[side].notes]
+        notes += _of_captions(side, sets[side], clip)
+    notes += _unlike(sets)
+    table = None
+    if options.controls:
+        try:
+            table, more = folder_controls.measure(pathlib.Path(videos), settings)
+        except ValueError as error:
+            if not (sets or distances):
+                raise
+            more = [f"there are none, since {error}"]
+        notes += [f"controls: {sentence}" for sentence in more]
+    manifest = dict(distances.protocol) if distances else {"published": None}
+    if sets:
+        manifest["measures"] = settings.to_json(clip)
+    return Report(
+        folders, settings, sets, distances, table, manifest,
+        list(dict.fromkeys(failures)), list(dict.fromkeys(notes)),
+        time.monotonic() - began,
+    )  # fmt: skip
+
+
+def _distances(folders, options: Options) -> folder_distances.Distances:
+    asked = ("features", "num_frames", "stride", "num_clips")
+    given = {name: getattr(options, name) for name in asked}
+    settings = published.settle(options.protocol, given)
+    network = published.open_network(
+        settings, options.protocol, options.weights, options.batch_size
+    )
+    return folder_distances.measure(
+        *map(pathlib.Path, folders.values()), settings, network,
+        name=options.protocol, force=options.force, colour=options.colour,
+    )  # fmt: skip
+
+
+def _clips(folder, settings, clip):
+    """The clips of a folder by themselves, and captions that could not be read."""
+    found, captions = clip_files.find(folder, settings.colour), None
+    if clip:
+        names = [source.name for source in found.sources]
+        captions = agreement.read_captions(folder, names)
+    total = min(len(found.sources), settings.most_clips)
+    try:
+        with progress.Progress(total, "measure", "clips") as bar:
+            measured = clip_measures.measure(
+                found, settings, captions=captions, clip=clip, tell=bar.update
+            )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return measured, captions.failures if captions else ()
+
+
+def _of_captions(side: str, of: clip_measures.Set, clip) -> Iterator[str]:
+    texts = [one.caption for one in of.clips if one.caption is not None]
+    if clip and (count := clip.too_long(texts)):
+        yield (
+            f"{side}: {count} of {len(texts)} captions have more tokens than CLIP reads, "
+            "and are cut"
+        )
+    above = of.estimate(clip_measures.ABOVE)
+    if above and (above.low is None or above.low <= 0):
+        yield (
+            f"{side}: the agreement with captions is not above that with other captions "
+            "beyond its interval, so nothing says that the clips show what they should"
+        )
+
+
+def _unlike(sets: Mapping[str, clip_measures.Set]) -> Iterator[str]:
+    """Notes on what differs between the sets beside what they show."""
+    if len(sets) < 2:
+        return
+    for what, moves in (("frames", "repetition and drift"), ("fps", "every step")):
+        usual = [
+            float(np.median([getattr(one, what) for one in of.clips]))
+            for of in sets.values()
+        ]
+        if usual[0] != usual[1]:
+            unit = "frames" if what == "frames" else "frames a second"
+            yield (
+                f"a usual clip has {usual[0]:g} {unit}, one of the reference "
+                f"{usual[1]:g}: that alone moves {moves}"
+            )
+
+
+def write(out: pathlib.Path, report: Report) -> str:
+    """Writes the files; returns the scores as text.
+
+    Everything in scores.json but "facts" is the same for the same clips.
+    """
+    digest, distances = protocol.digest(report.protocol), report.distances
+    facts = page.facts() | {"Seconds": round(report.seconds, 1)}
+    scores = dict(distances.scores) if distances else {}
+    ends = {n: list(e) for n, e in distances.intervals.items()} if distances else {}
+    means = {}
+    for side, name, found in report.estimates():
+        key = clip_measures.MEASURES[name].key
+        scores[f"{side}/{key}"] = found.value
+        means[f"{side}/{key}"] = found.count
+        if found.low is not None:
+            ends[f"{side}/{key}"] = [found.low, found.high]
+    content = {
+        "protocol": report.protocol,
+        "digest": digest,
+        "published": distances and distances.published,
+        "counts": report.counts(),
+        "scores": scores,
+        "intervals": ends,
+        "clips_in_mean": means,
+        "failures": report.failures,
+        "notes": report.notes,
+        "facts": facts,
+    }
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    paths.write_atomically(out / "scores.json", text)
+    lines = [
+        json.dumps({"set": side} | one.to_json(), allow_nan=False) + "\n"
+        for side, of in report.sets.items()
+        for one in of.clips
+    ]
+    paths.write_atomically(out / "clips.jsonl", "".join(lines))
+    if report.controls:
+        control_tables.write([report.controls], out)
+    html = folder_page.make(
+        report.folders, report.settings, report.sets, distances, report.controls,
+        protocol=report.protocol | {"digest": digest}, facts=facts,
+        failures=[*report.failures, *report.notes],
+    )  # fmt: skip
+    paths.write_atomically(out / "report.html", html)
+    return _as_text(out, report, digest)
+
+
+def _as_text(out: pathlib.Path, report: Report, digest: str) -> str:
+    lines, distances = [], report.distances
+    for name, value in distances.scores.items() if distances else ():
+        ends = distances.intervals.get(name)
+        interval = "" if ends is None else f"  [{ends[0]:.6g}, {ends[1]:.6g}]"
+        mine = (distances.published or {}).get("score") == name
+        theirs = f"  <- {distances.published['protocol']}" if mine else ""
+        lines.append(f"{name:20}{value:.6g}{interval}{theirs}")
+    if report.sets:
+        lines += ["", page.as_text([folder_page.measures_table(report.sets)]), ""]
+    if report.controls:
+        lines += ["", report.controls.as_text(), ""]
+    for side, of in report.counts().items():
+        if "used" in of:
+            lines.append(f"{side}: {of['used']} of {of['found']} clips are used")
+        if "measured" in of:
+            lines.append(
+                f"{side}: {of['measured']} of {of['found']} clips are measured, "
+                f"{of['still']} of them still"
+            )
+    lines += [f"not used: {sentence}" for sentence in report.failures]
+    lines += [f"note: {sentence}" for sentence in report.notes]
+    files = f"{out / 'scores.json'}, {out / 'report.html'}"
+    return "\n".join([*lines, f"protocol {digest[:16]}; {files}"]).lstrip("\n")
