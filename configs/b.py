@@ -1,6 +1,6 @@
 """A denoiser of 252M parameters from scratch; see s.py for what it needs.
 
-    python -m sora_jax.train --config=configs/b.py --workdir=runs/b \
+    python -m sora_jax.train --config=configs/b.py --out=runs/b \
         --config.data.latents=latents \
         --config.text.encoder=Wan2.1-T2V-1.3B-Diffusers
 

@@ -1,6 +1,6 @@
 """A denoiser of 712M parameters from scratch; see s.py for what it needs.
 
-    python -m sora_jax.train --config=configs/l.py --workdir=runs/l \
+    python -m sora_jax.train --config=configs/l.py --out=runs/l \
         --config.data.latents=latents \
         --config.text.encoder=Wan2.1-T2V-1.3B-Diffusers
 

@@ -6,7 +6,7 @@
         --vae Wan2.1-T2V-1.3B-Diffusers
     python -m sora_jax.prepare --source latents:latents \
         --text_encoder Wan2.1-T2V-1.3B-Diffusers
-    python -m sora_jax.train --config=configs/s.py --workdir=runs/s \
+    python -m sora_jax.train --config=configs/s.py --out=runs/s \
         --config.data.latents=latents \
         --config.text.encoder=Wan2.1-T2V-1.3B-Diffusers
 

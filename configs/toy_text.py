@@ -1,6 +1,6 @@
 """The toy text encoder: reads one caption of a clip, writes another; one minute.
 
-    python -m sora_jax.train --config=configs/toy_text.py --workdir=runs/toy_text \
+    python -m sora_jax.train --config=configs/toy_text.py --out=runs/toy_text \
         --config.data.latents=runs/latents
 """
 

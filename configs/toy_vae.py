@@ -1,6 +1,6 @@
 """The toy video VAE: 4 x 4 x 4, 24 channels, on two CPU cores.
 
-    python -m sora_jax.train --config=configs/toy_vae.py --workdir=runs/toy_vae \
+    python -m sora_jax.train --config=configs/toy_vae.py --out=runs/toy_vae \
         --config.data.shards=runs/shards
 """
 

@@ -2,7 +2,7 @@
 
     python -m sora_jax.prepare --source toyworld:tw64 --num_clips 6400 --out runs/tw64
     python -m sora_jax.train --config=configs/toy_vae_4x16x16.py \
-        --workdir=runs/toy_vae_4x16x16 --config.data.shards=runs/tw64
+        --out=runs/toy_vae_4x16x16 --config.data.shards=runs/tw64
 
 Of the channels 32 begin at principal components and 16 are the network's own. After an
 hour on two cores, most of it on windows of five frames, it has 35.2 dB on clips that it

@@ -5,7 +5,7 @@ begins when the rest has settled. For an accelerator, on clips of 256 x 256:
 
     python -m sora_jax.prepare --source folder:my_videos --size 256x256 \
         --num_frames 33 --fps 16 --out runs/shards
-    python -m sora_jax.train --config=configs/vae_4x16x16.py --workdir=runs/vae_4x16x16 \
+    python -m sora_jax.train --config=configs/vae_4x16x16.py --out=runs/vae_4x16x16 \
         --config.data.shards=runs/shards
 
 Built and shape-checked by the tests; it has not been trained.

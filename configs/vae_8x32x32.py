@@ -6,7 +6,7 @@ more. A latent frame stands for eight video frames, so clips have 1 + 8n:
 
     python -m sora_jax.prepare --source folder:my_videos --size 256x256 \
         --num_frames 33 --fps 16 --out runs/shards
-    python -m sora_jax.train --config=configs/vae_8x32x32.py --workdir=runs/vae_8x32x32 \
+    python -m sora_jax.train --config=configs/vae_8x32x32.py --out=runs/vae_8x32x32 \
         --config.data.shards=runs/shards
 
 Built and shape-checked by the tests; it has not been trained.

@@ -1,6 +1,6 @@
 """Wan 2.1 T2V 14B; see wan_1_3b.py.
 
-    python -m sora_jax.train --config=configs/wan_14b.py --workdir=runs/tuned \
+    python -m sora_jax.train --config=configs/wan_14b.py --out=runs/tuned \
         --config.data.latents=latents --init Wan2.1-T2V-14B-Diffusers
 
 Compiled by preflight for these slices and run on none (launch/forecasts.md has seconds

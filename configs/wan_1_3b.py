@@ -4,7 +4,7 @@
         --vae Wan2.1-T2V-1.3B-Diffusers
     python -m sora_jax.prepare --source latents:latents \
         --text_encoder Wan2.1-T2V-1.3B-Diffusers
-    python -m sora_jax.train --config=configs/wan_1_3b.py --workdir=runs/tuned \
+    python -m sora_jax.train --config=configs/wan_1_3b.py --out=runs/tuned \
         --config.data.latents=latents --init Wan2.1-T2V-1.3B-Diffusers
 
 From scratch, `--config.text.encoder=Wan2.1-T2V-1.3B-Diffusers` takes the place of

@@ -1,6 +1,6 @@
 """Wan 2.2 TI2V 5B: text to video, and from a first frame; see wan_1_3b.py.
 
-    python -m sora_jax.train --config=configs/wan_5b.py --workdir=runs/tuned \
+    python -m sora_jax.train --config=configs/wan_5b.py --out=runs/tuned \
         --config.data.latents=latents --init Wan2.2-TI2V-5B-Diffusers
 
 Compiled by preflight, and not run, for v6e-16 with fsdp=4,ulysses=4 and four clips of 121

@@ -1,8 +1,8 @@
 """Wan 2.2 T2V A14B: one of its two experts, that of the levels above .875.
 
-    python -m sora_jax.train --config=configs/wan_a14b.py --workdir=runs/high \
+    python -m sora_jax.train --config=configs/wan_a14b.py --out=runs/high \
         --config.data.latents=latents --init Wan2.2-T2V-A14B-Diffusers/transformer
-    python -m sora_jax.train --config=configs/wan_a14b.py --workdir=runs/low \
+    python -m sora_jax.train --config=configs/wan_a14b.py --out=runs/low \
         --config.data.latents=latents --init Wan2.2-T2V-A14B-Diffusers/transformer_2 \
         --config.noise.levels="(0.0,0.875)"
     python -m sora_jax.convert --from runs/high --expert_2 runs/low --boundary 0.875 \

@@ -1,7 +1,7 @@
 """Rehearses a pod on one machine: several processes with virtual CPU devices each.
 
     python launch/local_pod.py --processes 2 --devices 4 -- \\
-        python -m sora_jax.train --config=configs/toy.py --workdir=runs/toy ...
+        python -m sora_jax.train --config=configs/toy.py --out=runs/toy ...
 
 The same command runs in every process, with what `sora_jax/core/mesh.py` reads to join
 them. Each line of output begins with the process's number. When one process fails the

@@ -111,7 +111,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             job(
                 "train",
                 config=VAE_CONFIG,
-                workdir=out / "vae",
+                out=out / "vae",
                 **{
                     "config.data.shards": out / "shards",
                     "config.loop.num_steps": args.vae_steps,
@@ -135,7 +135,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             job(
                 "train",
                 config=TEXT_CONFIG,
-                workdir=out / "text",
+                out=out / "text",
                 **{
                     "config.data.latents": out / "latents",
                     "config.loop.num_steps": args.text_steps,
@@ -149,7 +149,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             job(
                 "train",
                 config=CONFIG,
-                workdir=out / "model",
+                out=out / "model",
                 **{
                     "config.data.latents": out / "latents",
                     "config.text.encoder": out / "text",

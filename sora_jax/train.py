@@ -1,9 +1,9 @@
 """Trains what the config names: the denoiser, the video VAE or the text encoder.
 
-    python -m sora_jax.train --config=configs/toy.py --workdir=runs/toy \\
+    python -m sora_jax.train --config=configs/toy.py --out=runs/toy \\
         --config.data.latents=runs/latents
 
-    python -m sora_jax.train --config=configs/wan_1_3b.py --workdir=runs/tuned \\
+    python -m sora_jax.train --config=configs/wan_1_3b.py --out=runs/tuned \\
         --config.data.latents=runs/latents --init Wan2.1-T2V-1.3B-Diffusers
 
 The same command again continues the run. SIGTERM and, in a run of one process, Ctrl-C
@@ -42,7 +42,7 @@ from sora_jax.training import (
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "the recipe", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "the run folder")
+_OUT = flags.DEFINE_string("out", None, "Run folder.")
 _INIT = flags.DEFINE_string(
     "init", None, "the weights to begin with: a run, or a folder in diffusers' layout"
 )
@@ -91,7 +91,7 @@ def main(arguments):
     if len(arguments) > 1:
         raise app.UsageError(f"unknown argument {arguments[1]!r}")
     job.log_warnings()
-    c, folder = _CONFIG.value, pathlib.Path(_WORKDIR.value)
+    c, folder = _CONFIG.value, pathlib.Path(_OUT.value)
     c.init = _INIT.value or c.init
     try:
         meshes.initialize()
@@ -161,7 +161,7 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["config", "out"])
     flags.register_validator(
         "profile",
         lambda steps: (

@@ -21,7 +21,7 @@ RECIPE = str(pathlib.Path(__file__).parents[1] / "configs" / "toy.py")
         ("prepare", "out", {"source": "toyworld:tw32", "out": "out"}),
         ("prepare", "out", {"source": "shards:shards", "vae": "vae", "out": "out"}),
         ("prepare", "out", {"source": "latents:out", "text_encoder": "text"}),
-        ("train", "out", {"config": RECIPE, "workdir": "out"}),
+        ("train", "out", {"config": RECIPE, "out": "out"}),
         ("evaluate", "out", {"videos": "videos", "reference": "real", "out": "out"}),
         ("evaluate", "out", {"vae": "vae", "shards": "shards", "out": "out"}),
         ("generate", "out", {"model": "run", "prompts": "list.txt", "out": "out"}),

@@ -151,9 +151,7 @@ class Resolved:
             for name, value in settings.items()
             if not name.startswith("evaluate.")
         }
-        found = [
-            _command("train", {"config": recipe, "workdir": folder / "run"} | fields)
-        ]
+        found = [_command("train", {"config": recipe, "out": folder / "run"} | fields)]
         if evaluated:
             places = {"model": folder / "run", "out": folder}
             found.append(_command("evaluate", places | evaluated))

@@ -258,7 +258,7 @@ def _keeper(c, folder: pathlib.Path, file: pathlib.Path, text) -> Callable[[], N
         meshes.barrier("text encoder")
         if (found := tokenizer.find(folder)).suffix != file.suffix:
             raise ValueError(
-                f"{found} is of another model: remove it, or choose another --workdir"
+                f"{found} is of another model: remove it, or choose another --out"
             )
 
     return keep

@@ -59,7 +59,7 @@ def check(folder: pathlib.Path, config: Mapping) -> None:
     refused = [line for line in changed if line.split(":")[0] not in may_change]
     if refused:
         raise ValueError(
-            f"{folder} holds a run with another config; choose another --workdir "
+            f"{folder} holds a run with another config; choose another --out "
             "or give the old values. It differs in: " + "; ".join(refused)
         )
     num_steps = configs.flatten(config).get("loop.num_steps", taken)
@@ -153,7 +153,7 @@ def keep_data(folder: pathlib.Path, field: str, found: Sequence[str]) -> None:
         if json.loads(digests.read(file)).get(field) != list(found):
             raise ValueError(
                 f"{field} names other data than the run in {folder} began with: choose "
-                "another --workdir, or give the path of the old data"
+                "another --out, or give the path of the old data"
             )
     elif jax.process_index() == 0:
         text = json.dumps({field: list(found)}, indent=2) + "\n"
@@ -171,7 +171,7 @@ def keep(folder: pathlib.Path, name: str, source: pathlib.Path) -> None:
         if paths.sha256_file(target) != paths.sha256_file(source):
             raise ValueError(
                 f"{target} was copied from {source} when the run began, and that is "
-                "another file now: choose another --workdir, or restore the old file"
+                "another file now: choose another --out, or restore the old file"
             )
     elif jax.process_index() == 0:
         digests.copy(source, target)

@@ -21,7 +21,7 @@ print("at work", flush=True)
 time.sleep(behaviour.get("wait", 0))
 given = dict(word.removeprefix("--").split("=", 1) for word in words)
 if sys.argv[2] == "sora_jax.train":
-    run = pathlib.Path(given["workdir"])
+    run = pathlib.Path(given["out"])
     run.mkdir(exist_ok=True)
     rows = ({"step": step, "loss": 1 / step} for step in (1, 2))
     (run / "metrics.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))

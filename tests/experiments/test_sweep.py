@@ -178,7 +178,7 @@ def test_unknown_fields_of_a_config_are_refused_with_the_nearest():
     found = resolve({"optim.not_muon": ("a", "b"), "seed": 3}, **given)[0]
     folder = pathlib.Path("p")
     train, evaluate = found.commands(folder)
-    assert train[1] == "sora_jax.train" and "--workdir=p/run" in train
+    assert train[1] == "sora_jax.train" and "--out=p/run" in train
     assert "--config.optim.not_muon=('a', 'b')" in train and "--config.seed=3" in train
     assert evaluate[1:] == [
         *("sora_jax.evaluate", "--model=p/run", "--out=p", "--shards=s", "--seeds=0,1")

@@ -72,7 +72,7 @@ def train(made, run, devices=8, **changes):
     init = values.pop("init", made / "folder")
     command = [
         sys.executable, "-m", "sora_jax.train", "--config=configs/wan_1_3b.py",
-        f"--workdir={run}", f"--config.data.latents={made / 'latents'}",
+        f"--out={run}", f"--config.data.latents={made / 'latents'}",
         f"--init={init}", *(f"--config.{name}={value}" for name, value in values.items()),
     ]  # fmt: skip
     flags = (

@@ -68,7 +68,7 @@ def command(folder, run, **changes):
     values = TINY | {key.replace("__", "."): value for key, value in changes.items()}
     return [
         sys.executable, "-m", "sora_jax.train", "--config=configs/base.py",
-        f"--workdir={run}", f"--config.data.latents={folder / 'latents'}",
+        f"--out={run}", f"--config.data.latents={folder / 'latents'}",
         *(f"--config.{name}={value}" for name, value in values.items()),
     ]  # fmt: skip
 
@@ -244,7 +244,7 @@ def test_a_recipe_that_is_not_there_is_one_sentence_also_where_none_of_it_is_cha
     folder,
 ):
     alone = [sys.executable, "-m", "sora_jax.train", "--config=configs/nope.py"]
-    code, output = run_job([*alone, f"--workdir={folder / 'typo'}"])
+    code, output = run_job([*alone, f"--out={folder / 'typo'}"])
     assert code == 2 and "train: --config names what is not there" in output
     assert "Traceback" not in output and not (folder / "typo").exists()
 
