@@ -6,7 +6,7 @@
         --config.data.latents=latents --init Wan2.2-T2V-A14B-Diffusers/transformer_2 \
         --config.noise.levels="(0.0,0.875)"
     python -m sora_jax.convert --from runs/high --expert_2 runs/low --boundary 0.875 \
-        --to tuned --license apache-2.0
+        --out tuned --license apache-2.0
 """
 
 from configs import wan_14b

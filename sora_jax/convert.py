@@ -1,13 +1,13 @@
 """Weights of diffusers to runs of ours and back; files of feature networks to folders.
 
-    python -m sora_jax.convert --from Wan2.1-T2V-1.3B-Diffusers --to runs/wan_1_3b
-    python -m sora_jax.convert --from runs/toy --to toy-diffusers --license apache-2.0 \\
+    python -m sora_jax.convert --from Wan2.1-T2V-1.3B-Diffusers --out runs/wan_1_3b
+    python -m sora_jax.convert --from runs/toy --out toy-diffusers --license apache-2.0 \\
         --name "Toy" --training_data "Eight thousand clips of the toy world."
-    python -m sora_jax.convert --from i3d_pretrained_400.pt --eps 1e-5 --to weights/i3d
+    python -m sora_jax.convert --from i3d_pretrained_400.pt --eps 1e-5 --out weights/i3d
     python -m sora_jax.convert --from i3d_torchscript.pt --trust_torchscript \\
-        --to weights/i3d
+        --out weights/i3d
     python -m sora_jax.convert --from vgg16-397923af.pth --lpips_heads vgg.pth \\
-        --to lpips.safetensors
+        --out lpips.safetensors
 
 The direction follows from what --from names: a folder in diffusers' layout becomes the
 checkpoint of a run at step 0, which generates, is evaluated and begins other runs
@@ -32,7 +32,7 @@ from sora_jax.training import perceptual, pretrained, torch_files
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("from", None, "Run, or folder in diffusers' layout.", required=True)
-flags.DEFINE_string("to", None, "The folder to write.", required=True)
+flags.DEFINE_string("out", None, "The folder to write.", required=True)
 flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of the run's weights.")
 flags.DEFINE_bool("strict", False, "Refuse diffusers' fields that are not known.")
 flags.DEFINE_string("mesh", "fsdp=-1", "Devices that the weights pass through.")
@@ -128,11 +128,11 @@ def to_features(source: pathlib.Path, target: pathlib.Path) -> None:
 
 def run() -> None:
     """Does what the flags say."""
-    source, target = pathlib.Path(FLAGS["from"].value), pathlib.Path(FLAGS.to)
+    source, target = pathlib.Path(FLAGS["from"].value), pathlib.Path(FLAGS.out)
     if FLAGS.lpips_heads:
         return lpips(source, target)
     if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file: --to names the folder to write")
+        raise ValueError(f"{target} is a file: --out names the folder to write")
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: choose another folder")
     # Under its own name only when it is whole; what an interruption left is made anew.

@@ -37,7 +37,7 @@ def job():
 
         def call(source, target, **values):
             texts = {name: str(value) for name, value in values.items()}
-            texts |= {"from": str(source), "to": str(target)}
+            texts |= {"from": str(source), "out": str(target)}
             with flagsaver.flagsaver():
                 for name, text in texts.items():
                     convert.FLAGS[name].parse(text)
@@ -284,7 +284,7 @@ def test_a_target_that_cannot_be_written_is_found_before_anything_is_read(
     file = tmp_path / "file"
     file.write_text("x")
     for target, reason in {
-        file: "file is a file: --to names the folder to write",
+        file: "file is a file: --out names the folder to write",
         file / "run": "file is a file, not a folder",
         file / "a" / "run": "file is a file, not a folder",
     }.items():

@@ -25,7 +25,7 @@ RECIPE = str(pathlib.Path(__file__).parents[1] / "configs" / "toy.py")
         ("evaluate", "out", {"videos": "videos", "reference": "real", "out": "out"}),
         ("evaluate", "out", {"vae": "vae", "shards": "shards", "out": "out"}),
         ("generate", "out", {"model": "run", "prompts": "list.txt", "out": "out"}),
-        ("convert", "out.partial", {"from": "weights.npz", "to": "out"}),
+        ("convert", "out.partial", {"from": "weights.npz", "out": "out"}),
     ],
 )
 def test_a_job_is_refused_a_folder_in_use(name, held, flags, tmp_path, monkeypatch):

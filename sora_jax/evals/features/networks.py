@@ -117,7 +117,7 @@ class Known:
 
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "deviation": (0.229, 0.224, 0.225)}
 _CONVERTED = (
-    "turned into a folder by python -m sora_jax.convert --from FILE --to FOLDER"
+    "turned into a folder by python -m sora_jax.convert --from FILE --out FOLDER"
 )
 KNOWN = {
     "i3d": Known(

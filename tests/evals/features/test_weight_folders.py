@@ -38,7 +38,7 @@ def convert(peers_python):
     """Runs the job; returns what it says where it ends early."""
 
     def call(source, target, **values):
-        values |= {"from": source, "to": target, "torch_python": peers_python}
+        values |= {"from": source, "out": target, "torch_python": peers_python}
         with conftest.lone_job("convert") as job:
             for name, value in values.items():
                 job.FLAGS[name].value = value
