@@ -42,7 +42,7 @@ flags.DEFINE_integer("num_frames", None, "With --videos: first frames.", lower_b
 flags.DEFINE_integer("stride", None, "Uses one frame in so many.", lower_bound=1)
 flags.DEFINE_string("save_statistics", None, "File (.npz) for those of --reference.")
 flags.DEFINE_bool("force", False, "Uses statistics that were made otherwise.")
-flags.DEFINE_bool("temporal", True, "With --videos: measures each clip by itself.")
+flags.DEFINE_bool("distances_only", False, "With --videos: skip single clips.")
 flags.DEFINE_string("clip", None, "With --videos: CLIP's folder, to compare captions.")
 flags.DEFINE_integer("chunk_frames", None, "Looks for seams there.", lower_bound=1)
 flags.DEFINE_float("fps", None, "Of --videos that do not say theirs.", lower_bound=0.01)

@@ -58,7 +58,7 @@ flags.DEFINE_float("step_cache", None, "Error up to which work is spared; 0 is o
 flags.DEFINE_bool("calibrate_step_cache", False, "Measures, and makes no clips.")
 flags.DEFINE_string("size", None, "Width and height: 832x480 or 832*480.")
 flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of imported weights.")
-flags.DEFINE_bool("keep_text_encoder", True, "On the device, also while sampling.")
+flags.DEFINE_bool("free_text_encoder", False, "Free its memory before sampling.")
 flags.DEFINE_bool("strict", False, "Refuse imported fields that are not known.")
 flags.DEFINE_integer("batch_size", None, "Clips that are computed at a time.")
 flags.DEFINE_string("mesh", "replica=-1", "Mesh axes, such as fsdp=4,tensor=2.")
@@ -159,7 +159,7 @@ def run() -> None:
         job.hold(FLAGS.out)
     batches.settle_seeds(wanted, resume=bool(FLAGS.prompts) and not FLAGS.overwrite)
     pipe = pipeline.Pipeline.from_pretrained(
-        FLAGS.model, FLAGS.dtype, FLAGS.keep_text_encoder, strict=FLAGS.strict
+        FLAGS.model, FLAGS.dtype, not FLAGS.free_text_encoder, strict=FLAGS.strict
     )
     if recipe is not None:
         recipes.check_weights(recipe, pipe.source)

@@ -145,7 +145,7 @@ class Settings:
         if self.num_frames is not None and self.num_frames < LEAST_FRAMES:
             raise ValueError(
                 f"single clips and controls are measured from {LEAST_FRAMES} frames on, "
-                f"not {self.num_frames}: --notemporal without --controls leaves that out"
+                f"not {self.num_frames}: --distances_only without --controls leaves them out"
             )
         if self.chunk_frames is not None and self.stride != 1:
             raise ValueError("seams between chunks are seen at a stride of 1 only")

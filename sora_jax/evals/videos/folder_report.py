@@ -48,7 +48,7 @@ class Options:
       batch_size: clips of which features are computed at a time.
       save_statistics: file for the reference's.
       force: see `folder_distances.measure` and `feature_sets.save`.
-      temporal: measure each clip by itself.
+      distances_only: do not measure each clip by itself.
       clip: folder of CLIP's weights, for the agreement with captions.
       chunk_frames, fps, colour: see `clip_measures.Settings`.
       controls: make a control table.
@@ -64,7 +64,7 @@ class Options:
     batch_size: int | None = None
     save_statistics: str | None = None
     force: bool = False
-    temporal: bool = True
+    distances_only: bool = False
     clip: str | None = None
     chunk_frames: int | None = None
     fps: float | None = None
@@ -74,13 +74,13 @@ class Options:
     def __post_init__(self):
         if not self.reference:
             self._refuse(_OF_DISTANCES, "compare with another folder: give --reference")
-        if not self.temporal:
+        if self.distances_only:
             self._refuse(
-                _OF_MEASURES, "are of single clips, which --notemporal leaves out"
+                _OF_MEASURES, "are of single clips, which --distances_only leaves out"
             )
             if not self.reference and not self.controls:
                 raise ValueError(
-                    "--notemporal leaves nothing to do without --reference"
+                    "--distances_only leaves nothing to do without --reference"
                 )
 
     def _refuse(self, names, why: str) -> None:
@@ -90,7 +90,7 @@ class Options:
 
     def measures(self) -> clip_measures.Settings:
         """How single clips are measured, where any are."""
-        if not (self.temporal or self.controls):
+        if self.distances_only and not self.controls:
             return clip_measures.Settings()
         asked = ("num_clips", "num_frames", "stride", "chunk_frames", "fps", "colour")
         given = {name: getattr(self, name) for name in asked}
@@ -179,7 +179,7 @@ def measure(videos: str, options: Options) -> Report:
     failures = list(distances.failures) if distances else []
     notes = list(distances.notes) if distances else []
     sets = {}
-    for side, folder in folders.items() if options.temporal else ():
+    for side, folder in () if options.distances_only else folders.items():
         if pathlib.Path(folder).is_file():
             notes.append(f"{side}: it is a file, whose clips cannot be measured")
             continue

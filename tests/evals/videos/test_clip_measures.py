@@ -194,7 +194,7 @@ def test_cuts_and_seams_have_their_times(tmp_path):
     assert "seam score" not in by_name(measured(tmp_path))["skips"]
     with pytest.raises(ValueError, match="stride of 1 only"):
         clip_measures.Settings(chunk_frames=8, stride=2)
-    with pytest.raises(ValueError, match="from 4 frames on, not 3: --notemporal"):
+    with pytest.raises(ValueError, match="from 4 frames on, not 3: --distances_only"):
         clip_measures.Settings(num_frames=3)
 
 

@@ -433,7 +433,7 @@ def test_a_protocol_is_kept_or_refused(folders, tmp_path, monkeypatch):
         out = tmp_path / "out"
         options = folder_report.Options(
             reference=folders / "real", protocol=name, weights=folders / "weights",
-            temporal=False, **given,
+            distances_only=True, **given,
         )  # fmt: skip
         printed = folder_report.run(folders / videos, out, options)
         return printed, json.loads((out / "scores.json").read_text())
@@ -526,7 +526,7 @@ def test_i3d_with_its_epsilon(tmp_path):
         np.save(tmp_path / name / "all.npy", moving(2, name == "made"))
     options = folder_report.Options(
         reference=tmp_path / "real", features="i3d", num_frames=9,
-        weights=tmp_path / "i3d", temporal=False,
+        weights=tmp_path / "i3d", distances_only=True,
     )  # fmt: skip
     folder_report.run(tmp_path / "made", tmp_path / "out", options)
     found = json.loads((tmp_path / "out" / "scores.json").read_text())

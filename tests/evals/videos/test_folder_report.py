@@ -101,7 +101,10 @@ def test_the_reference_stands_beside(folders, tmp_path):
         assert scores[f"{side}/dynamic_degree"] == pytest.approx(np.mean(values))
     assert "difference" in printed and "frechet" in printed
     _, alone = run(
-        folders / "made", tmp_path / "alone", reference=folders / "real", temporal=False
+        folders / "made",
+        tmp_path / "alone",
+        reference=folders / "real",
+        distances_only=True,
     )
     assert not [name for name in alone["scores"] if "/" in name]
     assert "measures" not in alone["protocol"]
@@ -237,10 +240,13 @@ def test_what_does_not_go_together_is_one_sentence(folders, tmp_path):
             "--features compare with another folder: give --reference",
         ),
         ({"save_statistics": "x"}, "--save_statistics compare with another"),
-        ({"temporal": False}, "--notemporal leaves nothing to do without --reference"),
         (
-            {"temporal": False, "reference": "x", "clip": "y"},
-            "--clip are of single clips, which --notemporal leaves out",
+            {"distances_only": True},
+            "--distances_only leaves nothing to do without --reference",
+        ),
+        (
+            {"distances_only": True, "reference": "x", "clip": "y"},
+            "--clip are of single clips, which --distances_only leaves out",
         ),
         ({"chunk_frames": 4, "stride": 2}, "at a stride of 1 only"),
         ({"num_frames": 2}, "from 4 frames on, not 2"),
@@ -254,10 +260,10 @@ def test_what_does_not_go_together_is_one_sentence(folders, tmp_path):
 
 
 def test_other_frames_where_no_clip_is_measured():
-    given = {"reference": "x", "temporal": False, "num_frames": 3}
+    given = {"reference": "x", "distances_only": True, "num_frames": 3}
     options = folder_report.Options(**given)
     assert options.measures() == clip_measures.Settings()
-    with pytest.raises(ValueError, match="--notemporal without --controls"):
+    with pytest.raises(ValueError, match="--distances_only without --controls"):
         dataclasses.replace(options, controls=True).measures()
 
 
