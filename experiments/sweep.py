@@ -26,7 +26,7 @@ import pathlib
 import shlex
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from experiments.sweeping import index as indices
 from experiments.sweeping import points, results, runner
@@ -138,10 +138,8 @@ def finish(out: pathlib.Path, sweep: points.Sweep, index: indices.Index) -> int:
     return 1 if failed else 0
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Runs the sweep that the flags name."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
     out = pathlib.Path(_OUT.value)
     try:
         sweep = compared_by(points.load(_SWEEP.value))
@@ -156,8 +154,6 @@ def main(argv: list[str]) -> None:
     except runner.Stopped:
         print("sweep: stopped; the same command goes on here", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"sweep: {error}")
     sys.exit(code)
 
 

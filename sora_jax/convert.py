@@ -22,7 +22,7 @@ import pathlib
 import shutil
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
@@ -126,8 +126,7 @@ def to_features(source: pathlib.Path, target: pathlib.Path) -> None:
     )
 
 
-def run() -> None:
-    """Does what the flags say."""
+def main() -> None:
     source, target = pathlib.Path(FLAGS["from"].value), pathlib.Path(FLAGS.out)
     if FLAGS.lpips_heads:
         return lpips(source, target)
@@ -163,16 +162,6 @@ def run() -> None:
     with contextlib.suppress(OSError):  # an interrupted job had made it
         work.rmdir()
     print(f"{target} written")
-
-
-def main(argv: list[str]) -> None:
-    job.log_warnings()
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    try:
-        run()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"convert: {job.sentence(error)}") from None
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ models and samples the toy world's; videos are measured one by one and as a set.
 """
 
 import pathlib
-import sys
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
@@ -154,39 +153,33 @@ def check_flags() -> None:
         raise ValueError("give --out: the folder for scores and report")
 
 
-def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    try:
-        meshes.initialize()
-        check_flags()
-        job.check_writable(f"{FLAGS.out}/scores.json", FLAGS.save_statistics)
-        job.hold(FLAGS.out)
-        if FLAGS.videos:
-            return compare() if jax.process_index() == 0 else None
-        clips, network = shards.open(FLAGS.shards), networks.ToyFeatures()
-        if FLAGS.vae:
-            names = ("vae", "shards", "out", "lpips", "num_clips")
-            given = [FLAGS[name].value for name in names]
-            first = jax.process_index() == 0
-            return print(vae_report.run(clips, network, *given)) if first else None
-        tier = clips.manifest["settings"].get("tier")
-        if tier is None:
-            raise ValueError(
-                f"{FLAGS.shards} are not toy-world shards: the oracle cannot read them"
-            )
-        source = pathlib.Path(FLAGS.model or FLAGS.samples)
-        runs = results.Runs(source, bool(FLAGS.model), [*map(pathlib.Path, FLAGS.also)])
-        runs.differences()  # a run that is not there is named now, not at the end
-        scorer = results.Scorer(clips, tier, network, runs)
-        with job.terminable():
-            if FLAGS.samples:
-                finish(scorer, samples.read_material(source))
-            else:
-                score(sampling_of(clips, tier), scorer)
-    except (ValueError, OSError) as error:
-        sys.exit(f"evaluate: {job.sentence(error)}")
+def main() -> None:
+    meshes.initialize()
+    check_flags()
+    job.check_writable(f"{FLAGS.out}/scores.json", FLAGS.save_statistics)
+    job.hold(FLAGS.out)
+    if FLAGS.videos:
+        return compare() if jax.process_index() == 0 else None
+    clips, network = shards.open(FLAGS.shards), networks.ToyFeatures()
+    if FLAGS.vae:
+        names = ("vae", "shards", "out", "lpips", "num_clips")
+        given = [FLAGS[name].value for name in names]
+        first = jax.process_index() == 0
+        return print(vae_report.run(clips, network, *given)) if first else None
+    tier = clips.manifest["settings"].get("tier")
+    if tier is None:
+        raise ValueError(
+            f"{FLAGS.shards} are not toy-world shards: the oracle cannot read them"
+        )
+    source = pathlib.Path(FLAGS.model or FLAGS.samples)
+    runs = results.Runs(source, bool(FLAGS.model), [*map(pathlib.Path, FLAGS.also)])
+    runs.differences()  # a missing run is reported now, not after the work
+    scorer = results.Scorer(clips, tier, network, runs)
+    with job.terminable():
+        if FLAGS.samples:
+            finish(scorer, samples.read_material(source))
+        else:
+            score(sampling_of(clips, tier), scorer)
 
 
 if __name__ == "__main__":

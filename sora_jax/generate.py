@@ -14,7 +14,7 @@ processes each runs the same command. For --step_cache see --calibrate_step_cach
 import pathlib
 
 import jax
-from absl import app, flags, logging
+from absl import flags
 
 from sora_jax.core import job, progress
 from sora_jax.core import mesh as meshes
@@ -144,8 +144,7 @@ def arguments(part: list[dict]) -> dict:
     return batches.arguments(part, FLAGS.batch_size)
 
 
-def run() -> None:
-    """Does what the flags say."""
+def main() -> None:
     meshes.initialize()
     recipe = recipes.read(made) if (made := FLAGS["from"].value) else None
     wanted = clips(recipe)
@@ -184,16 +183,6 @@ def run() -> None:
         make(pipe, parts, steps)
     if first:
         print(f"{todo} clip{'s' * (todo != 1)} written: {FLAGS.out}")
-
-
-def main(argv: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    try:
-        run()
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"generate: {job.sentence(error)}") from None
 
 
 if __name__ == "__main__":

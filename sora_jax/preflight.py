@@ -25,7 +25,7 @@ import json
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from sora_jax.core import config as configs
@@ -71,10 +71,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main(arguments):
-    if len(arguments) > 1:
-        raise app.UsageError(f"unknown argument {arguments[1]!r}")
-    logging.set_verbosity(logging.WARNING)
+def main() -> None:
     c, mesh, lacking = _CONFIG.value, None, 0.0
     try:
         make = _program(c)

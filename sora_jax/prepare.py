@@ -17,10 +17,9 @@ adds videos that are new. What is left out is listed, here and in OUT/report.jso
 import os
 import pathlib
 import re
-import sys
 import time
 
-from absl import app, flags, logging
+from absl import flags
 
 from sora_jax.core import job
 from sora_jax.data import curate, reports, shards, toy_clips
@@ -160,8 +159,7 @@ def encode(kind: str, name: str) -> None:
         print(f"{where}: states by {encoder}; {time.monotonic() - began:.1f} s")
 
 
-def run() -> None:
-    """Does what the flags say."""
+def main() -> None:
     kind, _, name = _SOURCE.value.partition(":")
     if kind not in _BELONGS or not name:
         raise ValueError(
@@ -184,16 +182,6 @@ def run() -> None:
     manifest = shards.write(out, source, num_workers=workers)
     for line in reports.summary(out, manifest, time.monotonic() - began):
         print(line)
-
-
-def main(arguments):
-    logging.set_verbosity(logging.WARNING)
-    if len(arguments) > 1:
-        raise app.UsageError(f"unknown argument {arguments[1]!r}")
-    try:
-        run()
-    except (ValueError, OSError) as error:
-        sys.exit(f"prepare: {job.sentence(error)}")
 
 
 if __name__ == "__main__":

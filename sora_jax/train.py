@@ -18,7 +18,7 @@ import sys
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from sora_jax.core import config as configs
@@ -87,42 +87,36 @@ def tell_changes(folder: pathlib.Path, changed: list[str]) -> None:
         )
 
 
-def main(arguments):
-    if len(arguments) > 1:
-        raise app.UsageError(f"unknown argument {arguments[1]!r}")
-    job.log_warnings()
+def main() -> None:
     c, folder = _CONFIG.value, pathlib.Path(_OUT.value)
     c.init = _INIT.value or c.init
-    try:
-        meshes.initialize()
-        if c.objective not in jobs.JOBS:
-            raise ValueError(f"objective {c.objective!r}; there are {[*jobs.JOBS]}")
-        if c.init and c.objective != "denoiser":
-            raise ValueError(f"init is for a denoiser; the objective is {c.objective}")
-        built = configs.build(recipe.Recipe, c, "")
-        runs.settings(c)  # checks the section `sample`
-        warmup = built.optim.warmup_steps
-        if warmup >= built.loop.num_steps and jax.process_index() == 0:
-            print(
-                f"train: optim.warmup_steps ({warmup}) is not less than "
-                f"loop.num_steps ({built.loop.num_steps}): the learning rate only rises",
-                file=sys.stderr,
-            )
-        mesh = meshes.make_mesh(dict(c.mesh))
-        jax.set_mesh(mesh)
-        job.hold(folder)
-        run_folder.check(folder, c)
-        if _STRICT.value:
-            initial.check_fields(c)
-        task = jobs.JOBS[c.objective](c, folder, mesh)
-        measured = evaluators(c, task)
-        tell_changes(folder, run_folder.claim(folder, c))
-        meshes.barrier("config")
-        if jax.process_index() == 0:
-            text = json.dumps(environment.describe(), indent=2)
-            paths.write_atomically(folder / "env.json", text + "\n")
-    except (ValueError, OSError) as error:
-        sys.exit(f"train: {job.sentence(error)}")
+    meshes.initialize()
+    if c.objective not in jobs.JOBS:
+        raise ValueError(f"objective {c.objective!r}; there are {[*jobs.JOBS]}")
+    if c.init and c.objective != "denoiser":
+        raise ValueError(f"init is for a denoiser; the objective is {c.objective}")
+    built = configs.build(recipe.Recipe, c, "")
+    runs.settings(c)  # checks the section `sample`
+    warmup = built.optim.warmup_steps
+    if warmup >= built.loop.num_steps and jax.process_index() == 0:
+        print(
+            f"train: optim.warmup_steps ({warmup}) is not less than "
+            f"loop.num_steps ({built.loop.num_steps}): the learning rate only rises",
+            file=sys.stderr,
+        )
+    mesh = meshes.make_mesh(dict(c.mesh))
+    jax.set_mesh(mesh)
+    job.hold(folder)
+    run_folder.check(folder, c)
+    if _STRICT.value:
+        initial.check_fields(c)
+    task = jobs.JOBS[c.objective](c, folder, mesh)
+    measured = evaluators(c, task)
+    tell_changes(folder, run_folder.claim(folder, c))
+    meshes.barrier("config")
+    if jax.process_index() == 0:
+        text = json.dumps(environment.describe(), indent=2)
+        paths.write_atomically(folder / "env.json", text + "\n")
     failed = None
     try:
         state = loop.train(
@@ -147,12 +141,12 @@ def main(arguments):
         failed, state = error, error.state
         if state is None:
             sys.exit(f"train: {error}")
-    except (
-        FloatingPointError,
-        loader.TooManyCorruptRecords,
-        digests.Damaged,
-    ) as error:
+    except loader.TooManyCorruptRecords as error:
         sys.exit(f"train: {error}")
+    except digests.Damaged:
+        raise
+    except ValueError as error:  # not the user's mistake: it needs its traceback
+        raise RuntimeError("training failed") from error
     if task.finish:
         task.finish(state.ema)
         meshes.barrier("finish")

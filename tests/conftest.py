@@ -118,6 +118,14 @@ def libtpu() -> str:
     pytest.skip(reason)
 
 
+def run_job(module) -> None:
+    """Calls the main function of a job as `job.run` does, with the flags as they are."""
+    from sora_jax.core import job
+
+    with job.concise_errors(module.__name__.rpartition(".")[2]), job._held:
+        module.main()
+
+
 @contextlib.contextmanager
 def lone_job(name: str):
     """Imports the job `sora_jax.<name>` while no other job's flags are defined.

@@ -43,7 +43,7 @@ def job():
                     convert.FLAGS[name].parse(text)
                     convert.FLAGS[name].present = 1
                 with jax.set_mesh(jax.sharding.get_mesh()):  # the job sets its own
-                    convert.main(["convert"])
+                    conftest.run_job(convert)
 
         yield call
 

@@ -45,6 +45,6 @@ def test_a_job_is_refused_a_folder_in_use(name, held, flags, tmp_path, monkeypat
             job.flags.FLAGS[flag].parse(value)
             job.flags.FLAGS[flag].present = 1
             job.flags.FLAGS[flag].using_default_value = False
-        job.main([name])
+        conftest.run_job(job)
     assert f"{held} is in use by process " in str(raised.value)
     assert not (tmp_path / held).exists()  # nothing was written

@@ -1,4 +1,4 @@
-"""Runs a job's main function: what the user gets wrong or stops ends in one sentence."""
+"""Runs a job: flags, locks, and one sentence where a user's mistake or Ctrl-C ends it."""
 
 import contextlib
 import math
@@ -23,18 +23,18 @@ _PROFILE = flags.DEFINE_enum(
 _held, _held_folders = contextlib.ExitStack(), set()  # the locks of this job
 
 
-def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -> None:
+def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
     """Parses the flags and calls `main`.
 
     Exit codes: 2 for flags that are not understood, 130 after Ctrl-C, 1 with one sentence
-    for a file or folder that cannot be read or written, or too little memory.
+    for wrong input (`concise_errors`) or too little memory.
 
     With several processes, one that fails ends at once: in an orderly exit JAX would
     wait minutes for the others, which wait for this one. Only `sys.exit(number)` is
     orderly, since all processes do it at the same place.
 
     Args:
-      main: takes the arguments that are not flags.
+      main: does the job's work, as its flags say.
       name: of the job; messages begin with it.
       any_batch: keeps a clip's numbers on CPUs from depending on the batch it is in,
         at a cost of speed (`xla_flags.ANY_BATCH`).
@@ -43,6 +43,8 @@ def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -
     def parse(argv: list[str]) -> list[str]:
         try:
             left = flags.FLAGS(argv)
+            if len(left) > 1:
+                raise flags.Error(f"unknown argument {left[1]!r}")
             _check_finite(flags.FLAGS)
             if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
                 flags.FLAGS["config"].value.keys()  # fails where none could be read
@@ -62,13 +64,12 @@ def run(main: Callable[[list[str]], None], name: str, any_batch: bool = False) -
         return left
 
     def guarded(argv: list[str]) -> None:
+        log_warnings()
         try:
-            with _held:
-                main(argv)
+            with concise_errors(name), _held:
+                main()
         except KeyboardInterrupt:
-            _end(f"\n{name}: interrupted; the same command goes on here", 130)
-        except OSError as error:
-            _end(f"{name}: {sentence(error)}", 1)
+            _end(f"\n{name}: interrupted; the same command resumes", 130)
         except SystemExit as stop:
             if not isinstance(stop.code, str):
                 raise
@@ -128,11 +129,20 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def sentence(error: Exception) -> str:
-    """The message of an error for a user; for a file it is "path: reason"."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+@contextlib.contextmanager
+def concise_errors(name: str) -> Iterator[None]:
+    """Ends the job with one sentence where its input or a file is wrong, not a traceback.
+
+    Raises:
+      SystemExit: "name: message", for a ValueError, OSError or FloatingPointError.
+    """
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        raise SystemExit(f"{name}: {text}") from None
 
 
 def log_warnings() -> None:

@@ -13,7 +13,7 @@ from sora_jax.core import environment, job, paths
 
 
 @pytest.fixture(autouse=True)
-def hooks(monkeypatch):
+def hooks(monkeypatch, logging_of_jobs):
     """Puts back what a job sets for its process."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(job.app, "run", lambda main, flags_parser: main([]))
@@ -24,7 +24,7 @@ class Ended(BaseException):
 
 
 def raised(error):
-    def main(argv):
+    def main():
         raise error
 
     return main
@@ -40,7 +40,9 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/metrics.jsonl")
         (FULL, 1, "x: run/metrics.jsonl: No space left on device\n"),
         (paths.InUse("run is in use"), 1, "x: run is in use\n"),
         (SystemExit("x: wrong config"), 1, "x: wrong config\n"),
-        (KeyboardInterrupt(), 130, "x: interrupted; the same command goes on here\n"),
+        (ValueError("--size is wrong"), 1, "x: --size is wrong\n"),
+        (FloatingPointError("nan"), 1, "x: nan\n"),
+        (KeyboardInterrupt(), 130, "x: interrupted; the same command resumes\n"),
         (TOO_LARGE, 1, f"or take more devices ({TOO_LARGE})\n"),
         (RuntimeError("a bug"), 1, "RuntimeError: a bug\n"),
     ],
@@ -76,7 +78,7 @@ def test_processes_that_agree_on_an_exit_leave_in_order(monkeypatch):
 
 
 def test_a_job_holds_its_folder_until_it_ends(tmp_path):
-    def main(argv):
+    def main():
         job.hold(tmp_path / "run")
         job.hold(tmp_path / "run")
         with pytest.raises(paths.InUse), paths.lock(tmp_path / "run"):
@@ -113,9 +115,20 @@ def test_numbers_that_are_not_finite_are_refused_for_every_flag(monkeypatch, cap
         job.app, "run", lambda main, flags_parser: flags_parser(["x", "--rate=nan"])
     )
     with pytest.raises(SystemExit) as end:
-        job.run(lambda argv: None, "x")
+        job.run(lambda: None, "x")
     assert end.value.code == 2
     assert "x: flag --rate=nan: it is not a finite number" in capsys.readouterr().err
+
+
+def test_arguments_that_are_not_flags_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(job.flags, "FLAGS", flags.FlagValues())
+    monkeypatch.setattr(
+        job.app, "run", lambda main, flags_parser: flags_parser(["x", "clip.mp4"])
+    )
+    with pytest.raises(SystemExit) as end:
+        job.run(lambda: None, "x")
+    assert end.value.code == 2
+    assert "x: unknown argument 'clip.mp4'; --help lists" in capsys.readouterr().err
 
 
 def test_a_run_starts_where_git_is_not_installed(monkeypatch, tmp_path):

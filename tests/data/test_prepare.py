@@ -15,6 +15,7 @@ from sora_jax import prepare
 from sora_jax.core import paths
 from sora_jax.data import shards, toy_clips, video_io
 from sora_jax.toyworld import captions, families, render, scene
+from tests import conftest
 from tests.data.test_video_io import film, write
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ def run(**changes):
         for name, value in changes.items():
             prepare.flags.FLAGS[name].parse(str(value))
             prepare.flags.FLAGS[name].using_default_value = False
-        prepare.main(["prepare"])
+        conftest.run_job(prepare)
 
 
 def refusal(**changes):

@@ -9,13 +9,13 @@ from absl import flags
 
 from configs import base
 from sora_jax.core import config as configs
-from sora_jax.core import job as core_job
 from sora_jax.core import paths
 from sora_jax.data import shards, tokenizer, toy_clips
 from sora_jax.generation import runs
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, latents
 from sora_jax.training import state as states
+from tests import conftest
 
 VAE = video_vae.Config(
     latent_channels=4, base_dim=4, num_res_blocks=1,
@@ -77,8 +77,7 @@ def evaluate(job, **given) -> None:
     flags.FLAGS.unparse_flags()
     flags.FLAGS(["evaluate", *(f"--{name}={value}" for name, value in given.items())])
     try:
-        with core_job._held:  # lets go of OUT, as the process does at its end
-            job.main(["evaluate"])
+        conftest.run_job(job)
     finally:
         for name in job.FLAGS:
             if job.FLAGS[name].present:

@@ -14,7 +14,6 @@ from flax import nnx
 from configs import base
 from sora_jax.core import config as configs
 from sora_jax.core import digests, mesh, paths
-from sora_jax.core import job as jobs
 from sora_jax.data import tokenizer, video_io
 from sora_jax.generation import pipeline, recipes
 from sora_jax.training import checkpoint, cost, state
@@ -73,9 +72,8 @@ def generate(run_folder):
         def call(**values):
             values = {"model": str(run_folder)} | values
             with flagsaver.flagsaver(**values):
-                # The job sets its own mesh; its locks end with it.
-                with jax.set_mesh(jax.sharding.get_mesh()), jobs._held:
-                    job.main(["generate"])
+                with jax.set_mesh(jax.sharding.get_mesh()):  # the job sets its own
+                    conftest.run_job(job)
 
         yield call
 

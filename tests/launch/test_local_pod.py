@@ -63,7 +63,7 @@ def test_a_process_that_fails_does_not_wait_for_the_others():
     program = INDEX + (
         "import sys, time\n"
         "from sora_jax.core import job, mesh\n"
-        "def main(argv):\n"
+        "def main():\n"
         "    mesh.initialize()\n"
         "    if index == 0: raise RuntimeError('lost the disk')\n"
         "    time.sleep(100)\n"

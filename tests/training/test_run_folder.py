@@ -102,11 +102,11 @@ def start(tmp_path):
 
         def call(run, **changes):
             c = recipe(**{n.replace(".", "__"): v for n, v in tiny.items()} | changes)
-            given = {"_CONFIG": c, "_WORKDIR": tmp_path / run}
+            given = {"_CONFIG": c, "_OUT": tmp_path / run}
             flags = {name: mock.Mock(value=value) for name, value in given.items()}
             mesh = jax.sharding.get_mesh()  # the job sets its own
             with mock.patch.multiple(job, **flags), jax.set_mesh(mesh):
-                job.main(["train"])
+                conftest.run_job(job)
             return begun.call_args
 
         yield call

@@ -26,7 +26,7 @@ from sora_jax.training import (
     pretrained,
     text_states,
 )
-from tests.conftest import lone_job
+from tests import conftest
 from tests.data import clips
 from tests.training import test_initial, tiny_folder
 
@@ -218,11 +218,11 @@ def test_the_command(made, tmp_path, capsys, monkeypatch):
     """After the latents or with them; refusals; nothing is read when all is there."""
 
     def run(**given):
-        with lone_job("prepare") as prepare, flagsaver.flagsaver():
+        with conftest.lone_job("prepare") as prepare, flagsaver.flagsaver():
             for name, value in given.items():
                 prepare.flags.FLAGS[name].parse(str(value))
                 prepare.flags.FLAGS[name].using_default_value = False
-            prepare.main(["prepare"])
+            conftest.run_job(prepare)
 
     def refusal(**given):
         with pytest.raises(SystemExit) as caught:

@@ -45,7 +45,7 @@ def convert(peers_python):
                 job.FLAGS[name].present = 1
             try:
                 with jax.set_mesh(jax.sharding.get_mesh()):  # the job sets its own
-                    job.run()
+                    job.main()
             except ValueError as error:
                 return str(error)
             finally:
