@@ -35,7 +35,7 @@ flags.DEFINE_string("from", None, "Run, or folder in diffusers' layout.", requir
 flags.DEFINE_string("out", None, "The folder to write.", required=True)
 flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of the run's weights.")
 flags.DEFINE_bool("strict", False, "Refuse diffusers' fields that are not known.")
-flags.DEFINE_string("mesh", "fsdp=-1", "Devices that the weights pass through.")
+flags.DEFINE_string("mesh", "fsdp=-1", job.MESH)
 flags.DEFINE_string(
     "expert_2", None, "Run of the expert for levels below --boundary, beside --from."
 )

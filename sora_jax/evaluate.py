@@ -62,10 +62,12 @@ flags.DEFINE_float("step_cache", None, "Error up to which work is spared; 0 is o
 flags.DEFINE_list("checkpoints", [], "The run's steps, or all; by default the newest.")
 flags.DEFINE_bool("follow", False, "Scores each checkpoint as it comes, to the last.")
 flags.DEFINE_integer("batch_size", 32, "Clips that are computed at a time.")
+flags.DEFINE_string("mesh", "fsdp=-1", job.MESH)
 flags.DEFINE_list("also", [], "More runs, whose curves and other config are shown.")
 OF_MODELS = (*toyworld.SIZES, "suites", "seeds", "prompt_seed", *samples.MAKING)
+OF_MODELS += ("checkpoints", "follow", "mesh")
 TAKEN_BY = dict.fromkeys(folder_report.OPTIONS, ["videos"]) | {"lpips": ["vae"]}
-TAKEN_BY |= dict.fromkeys((*OF_MODELS, "checkpoints", "follow"), ["model"])
+TAKEN_BY |= dict.fromkeys(OF_MODELS, ["model"])
 TAKEN_BY |= {"also": ["model", "samples"], "shards": ["model", "samples", "vae"]}
 TAKEN_BY |= {"num_clips": ["vae", "videos"], "batch_size": ["model", "videos"]}
 
@@ -101,7 +103,7 @@ def sampling_of(clips: shards.Shards, tier: str) -> checkpoints.Sampling:
         pathlib.Path(FLAGS.out) / "parts",
         seeds=checkpoints.read_seeds(FLAGS.seeds),
         batch_size=FLAGS.batch_size,
-        mesh=meshes.make_mesh(),
+        mesh=meshes.make_mesh(meshes.parse(FLAGS.mesh)),
         asked={name: FLAGS[name].value for name in samples.MAKING},
     )
 

@@ -61,7 +61,7 @@ flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of imported weights.")
 flags.DEFINE_bool("free_text_encoder", False, "Free its memory before sampling.")
 flags.DEFINE_bool("strict", False, "Refuse imported fields that are not known.")
 flags.DEFINE_integer("batch_size", None, "Clips that are computed at a time.")
-flags.DEFINE_string("mesh", "replica=-1", "Mesh axes, such as fsdp=4,tensor=2.")
+flags.DEFINE_string("mesh", "replica=-1", job.MESH)
 
 _NAMES_OF_WAN = {
     "frame_num": "num_frames", "base_seed": "seed", "save_file": "out",

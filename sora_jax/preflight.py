@@ -39,7 +39,7 @@ from sora_jax.training import recipe
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:2x2 or v5p:2x2x1.")
 _SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of it.", lower_bound=1)
-_MESH = flags.DEFINE_string("mesh", None, "Such as fsdp=2,ulysses=2; config.mesh.")
+_MESH = flags.DEFINE_string("mesh", None, job.MESH)
 _JOB = flags.DEFINE_enum("job", "train", ("train", "sample", "vae"), "See above.")
 _SEARCH = flags.DEFINE_bool("search", False, "Rank layouts of the train step.")
 _LIMIT = flags.DEFINE_integer("compile_limit", 3, "Layouts to compile.", lower_bound=1)
@@ -81,8 +81,9 @@ def main() -> None:
         if _SEARCH.value:
             text, values = _search(c, devices)
         else:
-            shape = meshes.parse(_MESH.value) if _MESH.value else dict(c.mesh)
-            mesh = meshes.make_mesh(shape, devices)
+            if _MESH.value:
+                job.fill_mesh(c, _MESH.value)
+            mesh = meshes.make_mesh(dict(c.mesh), devices)
             found = make(c, mesh)
             text, values = found.as_text(), found.to_json()
             lacking = found.excess

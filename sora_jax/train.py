@@ -46,6 +46,7 @@ _OUT = flags.DEFINE_string("out", None, "Run folder.")
 _INIT = flags.DEFINE_string(
     "init", None, "the weights to begin with: a run, or a folder in diffusers' layout"
 )
+_MESH = flags.DEFINE_string("mesh", None, job.MESH)
 _STRICT = flags.DEFINE_bool(
     "strict", False, "refuse fields of an imported folder that are not known"
 )
@@ -90,6 +91,8 @@ def tell_changes(folder: pathlib.Path, changed: list[str]) -> None:
 def main() -> None:
     c, folder = _CONFIG.value, pathlib.Path(_OUT.value)
     c.init = _INIT.value or c.init
+    if _MESH.value:
+        job.fill_mesh(c, _MESH.value)
     meshes.initialize()
     if c.objective not in jobs.JOBS:
         raise ValueError(f"objective {c.objective!r}; there are {[*jobs.JOBS]}")

@@ -12,14 +12,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import jax
+import ml_collections
 from absl import app, flags, logging
+from ml_collections import config_flags
 
+from sora_jax.core import mesh as meshes
 from sora_jax.core import paths, xla_flags
 
 _PROFILE = flags.DEFINE_enum(
     "xla_profile", "default", [*xla_flags.PROFILES],
     "Flags of XLA; sora_jax/core/xla_flags.py says why.",
 )  # fmt: skip
+MESH = "Devices on each mesh axis, such as fsdp=4,tensor=2; -1: all that are left."
 _held, _held_folders = contextlib.ExitStack(), set()  # the locks of this job
 
 
@@ -210,6 +214,26 @@ def check_taken(
         of = taken_by[wrong[0]]
         names = sorted(f"--{name}" for name in wrong if taken_by[name] == of)
         raise ValueError(f"{', '.join(names)} need --{' or --'.join(of)}")
+
+
+def fill_mesh(config: ml_collections.ConfigDict, mesh: str) -> None:
+    """Writes the flag --mesh into the section `mesh` of the config of flag --config.
+
+    An axis that neither --mesh nor --config.mesh names gets size 1.
+
+    Raises:
+      ValueError: an axis is given by both, or is unknown.
+    """
+    shape = meshes.parse(mesh)
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    for axis in shape:
+        if axis not in meshes.AXES:
+            raise ValueError(f"--mesh: {axis!r} is unknown; there are {meshes.AXES}")
+        if f"mesh.{axis}" in overrides:
+            raise ValueError(f"give either --mesh={axis}=... or --config.mesh.{axis}")
+    for axis in meshes.AXES:
+        if f"mesh.{axis}" not in overrides:
+            config.mesh[axis] = shape.get(axis, 1)
 
 
 def parse_size(text: str) -> tuple[int, int]:

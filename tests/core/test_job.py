@@ -3,13 +3,17 @@
 import errno
 import logging as std_logging
 import os
+import pathlib
 import sys
 
 import jax
 import pytest
 from absl import flags, logging
+from ml_collections import config_flags
 
 from sora_jax.core import environment, job, paths
+
+CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "toy.py"
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +122,28 @@ def test_numbers_that_are_not_finite_are_refused_for_every_flag(monkeypatch, cap
         job.run(lambda: None, "x")
     assert end.value.code == 2
     assert "x: flag --rate=nan: it is not a finite number" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_the_mesh_flag_fills_the_config(monkeypatch):
+    def filled(mesh, *arguments):
+        arguments = ["x", f"--config={CONFIG}", *arguments]
+        given = flags.FlagValues()
+        monkeypatch.setattr(job.flags, "FLAGS", given)
+        config_flags.DEFINE_config_file("config", flag_values=given, sys_argv=arguments)
+        given(arguments)
+        job.fill_mesh(given.config, mesh)
+        return dict(given.config.mesh)
+
+    one = {"replica": 1, "fsdp": 1, "ring": 1, "ulysses": 1, "tensor": 1}
+    assert filled("fsdp=4,tensor=2") == one | {"fsdp": 4, "tensor": 2}
+    assert filled("tensor=2", "--config.mesh.ring=3") == one | {"tensor": 2, "ring": 3}
+    with pytest.raises(
+        ValueError, match="either --mesh=fsdp=... or --config.mesh.fsdp"
+    ):
+        filled("fsdp=4", "--config.mesh.fsdp=4")
+    with pytest.raises(ValueError, match="'fdsp' is unknown; there are .*'fsdp'"):
+        filled("fdsp=4")
 
 
 def test_arguments_that_are_not_flags_are_refused(monkeypatch, capsys):
