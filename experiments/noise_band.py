@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.core import paths, rng
-from sora_jax.data import shards
+from sora_jax.data import latent_cache
 from sora_jax.diffusion import timesteps
 from sora_jax.toyworld import captions, scene
 
@@ -293,7 +293,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
-    cache = shards.open_latents(args.latents)
+    cache = latent_cache.open(args.latents)
     rows = cache.read(range(min(len(cache), args.num_clips)))
     rows = [row for row in rows if hasattr(row, "latents")]  # damaged ones left out
     mean_c, std_c = cache.mean_std

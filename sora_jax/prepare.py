@@ -142,20 +142,20 @@ def encode(kind: str, name: str) -> None:
     if not needed:
         raise ValueError(f"--source {kind}:DIR needs --{flag}, the run of {what}")
     from sora_jax.core import mesh as meshes  # brings in JAX
-    from sora_jax.training import latents, text_states
+    from sora_jax.training import encode_latents, encode_text
 
     meshes.initialize()
     folder, began = name if kind == "latents" else _OUT.value, time.monotonic()
     job.hold(folder)
     if kind == "shards":
-        latents.encode(name, _VAE.value, folder)
+        encode_latents.encode(name, _VAE.value, folder)
         print(f"{folder}: latents of {name}; {time.monotonic() - began:.1f} s")
     if encoder := _TEXT_ENCODER.value:
         length, clean, dtype = _TEXT_LENGTH.value, _TEXT_CLEAN.value, _TEXT_DTYPE.value
-        text_states.encode(
+        encode_text.encode(
             folder, encoder, _TEXT_TIERS.value, length=length, clean=clean, dtype=dtype
         )
-        where = text_states.beside(folder)
+        where = encode_text.cache_folder(folder)
         print(f"{where}: states by {encoder}; {time.monotonic() - began:.1f} s")
 
 

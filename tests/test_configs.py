@@ -14,7 +14,7 @@ from sora_jax.data import tokenizer, transforms
 from sora_jax.diffusion import known, timesteps
 from sora_jax.generation import request, runs
 from sora_jax.models import video_vae
-from sora_jax.training import jobs, latents, loop, objectives, optim, reconstruction
+from sora_jax.training import jobs, loop, objectives, optim, reconstruction, trained_vae
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 
@@ -74,7 +74,7 @@ def test_sizes_are_those_of_the_published_weights(name):
     vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
     sizes = (
         states.count(shapes["dit"]),
-        states.count(latents.networks_of(vae).abstract()),
+        states.count(trained_vae.networks_of(vae).abstract()),
         states.count(shapes["text_encoder"]),
     )
     assert sizes == PUBLISHED[name]
@@ -94,7 +94,7 @@ def test_a_denoiser_is_as_large_as_its_recipe_says(name):
 def test_video_vaes_encode_and_decode_at_full_size(name):
     c = recipe(name)
     config = configs.build(video_vae.Config, c.model.vae, "model.vae")
-    networks = latents.networks_of(config)
+    networks = trained_vae.networks_of(config)
     params = networks.abstract()
 
     def both(params, video):

@@ -17,7 +17,7 @@ import time
 import numpy as np
 from absl import app, flags
 
-from sora_jax.data import captions, latents, loader, shards, tokenizer, toy_clips
+from sora_jax.data import captions, latent_cache, loader, shards, tokenizer, toy_clips
 from sora_jax.data import transforms as transforms_lib
 
 _CLIPS = flags.DEFINE_integer("clips", 2000, "Clips that are made.", lower_bound=640)
@@ -95,10 +95,10 @@ def main(arguments):
             return np.zeros((len(batch), 3, 4, 4, 32), np.float32)  # 6 KB each
 
         with Stopwatch("write latents (without the encoder)", count, "clip"):
-            latents.write_latents(
+            latent_cache.write(
                 folder / "latents", clips, encode, vae_digest="", preprocessing={}
             )
-        cache = latents.open_latents(folder / "latents")
+        cache = latent_cache.open(folder / "latents")
         text = transforms_lib.LatentsAndText(
             transforms_lib.Tokenize(
                 captions.CaptionSampler({"short": 0.6, "medium": 0.4}), tokens, 24

@@ -18,7 +18,7 @@ import jax
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng
-from sora_jax.data import captions, latents, loader, tokenizer, transforms
+from sora_jax.data import captions, latent_cache, loader, tokenizer, transforms
 from sora_jax.training import loop, objectives, optim
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=40, help="of a turn")
     args = parser.parse_args()
-    c, source = configs.read(args.model), latents.open_latents(args.latents)
+    c, source = configs.read(args.model), latent_cache.open(args.latents)
     pieces = tokenizer.Tokenizer(args.model / "tokenizer.model")
     objective = objectives.denoiser(c, pieces, fps=source.fps)
     optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 1000)

@@ -35,7 +35,7 @@ _ENDLESS = 1 << 40
 
 
 class Source(Protocol):
-    """Records by index: `shards.Shards` or `latents.Latents`."""
+    """Records by index: `shards.Shards` or `latent_cache.Latents`."""
 
     def __len__(self) -> int: ...
 

@@ -33,8 +33,6 @@ from tensorflow_datasets.proto import tf_example_pb2
 from sora_jax.core import digests, progress
 from sora_jax.data import array_files, records, workers
 from sora_jax.data.array_files import ShardsError
-from sora_jax.data.latents import open_latents as open_latents
-from sora_jax.data.latents import write_latents as write_latents
 
 
 @dataclasses.dataclass(frozen=True)

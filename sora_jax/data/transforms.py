@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sora_jax.data import captions, records, text_states, tokenizer
+from sora_jax.data import captions, records, text_cache, tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class LatentsAndText:
     given; which caption it is does not depend on that.
     """
 
-    def __init__(self, text: Tokenize, states: text_states.TextStates | None = None):
+    def __init__(self, text: Tokenize, states: text_cache.TextStates | None = None):
         self.text, self.states = text, states
 
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:

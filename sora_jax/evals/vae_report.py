@@ -32,7 +32,7 @@ from sora_jax.evals.metrics import distances, reconstruction
 from sora_jax.evals.prompts import rows, scoring, summary, toyworld
 from sora_jax.toyworld import oracle
 from sora_jax.toyworld import scene as scenes
-from sora_jax.training import latents, perceptual, state
+from sora_jax.training import perceptual, state, trained_vae
 
 PSNR, SSIM, FLICKER, LPIPS, RFVD = "PSNR", "SSIM", "flicker", "LPIPS", "rFVD-toy"
 _FIRST, _WORST = 6, 3  # clips that the report shows
@@ -108,7 +108,7 @@ class Report:
 
 
 def measure(
-    vae: latents.LoadedVAE,
+    vae: trained_vae.LoadedVAE,
     clips: shards.Shards,
     chosen: Sequence[int],
     network: networks.ToyFeatures,
@@ -211,7 +211,7 @@ def _reconstructed(vae, clips, chosen, failures, bar) -> Iterator[tuple]:
             ]
             bar.update(len(members))
             continue
-        batch = max(1, min(_BATCH, latents.VOXELS_AT_ONCE // math.prod(size)))
+        batch = max(1, min(_BATCH, trained_vae.VOXELS_AT_ONCE // math.prod(size)))
         there_and_back = reconstruction.round_trip(vae.config, batch)
         for indices in itertools.batched(members, batch):
             good = []
@@ -310,7 +310,7 @@ def run(
     Raises:
       FileNotFoundError, ValueError: something that is named is not there.
     """
-    loaded, folder = latents.load_vae(vae), pathlib.Path(vae)
+    loaded, folder = trained_vae.load(vae), pathlib.Path(vae)
     measured = lpips and reconstruction.Lpips(perceptual.open_weights(lpips))
     count = min(num_clips, len(clips))
     chosen = [number * len(clips) // count for number in range(count)]

@@ -44,8 +44,7 @@ from sora_jax.generation import step_cache as caches
 from sora_jax.models import dit as dits
 from sora_jax.models import text_encoder as text_encoders
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, pretrained
-from sora_jax.training import latents as vae_latents
+from sora_jax.training import checkpoint, pretrained, trained_vae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -457,7 +456,7 @@ class Pipeline:
         b, t, h, w, _ = latents_bthwc.shape
         stride = self._vae_config.spatial_stride
         voxels = b * h * w * stride**2 * (1 + self.strides.time * (t - 1))
-        if voxels <= vae_latents.VOXELS_AT_ONCE:
+        if voxels <= trained_vae.VOXELS_AT_ONCE:
             return compiled.decode_video(*self._vae, latents_bthwc)
         return np.concatenate([*self.decode_stream(latents_bthwc)], axis=1)
 

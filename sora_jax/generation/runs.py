@@ -14,10 +14,10 @@ from sora_jax.models import dit, text_encoder
 from sora_jax.training import (
     checkpoint,
     initial,
-    latents,
     objectives,
     pretrained,
     run_folder,
+    trained_vae,
 )
 from sora_jax.training import state as states
 
@@ -118,7 +118,7 @@ def parts(run: checkpoint.LoadedRun, *, strict: bool = False) -> dict:
         made["text_encoder"] = frozen
         source["text_encoder_digest"] = frozen.digest()
     return made | {
-        "vae": latents.load_vae(folder / "vae", strict=strict).module(),
+        "vae": trained_vae.load(folder / "vae", strict=strict).module(),
         "tokenizer": pieces,
         "settings": settings(config),
         "source": source,

@@ -21,6 +21,7 @@ from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding
 from sora_jax.data import (
     captions,
+    latent_cache,
     loader,
     packing,
     records,
@@ -29,13 +30,12 @@ from sora_jax.data import (
     tokenizer,
     transforms,
 )
-from sora_jax.data import latents as cache
 from sora_jax.models import discriminator, lpips, video_vae
 from sora_jax.training import (
     checkpoint,
     cost,
+    encode_text,
     initial,
-    latents,
     objectives,
     optim,
     perceptual,
@@ -43,7 +43,7 @@ from sora_jax.training import (
     principal,
     reconstruction,
     run_folder,
-    text_states,
+    trained_vae,
 )
 from sora_jax.training import state as states
 
@@ -160,18 +160,18 @@ def text_encoder(c, folder: pathlib.Path, mesh) -> Job:
     return Job(objectives.Rewriting(config), batches, finish=finish)
 
 
-def _latents(c) -> cache.Latents | cache.Joined:
+def _latents(c) -> latent_cache.Latents | latent_cache.Joined:
     what = "a folder of latents that prepare wrote"
     _given(c.data.latents, "data.latents", what)
     folders = map(str.strip, c.data.latents.split(","))
-    parts = [cache.open_latents(folder) for folder in folders]
+    parts = [latent_cache.open(folder) for folder in folders]
     if len(parts) == 1:
         return parts[0]
     if not c.packing.shapes:
         raise ValueError(
             f"data.latents names {len(parts)} folders: rows of several need packing.shapes"
         )
-    return cache.Joined(parts)
+    return latent_cache.Joined(parts)
 
 
 def _tokenizer(c, folder, source, tiers) -> tokenizer.Tokenizer:
@@ -208,7 +208,7 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     begun = _begin(c, folder, source, sampler.probabilities)
     pieces = begun.pieces
     _warn_of_cut(source, sampler.probabilities, pieces, c.text.length, "text.length")
-    cached = text_states.of_run(c, folder, source, begun, sampler.probabilities)
+    cached = encode_text.states_of_run(c, folder, source, begun, sampler.probabilities)
     null_states = None
     if cached is not None:
         null_states = cached.padded(*(a[0] for a in pieces.encode([""], c.text.length)))
@@ -228,7 +228,7 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     for file in pretrained.open_component(source.folder / "vae", "vae").files:
         run_folder.keep(folder, f"vae/{file.name}", file)
     begun.keep()
-    text_states.keep(folder, cached)
+    encode_text.keep_manifest(folder, cached)
     flops = 0.0  # rows that are packed differ in theirs
     if not rows.packed:
         flops = 3 * cost.dit_forward_flops(dit_config, rows.tokens[0], c.text.length)
@@ -418,7 +418,9 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
 
     def finish(params):
         if not ended or not (folder / "vae" / "config.json").is_file():
-            latents.finish(folder / "vae", params["vae"], objective.config, clips)
+            trained_vae.gather_and_save(
+                folder / "vae", params["vae"], objective.config, clips
+            )
 
     def fixed():
         return {perceptual.NAME: seen.load()} if weights.lpips else {}

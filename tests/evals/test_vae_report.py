@@ -10,7 +10,7 @@ from sora_jax.evals import protocol, vae_report
 from sora_jax.evals.features import networks
 from sora_jax.evals.metrics import reconstruction
 from sora_jax.evals.prompts import scoring
-from sora_jax.training import latents, perceptual
+from sora_jax.training import perceptual, trained_vae
 from tests.data import clips as other_clips
 from tests.evals import tiny_run
 from tests.training import tiny_folder, tiny_lpips
@@ -60,7 +60,7 @@ def coming_back(change):
 
 @pytest.fixture
 def vae(folder):
-    return latents.load_vae(folder / "wan")
+    return trained_vae.load(folder / "wan")
 
 
 def test_a_perfect_vae_has_the_ceiling(vae, clips, network, lpips, monkeypatch):

@@ -13,7 +13,7 @@ from sora_jax.core import paths
 from sora_jax.data import shards, tokenizer, toy_clips
 from sora_jax.generation import runs
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, latents
+from sora_jax.training import checkpoint, trained_vae
 from sora_jax.training import state as states
 from tests import conftest
 
@@ -43,7 +43,7 @@ def make_run(folder: pathlib.Path, shards_folder: pathlib.Path) -> None:
     configs.write(folder, c)
     texts = shards.open(shards_folder).all_captions()
     tokenizer.train(texts, folder / "tokenizer.model", c.text.vocab_size)
-    vae = filled(latents.networks_of(VAE).abstract()["vae"])
+    vae = filled(trained_vae.networks_of(VAE).abstract()["vae"])
     checkpoint.save_weights(folder / "vae", vae, VAE)
     words = tokenizer.Tokenizer(folder / "tokenizer.model")
     params = filled(runs.networks_of(c, words).abstract())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import noise_band
-from sora_jax.data import records, shards
+from sora_jax.data import latent_cache, records
 from sora_jax.toyworld import captions, scene
 
 
@@ -144,7 +144,7 @@ def test_the_job_reads_a_cache_and_proposes_a_shift(tmp_path, capsys):
         latents = 0.1 * noise + sign_n[:, None]
         return 3 + 5 * latents.reshape(-1, 2, 2, 2, 4)  # normalised by the job
 
-    shards.write_latents(
+    latent_cache.write(
         tmp_path / "cache", Clips(), encode, vae_digest="v", preprocessing={}
     )
     out = tmp_path / "band.json"

@@ -28,7 +28,7 @@ from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding, trees
 from sora_jax.forecast import hlo, programs
 from sora_jax.models import dit, layers, video_vae
-from sora_jax.training import jobs, latents, loop
+from sora_jax.training import jobs, loop, trained_vae
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def networks(name):
     c = recipe(name)
     if c.objective == "vae":
         vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
-        return latents.networks_of(vae)
+        return trained_vae.networks_of(vae)
     return programs.denoiser_objective(c).networks
 
 

@@ -18,13 +18,13 @@ import pytest
 
 from sora_jax.core import config as configs
 from sora_jax.core import digests
-from sora_jax.data import latents, records, shards, text_states, tokenizer
+from sora_jax.data import latent_cache, records, shards, text_cache, tokenizer
 from sora_jax.evals.features import networks
 from sora_jax.evals.prompts import samples
 from sora_jax.generation import step_cache
 from sora_jax.training import checkpoint, intact, pretrained
 from sora_jax.training import state as states
-from tests.data import clips, test_latents, test_text_states
+from tests.data import clips, test_latent_cache, test_text_cache
 from tests.training import tiny_folder
 
 WEIGHTS = pathlib.Path(networks.__file__).parent / "weights"
@@ -68,7 +68,7 @@ def whole(tmp_path_factory):
     base = tmp_path_factory.mktemp("whole")
     save(base / "run", [1, 2])
     configs.write(base / "run", {"seed": 0, "noise": {"shift": 3.0}})
-    texts = test_text_states.TEXTS
+    texts = test_text_cache.TEXTS
     pieces = tokenizer.train(texts, base / "run" / "tokenizer.model", 320)
     calibration().save(base / "run" / step_cache.FILE)
     folder = base / "run" / "text_encoder"
@@ -79,12 +79,12 @@ def whole(tmp_path_factory):
     opened = pretrained.open_component(peers, "text_encoder")
     opened.copy_to(base / "run" / "copied")
     shards.write(base / "shards", clips.Clips(num=8))
-    latents.write_latents(
-        base / "latents", shards.open(base / "shards"), test_latents.encode,
-        batch_size=3, clips_per_file=4, **test_latents.STATED,
+    latent_cache.write(
+        base / "latents", shards.open(base / "shards"), test_latent_cache.encode,
+        batch_size=3, clips_per_file=4, **test_latent_cache.STATED,
     )  # fmt: skip
-    text_states.write_text_states(
-        base / "states", texts[:8], pieces, test_text_states.encode, length=24, dim=6,
+    text_cache.write(
+        base / "states", texts[:8], pieces, test_text_cache.encode, length=24, dim=6,
         dtype="float32", texts_per_file=4,
         settings={"text_encoder": "e", "captions": "c", "tiers": ["alt"]},
     )  # fmt: skip
@@ -153,11 +153,11 @@ READ = {
     "shards": ("shards", lambda b: opened(lambda: shards.open(b / "shards"))),
     "latents": (
         "latents",
-        lambda b: opened(lambda: latents.open_latents(b / "latents")),
+        lambda b: opened(lambda: latent_cache.open(b / "latents")),
     ),
     "text states": (
         "states",
-        lambda b: opened(lambda: text_states.open_text_states(b / "states")),
+        lambda b: opened(lambda: text_cache.open(b / "states")),
     ),
     "shipped weights": ("weights", lambda b: network(b / "weights")),
     "evaluation's parts": (

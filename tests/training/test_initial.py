@@ -18,9 +18,9 @@ from sora_jax.data import shards
 from sora_jax.generation import pipeline, wan
 from sora_jax.training import (
     checkpoint,
+    encode_latents,
     initial,
     jobs,
-    latents,
     loop,
     metrics,
     pretrained,
@@ -54,7 +54,9 @@ def made(tmp_path_factory):
     base = tmp_path_factory.mktemp("tune")
     tiny_folder.write(base / "folder")
     shards.write(base / "shards", clips.Clips(num=16, per_part=8))
-    latents.encode(base / "shards", base / "folder", base / "latents", batch_size=8)
+    encode_latents.encode(
+        base / "shards", base / "folder", base / "latents", batch_size=8
+    )
     return base
 
 

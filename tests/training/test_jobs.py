@@ -8,7 +8,7 @@ from sora_jax import train
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, jobs, latents
+from sora_jax.training import checkpoint, jobs, trained_vae
 from tests.data import clips
 from tests.training import test_train_job
 
@@ -20,7 +20,7 @@ def made(tmp_path_factory):
     shards.write(out / "shards", clips.Clips(num=24, per_part=12))
     test_train_job.write_latents(out / "latents", out / "shards", (2, 2, 2))
     config = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
-    params = jax.jit(latents.networks_of(config).init)(jax.random.key(0))["vae"]
+    params = jax.jit(trained_vae.networks_of(config).init)(jax.random.key(0))["vae"]
     checkpoint.save_weights(out / "latents" / "vae", jax.device_get(params), config)
     return out
 

@@ -9,7 +9,7 @@ import pytest
 from sora_jax.core import rng, trees
 from sora_jax.evals.metrics import reconstruction as evaluation
 from sora_jax.models import video_vae
-from sora_jax.training import latents, optim, principal, reconstruction
+from sora_jax.training import optim, principal, reconstruction, trained_vae
 from sora_jax.training import state as states
 
 VAE = video_vae.Config(
@@ -120,7 +120,7 @@ def test_the_network_has_the_channels_left_over_to_itself(begun):
     """Empty at first; what stands there is no part of the linear codec's pixels."""
     params, _, frames, means = begun
     assert not means[..., 10:].any()
-    vae = latents.networks_of(VAE).bind({"vae": params})["vae"]
+    vae = trained_vae.networks_of(VAE).bind({"vae": params})["vae"]
     means = means.copy()
     means[..., 10:] = np.random.default_rng(0).normal(size=(*means.shape[:-1], 2))
     decoded = np.asarray(vae.decode(means))

@@ -10,7 +10,7 @@ from configs import base
 from sora_jax.core import config as configs
 from sora_jax.data import shards
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, latents, run_folder
+from sora_jax.training import checkpoint, run_folder, trained_vae
 from tests import conftest
 from tests.data import clips
 from tests.evals import tiny_run
@@ -115,7 +115,7 @@ def start(tmp_path):
 def test_the_job_tells_what_has_changed_and_what_follows(tmp_path, start, capsys):
     shards.write(tmp_path / "shards", clips.Clips(num=24, per_part=12))
     vae = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
-    params = tiny_run.filled(latents.networks_of(vae).abstract()["vae"])
+    params = tiny_run.filled(trained_vae.networks_of(vae).abstract()["vae"])
     for name, grid in (("latents", (2, 2, 2)), ("others", (2, 2, 4))):
         write_latents(tmp_path / name, tmp_path / "shards", grid)
         checkpoint.save_weights(tmp_path / name / "vae", params, vae)

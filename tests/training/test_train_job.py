@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 
 from sora_jax.core import trees
-from sora_jax.data import latents as cache
-from sora_jax.data import shards, toy_clips
+from sora_jax.data import latent_cache, shards, toy_clips
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, latents, metrics, stopping, weight_files
+from sora_jax.training import checkpoint, metrics, stopping, trained_vae, weight_files
 from tests.data import clips
 from tests.training import tiny_lpips
 
@@ -46,7 +45,7 @@ def write_latents(out, shards_folder, grid):
         noise = np.random.default_rng(numbers.tolist()).normal(size=(*grid, 4))
         return (noise + numbers[:, None, None, None, None] / 24).astype(np.float32)
 
-    cache.write_latents(
+    latent_cache.write(
         out, shards.open(shards_folder), encode, vae_digest="tiny", preprocessing={}
     )
 
@@ -59,7 +58,7 @@ def folder(tmp_path_factory):
 
     write_latents(base / "latents", base / "shards", (2, 2, 2))
     config = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
-    params = latents.networks_of(config).init(jax.random.key(0))["vae"]
+    params = trained_vae.networks_of(config).init(jax.random.key(0))["vae"]
     checkpoint.save_weights(base / "latents" / "vae", jax.device_get(params), config)
     return base
 

@@ -12,7 +12,7 @@ import numpy as np
 from sora_jax.evals.features import networks
 from sora_jax.evals.metrics import distances
 from sora_jax.models import video_vae
-from sora_jax.training import latents, perceptual
+from sora_jax.training import perceptual, trained_vae
 
 # Of structural similarity (Wang et al. 2004): window, and what keeps quotients finite.
 _TAPS, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
@@ -101,7 +101,7 @@ class Lpips:
         if self._params is None:
             self._params = self.weights.load()
         n, t, h, w, _ = first_nthwc.shape
-        size = max(1, min(n * t, latents.VOXELS_AT_ONCE // (h * w)))
+        size = max(1, min(n * t, trained_vae.VOXELS_AT_ONCE // (h * w)))
         pairs = [
             np.reshape(x, (n * t, 1, h, w, 3)) for x in (first_nthwc, second_nthwc)
         ]
@@ -139,9 +139,9 @@ def round_trip(config: video_vae.Config, batch_size: int):
 
     They are float32 in [0, 1]; the latent means stand beside them. Fewer clips than
     `batch_size` are padded to it, so that one program is compiled for a size of clip;
-    clips of more than `latents.VOXELS_AT_ONCE` pass alone and in chunks.
+    clips of more than `trained_vae.VOXELS_AT_ONCE` pass alone and in chunks.
     """
-    networks = latents.networks_of(config)
+    networks = trained_vae.networks_of(config)
 
     @jax.jit
     def one_batch(params, video_bthwc):
@@ -159,7 +159,7 @@ def round_trip(config: video_vae.Config, batch_size: int):
         return np.clip(decoded / 2 + 0.5, 0, 1), np.concatenate(means, axis=1)
 
     def all_batches(params, video_nthwc):
-        if video_nthwc[0, ..., 0].size > latents.VOXELS_AT_ONCE:
+        if video_nthwc[0, ..., 0].size > trained_vae.VOXELS_AT_ONCE:
             pairs = [in_chunks(params, video_thwc) for video_thwc in video_nthwc]
             return tuple(map(np.concatenate, zip(*pairs, strict=True)))
         frames, means = [], []

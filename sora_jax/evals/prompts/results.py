@@ -13,7 +13,7 @@ from sora_jax.evals import protocol
 from sora_jax.evals.features import networks
 from sora_jax.evals.html import page
 from sora_jax.evals.prompts import samples, scoring, summary
-from sora_jax.training import latents
+from sora_jax.training import trained_vae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Scorer:
     def page(self, material: samples.Material) -> Page:
         """Scores the clips."""
         if self._reference is None:
-            vae = latents.load_vae(self.runs.source) if self.runs.is_run else None
+            vae = trained_vae.load(self.runs.source) if self.runs.is_run else None
             self._reference = scoring.make_reference(
                 material, self._clips, self._tier, self._network, vae
             )

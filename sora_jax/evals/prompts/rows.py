@@ -24,7 +24,7 @@ from sora_jax.evals.prompts import samples, toyworld
 from sora_jax.generation import pipeline
 from sora_jax.toyworld import families, render
 from sora_jax.toyworld import scene as scenes
-from sora_jax.training import latents
+from sora_jax.training import trained_vae
 
 Videos = dict[str, np.ndarray]  # suite -> uint8 [n, t, h, w, 3]
 UNTRAINED = 32  # prompts of a suite that untrained weights get: chance needs no more
@@ -95,7 +95,7 @@ def exact_motion(drawn: Sequence[scenes.Scene]) -> temporal.Motion:
 
 
 def reconstruct(
-    vae: latents.LoadedVAE, videos: Videos, *, batch_size: int = 32
+    vae: trained_vae.LoadedVAE, videos: Videos, *, batch_size: int = 32
 ) -> Videos:
     """Encodes and decodes clips: what the best denoiser could show."""
     there_and_back = reconstruction.round_trip(vae.config, batch_size)

@@ -14,7 +14,7 @@ from sora_jax.evals import protocol, statistics
 from sora_jax.evals.features import networks
 from sora_jax.evals.metrics import controls, distances, temporal
 from sora_jax.evals.prompts import rows, samples, toyworld
-from sora_jax.training import latents
+from sora_jax.training import trained_vae
 
 FVD_TOY, FVD_TOY_LIMIT = "FVD-toy", "FVD-toy, n → ∞"
 MODEL, WORST = "model", "model, worst seed"
@@ -185,7 +185,7 @@ def make_reference(
     clips: shards.Shards,
     tier: str,
     network: networks.ToyFeatures,
-    vae: latents.LoadedVAE | None,
+    vae: trained_vae.LoadedVAE | None,
 ) -> Reference:
     """Makes and scores the clips that explain the scores of a model's.
 

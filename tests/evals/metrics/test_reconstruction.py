@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from sora_jax.evals.metrics import reconstruction
 from sora_jax.models import video_vae
-from sora_jax.training import latents, perceptual
+from sora_jax.training import perceptual, trained_vae
 from tests.training import tiny_lpips
 
 VAE = video_vae.Config(
@@ -84,7 +84,7 @@ def test_latents_are_described():
 def test_the_evaluator_measures_a_vae(clips):
     video = np.round(clips[..., :24, :32, :] * 255).astype(np.uint8)
     evaluator = reconstruction.Reconstruction(VAE, video, batch_size=4)
-    params = jax.jit(latents.networks_of(VAE).init)(jax.random.key(0))
+    params = jax.jit(trained_vae.networks_of(VAE).init)(jax.random.key(0))
     found = dict(evaluator.run(params))
     assert found.keys() >= {"psnr", "ssim", "flicker", "latent_kurtosis"}
     frames, means = evaluator.reconstruct(params["vae"])
@@ -102,7 +102,7 @@ def test_lpips_is_measured_where_weights_are_given(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     video = random.integers(0, 256, (3, 5, 32, 40, 3), np.uint8)
     evaluator = reconstruction.Reconstruction(VAE, video, lpips=lpips, batch_size=4)
-    params = jax.jit(latents.networks_of(VAE).init)(jax.random.key(0))
+    params = jax.jit(trained_vae.networks_of(VAE).init)(jax.random.key(0))
     frames, _ = evaluator.reconstruct(params["vae"])
     truth = video.astype(np.float32) / 255
     whole = lpips(truth, frames)
@@ -113,16 +113,16 @@ def test_lpips_is_measured_where_weights_are_given(tmp_path, monkeypatch):
     assert lpips(truth, truth).max() < 1e-9 * whole.min()
     with pytest.raises(ValueError, match="31 pixels a side or more"):
         reconstruction.Reconstruction(VAE, video[:, :, :24], lpips=lpips)
-    monkeypatch.setattr(latents, "VOXELS_AT_ONCE", 4 * 32 * 40)
+    monkeypatch.setattr(trained_vae, "VOXELS_AT_ONCE", 4 * 32 * 40)
     np.testing.assert_allclose(lpips(truth, frames), whole, rtol=1e-5)
 
 
 def test_large_clips_come_back_in_chunks_as_they_do_at_once(monkeypatch):
     random = np.random.default_rng(0)
     video = random.integers(0, 256, (2, 9, 8, 8, 3), np.uint8)
-    params = jax.jit(latents.networks_of(VAE).init)(jax.random.key(0))["vae"]
+    params = jax.jit(trained_vae.networks_of(VAE).init)(jax.random.key(0))["vae"]
     wanted = reconstruction.round_trip(VAE, 2)(params, video)
-    monkeypatch.setattr(latents, "VOXELS_AT_ONCE", 8 * 8)
+    monkeypatch.setattr(trained_vae, "VOXELS_AT_ONCE", 8 * 8)
     found = reconstruction.round_trip(VAE, 2)(params, video)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

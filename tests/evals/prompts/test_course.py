@@ -25,7 +25,7 @@ from sora_jax.evals.prompts import (
     toyworld,
 )
 from sora_jax.generation import compiled, pipeline, runs, step_cache
-from sora_jax.training import checkpoint, latents, run_folder, state
+from sora_jax.training import checkpoint, run_folder, state, trained_vae
 from tests import conftest
 from tests.evals import tiny_run
 
@@ -93,15 +93,15 @@ def vaes():
 @pytest.fixture(autouse=True)
 def read_once(monkeypatch, vaes):
     """The VAE is the same in all runs, and is read three times for each checkpoint."""
-    load = latents.load_vae
+    load = trained_vae.load
 
     def read(folder, **named):
-        digest = checkpoint.weights_digest(latents.component(folder))
+        digest = checkpoint.weights_digest(trained_vae.component(folder))
         key = digest, jax.sharding.get_mesh()
         vaes[key] = vaes.get(key) or load(folder, **named)
         return vaes[key]
 
-    monkeypatch.setattr(latents, "load_vae", read)
+    monkeypatch.setattr(trained_vae, "load", read)
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,18 @@ from absl.testing import flagsaver
 
 from sora_jax.core import digests, rng
 from sora_jax.core import mesh as meshes
-from sora_jax.data import shards
-from sora_jax.data import text_states as cache
+from sora_jax.data import latent_cache, shards, text_cache
 from sora_jax.generation import pipeline
 from sora_jax.models import dit
 from sora_jax.training import (
     checkpoint,
+    encode_latents,
+    encode_text,
     initial,
     jobs,
-    latents,
     loop,
     metrics,
     pretrained,
-    text_states,
 )
 from tests import conftest
 from tests.data import clips
@@ -40,11 +39,13 @@ def made(tmp_path_factory):
     base = tmp_path_factory.mktemp("states")
     tiny_folder.write(base / "folder")
     shards.write(base / "shards", clips.Clips(num=16, per_part=8))
-    latents.encode(base / "shards", base / "folder", base / "latents", batch_size=8)
+    encode_latents.encode(
+        base / "shards", base / "folder", base / "latents", batch_size=8
+    )
     for dtype in ("float32", "bfloat16"):
         (base / dtype).mkdir()
         shutil.copytree(base / "latents", base / dtype / "latents")
-        text_states.encode(
+        encode_text.encode(
             base / dtype / "latents", base / "folder", length=24, dtype=dtype
         )
     (base / "float32" / "folder").symlink_to(base / "folder")
@@ -115,8 +116,8 @@ def test_states_are_those_of_the_encoder(made):
         made / "folder" / "text_encoder", "text_encoder"
     )
     _, pieces = initial.read_tokenizer(made / "folder", True)
-    found = cache.open_text_states(text_states.beside(folder))
-    source = shards.open_latents(folder)
+    found = text_cache.open(encode_text.cache_folder(folder))
+    source = latent_cache.open(folder)
     texts = ["", *sorted({*source.all_captions()})]
     assert len(found) == len(texts) == 20
     ids_bl, mask_bl = pieces.encode(texts, 24)
@@ -157,7 +158,7 @@ def test_a_run_trains_generates_and_goes_on_as_one_without_states(made, run):
 def test_states_that_changed_or_went_away_end_the_run(made, run, tmp_path):
     shutil.copytree(made / "float32" / "latents", tmp_path / "latents")
     c = recipe(made, data__latents=str(tmp_path / "latents"))
-    manifest = text_states.beside(tmp_path / "latents") / cache.MANIFEST
+    manifest = encode_text.cache_folder(tmp_path / "latents") / text_cache.MANIFEST
     digests.store(manifest, manifest.read_text() + "\n")
     with pytest.raises(ValueError, match="another file now"):
         job_of(c, run)
@@ -165,7 +166,7 @@ def test_states_that_changed_or_went_away_end_the_run(made, run, tmp_path):
     with pytest.raises(ValueError, match="holds no finished text states"):
         job_of(c, run)
     # Made again, by the encoder that the run keeps and as the run reads captions.
-    text_states.encode(tmp_path / "latents", run, dtype="float32")
+    encode_text.encode(tmp_path / "latents", run, dtype="float32")
     assert job_of(c, run)[0].fixed() == {}
 
 
@@ -200,14 +201,16 @@ def test_another_text_encoder_or_other_captions_are_refused(made, tmp_path):
 
     few = tmp_path / "few"
     shutil.copytree(made / "latents", few / "latents")
-    text_states.encode(few / "latents", made / "folder", ["short"], length=24)
+    encode_text.encode(few / "latents", made / "folder", ["short"], length=24)
     with pytest.raises(ValueError, match=r"without \['dense'\]"):
         job_of(recipe(few, init=str(made / "folder")), tmp_path / "tiers")
     with pytest.raises(ValueError, match="text_tiers asks for; there are: short"):
-        text_states.encode(few / "latents", made / "folder", ["alt"])
+        encode_text.encode(few / "latents", made / "folder", ["alt"])
 
     shards.write(tmp_path / "shards", clips.Clips(num=12))
-    latents.encode(tmp_path / "shards", folder, tmp_path / "others", batch_size=8)
+    encode_latents.encode(
+        tmp_path / "shards", folder, tmp_path / "others", batch_size=8
+    )
     shutil.copytree(made / "float32" / "latents" / "text", tmp_path / "others" / "text")
     c = recipe(made, data__latents=str(tmp_path / "others"))
     with pytest.raises(ValueError, match="come from captions"):
@@ -230,8 +233,8 @@ def test_the_command(made, tmp_path, capsys, monkeypatch):
         return str(caught.value)
 
     def digest(folder):
-        place = text_states.beside(folder)
-        return cache.open_text_states(place).manifest["digest"]
+        place = encode_text.cache_folder(folder)
+        return text_cache.open(place).manifest["digest"]
 
     encoder = {"text_encoder": made / "folder", "text_dtype": "float32"}
     shards_source = {"source": f"shards:{made / 'shards'}", "vae": made / "folder"}

@@ -64,7 +64,7 @@ class Clips(Protocol):
 Encode = Callable[[list[records.ClipRecord]], np.ndarray]
 
 
-def write_latents(
+def write(
     out_dir: str | os.PathLike,
     clips: Clips,
     encode: Encode,
@@ -344,7 +344,7 @@ class Joined:
         return found
 
 
-def open_latents(
+def open(
     folder: str | os.PathLike,
     *,
     vae_digest: str | None = None,
@@ -354,7 +354,7 @@ def open_latents(
     """Opens a finished cache of latents.
 
     Args:
-      folder: what `write_latents` has written.
+      folder: what `write` has written.
       vae_digest: the VAE that the latents must come from.
       clips_digest: the clips (`manifest["digest"]` of the shards) they must come from.
       memory_bytes: how much of the cache may stay in memory.

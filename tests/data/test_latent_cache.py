@@ -19,6 +19,7 @@ from sora_jax.data import (
     array_files,
     caches,
     captions,
+    latent_cache,
     loader,
     records,
     shards,
@@ -47,12 +48,12 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("cache") / "latents"
-    shards.write_latents(out, source, encode, batch_size=3, clips_per_file=8, **STATED)
+    latent_cache.write(out, source, encode, batch_size=3, clips_per_file=8, **STATED)
     return out
 
 
 def test_latents_and_texts_come_back(source, written):
-    cache = shards.open_latents(written)
+    cache = latent_cache.open(written)
     assert len(cache) == 20 and cache.shape == (2, 4, 4, 8) and cache.fps == 8.0
     expected = encode(list(source))
     for index in (0, 7, 19):
@@ -118,7 +119,7 @@ def test_other_captions_are_another_cache(source, written, tmp_path):
     copy = tmp_path / "latents"
     shutil.copytree(written, copy)
     with pytest.raises(shards.ShardsError, match="clips"):
-        shards.write_latents(copy, retold, encode, clips_per_file=8, **STATED)
+        latent_cache.write(copy, retold, encode, clips_per_file=8, **STATED)
 
 
 def test_an_interrupted_cache_goes_on(source, written, tmp_path):
@@ -132,40 +133,40 @@ def test_an_interrupted_cache_goes_on(source, written, tmp_path):
 
     out, how = tmp_path / "latents", {"batch_size": 3, "clips_per_file": 8, **STATED}
     with pytest.raises(KeyboardInterrupt):
-        shards.write_latents(out, source, failing, **how)
+        latent_cache.write(out, source, failing, **how)
     with pytest.raises(shards.ShardsError, match="run it again"):
-        shards.open_latents(out)
+        latent_cache.open(out)
     seen.clear()
 
     def counting(batch):
         seen.extend(clip.id for clip in batch)
         return encode(batch)
 
-    shards.write_latents(out, source, counting, **how)
+    latent_cache.write(out, source, counting, **how)
     assert seen == [f"clip-{index}" for index in range(16, 20)]
     for path in written.rglob("*.*"):
         assert path.read_bytes() == (out / path.relative_to(written)).read_bytes()
-    shards.write_latents(out, source, None, **how)  # finished: nothing is encoded
+    latent_cache.write(out, source, None, **how)  # finished: nothing is encoded
 
 
 def test_a_foreign_or_stale_cache_is_refused(source, written, tmp_path):
     with pytest.raises(shards.ShardsError, match="come from vae vvvvvvvvvvvv, not www"):
-        shards.open_latents(written, vae_digest="w" * 64)
+        latent_cache.open(written, vae_digest="w" * 64)
     with pytest.raises(shards.ShardsError, match="come from clips .*, not ccc"):
-        shards.open_latents(written, clips_digest="c" * 64)
-    shards.open_latents(
+        latent_cache.open(written, clips_digest="c" * 64)
+    latent_cache.open(
         written, vae_digest="v" * 64, clips_digest=source.manifest["digest"]
     )
     how = {"clips_per_file": 8, **STATED}
     for change in ({"vae_digest": "w"}, {"preprocessing": {"scale": 255}}):
         with pytest.raises(shards.ShardsError, match="there, .* asked for"):
-            shards.write_latents(written, source, encode, **how | change)
+            latent_cache.write(written, source, encode, **how | change)
     shards.write(tmp_path / "others", clips.Clips(num=4))
     others = shards.open(tmp_path / "others")
     with pytest.raises(shards.ShardsError, match="clips: .* there, .* asked for"):
-        shards.write_latents(written, others, encode, **how)
+        latent_cache.write(written, others, encode, **how)
     with pytest.raises(shards.ShardsError, match="no finished latents"):
-        shards.open_latents(tmp_path)
+        latent_cache.open(tmp_path)
 
 
 def test_damaged_clips_are_left_out_and_listed(source, tmp_path):
@@ -179,9 +180,9 @@ def test_damaged_clips_are_left_out_and_listed(source, tmp_path):
             break
     hurt = shards.open(folder)
     bad = [r.id for r in hurt.read(range(20)) if isinstance(r, records.CorruptRecord)]
-    manifest = shards.write_latents(tmp_path / "latents", hurt, encode, **STATED)
+    manifest = latent_cache.write(tmp_path / "latents", hurt, encode, **STATED)
     assert bad and [item["id"] for item in manifest["dropped"]] == bad
-    cache = shards.open_latents(tmp_path / "latents")
+    cache = latent_cache.open(tmp_path / "latents")
     assert len(cache) == 20 - len(bad)
     assert bad[0] not in {cache[index].id for index in range(len(cache))}
 
@@ -193,7 +194,7 @@ def test_a_damaged_latent_is_reported(written, tmp_path):
         content = bytearray(file.read_bytes())
         content[at] ^= 1
         file.write_bytes(content)
-        cache = shards.open_latents(folder)
+        cache = latent_cache.open(folder)
         found = cache.read(range(20))
         if any(isinstance(r, records.CorruptRecord) for r in found):
             break
@@ -213,9 +214,9 @@ def test_a_latent_that_changed_before_it_was_written_is_reported(
         "save",
         lambda *a: bytes([*(raw := save(*a))[:-1], raw[-1] ^ 1]),
     )
-    shards.write_latents(tmp_path / "out", source, encode, **STATED)
+    latent_cache.write(tmp_path / "out", source, encode, **STATED)
     with pytest.raises(records.CorruptRecord, match="clip-3.*SHA-256 of its latents"):
-        shards.open_latents(tmp_path / "out")[3]
+        latent_cache.open(tmp_path / "out")[3]
 
 
 @pytest.mark.parametrize(
@@ -228,13 +229,13 @@ def test_a_latent_that_changed_before_it_was_written_is_reported(
 )
 def test_latents_that_are_none_are_refused(source, tmp_path, give, message):
     with pytest.raises(ValueError, match=message):
-        shards.write_latents(tmp_path / "out", source, give, **STATED)
+        latent_cache.write(tmp_path / "out", source, give, **STATED)
 
 
 def test_memory_is_used_up_to_its_limit(written):
-    first = shards.open_latents(written)[0]
+    first = latent_cache.open(written)[0]
     size = first.latents.nbytes + len(first.header)
-    cache = shards.open_latents(written, memory_bytes=int(5.5 * size))
+    cache = latent_cache.open(written, memory_bytes=int(5.5 * size))
     cache.read(range(20))
     assert len(cache._kept) == 5
     first = cache[0].latents
@@ -248,8 +249,8 @@ def test_a_batch_of_latents_with_text_costs_little(source, tmp_path):
     def large(batch):
         return np.repeat(encode(batch), 6, -1)[..., :48]  # 6 KB each
 
-    shards.write_latents(tmp_path / "out", source, large, **STATED)
-    cache = shards.open_latents(tmp_path / "out")
+    latent_cache.write(tmp_path / "out", source, large, **STATED)
+    cache = latent_cache.open(tmp_path / "out")
     assert cache[0].latents.nbytes == 6144
     tokens = tokenizer.train(cache.all_captions(), tmp_path / "t.model", 512)
     transform = transforms.LatentsAndText(
@@ -278,7 +279,7 @@ def test_several_processes_share_the_work(source, written, tmp_path):
             made[process] = made.get(process, 0) + len(batch)
             return encode(batch)
 
-        return shards.write_latents(
+        return latent_cache.write(
             out, source, counting, batch_size=3, clips_per_file=4, process=process,
             num_processes=3, barrier=lambda name: wall.wait(60), **STATED,
         )  # fmt: skip
@@ -287,7 +288,7 @@ def test_several_processes_share_the_work(source, written, tmp_path):
         manifests = [*pool.map(one, range(3))]
     assert manifests[0] == manifests[1] == manifests[2]
     assert len(made) == 3 and sum(made.values()) == len(source)
-    alone = shards.write_latents(
+    alone = latent_cache.write(
         tmp_path / "alone", source, encode, batch_size=3, clips_per_file=4, **STATED
     )
     assert manifests[0]["digest"] == alone["digest"]
@@ -297,14 +298,14 @@ def test_a_forecast_comes_first_and_a_full_disk_before_any_work(
     source, tmp_path, monkeypatch, capsys
 ):
     how = STATED | {"batch_size": 2, "clips_per_file": 4}
-    shards.write_latents(tmp_path / "out", source, encode, **how)
+    latent_cache.write(tmp_path / "out", source, encode, **how)
     assert f"{len(source)} clips to go here, about " in capsys.readouterr().err
     little = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(caches.shutil, "disk_usage", lambda path: little)
     with pytest.raises(OSError, match=r"room for 0\.0 GiB"):
-        shards.write_latents(tmp_path / "full", source, encode, **how)
+        latent_cache.write(tmp_path / "full", source, encode, **how)
     monkeypatch.undo()
-    found = shards.write_latents(tmp_path / "full", source, encode, **how)
+    found = latent_cache.write(tmp_path / "full", source, encode, **how)
     assert found["count"] == len(source)
 
 
@@ -323,7 +324,7 @@ def test_a_disk_that_fills_up_on_the_way_costs_one_file(
 
     monkeypatch.setattr(array_files, "store_part", full)
     with pytest.raises(OSError, match="No space left"):
-        shards.write_latents(out, source, encode, **how)
+        latent_cache.write(out, source, encode, **how)
     monkeypatch.undo()
     encoded = []
 
@@ -331,8 +332,8 @@ def test_a_disk_that_fills_up_on_the_way_costs_one_file(
         encoded.extend(clip.id for clip in batch)
         return encode(batch)
 
-    manifest = shards.write_latents(out, source, counting, **how)
+    manifest = latent_cache.write(out, source, counting, **how)
     assert manifest["count"] == len(source)
     assert len(encoded) == len(source) - 8
-    whole = shards.write_latents(tmp_path / "whole", source, encode, **how)
+    whole = latent_cache.write(tmp_path / "whole", source, encode, **how)
     assert manifest["digest"] == whole["digest"]

@@ -1,11 +1,10 @@
-"""Latents made once: measuring a video VAE, and encoding shards with it.
+"""A trained video VAE: loaded, run on clips, measured and saved.
 
 Letters: b batch, t time, h height, w width, c channels.
 """
 
 import dataclasses
 import itertools
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.core import mesh as meshes
-from sora_jax.data import latents as cache
 from sora_jax.data import records, samples, shards
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, pretrained
@@ -50,7 +48,7 @@ def component(folder: str | pathlib.Path) -> pathlib.Path:
     return folder / "vae" if (folder / "vae").is_dir() else folder
 
 
-def load_vae(folder: str | pathlib.Path, *, strict: bool = False) -> LoadedVAE:
+def load(folder: str | pathlib.Path, *, strict: bool = False) -> LoadedVAE:
     """Reads a video VAE: its component folder, ours or diffusers', or what has one.
 
     Args:
@@ -97,7 +95,7 @@ def encoder(vae: LoadedVAE, batch_size: int):
     return encode_clips
 
 
-def save_vae(
+def save(
     folder: str | pathlib.Path,
     params: Mapping,
     config: video_vae.Config,
@@ -143,7 +141,7 @@ def save_vae(
     return config
 
 
-def finish(
+def gather_and_save(
     folder: pathlib.Path,
     params: Mapping,
     config: video_vae.Config,
@@ -156,48 +154,4 @@ def finish(
     whole = states.gather(params)
     if jax.process_index() == 0:
         with jax.set_mesh(meshes.make_mesh(devices=jax.local_devices()[:1])):
-            save_vae(folder, whole, config, clips)
-
-
-def encode(
-    shards_folder: str | pathlib.Path,
-    vae_folder: str | pathlib.Path,
-    out: str | pathlib.Path,
-    *,
-    batch_size: int | None = None,
-) -> dict:
-    """Encodes all clips of video shards into a cache of normalised latents.
-
-    The cache carries a copy of the VAE (`OUT/vae`), so that what is trained on it can
-    be decoded. Finished files are kept when the job is interrupted and started again.
-    Several processes that share the folder share the work.
-
-    Returns:
-      The cache's manifest.
-
-    Raises:
-      ShardsError: the folder holds another VAE's or other shards' latents.
-    """
-    out, source = pathlib.Path(out), component(vae_folder)
-    vae = load_vae(source)
-    mean = np.asarray(vae.config.latent_mean or 0.0, np.float32)
-    std = np.asarray(vae.config.latent_std or 1.0, np.float32)
-    clips = shards.open(shards_folder)
-    if batch_size is None:
-        size = [clips.manifest[name] for name in ("num_frames", "height", "width")]
-        batch_size = max(1, min(32, VOXELS_AT_ONCE // math.prod(size)))
-    encode_clips = encoder(vae, batch_size)
-    manifest = cache.write_latents(
-        out,
-        clips,
-        lambda clips: (encode_clips(clips) - mean) / std,
-        vae_digest=checkpoint.weights_digest(source),
-        preprocessing={"pixels": "[-1, 1]", "normalised": True},
-        batch_size=batch_size,
-        process=jax.process_index(),
-        num_processes=jax.process_count(),
-        barrier=meshes.barrier,
-    )
-    if jax.process_index() == 0:
-        pretrained.open_component(source, "vae").copy_to(out / "vae")
-    return manifest
+            save(folder, whole, config, clips)

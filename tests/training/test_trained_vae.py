@@ -4,18 +4,18 @@ import jax
 import numpy as np
 
 from sora_jax.models import video_vae
-from sora_jax.training import latents
+from sora_jax.training import trained_vae
 from tests.data import clips
 
 VAE = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
 
 
 def test_a_large_clip_is_encoded_in_chunks(monkeypatch):
-    networks = latents.networks_of(VAE)
+    networks = trained_vae.networks_of(VAE)
     params = jax.jit(networks.init)(jax.random.key(0))["vae"]
-    vae = latents.LoadedVAE(VAE, networks, params)
+    vae = trained_vae.LoadedVAE(VAE, networks, params)
     records = [clips.clip(index, num_frames=21) for index in range(2)]
-    whole = latents.encoder(vae, 2)(records)
+    whole = trained_vae.encoder(vae, 2)(records)
     assert whole.shape == (2, 6, 2, 2, 4)
     calls = []
     stream = video_vae.VideoVAE.encode_stream
@@ -24,17 +24,17 @@ def test_a_large_clip_is_encoded_in_chunks(monkeypatch):
         "encode_stream",
         lambda self, *a: (calls.append(1), stream(self, *a))[1],
     )
-    monkeypatch.setattr(latents, "VOXELS_AT_ONCE", 1)
-    np.testing.assert_allclose(latents.encoder(vae, 2)(records), whole, atol=1e-5)
+    monkeypatch.setattr(trained_vae, "VOXELS_AT_ONCE", 1)
+    np.testing.assert_allclose(trained_vae.encoder(vae, 2)(records), whole, atol=1e-5)
     # One that is not full is filled up, so that no other program is compiled.
     np.testing.assert_allclose(
-        latents.encoder(vae, 2)(records[:1]), whole[:1], atol=1e-5
+        trained_vae.encoder(vae, 2)(records[:1]), whole[:1], atol=1e-5
     )
     assert len(calls) == 2
 
 
 def test_statistics_are_measured_on_clips_of_the_whole_set(tmp_path, monkeypatch):
-    networks = latents.networks_of(VAE)
+    networks = trained_vae.networks_of(VAE)
     params = jax.jit(networks.init)(jax.random.key(0))["vae"]
     found = [clips.clip(index) for index in range(2)]
     records = [found[0]] * 20 + [found[1]] * 20
@@ -48,6 +48,6 @@ def test_statistics_are_measured_on_clips_of_the_whole_set(tmp_path, monkeypatch
             seen.extend(indices)
             return [records[index] for index in indices]
 
-    monkeypatch.setattr(latents, "_MEASURED_CLIPS", 4)
-    latents.save_vae(tmp_path / "vae", params, VAE, Clips(), batch_size=4)
+    monkeypatch.setattr(trained_vae, "_MEASURED_CLIPS", 4)
+    trained_vae.save(tmp_path / "vae", params, VAE, Clips(), batch_size=4)
     assert seen == [0, 13, 26, 39]

@@ -14,16 +14,17 @@ import safetensors.numpy
 from sora_jax.data import (
     caches,
     captions,
+    latent_cache,
     loader,
     records,
     shards,
-    text_states,
+    text_cache,
     tokenizer,
     transforms,
 )
 from tests.data import clips
-from tests.data.test_latents import STATED
-from tests.data.test_latents import encode as encode_clips
+from tests.data.test_latent_cache import STATED
+from tests.data.test_latent_cache import encode as encode_clips
 
 LENGTH, DIM = 24, 6
 TEXTS = [f"clip number {index} of {'many ' * (index % 5)}" for index in range(40)]
@@ -55,9 +56,9 @@ def how(pieces):
 def test_states_come_back_without_padding(how, pieces, tmp_path):
     """Any order, the null text, equal texts once; zeros where there is no token."""
     texts = [*reversed(TEXTS), *TEXTS]
-    manifest = text_states.write_text_states(tmp_path / "out", **how | {"texts": texts})
+    manifest = text_cache.write(tmp_path / "out", **how | {"texts": texts})
     assert manifest["count"] == len(TEXTS) + 1
-    cache = text_states.open_text_states(tmp_path / "out")
+    cache = text_cache.open(tmp_path / "out")
     again = pickle.loads(pickle.dumps(cache))
     for text in ("", *TEXTS):
         ids_1l, mask_1l = pieces.encode([text], LENGTH)
@@ -68,23 +69,23 @@ def test_states_come_back_without_padding(how, pieces, tmp_path):
     for index in range(len(cache)):
         assert len(cache[index].states) <= LENGTH
     shortest = pieces.encode([""], LENGTH)
-    assert cache[0].id == text_states.name(shortest[0][shortest[1]])
+    assert cache[0].id == text_cache.name(shortest[0][shortest[1]])
     with pytest.raises(shards.ShardsError, match="has no states of the token ids"):
         cache.padded(*(a[0] for a in pieces.encode(["another"], LENGTH)))
 
 
 def test_captions_that_are_cut_are_counted(how, tmp_path, capsys):
-    text_states.write_text_states(tmp_path / "whole", **how)
+    text_cache.write(tmp_path / "whole", **how)
     assert "captions:" not in capsys.readouterr().err
-    text_states.write_text_states(tmp_path / "cut", **how | {"length": 4})
+    text_cache.write(tmp_path / "cut", **how | {"length": 4})
     assert "are cut; --text_length=" in capsys.readouterr().err
 
 
 def test_bfloat16_is_stored_as_such(how, tmp_path):
     half = how | {"dtype": "bfloat16", "encode": lambda *a: encode(*a, jnp.bfloat16)}
-    text_states.write_text_states(tmp_path / "half", **half)
-    text_states.write_text_states(tmp_path / "whole", **how)
-    one, other = (text_states.open_text_states(tmp_path / n) for n in ("half", "whole"))
+    text_cache.write(tmp_path / "half", **half)
+    text_cache.write(tmp_path / "whole", **how)
+    one, other = (text_cache.open(tmp_path / n) for n in ("half", "whole"))
     assert one[3].states.dtype == jnp.bfloat16
     np.testing.assert_array_equal(
         one[3].states, other[3].states.astype(one[3].states.dtype)
@@ -93,7 +94,7 @@ def test_bfloat16_is_stored_as_such(how, tmp_path):
 
 
 def test_an_interrupted_cache_goes_on(how, tmp_path):
-    text_states.write_text_states(tmp_path / "whole", **how)
+    text_cache.write(tmp_path / "whole", **how)
     calls = []
 
     def failing(ids_bl, mask_bl):
@@ -104,29 +105,29 @@ def test_an_interrupted_cache_goes_on(how, tmp_path):
 
     out = tmp_path / "out"
     with pytest.raises(OSError, match="No space left"):
-        text_states.write_text_states(out, **how | {"encode": failing})
+        text_cache.write(out, **how | {"encode": failing})
     with pytest.raises(shards.ShardsError, match="run it again"):
-        text_states.open_text_states(out)
+        text_cache.open(out)
     parts = {path.parent.name for path in (out / ".partial").glob("*/*.array_record")}
     assert parts == {"00000", "00001"}
     stamp = (out / ".partial" / "00000" / "part.array_record").stat().st_mtime_ns
-    text_states.write_text_states(out, **how)
+    text_cache.write(out, **how)
     first = sorted(out.glob("text_states.array_record-*"))[0]
     assert first.stat().st_mtime_ns == stamp
     for path in (tmp_path / "whole").rglob("*.*"):
         same = out / path.relative_to(tmp_path / "whole")
         assert path.read_bytes() == same.read_bytes()
-    text_states.write_text_states(out, **how | {"encode": None})  # finished
+    text_cache.write(out, **how | {"encode": None})  # finished
 
 
 def test_a_foreign_or_stale_cache_is_refused(how, pieces, tmp_path):
     out = tmp_path / "out"
-    text_states.write_text_states(out, **how)
+    text_cache.write(out, **how)
     right = {
         "text_encoder": "e" * 16, "captions": "c" * 64, "tokenizer": pieces.digest,
         "length": LENGTH, "tiers": ["alt"],
     }  # fmt: skip
-    text_states.open_text_states(out, **right)
+    text_cache.open(out, **right)
     for name, wrong, said in (
         ("text_encoder", "f" * 16, "come from text encoder eeeeeeeeeeee, not ffff"),
         ("captions", "d" * 64, "come from captions cccccccccccc, not dddd"),
@@ -135,16 +136,16 @@ def test_a_foreign_or_stale_cache_is_refused(how, pieces, tmp_path):
         ("tiers", ["alt", "dense"], r"without \['dense'\]"),
     ):
         with pytest.raises(shards.ShardsError, match=said):
-            text_states.open_text_states(out, **right | {name: wrong})
+            text_cache.open(out, **right | {name: wrong})
     for change in (
         {"length": 20},
         {"dtype": "bfloat16"},
         {"settings": how["settings"] | {"text_encoder": "f"}},
     ):
         with pytest.raises(shards.ShardsError, match="there, .* asked for"):
-            text_states.write_text_states(out, **how | change)
+            text_cache.write(out, **how | change)
     with pytest.raises(shards.ShardsError, match="no finished text states"):
-        text_states.open_text_states(tmp_path)
+        text_cache.open(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,7 @@ def test_a_foreign_or_stale_cache_is_refused(how, pieces, tmp_path):
 def test_states_that_are_none_are_refused(how, tmp_path, change, message):
     spoilt = how | {"encode": lambda *a: change(encode(*a)), "texts": []}
     with pytest.raises(ValueError, match=message):
-        text_states.write_text_states(tmp_path / "out", **spoilt)
+        text_cache.write(tmp_path / "out", **spoilt)
 
 
 def test_a_state_that_changed_before_it_was_written_is_reported(
@@ -171,23 +172,23 @@ def test_a_state_that_changed_before_it_was_written_is_reported(
         "save",
         lambda *a: bytes([*(raw := save(*a))[:-1], raw[-1] ^ 1]),
     )
-    text_states.write_text_states(tmp_path / "out", **how)
+    text_cache.write(tmp_path / "out", **how)
     with pytest.raises(records.CorruptRecord, match="SHA-256 of its states"):
-        text_states.open_text_states(tmp_path / "out")[3]
+        text_cache.open(tmp_path / "out")[3]
 
 
 def test_several_processes_share_the_work(how, tmp_path):
     wall = threading.Barrier(3)
 
     def one(process):
-        return text_states.write_text_states(
+        return text_cache.write(
             tmp_path / "shared", process=process, num_processes=3,
             barrier=lambda name: wall.wait(60), **how,
         )  # fmt: skip
 
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         manifests = [*pool.map(one, range(3))]
-    alone = text_states.write_text_states(tmp_path / "alone", **how)
+    alone = text_cache.write(tmp_path / "alone", **how)
     assert manifests == [alone] * 3
 
 
@@ -197,18 +198,18 @@ def test_a_forecast_comes_first_and_a_full_disk_before_any_work(
     """The size is exact: every token is counted before any is encoded."""
     said = []
     monkeypatch.setattr(caches, "announce", lambda *a: said.append(a))
-    text_states.write_text_states(tmp_path / "out", **how)
+    text_cache.write(tmp_path / "out", **how)
     monkeypatch.undo()
-    cache = text_states.open_text_states(tmp_path / "out")
+    cache = text_cache.open(tmp_path / "out")
     stored = sum(cache[index].states.nbytes for index in range(len(cache)))
     assert said[0][4:] == (stored, stored)
     little = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(caches.shutil, "disk_usage", lambda path: little)
     with pytest.raises(OSError, match=r"room for 0\.0 GiB, and the text states"):
-        text_states.write_text_states(tmp_path / "full", **how)
+        text_cache.write(tmp_path / "full", **how)
     assert "41 captions to go here, about " in capsys.readouterr().err
     monkeypatch.undo()
-    assert text_states.write_text_states(tmp_path / "full", **how)["count"] == 41
+    assert text_cache.write(tmp_path / "full", **how)["count"] == 41
 
 
 @pytest.fixture(scope="module")
@@ -217,14 +218,14 @@ def both(pieces, tmp_path_factory):
     base = tmp_path_factory.mktemp("both")
     shards.write(base / "shards", clips.Clips(num=20))
     source = shards.open(base / "shards")
-    shards.write_latents(base / "latents", source, encode_clips, **STATED)
-    latents = shards.open_latents(base / "latents")
-    text_states.write_text_states(
+    latent_cache.write(base / "latents", source, encode_clips, **STATED)
+    latents = latent_cache.open(base / "latents")
+    text_cache.write(
         base / "text", latents.all_captions(), pieces,
         lambda *a: encode(*a, jnp.bfloat16), length=LENGTH, dim=DIM, dtype="bfloat16",
         settings={},
     )  # fmt: skip
-    return latents, text_states.open_text_states(base / "text")
+    return latents, text_cache.open(base / "text")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -260,12 +261,12 @@ def test_damaged_states_are_another_clips_turn(both, pieces, tmp_path):
     folder = pathlib.Path(shutil.copytree(cache.folder, tmp_path / "text"))
     (file,) = folder.glob("text_states.array_record-*")
     whole, ids = file.read_bytes(), map(pieces.pieces, latents.all_captions({"short"}))
-    names = {*map(text_states.name, ids)}
+    names = {*map(text_cache.name, ids)}
     for at in range(200, len(whole), 97):
         content = bytearray(whole)
         content[at] ^= 1
         file.write_bytes(content)
-        hurt = text_states.open_text_states(folder)
+        hurt = text_cache.open(folder)
         found = hurt.read(range(len(hurt)))
         bad = [r.id for r in found if isinstance(r, records.CorruptRecord)]
         if len(bad) == 1 and bad[0] in names:

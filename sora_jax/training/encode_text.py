@@ -12,8 +12,7 @@ import numpy as np
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.data import captions, latents, records
-from sora_jax.data import text_states as cache
+from sora_jax.data import captions, latent_cache, records, text_cache
 from sora_jax.training import initial, pretrained, run_folder
 
 # Of captions, in one pass.
@@ -22,7 +21,7 @@ TOKENS_AT_ONCE = 2**13
 _PEER_LENGTH, _PEER_CLEAN = 512, True
 
 
-def beside(latents_folder: str | pathlib.Path) -> pathlib.Path:
+def cache_folder(latents_folder: str | pathlib.Path) -> pathlib.Path:
     """Where the text states of a latent cache lie."""
     return pathlib.Path(latents_folder) / "text"
 
@@ -58,7 +57,7 @@ def encode(
       ShardsError: the folder holds states of something else.
       OSError: the disk has no room for what is to come.
     """
-    source, given = latents.open_latents(latents_folder), pathlib.Path(encoder_folder)
+    source, given = latent_cache.open(latents_folder), pathlib.Path(encoder_folder)
     if (given / "config.py.txt").is_file():
         text = configs.read(given).text
         default_length, default_clean = text.length, text.get("clean", False)
@@ -89,8 +88,8 @@ def encode(
         network = networks.bind({"component": params})["component"]
         return network(ids_bl, mask_bl).astype(dtype)
 
-    return cache.write_text_states(
-        beside(latents_folder),
+    return text_cache.write(
+        cache_folder(latents_folder),
         source.all_captions(tiers),
         pieces,
         lambda ids_bl, mask_bl: np.asarray(states(params(), ids_bl, mask_bl)),
@@ -111,13 +110,13 @@ def encode(
     )
 
 
-def of_run(
+def states_of_run(
     c,
     folder: pathlib.Path,
-    source: latents.Latents,
+    source: latent_cache.Latents,
     begun: initial.Initial,
     tiers: Collection[str],
-) -> cache.TextStates | None:
+) -> text_cache.TextStates | None:
     """The text states that a run trains with; None: it runs its text encoder.
 
     A new run takes those that lie beside its latents where its text encoder is frozen;
@@ -133,19 +132,19 @@ def of_run(
       ShardsError: they are unfinished, or come from another text encoder, other
         captions or another preprocessing than the run's; or they are gone.
     """
-    place = beside(source.folder)
+    place = cache_folder(source.folder)
     if run_folder.is_claimed(folder):
-        used = (folder / cache.MANIFEST).is_file()
+        used = (folder / text_cache.MANIFEST).is_file()
     else:
         used = c.text.frozen and place.is_dir()
     if not used:
         return None
-    if isinstance(source, latents.Joined):
+    if isinstance(source, latent_cache.Joined):
         raise ValueError(
             f"{place} holds text states, which are read with one folder of latents only"
         )
     component = pretrained.open_component(begun.text_encoder, "text_encoder")
-    return cache.open_text_states(
+    return text_cache.open(
         place,
         tiers=[t for t in tiers if source.manifest["captions"].get(t)],
         text_encoder=component.digest(),
@@ -156,9 +155,11 @@ def of_run(
     )
 
 
-def keep(folder: pathlib.Path, states: cache.TextStates | None) -> None:
+def keep_manifest(folder: pathlib.Path, states: text_cache.TextStates | None) -> None:
     """Notes in a new run's folder with which states it trains, or that it has none."""
     if states is not None:
-        run_folder.keep(folder, cache.MANIFEST, states.folder / cache.MANIFEST)
+        run_folder.keep(
+            folder, text_cache.MANIFEST, states.folder / text_cache.MANIFEST
+        )
     elif not run_folder.is_claimed(folder) and jax.process_index() == 0:
-        (folder / cache.MANIFEST).unlink(missing_ok=True)
+        (folder / text_cache.MANIFEST).unlink(missing_ok=True)

@@ -44,7 +44,7 @@ def name(ids_l: np.ndarray) -> str:
     return hashlib.sha256(np.asarray(ids_l, "<i4").tobytes()).hexdigest()[:32]
 
 
-def write_text_states(
+def write(
     out_dir: str | os.PathLike,
     texts: Iterable[str],
     pieces: tokenizer.Tokenizer,
@@ -242,7 +242,7 @@ class TextStates(caches.Cache):
         return TextRecord(id=entry["id"], states=states_ld)
 
 
-def open_text_states(
+def open(
     folder: str | os.PathLike,
     *,
     tiers: Iterable[str] = (),
@@ -252,7 +252,7 @@ def open_text_states(
     """Opens a finished cache of text states.
 
     Args:
-      folder: what `write_text_states` has written.
+      folder: what `write` has written.
       tiers: captions of these tiers must be in it.
       memory_bytes: how much of the cache may stay in memory.
       **settings: what the states must come from, each under its name in the settings:

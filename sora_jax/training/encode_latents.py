@@ -1,0 +1,55 @@
+"""Encoding video shards into a cache of latents."""
+
+import math
+import pathlib
+
+import jax
+import numpy as np
+
+from sora_jax.core import mesh as meshes
+from sora_jax.data import latent_cache, shards
+from sora_jax.training import checkpoint, pretrained, trained_vae
+
+
+def encode(
+    shards_folder: str | pathlib.Path,
+    vae_folder: str | pathlib.Path,
+    out: str | pathlib.Path,
+    *,
+    batch_size: int | None = None,
+) -> dict:
+    """Encodes all clips of video shards into a cache of normalised latents.
+
+    The cache carries a copy of the VAE (`OUT/vae`), so that what is trained on it can
+    be decoded. Finished files are kept when the job is interrupted and started again.
+    Several processes that share the folder share the work.
+
+    Returns:
+      The cache's manifest.
+
+    Raises:
+      ShardsError: the folder holds another VAE's or other shards' latents.
+    """
+    out, source = pathlib.Path(out), trained_vae.component(vae_folder)
+    vae = trained_vae.load(source)
+    mean = np.asarray(vae.config.latent_mean or 0.0, np.float32)
+    std = np.asarray(vae.config.latent_std or 1.0, np.float32)
+    clips = shards.open(shards_folder)
+    if batch_size is None:
+        size = [clips.manifest[name] for name in ("num_frames", "height", "width")]
+        batch_size = max(1, min(32, trained_vae.VOXELS_AT_ONCE // math.prod(size)))
+    encode_clips = trained_vae.encoder(vae, batch_size)
+    manifest = latent_cache.write(
+        out,
+        clips,
+        lambda clips: (encode_clips(clips) - mean) / std,
+        vae_digest=checkpoint.weights_digest(source),
+        preprocessing={"pixels": "[-1, 1]", "normalised": True},
+        batch_size=batch_size,
+        process=jax.process_index(),
+        num_processes=jax.process_count(),
+        barrier=meshes.barrier,
+    )
+    if jax.process_index() == 0:
+        pretrained.open_component(source, "vae").copy_to(out / "vae")
+    return manifest
