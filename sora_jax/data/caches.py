@@ -1,121 +1,186 @@
-"""What a network makes of records, computed once: how such a cache is filled and read.
+"""What a network computes of records, stored once: how such a cache is written and read.
 
-`latents` and `text_states` say what is stored; here is what they have in common: parts
-that an interruption leaves whole and several processes share, what the work will take,
-and records that stay in memory once they have been read.
+`latent_cache` and `text_cache` say what is stored. Common to both: files that are either
+whole or absent after an interruption and that several processes can share, a forecast of
+time and disk space, and records that stay in memory once they have been read.
 """
 
+import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
 
 from sora_jax.core import digests, progress
 from sora_jax.data import array_files, records
 
-FEW = 4  # batches; less than that is not worth a forecast
+_FEW = 4  # batches; a forecast of fewer is not worth its two calls of `encode`
+
+Batch = Sequence[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """The processes that write a cache together; each makes every `count`-th file.
+
+    barrier: waits until all of them have called it with the same name.
+    """
+
+    index: int = 0
+    count: int = 1
+    barrier: Callable[[str], None] = lambda name: None
+
+
+class Source(Protocol):
+    """What a cache is made of, and how its records are made.
+
+    Attributes:
+      name: of the cache's files, such as "text_states".
+      unit: plural name of what is encoded, such as "captions".
+      settings: JSON values that decide what is stored.
+      files: the batches that each file is made of.
+    """
+
+    name: str
+    unit: str
+    settings: Mapping[str, Any]
+    files: Sequence[Sequence[Batch]]
+
+    def read(self, batch: Batch, summary: dict[str, Any]) -> list[Any]:
+        """Returns the items of a batch; lists damaged ones in the file's summary."""
+
+    def encode(self, items: list[Any], summary: dict[str, Any]) -> np.ndarray:
+        """Returns an array for each item; adds what `describe` needs to the summary.
+
+        Raises:
+          ValueError: the network returned something else.
+        """
+
+    def pack(self, item: Any, array: np.ndarray) -> tuple[bytes, dict[str, Any]]:
+        """Returns a record's bytes and its index entry."""
+
+    def cost(self, batch: Batch) -> int:
+        """Returns how long a batch takes, in any unit."""
+
+    def nbytes(self, batches: list[Batch], items: list, arrays: np.ndarray) -> float:
+        """Returns the bytes that batches will take, from the items of one of them."""
+
+    def describe(self, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Returns what the manifest says besides files and digest."""
 
 
 def write(
-    out: pathlib.Path,
-    manifest_name: str,
-    settings: Mapping[str, Any],
-    parts: Sequence[Sized],
-    *,
-    prefix: str,
-    unit: str,
-    forecast: Callable[[list[Any]], None],
-    encode: Callable[[Any, dict[str, Any], progress.Progress], Iterable],
-    describe: Callable[[list[dict[str, Any]]], Mapping[str, Any]],
-    process: int,
-    num_processes: int,
-    barrier: Callable[[str], None],
+    out_dir: str | os.PathLike, source: Source, processes: Processes
 ) -> dict[str, Any]:
-    """Fills a folder part by part, those that are missing, and finishes it.
+    """Writes the files that a cache lacks, then the manifest, which makes it finished.
+
+    Before the work begins, one batch is timed, and a forecast for all is printed.
 
     Args:
-      out: a new folder, one that an interrupted run has left, or a finished one.
-      manifest_name: the file that makes the folder finished.
-      settings: JSON values that decide what is stored.
-      parts: what each file is made of.
-      prefix: of the files' names.
-      unit: plural name of what the length of a part counts.
-      forecast: takes the parts that this process has to make; says what they will
-        take, and raises OSError where the disk is too small.
-      encode: (part, summary, bar) -> (bytes, index entry) of each record; fills the
-        summary, and counts on the bar.
-      describe: what the manifest says beside files and digest, from all summaries.
-      process, num_processes: each of several processes that share the folder makes
-        every so-many-eth file, and the first one writes the manifest.
-      barrier: waits until all of them are there.
+      out_dir: a new folder, one that an interrupted run has left, or a finished one.
+      source: what is encoded.
+      processes: that share the folder; the first one writes the manifest.
 
     Returns:
       The manifest.
 
     Raises:
+      OSError: the disk has no room for the files; nothing was written yet.
       ShardsError: the folder was made with other settings, or nothing could be stored.
+      ValueError: `source.encode` raises it.
     """
+    out, manifest_file = pathlib.Path(out_dir), f"{source.name}.json"
+    settings = array_files.plain({"format": array_files.FORMAT, **source.settings})
+    process, barrier = processes.index, processes.barrier
     if process:
         barrier("claimed")
-    finished = array_files.claim(out, manifest_name, settings)
+    finished = array_files.claim(out, manifest_file, settings)
     if not process:
         barrier("claimed")
     if finished:
-        if not process:  # what is left where the job was killed as it finished
+        if not process:  # remains where the job was killed as it finished
             array_files.discard_parts(out)
-        return json.loads(digests.read(out / manifest_name))
-    mine = range(process, len(parts), num_processes)
-    missing = [part for part in mine if not array_files.has_part(out, part)]
-    ahead = sum(len(parts[part]) for part in missing)
-    forecast([parts[part] for part in missing])
-    total = sum(len(parts[part]) for part in mine)
+        return json.loads(digests.read(out / manifest_file))
+    mine = range(process, len(source.files), processes.count)
+    missing = [number for number in mine if not array_files.has_part(out, number)]
+    sizes = {number: sum(map(len, source.files[number])) for number in mine}
+    _forecast(out, source, [source.files[n] for n in missing], processes.count)
+    done = sum(sizes.values()) - sum(sizes[number] for number in missing)
     with progress.Progress(
-        total, "encode", unit, start=total - ahead, process_index=process
+        sum(sizes.values()), "encode", source.unit, start=done, process_index=process
     ) as bar:
-        for part in missing:
+        for number in missing:
             summary: dict[str, Any] = {}
-            items = encode(parts[part], summary, bar)
+            items = _records(source, source.files[number], summary, bar)
             # Floats do not shrink; a fast compressor is for the text.
-            array_files.store_part(out, part, items, summary, compression="snappy")
+            array_files.store_part(out, number, items, summary, compression="snappy")
     barrier("encoded")
     if process:
         barrier("collected")
-        return json.loads(digests.read(out / manifest_name))
-    files, summaries = array_files.collect(out, len(parts), prefix)
+        return json.loads(digests.read(out / manifest_file))
+    files, summaries = array_files.collect(out, len(source.files), source.name)
     if not files:
-        raise array_files.ShardsError(f"{out}: none of the {unit} could be read")
+        raise array_files.ShardsError(f"{out}: none of the {source.unit} could be read")
     manifest = {
         "settings": settings,
         "count": sum(file["count"] for file in files),
-        **describe(summaries),
+        **source.describe(summaries),
         "digest": array_files.digest(e for s in summaries for e in s["index"]),
         "files": files,
     }
-    digests.store(out / manifest_name, json.dumps(manifest, indent=1))
+    digests.store(out / manifest_file, json.dumps(manifest, indent=1))
     array_files.discard_parts(out)
     barrier("collected")
     return manifest
 
 
-def announce(
-    out: pathlib.Path, what: str, work: str, seconds: float, here: float, whole: float
+def _records(
+    source: Source,
+    batches: Sequence[Batch],
+    summary: dict[str, Any],
+    bar: progress.Progress,
+) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    for batch in batches:
+        if items := source.read(batch, summary):
+            yield from map(source.pack, items, source.encode(items, summary))
+        bar.update(len(batch))
+
+
+def _forecast(
+    out: pathlib.Path,
+    source: Source,
+    files: Sequence[Sequence[Batch]],
+    num_processes: int,
 ) -> None:
-    """Says what the work of this process will take.
+    """Prints what making these files takes; OSError where the disk is too small."""
+    batches = [batch for file in files for batch in file]
+    if len(batches) < _FEW:
+        return
+    sample = files[0][len(files[0]) // 2]
+    items = source.read(sample, {})
+    if not items:
+        return
+    source.encode(items, {})  # compiles
+    began = time.monotonic()
+    arrays = source.encode(items, {})
+    seconds = time.monotonic() - began
+    seconds *= sum(map(source.cost, batches)) / source.cost(sample)
+    here = source.nbytes(batches, items, arrays)
+    what = source.name.replace("_", " ")
+    work = f"{sum(map(len, batches))} {source.unit}"
+    _announce(out, what, work, seconds, here, here * num_processes)
 
-    Args:
-      out: where it is stored.
-      what: what is stored, in words.
-      work: how much is to be done, in words.
-      seconds: that it will take.
-      here, whole: bytes that this process, and all of them, will write.
 
-    Raises:
-      OSError: the disk has no room for all of it.
-    """
+def _announce(out, what: str, work: str, seconds: float, here: float, whole: float):
+    """`here` and `whole` are the bytes that this process, and all of them, will write."""
     free = shutil.disk_usage(out).free
     print(
         f"encode: {work} to go here, about {progress.clock(seconds)} and "
@@ -127,6 +192,32 @@ def announce(
             f"{out} has room for {free / 2**30:.1f} GiB, and the {what} will take "
             f"about {whole / 2**30:.1f} GiB"
         )
+
+
+def read_manifest(
+    folder: pathlib.Path, name: str, wanted: Mapping[str, Any], advice: str
+) -> dict[str, Any]:
+    """Reads the manifest of a finished cache, and compares its settings.
+
+    Args:
+      folder: the cache.
+      name: of its source.
+      wanted: settings that it must have; None: any value.
+      advice: ends the message where one differs.
+
+    Raises:
+      ShardsError: the cache is not finished, or a setting differs.
+    """
+    what = name.replace("_", " ")
+    manifest = array_files.read_manifest(folder, f"{name}.json", what)
+    for setting, value in wanted.items():
+        stored = manifest["settings"][setting]
+        if value is not None and stored != value:
+            raise array_files.ShardsError(
+                f"the {what} in {folder} come from {setting.replace('_', ' ')} "
+                f"{str(stored)[:12]}, not {str(value)[:12]}: {advice}"
+            )
+    return manifest
 
 
 def split(raw: bytes, entry: Mapping[str, Any], what: str) -> tuple[bytes, bytes]:

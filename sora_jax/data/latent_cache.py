@@ -12,20 +12,20 @@ Letters: n clips, t time, h height, w width, c channel.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import pathlib
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 from sora_jax.data import array_files, caches, records
 
-_MANIFEST = "latents.json"
+_NAME = "latents"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,195 +48,138 @@ class LatentRecord:
         return json.loads(metadata["record"])["state_json"]
 
 
-class Clips(Protocol):
-    """The clips that are encoded: `shards.Shards`."""
-
-    manifest: Mapping[str, Any]
-
-    def __len__(self) -> int: ...
-
-    def read(
-        self, indices: Sequence[int]
-    ) -> list[records.ClipRecord | records.CorruptRecord]: ...
-
-
 # encode(clips) -> float32[n, t, h, w, c]
 Encode = Callable[[list[records.ClipRecord]], np.ndarray]
 
 
 def write(
     out_dir: str | os.PathLike,
-    clips: Clips,
+    clips: array_files.Records,
     encode: Encode,
     *,
     vae_digest: str,
     preprocessing: Mapping[str, Any],
     batch_size: int = 32,
     clips_per_file: int = 512,
-    process: int = 0,
-    num_processes: int = 1,
-    barrier: Callable[[str], None] = lambda name: None,
+    processes: caches.Processes = caches.Processes(),
 ) -> dict[str, Any]:
-    """Encodes all clips and stores the latents; goes on where it was interrupted.
+    """Encodes all clips and stores the latents; continues an interrupted run.
 
-    A clip that is damaged is left out and listed in the manifest. Before the work
-    begins, a few clips are timed, and what all of them will take is printed.
+    A damaged clip is left out and listed in the manifest.
 
     Args:
-      out_dir: a new folder, one that an interrupted run has left, or a finished one.
-      clips: where the clips come from.
-      encode: gives the latents of up to `batch_size` clips; the same clips must give
+      out_dir: see `caches.write`.
+      clips: to encode: `shards.Shards`.
+      encode: returns the latents of up to `batch_size` clips; the same clips must give
         the same latents.
       vae_digest: hash of the VAE's weights and config.
       preprocessing: JSON values that say what is done to frames before encoding.
       batch_size: clips in one call of `encode`.
-      clips_per_file: clips in one file; what an interruption can cost.
-      process, num_processes, barrier: see `caches.write`.
+      clips_per_file: clips in one file, which is what an interruption can cost.
+      processes: that share the folder.
 
     Returns:
       The manifest.
 
     Raises:
-      OSError: the disk has no room for what is to come; nothing was written yet.
-      ShardsError: the folder belongs to another VAE, other clips or other settings.
-      ValueError: `encode` gives something that is not finite or has a wrong shape.
+      ValueError: `encode` returns numbers that are not finite, or a wrong shape.
+      OSError, ShardsError: see `caches.write`.
     """
-    out = pathlib.Path(out_dir)
-    settings = array_files.plain(
-        {
-            "format": array_files.FORMAT,
-            "vae": vae_digest,
-            "clips": clips.manifest["digest"],
-            "preprocessing": dict(preprocessing),
-            "clips_per_file": clips_per_file,
-        }
-    )
-    parts = [
-        range(start, min(start + clips_per_file, len(clips)))
-        for start in range(0, len(clips), clips_per_file)
+    settings = {
+        "vae": vae_digest,
+        "clips": clips.manifest["digest"],
+        "preprocessing": dict(preprocessing),
+        "clips_per_file": clips_per_file,
+    }
+    files = [
+        [*itertools.batched(indices, batch_size)]
+        for indices in itertools.batched(range(len(clips)), clips_per_file)
     ]
-    return caches.write(
-        out,
-        _MANIFEST,
-        settings,
-        parts,
-        prefix="latents",
-        unit="clips",
-        forecast=lambda missing: _predict(
-            out, clips, encode, batch_size, sum(map(len, missing)), num_processes
-        ),
-        encode=lambda part, summary, bar: _encoded(
-            clips, part, encode, batch_size, summary, bar
-        ),
-        describe=_describe,
-        process=process,
-        num_processes=num_processes,
-        barrier=barrier,
-    )
+    source = _Source(settings, files, clips, encode)
+    return caches.write(out_dir, source, processes)
 
 
-def _predict(out, clips, encode, batch_size: int, ahead: int, num_processes: int):
-    """Says what encoding `ahead` clips takes; OSError where the disk is too small."""
-    if ahead < caches.FEW * batch_size:
-        return
-    batch = [
-        clip
-        for clip in clips.read(range(batch_size))
-        if not isinstance(clip, records.CorruptRecord)
-    ]
-    if not batch:
-        return
-    encode(batch)  # compiles
-    began = time.monotonic()
-    latents_nthwc = encode(batch)
-    seconds = (time.monotonic() - began) / len(batch) * ahead
-    texts = sum(len(text.encode()) for clip in batch for text in clip.captions.values())
-    here = (latents_nthwc.nbytes + texts) / len(batch) * ahead
-    whole = here * num_processes
-    caches.announce(out, "latents", f"{ahead} clips", seconds, here, whole)
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Clips as a `caches.Source`: batches are their indices, items the records."""
 
+    settings: Mapping[str, Any]
+    files: Sequence[Sequence[Sequence[int]]]
+    clips: array_files.Records
+    encode_clips: Encode
+    name, unit = _NAME, "clips"
 
-def _encoded(clips, indices, encode, batch_size, summary, bar):
-    """Yields (bytes, index entry) and fills the part's summary with its sums."""
-    summary["dropped"] = []
-    sums = np.zeros(())
-    squares = np.zeros(())
-    positions = 0
-    for start in range(0, len(indices), batch_size):
-        batch = []
-        for clip in clips.read(indices[start : start + batch_size]):
+    def read(self, batch, summary):
+        dropped = summary.setdefault("dropped", [])
+        good = []
+        for clip in self.clips.read(batch):
             if isinstance(clip, records.CorruptRecord):
-                summary["dropped"].append({"id": clip.id, "reason": str(clip)})
+                dropped.append({"id": clip.id, "reason": str(clip)})
             else:
-                batch.append(clip)
-        if batch:
-            latents_nthwc = np.asarray(encode(batch), np.float32)
-            if latents_nthwc.ndim != 5 or len(latents_nthwc) != len(batch):
-                raise ValueError(
-                    f"encode gave {latents_nthwc.shape} for {len(batch)} clips; "
-                    "latents are [n, t, h, w, c]"
-                )
-            if not np.isfinite(latents_nthwc).all():
-                raise ValueError(f"latents of {batch[0].id!r} and on are not finite")
-            wide = latents_nthwc.astype(np.float64)
-            sums = sums + wide.sum((0, 1, 2, 3))
-            squares = squares + (wide**2).sum((0, 1, 2, 3))
-            positions += math.prod(latents_nthwc.shape[:4])
-            for clip, latents_thwc in zip(batch, latents_nthwc, strict=True):
-                yield _pack(clip, latents_thwc)
-        bar.update(min(batch_size, len(indices) - start))
-    summary |= {
-        "sums": sums.tolist(),
-        "squares": squares.tolist(),
-        "positions": positions,
-    }
+                good.append(clip)
+        return good
 
+    def encode(self, items, summary):
+        latents_nthwc = np.asarray(self.encode_clips(items), np.float32)
+        if latents_nthwc.ndim != 5 or len(latents_nthwc) != len(items):
+            raise ValueError(
+                f"encode returned shape {latents_nthwc.shape} for {len(items)} clips; "
+                "latents are [n, t, h, w, c]"
+            )
+        if not np.isfinite(latents_nthwc).all():
+            raise ValueError(
+                f"latents in the batch that begins with {items[0].id!r} are not finite"
+            )
+        wide_nthwc = latents_nthwc.astype(np.float64)
+        for name, values in (("sums", wide_nthwc), ("squares", wide_nthwc**2)):
+            total_c = np.array(summary.get(name, 0.0)) + values.sum((0, 1, 2, 3))
+            summary[name] = total_c.tolist()
+        positions = math.prod(latents_nthwc.shape[:4])
+        summary["positions"] = summary.get("positions", 0) + positions
+        return latents_nthwc
 
-def _describe(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the manifest says of all clips together."""
-    dropped = [item for summary in summaries for item in summary["dropped"]]
-    return {"dropped": dropped, **_statistics(summaries), **_sizes(summaries)}
+    def pack(self, item, array):
+        latents_thwc = np.ascontiguousarray(array)
+        entry = {
+            "id": item.id,
+            "sha256": hashlib.sha256(latents_thwc.tobytes()).hexdigest(),
+            "shape": list(latents_thwc.shape),
+            "fps": float(item.fps),
+            "captions": dict(item.captions),
+        }
+        record = {
+            "id": item.id,
+            "sha256": entry["sha256"],
+            "captions": entry["captions"],
+            "fps": entry["fps"],
+            "state_json": item.state_json,
+        }
+        # One key of metadata: safetensors writes several in no fixed order.
+        metadata = {"record": json.dumps(record)}
+        return safetensors.numpy.save({"latents": latents_thwc}, metadata), entry
 
+    def cost(self, batch):
+        return len(batch)
 
-def _statistics(summaries: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    kept = [summary for summary in summaries if summary["positions"]]
-    positions = sum(summary["positions"] for summary in kept)
-    mean_c = sum(np.array(summary["sums"]) for summary in kept) / positions
-    square_c = sum(np.array(summary["squares"]) for summary in kept) / positions
-    std_c = np.sqrt(np.maximum(square_c - mean_c**2, 0))
-    return {"mean": mean_c.tolist(), "std": std_c.tolist()}
+    def nbytes(self, batches, items, arrays):
+        texts = [text for clip in items for text in clip.captions.values()]
+        size = arrays.nbytes + sum(len(text.encode()) for text in texts)
+        return size / len(items) * sum(map(len, batches))
 
-
-def _sizes(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the different shapes and frame rates, and how many captions there are."""
-    entries = [entry for summary in summaries for entry in summary["index"]]
-    return {
-        "shape": [list(s) for s in sorted({tuple(e["shape"]) for e in entries})],
-        "fps": sorted({entry["fps"] for entry in entries}),
-        "captions": array_files.count_captions(entries),
-    }
-
-
-def _pack(clip: records.ClipRecord, latents_thwc: np.ndarray):
-    latents_thwc = np.ascontiguousarray(latents_thwc)
-    digest = hashlib.sha256(latents_thwc.tobytes()).hexdigest()
-    entry = {
-        "id": clip.id,
-        "sha256": digest,
-        "shape": list(latents_thwc.shape),
-        "fps": float(clip.fps),
-        "captions": dict(clip.captions),
-    }
-    record = {
-        "id": clip.id,
-        "sha256": digest,
-        "captions": dict(clip.captions),
-        "fps": float(clip.fps),
-        "state_json": clip.state_json,
-    }
-    # One key of metadata: safetensors writes several in no fixed order.
-    metadata = {"record": json.dumps(record)}
-    return safetensors.numpy.save({"latents": latents_thwc}, metadata), entry
+    def describe(self, summaries):
+        kept = [summary for summary in summaries if summary.get("positions")]
+        positions = sum(summary["positions"] for summary in kept)
+        mean_c = sum(np.array(summary["sums"]) for summary in kept) / positions
+        square_c = sum(np.array(summary["squares"]) for summary in kept) / positions
+        entries = [entry for summary in summaries for entry in summary["index"]]
+        return {
+            "dropped": [item for summary in summaries for item in summary["dropped"]],
+            "mean": mean_c.tolist(),
+            "std": np.sqrt(np.maximum(square_c - mean_c**2, 0)).tolist(),
+            "shape": [list(s) for s in sorted({tuple(e["shape"]) for e in entries})],
+            "fps": sorted({entry["fps"] for entry in entries}),
+            "captions": array_files.count_captions(entries),
+        }
 
 
 class Latents(caches.Cache):
@@ -363,12 +306,7 @@ def open(
       ShardsError: there is none, or it comes from another VAE or other clips.
     """
     folder = pathlib.Path(folder)
-    manifest = array_files.read_manifest(folder, _MANIFEST, "latents")
-    for name, asked in (("vae", vae_digest), ("clips", clips_digest)):
-        found = manifest["settings"][name]
-        if asked is not None and found != asked:
-            raise array_files.ShardsError(
-                f"the latents in {folder} come from {name} {found[:12]}, not "
-                f"{asked[:12]}; encode them again into another folder"
-            )
+    wanted = {"vae": vae_digest, "clips": clips_digest}
+    advice = "encode them again into another folder"
+    manifest = caches.read_manifest(folder, _NAME, wanted, advice)
     return Latents(folder, manifest, memory_bytes)

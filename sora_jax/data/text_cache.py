@@ -11,9 +11,9 @@ Letters: b batch, l tokens, d width.
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +23,8 @@ import safetensors.numpy
 
 from sora_jax.data import array_files, caches, captions, tokenizer
 
-MANIFEST = "text_states.json"
+_NAME = "text_states"
+MANIFEST = f"{_NAME}.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 _SHORTEST = 16  # tokens that a batch is padded to at least
 
@@ -56,39 +57,32 @@ def write(
     settings: Mapping[str, Any],
     batch_size: int = 32,
     texts_per_file: int = 512,
-    process: int = 0,
-    num_processes: int = 1,
-    barrier: Callable[[str], None] = lambda name: None,
+    processes: caches.Processes = caches.Processes(),
 ) -> dict[str, Any]:
-    """Encodes all texts, and the null text; goes on where it was interrupted.
-
-    Before the work begins, a batch is timed, and what all of them will take is printed.
+    """Encodes all texts and the null text; continues an interrupted run.
 
     Args:
-      out_dir: a new folder, one that an interrupted run has left, or a finished one.
+      out_dir: see `caches.write`.
       texts: the captions; of those with the same ids one is kept.
       pieces: the tokenizer.
-      encode: gives the states of `batch_size` texts, padded to `length` or to less.
+      encode: returns the states of `batch_size` texts, padded to `length` or to less.
       length: tokens that a text is cut to.
       dim: d.
       dtype: of the states, one of DTYPES.
       settings: JSON values that say where texts and states come from; `length`, `dtype`
         and the tokenizer are added.
       batch_size: texts in one call of `encode`.
-      texts_per_file: texts in one file; what an interruption can cost.
-      process, num_processes, barrier: see `caches.write`.
+      texts_per_file: texts in one file, which is what an interruption can cost.
+      processes: that share the folder.
 
     Returns:
       The manifest.
 
     Raises:
-      OSError: the disk has no room for what is to come; nothing was written yet.
-      ShardsError: the folder belongs to another encoder, other texts or other settings.
-      ValueError: `encode` gives something that is not finite or has a wrong shape.
+      ValueError: `encode` returns numbers that are not finite, or a wrong shape or type.
+      OSError, ShardsError: see `caches.write`.
     """
-    out = pathlib.Path(out_dir)
-    stated = {
-        "format": array_files.FORMAT,
+    settings = {
         "tokenizer": pieces.digest,
         "length": length,
         "dtype": dtype,
@@ -96,110 +90,92 @@ def write(
         **settings,
     }
     texts = list(dict.fromkeys(texts))
-    if process == 0 and texts:
+    if processes.index == 0 and texts:
         tokens = [len(pieces.pieces(text)) for text in texts]
         captions.warn_of_cut(tokens, length, "--text_length")
-    different = _different(texts, pieces, length)
     # Texts of a batch are about as long, so that little of it is padding.
-    parts = [
-        sorted(different[start : start + texts_per_file], key=len)
-        for start in range(0, len(different), texts_per_file)
+    files = [
+        [*itertools.batched(sorted(ids, key=len), batch_size)]
+        for ids in itertools.batched(_distinct(texts, pieces, length), texts_per_file)
     ]
-
-    def forecast(missing):
-        widths = [
-            _width(batch, length)
-            for part in missing
-            for batch in _batches(part, batch_size)
-        ]
-        if len(widths) < caches.FEW:
-            return
-        texts = [text for part in missing for text in part]
-        middle = _batches(missing[0], batch_size)[len(missing[0]) // batch_size // 2]
-        _padded_states(middle, encode, batch_size, length, pieces.pad_id)  # compiles
-        began = time.monotonic()
-        _padded_states(middle, encode, batch_size, length, pieces.pad_id)
-        seconds = (time.monotonic() - began) * sum(widths) / _width(middle, length)
-        here = sum(map(len, texts)) * dim * DTYPES[dtype].itemsize
-        work = f"{len(texts)} captions"
-        whole = here * num_processes
-        caches.announce(out, "text states", work, seconds, here, whole)
-
-    def encoded(part, summary, bar):
-        del summary
-        for batch in _batches(part, batch_size):
-            states_bld = _padded_states(
-                batch, encode, batch_size, length, pieces.pad_id
-            )
-            shape = (len(batch), _width(batch, length), dim)
-            if states_bld.shape != shape or states_bld.dtype != DTYPES[dtype]:
-                raise ValueError(
-                    f"encode gave {states_bld.dtype} {states_bld.shape}; states of "
-                    f"these texts are {dtype} {shape}"
-                )
-            if not np.isfinite(states_bld.astype(np.float32)).all():
-                text = pieces.decode(batch[0])
-                raise ValueError(f"states of {text!r} and on are not finite")
-            for ids, states_ld in zip(batch, states_bld, strict=True):
-                yield _pack(ids, states_ld[: len(ids)])
-            bar.update(len(batch))
-
-    return caches.write(
-        out,
-        MANIFEST,
-        array_files.plain(stated),
-        parts,
-        prefix="text_states",
-        unit="captions",
-        forecast=forecast,
-        encode=encoded,
-        describe=lambda summaries: {"dim": dim},
-        process=process,
-        num_processes=num_processes,
-        barrier=barrier,
-    )
+    source = _Source(settings, files, pieces, encode, length, dim, dtype, batch_size)
+    return caches.write(out_dir, source, processes)
 
 
-def _different(texts, pieces, length: int) -> list[np.ndarray]:
+def _distinct(texts, pieces, length: int) -> list[np.ndarray]:
     """The null text's ids and those of all others, once each, without padding."""
-    found: dict[bytes, np.ndarray] = {}
+    distinct: dict[bytes, np.ndarray] = {}
     for text in ("", *texts):
         ids_1l, mask_1l = pieces.encode([text], length)
         ids = ids_1l[0][mask_1l[0]]
-        found.setdefault(ids.tobytes(), ids)
-    return [*found.values()]
+        distinct.setdefault(ids.tobytes(), ids)
+    return [*distinct.values()]
 
 
-def _batches(part: Sequence[np.ndarray], batch_size: int) -> list[list[np.ndarray]]:
-    starts = range(0, len(part), batch_size)
-    return [[*part[start : start + batch_size]] for start in starts]
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Texts as a `caches.Source`: batches and items are their ids without padding."""
 
+    settings: Mapping[str, Any]
+    files: Sequence[Sequence[Sequence[np.ndarray]]]
+    pieces: tokenizer.Tokenizer
+    encode_texts: Encode
+    length: int
+    dim: int
+    dtype: str
+    batch_size: int
+    name, unit = _NAME, "captions"
 
-def _width(batch: Sequence[np.ndarray], length: int) -> int:
-    """Tokens that a batch is padded to: a power of two, so that programs are few."""
-    longest = max(_SHORTEST, *map(len, batch))
-    return min(length, 1 << (longest - 1).bit_length())
+    def read(self, batch, summary):
+        del summary
+        return batch
 
+    def encode(self, items, summary):
+        del summary
+        ids_bl = np.full(
+            (self.batch_size, self.cost(items)), self.pieces.pad_id, np.int32
+        )
+        mask_bl = np.zeros(ids_bl.shape, bool)
+        for row in range(self.batch_size):
+            ids = items[min(row, len(items) - 1)]
+            ids_bl[row, : len(ids)] = ids
+            mask_bl[row, : len(ids)] = True
+        states_bld = np.asarray(self.encode_texts(ids_bl, mask_bl))[: len(items)]
+        shape = (len(items), self.cost(items), self.dim)
+        if states_bld.shape != shape or states_bld.dtype != DTYPES[self.dtype]:
+            raise ValueError(
+                f"encode returned {states_bld.dtype} {states_bld.shape}; states of "
+                f"these texts are {self.dtype} {shape}"
+            )
+        if not np.isfinite(states_bld.astype(np.float32)).all():
+            text = self.pieces.decode(items[0])
+            raise ValueError(
+                f"states in the batch that begins with {text!r} are not finite"
+            )
+        return states_bld
 
-def _padded_states(batch, encode, batch_size: int, length: int, pad_id: int):
-    """Encodes a batch, padded in both directions: [b, l, d] of its own texts."""
-    ids_bl = np.full((batch_size, _width(batch, length)), pad_id, np.int32)
-    mask_bl = np.zeros(ids_bl.shape, bool)
-    for row in range(batch_size):
-        ids = batch[min(row, len(batch) - 1)]
-        ids_bl[row, : len(ids)] = ids
-        mask_bl[row, : len(ids)] = True
-    return np.asarray(encode(ids_bl, mask_bl))[: len(batch)]
+    def pack(self, item, array):
+        states_ld = np.ascontiguousarray(array[: len(item)])
+        entry = {
+            "id": name(item),
+            "sha256": hashlib.sha256(states_ld.tobytes()).hexdigest(),
+            "shape": list(states_ld.shape),
+        }
+        return safetensors.numpy.save({"states": states_ld}), entry
 
+    def cost(self, batch):
+        """Tokens that a batch is padded to: a power of two, so that programs are few."""
+        longest = max(_SHORTEST, *map(len, batch))
+        return min(self.length, 1 << (longest - 1).bit_length())
 
-def _pack(ids: np.ndarray, states_ld: np.ndarray):
-    states_ld = np.ascontiguousarray(states_ld)
-    entry = {
-        "id": name(ids),
-        "sha256": hashlib.sha256(states_ld.tobytes()).hexdigest(),
-        "shape": list(states_ld.shape),
-    }
-    return safetensors.numpy.save({"states": states_ld}), entry
+    def nbytes(self, batches, items, arrays):
+        del items, arrays
+        tokens = sum(len(ids) for batch in batches for ids in batch)
+        return tokens * self.dim * DTYPES[self.dtype].itemsize
+
+    def describe(self, summaries):
+        del summaries
+        return {"dim": self.dim}
 
 
 class TextStates(caches.Cache):
@@ -262,18 +238,12 @@ def open(
       ShardsError: there is none, or it comes from something else.
     """
     folder = pathlib.Path(folder)
-    manifest = array_files.read_manifest(folder, MANIFEST, "text states")
+    advice = "delete that folder, and prepare them again or train without them"
+    manifest = caches.read_manifest(folder, _NAME, settings, advice)
     stated = manifest["settings"]
-    again = "delete that folder, and prepare them again or train without them"
-    for what, asked in settings.items():
-        if stated[what] != asked:
-            raise array_files.ShardsError(
-                f"the text states in {folder} come from {what.replace('_', ' ')} "
-                f"{str(stated[what])[:12]}, not {str(asked)[:12]}: {again}"
-            )
     if lacking := sorted(set(tiers) - set(stated.get("tiers", ()))):
         raise array_files.ShardsError(
             f"the text states in {folder} are of captions of the tiers "
-            f"{stated.get('tiers')}, without {lacking}: {again}"
+            f"{stated.get('tiers')}, without {lacking}: {advice}"
         )
     return TextStates(folder, manifest, memory_bytes)

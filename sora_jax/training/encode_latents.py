@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from sora_jax.core import mesh as meshes
-from sora_jax.data import latent_cache, shards
+from sora_jax.data import caches, latent_cache, shards
 from sora_jax.training import checkpoint, pretrained, trained_vae
 
 
@@ -46,9 +46,9 @@ def encode(
         vae_digest=checkpoint.weights_digest(source),
         preprocessing={"pixels": "[-1, 1]", "normalised": True},
         batch_size=batch_size,
-        process=jax.process_index(),
-        num_processes=jax.process_count(),
-        barrier=meshes.barrier,
+        processes=caches.Processes(
+            jax.process_index(), jax.process_count(), meshes.barrier
+        ),
     )
     if jax.process_index() == 0:
         pretrained.open_component(source, "vae").copy_to(out / "vae")

@@ -12,7 +12,7 @@ import numpy as np
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.data import captions, latent_cache, records, text_cache
+from sora_jax.data import caches, captions, latent_cache, records, text_cache
 from sora_jax.training import initial, pretrained, run_folder
 
 # Of captions, in one pass.
@@ -104,9 +104,9 @@ def encode(
             "computed": computing.config.dtype,
         },
         batch_size=max(1, min(64, TOKENS_AT_ONCE // length)),
-        process=jax.process_index(),
-        num_processes=jax.process_count(),
-        barrier=meshes.barrier,
+        processes=caches.Processes(
+            jax.process_index(), jax.process_count(), meshes.barrier
+        ),
     )
 
 

@@ -280,8 +280,8 @@ def test_several_processes_share_the_work(source, written, tmp_path):
             return encode(batch)
 
         return latent_cache.write(
-            out, source, counting, batch_size=3, clips_per_file=4, process=process,
-            num_processes=3, barrier=lambda name: wall.wait(60), **STATED,
+            out, source, counting, batch_size=3, clips_per_file=4, **STATED,
+            processes=caches.Processes(process, 3, lambda name: wall.wait(60)),
         )  # fmt: skip
 
     with concurrent.futures.ThreadPoolExecutor(3) as pool:

@@ -152,7 +152,7 @@ def test_a_foreign_or_stale_cache_is_refused(how, pieces, tmp_path):
     "change, message",
     [
         (lambda states_bld: states_bld[..., 1:], "states of these texts are float32"),
-        (lambda states_bld: states_bld.astype(np.float64), "encode gave float64"),
+        (lambda states_bld: states_bld.astype(np.float64), "encode returned float64"),
         (lambda states_bld: states_bld * np.float32(np.nan), "not finite"),
     ],
 )
@@ -182,8 +182,8 @@ def test_several_processes_share_the_work(how, tmp_path):
 
     def one(process):
         return text_cache.write(
-            tmp_path / "shared", process=process, num_processes=3,
-            barrier=lambda name: wall.wait(60), **how,
+            tmp_path / "shared", **how,
+            processes=caches.Processes(process, 3, lambda name: wall.wait(60)),
         )  # fmt: skip
 
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
@@ -197,7 +197,7 @@ def test_a_forecast_comes_first_and_a_full_disk_before_any_work(
 ):
     """The size is exact: every token is counted before any is encoded."""
     said = []
-    monkeypatch.setattr(caches, "announce", lambda *a: said.append(a))
+    monkeypatch.setattr(caches, "_announce", lambda *a: said.append(a))
     text_cache.write(tmp_path / "out", **how)
     monkeypatch.undo()
     cache = text_cache.open(tmp_path / "out")
