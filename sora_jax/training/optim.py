@@ -206,14 +206,3 @@ def make(config: Config, num_steps: int) -> optax.GradientTransformation:
         optax.GradientTransformation(lambda _: optax.EmptyState(), scale_by_name),
         optax.scale_by_learning_rate(schedule(config, num_steps)),
     )
-
-
-def ema(average, params, decay: float, step: jax.Array):
-    """Moves the average towards the parameters; faster in the first steps.
-
-    The decay at step t is min(decay, (1 + t) / (10 + t)), so that a short run's average
-    is not made of its initial values.
-    """
-    step = step.astype("float32")
-    rate = 1 - jax.numpy.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda a, p: a + rate * (p - a), average, params)

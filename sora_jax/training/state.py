@@ -157,6 +157,17 @@ def init(
     )
 
 
+def update_ema(ema: Params, params: Params, decay: float, step: jax.Array) -> Params:
+    """Moves the exponential moving average one step towards the parameters.
+
+    ema + (1 - d) (params - ema), where d = min(decay, (1 + step) / (10 + step)), so that
+    the average of a short run is not dominated by its initial values.
+    """
+    step = step.astype(jnp.float32)
+    rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, p: a + rate * (p - a), ema, params)
+
+
 def count(params: Mapping) -> int:
     """How many numbers a tree of parameters holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

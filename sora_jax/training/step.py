@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 
 from sora_jax.core import rng, sharding
-from sora_jax.training import optim
 from sora_jax.training import state as states
 
 Batch = Mapping[str, jax.Array]
@@ -89,7 +88,7 @@ def make_train_step(
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = optim.ema(state.ema, params, ema_decay, state.step)
+        average = states.update_ema(state.ema, params, ema_decay, state.step)
         params, average, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, average, opt_state),
