@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from sora_jax.core import config as configs
-from sora_jax.core import sharding
+from sora_jax.core import sharding, trees
 
 # A number in bfloat16 moves by steps of 1/128 to 1/256 of itself. Where an average takes
 # less than this of what is new, most of it would be rounded away.
@@ -88,11 +88,6 @@ def schedule(config: Config, num_steps: int) -> optax.Schedule:
         max(num_steps, config.warmup_steps + 1),
         config.final_fraction,
     )
-
-
-def path_name(path) -> str:
-    """The dotted name of a leaf, such as `dit.blocks.attn1.to_q.kernel`."""
-    return ".".join(str(getattr(key, "key", key)) for key in path)
 
 
 # The quintic of arXiv 2502.16982 that five times brings singular values near 1.
@@ -164,28 +159,17 @@ def make(config: Config, num_steps: int) -> optax.GradientTransformation:
 
     def is_kernel(params):
         # Not tables: rare words would fade away, and gates would close.
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: path_name(path).endswith("kernel"), params
-        )
+        return trees.map_paths(lambda name, _: name.endswith("kernel"), params)
 
-    def takes(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: (
-                "muon"
-                if config.muon_learning_rate
-                and path_name(path).endswith("kernel")
-                and not any(
-                    re.search(pattern, path_name(path)) for pattern in config.not_muon
-                )
-                else "adamw"
-            ),
-            params,
-        )
+    def algorithm(name, _):
+        excluded = any(re.search(pattern, name) for pattern in config.not_muon)
+        muon = config.muon_learning_rate and name.endswith("kernel") and not excluded
+        return "muon" if muon else "adamw"
 
     def scale_by_name(updates, state, params=None):
         del params
-        scaled = jax.tree_util.tree_map_with_path(
-            lambda path, update: update * config.factor(path_name(path)), updates
+        scaled = trees.map_paths(
+            lambda name, update: update * config.factor(name), updates
         )
         return scaled, state
 
@@ -199,7 +183,13 @@ def make(config: Config, num_steps: int) -> optax.GradientTransformation:
     clip = optax.clip_by_global_norm(config.clip_norm)
     return optax.chain(
         clip if config.clip_norm else optax.identity(),
-        kept_as(config.moments, optax.partition({"muon": muon, "adamw": adam}, takes)),
+        kept_as(
+            config.moments,
+            optax.partition(
+                {"muon": muon, "adamw": adam},
+                lambda params: trees.map_paths(algorithm, params),
+            ),
+        ),
         optax.add_decayed_weights(
             config.weight_decay * config.learning_rate, is_kernel
         ),

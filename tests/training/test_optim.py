@@ -10,6 +10,7 @@ import pytest
 from optax import contrib
 
 from sora_jax.core import mesh as meshes
+from sora_jax.core import trees
 from sora_jax.training import optim
 
 SHAPES = {
@@ -49,12 +50,12 @@ def test_kernels_take_optax_muon_and_the_rest_adam():
 
     def dimensions(params):
         def one(path, leaf):
-            if not optim.path_name(path).endswith("kernel"):
+            if not path.endswith("kernel"):
                 return None
             inputs = range(leaf.ndim == 3, leaf.ndim - 1)
             return contrib.MuonDimensionNumbers(tuple(inputs), (leaf.ndim - 1,))
 
-        return jax.tree_util.tree_map_with_path(one, params)
+        return trees.map_paths(one, params)
 
     muon = contrib.muon(
         lambda step: 2e-2 * share(step),
@@ -102,8 +103,8 @@ def test_weight_decay_moves_kernels_and_nothing_else():
     still = jax.tree.map(jnp.zeros_like, params)
     updates, _ = jax.jit(optimizer.update)(still, optimizer.init(params), params)
     moved = {
-        optim.path_name(path): float(jnp.abs(leaf).max())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+        name: float(jnp.abs(leaf).max())
+        for name, leaf in trees.flatten(updates).items()
     }
     assert {name for name, by in moved.items() if by} == {
         name for name in moved if name.endswith("kernel")
