@@ -204,7 +204,9 @@ def train(num_steps: int, batch_size: int, seed: int) -> feature_net.StateNetwor
             batch["video"] = as_float(batch["video"])
             key = jax.random.fold_in(root, number)
             params, state, parts = step(params, state, batch, key)
-            line.update(**{name: float(value) for name, value in parts.items()})
+            parts = {name: float(value) for name, value in parts.items()}
+            line.set_postfix(parts, refresh=False)
+            line.update()
     return networks.bind(params)["reader"]
 
 

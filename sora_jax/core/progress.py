@@ -1,95 +1,75 @@
-"""One line that says how far a job is and how long it will still take."""
+"""The progress bar of a job."""
 
 import contextlib
 import os
 import sys
+import threading
 import time
 
-
-def clock(seconds: float) -> str:
-    """Formats a duration as 42s, 3m10s or 2h05m."""
-    seconds = max(0, round(seconds))
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+import tqdm
 
 
-class Progress:
-    """Shows done/total, rate and time remaining; a context manager.
+class _Lines:
+    """Standard error for tqdm, with a line of its own for each state of the bar."""
 
-    On a terminal the line is rewritten in place a few times a second; elsewhere (logs,
-    CI) a new line is printed every `every` seconds and at the end. Only the process
-    with index 0 prints.
+    def write(self, text: str) -> None:
+        if text.strip():
+            with contextlib.suppress(OSError):  # a log on a full disk, a closed pipe
+                print(text.strip(), file=sys.stderr, flush=True)
 
-    The rate is that of the units after the first update, whose time is mostly that of
-    compiling; so there is none before the second.
+    def flush(self) -> None:
+        pass  # `write` does
+
+
+class Progress(tqdm.tqdm):
+    """tqdm for jobs that compile, may resume, and may write to a log.
+
+    The rate and the time left leave out all before the end of the first update, which is
+    mostly compilation, and the units done before this run; the elapsed time does not.
+    Where stderr is not a terminal, a line is printed at the start, every 15 seconds and
+    at the end. Only process 0 prints.
 
     Args:
-      total: how many units there are.
+      total: number of units.
       label: what is being done, such as "train".
       unit: plural name of the unit, such as "clips".
-      start: units that were done before this run (a resumed job); they do not count
-        in the rate.
-      every: seconds between lines where the output is not a terminal.
-      process_index: this process among several.
+      start: units done before this run, if it resumes another.
+      process_index: of this process.
     """
 
+    monitor_interval = 0  # tqdm's thread would only redraw
+
     def __init__(
-        self,
-        total: int,
-        label: str,
-        unit: str = "",
-        *,
-        start: int = 0,
-        every: float = 15.0,
-        process_index: int = 0,
+        self, total: int, label: str, unit: str, *, start: int = 0, process_index=0
     ):
-        self.total, self.label, self.unit = total, label, unit
-        self.start = self.done = start
-        self.fields: dict[str, str] = {}
-        self._quiet = process_index != 0
-        self._tty = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._every = 0.2 if self._tty else every
-        self._began = self._printed = time.monotonic()
-        self._first: tuple[float, int] | None = None  # when, and what was done by then
+        self._compiled: tuple[float, int] | None = None  # time and units done by then
+        terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        super().__init__(
+            desc=label,
+            total=total,
+            unit=f" {unit}",
+            initial=start,
+            file=None if terminal else _Lines(),
+            mininterval=0.2 if terminal else 15.0,
+            miniters=1,
+            dynamic_ncols=terminal,
+            position=0,
+            disable=process_index != 0,
+        )
 
-    def __enter__(self) -> "Progress":
-        return self
+    def update(self, n: float = 1) -> None:
+        """Counts `n` more units as done; prints where it is time to."""
+        if n and not self._compiled:
+            self._compiled = time.monotonic(), self.n + n
+        super().update(n)
 
-    def __exit__(self, *exception) -> None:
-        self._print(last=True)
-
-    def update(self, n: int = 1, **fields: object) -> None:
-        """Counts `n` more units as done and shows `fields` behind the bar."""
-        self.done += n
-        if n and self._first is None:
-            self._first = time.monotonic(), self.done
-        for name, value in fields.items():
-            self.fields[name] = f"{value:.4g}" if isinstance(value, float) else value
-        if time.monotonic() - self._printed >= self._every:
-            self._print()
-
-    def line(self) -> str:
-        """Returns the text of the line as it stands now."""
+    @property
+    def format_dict(self) -> dict:
+        """The values of tqdm's line, with our rate."""
         now = time.monotonic()
-        since, before = self._first or (now, self.done)
-        rate = (self.done - before) / (now - since) if now > since else 0.0
-        parts = [f"{self.label}: {self.done}/{self.total} {self.unit}".rstrip()]
-        if rate > 0:
-            parts.append(f"{rate:.4g}/s")
-            if self.done < self.total:
-                parts.append(f"{clock((self.total - self.done) / rate)} left")
-        parts.append(f"{clock(now - self._began)} so far")
-        parts += [f"{name} {value}" for name, value in self.fields.items()]
-        return ", ".join(parts)
+        since, before = self._compiled or (now, self.n)
+        rate = (self.n - before) / (now - since) if now > since else 0.0
+        return super().format_dict | {"rate": rate}
 
-    def _print(self, last: bool = False) -> None:
-        self._printed = time.monotonic()
-        if self._quiet:
-            return
-        before, after = ("\r\x1b[K", "\n" * last) if self._tty else ("", "\n")
-        with contextlib.suppress(OSError):  # a log file on a full disk, a closed pipe
-            sys.stderr.write(before + self.line() + after)
-            sys.stderr.flush()
+
+Progress.set_lock(threading.RLock())  # tqdm's own also makes a semaphore of the system

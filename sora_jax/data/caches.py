@@ -6,6 +6,7 @@ time and disk space, and records that stay in memory once they have been read.
 """
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
@@ -183,7 +184,7 @@ def _announce(out, what: str, work: str, seconds: float, here: float, whole: flo
     """`here` and `whole` are the bytes that this process, and all of them, will write."""
     free = shutil.disk_usage(out).free
     print(
-        f"encode: {work} to go here, about {progress.clock(seconds)} and "
+        f"encode: {work} to go here, about {datetime.timedelta(seconds=round(seconds))} and "
         f"{here / 2**20:.0f} MiB",
         file=sys.stderr,
     )

@@ -174,7 +174,7 @@ def train(
             values["mfu"] = values["clips_per_second"] * row_flops / peak_flops
         values["seconds"] = sum(chrono.seconds.values())
         log.write(step, values)
-        bar.update(0, loss=values["loss"])
+        bar.set_postfix(loss=values["loss"], refresh=False)
         rows_since_log, seconds_at_log = 0, dict(chrono.seconds)
 
     def save(step: int) -> None:

@@ -1,6 +1,7 @@
 """Keys, meshes, layouts, configs, progress and files."""
 
 import dataclasses
+import errno
 import hashlib
 import math
 import os
@@ -183,23 +184,48 @@ def test_numbers_that_would_not_come_back_are_not_written(value):
 
 def test_progress_tells_the_time_left(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for name in ("time", "monotonic"):
+        monkeypatch.setattr(progress.time, name, lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     with progress.Progress(100, "encode", "clips", start=20) as bar:
         now[0] = 3600.0  # of which most is compiling
         bar.update(4)
-        bar.update(0, loss=1.0)
-        assert bar.line() == "encode: 24/100 clips, 1h00m so far, loss 1"
+        bar.set_postfix(loss=1.0, refresh=False)
+        assert "24/100 [1:00:00<?, ? clips/s, loss=1]" in str(bar)
+        now[0] = 3610.0
+        bar.update(8)  # too early for a line
         now[0] = 3618.0
-        bar.update(36, loss=0.123456)
-    assert bar.line() == (
-        "encode: 60/100 clips, 2/s, 20s left, 1h00m so far, loss 0.1235"
-    )
-    assert capsys.readouterr().err.count("encode: 60/100") == 2
-    with progress.Progress(1, "x", process_index=1) as bar:
-        now[0] = 99.0
+        bar.set_postfix(loss=0.123456, refresh=False)
+        bar.update(28)
+    started, compiled, done, closed = capsys.readouterr().err.splitlines()
+    assert "| 20/100 [00:00<?, ? clips/s]" in started
+    assert "| 24/100 [1:00:00<?, ? clips/s]" in compiled
+    assert done == closed and done.startswith("encode:  60%|")
+    assert done.endswith("| 60/100 [1:00:18<00:20,  2.00 clips/s, loss=0.123]")
+
+
+def test_progress_prints_in_one_process_and_survives_a_full_disk(capsys, monkeypatch):
+    with progress.Progress(1, "x", "clips", process_index=1) as bar:
         bar.update()
     assert capsys.readouterr().err == ""
-    assert [progress.clock(s) for s in (5, 65, 7500)] == ["5s", "1m05s", "2h05m"]
+
+    def full(text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys.stderr, "write", full)
+    with progress.Progress(1, "x", "clips") as bar:
+        bar.update()
+        bar.refresh()
+    assert bar.n == 1
+
+
+def test_progress_is_rewritten_in_place_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.Progress(2, "x", "clips") as bar:
+        bar.update(2)
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and shown.count("\r") > 1
 
 
 def test_files_are_whole_or_absent(tmp_path, monkeypatch):
