@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sora_jax.core import config as configs
-from sora_jax.core import digests, environment, job, paths
+from sora_jax.core import digests, job, paths, versions
 from sora_jax.core import mesh as meshes
 from sora_jax.data import loader, records, samples, shards
 from sora_jax.evals.metrics import reconstruction
@@ -118,7 +118,7 @@ def main() -> None:
     tell_changes(folder, run_folder.claim(folder, c))
     meshes.barrier("config")
     if jax.process_index() == 0:
-        text = json.dumps(environment.describe(), indent=2)
+        text = json.dumps(versions.describe(), indent=2)
         paths.write_atomically(folder / "env.json", text + "\n")
     failed = None
     try:

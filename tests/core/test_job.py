@@ -11,7 +11,7 @@ import pytest
 from absl import flags, logging
 from ml_collections import config_flags
 
-from sora_jax.core import environment, job, paths
+from sora_jax.core import job, paths, versions
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "toy.py"
 
@@ -159,4 +159,4 @@ def test_arguments_that_are_not_flags_are_refused(monkeypatch, capsys):
 
 def test_a_run_starts_where_git_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert environment.describe()["source"] == "unknown"
+    assert versions.describe()["source"] == "unknown"

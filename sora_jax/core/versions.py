@@ -1,4 +1,4 @@
-"""What a result came from: versions, devices and the state of the source tree."""
+"""Versions, devices and the commit that a run uses, for its `env.json`."""
 
 import platform
 import subprocess
@@ -10,17 +10,17 @@ import sora_jax
 
 
 def _source() -> str:
-    """Which commit runs, as git says where there is one."""
+    """The commit, as `git describe` names it."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         git = subprocess.run(command, capture_output=True, text=True)
-    except OSError:  # it is not installed
+    except OSError:  # git is not installed
         return "unknown"
     return git.stdout.strip() if git.returncode == 0 else "unknown"
 
 
 def describe() -> dict:
-    """Returns JSON values that say what runs here."""
+    """Returns the JSON values of `env.json`."""
     return {
         "sora_jax": sora_jax.__version__,
         "source": _source(),
