@@ -1,16 +1,16 @@
 """Logical axis names, and the one mapping from them to mesh axes.
 
-What used to be called pjit is `jax.jit` with shardings in today's JAX. The mesh is of
-explicit type: every array knows its layout while the program is traced, and an
-operation whose layout is not obvious must say what it wants. The model does so with
-the names below; this file turns them into mesh axes.
+What used to be called pjit is `jax.jit` with shardings in today's JAX. The mesh axes are
+of explicit type: the sharding of every array is known while a program is traced, and an
+operation whose output sharding is ambiguous must state it. The models state it with the
+names below, which this file turns into mesh axes.
 
   batch    rows of the global batch                (replica, fsdp)
   tokens   spacetime patches of a row              (ring, ulysses)
   heads    attention heads, or their channels      tensor
   mlp      hidden units of the feed-forward part   tensor
   embed    model width, of weights only            (fsdp, ring, ulysses)
-  layers   stacked blocks                          not split
+  layers   stacked blocks                          not sharded
 """
 
 import math
@@ -33,8 +33,8 @@ def _has_mesh() -> bool:
     return not jax.sharding.get_abstract_mesh().empty
 
 
-def partition(*names: str | None) -> PartitionSpec:
-    """Returns the mesh axes of logical axes, whether or not a mesh is set.
+def partition_spec(*names: str | None) -> PartitionSpec:
+    """Returns the spec of logical axes, whether or not a mesh is set.
 
     Raises:
       ValueError: a name is unknown, or a mesh axis would be used twice.
@@ -42,7 +42,9 @@ def partition(*names: str | None) -> PartitionSpec:
     entries, used = [], set()
     for name in names:
         if name is not None and name not in RULES:
-            raise ValueError(f"logical axis {name!r} is unknown; there are {[*RULES]}")
+            raise ValueError(
+                f"logical axis {name!r} is unknown; choose from {[*RULES]}"
+            )
         axes = RULES[name] if name else ()
         if used & set(axes):
             raise ValueError(
@@ -53,102 +55,107 @@ def partition(*names: str | None) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def of_parameter(axes: tuple[str | None, ...], shape: Sequence[int]) -> PartitionSpec:
-    """Returns the mesh axes of a parameter; in front of its own axes it is stacked.
+def parameter_spec(axes: tuple[str | None, ...], shape: Sequence[int]) -> PartitionSpec:
+    """Returns the spec of a parameter; dimensions in front of its `axes` are stacked layers.
 
-    A dimension that does not divide over the mesh that is set stays whole (the small
-    ones of a video VAE); training checks those that matter (`check_divisible`).
+    A dimension that does not divide over the current mesh is not sharded (the small ones
+    of a video VAE); training checks those that matter (`check_divisible`).
     """
-    layout = partition(*("layers",) * (len(shape) - len(axes)), *axes)
+    spec = partition_spec(*("layers",) * (len(shape) - len(axes)), *axes)
     if not _has_mesh():
-        return layout
+        return spec
     mesh = jax.sharding.get_abstract_mesh()
     return PartitionSpec(
         *(
-            entry if size % shards(mesh, entry) == 0 else None
-            for entry, size in zip(layout, shape, strict=True)
+            entry if size % num_shards(mesh, entry) == 0 else None
+            for entry, size in zip(spec, shape, strict=True)
         )
     )
 
 
-def names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The mesh axes of an entry of a layout."""
+def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the mesh axes of one entry of a PartitionSpec."""
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
 
 
-def shards(mesh, axes: str | tuple[str, ...] | None) -> int:
-    """Into how many shards a dimension is split by its entry of a layout."""
-    return math.prod(mesh.shape[axis] for axis in names(axes))
+def num_shards(mesh, entry: str | tuple[str, ...] | None) -> int:
+    """Returns how many shards a dimension with this entry of a PartitionSpec has."""
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(entry))
 
 
-def ways(mesh: jax.sharding.Mesh, name: str) -> int:
-    """Into how many shards the mesh splits a logical axis."""
-    return shards(mesh, RULES[name])
+def logical_axis_size(mesh: jax.sharding.Mesh, name: str) -> int:
+    """Returns how many shards a logical axis has on the mesh."""
+    return num_shards(mesh, RULES[name])
 
 
-def filled(size: int, name: str) -> int:
-    """The next size that divides over a logical axis of the mesh that is set, if any."""
+def padded_size(size: int, name: str) -> int:
+    """Rounds `size` up to a multiple of the shards of a logical axis on the current mesh."""
     if not _has_mesh():
         return size
-    count = ways(jax.sharding.get_abstract_mesh(), name)
+    count = logical_axis_size(jax.sharding.get_abstract_mesh(), name)
     return -(-size // count) * count
 
 
-def spec(*names: str | None) -> PartitionSpec | None:
-    """Returns the layout to hand to `out_sharding=`; None where no mesh is set."""
-    return partition(*names) if _has_mesh() else None
+def out_sharding(*names: str | None) -> PartitionSpec | None:
+    """Returns the spec for `out_sharding=`; None where no mesh is set."""
+    return partition_spec(*names) if _has_mesh() else None
 
 
-def follow(x: jax.Array, *last: str | None) -> PartitionSpec | None:
-    """Returns the layout of `x` with its last axes replaced by the named ones."""
+def spec_like(x: jax.Array, *last: str | None) -> PartitionSpec | None:
+    """Returns the spec of `x` with its last axes replaced; None where no mesh is set."""
     if not _has_mesh():
         return None
     kept = list(jax.typeof(x).sharding.spec)[: x.ndim - len(last)]
-    return PartitionSpec(*kept, *partition(*last))
+    return PartitionSpec(*kept, *partition_spec(*last))
 
 
-def pieces(x: jax.Array, dimensions: Iterable[int]) -> int:
-    """Into how many pieces the layout of `x` splits these dimensions together."""
-    if not _has_mesh():
-        return 1
-    mesh, layout = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.spec
-    return math.prod(shards(mesh, layout[dimension]) for dimension in dimensions)
-
-
-def is_split(x: jax.Array, dimensions: Iterable[int]) -> bool:
-    """Whether any of these dimensions of `x` lies on more than one device."""
-    return pieces(x, dimensions) > 1
-
-
-def ends(x: jax.Array | PartitionSpec | None) -> PartitionSpec | None:
-    """The layout of two axes: the first and the last of an array or a layout."""
+def flattened_spec(x: jax.Array | PartitionSpec | None) -> PartitionSpec | None:
+    """Returns the spec of `x` reshaped to [-1, last], where only its ends are sharded."""
     if x is None or not _has_mesh():
         return None
-    layout = x if isinstance(x, PartitionSpec) else jax.typeof(x).sharding.spec
-    return PartitionSpec(layout[0], layout[-1])
+    spec = x if isinstance(x, PartitionSpec) else jax.typeof(x).sharding.spec
+    return PartitionSpec(spec[0], spec[-1])
+
+
+def array_shards(x: jax.Array, dimensions: Iterable[int]) -> int:
+    """Returns into how many shards these dimensions of `x` are split together."""
+    if not _has_mesh():
+        return 1
+    mesh, spec = jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.spec
+    return math.prod(num_shards(mesh, spec[dimension]) for dimension in dimensions)
+
+
+def is_sharded(x: jax.Array, dimensions: Iterable[int]) -> bool:
+    """Returns whether any of these dimensions of `x` is split over devices."""
+    return array_shards(x, dimensions) > 1
 
 
 def reshard(x: jax.Array, *names: str | None) -> jax.Array:
-    """Moves `x` to the named layout; nothing where no mesh is set."""
-    return jax.reshard(x, partition(*names)) if _has_mesh() else x
+    """Reshards `x` to logical axes; does nothing where no mesh is set."""
+    return jax.reshard(x, partition_spec(*names)) if _has_mesh() else x
+
+
+def reshard_like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """Reshards `x` as an array of the same shape is sharded."""
+    return jax.reshard(x, jax.typeof(other).sharding.spec) if _has_mesh() else x
 
 
 def gather_axis(x: jax.Array, axis: int, like: jax.Array) -> jax.Array:
-    """Gives `x` the layout of `like`, but for one axis that becomes whole."""
+    """Reshards `x` like another array, except for one axis that is gathered."""
     if not _has_mesh():
         return x
-    layout = list(jax.typeof(like).sharding.spec)
-    layout[axis] = None
-    return jax.reshard(x, PartitionSpec(*layout))
+    spec = list(jax.typeof(like).sharding.spec)
+    spec[axis] = None
+    return jax.reshard(x, PartitionSpec(*spec))
 
 
 def replicate(x: jax.Array) -> jax.Array:
-    """Copies `x` whole to every device."""
+    """Copies all of `x` to every device."""
     return reshard(x, *(None,) * x.ndim)
 
 
-def spread(x: jax.Array, axis: int) -> jax.Array:
-    """Splits one axis of a whole array over as many mesh axes as divide it."""
+def shard_axis(x: jax.Array, axis: int) -> jax.Array:
+    """Shards one axis of a replicated array over as many mesh axes as divide it."""
     if not _has_mesh():
         return x
     taken, left = [], x.shape[axis]
@@ -156,20 +163,15 @@ def spread(x: jax.Array, axis: int) -> jax.Array:
         if size > 1 and left % size == 0:
             taken.append(name)
             left //= size
-    layout = [None] * x.ndim
-    layout[axis] = tuple(taken) or None
-    return jax.reshard(x, PartitionSpec(*layout))
-
-
-def like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """Moves `x` to the layout of an array of the same shape."""
-    return jax.reshard(x, jax.typeof(other).sharding.spec) if _has_mesh() else x
+    spec = [None] * x.ndim
+    spec[axis] = tuple(taken) or None
+    return jax.reshard(x, PartitionSpec(*spec))
 
 
 def gather_weight(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """Undoes the split of a weight's width just before it is used.
+    """All-gathers the width of a weight just before it is used, as FSDP does.
 
-    The gradient of this move is the reduce-scatter that returns it to its owners.
+    The gradient of this is a reduce-scatter.
     """
     return reshard(weight, *(None if axis == "embed" else axis for axis in axes))
 
@@ -177,34 +179,34 @@ def gather_weight(weight: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 def process_rows(
     mesh: jax.sharding.Mesh, process: int | None = None
 ) -> tuple[int, int]:
-    """Which part of a batch a process holds, of how many equal ones: (index, count).
+    """Returns which of how many equal parts of the batch a process holds: (index, count).
 
-    Processes that share rows, since only tokens or widths are split between them, have
+    Processes that share rows, because only tokens or widths are split between them, have
     the same part.
 
     Raises:
       ValueError: the rows of a process are not one such part.
     """
     process = jax.process_index() if process is None else process
-    count = ways(mesh, "batch")
-    layout = named(mesh, "batch").devices_indices_map((count,))
-    held = {
+    count = logical_axis_size(mesh, "batch")
+    indices = named_sharding(mesh, "batch").devices_indices_map((count,))
+    shards = {
         rows.start or 0
-        for device, (rows,) in layout.items()
+        for device, (rows,) in indices.items()
         if device.process_index == process
     }
-    first, size = min(held), len(held)
-    if max(held) - first + 1 != size or first % size or count % size:
+    first, size = min(shards), len(shards)
+    if max(shards) - first + 1 != size or first % size or count % size:
         raise ValueError(
-            f"process {process} holds the parts {sorted(held)} of a batch in {count}; "
-            "choose mesh axes for which they are neighbours"
+            f"process {process} holds the batch shards {sorted(shards)} of {count}, which "
+            "are not adjacent; choose another mesh"
         )
     return first // size, count // size
 
 
-def named(mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
-    """Returns a sharding that device_put and jit take."""
-    return NamedSharding(mesh, partition(*names))
+def named_sharding(mesh: jax.sharding.Mesh, *names: str | None) -> NamedSharding:
+    """Returns the NamedSharding of logical axes, for `device_put` and `jit`."""
+    return NamedSharding(mesh, partition_spec(*names))
 
 
 def check_divisible(mesh: jax.sharding.Mesh, sizes: dict[str, tuple[str, int]]) -> None:
@@ -212,13 +214,13 @@ def check_divisible(mesh: jax.sharding.Mesh, sizes: dict[str, tuple[str, int]]) 
 
     Args:
       mesh: the mesh.
-      sizes: what the dimension is called to the user -> (logical axis, size).
+      sizes: the user's name of the dimension -> (logical axis, size).
 
     Raises:
       ValueError: naming the dimension, its size and the mesh axes.
     """
     for label, (name, size) in sizes.items():
-        count = ways(mesh, name)
+        count = logical_axis_size(mesh, name)
         if size % count:
             raise ValueError(
                 f"{label} is {size}, which does not divide over the {count} shards of "

@@ -37,12 +37,12 @@ def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
     """Rows a0 b0 a1 b1 ...: both halves of a pair stay on the device of the row."""
     pairs = jnp.stack([first, second], axis=1)
     shape = (2 * first.shape[0], *first.shape[1:])
-    return jnp.reshape(pairs, shape, out_sharding=sharding.follow(first))
+    return jnp.reshape(pairs, shape, out_sharding=sharding.spec_like(first))
 
 
 def _deinterleave(pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The inverse of `_interleave`."""
-    layout = sharding.follow(pairs)
+    layout = sharding.spec_like(pairs)
     if layout is not None:
         layout = jax.P(*layout[:1], None, *layout[1:])
     shape = (pairs.shape[0] // 2, 2, *pairs.shape[1:])
@@ -121,7 +121,7 @@ def guided(
         conditions = jax.tree.map(_interleave, condition, empty)
         answer = velocity_fn(pairs, tau, conditions, *cached)
         velocity, *kept = answer if cached else (answer,)
-        with_text, without = _deinterleave(sharding.like(velocity, pairs))
+        with_text, without = _deinterleave(sharding.reshard_like(velocity, pairs))
         velocity = without + guidance_scale * (with_text - without)
         if rescale is not None:
             velocity = rescaled(velocity, with_text, rescale, held)

@@ -102,7 +102,7 @@ def begin(c, objective):
 
 
 def _place(mesh, dtype, *size):
-    layout = sharding.named(mesh, "batch", *(None,) * (len(size) - 1))
+    layout = sharding.named_sharding(mesh, "batch", *(None,) * (len(size) - 1))
     return jax.ShapeDtypeStruct(size, dtype, sharding=layout)
 
 
@@ -182,7 +182,7 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     settings, objective = runs.settings(c), denoiser_objective(c)
     config, text_config = objective.dit_config, objective.text_config
     sampler, count = settings.sampler, settings.num_inference_steps
-    tokens, rows = tokens_of(c), sharding.ways(mesh, "batch")
+    tokens, rows = tokens_of(c), sharding.logical_axis_size(mesh, "batch")
     sizes = {f"model.dit.{name}": size for name, size in config.split.items()}
     sharding.check_divisible(mesh, sizes)
     steps_of_clip = plans.solver(settings, sampler, count, settings.shift)
@@ -230,7 +230,7 @@ def decode_chunk(c, mesh: jax.sharding.Mesh) -> Forecast:
     """
     config = vae_config(c)
     t, h, w, channels = latent_shape(c)
-    rows, size = sharding.ways(mesh, "batch"), min(streaming.CHUNK, t)
+    rows, size = sharding.logical_axis_size(mesh, "batch"), min(streaming.CHUNK, t)
     with jax.set_mesh(mesh):
         layout = streaming.default_layout(mesh, rows, (h, w))
         latents = jax.ShapeDtypeStruct(
@@ -294,7 +294,7 @@ def network(mesh, make):
 
     def place(variable):
         value = variable.get_value()
-        layout = sharding.of_parameter(variable.get_metadata("axes"), value.shape)
+        layout = sharding.parameter_spec(variable.get_metadata("axes"), value.shape)
         return variable.replace(
             jax.ShapeDtypeStruct(
                 value.shape, value.dtype, sharding=jax.NamedSharding(mesh, layout)

@@ -55,7 +55,7 @@ def start_cache(config: dits.Config, rows: int, grid: tuple[int, int, int], slot
       grid: the latents' time, height and width.
       slots: evaluations of which is recorded how the residual changes.
     """
-    tokens = sharding.filled(math.prod(grid) // math.prod(config.patch), "tokens")
+    tokens = sharding.padded_size(math.prod(grid) // math.prod(config.patch), "tokens")
     residual_bnd = jnp.zeros((rows, tokens, config.dim), config.dtype)
     cache = {"residual": sharding.reshard(residual_bnd, "batch", "tokens", None)}
     if slots:

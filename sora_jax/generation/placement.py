@@ -33,7 +33,7 @@ def split(module: nnx.Module):
         value = variable.get_value()
         if mesh.empty:
             return variable.replace(jnp.asarray(value))
-        layout = sharding.of_parameter(variable.get_metadata("axes"), value.shape)
+        layout = sharding.parameter_spec(variable.get_metadata("axes"), value.shape)
         return variable.replace(to_device(value, NamedSharding(mesh, layout)))
 
     placed = jax.tree.map(
@@ -60,9 +60,9 @@ def rows_to_device(x: np.ndarray) -> jax.Array:
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return jnp.asarray(x)
-    divides = len(x) % sharding.ways(mesh, "batch") == 0
+    divides = len(x) % sharding.logical_axis_size(mesh, "batch") == 0
     names = ("batch" if divides else None, *(None,) * (x.ndim - 1))
-    return to_device(np.asarray(x), sharding.named(mesh, *names))
+    return to_device(np.asarray(x), sharding.named_sharding(mesh, *names))
 
 
 @functools.partial(jax.jit, static_argnames="count")

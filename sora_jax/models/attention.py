@@ -78,9 +78,9 @@ def attention(
             form, q_bnhe, k_bmge, v_bmge, mask_bm, q_segments_bn, k_segments_bm
         )
     # Queries of heads that share a key are more queries of one head: no form need know.
-    layout = sharding.follow(q_bnhe)
+    layout = sharding.spec_like(q_bnhe)
     if q_segments_bn is not None:
-        of_row = sharding.follow(q_segments_bn)
+        of_row = sharding.spec_like(q_segments_bn)
         q_segments_bn = jnp.repeat(q_segments_bn, group, axis=1, out_sharding=of_row)
     folded = _fold(q_bnhe, group, layout)
     y = _exchanged(form, folded, k_bmge, v_bmge, mask_bm, q_segments_bn, k_segments_bm)
@@ -114,9 +114,13 @@ def _exchanged(form, q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_
     if mesh.empty or mesh.shape[_EXCHANGED] == 1:
         return form(*given)
     before, keys = (jax.typeof(x).sharding.spec for x in (q_bnhe, k_bmhe))
-    rows, tokens, heads, _ = (sharding.names(entry) for entry in before)
-    left = q_bnhe.shape[2] % (sharding.shards(mesh, heads) * mesh.shape[_EXCHANGED])
-    if left or _EXCHANGED not in tokens or _EXCHANGED not in sharding.names(keys[1]):
+    rows, tokens, heads, _ = (sharding.mesh_axes(entry) for entry in before)
+    left = q_bnhe.shape[2] % (sharding.num_shards(mesh, heads) * mesh.shape[_EXCHANGED])
+    if (
+        left
+        or _EXCHANGED not in tokens
+        or _EXCHANGED not in sharding.mesh_axes(keys[1])
+    ):
         return form(*given)
     tokens = tuple(name for name in tokens if name != _EXCHANGED)
     after = jax.P(rows, tokens, (*heads, _EXCHANGED), None)
@@ -133,7 +137,7 @@ def _attend_split(
 ):
     """`attention` where queries are; keys, values and what hides them come there."""
     goes_round = _goes_round(q_bnhe, k_bmhe)
-    keys = k_bmhe.shape[1] // (sharding.pieces(k_bmhe, (1,)) if goes_round else 1)
+    keys = k_bmhe.shape[1] // (sharding.array_shards(k_bmhe, (1,)) if goes_round else 1)
     sizes = _chunk_sizes(keys)
     if goes_round:
         small, kernel = ring, functools.partial(ring, blocks=splash_attention.Blocks())
@@ -166,7 +170,7 @@ def _attend_split(
     forms = {"cpu": fine, "tpu": kernel, "default": large}
     if not goes_round and cudnn_attention.there():
         pairs = q_bnhe.shape[0] * q_bnhe.shape[1] // group * k_bmhe.shape[1]
-        hidden = any(there[3:]) * pairs // sharding.pieces(q_bnhe, (0, 1))
+        hidden = any(there[3:]) * pairs // sharding.array_shards(q_bnhe, (0, 1))
         if cudnn_attention.takes(q_bnhe, hidden):
             forms["cuda"] = functools.partial(cudnn, group=group)
     forms = {platform: on(form) for platform, form in forms.items()}
@@ -213,7 +217,7 @@ def _goes_round(q_bnhe: jax.Array, k_bmhe: jax.Array) -> bool:
     if mesh.empty or mesh.shape[_RING] == 1:
         return False
     layouts = (jax.typeof(x).sharding.spec for x in (q_bnhe, k_bmhe))
-    return all(_RING in sharding.names(layout[1]) for layout in layouts)
+    return all(_RING in sharding.mesh_axes(layout[1]) for layout in layouts)
 
 
 def _named_reference(*given, name):
@@ -223,7 +227,7 @@ def _named_reference(*given, name):
 def _score_bytes(q_bnhe: jax.Array, k_bmhe: jax.Array) -> int:
     """Bytes of all scores on one device."""
     b, n, h, _ = q_bnhe.shape
-    devices = sharding.pieces(q_bnhe, (0, 1, 2))
+    devices = sharding.array_shards(q_bnhe, (0, 1, 2))
     return 4 * b * n * h * k_bmhe.shape[1] // devices
 
 
@@ -298,7 +302,7 @@ def _by_device(run, given, *, kernel: bool = False, keys: str | None = None):
         x if x is None else jax.reshard(x, layout)
         for x, layout in zip(given, layouts, strict=True)
     ]
-    axes = tuple(axis for axis in sharding.names(n) if axis != keys)
+    axes = tuple(axis for axis in sharding.mesh_axes(n) if axis != keys)
 
     def on_device(q, k, v, *visible):
         # The transpose of this is the sum of their gradients.

@@ -36,7 +36,7 @@ def reshape(x: jax.Array, *shape: int) -> jax.Array:
         lambda ab: ab[0] == ab[1], zip(x.shape, shape, strict=False)
     )
     kept = max(1, sum(1 for _ in pairs))
-    layout = sharding.follow(x, *[None] * (x.ndim - kept))
+    layout = sharding.spec_like(x, *[None] * (x.ndim - kept))
     return jnp.reshape(x, shape, out_sharding=layout and jax.P(*layout[:kept]))
 
 
@@ -46,7 +46,7 @@ def join_voxels(x_bthwc: jax.Array) -> jax.Array:
     It is split as the height is; the width is gathered.
     """
     b, t, h, w, c = x_bthwc.shape
-    layout = sharding.follow(x_bthwc)
+    layout = sharding.spec_like(x_bthwc)
     x_bthwc = sharding.gather_axis(x_bthwc, 3, like=x_bthwc)
     layout = layout and jax.P(layout[0], layout[2], layout[4])
     return jnp.reshape(x_bthwc, (b * t, h * w, c), out_sharding=layout)
@@ -54,10 +54,10 @@ def join_voxels(x_bthwc: jax.Array) -> jax.Array:
 
 def part_voxels(x_nmc: jax.Array, like_bthwc: jax.Array) -> jax.Array:
     """Undoes `join_voxels`; the result has the shape and layout of `like_bthwc`."""
-    layout = sharding.follow(like_bthwc)
+    layout = sharding.spec_like(like_bthwc)
     layout = layout and jax.P(*layout[:3], None, layout[4])
     x_bthwc = jnp.reshape(x_nmc, like_bthwc.shape, out_sharding=layout)
-    return sharding.like(x_bthwc, like_bthwc)
+    return sharding.reshard_like(x_bthwc, like_bthwc)
 
 
 def _over_split_frames(operation):
@@ -71,7 +71,7 @@ def _over_split_frames(operation):
     @functools.wraps(operation)
     def run(x_bthwc: jax.Array, *kernel: jax.Array, **options) -> jax.Array:
         whole = functools.partial(operation, **options)
-        layout = jax.P(*(sharding.follow(x_bthwc) or ())[:4])
+        layout = jax.P(*(sharding.spec_like(x_bthwc) or ())[:4])
         if not any(layout[2:]):
             return whole(x_bthwc, *kernel)
         return jax.sharding.auto_axes(whole, out_sharding=layout)(x_bthwc, *kernel)
@@ -211,7 +211,7 @@ def _conv_taps_backward(missing, saved, dy_bthwo):
                 "nk,no->ko",
                 _voxels(rows[:, :, row : row + h]),
                 sent_no,
-                out_sharding=sharding.spec(None, None),
+                out_sharding=sharding.out_sharding(None, None),
             )
             for row in range(kh)
         ]

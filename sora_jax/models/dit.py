@@ -426,7 +426,7 @@ class DiT(nnx.Module):
         pos_1n3 = grid_positions(grid, self.config, fps)
         # Tokens of no clip fill a row, so that it divides over the mesh.
         n = x_bnc.shape[1]
-        more = sharding.filled(n, "tokens") - n
+        more = sharding.padded_size(n, "tokens") - n
         of_tokens, segments = (x_bnc, index_bn, known_bn, pos_1n3), {}
         if more:
             of_tokens = jax.tree.map(lambda x: _fill(x, more), of_tokens)

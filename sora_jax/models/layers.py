@@ -55,12 +55,12 @@ def matmul(
             "...i,io->...o", x, kernel_io, precision=precision, out_sharding=layout
         )
 
-    layout = sharding.follow(x, out)
-    if x.ndim < 3 or sharding.is_split(x, range(1, x.ndim - 1)):
+    layout = sharding.spec_like(x, out)
+    if x.ndim < 3 or sharding.is_sharded(x, range(1, x.ndim - 1)):
         return product(x, layout)
     rows, i, o = math.prod(x.shape[:-1]), *kernel_io.shape
-    flat_ri = jnp.reshape(x, (rows, i), out_sharding=sharding.ends(x))
-    y_ro = product(flat_ri, sharding.ends(layout))
+    flat_ri = jnp.reshape(x, (rows, i), out_sharding=sharding.flattened_spec(x))
+    y_ro = product(flat_ri, sharding.flattened_spec(layout))
     return jnp.reshape(y_ro, (*x.shape[:-1], o), out_sharding=layout)
 
 
@@ -117,7 +117,8 @@ class Embed(nnx.Module):
         # A table lookup by scatter in the backward pass; ids are checked by the
         # tokenizer, so nothing is clipped here.
         return table.at[ids_bl].get(
-            out_sharding=sharding.spec("batch", None, None), mode="promise_in_bounds"
+            out_sharding=sharding.out_sharding("batch", None, None),
+            mode="promise_in_bounds",
         )
 
 

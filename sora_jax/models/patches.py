@@ -36,5 +36,5 @@ def unpatchify(
 
 def _reshape(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Reshapes behind the batch axis, which keeps its layout."""
-    layout = sharding.follow(x)
+    layout = sharding.spec_like(x)
     return jnp.reshape(x, shape, out_sharding=layout and jax.P(*layout[:1]))

@@ -78,8 +78,8 @@ def _forward(x, kernel_io, kind, layout):
 
 def _backward(kind, _, kept, g):
     x, kernel_io = kept
-    of_x = _product(g, kernel_io, 1, kind, _TYPES[kind][1], sharding.follow(x))
-    layout = sharding.follow(kernel_io)
+    of_x = _product(g, kernel_io, 1, kind, _TYPES[kind][1], sharding.spec_like(x))
+    layout = sharding.spec_like(kernel_io)
     return of_x, jnp.einsum("...i,...o->io", x, g, out_sharding=layout)
 
 

@@ -136,13 +136,13 @@ def spread_frames(x_bthwc, latent_size: tuple[int, int], layout=None) -> jax.Arr
     layout = jax.P(*layout, *[None] * (x_bthwc.ndim - len(layout)))
     for axis, size in zip((2, 3), latent_size, strict=True):
         _check_shards(
-            axis, x_bthwc.shape[axis], size, sharding.shards(mesh, layout[axis])
+            axis, x_bthwc.shape[axis], size, sharding.num_shards(mesh, layout[axis])
         )
     return jax.device_put(x_bthwc, jax.NamedSharding(mesh, layout))
 
 
 def default_layout(mesh, rows: int, latent_size: tuple[int, int]) -> jax.P:
-    batch = rows % sharding.ways(mesh, "batch") == 0
+    batch = rows % sharding.logical_axis_size(mesh, "batch") == 0
     taken = sharding.RULES["batch"] if batch else ()
     axes, left = ([], []), list(latent_size)
     for name, shards in mesh.shape.items():
@@ -165,9 +165,9 @@ def check_split(video_bthwc: jax.Array, stride: int) -> None:
     """
     mesh = jax.sharding.get_abstract_mesh()
     for axis in (2, 3):
-        if sharding.is_split(video_bthwc, [axis]):
+        if sharding.is_sharded(video_bthwc, [axis]):
             layout = jax.typeof(video_bthwc).sharding.spec
-            shards = sharding.shards(mesh, layout[axis])
+            shards = sharding.num_shards(mesh, layout[axis])
             size = video_bthwc.shape[axis]
             _check_shards(axis, size, size // stride, shards)
 

@@ -54,7 +54,7 @@ def to_device(
     _, parts = sharding.process_rows(mesh)
     return {
         name: jax.make_array_from_process_local_data(
-            sharding.named(mesh, "batch", *(None,) * (leaf.ndim - 1)),
+            sharding.named_sharding(mesh, "batch", *(None,) * (leaf.ndim - 1)),
             leaf,
             (leaf.shape[0] * parts, *leaf.shape[1:]),
         )

@@ -19,7 +19,7 @@ _exactly = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def _rows(*names_after) -> jax.P | None:
-    return sharding.spec("batch", *names_after)
+    return sharding.out_sharding("batch", *names_after)
 
 
 def denoiser_configs(c, vocab_size: int) -> tuple[dit.Config, text_encoder.Config]:
@@ -197,7 +197,10 @@ class Denoiser:
         metrics = {
             "loss_band": (
                 _exactly(
-                    "b,bk->k", loss_b, in_band_bk, out_sharding=sharding.spec(None)
+                    "b,bk->k",
+                    loss_b,
+                    in_band_bk,
+                    out_sharding=sharding.out_sharding(None),
                 ),
                 jnp.sum(in_band_bk, 0),
             )

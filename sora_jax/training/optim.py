@@ -116,10 +116,12 @@ def _orthogonal_update(kernel: jax.Array) -> jax.Array:
     layers = shape[0] if kernel.ndim == 3 else 1
     whole = sharding.replicate(kernel)
     x_lio = whole.reshape(layers, math.prod(shape[:-1]) // layers, o)
-    x_lio = sharding.spread(x_lio, 0)  # every device orthogonalizes some of the layers
+    x_lio = sharding.shard_axis(
+        x_lio, 0
+    )  # every device orthogonalizes some of the layers
     scale = max(1.0, o / x_lio.shape[1]) ** 0.5
     update = sharding.replicate(scale * orthogonalize(x_lio)).reshape(shape)
-    return sharding.like(update, kernel)
+    return sharding.reshard_like(update, kernel)
 
 
 def orthogonalize(x_lio: jax.Array) -> jax.Array:

@@ -120,7 +120,7 @@ class Reconstruction:
         for place, name in enumerate(sorted(batch)):
             b, t, h, w, _ = batch[name].shape
             shape = (b, *self.config.latent_shape(t, h, w))
-            layout = sharding.spec("batch", None, None, None, None)
+            layout = sharding.out_sharding("batch", None, None, None, None)
             # The first keeps the key: runs of one kind are what they were before.
             own = jax.random.fold_in(key, place) if place else key
             noise = jax.random.normal(own, shape, out_sharding=layout)

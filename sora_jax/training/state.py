@@ -77,7 +77,7 @@ class Networks:
 
         def one(variable) -> PartitionSpec:
             shape = variable.get_value().shape
-            return sharding.of_parameter(variable.get_metadata("axes"), shape)
+            return sharding.parameter_spec(variable.get_metadata("axes"), shape)
 
         result = {}
         for name, (_, state) in self._abstract().items():

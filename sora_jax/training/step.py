@@ -120,7 +120,7 @@ def _split(leaf: jax.Array, ways: int) -> jax.Array:
     """[b, ...] -> [ways, b / ways, ...]; every shard's rows are dealt out evenly."""
     b = leaf.shape[0]
     shape = (b // ways, ways, *leaf.shape[1:])
-    layout = sharding.spec("batch", *(None,) * leaf.ndim)
+    layout = sharding.out_sharding("batch", *(None,) * leaf.ndim)
     return jnp.swapaxes(jnp.reshape(leaf, shape, out_sharding=layout), 0, 1)
 
 

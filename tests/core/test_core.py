@@ -111,23 +111,23 @@ def test_meshes_have_all_axes_and_say_what_does_not_fit():
 
 
 def test_layouts():
-    assert sharding.partition("batch", "tokens", None, "heads") == jax.P(
+    assert sharding.partition_spec("batch", "tokens", None, "heads") == jax.P(
         ("replica", "fsdp"), ("ring", "ulysses"), None, "tensor"
     )
-    assert sharding.spec("batch") is None  # no mesh is set
+    assert sharding.out_sharding("batch") is None  # no mesh is set
     with pytest.raises(ValueError, match="twice"):
-        sharding.partition("heads", "mlp")
+        sharding.partition_spec("heads", "mlp")
     with pytest.raises(ValueError, match="unknown"):
-        sharding.partition("width")
+        sharding.partition_spec("width")
     mesh = meshes.make_mesh({"fsdp": 4, "tensor": 2})
     sharding.check_divisible(mesh, {"rows": ("batch", 8)})
     with pytest.raises(ValueError, match="rows is 6, which does not divide over the 4"):
         sharding.check_divisible(mesh, {"rows": ("batch", 6)})
     with jax.set_mesh(mesh):
         x = sharding.reshard(jnp.ones((8, 4)), "batch", "heads")
-        assert sharding.is_split(x, [0]) and sharding.is_split(x, [1])
+        assert sharding.is_sharded(x, [0]) and sharding.is_sharded(x, [1])
         assert sharding.replicate(x).sharding.is_fully_replicated
-        assert sharding.follow(x, None) == jax.P(("replica", "fsdp"), None)
+        assert sharding.spec_like(x, None) == jax.P(("replica", "fsdp"), None)
 
 
 @dataclasses.dataclass(frozen=True)

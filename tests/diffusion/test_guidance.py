@@ -114,7 +114,7 @@ def test_pairs_stay_on_the_device_of_their_row(shape):
     want = guidance.guided(velocity, condition, NULL, 2.0)(x, 0.5)
     devices = mesh.make_mesh(shape)
     with jax.set_mesh(devices):
-        rows = sharding.named(devices, "batch")
+        rows = sharding.named_sharding(devices, "batch")
         put = jax.device_put((x, condition), rows)
         program = jax.jit(
             lambda x, condition: guidance.guided(velocity, condition, NULL, 2.0)(x, 0.5)

@@ -74,7 +74,9 @@ def spread():
     """Returns a function that lays a network out over the mesh that is set."""
 
     def one(parameter: nnx.Param) -> nnx.Param:
-        layout = sharding.of_parameter(parameter.get_metadata("axes"), parameter.shape)
+        layout = sharding.parameter_spec(
+            parameter.get_metadata("axes"), parameter.shape
+        )
         return parameter.replace(jax.reshard(parameter[...], layout))
 
     return lambda module: jax.tree.map(

@@ -52,7 +52,7 @@ def run(network, given, known: bool, reuse: bool):
     """The velocity and, where they are reused, what the blocks added."""
     cached = None
     if reuse:
-        n = sharding.filled(15, "tokens")
+        n = sharding.padded_size(15, "tokens")
         residual = jnp.pad(given["residual"], ((0, 0), (0, n - 15), (0, 0)))
         residual = sharding.reshard(residual, "batch", "tokens", None)
         gain = sharding.reshard(jnp.asarray([0.5, 2.0]), "batch")

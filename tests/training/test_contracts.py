@@ -95,17 +95,17 @@ def test_a_recipe_divides_over_every_slice(name):
     layouts = trees.flatten(objective.networks.partitions())
     for devices in COUNTS:
         for label, mesh in layouts_on(devices).items():
-            c.data.batch_size = sharding.ways(mesh, "batch")
+            c.data.batch_size = sharding.logical_axis_size(mesh, "batch")
             jobs.check_denoiser(mesh, c, objective)
             for path, leaf in shapes.items():
                 for size, entry in zip(leaf.shape, layouts[path], strict=True):
-                    assert size % sharding.shards(mesh, entry) == 0, (label, path)
+                    assert size % sharding.num_shards(mesh, entry) == 0, (label, path)
 
 
 def trace(c, mesh):
     """Traces a train step of two layers, one row for each shard; returns the states."""
     c.model.dit.num_layers = 2
-    c.data.batch_size = sharding.ways(mesh, "batch")
+    c.data.batch_size = sharding.logical_axis_size(mesh, "batch")
     objective = programs.denoiser_objective(c)
     begin, optimizer = programs.begin(c, objective)
     batch = programs.batch_of(c, mesh, objective)
@@ -144,7 +144,7 @@ def test_hardly_a_parameter_is_whole_on_every_device(name):
         whole = sum(
             leaf.size
             for path, leaf in shapes.items()
-            if all(sharding.shards(mesh, entry) == 1 for entry in layouts[path])
+            if all(sharding.num_shards(mesh, entry) == 1 for entry in layouts[path])
         )
         print(f"{name} on {devices}: {whole / total:.2%} whole")
         assert whole / total <= WHOLE.get(name, 0.02)
@@ -203,7 +203,9 @@ def per_block(program):
 
 
 def on(mesh, names, *size, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(size, dtype, sharding=sharding.named(mesh, *names))
+    return jax.ShapeDtypeStruct(
+        size, dtype, sharding=sharding.named_sharding(mesh, *names)
+    )
 
 
 # Ten weights a block; heads for tokens in q, k, v and back; a sum after each row-split
