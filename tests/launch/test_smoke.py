@@ -3,9 +3,10 @@
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
+
+from tests import readmes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # As a user's jobs run: on one device, and with LLVM's passes, which these sizes are
@@ -47,12 +48,11 @@ def test_the_recipe_runs_from_shards_to_report(tmp_path):
     said = subprocess.check_output(bench, cwd=ROOT, env=ENVIRONMENT, text=True)
     assert "ratio of the medians" in said
 
-    # The README's uses of a trained run.
-    readme = (ROOT / "README.md").read_text()
-    found = re.findall(r"```python\n([^`]*runs/quickstart/model[^`]*)```", readme)
+    # What the README files do with a trained run.
     generate, stream = (
         example.replace("runs/quickstart/model", str(out / "model"))
-        for example in found
+        for example in readmes.blocks("python")
+        if "runs/quickstart/model" in example
     )
     generate += "print(frames.shape, frames.min() >= 0, frames.max() <= 1)\n"
     assert run(generate) == "(1, 9, 32, 32, 3) True True\n"
