@@ -4,12 +4,12 @@
         --config.data.latents=runs/latents
 """
 
-from configs import base
+from configs import toy
 
 
 def get_config():
     """Returns the config."""
-    c = base.get_config()
+    c = toy.get_config()
     c.objective = "text_encoder"
     c.data.batch_size = 64
     c.optim.not_muon = ()

@@ -4,12 +4,12 @@
         --config.data.shards=runs/shards
 """
 
-from configs import base
+from configs import toy
 
 
 def get_config():
     """Returns the config."""
-    c = base.get_config()
+    c = toy.get_config()
     c.objective = "vae"
     c.data.batch_size = 8
     c.optim.learning_rate = 5e-3

@@ -26,7 +26,7 @@ def get_config():
     c.loop.num_steps = 1500
     c.loop.checkpoint_every = 100
 
-    # What a denoiser of its latents would be given.
+    # For a denoiser of its latents.
     c.model.dit.in_channels = c.model.dit.out_channels = 48
     c.sample.num_frames, c.sample.height, c.sample.width = 17, 64, 64
     return c

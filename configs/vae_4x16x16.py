@@ -41,7 +41,7 @@ def get_config():
     c.reconstruction.mse = 1.0  # absolute errors alone stay at a flat grey for long
     c.reconstruction.adversarial, c.reconstruction.adversarial_start = 0.1, 0.6
 
-    c.optim.learning_rate = 1e-3
+    c.optim.learning_rate, c.optim.muon_learning_rate = 1e-3, 0.02
     c.optim.learning_rate_factors = (("^vae.linear", 0.0),)
     c.optim.warmup_steps = 1000
     c.optim.ema_decay = 0.9995
@@ -49,7 +49,15 @@ def get_config():
     c.loop.checkpoint_every = 2000
     c.loop.eval_every = 5000
 
-    # What a denoiser of its latents would be given.
-    c.model.dit.in_channels = c.model.dit.out_channels = 48
+    # A small denoiser of its latents, which this objective does not use.
+    dit = c.model.dit
+    dit.in_channels = dit.out_channels = 48
+    dit.dim, dit.num_layers, dit.num_heads, dit.mlp_dim = 160, 5, 5, 640
+    dit.text_dim, dit.freq_dim = 96, 128
+    dit.additive_positions = dit.input_skip = True
+    dit.rope_theta, dit.time_scale, dit.remat = 100.0, 2.0, "dots"
+    c.model.text_encoder.absolute_positions = True
+    c.noise.shift = 12.0
+    c.known.probabilities.none, c.known.probabilities.first_frame = 0.9, 0.1
     c.sample.num_frames, c.sample.height, c.sample.width = 33, 256, 256
     return c

@@ -1,8 +1,10 @@
 """Every recipe is built, and its train step is traced at full size on a pod's mesh."""
 
+import ast
 import dataclasses
 import importlib
 import pathlib
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from sora_jax.diffusion import known, timesteps
 from sora_jax.generation import request, runs
 from sora_jax.models import video_vae
 from sora_jax.training import jobs, loop, objectives, optim, reconstruction, trained_vae
+from sora_jax.training import recipe as recipes
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 
@@ -38,6 +41,78 @@ FROM_SCRATCH = {
     "vae_4x16x16": (193_673_116, (5, 16, 16, 48)),
     "vae_8x32x32": (265_701_036, (3, 8, 8, 128)),
 }
+
+
+# Fields of dataclasses that are not in configs/base.py.
+NOT_IN_BASE = {
+    "model.text_encoder.dim": "it is model.dit.text_dim",
+    "model.vae.video_channels": "videos are RGB",
+    "model.discriminator.video_channels": "videos are RGB",
+    "model.vae.latent_mean": "it is measured after training",
+    "model.vae.latent_std": "it is measured after training",
+    "sample.text_length": "it is text.length",
+    "sample.shift": "it is noise.shift",
+    "sample.known_tau": "it is known.known_tau",
+    "sample.trained_levels": "it is noise.levels",
+    "sample.boundary": "convert sets it when it joins two experts",
+    "sample.guidance_scale_2": "convert sets it when it joins two experts",
+}
+# Fields whose value in a recipe stands for what is only known later.
+IN_RECIPES = ("model.text_encoder.vocab_size", "sample.takes_images")
+# Sections that are mappings without a dataclass.
+MAPPINGS = ("text.tiers", "known.probabilities")
+
+
+def fields(kind, where=""):
+    """(dotted name, field) of a dataclass and those that it holds."""
+    for field, hint in zip(
+        dataclasses.fields(kind), typing.get_type_hints(kind).values(), strict=True
+    ):
+        if dataclasses.is_dataclass(hint):
+            yield from fields(hint, f"{where}{field.name}.")
+        elif field.name != "sample":
+            yield where + field.name, field
+    if kind is recipes.Recipe:
+        yield from fields(request.Settings, "sample.")
+
+
+def test_base_holds_every_field():
+    names = {name for name, _ in fields(recipes.Recipe)}
+    assert NOT_IN_BASE.keys() <= names
+    in_base = {
+        next((m for m in MAPPINGS if name.startswith(f"{m}.")), name)
+        for name in configs.flatten(recipe("base"))
+    }
+    assert in_base == names - NOT_IN_BASE.keys()
+
+
+def test_a_network_has_one_default():
+    """A network's dataclass and configs/base.py give the same values."""
+    values, compared = configs.flatten(recipe("base")), 0
+    for name, field in fields(recipes.Recipe):
+        if name.startswith(("model.", "noise.", "sample.")) and name in values:
+            if field.default is dataclasses.MISSING or name in IN_RECIPES:
+                continue
+            assert values[name] == field.default, name
+            compared += 1
+    assert compared > 40
+
+
+def imported(name):
+    """The recipes that a recipe imports, and those that these import."""
+    found = set()
+    for node in ast.walk(ast.parse((FOLDER / f"{name}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "configs":
+            for alias in node.names:
+                found |= {alias.name} | imported(alias.name)
+    return found
+
+
+def test_only_toys_follow_the_toy():
+    for name in [*RECIPES, "base"]:
+        toys = {found for found in imported(name) if found.startswith("toy")}
+        assert not toys or name.startswith("toy"), name
+    assert "toy" in imported("toy_vae_4x16x16") and "wan_1_3b" in imported("l")
 
 
 def recipe(name):

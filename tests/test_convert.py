@@ -10,7 +10,7 @@ import pytest
 from absl.testing import flagsaver
 from safetensors.numpy import load_file
 
-from configs import base
+from configs import toy
 from sora_jax.core import config as configs
 from sora_jax.core import digests, mesh, trees
 from sora_jax.generation import estimate, export, pipeline
@@ -167,7 +167,7 @@ def test_flags_of_the_other_direction_are_refused(
 
 def importing(init="", encoder="", latents=""):
     """A config that imports."""
-    c = base.get_config()
+    c = toy.get_config()
     c.init, c.text.encoder, c.data.latents = map(str, (init, encoder, latents))
     return c
 

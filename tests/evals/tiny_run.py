@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from configs import base
+from configs import toy
 from sora_jax.core import config as configs
 from sora_jax.core import paths
 from sora_jax.data import shards, tokenizer, toy_clips
@@ -31,7 +31,7 @@ def make_shards(folder: pathlib.Path, num_clips: int = 40) -> None:
 
 def make_run(folder: pathlib.Path, shards_folder: pathlib.Path) -> None:
     """Writes the folder of a denoiser's run at step 0."""
-    c = base.get_config()
+    c = toy.get_config()
     for name in ("in_channels", "out_channels"):
         c.model.dit[name] = 4
     c.model.dit.dim, c.model.dit.num_layers, c.model.dit.num_heads = 32, 1, 2

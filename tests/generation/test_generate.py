@@ -11,7 +11,7 @@ import pytest
 from absl.testing import flagsaver
 from flax import nnx
 
-from configs import base
+from configs import toy
 from sora_jax.core import config as configs
 from sora_jax.core import digests, mesh, paths
 from sora_jax.data import tokenizer, video_io
@@ -31,7 +31,7 @@ def fields(config) -> dict:
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     pieces = tokenizer.train(CAPTIONS, folder / "tokenizer.model", 320)
-    c = base.get_config()
+    c = toy.get_config()
     c.model.dit.update(fields(tiny.DIT))
     text = fields(tiny.TEXT)
     del text["vocab_size"]  # the tokenizer says it

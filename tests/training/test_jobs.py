@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from configs import base
+from configs import toy
 from sora_jax import train
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
@@ -28,7 +28,7 @@ def made(tmp_path_factory):
 @pytest.mark.parametrize("length", [4, 24])
 @pytest.mark.parametrize("objective", ["text_encoder", "denoiser"])
 def test_captions_that_are_cut_are_counted(made, tmp_path, capsys, objective, length):
-    c = base.get_config()
+    c = toy.get_config()
     c.model.dit.in_channels = c.model.dit.out_channels = 4
     c.text.vocab_size, c.optim.learning_rate_factors = 300, ()
     c.data.latents = str(made / "latents")
@@ -45,7 +45,7 @@ def test_captions_that_are_cut_are_counted(made, tmp_path, capsys, objective, le
 
 
 def test_a_run_is_measured_on_clips_of_the_whole_set(made, monkeypatch):
-    c = base.get_config()
+    c = toy.get_config()
     c.objective, c.data.eval_shards, c.data.eval_clips = "vae", str(made / "shards"), 4
     measured = lambda config, video, lpips: video[:, 0, 0, 0, 0].tolist()  # noqa: E731
     monkeypatch.setattr(train.reconstruction, "Reconstruction", measured)

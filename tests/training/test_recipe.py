@@ -9,7 +9,7 @@ import typing
 import ml_collections
 import pytest
 
-from configs import base
+from configs import toy
 from sora_jax.core import config as configs
 from sora_jax.generation import request, runs
 from sora_jax.training import recipe
@@ -100,7 +100,7 @@ def build(config: dict) -> None:
 
 
 def test_numbers_at_their_edges_are_refused_in_one_sentence_or_meant():
-    config = base.get_config().copy_and_resolve_references().to_dict()
+    config = toy.get_config().copy_and_resolve_references().to_dict()
     config["optim"]["learning_rate_factors"] = (("^text_encoder", 0.1),)
     found = [*numbers(recipe.Recipe, config)]
     of_sample = numbers(request.Settings, config["sample"], "sample.")
@@ -144,7 +144,7 @@ def test_numbers_at_their_edges_are_refused_in_one_sentence_or_meant():
     ],
 )  # fmt: skip
 def test_types_and_fields_that_do_not_fit_together_are_refused(changes, message):
-    config = base.get_config().copy_and_resolve_references().to_dict()
+    config = toy.get_config().copy_and_resolve_references().to_dict()
     for name, value in changes.items():
         *sections, field = name.split(".")
         node = config
@@ -156,7 +156,7 @@ def test_types_and_fields_that_do_not_fit_together_are_refused(changes, message)
 
 
 def test_pictures_are_taken_where_first_frames_are_trained():
-    c = base.get_config()
+    c = toy.get_config()
     assert runs.settings(c).takes_images
     c.known.probabilities = {"none": 0.5, "head": 0.5}
     assert runs.settings(c).takes_images
@@ -167,7 +167,7 @@ def test_pictures_are_taken_where_first_frames_are_trained():
 
 
 def test_a_rate_that_no_run_has_seen_is_asked_for():
-    settings = runs.settings(base.get_config())
+    settings = runs.settings(toy.get_config())
     strides = request.Strides(4, 1, 4, 4)
     with pytest.raises(
         ValueError, match="give fps: the model.s config has no frame rate"

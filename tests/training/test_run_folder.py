@@ -6,7 +6,7 @@ from unittest import mock
 import jax
 import pytest
 
-from configs import base
+from configs import toy
 from sora_jax.core import config as configs
 from sora_jax.data import shards
 from sora_jax.models import video_vae
@@ -18,7 +18,7 @@ from tests.training.test_train_job import TINY, write_latents
 
 
 def recipe(**changes):
-    c = base.get_config()
+    c = toy.get_config()
     c.update_from_flattened_dict({n.replace("__", "."): v for n, v in changes.items()})
     return c
 

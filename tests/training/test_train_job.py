@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
 def command(folder, run, **changes):
     values = TINY | {key.replace("__", "."): value for key, value in changes.items()}
     return [
-        sys.executable, "-m", "sora_jax.train", "--config=configs/base.py",
+        sys.executable, "-m", "sora_jax.train", "--config=configs/toy.py",
         f"--out={run}", f"--config.data.latents={folder / 'latents'}",
         *(f"--config.{name}={value}" for name, value in values.items()),
     ]  # fmt: skip

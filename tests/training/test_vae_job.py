@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
+from configs import toy
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
 from sora_jax.training import jobs
@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
 
 
 def make(folder, crops):
-    c = base.get_config()
+    c = toy.get_config()
     c.objective, c.data.shards, c.data.crops = "vae", str(folder), crops
     c.data.batch_size, c.loop.num_steps = 4, 4
     mesh = meshes.make_mesh(devices=jax.devices()[:1])

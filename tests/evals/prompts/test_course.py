@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from configs import base as base_config
+from configs import toy
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.evals.prompts import (
@@ -275,7 +275,7 @@ def test_a_run_is_followed_to_its_last_step(model, score, looks, capsys):
 
 
 def test_steps_before_checkpoint_every_was_changed_are_not_missed(tmp_path):
-    c, noted = base_config.get_config(), []
+    c, noted = toy.get_config(), []
     c.loop.num_steps = 1400
     for every, steps in ((500, [500, 1000]), (200, [1200, 1400])):
         c.loop.checkpoint_every = every
