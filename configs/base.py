@@ -199,6 +199,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.sample.fps = config_dict.placeholder(float)
     c.sample.num_inference_steps = 20
     c.sample.guidance_scale = 3.5  # 1: no guidance
+    c.sample.guidance_rescale = 0.0  # share, 0: off
     c.sample.sampler = "euler"  # or "heun", "unipc"
     c.sample.levels = "even"  # or "diffusers": spaced as its schedulers do
     c.sample.batch_size = 8  # clips that are computed at a time

@@ -25,6 +25,7 @@ from sora_jax.evals import vae_report
 from sora_jax.evals.features import networks
 from sora_jax.evals.prompts import checkpoints, course, results, samples, toyworld
 from sora_jax.evals.videos import folder_report, published
+from sora_jax.generation import request as requests
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", None, "Run folder of a trained denoiser.")
@@ -54,11 +55,13 @@ for _name, _size in toyworld.SIZES.items():
 flags.DEFINE_list("suites", [], "More suites, such as count:64,camera_held_out:32.")
 flags.DEFINE_list("seeds", ["0"], "Seeds; each makes a whole set of clips.")
 flags.DEFINE_integer("prompt_seed", 0, "Another seed asks other prompts.")
-flags.DEFINE_integer("num_inference_steps", None, "Solver steps.")
-flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 is no guidance.")
-flags.DEFINE_string("sampler", None, "euler, heun or unipc.")
-flags.DEFINE_float("shift", None, "Of the noise levels towards noise.")
-flags.DEFINE_float("step_cache", None, "Error up to which work is spared; 0 is off.")
+_DEFINE = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+for _name in samples.MAKING:
+    _DEFINE[requests.SHARED[_name].kind](_name, None, requests.SHARED[_name].help)
 flags.DEFINE_list("checkpoints", [], "The run's steps, or all; by default the newest.")
 flags.DEFINE_bool("follow", False, "Scores each checkpoint as it comes, to the last.")
 flags.DEFINE_integer("batch_size", 32, "Clips that are computed at a time.")

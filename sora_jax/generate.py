@@ -44,17 +44,13 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("negative_prompt", None, "What the video should not be like.")
 flags.DEFINE_string("image", None, "Picture file that becomes the first frame.")
-flags.DEFINE_integer("num_frames", None, "Frames; default: as the model was trained.")
-flags.DEFINE_integer("height", None, "Pixels.")
-flags.DEFINE_integer("width", None, "Pixels.")
-flags.DEFINE_float("fps", None, "Frames a second.")
-flags.DEFINE_integer("num_inference_steps", None, "Solver steps.")
-flags.DEFINE_float("guidance_scale", None, "Weight of the prompt; 1 is no guidance.")
-flags.DEFINE_float("guidance_scale_2", None, "The same for the second expert.")
-flags.DEFINE_float("guidance_rescale", None, "0 (off) to 1; 0.7 where it is high.")
-flags.DEFINE_float("shift", None, "Shift of the noise levels; 1 is none.")
-flags.DEFINE_string("sampler", None, "euler, heun or unipc.")
-flags.DEFINE_float("step_cache", None, "Error up to which work is spared; 0 is off.")
+_DEFINE = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+for _name, (_kind, _help) in requests.SHARED.items():
+    _DEFINE[_kind](_name, None, _help)
 flags.DEFINE_bool("calibrate_step_cache", False, "Measures, and makes no clips.")
 flags.DEFINE_string("size", None, "Width and height: 832x480 or 832*480.")
 flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of imported weights.")

@@ -216,7 +216,7 @@ class Pipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_scale_2: float | None = None,
-        guidance_rescale: float = 0.0,
+        guidance_rescale: float | None = None,
         shift: float | None = None,
         num_videos_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
@@ -269,14 +269,10 @@ class Pipeline:
           ValueError: an argument cannot be met; the message says what could be.
           FloatingPointError: the weights give numbers that are not finite.
         """
-        request = self.check_inputs(
-            prompt=prompt, negative_prompt=negative_prompt, height=height, width=width,
-            num_frames=num_frames, num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale, guidance_scale_2=guidance_scale_2,
-            guidance_rescale=guidance_rescale, shift=shift, seed=seed, image=image, latents=latents, sampler=sampler,
-            num_videos_per_prompt=num_videos_per_prompt, output_type=output_type,
-            fps=fps, batch_size=batch_size, step_cache=step_cache,
-        )  # fmt: skip
+        arguments = locals().copy()  # those of the request: all but three
+        for name in ("self", "callback_on_step_end", "progress"):
+            del arguments[name]
+        request = self.check_inputs(**arguments)
         frames, batches = [], [*self.batches(request)]
         with self._holding_text_encoder():
             encoded = [self.encode_prompt(request, rows) for rows in batches]

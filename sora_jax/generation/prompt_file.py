@@ -13,12 +13,11 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from sora_jax.data import texts
+from sora_jax.generation import request as requests
 
-WHOLE = ("seed", "num_frames", "height", "width", "num_inference_steps")
-NUMBERS = ("guidance_scale", "guidance_scale_2", "guidance_rescale", "shift")
-NUMBERS += ("fps", "step_cache")
-TEXTS = ("id", "prompt", "negative_prompt", "sampler", "image")
-FIELDS = TEXTS + WHOLE + NUMBERS
+# Type by column.
+FIELDS = {"id": str, "prompt": str, "negative_prompt": str, "image": str, "seed": int}
+FIELDS |= {name: argument.kind for name, argument in requests.SHARED.items()}
 
 
 def read(path: str | pathlib.Path) -> list[dict]:
@@ -101,12 +100,12 @@ def values_of(row: dict) -> dict:
         raise ValueError("it has no prompt")
     values = {}
     for name, value in row.items():
-        if name in TEXTS:
+        if (kind := FIELDS[name]) is str:
             if not isinstance(value, str):
                 raise ValueError(f"{name} is text, not {value!r}")
             values[name] = value
             continue
-        kind, what = (int, "a whole number") if name in WHOLE else (float, "a number")
+        what = "a whole number" if kind is int else "a number"
         wrong = ValueError(f"{name} is {what}, not {value!r}")
         try:
             number = kind(value)

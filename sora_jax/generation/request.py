@@ -1,14 +1,17 @@
-"""What is asked of a pipeline: resolved, checked, and written down beside the result.
+"""The arguments of a call to the pipeline: their names, ranges, defaults and checks.
 
-Every wrong input is refused before anything is computed, with the nearest right one.
+`Arguments` is the one list of those that all clips of a call share. Flags, columns of
+prompt files, recipes and the section `sample` of a config follow from it. A wrong value
+is refused before anything is computed, with the nearest right one.
 """
 
 import dataclasses
 import difflib
 import hashlib
 import secrets
+import typing
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
@@ -21,50 +24,95 @@ from sora_jax.diffusion import samplers
 from sora_jax.models import dit as dits
 from sora_jax.models import video_vae
 
-MAX_STEPS = 1000
-# What all clips of one call share; the rest is given for each clip.
-SHARED = (
-    "num_frames", "height", "width", "fps", "num_inference_steps", "guidance_scale",
-    "guidance_scale_2", "guidance_rescale", "shift", "sampler", "step_cache",
-)  # fmt: skip
-_MOST = 10**6  # frames, pixels a side, clips at a time; see `configs.Size`
-SLOWEST, FASTEST = 0.01, 1000.0  # frames a second
+_MOST = 10**6  # frames and pixels a side; see `configs.Size`
 RANDOM = -1  # in place of a seed: draw one
 _Scale = Annotated[float, configs.Range("[0, 100]")]
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a model uses where a call says nothing; it comes from the run's config.
+def _argument(help: str, default: object = dataclasses.MISSING):
+    return dataclasses.field(default=default, metadata={"help": help})
 
-    shift and known_tau are those of training. batch_size clips are computed at a time,
-    always that many, so that a clip does not depend on its company; chunk_steps solver
-    steps are one compiled program.
 
-    levels: "even" steps before the shift, or those of "diffusers"' schedulers. boundary:
-    the level below which the second of two experts denoises, with guidance_scale_2.
-    step_cache: the error up to which evaluations of the denoiser are spared; 0: none.
-    takes_images: whether a picture can be given. fps: None where no data was seen yet;
-    a call then says it. trained_levels: those of the denoiser; one of two experts
-    makes no video alone.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """The arguments that all clips of a call share."""
+
+    num_frames: configs.Size = _argument("Frames of each video.")
+    height: configs.Size = _argument("Height in pixels.")
+    width: configs.Size = _argument("Width in pixels.")
+    fps: Annotated[float, configs.Range("[0.01, 1000]")] | None = _argument(
+        "Frames per second."
+    )
+    num_inference_steps: Annotated[int, configs.Range("[1, 1000]")] = _argument(
+        "Steps of the solver.", 20
+    )
+    guidance_scale: _Scale = _argument("Weight of the prompt; 1: no guidance.", 3.5)
+    guidance_scale_2: _Scale | None = _argument(
+        "Guidance scale of the second of two experts.", None
+    )
+    guidance_rescale: configs.Share = _argument(
+        "Rescaling of guided velocities, from 0 (off) to 1; 0.7 suits high guidance.",
+        0.0,
+    )
+    shift: Annotated[float, configs.Range("(0, 100]")] = _argument(
+        "Shift of the noise levels towards noise; 1: none."
+    )
+    sampler: str = _argument("Solver: euler, heun or unipc.", "euler")
+    step_cache: Annotated[float, configs.Range("[0, 100]")] = _argument(
+        "Error up to which evaluations of the denoiser are skipped, such as 0.1; 0: off.",
+        0.0,
+    )
+
+
+class Argument(NamedTuple):
+    """Type and description of an argument, for flags and files."""
+
+    kind: type
+    help: str
+
+
+def _kind(hint: object) -> type:
+    """The int, float or str of a hint that may have a range or allow None."""
+    while inner := typing.get_args(hint):
+        hint = inner[0]
+    return hint
+
+
+SHARED = {
+    field.name: Argument(
+        _kind(typing.get_type_hints(Arguments)[field.name]),
+        f"{field.metadata['help']} Default: the model's.",
+    )
+    for field in dataclasses.fields(Arguments)
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Arguments):
+    """A model's defaults of a call, and how it computes; they come from the run's config.
+
+    shift and known_tau are those of training. fps is None if no data was seen yet; a call
+    must then give it.
+
+    Attributes:
+      text_length: tokens that prompts are padded to.
+      known_tau: noise level of known tokens.
+      batch_size: clips that are computed at a time, always that many, so that a clip does
+        not depend on the others of its call.
+      chunk_steps: solver steps of one compiled program.
+      levels: "even" steps before the shift, or those of the schedulers of "diffusers".
+      boundary: noise level below which the second of two experts denoises.
+      takes_images: whether an image can be given.
+      trained_levels: noise levels that the denoiser was trained on; one of two experts
+        cannot make a video alone.
     """
 
-    num_frames: configs.Size
-    height: configs.Size
-    width: configs.Size
-    fps: Annotated[float, configs.Range(f"[{SLOWEST}, {FASTEST}]")] | None
     text_length: configs.Size
-    shift: Annotated[float, configs.Range("(0, 100]")]
     known_tau: Annotated[float, configs.Range("[0, 1)")] = 0.02
-    num_inference_steps: Annotated[int, configs.Range(f"[1, {MAX_STEPS}]")] = 20
-    guidance_scale: _Scale = 3.5
-    sampler: str = "euler"
     batch_size: configs.Size = 8
     chunk_steps: configs.Size = 5
     levels: str = "even"
     boundary: configs.Share | None = None
-    guidance_scale_2: _Scale | None = None
-    step_cache: Annotated[float, configs.Range("[0, 100]")] = 0.0
     takes_images: bool = True
     trained_levels: tuple[configs.Share, configs.Share] = (0.0, 1.0)
 
@@ -93,33 +141,22 @@ def strides_of(vae: video_vae.Config, dit: dits.Config) -> Strides:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A checked call: one prompt, negative prompt, seed and picture for each clip."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request(Arguments):
+    """A checked call: one prompt, negative prompt, seed and image for each clip."""
 
     prompts: tuple[str, ...]
     negative_prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     images: tuple[np.ndarray, ...] | None
-    num_frames: int
-    height: int
-    width: int
-    fps: float
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_scale_2: float | None
-    shift: float
-    sampler: str
-    batch_size: int
-    step_cache: float = 0.0
-    guidance_rescale: float = 0.0
+    batch_size: configs.Size
     latents: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def recipe(self, index: int) -> dict:
-        """Everything that this call says about one clip, as JSON can hold it."""
+        """The arguments of this call for one clip, as JSON can hold them."""
         values = {
             "prompt": self.prompts[index],
             "negative_prompt": self.negative_prompts[index],
@@ -270,34 +307,27 @@ def check(
     *,
     prompt: str | Sequence[str],
     negative_prompt: str | Sequence[str] = "",
-    height: int | None = None,
-    width: int | None = None,
-    num_frames: int | None = None,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    guidance_scale_2: float | None = None,
-    guidance_rescale: float | None = None,
-    shift: float | None = None,
     num_videos_per_prompt: int = 1,
     seed: int | Sequence[int] = 0,
     image: np.ndarray | Sequence[np.ndarray] | None = None,
     latents: np.ndarray | None = None,
-    sampler: str | None = None,
-    fps: float | None = None,
     batch_size: int | None = None,
-    step_cache: float | None = None,
     output_type: str = "np",
+    **shared: int | float | str | None,
 ) -> Request:
     """Resolves and checks the arguments of a call; see `Pipeline.__call__`.
+
+    Args:
+      shared: by the names of `SHARED`; None is the model's setting.
 
     Raises:
       ValueError: one sentence: which argument, what it was, what would be right.
     """
     check_whole(settings)
-
-    def or_default(value, name):
-        return getattr(settings, name) if value is None else value
-
+    named = {name: value for name, value in shared.items() if value is not None}
+    named |= {n: v.item() for n, v in named.items() if isinstance(v, np.generic)}
+    values = {name: getattr(settings, name) for name in SHARED} | named
+    values["guidance_scale_2"] = _second_scale(settings, named)
     prompts = _texts(prompt, "prompt", empty_allowed=False)
     if not prompts:
         raise ValueError("there is no prompt: give at least one")
@@ -318,41 +348,18 @@ def check(
         negative_prompts=repeated(negatives),
         seeds=_seeds(seed, count),
         images=None if images is None else repeated(images),
-        num_frames=or_default(num_frames, "num_frames"),
-        height=or_default(height, "height"),
-        width=or_default(width, "width"),
-        fps=or_default(fps, "fps"),
-        num_inference_steps=or_default(num_inference_steps, "num_inference_steps"),
-        guidance_scale=or_default(guidance_scale, "guidance_scale"),
-        guidance_scale_2=_second_scale(settings, guidance_scale, guidance_scale_2),
-        guidance_rescale=guidance_rescale or 0.0,
-        shift=or_default(shift, "shift"),
         latents=latents,
-        sampler=or_default(sampler, "sampler"),
-        batch_size=or_default(batch_size, "batch_size"),
-        step_cache=or_default(step_cache, "step_cache"),
+        batch_size=settings.batch_size if batch_size is None else batch_size,
+        **values,
     )
     check_size(request.num_frames, request.height, request.width, strides)
     if images is not None and request.num_frames == 1:
         raise ValueError(
             "num_frames is 1: with an image given, nothing is left to make"
         )
-    steps = request.num_inference_steps
-    if not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-        raise ValueError(
-            f"num_inference_steps is a whole number from 1 to {MAX_STEPS}, not {steps!r}"
-        )
-    if not isinstance(request.batch_size, int) or not 1 <= request.batch_size <= _MOST:
-        raise ValueError(f"batch_size is from 1 to {_MOST}, not {request.batch_size!r}")
-    for name in ("guidance_scale", "guidance_scale_2"):
-        scale = getattr(request, name)
-        if scale is not None and not 0 <= scale <= 100:
-            raise ValueError(f"{name} is from 0 to 100 (1: no guidance), not {scale!r}")
-    if not 0 <= request.guidance_rescale <= 1:
-        raise ValueError(
-            "guidance_rescale is a share from 0 (off) to 1, not "
-            f"{request.guidance_rescale!r}"
-        )
+    if request.fps is None:
+        raise ValueError("give fps: the model's config has no frame rate")
+    configs.check(request)
     if {request.guidance_scale, request.guidance_scale_2} <= {1, None}:
         of_guidance = {
             "negative_prompt": any(negatives),
@@ -363,40 +370,27 @@ def check(
                 f"{name} is given, but guidance_scale is 1, where it does nothing: "
                 "give another guidance_scale, such as 3.5, or leave it out"
             )
-    if not 0 <= request.step_cache <= 100:
-        raise ValueError(
-            "step_cache is an error from 0 (off) to 100, such as 0.1, not "
-            f"{request.step_cache!r}"
-        )
-    if not 0 < request.shift <= 100:
-        raise ValueError(
-            f"shift is above 0 and at most 100 (1: no shift), not {request.shift!r}"
-        )
     if images is not None and not settings.takes_images:
         raise ValueError(
             "image is given, but this model makes videos from text alone: Wan 2.2 "
-            "TI2V-5B and models trained here with first frames take pictures"
-        )
-    if request.fps is None:
-        raise ValueError("give fps: the model's config has no frame rate")
-    if not SLOWEST <= request.fps <= FASTEST:
-        raise ValueError(
-            f"fps is from {SLOWEST:g} to {FASTEST:g} frames a second, not "
-            f"{request.fps!r}"
+            "TI2V-5B and models trained here with first frames take images"
         )
     _one_of("sampler", request.sampler, [s.value for s in samplers.Sampler])
     _one_of("output_type", output_type, ["np", "latent"])
     return request
 
 
-def _second_scale(settings: Settings, first, second) -> float | None:
-    """The guidance of the second expert: given, else as the first, else the default."""
+def _second_scale(settings: Settings, named: dict) -> float | None:
+    """The second expert's scale: as called, else as the first's, else the default."""
     if settings.boundary is None:
-        if second is not None:
+        if "guidance_scale_2" in named:
             raise ValueError("guidance_scale_2 is given, but this model has one expert")
         return None
-    if second is None:
-        second = settings.guidance_scale_2 if first is None else first
+    if "guidance_scale_2" in named:
+        return named["guidance_scale_2"]
+    if "guidance_scale" in named:
+        return named["guidance_scale"]
+    second = settings.guidance_scale_2
     return settings.guidance_scale if second is None else second
 
 

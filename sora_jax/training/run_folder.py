@@ -34,7 +34,7 @@ INCIDENTAL = frozenset(
         "sample.num_frames", "sample.height", "sample.width", "sample.fps",
         "sample.num_inference_steps", "sample.guidance_scale", "sample.sampler",
         "sample.takes_images", "sample.batch_size", "sample.chunk_steps",
-        "sample.step_cache",
+        "sample.step_cache", "sample.guidance_rescale",
     }
 )  # fmt: skip
 # Fields that are not used once there is a checkpoint.

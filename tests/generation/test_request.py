@@ -1,11 +1,12 @@
 import dataclasses
+import inspect
 import json
 
 import numpy as np
 import pytest
 
 from sora_jax.data import texts
-from sora_jax.generation import request
+from sora_jax.generation import pipeline, request
 
 SETTINGS = request.Settings(
     num_frames=9, height=32, width=32, fps=8.0, text_length=24, shift=5.0
@@ -24,6 +25,19 @@ def test_what_is_not_said_comes_from_the_settings():
             assert getattr(asked, field.name) == getattr(SETTINGS, field.name)
     assert ask(num_frames=13, guidance_scale=0.0).num_frames == 13
     assert ask(num_frames=13, guidance_scale=0.0).guidance_scale == 0.0
+
+
+def test_the_pipeline_takes_the_arguments_of_a_request():
+    """It alone lists them; flags, files and recipes follow `request.Arguments`."""
+    of_call = inspect.signature(pipeline.Pipeline.__call__).parameters
+    of_check = inspect.signature(request.check).parameters
+    added = {"self", "callback_on_step_end", "progress"}
+    wanted = {*of_check, *request.SHARED} - {"settings", "strides", "shared"}
+    assert of_call.keys() - added == wanted
+    assert {name for name in request.SHARED if of_call[name].default is None} == {
+        *request.SHARED
+    }
+    assert ask(guidance_scale=np.float32(2), num_frames=np.int64(5)).num_frames == 5
 
 
 def test_prompts_are_normalised_as_captions_are():
@@ -109,12 +123,12 @@ def test_impossible_sizes_name_the_nearest(size, message):
         ({"seed": "3"}, "whole number or one for each clip"),
         ({"seed": [1.5]}, "whole number"),
         ({"seed": True}, "whole number"),
-        ({"num_inference_steps": 0}, "from 1 to 1000, not 0"),
+        ({"num_inference_steps": 0}, r"is 0; it is a whole number in \[1, 1000\]"),
         ({"num_inference_steps": 2.5}, "whole number"),
-        ({"guidance_scale": -1.0}, "guidance_scale is from 0"),
-        ({"guidance_scale": float("nan")}, "guidance_scale is from 0"),
-        ({"guidance_rescale": 1.5}, "guidance_rescale is a share from 0 .* not 1.5"),
-        ({"guidance_rescale": float("nan")}, "guidance_rescale is a share"),
+        ({"guidance_scale": -1.0}, r"scale is -1.0; it is a number in \[0, 100\]"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; it is a number"),
+        ({"guidance_rescale": 1.5}, r"guidance_rescale is 1.5; .* in \[0, 1\]"),
+        ({"guidance_rescale": float("nan")}, "guidance_rescale is nan; it is a number"),
         (
             {"guidance_scale": 1.0, "negative_prompt": "a dog"},
             "negative_prompt is given, but guidance_scale is 1, where it does nothing",
@@ -123,15 +137,15 @@ def test_impossible_sizes_name_the_nearest(size, message):
             {"guidance_scale": 1.0, "guidance_rescale": 0.7},
             "guidance_rescale is given, but guidance_scale is 1, where it does nothing",
         ),
-        ({"fps": 0.0}, "fps is from 0.01 to 1000 frames a second, not 0.0"),
-        ({"fps": 1e-3}, "fps is from 0.01 to 1000"),
-        ({"fps": 1001.0}, "fps is from 0.01 to 1000"),
-        ({"fps": float("nan")}, "fps is from 0.01 to 1000"),
-        ({"shift": 0.0}, "shift is above 0 and at most 100 .*, not 0.0"),
-        ({"shift": 101.0}, "shift is above 0 and at most 100 .*, not 101.0"),
-        ({"step_cache": 101.0}, "from 0 .off. to 100, such as 0.1, not 101.0"),
-        ({"batch_size": 0}, "batch_size is from 1 to 1000000, not 0"),
-        ({"batch_size": 10**9}, "batch_size is from 1 to 1000000"),
+        ({"fps": 0.0}, r"fps is 0.0; it is a number in \[0.01, 1000\]"),
+        ({"fps": 1e-3}, "fps is 0.001; it is a number in"),
+        ({"fps": 1001.0}, "fps is 1001.0; it is a number in"),
+        ({"fps": float("nan")}, "fps is nan; it is a number in"),
+        ({"shift": 0.0}, r"shift is 0.0; it is a number in \(0, 100\]"),
+        ({"shift": 101.0}, "shift is 101.0; it is a number in"),
+        ({"step_cache": 101.0}, r"step_cache is 101.0; .* in \[0, 100\]"),
+        ({"batch_size": 0}, "batch_size is 0; it is a whole number in"),
+        ({"batch_size": 10**9}, "batch_size is 1000000000; it is a whole"),
         ({"num_frames": 10**9 + 1}, "num_frames is at most 1000000, not 1000000001"),
         ({"height": 16 * 10**9}, "height is at most 1000000"),
         ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is at least 1"),
