@@ -181,8 +181,6 @@ def is_finished(file: pathlib.Path, recipe: Mapping, overwrite: bool = False) ->
     if found is None:
         problem = "is there already, and was not made here"
     else:
-        # Recipes that were written before these fields existed lack them.
-        found = {"step_cache": 0.0, "guidance_rescale": 0.0} | found
         other = [
             f"{name} was {found.get(name)!r} and is {value!r}"
             for name, value in recipe.items()

@@ -63,15 +63,6 @@ def test_files_of_others_are_not_lost(file):
         assert f"{sidecar} is there already, and was not made here" in refusal(file)
 
 
-def test_older_recipes_say_nothing_of_newer_fields(tmp_path):
-    path = tmp_path / "clip.mp4"
-    recipes.save(FRAMES, path, {k: v for k, v in RECIPE.items() if "rescale" not in k})
-    assert recipes.is_finished(path, RECIPE)
-    assert "guidance_rescale was 0.0 and is 0.7" in refusal(
-        path, RECIPE | {"guidance_rescale": 0.7}
-    )
-
-
 @pytest.mark.parametrize(
     "field, value, reason",
     [
