@@ -93,6 +93,14 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             f"--{flag}={value}" for flag, value in given.items()
         ]
 
+    def training(name, config, folder, steps, product, **fields: object) -> Stage:
+        values = {
+            f"config.{field.replace('__', '.')}": v for field, v in fields.items()
+        }
+        values |= {"config.loop.num_steps": steps} | networks
+        command = job("train", config=config, out=folder, **values)
+        return Stage(name, command, folder / product)
+
     return [
         Stage(
             "shards",
@@ -106,19 +114,13 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             ),
             out / "shards" / "manifest.json",
         ),
-        Stage(
+        training(
             "video VAE",
-            job(
-                "train",
-                config=VAE_CONFIG,
-                out=out / "vae",
-                **{
-                    "config.data.shards": out / "shards",
-                    "config.loop.num_steps": args.vae_steps,
-                    **networks,
-                },
-            ),
-            out / "vae" / "vae" / "weights.safetensors",
+            VAE_CONFIG,
+            out / "vae",
+            args.vae_steps,
+            "vae/weights.safetensors",
+            data__shards=out / "shards",
         ),
         Stage(
             "latents",
@@ -130,34 +132,22 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             ),
             out / "latents" / "latents.json",
         ),
-        Stage(
+        training(
             "text encoder",
-            job(
-                "train",
-                config=TEXT_CONFIG,
-                out=out / "text",
-                **{
-                    "config.data.latents": out / "latents",
-                    "config.loop.num_steps": args.text_steps,
-                    **networks,
-                },
-            ),
-            out / "text" / "text_encoder" / "weights.safetensors",
+            TEXT_CONFIG,
+            out / "text",
+            args.text_steps,
+            "text_encoder/weights.safetensors",
+            data__latents=out / "latents",
         ),
-        Stage(
+        training(
             "denoiser",
-            job(
-                "train",
-                config=CONFIG,
-                out=out / "model",
-                **{
-                    "config.data.latents": out / "latents",
-                    "config.text.encoder": out / "text",
-                    "config.loop.num_steps": args.denoiser_steps,
-                    **networks,
-                },
-            ),
-            out / "model" / "metrics.jsonl",
+            CONFIG,
+            out / "model",
+            args.denoiser_steps,
+            "metrics.jsonl",
+            data__latents=out / "latents",
+            text__encoder=out / "text",
         ),
         Stage(
             "videos",
