@@ -122,8 +122,8 @@ def _describe(model: _Model, request: requests.Request, drawn: bool) -> str:
     shape = rows, tokens, model.dit.num_heads, model.dit.head_dim
     queries, text = jax.ShapeDtypeStruct(shape, dtype), model.settings.text_length
     held = max(  # one after the other: that of tokens, and that of the text
-        attention.held_bytes(queries, tokens, False, platform),
-        attention.held_bytes(queries, text, model.dit.mask_text, platform),
+        attention.workspace_bytes(queries, tokens, False, platform),
+        attention.workspace_bytes(queries, text, model.dit.mask_text, platform),
     )
     settings = {
         name: getattr(request, name)

@@ -1,22 +1,22 @@
-"""Attention behind one function.
+"""Attention behind one function, with an implementation for each kind of device.
 
-Four forms of the same mathematics. `reference` holds the scores of all queries; where
-they are a few megabytes it is the fastest. `chunked` holds those of a few
-queries at a time, so that its memory grows with the keys and not with their product
-with the queries, and computes them again for the gradient. `splash` is JAX's kernel for
-TPUs and `cudnn` that for NVIDIA GPUs, which never hold them outside of a core. Which one
-runs follows from the shapes on a device and from what the program is lowered for, so it
-is known before it runs.
+`reference` holds the scores of all queries; where they are a few megabytes it is the
+fastest. `chunked` holds the scores of a few queries at a time and recomputes them for
+the gradient, so its memory grows with the number of keys, not with the product of keys
+and queries. `splash` is JAX's kernel for TPUs and `cudnn` the one for NVIDIA GPUs; both
+keep scores in on-chip memory. The choice follows from the shapes on a device and from
+the platform that the program is lowered for, so it is known before the program runs.
 
-Where a row's tokens are split over devices, heads are exchanged for tokens over the mesh
-axis `ulysses`, and over `ring` the keys and values go round (`ring_attention`), block by
-block; each is attended to in chunks or by the kernel.
+Where a row's tokens are sharded, an all-to-all over the mesh axis `ulysses` exchanges
+tokens for heads, and over `ring` the keys and values move from device to device
+(`ring_attention`), block by block; each block is attended to in chunks or by the kernel.
 
 Letters: b batch, n query tokens, m key tokens, h heads, e head size, g heads of keys and
 values.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +31,24 @@ from sora_jax.models import (
     visibility,
 )
 
-# Scores that a device holds at a time: what keeps a GPU busy; up to so many are all
-# computed at once. See experiments/RESULTS.md, "Attention".
+# Bytes of scores that a device holds at a time: enough to keep a GPU busy, and up to how
+# many all are computed at once. See experiments/RESULTS.md, "Attention".
 _LARGE_CHUNK_BYTES = 2**29  # not measured
 _AT_ONCE_BYTES = 8 * 2**20
-_MIN_QUERIES = 256  # a chunk has more scores before it has fewer queries
-SAVED = "attention"  # what remat policies call the results that are dear to compute
-_EXCHANGED = "ulysses"  # the mesh axis over which heads and tokens change places
-_RING = "ring"  # the mesh axis over which keys and values go round
+_MIN_QUERIES = 256  # a chunk exceeds its bytes before it has fewer queries
+SAVED = "attention"  # the name by which remat policies save the results of attention
+_ULYSSES, _RING = "ulysses", "ring"  # mesh axes
+
+
+class Inputs(NamedTuple):
+    """The arrays that `attention` and its implementations take, in their order."""
+
+    q_bnhe: jax.Array
+    k_bmhe: jax.Array
+    v_bmhe: jax.Array
+    mask_bm: jax.Array | None = None
+    q_segments_bn: jax.Array | None = None
+    k_segments_bm: jax.Array | None = None
 
 
 def attention(
@@ -55,91 +65,91 @@ def attention(
 
     Args:
       q_bnhe, k_bmge, v_bmge: queries, keys and values, in the compute dtype. Where g is
-        less than h, each of their heads serves h / g heads of queries that follow one
-        another (arXiv 2305.13245).
+        less than h, each of their heads serves h / g consecutive heads of queries
+        (grouped queries, arXiv 2305.13245).
       mask_bm: True where a key may be attended to.
-      q_segments_bn, k_segments_bm: ids; a query sees only keys of its own segment.
-      name: what remat policies call the result and its log sums.
+      q_segments_bn, k_segments_bm: segment ids; a query attends only to keys of its own
+        segment.
+      name: by which remat policies save the result and its log sums.
 
     Returns:
-      [b, n, h, e] in the dtype of q. A query that may see no key at all gets the mean
-      of the values.
+      [b, n, h, e] in the dtype of q. A query that may attend to no key gets the mean of
+      the values.
 
-    Where keys are tokens that are split, heads are exchanged for tokens over the
-    `ulysses` axis if they divide (arXiv 2309.14509), and keys and values go round over
-    the `ring` axis if queries are split over it too (arXiv 2310.01889). They are gathered
-    over what is left: over `ulysses`, where heads do not divide. Text is whole
-    everywhere, and queries stay.
+    Where keys are sharded over tokens, an all-to-all over the `ulysses` axis exchanges
+    tokens for heads if the heads divide (arXiv 2309.14509), and keys and values move
+    around the `ring` axis if queries are sharded over it too (arXiv 2310.01889). Over
+    other axes, such as `ulysses` where heads do not divide, keys and values are
+    gathered. Text is replicated, and queries stay where they are.
     """
+    inputs = Inputs(q_bnhe, k_bmge, v_bmge, mask_bm, q_segments_bn, k_segments_bm)
     group = q_bnhe.shape[2] // k_bmge.shape[2]
-    form = functools.partial(_attend_split, group=group, name=name)
+    attend = functools.partial(_attend_in_place, group=group, name=name)
     if group == 1:
-        return _exchanged(
-            form, q_bnhe, k_bmge, v_bmge, mask_bm, q_segments_bn, k_segments_bm
-        )
-    # Queries of heads that share a key are more queries of one head: no form need know.
-    layout = sharding.spec_like(q_bnhe)
+        return _exchange_heads(attend, inputs)
+    # Heads that share a key become tokens of one head, so that no implementation needs
+    # to know of groups.
+    spec = sharding.spec_like(q_bnhe)
     if q_segments_bn is not None:
-        of_row = sharding.spec_like(q_segments_bn)
-        q_segments_bn = jnp.repeat(q_segments_bn, group, axis=1, out_sharding=of_row)
-    folded = _fold(q_bnhe, group, layout)
-    y = _exchanged(form, folded, k_bmge, v_bmge, mask_bm, q_segments_bn, k_segments_bm)
-    return _unfold(y, group, layout)
+        row_spec = sharding.spec_like(q_segments_bn)
+        q_segments_bn = jnp.repeat(q_segments_bn, group, axis=1, out_sharding=row_spec)
+    folded = _fold(q_bnhe, group, spec)
+    inputs = inputs._replace(q_bnhe=folded, q_segments_bn=q_segments_bn)
+    return _unfold(_exchange_heads(attend, inputs), group, spec)
 
 
-def _fold(q_bnhe: jax.Array, group: int, layout) -> jax.Array:
-    """Heads that share a key become tokens: [b, n, h, e] to [b, n group, g, e]."""
+def _fold(q_bnhe: jax.Array, group: int, spec) -> jax.Array:
+    """Makes tokens of heads that share a key: [b, n, h, e] to [b, n group, g, e]."""
     b, n, h, e = q_bnhe.shape
-    apart = layout and jax.P(*layout[:3], None, layout[3])
-    q = jnp.reshape(q_bnhe, (b, n, h // group, group, e), out_sharding=apart)
+    split = spec and jax.P(*spec[:3], None, spec[3])
+    q = jnp.reshape(q_bnhe, (b, n, h // group, group, e), out_sharding=split)
     return jnp.reshape(
-        q.swapaxes(2, 3), (b, n * group, h // group, e), out_sharding=layout
+        q.swapaxes(2, 3), (b, n * group, h // group, e), out_sharding=spec
     )
 
 
-def _unfold(y: jax.Array, group: int, layout) -> jax.Array:
+def _unfold(y: jax.Array, group: int, spec) -> jax.Array:
     """Undoes `_fold`."""
     b, n, g, e = y.shape
-    apart = layout and jax.P(*layout[:2], None, *layout[2:])
-    y = jnp.reshape(y, (b, n // group, group, g, e), out_sharding=apart)
+    split = spec and jax.P(*spec[:2], None, *spec[2:])
+    y = jnp.reshape(y, (b, n // group, group, g, e), out_sharding=split)
     return jnp.reshape(
-        y.swapaxes(2, 3), (b, n // group, g * group, e), out_sharding=layout
+        y.swapaxes(2, 3), (b, n // group, g * group, e), out_sharding=spec
     )
 
 
-def _exchanged(form, q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm):
-    """`form` with the tokens of a part of the heads, in place of all heads of a part."""
-    given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+def _reshard(inputs: Inputs, specs: Inputs) -> Inputs:
+    pairs = zip(inputs, specs, strict=True)
+    return Inputs(*(x if x is None else jax.reshard(x, spec) for x, spec in pairs))
+
+
+def _exchange_heads(attend, inputs: Inputs) -> jax.Array:
+    """`attend` between two all-to-alls over `ulysses`, where heads divide over it."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape[_EXCHANGED] == 1:
-        return form(*given)
-    before, keys = (jax.typeof(x).sharding.spec for x in (q_bnhe, k_bmhe))
+    if mesh.empty or mesh.shape[_ULYSSES] == 1:
+        return attend(*inputs)
+    before, keys = (jax.typeof(x).sharding.spec for x in inputs[:2])
     rows, tokens, heads, _ = (sharding.mesh_axes(entry) for entry in before)
-    left = q_bnhe.shape[2] % (sharding.num_shards(mesh, heads) * mesh.shape[_EXCHANGED])
-    if (
-        left
-        or _EXCHANGED not in tokens
-        or _EXCHANGED not in sharding.mesh_axes(keys[1])
+    shards = sharding.num_shards(mesh, heads) * mesh.shape[_ULYSSES]
+    divides = inputs.q_bnhe.shape[2] % shards == 0
+    if not divides or any(
+        _ULYSSES not in sharding.mesh_axes(spec[1]) for spec in (before, keys)
     ):
-        return form(*given)
-    tokens = tuple(name for name in tokens if name != _EXCHANGED)
-    after = jax.P(rows, tokens, (*heads, _EXCHANGED), None)
-    layouts = (*(after,) * 3, jax.P(rows), *(jax.P(rows, tokens),) * 2)
-    given = (
-        None if x is None else jax.reshard(x, layout)
-        for x, layout in zip(given, layouts, strict=True)
-    )
-    return jax.reshard(form(*given), before)
+        return attend(*inputs)
+    tokens = tuple(name for name in tokens if name != _ULYSSES)
+    after = jax.P(rows, tokens, (*heads, _ULYSSES), None)
+    specs = Inputs(*(after,) * 3, jax.P(rows), *(jax.P(rows, tokens),) * 2)
+    return jax.reshard(attend(*_reshard(inputs, specs)), before)
 
 
-def _attend_split(
-    q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm, group, name
-):
-    """`attention` where queries are; keys, values and what hides them come there."""
-    goes_round = _goes_round(q_bnhe, k_bmhe)
-    keys = k_bmhe.shape[1] // (sharding.array_shards(k_bmhe, (1,)) if goes_round else 1)
+def _attend_in_place(*inputs, group: int, name: str) -> jax.Array:
+    """`attention` without moving queries; keys, values and masks come to them."""
+    inputs = Inputs(*inputs)
+    q_bnhe, k_bmhe, v_bmhe, *masks = inputs
+    in_ring = _is_in_ring(q_bnhe, k_bmhe)
+    keys = k_bmhe.shape[1] // (sharding.array_shards(k_bmhe, (1,)) if in_ring else 1)
     sizes = _chunk_sizes(keys)
-    if goes_round:
+    if in_ring:
         small, kernel = ring, functools.partial(ring, blocks=splash_attention.Blocks())
         fine, large = (
             functools.partial(ring, blocks=chunked_attention.Blocks(size))
@@ -148,33 +158,29 @@ def _attend_split(
     else:
         small, kernel = _named_reference, splash
         fine, large = (functools.partial(chunked, chunk_bytes=size) for size in sizes)
-        k_bmhe = sharding.gather_axis(k_bmhe, 1, like=q_bnhe)
-        v_bmhe = sharding.gather_axis(v_bmhe, 1, like=q_bnhe)
-        if k_segments_bm is not None:
-            k_segments_bm = sharding.gather_axis(k_segments_bm, 1, like=q_segments_bn)
-    given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+        gather = functools.partial(sharding.gather_axis, axis=1)
+        inputs = inputs._replace(
+            k_bmhe=gather(k_bmhe, like=q_bnhe), v_bmhe=gather(v_bmhe, like=q_bnhe)
+        )
+        if inputs.k_segments_bm is not None:
+            segments_bm = gather(inputs.k_segments_bm, like=inputs.q_segments_bn)
+            inputs = inputs._replace(k_segments_bm=segments_bm)
     if _score_bytes(q_bnhe, k_bmhe) <= _AT_ONCE_BYTES:
-        return small(*given, name=name)
+        return small(*inputs, name=name)
     if q_bnhe.shape[-1] not in splash_attention.HEAD_SIZES:
         kernel = large
-    there = [x is not None for x in given]
-
-    def on(form):
-        def run(*arrays):
-            arrays = iter(arrays)
-            return form(*(next(arrays) if x else None for x in there), name=name)
-
-        return run
-
-    arrays = [x for x in given if x is not None]
-    forms = {"cpu": fine, "tpu": kernel, "default": large}
-    if not goes_round and cudnn_attention.there():
+    platforms = {"cpu": fine, "tpu": kernel, "default": large}
+    if not in_ring and cudnn_attention.is_available():
         pairs = q_bnhe.shape[0] * q_bnhe.shape[1] // group * k_bmhe.shape[1]
-        hidden = any(there[3:]) * pairs // sharding.array_shards(q_bnhe, (0, 1))
-        if cudnn_attention.takes(q_bnhe, hidden):
-            forms["cuda"] = functools.partial(cudnn, group=group)
-    forms = {platform: on(form) for platform, form in forms.items()}
-    return jax.lax.platform_dependent(*arrays, **forms)
+        hidden = any(x is not None for x in masks) * pairs
+        if cudnn_attention.supports(
+            q_bnhe, hidden // sharding.array_shards(q_bnhe, (0, 1))
+        ):
+            platforms["cuda"] = functools.partial(cudnn, group=group)
+    return jax.lax.platform_dependent(
+        *inputs,
+        **{key: functools.partial(run, name=name) for key, run in platforms.items()},
+    )
 
 
 def _chunk_sizes(keys: int) -> list[int]:
@@ -183,17 +189,17 @@ def _chunk_sizes(keys: int) -> list[int]:
     return [max(size, 4 * _MIN_QUERIES * keys) for size in sizes]
 
 
-def held_bytes(
+def workspace_bytes(
     q_bnhe: jax.ShapeDtypeStruct, keys: int, hidden: bool, platform: str
 ) -> int:
-    """Bytes that the form which `attention` chooses holds beside its arrays, about.
+    """Estimates the bytes that `attention` holds beside its arguments and result.
 
     On one device, without gradients: scores and their exponentials, of all queries or of
-    a chunk of them; of a kernel two numbers a query and what hides keys.
+    a chunk of them; for a kernel two numbers a query, and the mask.
 
     Args:
       q_bnhe: the queries.
-      keys: of a row.
+      keys: keys of a row.
       hidden: whether some are hidden by a mask or segments.
       platform: "cpu", "tpu" or "gpu".
     """
@@ -205,23 +211,19 @@ def held_bytes(
     pairs = hidden * b * n * keys
     if platform == "tpu" and e in splash_attention.HEAD_SIZES:
         return 8 * b * n * h
-    if platform == "gpu" and cudnn_attention.there():
-        if cudnn_attention.takes(q_bnhe, pairs):
+    if platform == "gpu" and cudnn_attention.is_available():
+        if cudnn_attention.supports(q_bnhe, pairs):
             return 8 * b * n * h + 2 * pairs
     return 2 * min(scores, fine if platform == "cpu" else large)
 
 
-def _goes_round(q_bnhe: jax.Array, k_bmhe: jax.Array) -> bool:
-    """Whether the tokens of both are split over the ring."""
+def _is_in_ring(q_bnhe: jax.Array, k_bmhe: jax.Array) -> bool:
+    """Whether the tokens of both are sharded over the ring."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape[_RING] == 1:
         return False
-    layouts = (jax.typeof(x).sharding.spec for x in (q_bnhe, k_bmhe))
-    return all(_RING in sharding.mesh_axes(layout[1]) for layout in layouts)
-
-
-def _named_reference(*given, name):
-    return checkpoint_name(reference(*given), name)
+    specs = (jax.typeof(x).sharding.spec for x in (q_bnhe, k_bmhe))
+    return all(_RING in sharding.mesh_axes(spec[1]) for spec in specs)
 
 
 def _score_bytes(q_bnhe: jax.Array, k_bmhe: jax.Array) -> int:
@@ -231,182 +233,146 @@ def _score_bytes(q_bnhe: jax.Array, k_bmhe: jax.Array) -> int:
     return 4 * b * n * h * k_bmhe.shape[1] // devices
 
 
-def reference(
-    q_bnhe: jax.Array,
-    k_bmhe: jax.Array,
-    v_bmhe: jax.Array,
-    mask_bm: jax.Array | None = None,
-    q_segments_bn: jax.Array | None = None,
-    k_segments_bm: jax.Array | None = None,
-) -> jax.Array:
-    """`attention` with all scores at once; keys and values are whole."""
+def reference(*inputs: jax.Array | None) -> jax.Array:
+    """`attention` with all scores at once; keys and values are not sharded.
+
+    Args:
+      inputs: `Inputs`, one after the other.
+    """
+    q_bnhe, k_bmhe, v_bmhe, *masks = Inputs(*inputs)
     scores_bhnm = jnp.einsum(
         "bnhe,bmhe->bhnm", q_bnhe, k_bmhe, preferred_element_type=jnp.float32
     )
     scores_bhnm = scores_bhnm * q_bnhe.shape[-1] ** -0.5
-    visible = visibility.visible(mask_bm, q_segments_bn, k_segments_bm)
+    visible = visibility.visible(*masks)
     visible = None if visible is None else visible[:, None]
     weights_bhnm = jax.nn.softmax(visibility.hide(scores_bhnm, visible), axis=-1)
     return jnp.einsum("bhnm,bmhe->bnhe", weights_bhnm.astype(v_bmhe.dtype), v_bmhe)
 
 
+def _named_reference(*inputs, name: str) -> jax.Array:
+    return checkpoint_name(reference(*inputs), name)
+
+
+def _map_devices(attend, inputs, *, kernel: bool = False, keys: str | None = None):
+    """Runs `attend` on each device's rows, queries and heads.
+
+    Args:
+      attend: function of q, k, v and masks.
+      inputs: `Inputs`, one after the other.
+      kernel: whether it is a kernel, whose results do not tell over which axes they vary.
+      keys: the mesh axis over which keys stay sharded; None where each device gets all.
+    """
+    inputs = Inputs(*inputs)
+    if jax.sharding.get_abstract_mesh().empty:
+        return attend(*inputs[:3], inputs[3:])
+    b, n, h, e = jax.typeof(inputs.q_bnhe).sharding.spec
+    row = jax.P(b, keys)
+    specs = Inputs(
+        jax.P(b, n, h, e), *(jax.P(b, keys, h, e),) * 2, row, jax.P(b, n), row
+    )
+    axes = tuple(axis for axis in sharding.mesh_axes(n) if axis != keys)
+
+    def on_device(q, k, v, *masks):
+        # The transpose of this is the sum of their gradients.
+        if axes and not kernel:
+            k, v = (jax.lax.pcast(x, axes, to="varying") for x in (k, v))
+        return attend(q, k, v, masks)
+
+    return jax.shard_map(
+        on_device,
+        in_specs=tuple(specs),
+        out_specs=specs.q_bnhe,
+        check_vma=not kernel,
+    )(*_reshard(inputs, specs))
+
+
 def chunked(
-    q_bnhe: jax.Array,
-    k_bmhe: jax.Array,
-    v_bmhe: jax.Array,
-    mask_bm: jax.Array | None = None,
-    q_segments_bn: jax.Array | None = None,
-    k_segments_bm: jax.Array | None = None,
-    *,
+    *inputs: jax.Array | None,
     chunk_bytes: int = chunked_attention.BYTES,
     name: str = SAVED,
 ) -> jax.Array:
     """`attention` with the scores of a few queries at a time; keys and values are whole.
 
     Args:
-      chunk_bytes: of scores that a device holds at a time. The gradient holds a small
-        multiple of it.
+      inputs: `Inputs`, one after the other.
+      chunk_bytes: bytes of scores that a device holds at a time. The gradient holds a
+        small multiple of them.
       name: see `attention`.
 
-    Every device works on the rows, queries and heads that it has, without asking any
-    other; only the gradients of keys and values are summed, once, over the devices that
-    share the queries of a row.
+    Every device works on its own rows, queries and heads without communication; only the
+    gradients of keys and values are summed, once, over the devices that share the queries
+    of a row.
     """
-
-    def run(q_bnhe, k_bmhe, v_bmhe, *seen):
-        return chunked_attention.attend(q_bnhe, k_bmhe, v_bmhe, seen, chunk_bytes, name)
-
-    return _by_device(
-        run, (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
+    attend = functools.partial(
+        chunked_attention.attend, chunk_bytes=chunk_bytes, name=name
     )
-
-
-def _by_device(run, given, *, kernel: bool = False, keys: str | None = None):
-    """Runs a form on each device's rows, queries and heads.
-
-    Args:
-      run: the form; keys and values are its second and third argument.
-      given: arguments of `attention`.
-      kernel: whether it is one; a kernel does not say over which axes results vary.
-      keys: the mesh axis over which keys stay split; None where each device gets all.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return run(*given)
-    b, n, h, e = jax.typeof(given[0]).sharding.spec
-    layouts = (jax.P(b, n, h, e), *(jax.P(b, keys, h, e),) * 2)
-    layouts += (jax.P(b, keys), jax.P(b, n), jax.P(b, keys))
-    layouts = [
-        None if x is None else layout for x, layout in zip(given, layouts, strict=True)
-    ]
-    given = [
-        x if x is None else jax.reshard(x, layout)
-        for x, layout in zip(given, layouts, strict=True)
-    ]
-    axes = tuple(axis for axis in sharding.mesh_axes(n) if axis != keys)
-
-    def on_device(q, k, v, *visible):
-        # The transpose of this is the sum of their gradients.
-        if axes and not kernel:
-            k, v = (jax.lax.pcast(x, axes, to="varying") for x in (k, v))
-        return run(q, k, v, *visible)
-
-    return jax.shard_map(
-        on_device,
-        in_specs=tuple(layouts),
-        out_specs=layouts[0],
-        check_vma=not kernel,
-    )(*given)
+    return _map_devices(attend, inputs)
 
 
 def splash(
-    q_bnhe: jax.Array,
-    k_bmhe: jax.Array,
-    v_bmhe: jax.Array,
-    mask_bm: jax.Array | None = None,
-    q_segments_bn: jax.Array | None = None,
-    k_segments_bm: jax.Array | None = None,
-    *,
+    *inputs: jax.Array | None,
     tiles: splash_attention.Tiles | None = None,
     interpret: bool = False,
     name: str = SAVED,
 ) -> jax.Array:
     """`attention` as JAX's splash kernel for TPUs; keys and values are whole.
 
-    Segments hide scores and skip no tile. A query without any key gets the mean of some
+    Segments mask scores and skip no tile. A query without any key gets the mean of some
     values, and gradients are right where nothing depends on it.
 
     Args:
-      tiles: that a core works on at a time; None: those of the device.
+      inputs: `Inputs`, one after the other.
+      tiles: sizes of the tiles that a core works on; None: those of the device.
       interpret: runs the kernel's program on any platform, slowly.
       name: see `attention`.
     """
-
-    def run(q_bnhe, k_bmhe, v_bmhe, *seen):
-        chosen = tiles or splash_attention.tiles_for(q_bnhe.shape[-1])
-        return splash_attention.attend(
-            q_bnhe, k_bmhe, v_bmhe, seen, chosen, interpret, name
-        )
-
-    given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
-    return _by_device(run, given, kernel=True)
+    tiles = tiles or splash_attention.tiles_for(inputs[0].shape[-1])
+    attend = functools.partial(
+        splash_attention.attend, tiles=tiles, interpret=interpret, name=name
+    )
+    return _map_devices(attend, inputs, kernel=True)
 
 
-def cudnn(
-    q_bnhe: jax.Array,
-    k_bmhe: jax.Array,
-    v_bmhe: jax.Array,
-    mask_bm: jax.Array | None = None,
-    q_segments_bn: jax.Array | None = None,
-    k_segments_bm: jax.Array | None = None,
-    *,
-    group: int = 1,
-    name: str = SAVED,
-) -> jax.Array:
+def cudnn(*inputs: jax.Array | None, group: int = 1, name: str = SAVED) -> jax.Array:
     """`attention` as cuDNN's kernel for NVIDIA GPUs; keys and values are whole.
 
     In half precision. A query without any key gets nearly the mean of the values, and
     gradients are right where nothing depends on it.
 
     Args:
+      inputs: `Inputs`, one after the other.
       group: heads of queries that became tokens (`_fold`); the kernel takes them as
-        heads, and what hides keys once for all of them.
+        heads, with one mask for all of them.
       name: see `attention`.
     """
 
-    def run(q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm):
+    def attend(q_bnhe, k_bmhe, v_bmhe, masks):
+        mask_bm, q_segments_bn, k_segments_bm = masks
         if q_segments_bn is not None:
             q_segments_bn = q_segments_bn[:, ::group]
-        seen = mask_bm, q_segments_bn, k_segments_bm
+        masks = mask_bm, q_segments_bn, k_segments_bm
         q_bnhe = _unfold(q_bnhe, group, None)
-        y_bnhe = cudnn_attention.attend(q_bnhe, k_bmhe, v_bmhe, seen, name)
+        y_bnhe = cudnn_attention.attend(q_bnhe, k_bmhe, v_bmhe, masks, name)
         return _fold(y_bnhe, group, None)
 
-    given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
-    return _by_device(run, given, kernel=True)
+    return _map_devices(attend, inputs, kernel=True)
 
 
 def ring(
-    q_bnhe: jax.Array,
-    k_bmhe: jax.Array,
-    v_bmhe: jax.Array,
-    mask_bm: jax.Array | None = None,
-    q_segments_bn: jax.Array | None = None,
-    k_segments_bm: jax.Array | None = None,
-    *,
+    *inputs: jax.Array | None,
     blocks: ring_attention.Blocks = chunked_attention.Blocks(),
     name: str = SAVED,
 ) -> jax.Array:
-    """`attention` where keys and values go round over the `ring` axis of the mesh.
+    """`attention` where keys and values move around the `ring` axis of the mesh.
 
     Args:
-      blocks: `Blocks` of `chunked_attention` or `splash_attention`: how to attend to one of them.
+      inputs: `Inputs`, one after the other.
+      blocks: `Blocks` of `chunked_attention` or `splash_attention`: how a device attends
+        to one block of keys and values.
       name: see `attention`.
     """
-
-    def on_device(q_bnhe, k_bmhe, v_bmhe, *seen):
-        return ring_attention.attend(
-            q_bnhe, k_bmhe, v_bmhe, seen, blocks=blocks, axis=_RING, name=name
-        )
-
-    given = (q_bnhe, k_bmhe, v_bmhe, mask_bm, q_segments_bn, k_segments_bm)
-    return _by_device(on_device, given, kernel=blocks.kernel, keys=_RING)
+    attend = functools.partial(
+        ring_attention.attend, blocks=blocks, axis=_RING, name=name
+    )
+    return _map_devices(attend, inputs, kernel=blocks.kernel, keys=_RING)

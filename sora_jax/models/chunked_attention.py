@@ -1,8 +1,8 @@
 """Attention with the scores of a few queries at a time, on one device.
 
-Memory grows with the keys and not with their product with the queries, and the scores
-are computed again for the gradient (arXiv 2112.05682). The form for CPUs; on GPUs and
-TPUs that for what their kernels do not take.
+Memory grows with the number of keys, not with the product of keys and queries, and the
+scores are recomputed for the gradient (arXiv 2112.05682). CPUs use it, and GPUs and TPUs
+where their kernels do not support the arguments.
 
 Letters: b batch, n query tokens, m key tokens, h heads, e head size, g batch and heads
 as one axis, k chunks, c queries of a chunk.
@@ -19,16 +19,16 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sora_jax.models import visibility
 
-# Scores that a device holds at a time, by which its caches are shared well on a CPU. See
+# Bytes of scores that a device holds at a time; they fit a CPU's caches. See
 # experiments/RESULTS.md, "Attention".
 BYTES = 4 * 2**20
-# Heads share a chunk where the scores of each fit into it whole, in the gradient into
-# this share of it: two in one are up to half as slow again there as one by one.
+# Heads share a chunk where all scores of each fit into it, in the gradient into this
+# share of it: two in one are up to 1.5 times as slow there as one by one.
 _SHARED = 1 / 4
-_LANES = 64  # of which the most queries of a chunk are a multiple
+_LANES = 64  # a chunk has a multiple of so many queries where it can
 _LONG = 1536  # keys of a row; see `_stored`
-# For `_exp`: 2^x over [-1/2, 1/2] to 9e-8 of it, the least that a polynomial of this
-# degree with 2^0 = 1 is off there.
+# For `_exp`: 2^x over [-1/2, 1/2] to a relative error of 9e-8, the least of any polynomial
+# of this degree that has 2^0 = 1.
 _POWER_OF_2 = (1.0, 0.69314698, 0.24022242, 0.055507337, 0.0096715127, 0.0013264726)
 _LOG2_E = 1 / math.log(2)
 _WHOLE = 1.5 * 2**23
@@ -39,57 +39,57 @@ def attend(
     q_bnhe: jax.Array,
     k_bmhe: jax.Array,
     v_bmhe: jax.Array,
-    seen: visibility.Seen,
+    masks: visibility.Masks,
     chunk_bytes: int,
     name: str,
 ) -> jax.Array:
     """Attention [b, n, h, e]; arguments as those of `attention.chunked`."""
-    return _attend_forward(q_bnhe, k_bmhe, v_bmhe, seen, chunk_bytes, name)[0]
+    return _attend_forward(q_bnhe, k_bmhe, v_bmhe, masks, chunk_bytes, name)[0]
 
 
-def _attend_forward(q_bnhe, k_bmhe, v_bmhe, seen, chunk_bytes, name):
-    found = _forward(q_bnhe, k_bmhe, v_bmhe, seen, chunk_bytes, q_bnhe.dtype)
-    kept = tuple(checkpoint_name(x, name) for x in found)
-    return kept[0], (q_bnhe, k_bmhe, v_bmhe, seen, kept)
+def _attend_forward(q_bnhe, k_bmhe, v_bmhe, masks, chunk_bytes, name):
+    results = _forward(q_bnhe, k_bmhe, v_bmhe, masks, chunk_bytes, q_bnhe.dtype)
+    saved = tuple(checkpoint_name(x, name) for x in results)
+    return saved[0], (q_bnhe, k_bmhe, v_bmhe, masks, saved)
 
 
 def _attend_backward(chunk_bytes, name, saved, dy_bnhe):
     del name
-    *qkv, seen, kept = saved
-    gradients = _backward((*qkv, *kept, dy_bnhe), seen, chunk_bytes)
+    *qkv, masks, results = saved
+    gradients = _backward((*qkv, *results, dy_bnhe), masks, chunk_bytes)
     return *(d.astype(x.dtype) for d, x in zip(gradients, qkv, strict=True)), None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _forward(q_bnhe, k_bmhe, v_bmhe, seen, chunk_bytes, dtype):
+def _forward(q_bnhe, k_bmhe, v_bmhe, masks, chunk_bytes, dtype):
     run = functools.partial(_values, dtype=dtype)
-    return _in_groups(run, (q_bnhe, k_bmhe, v_bmhe), seen, chunk_bytes, chunk_bytes)
+    return _in_groups(run, (q_bnhe, k_bmhe, v_bmhe), masks, chunk_bytes, chunk_bytes)
 
 
-def _backward(arrays, seen, chunk_bytes):
+def _backward(arrays, masks, chunk_bytes):
     shared = int(chunk_bytes * _SHARED)
-    return _in_groups(_gradients, arrays, seen, chunk_bytes, shared)
+    return _in_groups(_gradients, arrays, masks, chunk_bytes, shared)
 
 
-def _in_groups(run, arrays, seen, chunk_bytes: int, shared_bytes: int):
-    """`run` for groups of rows and heads, one after the other.
+def _in_groups(run, arrays, masks, chunk_bytes: int, shared_bytes: int):
+    """Applies `run` to groups of rows and heads, one after the other.
 
     Args:
-      run: function of arrays, what is seen and `num_chunks`, all with a group in place
-        of batch and heads.
+      run: function of arrays, masks and `num_chunks`, all with a group in place of batch
+        and heads.
       arrays: queries, keys and others [b, tokens, h, ...].
-      seen: a mask and segments [b, tokens], or None.
-      chunk_bytes, shared_bytes: scores of a chunk, and of heads that share one.
+      masks: a mask and segments [b, tokens], or None.
+      chunk_bytes, shared_bytes: bytes of scores of a chunk, and of heads that share one.
 
     Returns:
-      what it returns, [b, tokens, h, ...].
+      the results of `run`, [b, tokens, h, ...].
     """
     b, n, h, _ = arrays[0].shape
     query_bytes = 4 * arrays[1].shape[1]
     fitting = max(1, shared_bytes // (query_bytes * n))
-    # Cores share groups of a power of two evenly.
+    # Powers of two divide evenly over CPU cores.
     whole = fitting >= b * h
     group = b * h if whole else math.gcd(b * h, 1 << fitting.bit_length() - 1)
     size = max(1, chunk_bytes // (query_bytes * group))
@@ -107,18 +107,18 @@ def _in_groups(run, arrays, seen, chunk_bytes: int, shared_bytes: int):
             return None
         return jnp.repeat(x_bn, h, axis=0).reshape(-1, group, x_bn.shape[1])
 
-    given = (*map(heads_first, arrays), tuple(map(by_head, seen)))
+    inputs = (*map(heads_first, arrays), tuple(map(by_head, masks)))
     run = functools.partial(run, num_chunks=num_chunks)
     if group == b * h:
-        found = run(*jax.tree.map(lambda x: x[0], given))
-        found = jax.tree.map(lambda x: x[None], found)
+        results = run(*jax.tree.map(lambda x: x[0], inputs))
+        results = jax.tree.map(lambda x: x[None], results)
     else:
-        found = jax.lax.map(lambda one: run(*one), given)
-    return jax.tree.map(heads_last, found)
+        results = jax.lax.map(lambda one: run(*one), inputs)
+    return jax.tree.map(heads_last, results)
 
 
-def _cut(x_gn: jax.Array | None, num_chunks: int) -> jax.Array | None:
-    """Cuts queries into chunks of one size: [g, n, ...] to [k, g, c, ...]."""
+def _split(x_gn: jax.Array | None, num_chunks: int) -> jax.Array | None:
+    """Splits queries into chunks of equal size, padded: [g, n, ...] to [k, g, c, ...]."""
     if x_gn is None:
         return None
     g, n, *rest = x_gn.shape
@@ -129,14 +129,14 @@ def _cut(x_gn: jax.Array | None, num_chunks: int) -> jax.Array | None:
 
 
 def _join(x_kgc: jax.Array, n: int) -> jax.Array:
-    """Undoes `_cut`."""
+    """Undoes `_split`."""
     k, g, c, *rest = x_kgc.shape
     return x_kgc.swapaxes(0, 1).reshape(g, k * c, *rest)[:, :n]
 
 
 def _scores(q_gce, k_gme, visible, stored) -> jax.Array:
     scale = q_gce.shape[-1] ** -0.5
-    if q_gce.dtype == jnp.float32:  # of half precision that would round them again
+    if q_gce.dtype == jnp.float32:  # in half precision the product would be rounded
         q_gce, scale = q_gce * scale, 1
     scores_gcm = jnp.einsum(
         "gce,gme->gcm", q_gce, k_gme, preferred_element_type=jnp.float32
@@ -145,32 +145,32 @@ def _scores(q_gce, k_gme, visible, stored) -> jax.Array:
 
 
 def _stored(x: jax.Array) -> jax.Array:
-    """x; on CPUs an array of its own, which one loop writes and others read.
+    """Returns x; on CPUs behind an optimization barrier, which keeps it from being fused.
 
-    Left to itself XLA there gives a product, largest scores and exponentials to one
-    kernel of its library, which is slower with rows of `_LONG` keys, and in gradients.
+    XLA would otherwise fuse a product, its maximum and its exponentials into one kernel,
+    which is slower for rows of `_LONG` keys, and in gradients.
     """
     return jax.lax.platform_dependent(
-        x, cpu=jax.lax.optimization_barrier, default=_as_it_is
+        x, cpu=jax.lax.optimization_barrier, default=_identity
     )
 
 
-def _as_it_is(x):
+def _identity(x):
     return x
 
 
 def _exp(x: jax.Array) -> jax.Array:
-    """exp(x) of float32 up to 0: to 2e-7 of 1, and 0 from -88.03 down.
+    """exp(x) of float32 x <= 0, to an absolute error of 2e-7; 0 for x <= -88.03.
 
-    On CPUs in half the operations that XLA's own takes: with x / log 2 = whole + part,
-    exp(x) is 2^part, a polynomial, and `whole` is added to its exponent.
+    On CPUs with half of the operations of XLA's own: for x / log 2 = whole + part, exp(x)
+    is 2^part, a polynomial, with `whole` added to its exponent.
     """
     return jax.lax.platform_dependent(x, cpu=_exp_of_cpu, default=jnp.exp)
 
 
 def _exp_of_cpu(x):
     x = jnp.maximum(x * _LOG2_E, -127.0)
-    shifted = x + _WHOLE  # whose last bits are those of the nearest whole number
+    shifted = x + _WHOLE  # its last bits are the nearest whole number
     part = x - (shifted - _WHOLE)
     y = jnp.full_like(part, _POWER_OF_2[-1])
     for coefficient in _POWER_OF_2[-2::-1]:
@@ -179,18 +179,18 @@ def _exp_of_cpu(x):
     return jax.lax.bitcast_convert_type(bits + (whole << 23), jnp.float32)
 
 
-def _values(q_gne, k_gme, v_gme, seen, num_chunks, dtype):
-    """Returns the result, and what the gradient needs: no scores, but their log sums.
+def _values(q_gne, k_gme, v_gme, masks, num_chunks, dtype):
+    """Returns the result and, for the gradient, the log sums of the scores.
 
-    As two numbers a query, [g, n], the largest score and the sum of exp(score -
-    largest), since the log sum of a row without any key would drown in its top.
+    They are two numbers a query, [g, n], the largest score and the sum of exp(score -
+    largest): in a row without any key, the sum of both would round the second away.
     """
-    mask_gm, q_segments_gn, k_segments_gm = seen
+    mask_gm, q_segments_gn, k_segments_gm = masks
     is_long = k_gme.shape[1] >= _LONG
-    stored, exp = (_stored, _exp) if is_long else (_as_it_is, jnp.exp)
+    stored, exp = (_stored, _exp) if is_long else (_identity, jnp.exp)
 
-    def chunk(_, given):
-        q_gce, q_segments_gc = given
+    def chunk(_, queries):
+        q_gce, q_segments_gc = queries
         visible = visibility.visible(mask_gm, q_segments_gc, k_segments_gm)
         scores_gcm = _scores(q_gce, k_gme, visible, stored)
         top_gc1 = stored(jnp.max(scores_gcm, axis=-1, keepdims=True))
@@ -205,28 +205,28 @@ def _values(q_gne, k_gme, v_gme, seen, num_chunks, dtype):
         y_gce = (y_gce / sum_gc1).astype(dtype)
         return None, (y_gce, top_gc1[..., 0], sum_gc1[..., 0])
 
-    cut = _cut(q_gne, num_chunks), _cut(q_segments_gn, num_chunks)
-    _, found = jax.lax.scan(chunk, None, cut)
-    return tuple(_join(x, q_gne.shape[1]) for x in found)
+    chunks = _split(q_gne, num_chunks), _split(q_segments_gn, num_chunks)
+    _, results = jax.lax.scan(chunk, None, chunks)
+    return tuple(_join(x, q_gne.shape[1]) for x in results)
 
 
-def _gradients(q_gne, k_gme, v_gme, y_gne, top_gn, sum_gn, dy_gne, seen, num_chunks):
+def _gradients(q_gne, k_gme, v_gme, y_gne, top_gn, sum_gn, dy_gne, masks, num_chunks):
     """The gradient of softmax from its result (arXiv 2205.14135, appendix B)."""
-    mask_gm, q_segments_gn, k_segments_gm = seen
+    mask_gm, q_segments_gn, k_segments_gm = masks
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     scale = q_gne.shape[-1] ** -0.5
     dot_gn = jnp.sum(dy_gne.astype(jnp.float32) * y_gne.astype(jnp.float32), -1)
 
-    def chunk(sums, given):
+    def chunk(sums, queries):
         dk_gem, dv_gem = sums
-        q_gce, q_segments_gc, dy_gce, *of_query = given
-        dot_gc1, top_gc1, inverse_gc1 = (x[..., None] for x in of_query)
+        q_gce, q_segments_gc, dy_gce, *numbers = queries
+        dot_gc1, top_gc1, inverse_gc1 = (x[..., None] for x in numbers)
         visible = visibility.visible(mask_gm, q_segments_gc, k_segments_gm)
         scores_gcm = _scores(q_gce, k_gme, visible, _stored)
         weights_gcm = _stored(_exp(scores_gcm - top_gc1) * inverse_gc1)
         moved_gcm = product("gce,gme->gcm", dy_gce, v_gme) - dot_gc1
         dscores_gcm = scale * weights_gcm * moved_gcm
-        if visible is not None:  # rows without any key have weights all the same
+        if visible is not None:  # rows without any key have weights nevertheless
             dscores_gcm = jnp.where(visible, dscores_gcm, 0)
         dscores_gcm = dscores_gcm.astype(q_gce.dtype)
         weights_gcm = weights_gcm.astype(v_gme.dtype)
@@ -234,27 +234,27 @@ def _gradients(q_gne, k_gme, v_gme, y_gne, top_gn, sum_gn, dy_gne, seen, num_chu
         dv_gem += product("gec,gcm->gem", dy_gce.swapaxes(1, 2), weights_gcm)
         return (dk_gem, dv_gem), product("gcm,gme->gce", dscores_gcm, k_gme)
 
-    # Not the sum, but its inverse: padding weighs nothing.
-    of_query = q_gne, q_segments_gn, dy_gne, dot_gn, top_gn, 1 / sum_gn
-    cut = [_cut(x, num_chunks) for x in of_query]
-    # Heads before keys: products of scores that stand as they are, with small arrays
-    # turned, are three times as fast on a CPU as with scores turned.
+    # The inverse of the sum, so that padded queries have weights of zero.
+    queries = q_gne, q_segments_gn, dy_gne, dot_gn, top_gn, 1 / sum_gn
+    chunks = [_split(x, num_chunks) for x in queries]
+    # [e, m], not [m, e]: transposing the small arrays instead of the scores makes the
+    # products three times as fast on a CPU.
     sums = tuple(jnp.zeros_like(x.swapaxes(1, 2), jnp.float32) for x in (k_gme, v_gme))
-    sums_gem, dq_kgce = jax.lax.scan(chunk, sums, cut)
+    sums_gem, dq_kgce = jax.lax.scan(chunk, sums, chunks)
     dk_gme, dv_gme = (x_gem.swapaxes(1, 2) for x_gem in sums_gem)
     return _join(dq_kgce, q_gne.shape[1]), dk_gme, dv_gme
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Blocks of a ring in chunks, as `chunked` does it."""
+    """Blocks of a ring, attended to in chunks."""
 
     kernel: ClassVar[bool] = False
     chunk_bytes: int = BYTES
 
-    def forward(self, q_bnhe, k_bmhe, v_bmhe, seen):
-        return _forward(q_bnhe, k_bmhe, v_bmhe, seen, self.chunk_bytes, jnp.float32)
+    def forward(self, q_bnhe, k_bmhe, v_bmhe, masks):
+        return _forward(q_bnhe, k_bmhe, v_bmhe, masks, self.chunk_bytes, jnp.float32)
 
-    def backward(self, *arrays_and_seen):
-        *arrays, seen = arrays_and_seen
-        return _backward(arrays, seen, self.chunk_bytes)
+    def backward(self, *arrays_and_masks):
+        *arrays, masks = arrays_and_masks
+        return _backward(arrays, masks, self.chunk_bytes)

@@ -1,9 +1,9 @@
 """JAX's splash kernel for TPUs on one device, alone and for the blocks of a ring.
 
-It attends to tiles of keys and values that fit into a core's memory (arXiv 2205.14135),
-and holds no scores outside of it. Its public gradient takes neither log sums from outside
-nor a head at a time, so the function behind it is called: tests compare what it gives
-with the reference.
+It attends to tiles of keys and values that fit into a core's VMEM (arXiv 2205.14135) and
+keeps scores there. Its public gradient accepts neither log sums of other blocks nor a
+head at a time, so a private function of JAX is called; tests compare its results with the
+reference.
 
 Letters: b batch, n query tokens, m key tokens, h heads, e head size.
 """
@@ -20,13 +20,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
-from sora_jax.models.visibility import Seen
+from sora_jax.models.visibility import Masks
 
 HEAD_SIZES = (128, 256)  # whole lanes, and tiles that fit into VMEM
 
 
 class Tiles(NamedTuple):
-    """Queries, and keys, of a tile of scores, at most: of the value, of the gradient."""
+    """The most queries and keys of a tile of scores: forward pass, and gradient."""
 
     value: tuple[int, int] = (1024, 1024)
     gradient: tuple[int, int] = (1024, 1024)
@@ -34,21 +34,21 @@ class Tiles(NamedTuple):
 
 # Kind of device -> head size -> tiles; written by `python -m experiments.tile_search`.
 TABLE = pathlib.Path(__file__).with_name("splash_tiles.json")
-_FETCHED = 2  # tiles of keys that are brought into VMEM at a time
+_FETCHED = 2  # tiles of keys that are copied to VMEM at a time
 _LANES = 128
 
 
 @functools.cache
 def _table() -> dict[tuple[str, int], Tiles]:
     return {
-        (kind, int(size)): Tiles(tuple(found["value"]), tuple(found["gradient"]))
+        (kind, int(size)): Tiles(tuple(entry["value"]), tuple(entry["gradient"]))
         for kind, sizes in json.loads(TABLE.read_text()).items()
-        for size, found in sizes.items()
+        for size, entry in sizes.items()
     }
 
 
 def tiles_for(head_size: int) -> Tiles:
-    """The tiles of the devices that are traced for; of unknown ones what all take."""
+    """Returns the tiles for the devices that are traced for, or the default ones."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None and jax.default_backend() == "tpu":
         device = jax.local_devices()[0]
@@ -60,35 +60,35 @@ def attend(
     q_bnhe: jax.Array,
     k_bmhe: jax.Array,
     v_bmhe: jax.Array,
-    seen: Seen,
+    masks: Masks,
     tiles: Tiles,
     interpret: bool,
     name: str,
 ) -> jax.Array:
     """Attention [b, n, h, e]; arguments as those of `Blocks` and of `attention`."""
-    kernel, arrays = _kernel(q_bnhe, k_bmhe, v_bmhe, seen, tiles.value, interpret)
+    kernel, arrays = _kernel(q_bnhe, k_bmhe, v_bmhe, masks, tiles.value, interpret)
     return _tokens_first(jax.vmap(kernel)(*arrays), q_bnhe.shape[1])
 
 
-def _attend_forward(q_bnhe, k_bmhe, v_bmhe, seen, tiles, interpret, name):
-    kept = _forward(q_bnhe, k_bmhe, v_bmhe, seen, tiles.value, interpret)
-    kept = tuple(checkpoint_name(x, name) for x in kept)
-    return kept[0], (q_bnhe, k_bmhe, v_bmhe, *kept, seen)
+def _attend_forward(q_bnhe, k_bmhe, v_bmhe, masks, tiles, interpret, name):
+    results = _forward(q_bnhe, k_bmhe, v_bmhe, masks, tiles.value, interpret)
+    saved = tuple(checkpoint_name(x, name) for x in results)
+    return saved[0], (q_bnhe, k_bmhe, v_bmhe, *saved, masks)
 
 
 def _attend_backward(tiles, interpret, name, saved, dy_bnhe):
     del name
-    *arrays, seen = saved
-    return *_backward(*arrays, dy_bnhe, seen, tiles.gradient, interpret), None
+    *arrays, masks = saved
+    return *_backward(*arrays, dy_bnhe, masks, tiles.gradient, interpret), None
 
 
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _forward(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret):
-    """The result [b, n, h, e] and the logarithm of the weights' sum [b, n, h]."""
+def _forward(q_bnhe, k_bmhe, v_bmhe, masks, tile, interpret):
+    """Returns the result [b, n, h, e] and the log sum of exp(scores) [b, n, h]."""
     kernel, arrays = _kernel(
-        q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, save_residuals=True
+        q_bnhe, k_bmhe, v_bmhe, masks, tile, interpret, save_residuals=True
     )
     y_bhne, (log_sum_bhn,) = jax.vmap(kernel)(*arrays)
     size = q_bnhe.shape[1]
@@ -96,19 +96,19 @@ def _forward(q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret):
 
 
 def _backward(
-    q_bnhe, k_bmhe, v_bmhe, y_bnhe, log_sum_bnh, dy_bnhe, seen, tile, interpret
+    q_bnhe, k_bmhe, v_bmhe, y_bnhe, log_sum_bnh, dy_bnhe, masks, tile, interpret
 ):
-    """Gradients of q, k and v in their dtypes, by one kernel a head.
+    """Returns the gradients of q, k and v in their dtypes, with one kernel call a head.
 
-    The kernel that makes all three computes the weights once; it leaves as many parts
-    of the gradient of q as keys are fetched, to be added up. Those of one head are
-    little; all heads' would not fit beside a model.
+    The fused kernel computes the weights once for all three, and writes a partial
+    gradient of q for each fetch of keys, to be added up. Those of one head are small;
+    those of all heads would not fit beside a model.
     """
     kernel, (*arrays, ids) = _kernel(
-        q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, heads=1
+        q_bnhe, k_bmhe, v_bmhe, masks, tile, interpret, heads=1
     )
-    kept = y_bnhe, log_sum_bnh, dy_bnhe
-    arrays += (_heads_first(x, arrays[0].shape[2]) for x in kept)
+    of_queries = y_bnhe, log_sum_bnh, dy_bnhe
+    arrays += (_heads_first(x, arrays[0].shape[2]) for x in of_queries)
 
     def row(arrays, ids):
         def head(arrays):
@@ -129,7 +129,7 @@ def _backward(
 
 
 def _heads_first(x_bnh: jax.Array, size: int) -> jax.Array:
-    """Swaps tokens and heads, and fills up with zeros to so many tokens."""
+    """Swaps tokens and heads, and pads with zeros to `size` tokens."""
     edges = [(0, 0)] * x_bnh.ndim
     edges[2] = 0, size - x_bnh.shape[1]
     return jnp.pad(x_bnh.swapaxes(1, 2), edges)
@@ -141,17 +141,18 @@ def _tokens_first(x_bhn: jax.Array, size: int) -> jax.Array:
 
 
 def _kernel(
-    q_bnhe, k_bmhe, v_bmhe, seen, tile, interpret, heads: int | None = None, **options
+    q_bnhe, k_bmhe, v_bmhe, masks, tile, interpret, heads: int | None = None, **options
 ):
-    """The kernel for arrays of these sizes, and its arguments of one row each.
+    """Returns the kernel for arrays of these sizes, and its arguments, rows first.
 
-    It is made for so many heads, or else for all that the arrays have.
+    Args:
+      heads: heads of a call; by default all that the arrays have.
     """
     (b, n, h, e), m = q_bnhe.shape, k_bmhe.shape[1]
-    mask_bm, q_segments_bn, k_segments_bm = seen
+    mask_bm, q_segments_bn, k_segments_bm = masks
 
     def cut(size: int, tile: int, together: int) -> tuple[int, int]:
-        """The tile of so many tokens, and how many whole groups of tiles hold."""
+        """Returns the size of a tile, and `size` rounded up to whole groups of tiles."""
         count = -(-size // (tile * together)) * together
         fitting = -(-size // (count * _LANES)) * _LANES
         return fitting, count * fitting
@@ -164,7 +165,7 @@ def _kernel(
         k_ids_bm = jnp.zeros((b, m), jnp.int32)
         if q_segments_bn is not None:
             q_ids_bn, k_ids_bm = q_segments_bn, k_segments_bm
-        low = jnp.iinfo(jnp.int32).min  # no clip's id
+        low = jnp.iinfo(jnp.int32).min  # no segment has this id
         if mask_bm is not None:
             k_ids_bm = jnp.where(mask_bm, k_ids_bm, low)
         ids = splash_attention.SegmentIds(
@@ -191,10 +192,10 @@ def _kernel(
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Blocks of a ring with the kernel for TPUs, as `splash` does it.
+    """Blocks of a ring, attended to by the kernel for TPUs.
 
     Args:
-      tiles: that a core works on at a time; None: those of the device.
+      tiles: sizes of the tiles that a core works on; None: those of the device.
       interpret: runs the kernel's program on any platform, slowly.
     """
 
@@ -202,18 +203,20 @@ class Blocks:
     tiles: Tiles | None = None
     interpret: bool = False
 
-    def forward(self, q_bnhe, k_bmhe, v_bmhe, seen):
+    def forward(self, q_bnhe, k_bmhe, v_bmhe, masks):
         tile = (self.tiles or tiles_for(q_bnhe.shape[-1])).value
         y_bnhe, log_sum_bnh = _forward(
-            q_bnhe, k_bmhe, v_bmhe, seen, tile, self.interpret
+            q_bnhe, k_bmhe, v_bmhe, masks, tile, self.interpret
         )
         return y_bnhe.astype(jnp.float32), log_sum_bnh, jnp.ones_like(log_sum_bnh)
 
-    def backward(self, q_bnhe, k_bmhe, v_bmhe, y_bnhe, top_bnh, sum_bnh, dy_bnhe, seen):
+    def backward(
+        self, q_bnhe, k_bmhe, v_bmhe, y_bnhe, top_bnh, sum_bnh, dy_bnhe, masks
+    ):
         tile = (self.tiles or tiles_for(q_bnhe.shape[-1])).gradient
         log_sum_bnh = top_bnh + jnp.log(sum_bnh)
         gradients = _backward(
-            q_bnhe, k_bmhe, v_bmhe, y_bnhe, log_sum_bnh, dy_bnhe, seen,
+            q_bnhe, k_bmhe, v_bmhe, y_bnhe, log_sum_bnh, dy_bnhe, masks,
             tile, self.interpret,
         )  # fmt: skip
         return tuple(x.astype(jnp.float32) for x in gradients)

@@ -1,4 +1,4 @@
-"""Which keys a query sees, and how scores of others are hidden.
+"""Which keys a query may attend to, and the masking of the other scores.
 
 Letters: b batch, n query tokens, m key tokens.
 """
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 # A mask of keys [b, m], segments of queries [b, n] and of keys [b, m], or None.
-Seen = tuple[jax.Array | None, jax.Array | None, jax.Array | None]
+Masks = tuple[jax.Array | None, jax.Array | None, jax.Array | None]
 
 
 def visible(
@@ -15,7 +15,7 @@ def visible(
     q_segments_bn: jax.Array | None,
     k_segments_bm: jax.Array | None,
 ) -> jax.Array | None:
-    """Which keys a query sees: bool [b, n or 1, m]; None where it is all of them."""
+    """Whether a query may attend to a key: bool [b, n or 1, m]; None where all may."""
     visible = None if mask_bm is None else mask_bm[:, None]
     if q_segments_bn is not None:
         same_bnm = q_segments_bn[:, :, None] == k_segments_bm[:, None]
@@ -24,7 +24,7 @@ def visible(
 
 
 def hide(scores: jax.Array, visible: jax.Array | None) -> jax.Array:
-    """Lowers the scores of keys that are not seen."""
-    # Finite, so that a row without any key stays free of NaN.
+    """Sets the scores of keys that are not visible to the lowest float32."""
+    # Finite, so that a row without any key has no NaN.
     low = jnp.finfo(jnp.float32).min
     return scores if visible is None else jnp.where(visible, scores, low)

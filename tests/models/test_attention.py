@@ -347,7 +347,7 @@ def test_what_attention_is_said_to_hold_is_what_xla_sets_aside(shape, keys, dtyp
     k_bmhe = jax.ShapeDtypeStruct((b, keys, h, e), dtype)
     program = jax.jit(attention.attention).lower(q_bnhe, k_bmhe, k_bmhe).compile()
     found = program.memory_analysis().temp_size_in_bytes
-    said = attention.held_bytes(q_bnhe, keys, False, "cpu")
+    said = attention.workspace_bytes(q_bnhe, keys, False, "cpu")
     copies = 4 * max(q_bnhe.size, k_bmhe.size) * jnp.dtype(dtype).itemsize
     assert 0.7 * said <= found <= said + copies
 
@@ -356,7 +356,7 @@ def test_no_form_holds_the_scores_of_a_long_video():
     """Wan 1.3B at 81 frames of 832 x 480: 96 GiB of scores, with guidance."""
     q_bnhe = jax.ShapeDtypeStruct((2, 32760, 12, 128), "bfloat16")
     held = {
-        platform: attention.held_bytes(q_bnhe, 32760, False, platform) / 2**20
+        platform: attention.workspace_bytes(q_bnhe, 32760, False, platform) / 2**20
         for platform in ("cpu", "tpu", "gpu")
     }
     assert held["tpu"] < 8 and held["cpu"] < 80 and held["gpu"] < 2048

@@ -22,7 +22,7 @@ def hopper(monkeypatch):
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda least: True)
     equal = "is_cuda_compute_capability_equal"
     monkeypatch.setattr(cudnn, equal, lambda version: version == "9.0")
-    monkeypatch.setattr(cudnn_attention, "there", lambda: True)
+    monkeypatch.setattr(cudnn_attention, "is_available", lambda: True)
 
 
 @pytest.fixture
@@ -171,4 +171,4 @@ def test_what_the_kernels_do_not_take_is_computed_in_chunks(hopper):
 
 
 def test_it_is_not_there_on_a_cpu():
-    assert not cudnn_attention.there()
+    assert not cudnn_attention.is_available()
