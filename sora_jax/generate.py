@@ -21,11 +21,11 @@ from sora_jax.core import mesh as meshes
 from sora_jax.evals.prompts import cached_sampling
 from sora_jax.generation import (
     batches,
+    cache_calibration,
     estimate,
     pipeline,
     prompt_file,
     recipes,
-    step_cache,
 )
 from sora_jax.generation import request as requests
 from sora_jax.training import pretrained
@@ -165,7 +165,7 @@ def main() -> None:
     parts, steps, notes = batches.plan(
         pipe, wanted, batch_size=FLAGS.batch_size, overwrite=FLAGS.overwrite
     )
-    step_cache.check_recipe(recipe or {}, pipe.calibration)
+    cache_calibration.check_recipe(recipe or {}, pipe.calibration)
     todo = sum(map(len, parts))
     if todo < len(wanted):
         notes.append(

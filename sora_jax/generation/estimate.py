@@ -13,7 +13,7 @@ import numpy as np
 from sora_jax.core import config as configs
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import samplers
-from sora_jax.generation import plans, runs, step_cache, wan
+from sora_jax.generation import cache_calibration, plans, runs, wan
 from sora_jax.generation import request as requests
 from sora_jax.models import attention, video_vae
 from sora_jax.models import dit as dits
@@ -74,7 +74,7 @@ def report(
     """
     model = _look(pathlib.Path(folder), strict)
     strides = requests.strides_of(model.vae, model.dit)
-    calibration = pathlib.Path(folder) / step_cache.FILE
+    calibration = pathlib.Path(folder) / cache_calibration.FILE
     kinds: dict[str, int] = {}
     for call in calls:
         request = requests.check(model.settings, strides, **call)
@@ -86,7 +86,7 @@ def report(
         drawn = requests.RANDOM in np.atleast_1d(call.get("seed", 0)).tolist()
         text = _describe(model, request, drawn)
         if request.step_cache:
-            calibration = step_cache.read(calibration)
+            calibration = cache_calibration.read(calibration)
             calibration.check_sampling(request)
             text += f"\n{calibration.describe(request.step_cache)}"
         kinds[text] = kinds.get(text, 0) + 1

@@ -30,6 +30,7 @@ from sora_jax.core import rng
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import flow, samplers, step_cache
 from sora_jax.generation import (
+    cache_calibration,
     compiled,
     export,
     placement,
@@ -40,7 +41,6 @@ from sora_jax.generation import (
     wan,
 )
 from sora_jax.generation import request as requests
-from sora_jax.generation import step_cache as caches
 from sora_jax.models import dit as dits
 from sora_jax.models import text_encoder as text_encoders
 from sora_jax.models import video_vae
@@ -96,7 +96,7 @@ class Pipeline:
         source: Mapping | None = None,
         dit_2: dits.DiT | None = None,
         keep_text_encoder: bool = True,
-        calibration: caches.Calibration | pathlib.Path | None = None,
+        calibration: cache_calibration.Calibration | pathlib.Path | None = None,
     ):
         if (dit_2 is None) != (settings.boundary is None):
             raise ValueError("a second expert and settings.boundary go together")
@@ -302,7 +302,7 @@ class Pipeline:
             self.settings.text_length,
         )
         if request.step_cache:
-            self.calibration = caches.read(self.calibration)
+            self.calibration = cache_calibration.read(self.calibration)
             self.calibration.check(request, self.source)
         if request.latents is not None:
             *grid, c = self._vae_config.latent_shape(

@@ -8,8 +8,8 @@ import numpy as np
 
 from sora_jax.core import sharding
 from sora_jax.diffusion import samplers, step_cache, timesteps
+from sora_jax.generation import cache_calibration
 from sora_jax.generation import request as requests
-from sora_jax.generation import step_cache as caches
 
 
 def solver(settings: requests.Settings, sampler: str, steps: int, shift: float):
@@ -29,7 +29,7 @@ def solver(settings: requests.Settings, sampler: str, steps: int, shift: float):
 def plans(
     request: requests.Request,
     settings: requests.Settings,
-    calibration: caches.Calibration | None,
+    calibration: cache_calibration.Calibration | None,
 ) -> list[samplers.Plan]:
     """The plan of the one denoiser, or of the first and the second expert.
 

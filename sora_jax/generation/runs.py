@@ -8,8 +8,8 @@ import ml_collections
 from sora_jax.core import config as configs
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import known
+from sora_jax.generation import cache_calibration
 from sora_jax.generation import request as requests
-from sora_jax.generation import step_cache
 from sora_jax.models import dit, text_encoder
 from sora_jax.training import (
     checkpoint,
@@ -122,5 +122,5 @@ def parts(run: checkpoint.LoadedRun, *, strict: bool = False) -> dict:
         "tokenizer": pieces,
         "settings": settings(config),
         "source": source,
-        "calibration": folder / step_cache.FILE,
+        "calibration": folder / cache_calibration.FILE,
     }

@@ -12,7 +12,7 @@ import numpy as np
 
 from sora_jax.core import digests
 from sora_jax.data import tokenizer
-from sora_jax.generation import request, step_cache
+from sora_jax.generation import cache_calibration, request
 from sora_jax.training import checkpoint, pretrained, run_folder
 
 TEXT_LENGTH = 512  # tokens, zero-padded
@@ -74,7 +74,7 @@ def parts(folder: pretrained.Folder, dtype: str | None) -> dict:
         "tokenizer": read_tokenizer(folder),
         "settings": settings(folder),
         "source": {"model": folder.path.resolve().name, "weights": folder.digest()},
-        "calibration": folder.path / step_cache.FILE,
+        "calibration": folder.path / cache_calibration.FILE,
     }
 
 

@@ -21,7 +21,7 @@ from sora_jax.core import digests
 from sora_jax.data import latent_cache, records, shards, text_cache, tokenizer
 from sora_jax.evals.features import networks
 from sora_jax.evals.prompts import samples
-from sora_jax.generation import step_cache
+from sora_jax.generation import cache_calibration
 from sora_jax.training import checkpoint, intact, pretrained
 from sora_jax.training import state as states
 from tests.data import clips, test_latent_cache, test_text_cache
@@ -70,7 +70,7 @@ def whole(tmp_path_factory):
     configs.write(base / "run", {"seed": 0, "noise": {"shift": 3.0}})
     texts = test_text_cache.TEXTS
     pieces = tokenizer.train(texts, base / "run" / "tokenizer.model", 320)
-    calibration().save(base / "run" / step_cache.FILE)
+    calibration().save(base / "run" / cache_calibration.FILE)
     folder = base / "run" / "text_encoder"
     params = tiny_folder.weights("text_encoder")
     checkpoint.save_weights(folder, params, tiny_folder.TEXT)
@@ -96,8 +96,8 @@ def whole(tmp_path_factory):
 PART = {"motion": np.arange(600, dtype=np.uint8).reshape(2, 5, 4, 5, 3) % 251}
 
 
-def calibration() -> step_cache.Calibration:
-    return step_cache.Calibration(
+def calibration() -> cache_calibration.Calibration:
+    return cache_calibration.Calibration(
         model={"model": "m", "step": 7},
         sampling={"sampler": "euler", "num_inference_steps": 3},
         clips={"clips": 1, "num_frames": 5, "height": 16, "width": 16},
@@ -138,14 +138,14 @@ READ = {
     "tokenizer": ("run/tokenizer.model", lambda b: tokenizer.load(b / "run").digest),
     "calibration": (
         "run/step_cache.json",
-        lambda b: vars(step_cache.read(b / "run" / step_cache.FILE)),
+        lambda b: vars(cache_calibration.read(b / "run" / cache_calibration.FILE)),
     ),
     "a run's list": (
         "run/digests.sha256",
         lambda b: (
             configs.read(b / "run").to_dict(),
             tokenizer.load(b / "run").digest,
-            vars(step_cache.read(b / "run" / step_cache.FILE)),
+            vars(cache_calibration.read(b / "run" / cache_calibration.FILE)),
         ),
     ),
     "weights": ("run/text_encoder", lambda b: component(b / "run" / "text_encoder")),

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sora_jax.core import digests, mesh, trees
-from sora_jax.generation import step_cache
+from sora_jax.generation import cache_calibration
 from sora_jax.training import pretrained, weight_files
 from tests.training import tiny_folder
 
@@ -335,7 +335,7 @@ def test_fields_that_are_not_known_are_warned_of_once_a_folder(folder, caplog):
 def test_a_folder_is_read_after_its_step_cache_was_calibrated(folder):
     """The calibration is listed in digests.sha256, the folder's own files are not."""
     wanted = pretrained.open_folder(folder).digest()
-    digests.store(folder / step_cache.FILE, "{}")
+    digests.store(folder / cache_calibration.FILE, "{}")
     assert pretrained.open_folder(folder).digest() == wanted
 
 

@@ -14,9 +14,8 @@ import numpy as np
 from sora_jax.core import paths, progress
 from sora_jax.diffusion import step_cache
 from sora_jax.evals.metrics import reconstruction
-from sora_jax.generation import pipeline, placement, plans
+from sora_jax.generation import cache_calibration, pipeline, placement, plans
 from sora_jax.generation import request as requests
-from sora_jax.generation import step_cache as caches
 
 THRESHOLDS = (0.03, 0.06, 0.1, 0.2, 0.4)
 
@@ -29,7 +28,7 @@ def calibrate(
     thresholds: Sequence[float] = THRESHOLDS,
     note: Callable[[int], None] | None = None,
     **arguments,
-) -> caches.Calibration:
+) -> cache_calibration.Calibration:
     """Measures a model on the clips of a call. The pipeline keeps what is found.
 
     Args:
@@ -67,9 +66,9 @@ def calibrate(
         tuple(tuple(map(tuple, mean_er3[..., i].tolist())) for mean_er3 in means)
         for i in range(3)
     ]
-    made = caches.Calibration(
-        model=caches.model_of(pipe.source),
-        sampling=caches.sampling_of(request),
+    made = cache_calibration.Calibration(
+        model=cache_calibration.model_of(pipe.source),
+        sampling=cache_calibration.sampling_of(request),
         clips={
             "clips": len(request), "num_frames": request.num_frames,
             "height": request.height, "width": request.width,
@@ -89,7 +88,9 @@ def calibrate(
             psnr_n = reconstruction.psnr(dense, cached)
             ssim = float(np.mean(reconstruction.ssim(dense, cached)))
             scores = float(psnr_n.mean()), float(psnr_n.min()), ssim
-            quality = caches.Quality(threshold, *made.counts(threshold), *scores)
+            quality = cache_calibration.Quality(
+                threshold, *made.counts(threshold), *scores
+            )
         made = dataclasses.replace(made, quality=(*made.quality, quality))
     pipe.calibration = made
     return made

@@ -19,7 +19,7 @@ from sora_jax.core import config as configs
 from sora_jax.core import progress, rng
 from sora_jax.evals import protocol
 from sora_jax.evals.prompts import rows, samples, scoring, toyworld
-from sora_jax.generation import pipeline, runs, step_cache
+from sora_jax.generation import cache_calibration, pipeline, runs
 from sora_jax.training import checkpoint, run_folder, state
 
 ALL = "all"
@@ -262,7 +262,7 @@ class Sampling:
         """What decides which evaluations are spared, where some are."""
         if not self._spares:
             return {}
-        read = step_cache.read(self.folder / step_cache.FILE)
+        read = cache_calibration.read(self.folder / cache_calibration.FILE)
         return {"step_cache": read.digest()}
 
     def facts(self, *steps: int) -> dict[str, object]:

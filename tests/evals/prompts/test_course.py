@@ -24,7 +24,7 @@ from sora_jax.evals.prompts import (
     scoring,
     toyworld,
 )
-from sora_jax.generation import compiled, pipeline, runs, step_cache
+from sora_jax.generation import cache_calibration, compiled, pipeline, runs
 from sora_jax.training import checkpoint, run_folder, state, trained_vae
 from tests import conftest
 from tests.evals import tiny_run
@@ -456,7 +456,7 @@ def test_a_step_cache_is_of_one_checkpoint(base, model, score):
     assert "step_cache" not in made_with[0]["making"]
     assert "step_cache" not in made_with[0] and made_with[0] == made_with[1]
     assert made_with[2]["making"]["step_cache"] == 0.1
-    assert made_with[2]["step_cache"] == step_cache.read(file).digest()
+    assert made_with[2]["step_cache"] == cache_calibration.read(file).digest()
 
 
 def test_none_samples_where_another_could_not_read(base, monkeypatch):

@@ -1,7 +1,7 @@
-"""What a calibrated model knows of its step cache: `step_cache.json` in its folder.
+"""The calibration of a model's step cache: `step_cache.json` in its folder.
 
-`evals/prompts/cached_sampling.py` measures it for one model and one way of sampling; a call with
-`step_cache=0.1` takes its schedule from it (`diffusion/step_cache.py`).
+`evals/prompts/cached_sampling.py` measures it for one model and one way of sampling; a
+call with `step_cache=0.1` takes its schedule from it (`diffusion/step_cache.py`).
 """
 
 import dataclasses

@@ -11,8 +11,7 @@ from sora_jax.core import mesh
 from sora_jax.diffusion import samplers, step_cache, timesteps
 from sora_jax.evals.metrics import reconstruction
 from sora_jax.evals.prompts import cached_sampling
-from sora_jax.generation import compiled, pipeline
-from sora_jax.generation import step_cache as caches
+from sora_jax.generation import cache_calibration, compiled, pipeline
 from tests.generation import tiny
 
 PROMPTS = {"prompt": ["a dog", "a cat", "x"], "seed": [0, 3, 5]}
@@ -227,9 +226,9 @@ def test_eight_devices_make_the_same_clips(calibrated, shape):
 
 
 def test_a_calibration_is_written_and_read(calibrated, tmp_path):
-    made, path = calibrated.calibration, tmp_path / caches.FILE
+    made, path = calibrated.calibration, tmp_path / cache_calibration.FILE
     made.save(path)
-    found = caches.read(path)
+    found = cache_calibration.read(path)
     assert found == dataclasses.replace(made) and found.digest() == made.digest()
     pipe = new_pipe(source=calibrated.source, calibration=path)
     output = pipe(**LATENT, step_cache=0.3)
@@ -274,7 +273,7 @@ def test_a_calibration_of_another_model_is_refused(calibrated):
 
 
 def test_damaged_files_are_refused_with_one_sentence(calibrated, tmp_path):
-    path = tmp_path / caches.FILE
+    path = tmp_path / cache_calibration.FILE
     calibrated.calibration.save(path)
     whole = json.loads(path.read_text())
     first = whole["ratio"][0]
@@ -290,7 +289,7 @@ def test_damaged_files_are_refused_with_one_sentence(calibrated, tmp_path):
         text = damage if isinstance(damage, str) else json.dumps(whole | damage)
         path.write_text(text)
         with pytest.raises(ValueError, match="no calibration of a step cache .*again"):
-            caches.read(path)
+            cache_calibration.read(path)
 
 
 def test_policy_is_the_calibrations(calibrated):
