@@ -34,15 +34,3 @@ def interpolate(x0: jax.Array, noise: jax.Array, tau: jax.Array | float) -> jax.
 def velocity(x0: jax.Array, noise: jax.Array) -> jax.Array:
     """What the denoiser learns: noise - x0, the same at every tau."""
     return noise - x0
-
-
-def to_x0(x_tau: jax.Array, velocity: jax.Array, tau: jax.Array | float) -> jax.Array:
-    """The clean data that a velocity implies: x_tau - tau velocity."""
-    return x_tau - per_token(tau, x_tau) * velocity
-
-
-def to_noise(
-    x_tau: jax.Array, velocity: jax.Array, tau: jax.Array | float
-) -> jax.Array:
-    """The noise that a velocity implies: x_tau + (1 - tau) velocity."""
-    return x_tau + (1 - per_token(tau, x_tau)) * velocity

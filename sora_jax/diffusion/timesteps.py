@@ -57,13 +57,11 @@ class Config:
 
 
 def shift(u, s: float):
-    """s u / (1 + (s - 1) u): maps [0, 1] onto itself, towards 1 where s > 1."""
+    """s u / (1 + (s - 1) u): maps [0, 1] onto itself, towards 1 where s > 1.
+
+    Its inverse is the shift by 1 / s.
+    """
     return s * u / (1 + (s - 1) * u)
-
-
-def unshift(tau, s: float):
-    """The inverse of `shift`."""
-    return shift(tau, 1 / s)
 
 
 def sample_tau(key: jax.Array, n: int, config: Config) -> jax.Array:

@@ -23,7 +23,6 @@ from sora_jax.models import conv, layers
 
 SIZE = 224  # pixels; the last average pool takes the whole frame at this size
 MIN_FRAMES = 9  # with fewer, one frame is left where the last pool takes two
-WIDTH = 1024  # d
 
 # Channels of a block: 1x1; 1x1 then 3x3x3; 1x1 then 3x3x3; pool then 1x1.
 _MIXED = {

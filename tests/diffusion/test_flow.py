@@ -36,15 +36,6 @@ def test_velocity_is_the_derivative_of_the_path():
     np.testing.assert_allclose(flow.velocity(x0, noise), slope, atol=1e-6)
 
 
-def test_conversions_recover_data_and_noise_per_token():
-    x0, noise = _pair()
-    tau = jnp.asarray(np.random.default_rng(1).uniform(size=(2, 3, 4, 4)))
-    x_tau = flow.interpolate(x0, noise, tau)
-    velocity = flow.velocity(x0, noise)
-    np.testing.assert_allclose(flow.to_x0(x_tau, velocity, tau), x0, atol=1e-5)
-    np.testing.assert_allclose(flow.to_noise(x_tau, velocity, tau), noise, atol=1e-5)
-
-
 def test_level_of_a_wrong_shape_is_refused():
     x0, noise = _pair()
     with pytest.raises(ValueError, match=r"shape \(3,\).*not a leading part"):

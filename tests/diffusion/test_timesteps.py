@@ -13,7 +13,7 @@ def test_every_quantile_bin_has_one_sample():
     n = 64
     config = timesteps.Config(logit_normal=1.0, mean=0.3, std=1.2, shift=5.0)
     tau = np.asarray(timesteps.sample_tau(jax.random.key(0), n, config), np.float64)
-    u = timesteps.unshift(tau, 5.0)
+    u = timesteps.shift(tau, 1 / 5.0)
     quantile = stats.norm.cdf((np.log(u) - np.log1p(-u) - 0.3) / 1.2)
     np.testing.assert_array_equal(np.sort(np.floor(quantile * n)), np.arange(n))
     assert tau.dtype == np.float64 and 0 < tau.min() and tau.max() < 1
@@ -31,7 +31,7 @@ def test_mixture_has_the_distribution_that_it_claims():
     tau = np.ravel(jax.vmap(lambda k: timesteps.sample_tau(k, 64, config))(keys))
 
     def cdf(t):
-        u = timesteps.unshift(t, 4.0)
+        u = timesteps.shift(t, 1 / 4.0)
         return 0.8 * stats.norm.cdf(np.log(u / (1 - u))) + 0.2 * t
 
     for level in (0.1, 0.3, 0.5, 0.7, 0.9, 0.97):
@@ -48,7 +48,7 @@ def test_an_expert_sees_its_own_levels_in_their_proportion():
     assert 0.875 <= tau.min() and tau.max() <= 1
 
     def cdf(t):
-        u = timesteps.unshift(np.array([0.875, t, 1 - 1e-12]), 4.0)
+        u = timesteps.shift(np.array([0.875, t, 1 - 1e-12]), 1 / 4.0)
         low, here, high = stats.norm.cdf(np.log(u / (1 - u)))
         bell = (here - low) / (high - low)
         return 0.8 * bell + 0.2 * (t - 0.875) / 0.125
@@ -79,7 +79,7 @@ def test_shift_keeps_ends_and_has_its_inverse():
     u = np.linspace(0, 1, 11)
     np.testing.assert_allclose(timesteps.shift(u, 5.0)[[0, -1]], [0, 1])
     np.testing.assert_allclose(timesteps.shift(0.5, 5.0), 5 / 6)
-    np.testing.assert_allclose(timesteps.unshift(timesteps.shift(u, 5.0), 5.0), u)
+    np.testing.assert_allclose(timesteps.shift(timesteps.shift(u, 5.0), 1 / 5.0), u)
     np.testing.assert_array_equal(timesteps.shift(u, 1.0), u)
 
 

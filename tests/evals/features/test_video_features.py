@@ -70,7 +70,7 @@ def test_i3d_end_to_end(peers_python, tmp_path):
     scale = np.abs(found).max(axis=1, keepdims=True)
     assert (np.abs(larger - found) / scale).max() < 1e-6
     pooled = networks.open("i3d", tmp_path / "i3d", output="pooled")
-    assert pooled(video[:1]).shape == (1, i3d.WIDTH)
+    assert pooled(video[:1]).shape == (1, 1024)
     assert "pooled" in pooled.resize
     with pytest.raises(ValueError, match="i3d needs 16 frames, the clips have 15"):
         network(video[:, :15])
