@@ -31,7 +31,7 @@ class MetricsFile:
         if not write:
             return
         content = path.read_bytes() if path.is_file() else b""
-        kept = [row for row in read(path) if row["step"] <= start_step]
+        kept = [row for row in _rows(content) if row["step"] <= start_step]
         lines = "".join(map(_line, kept)).encode()
         if lines != content:
             paths.write_atomically(path, lines)
@@ -67,10 +67,12 @@ def _line(row: Mapping) -> str:
 
 def read(path: pathlib.Path) -> list[dict]:
     """Reads a metrics file; lines that a crash has cut off are left out."""
-    if not path.is_file():
-        return []
+    return _rows(path.read_bytes()) if path.is_file() else []
+
+
+def _rows(content: bytes) -> list[dict]:
     rows = []
-    for line in path.read_text(errors="replace").split("\n"):
+    for line in content.decode(errors="replace").split("\n"):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -137,8 +139,8 @@ class Accumulator:
 class Chrono:
     """Splits wall time into buckets: with chrono("data"): ...; survives restarts."""
 
-    def __init__(self, seconds: Mapping[str, float] | None = None):
-        self.seconds = dict(seconds or {})
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
         self._name, self._since = None, 0.0
 
     def __call__(self, name: str) -> "Chrono":
