@@ -31,13 +31,6 @@ class Path:
     zoom: np.ndarray
     error: np.ndarray
 
-    @property
-    def final(self) -> np.ndarray:
-        """Where the camera ends: x, y (pixels of the first frame), log zoom."""
-        before = np.concatenate([[0.0], np.cumsum(self.zoom)[:-1]])
-        x, y = (self.shift * np.exp(-before)[:, None]).sum(axis=0)
-        return np.array([x, y, self.zoom.sum()])
-
 
 def _low_pass(grey: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Smooths [T, H, W] over the pixels with weight only; also the smoothed weight."""

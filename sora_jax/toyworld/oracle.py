@@ -7,12 +7,11 @@ rendered clips and stay so under mild blur and noise (the control table of
 
 import numpy as np
 
-from sora_jax.toyworld.captions import parse
 from sora_jax.toyworld.families import find_family
 from sora_jax.toyworld.reading import Reading, read
 from sora_jax.toyworld.scene import Scene, Slots
 
-__all__ = ["Reading", "read", "score", "score_slots", "score_text"]
+__all__ = ["Reading", "read", "score", "score_slots"]
 
 
 def score_slots(
@@ -38,8 +37,3 @@ def score(scene: Scene, video: np.ndarray | Reading) -> dict[str, bool]:
     camera, colour, shape.
     """
     return score_slots(scene.truth, video, scene.family)
-
-
-def score_text(text: str | Slots, video: np.ndarray | Reading) -> dict[str, bool]:
-    """Verdicts on a prompt: only what it states is asked for."""
-    return score_slots(parse(text) if isinstance(text, str) else text, video)

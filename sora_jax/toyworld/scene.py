@@ -331,10 +331,6 @@ class Object:
     colour: str
     radius: float
 
-    @property
-    def mass(self) -> float:
-        return self.radius**2
-
 
 @dataclasses.dataclass(frozen=True)
 class Background:
