@@ -118,7 +118,7 @@ def join(captions: Sequence[str]) -> str:
     return "\n".join(dict.fromkeys(filter(None, captions)))
 
 
-def verify(record: ClipRecord, where: str = "record") -> ClipRecord:
+def verify(record: ClipRecord) -> ClipRecord:
     """Returns the record if its bytes have its checksum.
 
     Raises:
@@ -127,6 +127,6 @@ def verify(record: ClipRecord, where: str = "record") -> ClipRecord:
     found = hashlib.sha256(record.video).hexdigest()
     if found != record.sha256:
         raise CorruptRecord(
-            where, record.id, f"SHA-256 is {found[:12]}, not {record.sha256[:12]}"
+            "record", record.id, f"SHA-256 is {found[:12]}, not {record.sha256[:12]}"
         )
     return record

@@ -143,15 +143,13 @@ def ticks(seconds: float, fps: float) -> int:
     return max(0, math.ceil((seconds - _SLACK) * fps))
 
 
-def read_comment(
-    source: bytes | str | os.PathLike, limits: Limits = DEFAULT_LIMITS
-) -> str | None:
+def read_comment(source: bytes | str | os.PathLike) -> str | None:
     """Reads the comment that is stored in a video file; None where there is none.
 
     Raises:
       UnreadableVideo: it is no video, is damaged, or is beyond the limits.
     """
-    with containers.opened(source, limits) as (container, _, _):
+    with containers.opened(source, DEFAULT_LIMITS) as (container, _, _):
         tags = {name.lower(): text for name, text in container.metadata.items()}
         return tags.get("comment")  # Matroska's names are in capitals
 
