@@ -334,15 +334,13 @@ def load_run(
     folder: str | pathlib.Path,
     *,
     step: int | None = None,
-    average: bool = True,
     layouts: Mapping | None = None,
 ) -> LoadedRun:
-    """Reads the weights of a run folder.
+    """Reads the averaged weights of a run folder.
 
     Args:
       folder: the run folder.
       step: which checkpoint, by default the newest that is good.
-      average: the moving average of the weights, or else the weights themselves.
       layouts: a sharding for each parameter; None: whole arrays on the host.
 
     Raises:
@@ -352,13 +350,8 @@ def load_run(
     """
     folder = pathlib.Path(folder)
     config = configs.read(folder)
-    step = _choose(folder, step, "ema" if average else "state")
-    if average:
-        params = _read(folder, step, "ema", layouts)
-    else:
-        wanted = None if layouts is None else {"params": layouts}
-        params = _read(folder, step, "state", wanted, ["params"])["params"]
-    return LoadedRun(config, params, step, folder)
+    step = _choose(folder, step, "ema")
+    return LoadedRun(config, _read(folder, step, "ema", layouts), step, folder)
 
 
 def save_run(folder: str | pathlib.Path, params: Mapping) -> None:
@@ -375,10 +368,10 @@ def save_run(folder: str | pathlib.Path, params: Mapping) -> None:
         writer.save_checkpointables(0, parts)
 
 
-def read_state(folder: str | pathlib.Path, step: int | None = None) -> dict:
-    """Reads a run's whole train state onto the host, as plain nested containers."""
+def read_state(folder: str | pathlib.Path) -> dict:
+    """Reads a run's newest train state onto the host, as plain nested containers."""
     folder = pathlib.Path(folder)
-    step = _choose(folder, step, "ema", "state")
+    step = _choose(folder, None, "ema", "state")
     return {"ema": _read(folder, step, "ema"), **_read(folder, step, "state")}
 
 

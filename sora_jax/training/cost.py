@@ -35,7 +35,7 @@ def packed_row_cost(config: dit.Config) -> packing.Cost:
     return packing.Cost(linear=token, quadratic=pair, skips=False)
 
 
-def matmul_peak(size: int = 1536, seconds: float = 0.5) -> float:
+def matmul_peak() -> float:
     """Measures FLOP/s of a dense float32 matmul (bfloat16 on accelerators), one device.
 
     The denominator of the utilisation that a run logs.
@@ -43,13 +43,13 @@ def matmul_peak(size: int = 1536, seconds: float = 0.5) -> float:
     device = jax.local_devices()[0]
     on_cpu = device.platform == "cpu"
     dtype = jnp.float32 if on_cpu else jnp.bfloat16
-    size = size if on_cpu else 8192
+    size = 1536 if on_cpu else 8192
     with jax.default_device(device):
         a = jnp.ones((size, size), dtype)
         multiply = jax.jit(jnp.matmul)
         multiply(a, a).block_until_ready()
         best, spent = float("inf"), 0.0
-        while spent < seconds:
+        while spent < 0.5:
             start = time.perf_counter()
             multiply(a, a).block_until_ready()
             elapsed = time.perf_counter() - start

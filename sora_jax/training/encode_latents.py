@@ -15,8 +15,6 @@ def encode(
     shards_folder: str | pathlib.Path,
     vae_folder: str | pathlib.Path,
     out: str | pathlib.Path,
-    *,
-    batch_size: int | None = None,
 ) -> dict:
     """Encodes all clips of video shards into a cache of normalised latents.
 
@@ -35,9 +33,8 @@ def encode(
     mean = np.asarray(vae.config.latent_mean or 0.0, np.float32)
     std = np.asarray(vae.config.latent_std or 1.0, np.float32)
     clips = shards.open(shards_folder)
-    if batch_size is None:
-        size = [clips.manifest[name] for name in ("num_frames", "height", "width")]
-        batch_size = max(1, min(32, trained_vae.VOXELS_AT_ONCE // math.prod(size)))
+    size = [clips.manifest[name] for name in ("num_frames", "height", "width")]
+    batch_size = max(1, min(32, trained_vae.VOXELS_AT_ONCE // math.prod(size)))
     encode_clips = trained_vae.encoder(vae, batch_size)
     manifest = latent_cache.write(
         out,

@@ -19,7 +19,7 @@ _NUMBERS = 2**25  # of all sampled blocks of a kind: 128 MB
 _ROUNDS, _SPARE = 12, 8  # of the subspace iteration: steps, vectors beyond k
 
 
-def components(blocks_nm: np.ndarray, k: int, seed: int = 0) -> tuple[np.ndarray, ...]:
+def components(blocks_nm: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
     """The k principal components of blocks, by subspace iteration.
 
     Returns:
@@ -30,7 +30,7 @@ def components(blocks_nm: np.ndarray, k: int, seed: int = 0) -> tuple[np.ndarray
     centred_nm = blocks_nm - mean_m
     m = blocks_nm.shape[1]
     spare = min(m, k + _SPARE)
-    basis = np.random.default_rng(seed).standard_normal((m, spare), np.float32)
+    basis = np.random.default_rng(0).standard_normal((m, spare), np.float32)
     for _ in range(_ROUNDS):
         basis, _ = np.linalg.qr(centred_nm.T @ (centred_nm @ basis))
     _, std, turn = np.linalg.svd(centred_nm @ basis, full_matrices=False)
@@ -49,9 +49,7 @@ def blocks(video_thwc: np.ndarray, time: int, space: int) -> np.ndarray:
     return x.transpose(0, 2, 4, 6, 1, 3, 5).reshape(t * h * w, -1)
 
 
-def linear_codec(
-    videos: Iterable[np.ndarray], config: video_vae.Config, seed: int = 0
-) -> dict:
+def linear_codec(videos: Iterable[np.ndarray], config: video_vae.Config) -> dict:
     """Parameters of the VAE's linear path that make it the components of videos' blocks.
 
     All of this is about `config.linear_channels`; the network has the others to itself.
@@ -64,18 +62,17 @@ def linear_codec(
     Args:
       videos: uint8 [t, h, w, c] each, of any sizes; a part of their blocks is sampled.
       config: of the VAE.
-      seed: of the sample and of the rotation.
 
     Raises:
       ValueError: there are fewer blocks than linear channels.
     """
-    videos, random = list(videos), np.random.default_rng(seed)
+    videos, random = list(videos), np.random.default_rng(0)
     k, space, time = (
         config.linear_channels, config.spatial_stride, config.temporal_stride,
     )  # fmt: skip
     firsts_nm, rests_nm = (_sample(videos, t, space, k, random) for t in (1, time))
-    mean_first_m, first_mk, _ = components(firsts_nm, k, seed)
-    mean_rest_m, rest_mk, std_k = components(rests_nm, k, seed)
+    mean_first_m, first_mk, _ = components(firsts_nm, k)
+    mean_rest_m, rest_mk, std_k = components(rests_nm, k)
     rest_mk = rest_mk @ evened(np.square(std_k), random)
     # A still block is its first frame again and again, so `time` times as strong.
     still = (firsts_nm - mean_first_m).reshape(len(firsts_nm), -1, 1, space**2)

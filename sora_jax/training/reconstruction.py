@@ -56,7 +56,7 @@ class Weights:
             )
 
 
-def band_error(error_bthwc: jax.Array, levels: int = _BAND_LEVELS) -> jax.Array:
+def band_error(error_bthwc: jax.Array) -> jax.Array:
     """Mean absolute Haar details of an error, in time, height and width: float32 [b].
 
     At each of some scales the differences between neighbours along each axis; then
@@ -65,7 +65,7 @@ def band_error(error_bthwc: jax.Array, levels: int = _BAND_LEVELS) -> jax.Array:
     """
     total_b = jnp.zeros(error_bthwc.shape[0], jnp.float32)
     total_b = sharding.reshard(total_b, "batch")
-    for _ in range(levels):
+    for _ in range(_BAND_LEVELS):
         _, t, h, w, _ = error_bthwc.shape
         for axis, size in ((1, t), (2, h), (3, w)):
             if size > 1:

@@ -39,9 +39,7 @@ def made(tmp_path_factory):
     base = tmp_path_factory.mktemp("states")
     tiny_folder.write(base / "folder")
     shards.write(base / "shards", clips.Clips(num=16, per_part=8))
-    encode_latents.encode(
-        base / "shards", base / "folder", base / "latents", batch_size=8
-    )
+    encode_latents.encode(base / "shards", base / "folder", base / "latents")
     for dtype in ("float32", "bfloat16"):
         (base / dtype).mkdir()
         shutil.copytree(base / "latents", base / dtype / "latents")
@@ -208,9 +206,7 @@ def test_another_text_encoder_or_other_captions_are_refused(made, tmp_path):
         encode_text.encode(few / "latents", made / "folder", ["alt"])
 
     shards.write(tmp_path / "shards", clips.Clips(num=12))
-    encode_latents.encode(
-        tmp_path / "shards", folder, tmp_path / "others", batch_size=8
-    )
+    encode_latents.encode(tmp_path / "shards", folder, tmp_path / "others")
     shutil.copytree(made / "float32" / "latents" / "text", tmp_path / "others" / "text")
     c = recipe(made, data__latents=str(tmp_path / "others"))
     with pytest.raises(ValueError, match="come from captions"):

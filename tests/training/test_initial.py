@@ -54,9 +54,7 @@ def made(tmp_path_factory):
     base = tmp_path_factory.mktemp("tune")
     tiny_folder.write(base / "folder")
     shards.write(base / "shards", clips.Clips(num=16, per_part=8))
-    encode_latents.encode(
-        base / "shards", base / "folder", base / "latents", batch_size=8
-    )
+    encode_latents.encode(base / "shards", base / "folder", base / "latents")
     return base
 
 
@@ -108,7 +106,7 @@ def same(found, wanted):
 
 def test_a_run_begins_with_the_weights_of_the_folder(made, still):
     folder = pretrained.open_folder(made / "folder")
-    found = checkpoint.load_run(still, average=False).params
+    found = checkpoint.read_state(still)["params"]
     assert found.keys() == {"dit"}  # the text encoder is in no checkpoint
     assert not np.any(found["dit"].pop("known"))  # what Wan lacks is zero at first
     same(found["dit"], folder.components["transformer"].load())
@@ -148,8 +146,7 @@ def test_a_mesh_changes_nothing(made, tuned):
     code, output = train(made, run, mesh__fsdp=2, mesh__tensor=2, mesh__replica=2)
     assert code == 0, output
     one, eight = (
-        trees.flatten(checkpoint.load_run(r, average=False).params)
-        for r in (tuned, run)
+        trees.flatten(checkpoint.read_state(r)["params"]) for r in (tuned, run)
     )
     begun = trees.flatten({"dit": tiny_folder.weights("transformer")})
     for path, value in one.items():
@@ -208,8 +205,8 @@ def test_a_run_begins_with_another_run(made, tuned):
 def test_a_text_encoder_may_be_trained_along(made, tmp_path):
     code, output = train(made, tmp_path / "run", devices=1, text__frozen=False)
     assert code == 0, output
-    state = checkpoint.load_run(tmp_path / "run", average=False).params
-    moved = trees.flatten(state["text_encoder"])
+    params = checkpoint.read_state(tmp_path / "run")["params"]
+    moved = trees.flatten(params["text_encoder"])
     begun = trees.flatten(tiny_folder.weights("text_encoder", 1))
     assert any(np.any(moved[path] != value) for path, value in begun.items())
     assert not (tmp_path / "run" / "text_encoder").exists()

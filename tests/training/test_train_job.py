@@ -100,9 +100,9 @@ def wait_for_losses(run, count, seconds=240):
 
 
 def final(run):
-    loaded = checkpoint.load_run(run, average=False)
-    assert loaded.step == STEPS
-    return loaded.params, checkpoint.load_run(run).params
+    state = checkpoint.read_state(run)
+    assert state["step"] == STEPS
+    return state["params"], state["ema"]
 
 
 @pytest.fixture(scope="module")
