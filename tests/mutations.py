@@ -1,29 +1,63 @@
-"""Breaks one line at a time and sees whether the named test notices.
+"""Breaks one piece of code at a time and sees whether the named test notices.
 
-    python -m tests.mutations [--only SUBSTRING]
+    python -m tests.mutations [--only SUBSTRING] [--workers N]
 
-`mutations.json` lists what is broken: in `file`, the text `find`, which must stand there
-exactly once, becomes `replace`; then `test` must fail. Everything happens in a copy of
-the tree, where the tests are first seen to pass unbroken. The exit code is 0 where every
-mutation was noticed.
+Each entry of `mutations.json` has four fields. `function` says where: a module, class or
+function by its dotted name, from the right as many parts as make it unique, such as
+`loop.train`. `find` and `replace` are code: statements, an expression, or keyword
+arguments. `find` must occur exactly once in that function; layout, quotes, parentheses
+and comments do not matter, since syntax trees are compared. A body of `...` means
+whatever the body is (`if x: ...`), and `replace` may be empty. `test`, named like the
+function, must then fail.
+
+The mutations are made in copies of the tree, one for each worker, where the tests are
+first seen to pass. The exit code is 0 if every mutation was noticed.
 """
 
 import argparse
+import ast
+import compileall
+import contextlib
+import functools
+import importlib
 import json
+import math
+import multiprocessing
 import os
 import pathlib
+import py_compile
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
+from collections.abc import Iterator
+from multiprocessing import connection
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIST = ROOT / "tests" / "mutations.json"
-KEYS = {"file", "find", "replace", "test"}
-TIMEOUT_SECONDS = 600
-# pytest's exit code where tests ran and some failed; others mean that none has run.
+KEYS = {"function", "find", "replace", "test"}
+TIMEOUT_SECONDS = 300
+# pytest's exit code if tests ran and some failed; others mean that none has run.
 TESTS_FAILED = 1
+# Imported once, before the tests' processes are forked from one that has no threads.
+LIBRARIES = ["jax", "flax.nnx", "optax", "orbax.checkpoint.experimental.v1", "pytest"]
+LIBRARIES += ["tensorflow_datasets", "grain", "av", "scipy.stats"]
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_BODIES = ("body", "orelse")
+_BY_CONTENT = py_compile.PycInvalidationMode.CHECKED_HASH
+
+
+class Run(NamedTuple):
+    """Tests to run in a copy of the tree, and what is changed there before."""
+
+    tests: list[str]  # pytest's names
+    file: pathlib.Path | None = None  # relative to the root
+    text: str = ""  # of the file
+    entry: dict[str, str] | None = None  # of the list of mutations
 
 
 def read(path: pathlib.Path = LIST) -> list[dict[str, str]]:
@@ -39,20 +73,150 @@ def read(path: pathlib.Path = LIST) -> list[dict[str, str]]:
     return entries
 
 
-def broken(entry: dict[str, str], root: pathlib.Path = ROOT) -> str:
-    """Returns the file's text with the mutation in it.
+@functools.cache
+def _modules(root: pathlib.Path) -> list[tuple[tuple[str, ...], pathlib.Path]]:
+    """Returns the name and the file of each module, outside hidden folders."""
+    files = sorted([*root.glob("*.py"), *root.glob("[!.]*/**/*.py")])
+    return [(file.relative_to(root).with_suffix("").parts, file) for file in files]
+
+
+@functools.cache
+def _tree(file: pathlib.Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def _definition(node: ast.AST, names: list[str]) -> ast.AST | None:
+    """Returns what `names` lead to, one definition in the body of another."""
+    for name in names:
+        inner = [n for n in node.body if isinstance(n, _DEFINITIONS) and n.name == name]
+        if not inner:
+            return None
+        node = inner[-1]
+    return node
+
+
+def locate(name: str, root: pathlib.Path = ROOT) -> tuple[pathlib.Path, list[str]]:
+    """Returns the file that a dotted name leads to, and the names inside of it.
 
     Raises:
-      ValueError: the text to find does not stand in the file exactly once.
+      ValueError: there is no such file or definition, or more than one.
     """
-    path = root / entry["file"]
-    text = path.read_text() if path.is_file() else ""
-    count = text.count(entry["find"])
-    if count != 1:
+    parts = name.split(".")
+    found = [
+        (file, parts[i:])
+        for i in range(1, len(parts) + 1)
+        for module, file in _modules(root)
+        if list(module[-i:]) == parts[:i] and _definition(_tree(file), parts[i:])
+    ]
+    if len(found) != 1:
+        files = ", ".join(str(file.relative_to(root)) for file, _ in found) or "no file"
         raise ValueError(
-            f"{entry['file']}: {entry['find']!r} stands there {count} times"
+            f"mutations.json: {name} is in {files}: write the name it has now, with as "
+            "many folders in front as make it unique"
         )
-    return text.replace(entry["find"], entry["replace"])
+    return found[0]
+
+
+def _is_header(node: ast.AST) -> bool:
+    """Says whether this is a compound statement whose body is `...`."""
+    body = getattr(node, "body", None)
+    rest = isinstance(body, list) and len(body) == 1 and ast.unparse(body[0]) == "..."
+    return rest and isinstance(node, ast.stmt)
+
+
+def _same(pattern: object, node: object) -> bool:
+    if type(pattern) is not type(node):
+        return False
+    if isinstance(pattern, list):
+        return len(pattern) == len(node) and all(map(_same, pattern, node))
+    if not isinstance(pattern, ast.AST):
+        return pattern == node
+    unread = ("ctx", *(_BODIES if _is_header(pattern) else ()))
+    return all(
+        _same(getattr(pattern, field, None), getattr(node, field, None))
+        for field in pattern._fields
+        if field not in unread
+    )
+
+
+def _forms(find: str, replace: str) -> Iterator[tuple[list[ast.AST], list[ast.AST]]]:
+    """Yields both as statements, or as expressions, and also as keyword arguments."""
+    old, new = ast.parse(find).body, ast.parse(replace).body
+    if [type(node) for node in (*old, *new)] == [ast.Expr, ast.Expr]:
+        yield [old[0].value], [new[0].value]
+    else:
+        yield old, new
+    try:
+        old, new = (ast.parse(f"f({code})").body[0].value for code in (find, replace))
+    except SyntaxError:
+        return
+    if old.keywords and not old.args and not new.args:
+        yield old.keywords, new.keywords
+
+
+def _places(scope: ast.AST, old: list[ast.AST]) -> Iterator[tuple[ast.AST, str, int]]:
+    """Yields where the nodes stand: in which field of which node, from which item."""
+    for node in ast.walk(scope):
+        for field, value in ast.iter_fields(node):
+            items = value if isinstance(value, list) else [value]
+            for i in range(len(items) - len(old) + 1):
+                if all(map(_same, old, items[i:])):
+                    yield node, field, i
+
+
+def broken(entry: dict[str, str], root: pathlib.Path = ROOT) -> Run:
+    """Returns the run of an entry: its test, and the file with the mutation in it.
+
+    Raises:
+      ValueError: the code to find does not occur in the function exactly once, or there
+        is not exactly one such function or test.
+    """
+    file, names = locate(entry["function"], root)
+    tree = ast.parse(file.read_text())  # to be changed, unlike the cached one
+    try:
+        found = [
+            (*place, old, new)
+            for old, new in _forms(entry["find"], entry["replace"])
+            for place in _places(_definition(tree, names), old)
+        ]
+    except SyntaxError as error:
+        raise ValueError(
+            f"mutations.json: {entry['function']}: {error.text!r} is no code: write "
+            "whole expressions, statements or keyword arguments"
+        ) from error
+    if len(found) != 1:
+        raise ValueError(
+            f"mutations.json: {entry['function']}: {entry['find']!r} occurs "
+            f"{len(found)} times: write code that occurs once"
+        )
+    node, field, i, old, new = found[0]
+    value = getattr(node, field)
+    if isinstance(value, list):
+        was, value[i : i + len(old)] = value[i], new
+        if field == "body" and not value:
+            value.append(ast.Pass())
+    else:
+        was = value
+        setattr(node, field, new[0])
+    for header in filter(_is_header, new):
+        for part in _BODIES:
+            setattr(header, part, getattr(was, part, []))
+    test, _, case = entry["test"].partition("[")
+    test_file, test_names = locate(test, root)
+    test = "::".join([str(test_file.relative_to(root)), *test_names])
+    test += case and f"[{case}"
+    return Run([test], file.relative_to(root), ast.unparse(tree) + "\n", entry)
+
+
+def _set_environment(folder: str) -> None:
+    """Sets what processes that are started from here on take from the environment."""
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # files change twice in a second
+    # JAX reads these as it is imported. All processes share the programs that XLA has
+    # compiled; conftest.py makes no folder for them in a worker of a session.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/programs"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["PYTEST_XDIST_WORKER"] = "mutations"
 
 
 def copy_tree(target: pathlib.Path) -> None:
@@ -68,48 +232,82 @@ def copy_tree(target: pathlib.Path) -> None:
             (target / environment).symlink_to(ROOT / environment)
 
 
-def run_tests(root: pathlib.Path, tests: list[str]) -> tuple[int, str]:
-    """Runs tests in a tree; returns pytest's exit code and output."""
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests]
-    # No bytecode: a file that changes twice in a second might be taken from there.
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+def _pytest(root: pathlib.Path, tests: list[str], log: pathlib.Path) -> None:
+    """Runs tests in a tree, in this process, which ends with pytest's exit code."""
+    os.setsid()  # so that what the tests start can be ended with them
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(root)
+    elsewhere = [path for path in sys.path if path not in ("", str(ROOT))]
+    sys.path[:] = [str(root), *elsewhere]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]  # this package lies in another tree
+    pytest = importlib.import_module("pytest")
+    sys.exit(pytest.main(["-x", "-p", "no:cacheprovider", *tests]))
+
+
+def _kill(process: multiprocessing.process.BaseProcess) -> None:
+    """Ends a process and all that it has started, if they have not ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+
+
+def outcomes(
+    runs: list[Run], roots: list[pathlib.Path], timeout: float = TIMEOUT_SECONDS
+) -> Iterator[tuple[Run, int, float, str]]:
+    """Runs each in one of the trees, as many side by side as there are trees.
+
+    Yields:
+      The run, pytest's exit code, the seconds that it took and what it printed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    waiting, free, active = runs[::-1], [*roots], []
     try:
-        ended = subprocess.run(
-            command,
-            cwd=root,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return TESTS_FAILED, "timed out"
-    return ended.returncode, ended.stdout
+        while waiting or active:
+            while waiting and free:
+                run, root = waiting.pop(), free.pop()
+                log = root.with_suffix(".log")
+                whole = (root / run.file).read_text() if run.file else ""
+                if run.file:
+                    (root / run.file).write_text(run.text)
+                process = context.Process(target=_pytest, args=(root, run.tests, log))
+                process.start()
+                active.append((process, time.monotonic(), run, root, whole, log))
+            connection.wait([process.sentinel for process, *_ in active], timeout=1)
+            for one in [*active]:
+                process, began, run, root, whole, log = one
+                seconds = time.monotonic() - began
+                if process.is_alive() and seconds < timeout:
+                    continue
+                code = TESTS_FAILED if process.is_alive() else process.exitcode
+                _kill(process)
+                if run.file:
+                    (root / run.file).write_text(whole)
+                active.remove(one)
+                free.append(root)
+                yield run, code, seconds, log.read_text()
+    finally:
+        for process, *_ in active:
+            _kill(process)
 
 
-def survivors(
-    entries: list[dict[str, str]], root: pathlib.Path
-) -> list[dict[str, str]]:
-    """Tries each mutation in the tree, prints a table; returns those not noticed."""
+def survivors(runs: list[Run], roots: list[pathlib.Path]) -> list[dict[str, str]]:
+    """Tries each mutation, prints a table; returns the entries that no test noticed."""
     unnoticed = []
-    for entry in entries:
-        path = root / entry["file"]
-        whole = path.read_text()
-        path.write_text(broken(entry, root))
-        began = time.monotonic()
-        try:
-            code, output = run_tests(root, [entry["test"]])
-        finally:
-            path.write_text(whole)
-        verdicts = {TESTS_FAILED: "noticed", 0: "SURVIVED"}
+    verdicts = {TESTS_FAILED: "noticed", 0: "SURVIVED"}
+    ends = enumerate(outcomes(runs, roots), 1)
+    for number, (run, code, seconds, output) in ends:
         verdict = verdicts.get(code, f"NOT RUN (pytest's exit code {code})")
-        print(f"{verdict:<9} {time.monotonic() - began:5.1f}s  {entry['file']}")
-        print(f"    - {entry['find'].strip()}\n    + {entry['replace'].strip()}")
-        print(f"    {entry['test']}")
-        sys.stdout.flush()
+        print(f"{number:3}/{len(runs)} {verdict:<9} {seconds:5.1f}s  {run.file}")
+        for sign, text in (("-", run.entry["find"]), ("+", run.entry["replace"])):
+            print(textwrap.indent(text, f"    {sign} "))
+        print(f"    {run.tests[0]}", flush=True)
         if code != TESTS_FAILED:
-            unnoticed.append(entry)
+            unnoticed.append(run.entry)
         if code not in verdicts:
             print(output)
     return unnoticed
@@ -121,26 +319,33 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="part of the file or the test")
+    parser.add_argument("--workers", type=int, default=2, help="mutations at a time")
     args = parser.parse_args()
-    entries = [
-        entry
-        for entry in read()
-        if args.only in entry["file"] or args.only in entry["test"]
-    ]
-    if not entries:
+    runs = [broken(entry) for entry in read()]
+    runs = [r for r in runs if args.only in str(r.file) or args.only in r.tests[0]]
+    if not runs:
         print(f"no mutation's file or test has {args.only!r} in its name")
         return 2
-    for entry in entries:
-        broken(entry)
+    by_file: dict[str, set[str]] = {}
+    for test in (run.tests[0] for run in runs):
+        by_file.setdefault(test.partition("::")[0], set()).add(test)
     with tempfile.TemporaryDirectory() as folder:
-        root = pathlib.Path(folder)
-        copy_tree(root)
-        code, output = run_tests(root, sorted({entry["test"] for entry in entries}))
-        if code:
-            print(f"{output}\nthe tests fail without any mutation")
-            return 2
-        unnoticed = survivors(entries, root)
-    print(f"{len(entries)} mutations, {len(entries) - len(unnoticed)} noticed")
+        _set_environment(folder)
+        roots = [pathlib.Path(folder, f"tree{i}") for i in range(args.workers)]
+        for root in roots:
+            copy_tree(root)
+            for run in runs:  # what a mutation does beside, such as losing comments
+                (root / run.file).write_text(ast.unparse(_tree(ROOT / run.file)) + "\n")
+            compileall.compile_dir(root, quiet=1, invalidation_mode=_BY_CONTENT)
+        unbroken = [Run(sorted(tests)) for tests in by_file.values()]
+        for run, code, seconds, output in outcomes(unbroken, roots, math.inf):
+            file, count = run.tests[0].partition("::")[0], len(run.tests)
+            print(f"unbroken {seconds:5.1f}s  {count} tests of {file}", flush=True)
+            if code:
+                print(f"{output}\nthe tests fail without any mutation")
+                return 2
+        unnoticed = survivors(runs, roots)
+    print(f"{len(runs)} mutations, {len(runs) - len(unnoticed)} noticed")
     return 1 if unnoticed else 0
 
 

@@ -7,38 +7,140 @@ import pytest
 
 from tests import mutations
 
+DOUBLE = '''"""Doubles."""
+
+import math
+
+
+class Twice:
+    """Doubles."""
+
+    def of(self, x):
+        """Doubles a number."""
+        if x > 1:  # a comment
+            return self.product(
+                2,
+                x,
+                sign=1,
+            )
+        return 2 * x if x else "nought"
+
+    def product(self, a, b, sign):
+        return math.prod([a, (b), sign])
+'''
+TESTS = """import double
+
+def test_four():
+    assert double.Twice().of(2) == 4
+
+def test_nought():
+    assert double.Twice().of(0) == "nought"
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Returns a tree of one module and its tests."""
+    (tmp_path / "room").mkdir()
+    (tmp_path / "double.py").write_text(DOUBLE)
+    (tmp_path / "room" / "test_double.py").write_text(TESTS)
+    return tmp_path
+
+
+def entry(find, replace, function="double.Twice.of", test="test_four"):
+    """Returns an entry of the list."""
+    named = {"function": function, "test": f"test_double.{test}"}
+    return {**named, "find": find, "replace": replace}
+
 
 def test_every_mutation_can_be_made():
-    for entry in mutations.read():
-        mutations.broken(entry)
-        name, _, function = entry["test"].partition("::")
-        test = mutations.ROOT / name
-        assert test.is_file(), name
-        assert f"def {function.partition('[')[0]}(" in test.read_text(), entry["test"]
+    for one in mutations.read():
+        mutations.broken(one)
 
 
-def test_the_runner_tells_noticed_from_unnoticed(tmp_path, capsys, monkeypatch):
-    (tmp_path / "double.py").write_text("def double(x):\n    return 2 * x\n")
-    (tmp_path / "test_double.py").write_text(
-        "import double\n\ndef test_four():\n    assert double.double(2) == 4\n"
+@pytest.mark.parametrize(
+    "find, replace, old, new",
+    [
+        ("x > 1", "x > 2", "if x > 1:", "if x > 2:"),
+        ("if x>1: ...", "if (x): ...", "if x > 1:", "if x:"),
+        ("'nought'", "None", "'nought'", "None"),
+        ("return 2*x if x else 'nought'", "pass", "return 2 * x if x else 'nought'", "pass"),
+        ("sign=1", "sign=2", "sign=1)", "sign=2)"),
+        ("sign=1", "", ", sign=1)", ")"),
+        ("self.product(2, x, sign=1)", "4", "self.product(2, x, sign=1)", "4"),
+        ("(2 * (x))", "x + x", "2 * x if", "x + x if"),
+    ],
+)  # fmt: skip
+def test_layout_quotes_and_comments_do_not_matter(tree, find, replace, old, new):
+    text = mutations.ast.unparse(mutations.ast.parse(DOUBLE))
+    assert text.count(old) == 1
+    run = mutations.broken(entry(find, replace), tree)
+    assert run.text == text.replace(old, new) + "\n"
+    assert (run.file, run.tests) == (
+        pathlib.Path("double.py"),
+        ["room/test_double.py::test_four"],
     )
 
-    def entry(find, replace):
-        test = "test_double.py::test_four"
-        return {"file": "double.py", "find": find, "replace": replace, "test": test}
 
-    noticed, unnoticed = entry("2 * x", "3 * x"), entry("2 * x", "x * x")
-    assert mutations.survivors([noticed, unnoticed], tmp_path) == [unnoticed]
+def test_what_is_deleted_leaves_a_body(tree):
+    find = "return math.prod([a, b, sign])"
+    run = mutations.broken(entry(find, "", "double.Twice.product"), tree)
+    assert run.text.endswith("def product(self, a, b, sign):\n        pass\n")
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"find": "5 * x"}, "'5 \\* x' occurs 0 times: write code that occurs once"),
+        ({"find": "x"}, "'x' occurs 4 times"),
+        ({"find": "if x:"}, "write whole expressions, statements or keyword arguments"),
+        ({"function": "double.Twice.by"}, "double.Twice.by is in no file: write the name"),
+        ({"test": "test_double.test_five"}, "test_double.test_five is in no file"),
+    ],
+)  # fmt: skip
+def test_an_entry_that_does_not_fit_is_named(tree, changed, message):
+    with pytest.raises(ValueError, match=message):
+        mutations.broken({**entry("2 * x", "x"), **changed}, tree)
+
+
+def test_a_name_is_as_long_as_makes_it_unique(tree):
+    (tree / "room" / "double.py").write_text(DOUBLE)
+    with pytest.raises(ValueError, match="is in double.py, room/double.py: write"):
+        mutations.locate("double.Twice.of", tree)
+    found = mutations.locate("room.double.Twice.of", tree)
+    assert found == (tree / "room" / "double.py", ["Twice", "of"])
+
+
+def test_the_runner_tells_noticed_from_unnoticed(tree, capsys):
+    noticed = entry("x > 1", "not x", test="test_nought")
+    unnoticed = entry("x > 1", "x > 2")
+    # A file of tests that cannot be imported proves nothing.
+    not_run = entry("import math", "import meth", "double")
+    runs = [mutations.broken(one, tree) for one in (noticed, unnoticed, not_run)]
+    assert mutations.survivors(runs, [tree]) == [unnoticed, not_run]
     printed = capsys.readouterr().out
-    assert printed.index("noticed") < printed.index("SURVIVED")
-    # A test that does not exist proves nothing.
-    monkeypatch.setattr(mutations, "run_tests", lambda *_: (4, "no such test"))
-    assert mutations.survivors([noticed], tmp_path) == [noticed]
-    assert "NOT RUN" in capsys.readouterr().out
-    assert (tmp_path / "double.py").read_text().endswith("return 2 * x\n")
+    verdicts = ("1/3 noticed", "2/3 SURVIVED", "3/3 NOT RUN", "No module named 'meth'")
+    places = [printed.index(verdict) for verdict in verdicts]
+    assert places == sorted(places)
+    assert (tree / "double.py").read_text() == DOUBLE
 
-    with pytest.raises(ValueError, match="stands there 0 times"):
-        mutations.survivors([entry("5 * x", "x")], tmp_path)
+
+def test_a_test_that_hangs_is_ended_with_all_that_it_started(tree):
+    (tree / "room" / "test_double.py").write_text(
+        "import pathlib, subprocess, time, double\n\n"
+        "def test_four():\n"
+        "    if double.Twice().of(2) != 4:\n"
+        "        child = subprocess.Popen(['sleep', '600'])\n"
+        "        pathlib.Path('child').write_text(str(child.pid))\n"
+        "        time.sleep(600)\n"
+    )
+    run = mutations.broken(entry("x > 1", "not x"), tree)
+    run = run._replace(text=run.text.replace("2 * x", "3 * x"))
+    [(_, code, seconds, _)] = mutations.outcomes([run], [tree], timeout=15)
+    assert code == mutations.TESTS_FAILED and 15 <= seconds < 60
+    process = pathlib.Path("/proc", (tree / "child").read_text())
+    assert not process.exists() or "zombie" in (process / "status").read_text()
+    assert (tree / "double.py").read_text() == DOUBLE
 
 
 def test_the_copy_is_the_tree(tmp_path):
