@@ -94,7 +94,7 @@ def test_what_users_give_is_escaped(rendered):
     assert sum(tag == "script" for tag, _ in tags.found) == 1
     # The only bold text is that of the two figures.
     assert sum(tag == "b" for tag, _ in tags.found) == 2
-    assert "&lt;script&gt;document.title=&quot;owned&quot;" in rendered
+    assert "&lt;script&gt;document.title=&#34;owned&#34;" in rendered
     assert "<script>document" not in rendered
 
 

@@ -381,12 +381,12 @@ def test_configs_of_other_runs_are_compared(base, model, score):
     set_config(model, num_steps=7)
     out = score(base / "run", also=model)
     page = (out / "report.html").read_text()
-    table = page[page.index("Differences of config") :]
+    table = page[page.index("Config differences") :]
     assert "Fields that differ: 1." in table
     row = re.search(r"<code>loop.num_steps</code></th>(.*?)</tr>", table).group(1)
     assert re.findall("<code>(.*?)</code>", row) == ["3", "7"]
     out = score(base / "run", "alone")
-    assert "Differences of config" not in (out / "report.html").read_text()
+    assert "Config differences" not in (out / "report.html").read_text()
 
 
 def test_eight_devices_make_the_same_clips(base, score, monkeypatch):
