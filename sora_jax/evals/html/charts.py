@@ -1,13 +1,18 @@
-"""Charts as SVG text, for reports that need no script and no library.
+"""Line and strip charts as inline SVG, drawn by matplotlib.
+
+The SVG has no ids, scripts or references, so any number of charts can share a page; its
+colours of text, grid and axes come from the page's style sheet, which finds them by class.
 
 Letters: n points of a series.
 """
 
-import dataclasses
-import html
+import io
 import math
+import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -15,27 +20,34 @@ Series = tuple[Sequence[float], Sequence[float | None]]
 
 _WIDTH, _HEIGHT = 760, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 132, 16, 46
+_STRIP_HEIGHT, _STRIP_LEFT, _STRIP_RIGHT = 56, 108, 24
+_DOT_RADIUS = 3
 _MAX_POINTS = 160
 _LABEL_GAP = 15
-
-
-@dataclasses.dataclass(frozen=True)
-class _Scale:
-    """Maps values to pixels, linearly or in the logarithm."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool
-
-    def __call__(self, value: float) -> float:
-        low, high, value = (
-            map(math.log10, (self.low, self.high, value))
-            if self.log
-            else (self.low, self.high, value)
-        )
-        return self.start + (value - low) / (high - low) * (self.end - self.start)
+# Blue to orange along a perceptual path, so that the order is readable, also in grey.
+_COLOURS = ("#3d63be", "#0080b7", "#009695", "#00a061", "#829d1a", "#c39200", "#ee8545")
+_SETTINGS = {
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a $ in a name is a $
+    "font.family": "DejaVu Sans",  # for its measures; the page has its own font
+    "path.simplify": False,
+    "font.size": 12,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.xmargin": 0,
+    "axes.ymargin": 0.06,
+    "xtick.bottom": False,
+    "ytick.left": False,
+    "xtick.major.pad": 6,
+    "ytick.major.pad": 6,
+    "lines.markersize": 2 * _DOT_RADIUS,
+    "lines.markeredgewidth": 0,
+    "lines.linewidth": 2,
+    "lines.solid_capstyle": "butt",
+}
 
 
 def line_chart(
@@ -47,18 +59,18 @@ def line_chart(
     log_y: bool,
     bands: Mapping[str, tuple[Series, Series]] = types.MappingProxyType({}),
 ) -> str:
-    """Draws one line a series, named at its right end, as an `<svg>` element.
+    """Draws one line per series, named at its right end, as an `<svg>` element.
 
-    Long series are shown as means over equal stretches of steps (in the logarithm where
-    the scale is logarithmic), so that noise does not hide the course. Values that
-    are None, not finite, or not positive on a logarithmic scale leave a gap.
+    Long series are shown as means over equal numbers of points (of the logarithm where
+    the scale is logarithmic), so that noise does not hide the trend. Values that are
+    None, not finite, or not positive on a logarithmic scale are left out.
 
     Args:
-      series: name -> (x, y); the order gives the colours, from dark to light.
-      label: what the chart shows, for readers that do not see it.
+      series: name -> (x, y); the order gives the colours, from blue to orange.
+      label: what the chart shows, for screen readers.
       x_label, y_label: names of the axes, with units.
       log_y: whether y is logarithmic.
-      bands: name of a series -> its interval's lower and upper end, as series.
+      bands: name of a series -> the lower and upper end of its interval, as series.
 
     Raises:
       ValueError: no series holds a point that can be drawn.
@@ -67,86 +79,74 @@ def line_chart(
     lines = {name: line for name, line in lines.items() if len(line[0])}
     if not lines:
         raise ValueError(f"the chart {label!r} has no point that can be drawn")
-    ends = {
-        name: tuple(_binned(*end, log_y) for end in bands[name])
-        for name in lines
-        if name in bands
-    }
-    drawn = [*lines.values(), *(end for pair in ends.values() for end in pair)]
-    x_all, y_all = (np.concatenate(values) for values in zip(*drawn, strict=True))
-    x_scale = _Scale(*_padded(x_all, 0, False), _LEFT, _WIDTH - _RIGHT, False)
-    y_scale = _Scale(*_padded(y_all, 0.06, log_y), _HEIGHT - _BOTTOM, _TOP, log_y)
-    body = [
-        *_grid_y(y_scale),
-        *_grid_x(x_scale),
-        *_axis_labels(x_label, y_label),
-        *_bands(ends, [*lines], x_scale, y_scale),
-        *_lines(lines, x_scale, y_scale),
-    ]
-    return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(label)}">' + "".join(body) + "</svg>"
-    )
 
+    def draw(axes) -> None:
+        colours = _colours(len(lines))
+        for (name, (x_n, y_n)), colour in zip(lines.items(), colours, strict=True):
+            if name in bands:
+                (x_low, low), (x_high, high) = (
+                    _binned(*end, log_y) for end in bands[name]
+                )
+                x, y = np.append(x_low, x_high[::-1]), np.append(low, high[::-1])
+                axes.fill(x, y, color=colour, alpha=0.16, linewidth=0, gid=".band")
+            axes.plot(
+                x_n, y_n, color=colour, marker="o", markevery=[-1], gid=f".line {name}"
+            )  # fmt: skip
+        axes.set_xlabel(x_label, labelpad=10)
+        axes.set_ylabel(y_label, rotation_mode="anchor")
+        axes.yaxis.set_label_coords(14 / _WIDTH, 0.5, axes.get_figure().transFigure)
+        axes.locator_params(nbins=5, steps=[1, 2, 5, 10])
+        if log_y:
+            axes.set_yscale("log")
+            axes.set_yticks(_log_ticks(*axes.get_ylim()))
+            axes.minorticks_off()
+        axes.xaxis.set_major_formatter("{x:,.7g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        _name_lines(axes, lines)
 
-_STRIP_HEIGHT, _STRIP_LEFT = 56, 108
+    return _svg(label, _HEIGHT, (_LEFT, _RIGHT, _TOP, _BOTTOM), draw)
 
 
 def strip_chart(groups: Mapping[str, Sequence[float]], *, label: str) -> str:
-    """Draws a dot for each value, a strip a group, and each group's mean as a bar.
+    """Draws a dot for each value, one strip per group, and each group's mean as a bar.
 
-    Dots that would lie on each other are moved apart by their order, never at random.
+    Overlapping dots are moved apart by their rank, never at random.
 
     Args:
-      groups: name -> values; the order gives the colours, from dark to light.
-      label: what the chart shows, and the name of its axis.
+      groups: name -> values; the order gives the colours, from blue to orange.
+      label: what the chart shows; also the name of its axis.
 
     Raises:
-      ValueError: there is no value, or one is not finite.
+      ValueError: there are no values, or one is not finite.
     """
     values = np.array([x for of in groups.values() for x in of], np.float64)
     if not len(values) or not np.isfinite(values).all():
         raise ValueError(f"the chart {label!r} needs finite values, and one at least")
-    scale = _Scale(*_padded(values, 0.03, False), _STRIP_LEFT, _WIDTH - 24, False)
-    bottom = _TOP + _STRIP_HEIGHT * len(groups)
-    body = [
-        f'<line class="axis" x1="{_STRIP_LEFT}" x2="{_WIDTH - 24}" y1="{bottom}" '
-        f'y2="{bottom}"/>'
-    ]
-    for tick in _ticks(scale):
-        x = scale(tick)
-        body.append(
-            f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>'
-            f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{tick:,.6g}</text>'
-        )
-    middle = (_STRIP_LEFT + _WIDTH - 24) / 2
-    body.append(
-        f'<text class="name" x="{middle}" y="{bottom + 36}" text-anchor="middle">'
-        f"{html.escape(label)}</text>"
-    )
-    for number, (name, of) in enumerate(groups.items()):
-        y, colour = _TOP + _STRIP_HEIGHT * (number + 0.5), _colour(number, len(groups))
-        body.append(
-            f'<text class="end" x="{_STRIP_LEFT - 10}" y="{y + 4}" text-anchor="end">'
-            f"{html.escape(name)}</text>"
-        )
-        for rank, value in enumerate(sorted(of)):
-            # Parts of the golden ratio never line up.
-            away = (rank * 0.618034 % 1 - 0.5) * (_STRIP_HEIGHT - 22)
-            body.append(
-                f'<circle cx="{scale(value):.1f}" cy="{y + away:.1f}" r="3" '
-                f'style="fill:{colour};fill-opacity:.55"/>'
-            )
-        if len(of):
-            x = scale(float(np.mean(of)))
-            body.append(
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 22}" y2="{y + 22}" '
-                f'style="stroke:{colour};stroke-width:3"><title>mean</title></line>'
-            )
-    return (
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {bottom + 44}" role="img" '
-        f'aria-label="{html.escape(label)}">' + "".join(body) + "</svg>"
-    )
+
+    def draw(axes) -> None:
+        colours = _colours(len(groups))
+        for y, (of, colour) in enumerate(zip(groups.values(), colours, strict=True)):
+            # Multiples of the golden ratio, modulo 1, never line up.
+            away_n = np.arange(len(of)) * 0.618034 % 1 - 0.5
+            y_n = y + away_n * (1 - 22 / _STRIP_HEIGHT)
+            axes.plot(sorted(of), y_n, "o", color=colour, alpha=0.55, gid=".dots")
+            if len(of):
+                x, half = np.mean(of), 22 / _STRIP_HEIGHT
+                ends = [x, x], [y - half, y + half]
+                axes.plot(*ends, color=colour, linewidth=3, gid=".mean mean")
+        axes.margins(x=0.03)
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.set_yticks(range(len(groups)), groups)
+        axes.grid(visible=False, axis="y")
+        axes.locator_params("x", nbins=5, steps=[1, 2, 5, 10])
+        axes.xaxis.set_major_formatter("{x:,.7g}")
+        axes.set_xlabel(label, labelpad=6)
+        for name in axes.get_yticklabels():
+            name.set_gid(".end")
+
+    bottom = 44
+    height = _TOP + _STRIP_HEIGHT * len(groups) + bottom
+    return _svg(label, height, (_STRIP_LEFT, _STRIP_RIGHT, _TOP, bottom), draw)
 
 
 def _binned(x_n, y_n, log: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -163,112 +163,113 @@ def _binned(x_n, y_n, log: bool) -> tuple[np.ndarray, np.ndarray]:
     return x_bins, np.exp(y_bins) if log else y_bins
 
 
-def _padded(values: np.ndarray, share: float, log: bool) -> tuple[float, float]:
-    """The range of the values and a little more, never empty."""
-    low, high = float(values.min()), float(values.max())
-    if log:
-        room = (high / low) ** share if high > low else 1.5
-        return low / room, high * room
-    room = (high - low) * share if high > low else max(abs(high), 1.0) * 0.5
-    return low - room, high + room
+def _colours(count: int) -> np.ndarray:
+    from matplotlib import colors
+
+    path = colors.LinearSegmentedColormap.from_list("path", _COLOURS)
+    return path(np.linspace(0, 1, count))
 
 
-def _ticks(scale: _Scale) -> list[float]:
-    """Round values inside the range: 1, 2, 5 times powers of ten."""
-    if scale.log:
-        decades = math.log10(scale.high / scale.low)
-        digits = (1, 2, 5) if decades < 3 else (1,)
-        first, last = (
-            math.floor(math.log10(scale.low)),
-            math.ceil(math.log10(scale.high)),
-        )
-        ticks = [d * 10.0**power for power in range(first, last) for d in digits]
-        inside = [tick for tick in ticks if scale.low <= tick <= scale.high]
-        if len(inside) >= 2:
-            return inside
-    rough = (scale.high - scale.low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(d * power for d in (1, 2, 5, 10) if d * power >= rough)
-    first = math.ceil(scale.low / step - 1e-9)
-    last = math.floor(scale.high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+def _log_ticks(low: float, high: float) -> np.ndarray:
+    """1, 2, 5 times powers of ten; equal steps where the range holds fewer than two."""
+    from matplotlib import ticker
+
+    subs = (1, 2, 5) if high < 1000 * low else (1,)
+    ticks = ticker.LogLocator(subs=subs).tick_values(low, high)
+    ticks = ticks[(low <= ticks) & (ticks <= high)]
+    if len(ticks) < 2:
+        ticks = ticker.MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return ticks[(low <= ticks) & (ticks <= high)]
 
 
-def _grid_y(scale: _Scale) -> Iterable[str]:
-    for tick in _ticks(scale):
-        y = scale(tick)
-        yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
-
-
-def _grid_x(scale: _Scale) -> Iterable[str]:
-    bottom = _HEIGHT - _BOTTOM
-    yield f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{bottom}" y2="{bottom}"/>'
-    for tick in _ticks(scale):
-        x = scale(tick)
-        yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>'
-        yield f'<text x="{x:.1f}" y="{bottom + 19}" text-anchor="middle">{tick:,.6g}</text>'
-
-
-def _axis_labels(x_label: str, y_label: str) -> Iterable[str]:
-    x, y = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
-    yield (
-        f'<text class="name" x="{x}" y="{_HEIGHT - 6}" text-anchor="middle">'
-        f"{html.escape(x_label)}</text>"
-    )
-    yield (
-        f'<text class="name" transform="translate(14 {y}) rotate(-90)" '
-        f'text-anchor="middle">{html.escape(y_label)}</text>'
-    )
-
-
-def _bands(ends, names, x_scale: _Scale, y_scale: _Scale) -> Iterable[str]:
-    for name, ((x_low, low), (x_high, high)) in ends.items():
-        colour = _colour(names.index(name), len(names))
-        x, y = np.append(x_low, x_high[::-1]), np.append(low, high[::-1])
-        yield f'<polygon class="band" points="{_points(x, y, x_scale, y_scale)}" style="--c:{colour}"/>'
-
-
-def _points(x_n, y_n, x_scale: _Scale, y_scale: _Scale) -> str:
-    pairs = zip(x_n, y_n, strict=True)
-    return " ".join(f"{x_scale(x):.1f},{y_scale(y):.1f}" for x, y in pairs)
-
-
-def _lines(lines, x_scale: _Scale, y_scale: _Scale) -> Iterable[str]:
-    ends = {name: y_scale(y[-1]) for name, (_, y) in lines.items()}
-    places = _spread(ends)
-    for number, (name, (x, y)) in enumerate(lines.items()):
-        colour = _colour(number, len(lines))
-        points = _points(x, y, x_scale, y_scale)
-        escaped = html.escape(name)
-        yield f'<polyline class="line" points="{points}" style="--c:{colour}"><title>{escaped}</title></polyline>'
-        end_x, text_x = x_scale(x[-1]), _WIDTH - _RIGHT + 16
-        yield f'<circle cx="{end_x:.1f}" cy="{ends[name]:.1f}" r="3" style="fill:{colour}"/>'
-        yield (
-            f'<path class="lead" d="M{end_x + 4:.1f} {ends[name]:.1f}L{text_x - 3} '
-            f'{places[name]:.1f}"/><text class="end" x="{text_x}" '
-            f'y="{places[name] + 4:.1f}">{escaped}</text>'
-        )
-
-
-def _spread(ends: Mapping[str, float]) -> dict[str, float]:
-    """Moves names apart that would lie on each other, keeping their order."""
-    order = sorted(ends, key=lambda name: ends[name])
-    places: dict[str, float] = {}
-    lowest = -math.inf
-    for name in order:
-        lowest = max(ends[name], lowest + _LABEL_GAP)
-        places[name] = lowest
-    # What was pushed out at the bottom comes back up.
+def _name_lines(axes, lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Writes the names right of the axes, moved apart where they would overlap."""
+    axes.autoscale_view()
+    last = np.array([(x_n[-1], y_n[-1]) for x_n, y_n in lines.values()])
+    ends = _HEIGHT - axes.transData.transform(last)[:, 1]
+    order = np.argsort(ends, kind="stable")
+    places, lowest = ends.copy(), -math.inf
+    for i in order:
+        places[i] = lowest = max(ends[i], lowest + _LABEL_GAP)
+    # Names that were pushed below the chart move up again.
     highest = _HEIGHT - 12.0
-    for name in reversed(order):
-        places[name] = highest = min(places[name], highest)
-        highest -= _LABEL_GAP
-    return places
+    for i in order[::-1]:
+        places[i] = min(places[i], highest)
+        highest = places[i] - _LABEL_GAP
+    for name, end, place in zip(lines, last, places, strict=True):
+        axes.annotate(
+            name,
+            end,
+            (_WIDTH - _RIGHT + 16, _HEIGHT - place),
+            textcoords="figure points",
+            va="center",
+            gid=".end",
+            arrowprops={"arrowstyle": "-", "shrinkA": 3, "shrinkB": 4, "gid": ".lead"},
+        )
 
 
-def _colour(number: int, count: int) -> str:
-    """Steps of one perceptual path, blue to orange: order is readable, also in grey."""
-    share = number / max(count - 1, 1)
-    hue, lightness = 265 - 215 * share, 0.52 + 0.2 * share
-    return f"oklch({lightness:.2f} 0.15 {hue:.0f})"
+def _svg(
+    label: str,
+    height: int,
+    margins: tuple[int, int, int, int],
+    draw: Callable[..., None],
+) -> str:
+    """Returns a figure whose axes `draw` fills; margins: left, right, top, bottom."""
+    # The import takes half a second; jobs that draw no chart skip it.
+    from matplotlib import figure, style
+
+    left, right, top, bottom = margins
+    file = io.BytesIO()
+    with style.context(_SETTINGS, after_reset=True), warnings.catch_warnings():
+        # The browser has fonts for what matplotlib's lack.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        whole = figure.Figure((_WIDTH / 72, height / 72), dpi=72, facecolor="none")
+        axes = whole.subplots(
+            gridspec_kw={
+                "left": left / _WIDTH,
+                "right": 1 - right / _WIDTH,
+                "top": 1 - top / height,
+                "bottom": bottom / height,
+            }
+        )
+        draw(axes)
+        for line in (*axes.get_xgridlines(), *axes.get_ygridlines()):
+            line.set_gid(".grid")
+        axes.spines["bottom"].set_gid(".axis")
+        whole.savefig(file, format="svg")
+    return _inline(file.getvalue(), label)
+
+
+def _inline(svg: bytes, label: str) -> str:
+    """Reduces matplotlib's file to an element of a page.
+
+    A gid of ".kind name" becomes a class and a tooltip; markers, which are all round,
+    become circles, and coordinates keep one decimal.
+    """
+    root = ElementTree.fromstring(re.sub(rb">\s+<", b"><", svg))
+    view = root.get("viewBox")
+    root.attrib.clear()
+    root.attrib |= {"class": "chart", "viewBox": view, "role": "img"}
+    root.set("aria-label", label)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element[:] = [e for e in element if not re.search("(metadata|defs)$", e.tag)]
+        kind, _, name = element.attrib.pop("id", "").partition(" ")
+        element.attrib.pop("clip-path", None)
+        if element.tag == "use":
+            element.tag, style = "circle", element.get("style")
+            x, y = element.get("x"), element.get("y")
+            element.attrib = {"cx": x, "cy": y, "r": str(_DOT_RADIUS), "style": style}
+        if kind.startswith("."):
+            element.set("class", kind[1:])
+        if name:
+            title = ElementTree.Element("title")
+            title.text = name
+            element.insert(0, title)
+        for key in {"d", "x", "y", "cx", "cy"} & element.attrib.keys():
+            element.set(key, re.sub(r"\d+\.\d+", _rounded, element.get(key)))
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _rounded(number: re.Match) -> str:
+    return f"{float(number[0]):.1f}"

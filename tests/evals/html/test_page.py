@@ -4,7 +4,6 @@ import html.parser
 import math
 import os
 import re
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -118,64 +117,6 @@ def test_numbers_and_marks(rendered):
     assert '<td class="none">–</td>' in rendered
 
 
-def test_chart_places_points_on_a_log_scale():
-    svg = charts.line_chart(
-        {"a": ([0, 1, 2], [1.0, 10.0, 100.0])},
-        label="l", x_label="step", y_label="<loss>", log_y=True,
-    )  # fmt: skip
-    points = re.search(r'points="([^"]+)"', svg).group(1).split()
-    xy = np.array([[float(v) for v in point.split(",")] for point in points])
-    assert xy[1, 1] - xy[0, 1] == pytest.approx(xy[2, 1] - xy[1, 1], abs=0.11)
-    assert xy[0, 1] > xy[2, 1]  # larger is higher up
-    assert ">step</text>" in svg and "&lt;loss&gt;" in svg
-    for tick in (1, 10, 100):
-        assert f">{tick}</text>" in svg
-
-
-def test_chart_leaves_out_what_cannot_be_drawn():
-    broken = [1.0, None, math.nan, -1.0, 0.5]
-    svg = charts.line_chart(
-        {"a": (range(5), broken)},
-        label="l", x_label="x", y_label="y", log_y=True,
-    )  # fmt: skip
-    assert len(re.search(r'points="([^"]+)"', svg).group(1).split()) == 2
-    with pytest.raises(ValueError, match="no point"):
-        charts.line_chart(
-            {"a": ([0], [None])}, label="l", x_label="x", y_label="y", log_y=True
-        )
-
-
-def test_an_interval_is_drawn_as_a_band():
-    """Around its line, inside the axes, which it may widen."""
-    x = [0, 1, 2]
-    given = {"label": "l", "x_label": "x", "y_label": "y", "log_y": False}
-    svg = charts.line_chart(
-        {"a": (x, [1.0, 2.0, 3.0]), "b": (x, [1.0, 1.0, 1.0])},
-        bands={"a": ((x, [0.0, 1.0, 2.0]), (x, [3.0, 3.0, 9.0]))},
-        **given,
-    )
-
-    def points(kind):
-        found = re.findall(rf'class="{kind}" points="([^"]+)"', svg)
-        return [
-            np.array([[*map(float, p.split(","))] for p in f.split()]) for f in found
-        ]
-
-    (band,), (line, _) = points("band"), points("line")
-    assert len(band) == 6
-    assert (band[:3, 1] > line[:, 1]).all() and (band[3:, 1] < line[::-1, 1]).all()
-    assert band[:, 1].min() > 16 and ">5</text>" in svg
-
-
-def test_long_series_are_averaged():
-    noisy = np.exp(np.random.default_rng(0).normal(size=5000) * 0.1)
-    svg = charts.line_chart(
-        {"a": (range(5000), noisy)},
-        label="l", x_label="x", y_label="y", log_y=True,
-    )  # fmt: skip
-    assert len(re.search(r'points="([^"]+)"', svg).group(1).split()) <= 200
-
-
 @pytest.fixture
 def chromium(tmp_path):
     if browser.find() is None:
@@ -220,23 +161,6 @@ def test_many_videos_share_few_players(chromium, tmp_path):
     first = "document.querySelector('video')"
     assert chromium.wait_for(f"{first}.hasAttribute('src')", False) is False
     assert not chromium.complaints
-
-
-def test_a_strip_has_a_dot_a_value_and_a_mean():
-    svg = charts.strip_chart(
-        {"a<b": [0.0, 1.0, 1.0], "none": []}, label="degree & more"
-    )
-    root = ElementTree.fromstring(svg)
-    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("circle")]
-    assert len(dots) == 3 and len(set(dots)) == 3
-    assert dots[1][0] == dots[2][0] > dots[0][0]
-    [mean] = [e for e in root.iter("line") if e.find("title") is not None]
-    share = (float(mean.get("x1")) - dots[0][0]) / (dots[1][0] - dots[0][0])
-    assert share == pytest.approx(2 / 3, abs=0.01)
-    assert {"a<b", "none", "degree & more"} <= {e.text for e in root.iter("text")}
-    for values in ([], [float("nan")]):
-        with pytest.raises(ValueError, match="needs finite values"):
-            charts.strip_chart({"a": values}, label="x")
 
 
 def test_remarks_stand_at_the_end_of_their_rows():
