@@ -412,17 +412,10 @@ def _entries(found: Report) -> list[page.Entry]:
     entries = []
     for group, members in zip(("First", "Lowest PSNR"), found.shown, strict=True):
         for one in members:
-            pair = (("original", one.before_thwc, {}),)
-            label = f"back, {one.psnr:.1f} dB"
-            pair += ((label, one.after_thwc, one.right),)
+            back = f"reconstruction, {one.psnr:.1f} dB"
             clips = [
-                page.Clip(
-                    name,
-                    page.mp4(frames, one.fps),
-                    marks,
-                    frames.shape[2] / frames.shape[1],
-                )
-                for name, frames, marks in pair
+                page.Clip.encode("original", one.before_thwc, one.fps),
+                page.Clip.encode(back, one.after_thwc, one.fps, one.right),
             ]
             entries.append(page.Entry(one.text, group, clips))
     return entries

@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import pathlib
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,21 @@ class Clip:
     mp4: bytes
     marks: Mapping[str, bool] = dataclasses.field(default_factory=dict)
     aspect: float = 1.0
+
+    @classmethod
+    def encode(
+        cls,
+        label: str,
+        video_thwc: np.ndarray,
+        fps: float,
+        marks: Mapping[str, bool] = types.MappingProxyType({}),
+    ) -> "Clip":
+        """Makes a clip of uint8 frames of even height and width."""
+        aspect = video_thwc.shape[2] / video_thwc.shape[1]
+        # H.264 has one colour for 2 x 2 pixels; at twice the size each keeps its own.
+        if video_thwc.shape[1] <= 64:
+            video_thwc = video_thwc.repeat(2, axis=1).repeat(2, axis=2)
+        return cls(label, video_io.encode_mp4(video_thwc, fps), marks, aspect)
 
     @property
     def data_uri(self) -> str:
@@ -156,14 +172,6 @@ def facts() -> dict[str, str]:
         "Device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "Measured": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
     }
-
-
-def mp4(video_thwc: np.ndarray, fps: float) -> bytes:
-    """A uint8 clip as a browser plays it."""
-    # Twice the size keeps the colours of single pixels, of which H.264 stores a quarter.
-    if video_thwc.shape[1] <= 64:
-        video_thwc = video_thwc.repeat(2, axis=1).repeat(2, axis=2)
-    return video_io.encode_mp4(video_thwc, fps)
 
 
 def as_text(tables_: Sequence[Table]) -> str:

@@ -274,8 +274,7 @@ def _clip(shown: samples.Parts, row, suite: str, number: int, fps: float, label:
         return None
     frames_thwc = shown[f"{row.name}/{suite}"][number]
     marks = summary.marks(row, suite, number)
-    aspect = frames_thwc.shape[2] / frames_thwc.shape[1]
-    return page.Clip(label, page.mp4(frames_thwc, fps), marks, aspect)
+    return page.Clip.encode(label, frames_thwc, fps, marks)
 
 
 def _curves(points: Sequence[Point], seeds: Sequence[int]) -> list[page.Chart]:

@@ -107,14 +107,9 @@ def entries(
         for row, by_suite in videos.items():
             frames_thwc = by_suite[suite.name][number]
             if frames_thwc is not None:
-                clips.append(
-                    page.Clip(
-                        row.removeprefix("VAE "),
-                        page.mp4(frames_thwc, fps),
-                        marks(by_name[row], suite.name, number),
-                        frames_thwc.shape[2] / frames_thwc.shape[1],
-                    )
-                )
+                right = marks(by_name[row], suite.name, number)
+                label = row.removeprefix("VAE ")
+                clips.append(page.Clip.encode(label, frames_thwc, fps, right))
         return page.Entry(suite.prompts[number].text, group, clips)
 
     found = []

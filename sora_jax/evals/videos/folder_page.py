@@ -175,9 +175,8 @@ def _clip(one: clip_measures.Measured, settings, name: str) -> page.Clip | None:
     except clip_files.UnusableClip:
         return None
     h, w = (side // 2 * 2 for side in video_thwc.shape[1:3])  # what a player takes
-    mp4 = page.mp4(video_thwc[:, :h, :w], one.fps)
     valued = name and not clip_measures.MEASURES[name].share
     said = [f"{one.values[name]:.3g}"] if valued else []
     said += [one.name, f"{one.frames} frames of {one.size[1]} x {one.size[0]}"]
     said += [one.caption] if one.caption else []
-    return page.Clip("; ".join(said), mp4, {}, w / h)
+    return page.Clip.encode("; ".join(said), video_thwc[:, :h, :w], one.fps)
