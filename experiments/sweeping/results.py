@@ -319,20 +319,13 @@ def _interval(estimate: scoring.Estimate) -> str:
 def table(rows: Sequence[Line], sweep: points.Sweep) -> page.Table:
     """The same for a report; the points of the front are the strong rows."""
     columns = [c for c in sweep.columns if any(c in r.measured.measures for r in rows)]
-
-    def cell(row: Line, name: str) -> page.Cell:
-        found = row.measured.measures.get(name)
-        if found is None:
-            return page.Cell(None)
-        return page.Cell(found.value, found.low, found.high)
-
     cells = [
         (
             row.measured.entry.name,
             [
                 page.Cell(row.cost, digits=6),
-                page.Cell(row.quality.value, row.quality.low, row.quality.high),
-                *(cell(row, name) for name in columns),
+                page.Cell.of(row.quality),
+                *(page.Cell.of(row.measured.measures.get(c)) for c in columns),
                 page.Cell(row.measured.entry.seconds, digits=4),
             ],
         )

@@ -382,8 +382,7 @@ def write(
 def _tables(found: Report, rows_: Sequence[scoring.Row]) -> list[page.Table]:
     look = rows_[-1].look
     cells = [
-        page.Cell(one.value, one.low, one.high, digits=_DIGITS.get(name, 3))
-        for name, one in look.items()
+        page.Cell.of(one, digits=_DIGITS.get(name, 3)) for name, one in look.items()
     ]
     suites = rows_[-1].shares
     sizes = {family: len(of) for family, of in _families(found).items()}

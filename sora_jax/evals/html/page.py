@@ -94,6 +94,13 @@ class Cell:
     digits: int | None = None
     bar: bool = False
 
+    @classmethod
+    def of(cls, estimate: Any, **options) -> "Cell":
+        """Makes the cell of an estimate (value, low, high), or of None."""
+        if estimate is None:
+            return cls(None)
+        return cls(estimate.value, estimate.low, estimate.high, **options)
+
     @property
     def number(self) -> str:
         """The value as the page shows it."""

@@ -24,6 +24,13 @@ BARS = {
 }
 _STATED = {"prompts": "the prompt states", "clips": "is true of their scenes"}
 _LOOK_DIGITS = {scoring.FVD_TOY: 4, scoring.FVD_TOY_LIMIT: 3}
+_LOOK_NOTE = (
+    "FVD-toy: Frechet distance of the state network's features to those of other ground "
+    "truth clips, at this number of clips and extrapolated; comparable only with other "
+    "FVD-toy of the same protocol. Flicker and warping error are means along the motion "
+    "(full scale = 1): a still video has none, so read them beside the motion (pixels a "
+    "frame) and the share of pixels that could be followed."
+)
 
 
 def to_json(rows: Sequence[Row]) -> dict[str, Any]:
@@ -157,23 +164,12 @@ def tables(
     looked = [row for row in rows if row.look]
     if looked:
         names = list(dict.fromkeys(name for row in looked for name in row.look))
-        found.append(
-            page.Table(
-                "As video",
-                "FVD-toy: Frechet distance of the state network's features to those of "
-                "other ground truth clips, at this number of clips and extrapolated; "
-                "comparable only with other FVD-toy of the same protocol. Flicker and "
-                "warping error are means along the motion (full scale = 1): a still "
-                "video has none, so read them beside the motion (pixels a frame) and "
-                "the share of pixels that could be followed.",
-                names,
-                [
-                    (row.name, [_look_cell(row, name) for name in names])
-                    for row in looked
-                ],
-                strong,
-            )
-        )
+        digits = {name: _LOOK_DIGITS.get(name, 3) for name in names}
+        lines = [
+            (row.name, [page.Cell.of(row.look.get(n), digits=digits[n]) for n in names])
+            for row in looked
+        ]
+        found.append(page.Table("As video", _LOOK_NOTE, names, lines, strong))
     return found
 
 
@@ -195,25 +191,11 @@ def suite_table(
     if any("side" in row.shares[suite] for row in members):
         note += " side: the signed side, which needs both colours found."
     lines = [
-        (row.name, [_share_cell(row.shares[suite].get(part)) for part in parts])
+        (row.name, [page.Cell.of(row.shares[suite].get(p), bar=True) for p in parts])
         for row in members
     ]
     title = f"{suite.replace('_', ' ').capitalize()}: {size} {unit}"
     return page.Table(title, note, parts, lines, strong)
-
-
-def _share_cell(share: toyworld.Share | None) -> page.Cell:
-    if share is None:
-        return page.Cell(None)
-    return page.Cell(share.value, share.low, share.high, bar=True)
-
-
-def _look_cell(row: Row, name: str) -> page.Cell:
-    estimate = row.look.get(name)
-    if estimate is None:
-        return page.Cell(None)
-    digits = _LOOK_DIGITS.get(name, 3)
-    return page.Cell(estimate.value, estimate.low, estimate.high, digits=digits)
 
 
 def figures(rows: Sequence[Row], seeds: Sequence[int]) -> list[page.Figure]:
@@ -236,8 +218,7 @@ def figures(rows: Sequence[Row], seeds: Sequence[int]) -> list[page.Figure]:
             if other:
                 notes.append(f"{label} {other.value:.3f}")
         title = f"{suite.capitalize()}: {part}"
-        cell = page.Cell(share.value, share.low, share.high)
-        found.append(page.Figure(title, cell, bar, " · ".join(notes)))
+        found.append(page.Figure(title, page.Cell.of(share), bar, " · ".join(notes)))
     return found
 
 

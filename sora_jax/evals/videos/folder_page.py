@@ -53,10 +53,8 @@ def measures_table(sets: Mapping[str, clip_measures.Set]) -> page.Table:
 
 
 def _cells(one: clip_measures.Estimate | None) -> list[page.Cell]:
-    if one is None:
-        return [page.Cell(None), page.Cell(0, digits=4)]
-    mean = page.Cell(one.value, one.low, one.high, digits=3)
-    return [mean, page.Cell(one.count, digits=4)]
+    count = one.count if one else 0
+    return [page.Cell.of(one, digits=3), page.Cell(count, digits=4)]
 
 
 def make(
@@ -107,10 +105,7 @@ def _controls_table(table: control_tables.Table) -> page.Table:
     columns = list(next(iter(table.cells.values())))
     rows, remarks = [], {"": "order"}
     for metric, by_row in table.cells.items():
-        cells = [
-            page.Cell(None) if c is None else page.Cell(c.value, c.low, c.high, 3)
-            for c in map(by_row.get, columns)
-        ]
+        cells = [page.Cell.of(by_row.get(column), digits=3) for column in columns]
         rows.append((metric, cells))
         wrong = [s for s in table.broken if s.metric == metric]
         said = [f"{step.better} is not before {step.worse}" for step in wrong]
