@@ -1,4 +1,4 @@
-"""What a sweep found: one table, and quality against cost with its Pareto front."""
+"""Reports a sweep: one table, and quality against cost with the Pareto front."""
 
 import dataclasses
 import datetime
@@ -21,12 +21,12 @@ MARK = "●"  # of a point on the Pareto front
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A point that has finished: what it scored, what it cost, how it was measured.
+    """A finished point and its scores.
 
     Attributes:
       entry: the point.
       measures: name -> value with its 95 % interval, where it has one.
-      protocol: fields of the manifest; none for training that is not evaluated.
+      protocol: fields of the manifest; empty for training without evaluation.
     """
 
     entry: indices.Entry
@@ -45,11 +45,11 @@ class Line:
 
 
 def measure(entry: indices.Entry) -> Measured:
-    """Reads what a finished point left behind.
+    """Reads the scores of a finished point.
 
-    Shares are pooled over seeds, with Wilson's interval: a prompt with several seeds
-    counts as so many clips. Other measures are means over seeds, and their interval
-    reaches from the lowest end to the highest.
+    Shares are pooled over seeds, with Wilson's interval: a prompt with n seeds counts as
+    n clips. Other measures are means over seeds, and their interval reaches from the
+    lowest end to the highest.
 
     Raises:
       ValueError: the digest is not that of the protocol.
@@ -95,7 +95,7 @@ def _mean(estimates: Sequence[Mapping]) -> scoring.Estimate:
 
 
 def differing(found: Sequence[Measured], varied: Sequence[str]) -> list[str]:
-    """The fields in which the protocols differ, all of them by the sweep's design.
+    """The fields in which the protocols differ, all of them on purpose.
 
     How clips are made may differ, and the seeds where the sweep varies them.
 
@@ -104,8 +104,8 @@ def differing(found: Sequence[Measured], varied: Sequence[str]) -> list[str]:
       varied: keys that the sweep varies.
 
     Raises:
-      protocol.UnequalProtocols: anything else differs, so that the points cannot be
-        compared; the message names field and points.
+      protocol.UnequalProtocols: another field differs, so the points cannot be compared;
+        the message names the field and the points.
     """
     allowed = {*samples.MAKING, *(key.removeprefix("evaluate.") for key in varied)}
     fields = {name for one in found for name in one.protocol}
@@ -128,7 +128,7 @@ def differing(found: Sequence[Measured], varied: Sequence[str]) -> list[str]:
 
 
 def cost_of(one: Measured, what: str) -> float:
-    """What a point cost: network evaluations a clip, seconds, or a setting.
+    """The cost of a point: network evaluations per clip, seconds, or a setting.
 
     Raises:
       ValueError: the point has no such cost.
@@ -141,7 +141,7 @@ def cost_of(one: Measured, what: str) -> float:
         made = one.protocol
         if made.get("step_cache"):
             raise ValueError(
-                "a step cache spares evaluations, which are not counted: take the cost "
+                "a step cache skips evaluations, which are not counted; use the cost "
                 "'seconds'"
             )
         once = samplers.evaluations(made["sampler"], made["num_inference_steps"])
@@ -149,8 +149,8 @@ def cost_of(one: Measured, what: str) -> float:
     value = one.entry.settings.get(what)
     if not isinstance(value, int | float):
         raise ValueError(
-            f"the cost {what!r} is 'evaluations', 'seconds' or a setting that is a number "
-            f"in all points; in {one.entry.name} it is {value!r}"
+            f"the cost must be 'evaluations', 'seconds' or a setting that is a number in "
+            f"all points; {what!r} is {value!r} in {one.entry.name}"
         )
     return float(value)
 
@@ -171,13 +171,13 @@ def quality_of(one: Measured, name: str) -> scoring.Estimate:
 def pareto(
     found: Sequence[tuple[float, float]], *, lower_is_better: bool = False
 ) -> list[bool]:
-    """Which of (cost, quality) no other betters in one without losing in the other."""
+    """Whether each (cost, quality) is on the Pareto front."""
     sign = -1 if lower_is_better else 1
     order = sorted(range(len(found)), key=lambda i: (found[i][0], -sign * found[i][1]))
     best, marks = None, [False] * len(found)
     for i in order:
         cost, quality = found[i][0], sign * found[i][1]
-        # The same cost and the same quality as a point of the front is on it too.
+        # A point equal to one on the front is on it too.
         if best is None or quality > best[1] or (cost, quality) == best:
             best, marks[i] = (cost, quality), True
     return marks
@@ -206,12 +206,12 @@ def write(
 
     Args:
       out: the sweep's folder.
-      sweep: what was asked.
-      index: what has run; at least one point has finished.
-      facts: name -> value, for the head of table and report, such as the command.
+      sweep: the request.
+      index: the points; at least one has finished.
+      facts: name -> value, for the head of the table and the report.
 
     Raises:
-      ValueError: the points cannot be compared, or lack the measure or the cost.
+      ValueError: the points cannot be compared, or lack the quality or the cost.
     """
     found = [measure(entry) for entry in index.in_state(indices.FINISHED)]
     differ = differing(found, sweep.varied)
@@ -276,8 +276,8 @@ def _json(row: Line) -> dict:
 
 def _cost_name(cost: str) -> str:
     names = {
-        "evaluations": "network evaluations a clip",
-        "seconds": "seconds, from start to end of the point's jobs",
+        "evaluations": "network evaluations per clip",
+        "seconds": "seconds from start to end of the point's jobs",
     }
     return names.get(cost, cost)
 
@@ -288,7 +288,7 @@ def markdown(
     facts: Mapping[str, object],
     missing: Sequence[str],
 ) -> str:
-    """The table with its facts and what is missing in it, as Markdown."""
+    """The table with its facts and the points that are missing, as Markdown."""
     keys = [key for key in sweep.varied if key not in (sweep.cost,)]
     columns = [c for c in sweep.columns if any(c in r.measured.measures for r in rows)]
     head = [*keys, sweep.cost, sweep.quality, *columns, "seconds", "Pareto"]
@@ -317,7 +317,7 @@ def _interval(estimate: scoring.Estimate) -> str:
 
 
 def table(rows: Sequence[Line], sweep: points.Sweep) -> page.Table:
-    """The same for a report; the points of the front are the strong rows."""
+    """The same for a report, with the points of the front in bold."""
     columns = [c for c in sweep.columns if any(c in r.measured.measures for r in rows)]
     cells = [
         (
@@ -333,9 +333,9 @@ def table(rows: Sequence[Line], sweep: points.Sweep) -> page.Table:
     ]
     return page.Table(
         "All points",
-        "Strong: the Pareto front, which no other point betters in quality or cost "
-        "without losing in the other. It goes by the values; where intervals overlap, "
-        "another sample might have another front.",
+        "Bold: the Pareto front; no other point is better in quality or cost without being "
+        "worse in the other. It is computed from the values alone; where intervals overlap, "
+        "another sample might give another front.",
         [_cost_name(sweep.cost), sweep.quality, *columns, "seconds"],
         cells,
         [row.measured.entry.name for row in rows if row.on_front],
@@ -343,7 +343,7 @@ def table(rows: Sequence[Line], sweep: points.Sweep) -> page.Table:
 
 
 def chart(rows: Sequence[Line], sweep: points.Sweep) -> page.Chart:
-    """Every point with its interval as an upright line, and the front through the best."""
+    """Every point with its interval as a vertical line, and the Pareto front."""
     front = sorted((row.cost, row.quality.value) for row in rows if row.on_front)
     series = {"Pareto front": tuple(zip(*front, strict=True))}
     for number, row in enumerate(rows, 1):
@@ -352,8 +352,7 @@ def chart(rows: Sequence[Line], sweep: points.Sweep) -> page.Chart:
         settings = row.measured.entry.settings
         name = ", ".join(str(settings[key]) for key in sweep.varied if key in settings)
         # The line ends at the value, where the chart draws its dot.
-        upright = ([row.cost] * (len(ends) + 1), [*ends, value])
-        series[f"{number}: {name}"] = upright
+        series[f"{number}: {name}"] = [row.cost] * (len(ends) + 1), [*ends, value]
     svg = charts.line_chart(
         series,
         label=f"{sweep.quality} against {_cost_name(sweep.cost)}",
@@ -361,5 +360,5 @@ def chart(rows: Sequence[Line], sweep: points.Sweep) -> page.Chart:
         y_label=sweep.quality,
         log_y=False,
     )
-    note = f"Each point by its row's number and {', '.join(sweep.varied)}."
+    note = f"Points are named by row number and {', '.join(sweep.varied)}."
     return page.Chart(f"{sweep.quality} against {sweep.cost}", note, svg)

@@ -1,12 +1,12 @@
-"""What a video VAE keeps of the clips of shards: measures, intervals, a report.
+"""Measures how well a video VAE reconstructs the clips of shards, and writes a report.
 
     report = vae_report.measure(vae, clips, range(256), network, lpips)
     vae_report.write(out, report, vae, facts)
 
-Every measure is of single clips, so that it has an interval; clips that are damaged, that
-the VAE cannot take, or that come back as no numbers are counted and not averaged. Where
-clips carry the toy world's state, the oracle reads them before and after: what it finds
-of the reconstructions is the most that a denoiser on these latents could show.
+Every measure but rFVD-toy is of single clips. Clips that are damaged, that the VAE does not
+accept, or whose reconstruction is not finite are counted and left out of the means. Where
+clips carry the toy world's state, the oracle reads them before and after: what it finds in
+the reconstructions is an upper bound for a denoiser on these latents.
 
 Letters: n clips, t frames, h height, w width, c channels, d features, m voxels.
 """
@@ -41,16 +41,16 @@ _DIGITS = {PSNR: 4, RFVD: 4}
 _LABELS = ("medium", "short", "dense", "alt", "structured")  # captions, the best first
 _NOTE = (
     "Means over clips with 95 % bootstrap intervals. PSNR in dB and SSIM (windows of 11 x "
-    "11 pixels): higher is better. Flicker, the change in time that only one of the two "
+    "11 pixels): higher is better. Flicker, the change over time that only one of the two "
     "has (full scale = 1), LPIPS (version 0.1), and rFVD-toy, the Frechet distance of the "
     "state network's features to those of the clips themselves: lower is better. They "
-    "are comparable where the protocol is equal."
+    "are comparable only under the same protocol."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A clip that the report shows, as it was and as it came back: uint8 [t, h, w, c]."""
+    """A clip that the report shows, before and after the VAE: uint8 [t, h, w, c]."""
 
     id: str
     text: str
@@ -66,13 +66,13 @@ class Report:
     """What was measured.
 
     Attributes:
-      asked: how many clips.
+      asked: how many clips were requested.
       values: measure -> clip's id -> value.
       verdicts: row -> family -> clip's id -> what the oracle finds, by part.
-      rfvd: the Frechet distance, where the feature network fits.
+      rfvd: the Frechet distance; None if too few clips suit the feature network.
       latent: of the latent means; see `reconstruction.describe_latents`.
-      failures: one sentence for each clip that is in no mean.
-      notes: one for each measure that leaves clips out.
+      failures: one sentence for each clip that is left out of the means.
+      notes: one sentence for each measure that leaves clips out.
       shown: the first clips, and those of the lowest PSNR, worst first.
       protocol: how it was measured, as JSON values.
     """
@@ -88,7 +88,7 @@ class Report:
     protocol: dict[str, Any]
 
     def rows(self) -> list[scoring.Row]:
-        """The clips as they were and as they came back."""
+        """One row for the clips and one for their reconstructions."""
         look = {
             name: scoring.Estimate(*statistics.mean_interval(np.array([*of.values()])))
             for name, of in self.values.items()
@@ -114,17 +114,17 @@ def measure(
     network: networks.ToyFeatures,
     lpips: reconstruction.Lpips | None = None,
 ) -> Report:
-    """Passes clips through the VAE and measures what comes back.
+    """Passes clips through the VAE and measures the reconstructions.
 
     Args:
-      vae: the VAE, of ours or of diffusers.
+      vae: a VAE of this project or of diffusers.
       clips: video shards.
-      chosen: which of them.
+      chosen: indices of clips.
       network: features for rFVD-toy.
       lpips: the perceptual distance; None leaves it out.
 
     Raises:
-      ValueError: not one clip can be measured.
+      ValueError: no clip can be measured.
     """
     failures, values = [], collections.defaultdict(dict)
     verdicts = collections.defaultdict(lambda: collections.defaultdict(dict))
@@ -161,7 +161,7 @@ def measure(
             shown = _to_show(shown)
     count = len(values[PSNR])
     if not count:
-        failures = failures or ["none was asked for"]
+        failures = failures or ["none was requested"]
         raise ValueError(f"none of {len(chosen)} clips can be measured: {failures[0]}")
     rfvd, notes = _rfvd(pairs, count, network)
     if lpips and (left := count - len(values[LPIPS])):
@@ -196,7 +196,7 @@ def measure(
 
 
 def _reconstructed(vae, clips, chosen, failures, bar) -> Iterator[tuple]:
-    """Batches of one size: clips, uint8 frames, what comes back in [0, 1], and means."""
+    """Yields batches of one size: clips, uint8 frames, reconstructions in [0, 1], means."""
     groups = collections.defaultdict(list)
     for index in chosen:
         entry = clips.entry(index)
@@ -232,7 +232,7 @@ def _reconstructed(vae, clips, chosen, failures, bar) -> Iterator[tuple]:
                 for after, mean in zip(after_nthwc, means_nthwc, strict=True)
             ]
             failures += [
-                f"clip {clip.id} comes back as no numbers"
+                f"the reconstruction of clip {clip.id} is not finite"
                 for (clip, _), whole in zip(good, kept, strict=True)
                 if not whole
             ]
@@ -242,7 +242,7 @@ def _reconstructed(vae, clips, chosen, failures, bar) -> Iterator[tuple]:
 
 
 def _judge(clip, before_thwc, after_thwc, verdicts) -> dict[str, bool]:
-    """Asks the oracle of a clip with a state, before and after; returns the latter."""
+    """Adds the oracle's verdicts on a clip with a state; returns the later ones."""
     if not clip.state_json:
         return {}
     scene = scenes.Scene.from_json(clip.state_json)
@@ -261,13 +261,13 @@ def _label(clip) -> str:
 
 
 def _to_show(shown: list[Shown]) -> list[Shown]:
-    """The first ones and, of the rest, the worst."""
+    """The first clips and, of the rest, the worst."""
     rest = sorted(shown[_FIRST:], key=lambda one: one.psnr)
     return shown[:_FIRST] + rest[:_WORST]
 
 
 def _rfvd(pairs, count: int, network) -> tuple[scoring.Estimate | None, list[str]]:
-    """The distance of the features before and after, and what it leaves out."""
+    """The distance of the features before and after, and notes on clips it leaves out."""
     fit, notes = sum(len(before_nd) for before_nd, _ in pairs), []
     if fit < count:
         notes.append(
@@ -279,7 +279,7 @@ def _rfvd(pairs, count: int, network) -> tuple[scoring.Estimate | None, list[str
     before_nd, after_nd = map(np.concatenate, zip(*pairs, strict=True))
     point = distances.frechet(after_nd, before_nd)
 
-    def of_resample(rng):  # a clip and what it came back as go together
+    def of_resample(rng):  # a clip and its reconstruction stay together
         drawn = rng.integers(0, fit, fit)
         return distances.frechet(after_nd[drawn], before_nd[drawn])
 
@@ -296,19 +296,19 @@ def run(
     lpips: str | None,
     num_clips: int,
 ) -> str:
-    """Measures a video VAE on clips that are spread over shards; returns what to print.
+    """Measures a video VAE on clips spread evenly over shards; returns what to print.
 
     Args:
       clips: the shards.
       network: features for rFVD-toy.
-      vae: its run folder, or diffusers' folder of one.
+      vae: run folder of a VAE, or a VAE folder of diffusers.
       shards_folder: where the shards are, for the report.
       out: folder for scores and report.
-      lpips: file of its weights; None: it is not measured.
-      num_clips: at most so many.
+      lpips: file of its weights; None skips it.
+      num_clips: at most how many clips.
 
     Raises:
-      FileNotFoundError, ValueError: something that is named is not there.
+      FileNotFoundError, ValueError: an input is missing or unusable.
     """
     loaded, folder = trained_vae.load(vae), pathlib.Path(vae)
     measured = lpips and reconstruction.Lpips(perceptual.open_weights(lpips))
@@ -334,9 +334,9 @@ def write(
     Args:
       out: the folder.
       found: what was measured.
-      title: of the page.
+      title: title of the page.
       facts: what was measured, on what, when.
-      charts: of the VAE's training.
+      charts: charts of the VAE's training.
     """
     rows_, digest = found.rows(), protocol.digest(found.protocol)
     measured = found.protocol["num_clips"]
@@ -388,15 +388,16 @@ def _tables(found: Report, rows_: Sequence[scoring.Row]) -> list[page.Table]:
     sizes = {family: len(of) for family, of in _families(found).items()}
     latent = [page.Cell(value, digits=3) for value in found.latent.values()]
     return [
-        page.Table("As video", _NOTE, [*look], [(scoring.RECONSTRUCTION, cells)]),
+        page.Table("Video quality", _NOTE, [*look], [(scoring.RECONSTRUCTION, cells)]),
         *(
             summary.suite_table(rows_, name, sizes[name], unit="clips")
             for name in suites
         ),
         page.Table(
             "Latent means",
-            "What a denoiser finds: deviation of the channels, the tails that they have "
-            "beyond a normal distribution's, and channels that hardly vary.",
+            "What a denoiser is trained on: standard deviation of the channels, how much "
+            "heavier their tails are than a normal distribution's, and how many channels "
+            "hardly vary.",
             [name.replace("_", " ") for name in found.latent],
             [("all channels", latent)],
         ),

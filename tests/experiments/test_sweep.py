@@ -405,7 +405,7 @@ def test_shares_are_pooled_over_seeds_and_cost_counts_the_network(bench):
     assert results.cost_of(heun, "evaluations") == 9
     assert results.cost_of(one, "seconds") == entry.seconds
     spared = dataclasses.replace(one, protocol=dict(one.protocol) | {"step_cache": 0.1})
-    with pytest.raises(ValueError, match="spares evaluations, which are not counted"):
+    with pytest.raises(ValueError, match="skips evaluations, which are not counted"):
         results.cost_of(spared, "evaluations")
     assert results.cost_of(one, "guidance_scale") == 2
     with pytest.raises(ValueError, match="'evaluations', 'seconds' or a setting"):

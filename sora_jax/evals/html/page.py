@@ -37,7 +37,7 @@ class Clip:
     Attributes:
       label: what it is, such as "seed 0" or "ground truth".
       mp4: the file's bytes.
-      marks: part -> right or wrong, as the oracle reads it; empty where not scored.
+      marks: part -> whether the oracle finds it right; empty if not scored.
       aspect: width / height.
     """
 
@@ -69,7 +69,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A prompt and its videos, side by side; wide where they are many or large."""
+    """A prompt and its videos, side by side; `wide` gives large videos more room."""
 
     prompt: str
     group: str
@@ -79,13 +79,13 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A number, its 95 % interval where it has one, and how it is written.
+    """A number, its 95 % interval if it has one, and its format.
 
     Attributes:
-      value: None writes a dash.
+      value: the number; None is shown as a dash.
       low, high: ends of the interval.
-      digits: significant digits; None writes a proportion with three decimals.
-      bar: draw the value as a bar from 0 to 1.
+      digits: significant digits; None means three decimals.
+      bar: whether the value is drawn as a bar from 0 to 1.
     """
 
     value: float | None
@@ -132,10 +132,15 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of cells under named columns; `note` says how to read them.
+    """Rows of cells under named columns.
 
-    `strong` names the rows that the eye should find; `remarks` stand at the end of
-    theirs, under the heading that "" has.
+    Attributes:
+      title: heading.
+      note: how to read the table.
+      columns: names of the columns.
+      rows: name and cells of each row.
+      strong: names of rows in bold.
+      remarks: name of a row -> text in its last column; "" -> heading of that column.
     """
 
     title: str
@@ -148,7 +153,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A score at the head of the page and the level it is meant to reach."""
+    """A score at the top of the page and the level that it should reach."""
 
     name: str
     cell: Cell
@@ -158,7 +163,7 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A finished `<svg>` (from `curves`) with a title and a note."""
+    """An `<svg>` element, made by `charts`, with a title and a note."""
 
     title: str
     note: str
@@ -167,14 +172,14 @@ class Chart:
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-    """The fields in which configs of runs differ: dotted name -> a text for each run."""
+    """Fields in which configs of runs differ: dotted name -> its text in each run."""
 
     runs: Sequence[str]
     fields: Mapping[str, Sequence[str]]
 
 
 def facts() -> dict[str, str]:
-    """On what it was measured, and when."""
+    """The devices, and the time of the measurement."""
     return {
         "Device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "Measured": datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -215,18 +220,19 @@ def render(
     differences: Differences | None = None,
     protocol: Mapping[str, Any] | None = None,
 ) -> str:
-    """Returns the whole page.
+    """Renders the page.
 
     Args:
       title: heading of the page.
       facts: what ran, on what, when; name -> value.
-      figures: the few scores that matter most.
+      figures: the most important scores.
       entries: prompts with their videos, grouped by `Entry.group` in order.
-      in_columns: a row of the page for each prompt, equal clips below each other.
-      tables, charts: results; `charts_title` stands above the latter.
+      in_columns: one row per prompt, so that clips of one kind form a column.
+      tables, charts: results.
+      charts_title: heading above the charts.
       failures: one sentence for each input that could not be used.
       config: resolved text of the run's config.
-      differences: in what it and the configs of other runs differ.
+      differences: between that config and those of other runs.
       protocol: fields of the manifest.
     """
     groups: dict[str, list[Entry]] = {}

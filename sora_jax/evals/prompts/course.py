@@ -1,4 +1,4 @@
-"""The scores of a run over its checkpoints: what is kept of each, and one report of all.
+"""Scores checkpoints of a run, stores the scores of each and reports on all of them.
 
     OUT/steps/001000/   scores.json, clips.jsonl, report.html and parts of one checkpoint
     OUT/report.html     prompts by checkpoint, scores by checkpoint, curves over steps
@@ -31,17 +31,17 @@ from sora_jax.evals.prompts import (
     toyworld,
 )
 
-SHOWN = 4  # prompts of a suite
-COLUMNS = 12  # checkpoints that videos are shown of, the first and the last among them
+SHOWN = 4  # prompts per suite
+COLUMNS = 12  # checkpoints whose videos are shown, first and last included
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What is kept of a checkpoint.
+    """The stored scores of a checkpoint.
 
     Attributes:
       step: its step.
-      rows: its scores, and all that explain them.
+      rows: its scores and those of baselines.
       scores: the content of its scores.json.
     """
 
@@ -55,12 +55,12 @@ class Point:
 
     @property
     def row(self) -> scoring.Row:
-        """The model's row of the tables, under the name of the step."""
+        """The model's row, named after the step."""
         return dataclasses.replace(summary.model_row(self.rows), name=self.name)
 
 
 class Course:
-    """Scores checkpoints of a run, and keeps what was scored.
+    """Scores checkpoints of a run and stores the scores.
 
     Args:
       out: the folder.
@@ -80,21 +80,21 @@ class Course:
 
     @functools.cached_property
     def _key(self) -> str:
-        # What was scored with another one counts as not scored.
+        # Scores that were made with another key do not count.
         made_with = self._sampling.made_with() | self._scorer.made_with()
         return protocol.digest(made_with)
 
     def score(self, steps: Iterable[int]) -> None:
-        """Scores steps one after the other; the report is there from the first on.
+        """Scores steps in order, and writes the report after each.
 
-        Of several processes the first one's steps are scored by all.
+        All processes score the steps of the first one.
 
         Raises:
-          ValueError: none could be scored.
+          ValueError: no step could be scored.
         """
         text = None
         every = checkpoints.on_every_process(iter(steps))
-        with contextlib.closing(every):  # at once, for the processes that wait
+        with contextlib.closing(every):  # other processes wait for its end
             for step in every:
                 saved = self._sampling.saved(step)
                 try:
@@ -111,28 +111,28 @@ class Course:
             print(f"\n{text}\n\n{self.out / 'scores.json'}, {self.out / 'report.html'}")
 
     def skip(self, sentence: str) -> None:
-        """Says that a checkpoint cannot be scored, here and in the report."""
+        """Reports that a checkpoint is skipped, now and on the page."""
         if jax.process_index() == 0:
             print(f"evaluate: {sentence}", file=sys.stderr)
         self._skipped.append(sentence)
 
     def folder(self, step: int) -> pathlib.Path:
-        """Where the scores of a step are kept."""
+        """Where the scores of a step are stored."""
         return self.out / "steps" / f"{step:06d}"
 
     def parts(self, step: int) -> pathlib.Path:
-        """Where the clips of a step are kept."""
+        """Where the clips of a step are stored."""
         return self.folder(step) / "parts"
 
     def has(self, step: int) -> bool:
-        """Whether the step was scored before, with all as it is now.
+        """Whether the step was scored before with the same settings.
 
-        A checkpoint that has gone since is taken to be the one that was scored.
+        A checkpoint that was deleted since is taken to be the one that was scored.
         """
         return self._scores(step) is not None
 
     def steps(self) -> list[int]:
-        """The steps that were scored, oldest first."""
+        """The scored steps, oldest first."""
         found = (int(f.name) for f in self.out.glob("steps/*") if f.name.isdigit())
         return sorted(filter(self.has, found))
 
@@ -147,12 +147,12 @@ class Course:
             return None
 
     def add(self, step: int, page: results.Page, saved: str | None) -> None:
-        """Keeps the scores of a step, and writes its own report.
+        """Stores the scores of a step and writes its report.
 
         Args:
-          step: which.
+          step: the step.
           page: its scores.
-          saved: which checkpoint of that step they are of, see `Sampling.saved`.
+          saved: identifies the checkpoint of that step, see `Sampling.saved`.
         """
         store = samples.Store(self.parts(step))
         videos = {
@@ -160,7 +160,7 @@ class Course:
             for row, by_suite in page.result.videos.items()
             for suite, clips in by_suite.items()
         }
-        # A step counts as scored from when scores.json, which comes last, is there.
+        # scores.json is written last: a step counts as scored once it exists.
         (self.folder(step) / "scores.json").unlink(missing_ok=True)
         store.get("shown", self._of(step, saved), lambda: videos)
         more = {"made_with": self._key, "saved": saved}
@@ -170,7 +170,7 @@ class Course:
         return {"key": self._key, "step": step, "saved": saved}
 
     def point(self, step: int) -> Point:
-        """Reads what was kept of a step that `has` is true of."""
+        """Reads the scores of a step for which `has` is true."""
         scores, folder = self._scores(step), self.folder(step)
         verdicts: dict[str, dict[str, list]] = {}
         for line in (folder / "clips.jsonl").read_text().splitlines():
@@ -180,12 +180,12 @@ class Course:
         return Point(step, summary.from_json(scores["rows"], verdicts), scores)
 
     def shown(self, point: Point) -> samples.Parts:
-        """Reads "row/suite" -> the clips of the first prompts, uint8 [n, t, h, w, 3]."""
+        """Reads row/suite -> clips of the first prompts, uint8 [n, t, h, w, 3]."""
         key = self._of(point.step, point.scores["saved"])
         return samples.Store(self.parts(point.step)).find("shown", key) or {}
 
     def write(self) -> str:
-        """Writes the report over the scored steps; returns its tables as text.
+        """Writes the report on the scored steps; returns its tables as text.
 
         Raises:
           ValueError: no step was scored.
@@ -231,7 +231,7 @@ def _line(point: Point) -> str:
 
 
 def _by_step(points: Sequence[Point]) -> list[scoring.Row]:
-    """The newest checkpoint's rows, with a row a step in place of the model's."""
+    """The newest checkpoint's rows, with one row per step in place of the model's."""
     model = [row.name.startswith(scoring.MODEL) for row in points[-1].rows]
     first = model.index(True)
     others = [r for r, own in zip(points[-1].rows, model, strict=True) if not own]
@@ -244,9 +244,9 @@ def _entries(
     suites: Sequence[toyworld.Suite],
     fps: float,
 ) -> list[page.Entry]:
-    """The first prompts of each suite: a clip a checkpoint, and what they should show.
+    """The first prompts of each suite: one clip per checkpoint, then the references.
 
-    No more than `COLUMNS` checkpoints' clips are read, however many were scored.
+    Clips of at most `COLUMNS` checkpoints are read, however many were scored.
     """
     chosen = np.linspace(0, len(points) - 1, min(COLUMNS, len(points))).round()
     columns = [(point, read(point)) for point in (points[int(i)] for i in chosen)]
@@ -278,7 +278,7 @@ def _clip(shown: samples.Parts, row, suite: str, number: int, fps: float, label:
 
 
 def _curves(points: Sequence[Point], seeds: Sequence[int]) -> list[page.Chart]:
-    """A chart of each suite, and one of FVD-toy, over the training steps."""
+    """One chart per suite, and one of FVD-toy, over training steps."""
     whose = f" Worst of seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else ""
     found = []
     for suite in points[-1].row.shares:

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: scores.json, clips.jsonl and report.html."""
+"""The files of an evaluation: scores.json, clips.jsonl and report.html."""
 
 import dataclasses
 import json
@@ -18,12 +18,12 @@ from sora_jax.training import trained_vae
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Whose config and training curves a report shows.
+    """The runs whose config and training curves a report shows.
 
     Attributes:
-      source: the folder that is measured.
-      is_run: whether it is a run.
-      also: more run folders.
+      source: the evaluated folder.
+      is_run: whether it is a run folder.
+      also: further run folders.
     """
 
     source: pathlib.Path
@@ -48,10 +48,10 @@ class Runs:
         return [chart for run in self.folders for chart in summary.training_charts(run)]
 
     def differences(self) -> page.Differences | None:
-        """In what the configs differ; None where there is one.
+        """The differences between the configs; None if there is only one.
 
         Raises:
-          FileNotFoundError: a folder is not that of a run.
+          FileNotFoundError: a folder is not a run folder.
         """
         read = {str(run): configs.read(run) for run in self.folders}
         if len(read) < 2:
@@ -67,7 +67,7 @@ class Page:
       material: prompts and clips.
       result: their scores.
       manifest: how they were measured.
-      runs: whose config and training curves are shown.
+      runs: the runs whose config and training curves are shown.
     """
 
     material: samples.Material
@@ -82,10 +82,10 @@ class Page:
         return [*self.material.failures, *notes]
 
     def write(self, out: pathlib.Path, more: Mapping[str, Any] | None = None) -> str:
-        """Writes verdicts, the report and, last, the scores; returns tables as text.
+        """Writes verdicts, the report and, last, the scores; returns the tables as text.
 
         Args:
-          out: the folder.
+          out: the output folder.
           more: further fields of scores.json.
         """
         material, result, digest = self.material, self.result, self.manifest.digest()
@@ -119,13 +119,13 @@ class Page:
 
 
 class Scorer:
-    """Scores clips of one list of prompts; what they are held against is made once.
+    """Scores clips of one list of prompts; their references are made once.
 
     Args:
       clips: the training set.
       tier: the toy world's tier.
       network: features for FVD-toy.
-      runs: whose clips they are.
+      runs: the runs of the report.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Scorer:
         self._reference: scoring.Reference | None = None
 
     def made_with(self) -> dict[str, str]:
-        """What decides scores apart from the clips: the network and the training set."""
+        """What the scores depend on besides the clips: the network and the training set."""
         digest = self._clips.manifest["digest"]
         return {"features": self._network.sha256, "shards": digest}
 

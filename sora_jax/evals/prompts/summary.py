@@ -1,4 +1,4 @@
-"""From scores to the figures, tables, videos and curves of a report.
+"""Turns scores into the figures, tables, videos and charts of a report.
 
 Letters: t frames, h height, w width, c channels.
 """
@@ -16,7 +16,7 @@ from sora_jax.evals.prompts import scoring, toyworld
 from sora_jax.evals.prompts.scoring import Row
 from sora_jax.training import metrics
 
-# (suite, part) -> the share that a quickstart's model is meant to reach.
+# (suite, part) -> the share that the model of the quickstart should reach.
 BARS = {
     ("motion", "colour"): 0.97,
     ("motion", "direction"): 0.95,
@@ -26,10 +26,10 @@ _STATED = {"prompts": "the prompt states", "clips": "is true of their scenes"}
 _LOOK_DIGITS = {scoring.FVD_TOY: 4, scoring.FVD_TOY_LIMIT: 3}
 _LOOK_NOTE = (
     "FVD-toy: Frechet distance of the state network's features to those of other ground "
-    "truth clips, at this number of clips and extrapolated; comparable only with other "
-    "FVD-toy of the same protocol. Flicker and warping error are means along the motion "
-    "(full scale = 1): a still video has none, so read them beside the motion (pixels a "
-    "frame) and the share of pixels that could be followed."
+    "truth clips, at this number of clips and extrapolated; comparable only under the same "
+    "protocol. Flicker and warping error are means along the motion (full scale = 1). A "
+    "still video has neither, so read them beside the motion (pixels per frame) and the "
+    "share of pixels that could be tracked."
 )
 
 
@@ -60,7 +60,7 @@ def to_json(rows: Sequence[Row]) -> dict[str, Any]:
 def from_json(
     found: Mapping[str, Any], verdicts: Mapping[str, Mapping[str, list]]
 ) -> list[Row]:
-    """The inverse of `to_json`, of what is under "rows", with verdicts by row."""
+    """Reads back what `to_json` has under "rows"; the verdicts are given by row."""
     return [
         Row(
             name,
@@ -76,14 +76,14 @@ def from_json(
 
 
 def model_row(rows: Sequence[Row]) -> Row | None:
-    """The row of the model's worst seed, or of its only one; None where there is none."""
+    """The row of the model's worst seed, or of its only seed; None if there is no such row."""
     of_model = [row for row in rows if row.name.startswith(scoring.MODEL)]
     worst = [row for row in of_model if row.name == scoring.WORST]
     return next(iter(worst + of_model), None)
 
 
 def marks(row: Row, suite: str, number: int) -> dict[str, bool]:
-    """What is right of a clip, part by part."""
+    """Whether each part of a clip is right."""
     verdict = row.verdicts[suite][number]
     return {part: ok for part, ok in verdict.items() if part != toyworld.PASS}
 
@@ -97,12 +97,12 @@ def entries(
     shown: int = 6,
     failed: int = 3,
 ) -> list[page.Entry]:
-    """The first prompts of each suite, then some that went wrong, with their clips.
+    """The first prompts of each suite, then some of its failures, with their clips.
 
     Args:
       suites: the prompts.
-      videos: row -> suite -> clips; the first row's failures are looked for.
-      rows: what the oracle says about them.
+      videos: row -> suite -> clips; failures are those of the first row.
+      rows: their scores.
       fps: frames a second.
       shown, failed: how many prompts of each kind.
     """
@@ -129,16 +129,14 @@ def entries(
             for number, verdict in enumerate(by_name[first].verdicts[suite.name])
             if not verdict[toyworld.PASS] and number >= shown
         ][:failed]
-        found += [
-            entry(suite, number, f"{title}: some that went wrong") for number in wrong
-        ]
+        found += [entry(suite, number, f"{title}: failures") for number in wrong]
     return found
 
 
 def verdict_lines(
     rows: Sequence[Row], suites: Sequence[toyworld.Suite]
 ) -> Iterator[str]:
-    """One JSON line for each clip of each row: its prompt and what is right."""
+    """One JSON line per clip and row: its prompt and which parts are right."""
     texts = {suite.name: suite.texts for suite in suites}
     for row in rows:
         if row.name == scoring.SHUFFLED:
@@ -157,7 +155,7 @@ def tables(
     suites: Sequence[toyworld.Suite],
     strong: Sequence[str] | None = None,
 ) -> list[page.Table]:
-    """One table a suite, and one of the clips as video; by default the model is strong."""
+    """One table per suite, and one of video quality; by default the model is highlighted."""
     if strong is None:
         strong = [row.name for row in (model_row(rows),) if row]
     found = [suite_table(rows, s.name, len(s), strong) for s in suites]
@@ -169,7 +167,7 @@ def tables(
             (row.name, [page.Cell.of(row.look.get(n), digits=digits[n]) for n in names])
             for row in looked
         ]
-        found.append(page.Table("As video", _LOOK_NOTE, names, lines, strong))
+        found.append(page.Table("Video quality", _LOOK_NOTE, names, lines, strong))
     return found
 
 
@@ -180,16 +178,16 @@ def suite_table(
     strong: Sequence[str] = (),
     unit: str = "prompts",
 ) -> page.Table:
-    """What the oracle finds in the clips of a suite, of so many prompts or clips."""
+    """What the oracle finds in the clips of a suite of `size` prompts or clips."""
     members = [row for row in rows if suite in row.shares]
     parts = list(dict.fromkeys(part for row in members for part in row.shares[suite]))
     parts.sort(key=lambda part: part == toyworld.PASS)
     note = (
         f"Share of clips in which the oracle finds what {_STATED[unit]}, with 95 % "
-        "Wilson intervals; what is not found is wrong. pass: all parts at once."
+        "Wilson intervals; what is not found counts as wrong. pass: all parts at once."
     )
     if any("side" in row.shares[suite] for row in members):
-        note += " side: the signed side, which needs both colours found."
+        note += " side: the signed side, for which both colours must be found."
     lines = [
         (row.name, [page.Cell.of(row.shares[suite].get(p), bar=True) for p in parts])
         for row in members
@@ -199,7 +197,7 @@ def suite_table(
 
 
 def figures(rows: Sequence[Row], seeds: Sequence[int]) -> list[page.Figure]:
-    """The scores that have a bar: of the worst seed, beside ceiling and chance."""
+    """The scores that have a bar, for the worst seed, beside ceiling and chance."""
     by_name = {row.name: row for row in rows}
     model = model_row(rows)
     found = []
@@ -226,7 +224,7 @@ def figures(rows: Sequence[Row], seeds: Sequence[int]) -> list[page.Figure]:
 
 
 def training_charts(folder: pathlib.Path) -> list[page.Chart]:
-    """The curves of a run folder's metrics: losses, by noise level where logged."""
+    """The curves of a run folder's metrics: its loss, by noise level where logged, and PSNR."""
     series: dict[str, tuple[list, list]] = {}
     for row in metrics.read(folder / "metrics.jsonl"):
         for name, value in row.items():
@@ -255,7 +253,7 @@ def training_charts(folder: pathlib.Path) -> list[page.Chart]:
     elif losses:
         found.append(_chart(f"{run}: loss", "", losses, "loss", log=True))
     if "psnr" in series:
-        note = "Of training clips; the deviation of latents is sampled, not the mean."
+        note = "On training clips, decoded from sampled latents, not from their means."
         chosen = {"psnr": series["psnr"]}
         found.append(_chart(f"{run}: reconstruction", note, chosen, "PSNR, dB"))
     return found

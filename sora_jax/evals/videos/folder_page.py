@@ -1,7 +1,7 @@
-"""The page of a folder of videos: clips side by side, tables, strips, the worst of them.
+"""The report page of a folder of videos: clips side by side, tables, charts, worst clips.
 
-Clips are read once more for the page, so that none has to be kept until then; they are
-shown smaller than they are, and the first seconds only.
+Clips are read again for the page instead of being kept in memory. They are shown downscaled,
+and only their first frames.
 """
 
 import functools
@@ -15,7 +15,7 @@ from sora_jax.evals.videos import clip_files, clip_measures, folder_distances
 
 _SHORT_SIDE, _FRAMES = 192, 96  # of clips on the page
 _FIRST, _WORST = 6, 3
-# Where the worst clips are shown, and every clip is a dot.
+# Measures that have a strip chart, and those whose worst clips are shown.
 _STRIPS = (
     "dynamic degree", "smoothness", "warping error", "subject consistency", "repetition",
     clip_measures.ABOVE,
@@ -24,16 +24,16 @@ _WORST_OF = (
     "warping error", "smoothness", "repetition", clip_measures.SEAM, clip_measures.ABOVE,
 )  # fmt: skip
 _NOTE = (
-    "Means over clips with 95 % bootstrap intervals (Wilson's for shares), and how many "
-    "clips are in each. Clips in which nothing moves are in no mean of steadiness, which "
-    "they would win: read their share first. The difference resamples each set by itself, "
-    "and has Newcombe's interval for shares; where its interval holds zero the sets are "
-    "not told apart."
+    "Means over clips with 95 % bootstrap intervals (Wilson intervals for shares), and the "
+    "number of clips in each mean. Still clips are left out of the measures of steadiness, "
+    "which they would win: read the share of still clips first. For the difference each "
+    "set is resampled separately (shares have Newcombe intervals); where its interval "
+    "contains zero, the sets cannot be told apart."
 )
 
 
 def measures_table(sets: Mapping[str, clip_measures.Set]) -> page.Table:
-    """The means of all measures, set beside set, with what each does not see."""
+    """The mean of each measure per set, their difference, and what the measure misses."""
     names = list(sets)
     columns = [column for name in names for column in (name, "clips")]
     both = len(names) > 1
@@ -49,7 +49,7 @@ def measures_table(sets: Mapping[str, clip_measures.Set]) -> page.Table:
         rows.append((label, cells))
         remarks[label] = measure.note
     columns += ["difference"] if both else []
-    return page.Table("Each clip by itself", _NOTE, columns, rows, remarks=remarks)
+    return page.Table("Measures of single clips", _NOTE, columns, rows, remarks=remarks)
 
 
 def _cells(one: clip_measures.Estimate | None) -> list[page.Cell]:
@@ -94,7 +94,7 @@ def _distances_table(distances: folder_distances.Distances) -> page.Table:
         (name, [page.Cell(value, *distances.intervals.get(name, ()), digits=5)])
         for name, value in distances.scores.items()
     ]
-    note = "Of the whole set, on features; with 95 % bootstrap intervals."
+    note = "Of the whole set, on features, with 95 % bootstrap intervals."
     if theirs:
         note += f" {theirs['score']} is the score of {theirs['protocol']}."
     strong = [theirs["score"]] if theirs else []
@@ -108,19 +108,19 @@ def _controls_table(table: control_tables.Table) -> page.Table:
         cells = [page.Cell.of(by_row.get(column), digits=3) for column in columns]
         rows.append((metric, cells))
         wrong = [s for s in table.broken if s.metric == metric]
-        said = [f"{step.better} is not before {step.worse}" for step in wrong]
+        said = [f"{step.better} does not rank above {step.worse}" for step in wrong]
         if table.winners[metric]:
             said.append(f"won by {', '.join(table.winners[metric])}")
-        remarks[metric] = "; ".join(said) or "as it should be"
+        remarks[metric] = "; ".join(said) or "as expected"
     nothing = [name for name, found in table.given_away.items() if not found]
     note = (
-        f"The same {table.count} clips as they are and spoilt ({table.title}), with 95 % "
-        "bootstrap intervals. A measure that a spoilt clip wins cannot be read alone. "
+        f"The same {table.count} clips, unchanged and degraded ({table.title}), with 95 % "
+        "bootstrap intervals. A measure that a degraded clip wins cannot be read alone. "
     )
     note += (
-        f"Nothing gives away: {', '.join(nothing)}."
+        f"No measure detects: {', '.join(nothing)}."
         if nothing
-        else "Each is given away by some measure."
+        else "Each degradation is detected by some measure."
     )
     return page.Table("Controls", note, columns, rows, remarks=remarks)
 
@@ -133,15 +133,15 @@ def _charts(sets: Mapping[str, clip_measures.Set]) -> list[page.Chart]:
             measure = clip_measures.MEASURES[name]
             title = f"{name} ({measure.better} is better)" if measure.better else name
             svg = charts.strip_chart(groups, label=name)
-            note = "A dot a clip; the bar is the mean."
+            note = "One dot per clip; the bar is the mean."
             if measure.moving:
-                note += " Clips in which nothing moves are left out."
+                note += " Still clips are left out."
             found.append(page.Chart(title.capitalize(), note, svg))
     return found
 
 
 def _entries(settings, sets: Mapping[str, clip_measures.Set]) -> list[page.Entry]:
-    """The first clips of each set beside those of the other, then the worst of both."""
+    """The first clips of each set, then the worst clips of each measure."""
     chosen = {"Clips": {side: [*of.clips[:_FIRST]] for side, of in sets.items()}}
     for name in (clip_measures.STILL, clip_measures.JUMPS, *_WORST_OF):
         best = 0.0 if clip_measures.MEASURES[name].better == "less" else None
@@ -163,7 +163,7 @@ _small = functools.partial(clip_measures.shrink, short_side=_SHORT_SIDE)
 
 
 def _clip(one: clip_measures.Measured, settings, name: str) -> page.Clip | None:
-    """A clip on the page, with its value; None where its file has gone since."""
+    """A clip, labelled with its value; None if its file can no longer be read."""
     reader = clip_files.Reader(min(one.frames, _FRAMES), settings.stride, shrink=_small)
     try:
         video_thwc = reader(one.source).video_thwc

@@ -141,7 +141,7 @@ def test_the_page_shows_clips_side_by_side(folders, tmp_path):
     assert "a&lt;b.npy" in page and "a<b" not in page
     for text in (
         "Clips", "Worst: warping error", "Worst: still", "what it does not see",
-        "Each clip by itself", "Distances to the reference", "Controls", "damaged.mp4",
+        "Measures of single clips", "Distances to the reference", "Controls", "damaged.mp4",
         "difference", "digest", "working_size",
     ):  # fmt: skip
         assert text in page, text
