@@ -30,7 +30,7 @@ class Measured:
     """
 
     entry: indices.Entry
-    measures: Mapping[str, scoring.Estimate]
+    measures: Mapping[str, statistics.Estimate]
     protocol: Mapping[str, object]
 
 
@@ -40,7 +40,7 @@ class Line:
 
     measured: Measured
     cost: float
-    quality: scoring.Estimate
+    quality: statistics.Estimate
     on_front: bool
 
 
@@ -60,7 +60,7 @@ def measure(entry: indices.Entry) -> Measured:
         last = {
             n: v for row in rows for n, v in row.items() if isinstance(v, int | float)
         }
-        return Measured(entry, {n: scoring.Estimate(v) for n, v in last.items()}, {})
+        return Measured(entry, {n: statistics.Estimate(v) for n, v in last.items()}, {})
     scores = json.loads(digests.read(file, required=False))
     if protocol.digest(scores["protocol"]) != scores["digest"]:
         raise ValueError(f"{file}: its digest is not that of its protocol")
@@ -80,18 +80,18 @@ def measure(entry: indices.Entry) -> Measured:
     return Measured(entry, shares | looks, scores["protocol"])
 
 
-def _pooled(shares: Sequence[Mapping]) -> scoring.Estimate:
+def _pooled(shares: Sequence[Mapping]) -> statistics.Estimate:
     right = sum(share["right"] for share in shares)
     count = sum(share["count"] for share in shares)
-    return scoring.Estimate(right / count, *statistics.wilson(right, count))
+    return statistics.proportion(right, count)
 
 
-def _mean(estimates: Sequence[Mapping]) -> scoring.Estimate:
+def _mean(estimates: Sequence[Mapping]) -> statistics.Estimate:
     value = sum(one["value"] for one in estimates) / len(estimates)
     if any(one["low"] is None for one in estimates):
-        return scoring.Estimate(value)
+        return statistics.Estimate(value)
     low, high = min(e["low"] for e in estimates), max(e["high"] for e in estimates)
-    return scoring.Estimate(value, low, high)
+    return statistics.Estimate(value, low, high)
 
 
 def differing(found: Sequence[Measured], varied: Sequence[str]) -> list[str]:
@@ -155,7 +155,7 @@ def cost_of(one: Measured, what: str) -> float:
     return float(value)
 
 
-def quality_of(one: Measured, name: str) -> scoring.Estimate:
+def quality_of(one: Measured, name: str) -> statistics.Estimate:
     """A measure of a point.
 
     Raises:
@@ -264,11 +264,9 @@ def _json(row: Line) -> dict:
         "settings": entry.settings,
         "cost": row.cost,
         "seconds": entry.seconds,
-        "quality": dataclasses.asdict(row.quality),
+        "quality": row.quality.to_json(),
         "pareto": row.on_front,
-        "measures": {
-            n: dataclasses.asdict(e) for n, e in row.measured.measures.items()
-        },
+        "measures": {n: e.to_json() for n, e in row.measured.measures.items()},
         "protocol": row.measured.protocol,
         "folder": str(entry.folder),
     }
@@ -309,7 +307,7 @@ def markdown(
     return "\n".join(text) + "\n"
 
 
-def _interval(estimate: scoring.Estimate) -> str:
+def _interval(estimate: statistics.Estimate) -> str:
     text = f"{estimate.value:.3f}"
     if estimate.low is None or estimate.high is None:
         return text

@@ -1,14 +1,40 @@
-"""Moments that can be merged, and intervals around a score.
+"""Moments that can be merged, and estimates with their 95 % intervals.
 
 Letters: n samples, d features, r resamples.
 """
 
 import dataclasses
 import math
-import statistics as normal_statistics
 from collections.abc import Callable
 
 import numpy as np
+
+_CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval.
+
+    Attributes:
+      value: the point estimate.
+      low, high: ends of the interval; None where there is none.
+      count: samples behind the value, where that is reported.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    count: int | None = None
+
+    def map(self, function: Callable[[float], float]) -> "Estimate":
+        """Returns the estimate of an increasing function of the value."""
+        ends = (end if end is None else function(end) for end in (self.low, self.high))
+        return Estimate(function(self.value), *ends, self.count)
+
+    def to_json(self) -> dict[str, float | None]:
+        """Returns value, low and high as JSON values."""
+        return {"value": self.value, "low": self.low, "high": self.high}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,14 +91,14 @@ class Moments:
 
 
 def checked_features(features_nd: np.ndarray, *, least: int) -> np.ndarray:
-    """Returns the features as float64 after checking what would spoil a statistic.
+    """Returns the features as float64 after checking their shape, number and values.
 
     Args:
       features_nd: features [n, d] of any real type.
       least: the fewest samples that the caller can use.
 
     Raises:
-      ValueError: a wrong number of axes, too few samples, or values not finite.
+      ValueError: not [n, d], fewer than `least` samples, or values that are not finite.
     """
     features_nd = np.asarray(features_nd, np.float64)
     if features_nd.ndim != 2:
@@ -83,98 +109,84 @@ def checked_features(features_nd: np.ndarray, *, least: int) -> np.ndarray:
     if broken:
         raise ValueError(
             f"{broken} of {len(features_nd)} feature vectors hold NaN or infinity: "
-            "the videos or the weights that made them are broken"
+            "the videos or the network's weights are broken"
         )
     return features_nd
 
 
-def wilson(successes: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Returns Wilson's score interval of a proportion (Wilson 1927).
+def proportion(successes: int, count: int) -> Estimate:
+    """Returns a proportion with Wilson's score interval (Wilson 1927).
 
-    Unlike the normal approximation it stays inside [0, 1] and does not shrink to a
-    point at 0 or 1, where our scores live.
+    Unlike the normal approximation, the interval stays inside [0, 1] and keeps its width
+    at 0 and 1, where many of our scores are.
 
     Raises:
       ValueError: there are no samples, or more successes than samples.
     """
+    import scipy.stats  # here, since it takes a second that training does not need
+
     if count < 1 or not 0 <= successes <= count:
         raise ValueError(f"not a proportion: {successes} of {count}")
-    z = normal_statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = successes / count
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-    scale = 1 + z * z / count
-    # At 0 and at `count` one end is exactly 0 or 1; rounding would miss it.
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == count else (centre + spread) / scale
-    return low, high
+    ends = scipy.stats.binomtest(successes, count).proportion_ci(_CONFIDENCE, "wilson")
+    return Estimate(successes / count, float(ends.low), float(ends.high), count)
 
 
-def newcombe(
-    first: tuple[int, int], second: tuple[int, int], confidence: float = 0.95
-) -> tuple[float, float]:
-    """Returns Newcombe's interval of a difference of two proportions p - q (1998).
+def newcombe(first: tuple[int, int], second: tuple[int, int]) -> Estimate:
+    """Returns a difference of two proportions p - q with Newcombe's interval (1998).
 
     With Wilson's intervals (l, u) of each (his method 10):
 
         p - q - sqrt((p - l_p)^2 + (u_q - q)^2), p - q + sqrt((u_p - p)^2 + (q - l_q)^2)
 
-    A bootstrap would have no width where both are 0 or 1.
+    SciPy has no such interval. A bootstrap would have no width where both are 0 or 1.
 
     Args:
       first, second: successes and count.
-      confidence: of the interval.
 
     Raises:
-      ValueError: as `wilson`.
+      ValueError: as `proportion`.
     """
-    (low_p, high_p), (low_q, high_q) = (
-        wilson(*one, confidence) for one in (first, second)
-    )
-    p, q = (successes / count for successes, count in (first, second))
-    below, above = math.hypot(p - low_p, high_q - q), math.hypot(high_p - p, q - low_q)
-    return p - q - below, p - q + above
+    p, q = proportion(*first), proportion(*second)
+    gap = p.value - q.value
+    below = math.hypot(p.value - p.low, q.high - q.value)
+    above = math.hypot(p.high - p.value, q.value - q.low)
+    return Estimate(gap, gap - below, gap + above, min(p.count, q.count))
 
 
 def bootstrap(
     statistic: Callable[[np.random.Generator], float],
-    point: float,
+    value: float,
     *,
     num_resamples: int = 200,
     seed: int = 0,
-    confidence: float = 0.95,
-) -> tuple[float, float]:
-    """Returns a bootstrap interval around a point estimate (Efron 1979).
+) -> Estimate:
+    """Returns a value with its bootstrap interval (Efron 1979).
 
-    `statistic` draws its own resample, so that statistics of one set or of two share
-    this function; `resample` draws indices, and `interval_of` takes the percentiles.
+    `scipy.stats.bootstrap` cannot shift its percentiles (see `from_resamples`), and it
+    resamples arrays only: here a statistic draws its own resample, of one set or of two.
 
     Args:
       statistic: maps a generator to the statistic of one resample.
-      point: the statistic of the samples themselves.
+      value: the statistic of the samples themselves.
       num_resamples: how many resamples are drawn.
-      seed: seed of the resamples.
-      confidence: the share of resamples inside the interval.
+      seed: of the resamples.
     """
     rng = np.random.default_rng(seed)
     values_r = np.array([statistic(rng) for _ in range(num_resamples)])
-    return interval_of(values_r, point, confidence=confidence)
+    return from_resamples(values_r, value)
 
 
-def interval_of(
-    values_r: np.ndarray, point: float, *, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Returns the interval of a statistic's values on resamples.
+def from_resamples(values_r: np.ndarray, value: float) -> Estimate:
+    """Returns a value with the interval of the statistic's values on resamples.
 
-    The percentiles are shifted so that the resamples' mean is the point estimate: a
-    resample repeats samples, which moves a Frechet distance up by about as much again
-    as its bias at that sample size, and plain percentiles would then lie above the
-    estimate.
+    The percentiles are shifted so that the resamples' mean is the value itself. A
+    resample repeats samples, which raises a Frechet distance by about as much again as
+    its bias at that sample size; plain percentiles would then lie above the value.
     """
     values_r = np.asarray(values_r, np.float64)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values_r + (point - values_r.mean()), [tail, 1 - tail])
-    return float(low), float(high)
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(values_r + (value - values_r.mean()), [tail, 1 - tail])
+    return Estimate(value, float(low), float(high))
 
 
 def resample(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -182,18 +194,16 @@ def resample(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return array[rng.integers(0, len(array), len(array))]
 
 
-def mean_interval(
-    values_n: np.ndarray, *, seed: int = 0, num_resamples: int = 1000
-) -> tuple[float, float, float]:
-    """Returns (mean, low, high) with a 95 % bootstrap interval."""
+def bootstrap_mean(values_n: np.ndarray) -> Estimate:
+    """Returns the mean of samples with its bootstrap interval.
+
+    Raises:
+      ValueError: not [n], or no samples.
+    """
     values_n = np.asarray(values_n, np.float64)
     if values_n.ndim != 1 or not len(values_n):
         raise ValueError(f"a mean needs samples [n], got shape {values_n.shape}")
-    point = float(values_n.mean())
-    low, high = bootstrap(
-        lambda rng: resample(values_n, rng).mean(),
-        point,
-        num_resamples=num_resamples,
-        seed=seed,
+    mean = float(values_n.mean())
+    return bootstrap(
+        lambda rng: resample(values_n, rng).mean(), mean, num_resamples=1000
     )
-    return point, low, high

@@ -80,7 +80,7 @@ class Report:
     asked: int
     values: dict[str, dict[str, float]]
     verdicts: dict[str, dict[str, dict[str, dict[str, bool]]]]
-    rfvd: scoring.Estimate | None
+    rfvd: statistics.Estimate | None
     latent: dict[str, float]
     failures: list[str]
     notes: list[str]
@@ -90,7 +90,7 @@ class Report:
     def rows(self) -> list[scoring.Row]:
         """One row for the clips and one for their reconstructions."""
         look = {
-            name: scoring.Estimate(*statistics.mean_interval(np.array([*of.values()])))
+            name: statistics.bootstrap_mean([*of.values()])
             for name, of in self.values.items()
         }
         if self.rfvd is not None:
@@ -266,7 +266,7 @@ def _to_show(shown: list[Shown]) -> list[Shown]:
     return shown[:_FIRST] + rest[:_WORST]
 
 
-def _rfvd(pairs, count: int, network) -> tuple[scoring.Estimate | None, list[str]]:
+def _rfvd(pairs, count: int, network) -> tuple[statistics.Estimate | None, list[str]]:
     """The distance of the features before and after, and notes on clips it leaves out."""
     fit, notes = sum(len(before_nd) for before_nd, _ in pairs), []
     if fit < count:
@@ -283,8 +283,7 @@ def _rfvd(pairs, count: int, network) -> tuple[scoring.Estimate | None, list[str
         drawn = rng.integers(0, fit, fit)
         return distances.frechet(after_nd[drawn], before_nd[drawn])
 
-    interval = statistics.bootstrap(of_resample, point, num_resamples=100)
-    return scoring.Estimate(point, *interval), notes
+    return statistics.bootstrap(of_resample, point, num_resamples=100), notes
 
 
 def run(

@@ -1,12 +1,12 @@
-"""Our parameters under the names and array layouts of diffusers and transformers.
+"""Conversion of parameters to the names and layouts of diffusers and transformers.
 
-For WanTransformer3DModel, AutoencoderKLWan and UMT5EncoderModel, in both directions.
-Ours are nested dicts as `nnx.to_pure_dict` gives them; theirs are flat dicts from name
-to array, as a safetensors file holds them. Both directions are strict: every array has
-exactly one place, and one error names those that have none.
+For WanTransformer3DModel, AutoencoderKLWan and UMT5EncoderModel, in both directions. Ours
+are the nested dicts of `nnx.to_pure_dict`; theirs are flat dicts from name to array, as in
+a safetensors file. Both directions are strict: every array has exactly one place, and one
+error names all arrays that have none.
 
-Kernels of ours are [..., in, out], torch's [out, in, ...]; blocks of a transformer are
-stacked on a leading axis here and numbered there.
+Our kernels are [..., in, out], torch's [out, in, ...]. Our transformer blocks are stacked
+on a leading axis, theirs are numbered.
 """
 
 import dataclasses
@@ -21,18 +21,17 @@ from flax import nnx
 from sora_jax.core import trees
 from sora_jax.models import dit, text_encoder, video_vae
 
-_NAMED = 20  # of what does not fit, so that a reader sees which kind of tensors it is
+_NAMED = 20  # names in an error: enough to see which kind of tensors they are
 Tree = Mapping[Any, Any]  # nested dicts of arrays
 Flat = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where one array stands on either side, and how its axes are arranged.
+    """The names of one array on either side, and how its axes are arranged.
 
-    Ours (row `layer` of it, if stacked), reshaped to `split` where that is given, with
-    its axes in the order `axes` and with axes of size 1 added to the `ones` = (front,
-    back), is theirs.
+    Theirs is ours (row `layer` of it, if stacked), reshaped to `split` if set, with its
+    axes in the order `axes`, and with `ones` = (front, back) axes of size 1 added.
     """
 
     theirs: str
@@ -42,14 +41,14 @@ class Entry:
     split: tuple[int, ...] | None = None
     layer: int | None = None
 
-    def turned(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Their shape without the ones, from the shape of ours."""
+    def transposed(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns their shape, without the ones, from the shape of ours."""
         shape = shape if self.layer is None else shape[1:]
         return tuple((self.split or shape)[axis] for axis in self.axes)
 
     def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         front, back = self.ones
-        return (1,) * front + self.turned(shape) + (1,) * back
+        return (1,) * front + self.transposed(shape) + (1,) * back
 
     def export(self, array: Any) -> Any:
         shape = self.their_shape(array.shape)
@@ -58,8 +57,8 @@ class Entry:
         return array.transpose(self.axes).reshape(shape)
 
     def view(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Theirs as (a row of) ours of that shape; copies only what has a `split`."""
-        array = array.reshape(self.turned(shape)).transpose(np.argsort(self.axes))
+        """Returns theirs as (a row of) ours of that shape; copies only with `split`."""
+        array = array.reshape(self.transposed(shape)).transpose(np.argsort(self.axes))
         return array.reshape(shape if self.layer is None else shape[1:])
 
     def restore(self, array: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -68,14 +67,14 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """An array of ours that becomes theirs when numpy asks for it."""
+    """An array of ours that is converted to theirs when numpy reads it."""
 
     entry: Entry
     array: Any
 
     @property
     def nbytes(self) -> int:
-        shape = self.entry.turned(self.array.shape)
+        shape = self.entry.transposed(self.array.shape)
         return math.prod(shape) * self.array.dtype.itemsize
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -153,7 +152,7 @@ def _video_vae(config: video_vae.Config) -> Iterator[Entry]:
         yield Entry(f"{attention}.norm.gamma", f"{attention}.norm.scale", (0,), (0, 2))
         yield from _linear(f"{attention}.to_qkv", f"{attention}.to_qkv", ones=(0, 2))
         yield from _linear(f"{attention}.proj", f"{attention}.proj", ones=(0, 2))
-    flat = 0  # Wan 2.1 numbers the encoder's blocks and halvings in one row
+    flat = 0  # Wan 2.1 numbers the encoder's blocks and downsamplers together
     for level in levels:
         ours = f"encoder.down_blocks.{level}"
         for i in range(config.num_res_blocks):
@@ -221,12 +220,11 @@ def _text_encoder(config: text_encoder.Config) -> Iterator[Entry]:
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """A peer's class: where each of its arrays stands in ours, and the other way round.
+    """A class of a peer library, and the conversion of its arrays from and to ours.
 
-    beyond: parts of ours that it does not have; they are zero when read. added: fields
-    of our config that say whether these parts are there. inexpressible: names what else
-    a network of ours may do that it cannot. aliases: other names under which its files
-    may hold a tensor.
+    beyond: our parts that it lacks; they are zero when read. added: fields of our config
+    that turn these parts on. inexpressible: returns the names of what else a network of
+    ours does that it cannot. aliases: alternative names of tensors in its files.
     """
 
     name: str
@@ -238,19 +236,19 @@ class Peer:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def shapes(self, config: Any) -> Tree:
-        """The parameters that ours has, as shapes."""
+        """Returns our parameters as shapes."""
         module = nnx.eval_shape(lambda: self.make(config, nnx.Rngs(0)))
         return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
     def by_parameter(self, config: Any) -> dict[str, list[Entry]]:
-        """The tensors of each parameter, in the order of the layers."""
-        found: dict[str, list[Entry]] = {}
+        """Returns the tensors of each parameter, in the order of the layers."""
+        entries: dict[str, list[Entry]] = {}
         for entry in self.entries(config):
-            found.setdefault(entry.ours, []).append(entry)
-        return found
+            entries.setdefault(entry.ours, []).append(entry)
+        return entries
 
     def resolve(self, flat: Mapping[str, Any]) -> Flat:
-        """The tensors under their first names; ValueError where two names disagree."""
+        """Replaces aliases by first names; ValueError where their tensors differ."""
         flat = {name: flat[name] for name in flat}
         for name, alias in self.aliases.items():
             other = flat.pop(alias, None)
@@ -258,21 +256,23 @@ class Peer:
                 flat.setdefault(name, other), other
             ):
                 raise ValueError(
-                    f"{name} and {alias} of {self.name} are one table, but they differ"
+                    f"{name} and {alias} of {self.name} must be equal, but they differ"
                 )
         return flat
 
-    def _check_form(self, params: Tree, config: Any) -> None:
+    def _check_expressible(self, params: Tree, config: Any) -> None:
         beyond = self.inexpressible(params, config)
         if beyond:
             raise ValueError(f"{self.name} cannot express {', '.join(beyond)} of ours")
 
     def check(self, flat: Mapping[str, Any], config: Any) -> None:
-        """Raises ValueError, naming what is missing, unexpected or mis-shaped.
+        """Checks that tensors fit the config, and the config the peer.
 
-        And where the config asks for what the peer never computed.
+        Raises:
+          ValueError: tensors are missing, unexpected or of another shape, which it names;
+            or the config has options that the peer lacks.
         """
-        self._check_form({}, config)
+        self._check_expressible({}, config)
         ours = trees.flatten(self.shapes(config))
         expected = {
             entry.theirs: entry.their_shape(ours[entry.ours].shape)
@@ -291,27 +291,30 @@ class Peer:
 
         Args:
           params: ours.
-          config: their network's.
-          lazily: return `Exported`, so that one array after the other is turned.
+          config: the network's.
+          lazily: whether to return `Exported`, which converts one array at a time.
 
         Raises:
-          ValueError: they do not fit the config, or ours does what the peer cannot; all
-            such parts are named.
+          ValueError: they do not fit the config, or the network has parts that the peer
+            lacks; all of them are named.
         """
-        self._check_form(params, config)
+        self._check_expressible(params, config)
         params, entries = trees.flatten(params), [*self.entries(config)]
         places = {entry.ours for entry in entries}
-        kept = {
+        common = {
             path: array
             for path, array in params.items()
             if path.split(".")[0] not in self.beyond
         }
         _check(
-            f"parameters for {self.name}", {}, places - set(kept), set(kept) - places
+            f"parameters for {self.name}",
+            {},
+            places - set(common),
+            set(common) - places,
         )
         if lazily:
-            return {e.theirs: Exported(e, kept[e.ours]) for e in entries}
-        return {entry.theirs: entry.export(kept[entry.ours]) for entry in entries}
+            return {e.theirs: Exported(e, common[e.ours]) for e in entries}
+        return {entry.theirs: entry.export(common[entry.ours]) for entry in entries}
 
     def restore(self, flat: Mapping[str, Any], config: Any) -> Tree:
         """Returns their tensors as our parameters, float32; raises as `check`."""
@@ -334,7 +337,7 @@ def _beyond_wan(params: Tree, config: dit.Config) -> list[str]:
         for path, array in trees.flatten(params).items()
         if path.split(".")[0] in _BEYOND_WAN and np.any(np.asarray(array))
     ]
-    forms = {
+    options = {
         "num_kv_heads": config.kv_heads != config.num_heads,
         "mask_text": config.mask_text,
         "additive_positions": config.additive_positions,
@@ -342,10 +345,10 @@ def _beyond_wan(params: Tree, config: dit.Config) -> list[str]:
         "rope_theta": config.rope_theta != dit.Config.rope_theta,
         "time_scale": config.time_scale is not None,
     }
-    return trained + [f"config.{name}" for name, used in forms.items() if used]
+    return trained + [f"config.{name}" for name, is_used in options.items() if is_used]
 
 
-# While they are zero, as they are at first, the denoiser computes what Wan does.
+# While they are zero, as at first, the denoiser computes the same as Wan.
 _BEYOND_WAN = ("known", "pooled_text")
 TRANSFORMER = Peer(
     "WanTransformer3DModel",
@@ -358,12 +361,12 @@ TRANSFORMER = Peer(
 
 
 def _beyond_wan_vae(params: Mapping, config: video_vae.Config) -> list[str]:
-    """What an AutoencoderKLWan does not compute: its steps all halve the frame."""
+    """Returns what an AutoencoderKLWan lacks; its steps all halve height and width."""
     del params
-    found = ["config.linear_channels"] if config.linear_channels else []
+    options = ["config.linear_channels"] if config.linear_channels else []
     if not all(space for _, space in config.steps):
-        found.append(f"config.spatial_downsample {config.spatial_downsample}")
-    return found
+        options.append(f"config.spatial_downsample {config.spatial_downsample}")
+    return options
 
 
 VAE = Peer(

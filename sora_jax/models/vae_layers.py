@@ -1,7 +1,7 @@
-"""The layers of the video autoencoder, which its encoder and decoder are stacked from.
+"""The layers of the video autoencoder.
 
-Layers that look back in time take the frames before those that they are given, and
-leave theirs, in a `streaming.Past`; at the beginning of a video it is empty.
+Layers that look back in time read the frames before their input from a `streaming.Past`,
+and write their own to it; at the start of a video it is empty.
 
 Letters: b batch, t time, h height, w width, c channels, i input and o output channels.
 """
@@ -17,10 +17,10 @@ from sora_jax.models import attention, conv, layers, streaming
 
 
 def _normal(std: float):
-    """Normal initializer that draws in one dimension.
+    """Normal initializer that draws a flat array.
 
-    Compiling JAX's generator for five dimensions takes ten times as long, and there is
-    a kernel for each of a hundred layers.
+    Compiling JAX's generator for five dimensions takes ten times as long, and a hundred
+    layers have kernels.
     """
 
     def init(key, shape, dtype):
@@ -30,9 +30,9 @@ def _normal(std: float):
 
 
 class Conv(nnx.Module):
-    """A convolution with bias: kernel [t,h,w,i,o] sees no later frame, [h,w,i,o] one.
+    """A convolution with bias: [t,h,w,i,o] causal over frames, [h,w,i,o] in each frame.
 
-    The kernel is split over the data-parallel devices by output channel, where `split`.
+    With `split` the kernel's output channels are sharded over the data-parallel devices.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Conv(nnx.Module):
         return y_bthwo + self.bias[...].astype(y_bthwo.dtype)
 
     def causal(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
-        """Sees the frames of x, and as many before them as the kernel reaches."""
+        """Convolves the frames of x, with as many earlier ones as the kernel needs."""
         x_bthwc, missing = past.join(x_bthwc, len(self.kernel) - 1)
         return self(x_bthwc, conv.causal_conv3d, missing=missing)
 
 
 def conv_out(is_added: bool, i: int, o: int, rngs: nnx.Rngs) -> Conv:
-    """The last convolution of a coder; zero at first where a codec's result is added."""
+    """The last convolution; zero at first where a linear codec's result is added."""
     init = nnx.initializers.zeros if is_added else None
     return Conv((3, 3, 3), i, o, split=False, init=init, rngs=rngs)
 
@@ -63,27 +63,27 @@ def conv_out(is_added: bool, i: int, o: int, rngs: nnx.Rngs) -> Conv:
 class LinearCodec(nnx.Module):
     """Channels of each latent voxel as a linear map of its block of pixels, and back.
 
-    The first frame of a video is a block of its own, of one frame, with maps of its own.
-    With the principal components of blocks (training/principal.py) this alone is the
-    best linear codec, so that what is around it begins there. Float32.
+    The first frame of a video is a block of one frame, with its own maps. Initialized with
+    the principal components of blocks (training/principal.py) it is the best linear codec,
+    from which the autoencoder then starts. Float32.
 
     Args:
-      time, space: frames, and pixels a side, of a block.
+      time, space: frames of a block, and pixels along its height and width.
       pixels: channels of a pixel.
-      c: latent channels that it makes and reads, `Config.linear_channels`.
+      c: latent channels that it encodes to, `Config.linear_channels`.
     """
 
     def __init__(self, time: int, space: int, pixels: int, c: int, *, rngs: nnx.Rngs):
         self.time, self.space = time, space
         first, rest = pixels * space**2, pixels * space**2 * time
-        free = {"axes": (None, None), "rngs": rngs}
-        self.encode_first = layers.Linear(first, c, **free)
-        self.encode_rest = layers.Linear(rest, c, **free)
-        self.decode_first = layers.Linear(c, first, **free)
-        self.decode_rest = layers.Linear(c, rest, **free)
+        options = {"axes": (None, None), "rngs": rngs}
+        self.encode_first = layers.Linear(first, c, **options)
+        self.encode_rest = layers.Linear(rest, c, **options)
+        self.decode_first = layers.Linear(c, first, **options)
+        self.decode_rest = layers.Linear(c, rest, **options)
 
     def encode(self, video_bthwc: jax.Array, is_first: bool) -> jax.Array:
-        """Blocks of pixels to latents; `is_first`: the video begins here."""
+        """Encodes blocks of pixels; `is_first`: the video starts here."""
         x_bthwc = video_bthwc.astype(jnp.float32)
         first, rest = jnp.split(x_bthwc, [int(is_first)], axis=1)
         parts = []
@@ -94,7 +94,7 @@ class LinearCodec(nnx.Module):
         return jnp.concatenate(parts, axis=1)
 
     def decode(self, latents_bthwc: jax.Array, is_first: bool) -> jax.Array:
-        """Latents to pixels; `is_first`: the video begins here."""
+        """Decodes latents to pixels; `is_first`: the video starts here."""
         x_bthwc = latents_bthwc.astype(jnp.float32)
         first, rest = jnp.split(x_bthwc, [int(is_first)], axis=1)
         parts = []
@@ -116,12 +116,12 @@ class LinearCodec(nnx.Module):
 
 def norm(c: int, rngs: nnx.Rngs) -> layers.RMSNorm:
     """RMSNorm over the channels of a voxel."""
-    # Wan divides by max(norm, 1e-12): next to no floor, which small activations need.
+    # Wan divides by max(norm, 1e-12): a tiny eps, which small activations need.
     return layers.RMSNorm(c, eps=1e-24, rngs=rngs)
 
 
 class ResBlock(nnx.Module):
-    """Two times norm, SiLU, convolution; added to the input."""
+    """Norm, SiLU and convolution, twice, with a residual connection."""
 
     def __init__(self, i: int, o: int, *, rngs: nnx.Rngs):
         zeros = nnx.initializers.zeros
@@ -138,7 +138,7 @@ class ResBlock(nnx.Module):
 
 
 class FrameAttention(nnx.Module):
-    """Self-attention with one head among the voxels of each frame."""
+    """Self-attention with one head over the voxels of each frame."""
 
     def __init__(self, c: int, *, rngs: nnx.Rngs):
         self.norm = norm(c, rngs)
@@ -205,20 +205,20 @@ class Upsample(nnx.Module):
         return self.conv(conv.double_space(x_bthwc))
 
     def _double_time(self, x_bthwc: jax.Array, past: streaming.Past) -> jax.Array:
-        # The convolution in time begins at the second frame; it does not see the first
-        # one, and gives two frames for each, one after the other.
+        # The temporal convolution starts at the second frame, does not see the first, and
+        # makes two consecutive frames of each.
         first, rest = jnp.split(x_bthwc, [int(past.is_first)], axis=1)
-        seen, missing = past.join(rest, len(self.time_conv.kernel) - 1)
+        joined, missing = past.join(rest, len(self.time_conv.kernel) - 1)
         if not rest.shape[1]:
             return first
-        pairs = self.time_conv(seen, conv.causal_conv3d, missing=missing)
+        pairs = self.time_conv(joined, conv.causal_conv3d, missing=missing)
         pairs = conv.reshape(pairs, *rest.shape[:4], 2, -1).swapaxes(-1, -2)
         return jnp.concatenate([first, conv.unfold(pairs, time=2, space=1)], axis=1)
 
 
 def mean_shortcut(x_bthwc: jax.Array, o: int, time: int, space: int) -> jax.Array:
-    """Shrinks by folding blocks into channels and averaging them to `o` channels."""
-    front = -x_bthwc.shape[1] % time  # the first frame is alone in its block
+    """Downsamples by folding blocks into channels and averaging these to `o`."""
+    front = -x_bthwc.shape[1] % time  # the first frame has a block of its own
     x_bthwc = jnp.pad(x_bthwc, ((0, 0), (front, 0), (0, 0), (0, 0), (0, 0)))
     x_bthwcf = conv.fold(x_bthwc, time=time, space=space)
     return jnp.mean(conv.reshape(x_bthwcf, *x_bthwcf.shape[:4], o, -1), axis=-1)
@@ -227,9 +227,9 @@ def mean_shortcut(x_bthwc: jax.Array, o: int, time: int, space: int) -> jax.Arra
 def repeat_shortcut(
     x_bthwc: jax.Array, o: int, time: int, space: int, *, is_first: bool
 ) -> jax.Array:
-    """Grows by repeating channels and unfolding them to blocks of `o` channels.
+    """Upsamples by repeating channels and unfolding them to blocks of `o` channels.
 
-    The first frame of a video grows to one frame, the last of its block.
+    The first frame of a video stays one frame, the last of its block.
     """
     blocks = time * space * space
     repeats = o * blocks // x_bthwc.shape[-1]

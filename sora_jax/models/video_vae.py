@@ -1,17 +1,15 @@
 """The video autoencoder: causal in time, 1 + 4n frames to 1 + n latent frames.
 
-One class in the two layouts of Wan (arXiv 2503.20314): that of Wan 2.1, and that of
-Wan 2.2, which folds pixels into channels first and carries a mean / repeat shortcut
-past every level (`residual_shortcuts`). The first frame stands alone: it never takes
-part in a change of the frame rate, so an image is a video of one frame. Norms look at
-the channels of one voxel only; nothing is averaged over time, so that no latent frame
-depends on later video frames.
+One class has both architectures of Wan (arXiv 2503.20314): Wan 2.1, and Wan 2.2, which
+folds pixels into channels first and has a mean / repeat shortcut around every level
+(`residual_shortcuts`). The first frame is apart: temporal down- and upsampling skips it,
+so an image is a video of one frame. Norms are over the channels of one voxel; nothing is
+averaged over time, so no latent frame depends on later video frames.
 
-A whole clip goes through in one pass, with the result that diffusers' AutoencoderKLWan
-reaches frame by frame with its feature caches; or it comes in chunks of any size
-(`encode_stream`, `decode_stream`), whose layers are handed what is kept of the past.
-Frames may be split over devices by height and width: the layers keep the layout of what
-they are given.
+A whole clip takes one pass, with the result that diffusers' AutoencoderKLWan computes
+frame by frame with feature caches; or it is processed in chunks of any size
+(`encode_stream`, `decode_stream`), with a state between them. Frames may be sharded by
+height and width: the layers keep the sharding of their input.
 
 Letters: b batch, t time, h height, w width, c channels.
 """
@@ -27,32 +25,34 @@ from flax import nnx
 from sora_jax.core import config as configs
 from sora_jax.models import conv, layers, streaming, vae_layers
 
-Step = tuple[bool, bool]  # from level to level: whether it halves time, and space
+Step = tuple[bool, bool]  # between levels: whether it halves time, and space
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes and forms; the default is the toy, 4 x 8 x 8 with 32 channels.
+    """Sizes and options; the default is the toy, 4 x 8 x 8 with 32 channels.
 
-    `latent_mean` and `latent_std` are measured once, after training, and kept here,
-    with the sizes, since they are no parameters: empty means 0 and 1.
+    `latent_mean` and `latent_std` are measured once, after training. They are here since
+    they are not parameters; empty means 0 and 1.
     """
 
     video_channels: configs.Size = 3
     latent_channels: configs.Size = 32
-    patch_size: configs.Size = 2  # pixels a side that are folded into channels
+    patch_size: configs.Size = 2  # side of the squares of pixels folded into channels
     base_dim: configs.Size = 32  # channels of the first level
-    decoder_base_dim: configs.Size | None = None  # the same where None
-    channel_multipliers: tuple[configs.Size, ...] = (1, 2, 2)  # one a level
-    num_res_blocks: configs.Size = 2  # a level of the encoder; the decoder has one more
-    # One entry for each step from level to level: whether it halves time, and whether
-    # it halves height and width (None: all of them do).
+    decoder_base_dim: configs.Size | None = None  # None: base_dim
+    channel_multipliers: tuple[configs.Size, ...] = (1, 2, 2)  # one per level
+    num_res_blocks: configs.Size = (
+        2  # per level of the encoder; the decoder has one more
+    )
+    # One entry for each step between levels: whether it halves time, and whether it halves
+    # height and width (None: all of them do).
     temporal_downsample: tuple[bool, ...] = (True, True)
     spatial_downsample: tuple[bool, ...] | None = None
     residual_shortcuts: bool = True
-    # Beyond Wan: a linear codec makes the first so many latent channels of pixels, and
-    # pixels of them; the network adds to both. The channels left over are its own: what
-    # it adds to the codec's, the codec decodes to wrong pixels. See LinearCodec.
+    # Beyond Wan: a linear codec encodes pixels to the first so many latent channels, and
+    # decodes these; the network adds to both. It needs channels of its own, since the
+    # codec decodes what it adds to the codec's channels to wrong pixels. See LinearCodec.
     linear_channels: Annotated[int, configs.Range("[0, 1e6]")] = 0
     latent_mean: tuple[float, ...] = ()
     latent_std: tuple[float, ...] = ()
@@ -68,30 +68,30 @@ class Config:
                     f"but {name} has {len(entries)} entries"
                 )
         if not all(map(any, self.steps)):
-            raise ValueError("a step halves neither time nor height and width")
+            raise ValueError("every step must halve time, or height and width")
         for name in ("latent_mean", "latent_std"):
             if len(getattr(self, name)) not in (0, self.latent_channels):
                 raise ValueError(
-                    f"{name} has {len(getattr(self, name))} entries; it takes one for "
+                    f"{name} has {len(getattr(self, name))} entries; it needs one for "
                     f"each of the {self.latent_channels} latent channels, or none"
                 )
         if not 0 <= self.linear_channels <= self.latent_channels:
             raise ValueError(
-                f"linear_channels is {self.linear_channels}; it is 0, or a part or all "
-                f"of the {self.latent_channels} latent channels"
+                f"linear_channels is {self.linear_channels}; it must be from 0 to the "
+                f"{self.latent_channels} latent channels"
             )
 
         if self.residual_shortcuts:
             self._check_shortcuts()
         elif not all(space for _, space in self.steps):
-            raise ValueError("without residual_shortcuts every step halves space")
+            raise ValueError("without residual_shortcuts every step must halve space")
 
     def _check_shortcuts(self) -> None:
-        """Checks that every shortcut averages, or repeats, a whole number of times."""
+        """Checks that the channels at the two ends of every shortcut divide."""
         blocks = [2 ** (time + 2 * space) for time, space in self.steps]
         encoder = self.widths(self.base_dim)
         decoder = self.widths(self.decoder_base_dim or self.base_dim)[::-1]
-        ways = [
+        shortcuts = [
             (i * block, o)
             for i, o, block in zip(
                 encoder[:1] + encoder, encoder, [*blocks, 1], strict=False
@@ -102,7 +102,7 @@ class Config:
                 decoder[:1] + decoder, decoder, blocks[::-1], strict=False
             )
         ]
-        for many, few in ways:
+        for many, few in shortcuts:
             if many % few:
                 raise ValueError(
                     f"channel_multipliers {self.channel_multipliers} leave a residual "
@@ -115,19 +115,21 @@ class Config:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """What each step from level to level halves, finest first: (time, space)."""
-        every = (True,) * len(self.temporal_downsample)
-        space = every if self.spatial_downsample is None else self.spatial_downsample
+        """Whether each step between levels halves (time, space), finest first."""
+        all_steps = (True,) * len(self.temporal_downsample)
+        space = (
+            all_steps if self.spatial_downsample is None else self.spatial_downsample
+        )
         return tuple(zip(self.temporal_downsample, space, strict=True))
 
     @property
     def temporal_stride(self) -> int:
-        """Video frames in each latent frame after the first."""
+        """Video frames per latent frame, except for the first."""
         return 2 ** sum(self.temporal_downsample)
 
     @property
     def spatial_stride(self) -> int:
-        """Pixels a side in each latent voxel."""
+        """Pixels per latent voxel, along height and width."""
         return self.patch_size * 2 ** sum(space for _, space in self.steps)
 
     def latent_shape(
@@ -136,7 +138,7 @@ class Config:
         """Returns the latent's (time, height, width, channels) for a video's size.
 
         Raises:
-          ValueError: the size is impossible; the message names the nearest possible.
+          ValueError: the size is not valid; the message names the nearest valid one.
         """
         stride, space = self.temporal_stride, self.spatial_stride
         if num_frames < 1 or (num_frames - 1) % stride:
@@ -175,7 +177,7 @@ WAN_2_2 = Config(
 
 
 class DownBlock(nnx.Module):
-    """A level of the encoder: residual blocks, then a halving except at the last."""
+    """A level of the encoder: residual blocks, then downsampling except at the last."""
 
     def __init__(
         self, config: Config, i: int, o: int, step: Step | None, *, rngs: nnx.Rngs
@@ -205,7 +207,7 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """A level of the decoder: residual blocks, then a doubling except at the last."""
+    """A level of the decoder: residual blocks, then upsampling except at the last."""
 
     def __init__(
         self, config: Config, i: int, o: int, step: Step | None, *, rngs: nnx.Rngs
@@ -239,7 +241,7 @@ class UpBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Folded pixels to the two moments of the latent."""
+    """Folded pixels to mean and log variance of the latent."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         widths = config.widths(config.base_dim)
@@ -281,7 +283,7 @@ class Decoder(nnx.Module):
             (3, 3, 3), config.latent_channels, widths[0], split=False, rngs=rngs
         )
         self.mid_block = vae_layers.MidBlock(widths[0], rngs=rngs)
-        # Without shortcuts an upsampler halves the channels on the way.
+        # Without shortcuts an upsampler also halves the channels.
         inputs = [widths[0]] + [
             width if config.residual_shortcuts else width // 2 for width in widths[:-1]
         ]
@@ -311,7 +313,7 @@ class VideoVAE(nnx.Module):
         c = config.latent_channels
         self.encoder = Encoder(config, rngs=rngs)
         self.quant_conv = layers.Linear(2 * c, 2 * c, axes=(None, None), rngs=rngs)
-        # Sampled latents begin next to their mean, or the noise would drown it at first.
+        # Sampled latents start close to their mean, which noise would hide at first.
         self.quant_conv.bias[...] = jnp.repeat(jnp.asarray([0.0, -10.0]), c)
         self.post_quant_conv = layers.Linear(c, c, axes=(None, None), rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)
@@ -323,7 +325,7 @@ class VideoVAE(nnx.Module):
         )
 
     def encode(self, video_bthwc: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns mean and log variance of the latent, as they are (not normalized).
+        """Returns mean and log variance of the latent, not normalized.
 
         Args:
           video_bthwc: pixels in [-1, 1], 1 + 4n frames of a size that the strides divide.
@@ -332,7 +334,7 @@ class VideoVAE(nnx.Module):
           mean_bthwc and logvar_bthwc, float32, the latter in [-30, 20].
 
         Raises:
-          ValueError: the size is impossible; the message names the nearest possible.
+          ValueError: the size is not valid; the message names the nearest valid one.
         """
         self.config.latent_shape(*video_bthwc.shape[1:4])
         return self.encode_chunk(video_bthwc)[0]
@@ -342,7 +344,7 @@ class VideoVAE(nnx.Module):
     ) -> tuple[tuple[jax.Array, jax.Array], streaming.State]:
         """Encodes the next frames of a video: ((mean_bthwc, logvar_bthwc), state).
 
-        `state` is what the chunk before gave. The first chunk has none, and 1 + 4n
+        `state` is that of the previous chunk. The first chunk has none, and 1 + 4n
         frames; others have 4n.
         """
         past = streaming.Past(state)
@@ -351,31 +353,31 @@ class VideoVAE(nnx.Module):
         x = self.quant_conv(self.encoder(x.astype(self.config.dtype), past))
         mean_bthwc, logvar_bthwc = jnp.split(x.astype(jnp.float32), 2, axis=-1)
         if self.linear is not None:
-            added = self.linear.encode(video_bthwc, past.is_first)
-            own = self.config.latent_channels - added.shape[-1]
-            mean_bthwc = mean_bthwc + jnp.pad(added, ((0, 0),) * 4 + ((0, own),))
+            linear = self.linear.encode(video_bthwc, past.is_first)
+            others = self.config.latent_channels - linear.shape[-1]
+            mean_bthwc = mean_bthwc + jnp.pad(linear, ((0, 0),) * 4 + ((0, others),))
         return (mean_bthwc, jnp.clip(logvar_bthwc, -30.0, 20.0)), past.state()
 
     def encode_stream(self, video, chunk: int = streaming.CHUNK, layout=None):
         """Yields (mean_bthwc, logvar_bthwc) of a video that comes in parts.
 
         Args:
-          video: an array, or an iterable of arrays that are joined in time, on the host:
+          video: an array, or an iterable of arrays to concatenate in time, on the host:
             pixels in [-1, 1], 1 + 4n frames in all.
-          chunk: latent frames that are encoded at a time. The memory follows it, not
+          chunk: latent frames that are encoded at a time. Memory depends on it, not on
             the length of the video.
           layout: mesh axes of [b, t, h, w, c]; see `streaming.spread_frames`.
 
         Raises:
-          ValueError: as `encode`, when what has come cannot be all.
+          ValueError: as `encode`, once the frames so far cannot be a whole video.
         """
         return streaming.encode(self, video, chunk, layout)
 
     def decode(self, latents_bthwc: jax.Array) -> jax.Array:
         """Returns the video of latents that are not normalized.
 
-        The pixels are float32 around [-1, 1]; they are clipped where they become bytes,
-        so that training sees a gradient everywhere.
+        The pixels are float32 and may leave [-1, 1]; they are clipped only when they
+        become bytes, so that gradients are not cut off in training.
         """
         return self.decode_chunk(latents_bthwc)[0]
 
@@ -384,22 +386,22 @@ class VideoVAE(nnx.Module):
     ) -> tuple[jax.Array, streaming.State]:
         """Decodes the next latents of a video: (video_bthwc, state).
 
-        `state` is what the chunk before gave; the first chunk has none.
+        `state` is that of the previous chunk; the first chunk has none.
         """
         past = streaming.Past(state)
         x = self.post_quant_conv(latents_bthwc.astype(self.config.dtype))
         x = self.decoder(x, past).astype(jnp.float32)
         video_bthwc = _unfold_pixels(x, self.config.patch_size)
         if self.linear is not None:
-            seen = latents_bthwc[..., : self.config.linear_channels]
-            video_bthwc = video_bthwc + self.linear.decode(seen, past.is_first)
+            linear = latents_bthwc[..., : self.config.linear_channels]
+            video_bthwc = video_bthwc + self.linear.decode(linear, past.is_first)
         return video_bthwc, past.state()
 
     def decode_stream(self, latents, chunk: int = streaming.CHUNK, layout=None):
-        """Yields the frames of latents that come in parts: `decode` in flat memory.
+        """Yields the frames of latents that come in parts: `decode` in constant memory.
 
         Args:
-          latents: an array, or an iterable of arrays that are joined in time, on the
+          latents: an array, or an iterable of arrays to concatenate in time, on the
             host, not normalized.
           chunk: latent frames that are decoded at a time.
           layout: mesh axes of [b, t, h, w, c]; see `streaming.spread_frames`.
@@ -407,12 +409,12 @@ class VideoVAE(nnx.Module):
         return streaming.decode(self, latents, chunk, layout)
 
     def normalize(self, latents_bthwc: jax.Array) -> jax.Array:
-        """Shifts and scales encoded latents to mean 0 and deviation 1 per channel."""
+        """Shifts and scales latents to mean 0 and standard deviation 1 per channel."""
         mean, std = self._statistics()
         return (latents_bthwc - mean) / std
 
     def denormalize(self, latents_bthwc: jax.Array) -> jax.Array:
-        """Undoes `normalize`; what a denoiser made must pass here before `decode`."""
+        """Undoes `normalize`; apply it to a denoiser's latents before `decode`."""
         mean, std = self._statistics()
         return latents_bthwc * std + mean
 

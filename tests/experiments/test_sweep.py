@@ -398,7 +398,7 @@ def test_shares_are_pooled_over_seeds_and_cost_counts_the_network(bench):
     entry = bench.run_here().entries[3]  # guidance 2, 5 steps
     one = results.measure(entry)
     colour = one.measures["motion/colour"]
-    assert (colour.value, colour.low, colour.high) == (0.25, *statistics.wilson(20, 80))
+    assert colour == statistics.proportion(20, 80) and colour.value == 0.25
     assert results.cost_of(one, "evaluations") == 10
     heun = dict(one.protocol) | {"sampler": "heun", "guidance_scale": 1}
     heun = dataclasses.replace(one, protocol=heun)

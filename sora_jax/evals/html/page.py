@@ -20,6 +20,7 @@ import jinja2
 import numpy as np
 
 from sora_jax.data import video_io
+from sora_jax.evals import statistics
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"),
@@ -95,7 +96,7 @@ class Cell:
     bar: bool = False
 
     @classmethod
-    def of(cls, estimate: Any, **options) -> "Cell":
+    def of(cls, estimate: statistics.Estimate | None, **options) -> "Cell":
         """Makes the cell of an estimate (value, low, high), or of None."""
         if estimate is None:
             return cls(None)

@@ -30,17 +30,8 @@ _ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
-class Cell:
-    """A row's value of a metric with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Step:
-    """One step of a chain: by how much a row is better than the next, with interval.
+    """One step of a chain: by how much a row is better than the next.
 
     It holds where the whole interval is above zero.
     """
@@ -48,13 +39,15 @@ class Step:
     metric: str
     better: str
     worse: str
-    gap: float
-    low: float
-    high: float
+    gap: statistics.Estimate
 
     @property
     def holds(self) -> bool:
-        return self.low > 0
+        return self.gap.low > 0
+
+    def to_json(self) -> dict[str, Any]:
+        gap = {"gap": self.gap.value, "low": self.gap.low, "high": self.gap.high}
+        return vars(self) | gap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +67,7 @@ class Table:
 
     title: str
     count: int
-    cells: Mapping[str, Mapping[str, Cell | None]]
+    cells: Mapping[str, Mapping[str, statistics.Estimate | None]]
     steps: tuple[Step, ...]
     not_asked: Mapping[str, str]
     winners: Mapping[str, tuple[str, ...]]
@@ -87,8 +80,14 @@ class Table:
         return tuple(step for step in self.steps if not step.holds)
 
     def to_json(self) -> dict[str, Any]:
-        """The table as JSON values."""
-        return dataclasses.asdict(self) | {"broken": len(self.broken)}
+        """Returns the table as JSON values."""
+        cells = {
+            metric: {row: cell and cell.to_json() for row, cell in by_row.items()}
+            for metric, by_row in self.cells.items()
+        }
+        steps = [step.to_json() for step in self.steps]
+        more = {"cells": cells, "steps": steps, "broken": len(self.broken)}
+        return vars(self) | more
 
     def as_text(self) -> str:
         """The table in Markdown, a row a metric, and below it what holds and does not."""
@@ -124,7 +123,7 @@ class Table:
         return "\n".join(lines)
 
 
-def _cell_text(cell: Cell | None) -> str:
+def _cell_text(cell: statistics.Estimate | None) -> str:
     if cell is None:
         return "-"
     return f"{cell.value:.3g} ({cell.low:.2g}..{cell.high:.2g})"
@@ -238,13 +237,14 @@ class _Builder:
         def step(better: str, worse: str) -> Step:
             (first, first_r), (second, second_r) = rows[better], rows[worse]
             gap, gap_r = sign * (first - second), sign * (first_r - second_r)
-            low, high = statistics.interval_of(gap_r, gap)
+            found = statistics.from_resamples(gap_r, gap)
             if abs(gap) <= _ROUNDING * max(abs(first), abs(second)):
-                low = min(low, 0.0)  # no difference but that of the order of a sum
-            return Step(metric.name, better, worse, gap, low, high)
+                # No difference but that of the order of a sum.
+                found = dataclasses.replace(found, low=min(found.low, 0.0))
+            return Step(metric.name, better, worse, found)
 
         self._cells[metric.name] = {
-            name: Cell(row[0], *statistics.interval_of(row[1], row[0])) if row else None
+            name: statistics.from_resamples(row[1], row[0]) if row else None
             for name, row in rows.items()
         }
         self._notes[metric.name] = metric.note

@@ -54,19 +54,17 @@ def frechet_from_moments(
 
 @dataclasses.dataclass(frozen=True)
 class Extrapolation:
-    """A Frechet distance at several sample sizes and its limit.
+    """The limit of a Frechet distance for infinitely many samples, and its fit.
 
     Attributes:
-      at_n: the distance of all samples, biased upwards by about c / n.
-      limit: intercept of the line through (1 / n, distance), which has no c / n bias,
-        or 0 where that is below it.
-      intercept: the same as it came out. Below zero, it says that the sets are too small
-        to be told apart: the line does not hold at these sizes, or they are equal.
+      limit: intercept of the line through (1 / n, distance), which has no c / n bias;
+        0 where the intercept is negative.
+      intercept: the intercept itself. A negative one says that the sets are too small to
+        be told apart: the distance is not linear at these sizes, or the sets are equal.
       sizes: the sample sizes of the fit, the same for both sets.
       values: mean distance at each size.
     """
 
-    at_n: float
     limit: float
     intercept: float
     sizes: tuple[int, ...]
@@ -115,7 +113,6 @@ def frechet_extrapolated(
     values = [np.mean([subset_distance(size) for _ in range(draws)]) for size in sizes]
     _, intercept = np.polyfit(1 / np.array(sizes), values, 1)
     return Extrapolation(
-        frechet(features1_nd, features2_nd),
         max(0.0, float(intercept)),
         float(intercept),
         tuple(sizes),
@@ -123,15 +120,15 @@ def frechet_extrapolated(
     )
 
 
-def frechet_interval(
+def frechet_estimate(
     features1_nd: np.ndarray,
     features2_nd: np.ndarray,
     *,
     num_resamples: int = 100,
     seed: int = 0,
     done: Callable[[], None] = lambda: None,
-) -> tuple[float, float]:
-    """Returns a 95 % bootstrap interval of `frechet`, both sets resampled.
+) -> statistics.Estimate:
+    """Returns `frechet` with its bootstrap interval, both sets resampled.
 
     `done` is called after each resample, of which a large one takes seconds.
     """

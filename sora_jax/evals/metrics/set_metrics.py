@@ -37,12 +37,10 @@ JEDI = Kernel(2, 0.0)  # arXiv 2410.05203, whose score is 100 times the biased f
 
 @dataclasses.dataclass(frozen=True)
 class KernelDistance:
-    """A kernel distance in both forms; each may carry its 95 % interval (low, high)."""
+    """A kernel distance in both forms."""
 
-    biased: float
-    unbiased: float
-    biased_interval: tuple[float, float] | None = None
-    unbiased_interval: tuple[float, float] | None = None
+    biased: statistics.Estimate
+    unbiased: statistics.Estimate
 
 
 def kernel_distance(
@@ -65,8 +63,8 @@ def kernel_distance(
     apart1 = (sum1 - diagonal1) / (n * (n - 1))
     apart2 = (sum2 - diagonal2) / (m * (m - 1))
     return KernelDistance(
-        biased=float(sum1 / n**2 + sum2 / m**2 - between),
-        unbiased=float(apart1 + apart2 - between),
+        biased=statistics.Estimate(float(sum1 / n**2 + sum2 / m**2 - between)),
+        unbiased=statistics.Estimate(float(apart1 + apart2 - between)),
     )
 
 
@@ -110,22 +108,19 @@ def kernel_distance_with_intervals(
     point = kernel_distance(set1_nd, set2_md, kernel)
     scale = np.sqrt(share / (1 - share))
 
-    def interval(form: str) -> tuple[float, float]:
-        values_r = np.array([getattr(distance, form) for distance in found])
-        return statistics.interval_of(scale * values_r, getattr(point, form))
+    def estimate(form: str) -> statistics.Estimate:
+        values_r = np.array([getattr(distance, form).value for distance in found])
+        value = getattr(point, form).value
+        return statistics.from_resamples(scale * values_r, value)
 
-    return dataclasses.replace(
-        point,
-        biased_interval=interval("biased"),
-        unbiased_interval=interval("unbiased"),
-    )
+    return KernelDistance(estimate("biased"), estimate("unbiased"))
 
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
-    """How two sets lie among each other, with 95 % intervals (value, low, high).
+    """How two sets lie among each other.
 
-    The intervals are of the samples that are counted, the other set held fixed.
+    The intervals are of the samples that are counted; the other set is held fixed.
 
     Attributes:
       precision: share of samples that lie in some ball around the reference.
@@ -134,10 +129,10 @@ class Neighbours:
       coverage: share of the reference's balls in which some sample lies.
     """
 
-    precision: tuple[float, float, float]
-    recall: tuple[float, float, float]
-    density: tuple[float, float, float]
-    coverage: tuple[float, float, float]
+    precision: statistics.Estimate
+    recall: statistics.Estimate
+    density: statistics.Estimate
+    coverage: statistics.Estimate
 
 
 def neighbours(
@@ -171,7 +166,7 @@ def neighbours(
     return Neighbours(
         _share(balls_n > 0),
         _share(recalled_m),
-        statistics.mean_interval(balls_n / k),
+        statistics.bootstrap_mean(balls_n / k),
         _share(covered_m),
     )
 
@@ -251,6 +246,5 @@ def _radii(set_nd: np.ndarray, k: int) -> np.ndarray:
     return radii_n
 
 
-def _share(inside_n: np.ndarray) -> tuple[float, float, float]:
-    count, right = len(inside_n), int(inside_n.sum())
-    return right / count, *statistics.wilson(right, count)
+def _share(inside_n: np.ndarray) -> statistics.Estimate:
+    return statistics.proportion(int(inside_n.sum()), len(inside_n))

@@ -24,15 +24,6 @@ NEAREST = "nearest training clip"
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A number with a 95 % interval, where it has one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Row:
     """What one kind of clips scored.
 
@@ -49,7 +40,7 @@ class Row:
         default_factory=dict
     )
     shares: Mapping[str, toyworld.Shares] = dataclasses.field(default_factory=dict)
-    look: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
+    look: Mapping[str, statistics.Estimate] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -102,16 +93,15 @@ def look(
                 f"can be followed and are not in the mean of {measure}"
             )
         if len(known_n):
-            measured[measure] = Estimate(*statistics.mean_interval(known_n))
+            measured[measure] = statistics.bootstrap_mean(known_n)
     return dataclasses.replace(row, look=measured, notes=(*row.notes, *notes))
 
 
-def _frechet(features_nd, reference_nd) -> dict[str, Estimate]:
-    found = distances.frechet_extrapolated(features_nd, reference_nd)
-    interval = distances.frechet_interval(features_nd, reference_nd)
-    values = {FVD_TOY: Estimate(found.at_n, *interval)}
-    if len(features_nd) >= features_nd.shape[1]:  # else it says nothing
-        values[FVD_TOY_LIMIT] = Estimate(found.limit)
+def _frechet(features_nd, reference_nd) -> dict[str, statistics.Estimate]:
+    values = {FVD_TOY: distances.frechet_estimate(features_nd, reference_nd)}
+    if len(features_nd) >= features_nd.shape[1]:  # else the limit says nothing
+        found = distances.frechet_extrapolated(features_nd, reference_nd)
+        values[FVD_TOY_LIMIT] = statistics.Estimate(found.limit)
     return values
 
 

@@ -3,7 +3,6 @@
 Letters: t frames, h height, w width, c channels.
 """
 
-import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sora_jax.evals import statistics
 from sora_jax.evals.html import charts, page
 from sora_jax.evals.prompts import scoring, toyworld
 from sora_jax.evals.prompts.scoring import Row
@@ -46,10 +46,10 @@ def to_json(rows: Sequence[Row]) -> dict[str, Any]:
         "rows": {
             row.name: {
                 "suites": {
-                    suite: {part: dataclasses.asdict(s) for part, s in shares.items()}
+                    suite: {part: _share_json(s) for part, s in shares.items()}
                     for suite, shares in row.shares.items()
                 },
-                "look": {n: dataclasses.asdict(e) for n, e in row.look.items()},
+                "look": {n: e.to_json() for n, e in row.look.items()},
             }
             for row in rows
         },
@@ -57,19 +57,29 @@ def to_json(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def _share_json(share: statistics.Estimate) -> dict[str, Any]:
+    right = round(share.value * share.count)
+    return {"right": right, "count": share.count} | share.to_json()
+
+
 def from_json(
     found: Mapping[str, Any], verdicts: Mapping[str, Mapping[str, list]]
 ) -> list[Row]:
     """Reads back what `to_json` has under "rows"; the verdicts are given by row."""
+
+    def estimate(fields: Mapping[str, Any]) -> statistics.Estimate:
+        names = ("value", "low", "high", "count")
+        return statistics.Estimate(*map(fields.get, names))
+
     return [
         Row(
             name,
             verdicts.get(name, {}),
             {
-                suite: {part: toyworld.Share(**share) for part, share in parts.items()}
+                suite: {part: estimate(share) for part, share in parts.items()}
                 for suite, parts in row["suites"].items()
             },
-            {n: scoring.Estimate(**estimate) for n, estimate in row["look"].items()},
+            {name: estimate(fields) for name, fields in row["look"].items()},
         )
         for name, row in found.items()
     ]

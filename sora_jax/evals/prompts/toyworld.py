@@ -84,22 +84,7 @@ class Suite:
         return dataclasses.replace(self, prompts=self.prompts[:count])
 
 
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """A proportion with its 95 % Wilson interval."""
-
-    right: int
-    count: int
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, right: int, count: int) -> "Share":
-        return cls(right, count, right / count, *statistics.wilson(right, count))
-
-
-Shares = dict[str, Share]
+Shares = dict[str, statistics.Estimate]  # part -> share of right clips
 
 
 # -- prompts ---------------------------------------------------------------------------
@@ -234,7 +219,7 @@ def summarize(found: Sequence[Mapping[str, bool]]) -> Shares:
             entry = counts.setdefault(part, [0, 0])
             entry[0] += bool(right)
             entry[1] += 1
-    return {part: Share.of(right, count) for part, (right, count) in counts.items()}
+    return {part: statistics.proportion(*pair) for part, pair in counts.items()}
 
 
 def worst(rows: Sequence[Shares]) -> Shares:

@@ -213,16 +213,6 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean over clips; its 95 % interval where there are two or more."""
-
-    value: float
-    low: float | None
-    high: float | None
-    count: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Set:
     """The clips of a folder.
 
@@ -243,21 +233,23 @@ class Set:
         measure = MEASURES[name]
         return np.array([c.values[name] for c in self.clips if c.counts(measure)])
 
-    def estimate(self, name: str) -> Estimate | None:
-        """The mean of a measure; None where no clip is in it."""
+    def estimate(self, name: str) -> statistics.Estimate | None:
+        """The mean of a measure, whose count is that of clips; None where no clip counts.
+
+        Fewer than two clips have no interval, except for a share.
+        """
         values_n = self.values(name)
         count = len(values_n)
         if not count:
             return None
         if MEASURES[name].share:
-            ends = statistics.wilson(int(values_n.sum()), count)
-            return Estimate(float(values_n.mean()), *ends, count)
+            return statistics.proportion(int(values_n.sum()), count)
         if count == 1:
-            return Estimate(float(values_n[0]), None, None, 1)
-        mean, *ends = statistics.mean_interval(values_n)
+            return statistics.Estimate(float(values_n[0]), count=1)
+        mean = statistics.bootstrap_mean(values_n)
         # No mean of a resample is beyond the values.
-        low, high = np.clip(ends, values_n.min(), values_n.max())
-        return Estimate(mean, float(low), float(high), count)
+        ends = np.clip([mean.low, mean.high], values_n.min(), values_n.max())
+        return statistics.Estimate(mean.value, *ends.tolist(), count)
 
     def flagged(self, name: str) -> int:
         """How many clips have the value 1 in a measure that is a share."""
@@ -271,7 +263,7 @@ class Set:
         return there[:count]
 
 
-def difference(first: Set, second: Set, name: str) -> Estimate | None:
+def difference(first: Set, second: Set, name: str) -> statistics.Estimate | None:
     """How much more the mean of the first set is, with its 95 % interval.
 
     Newcombe's interval for shares; else each set is resampled by itself. None where a
@@ -280,17 +272,13 @@ def difference(first: Set, second: Set, name: str) -> Estimate | None:
     values = first.values(name), second.values(name)
     if min(map(len, values)) < 2:
         return None
-    point = float(values[0].mean() - values[1].mean())
     if MEASURES[name].share:
-        counts = ((int(of.sum()), len(of)) for of in values)
-        ends = statistics.newcombe(*counts)
-        return Estimate(point, *ends, min(map(len, values)))
-    ends = statistics.bootstrap(
+        return statistics.newcombe(*((int(of.sum()), len(of)) for of in values))
+    return statistics.bootstrap(
         lambda rng: np.subtract(*(statistics.resample(v, rng).mean() for v in values)),
-        point,
+        float(values[0].mean() - values[1].mean()),
         num_resamples=1000,
     )
-    return Estimate(point, *ends, min(map(len, values)))
 
 
 def working_size(frame_hwc: np.ndarray) -> np.ndarray:

@@ -8,7 +8,9 @@ Letters: n, m clips, d features.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 import pathlib
 from typing import Any
 
@@ -33,8 +35,7 @@ class Distances:
     """What was measured.
 
     Attributes:
-      scores: name -> value.
-      intervals: name -> (low, high), 95 %, of the scores that have one.
+      scores: name -> value, with its interval where it has one.
       protocol: how, as JSON values.
       counts: set -> how many clips were found, used and failed.
       failures: one sentence for each clip or file that could not be used.
@@ -43,8 +44,7 @@ class Distances:
       reference: the features of the reference, which may be saved.
     """
 
-    scores: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
+    scores: dict[str, statistics.Estimate]
     protocol: dict[str, Any]
     counts: dict[str, dict[str, int]]
     failures: list[str]
@@ -117,10 +117,8 @@ def measure(
     pair = sets["videos"], sets["reference"]
     notes = [f"{side}: {note}" for side in sorted(sets) for note in sets[side].notes]
     notes += _unlike(*pair, settings, name)
-    scores, intervals = _scores(*pair, settings, notes)
     return Distances(
-        scores=scores,
-        intervals=intervals,
+        scores=_scores(*pair, settings, notes),
         protocol=_manifest(*pair, name),
         counts={
             side: {
@@ -187,29 +185,29 @@ def _sizes(sizes) -> str:
     return ", ".join(shown) + (f" and {len(sizes) - 3} more" if sizes[3:] else "")
 
 
-def _scores(videos, reference, settings, notes: list[str]):
-    """Scores and intervals by name; what is left out is noted."""
+def _scores(videos, reference, settings, notes) -> dict[str, statistics.Estimate]:
+    """Scores by name; what is left out is noted."""
     samples_nd, reference_md = videos.features_nd, reference.features_nd
     count = min(len(samples_nd), len(reference_md))
     for what, least in _LEAST.items():
         if count < least:
             notes.append(f"{what} needs {least} clips of each set, there are {count}")
-    scores = {"frechet": distances.frechet(samples_nd, reference_md)}
     with progress.Progress(_RESAMPLES, "bootstrap", "resamples") as bar:
-        ends = distances.frechet_interval(
+        frechet = distances.frechet_estimate(
             samples_nd, reference_md, num_resamples=_RESAMPLES, done=bar.update
         )
-    intervals = {"frechet": ends}
+    scores = {"frechet": frechet}
     if count >= distances.LEAST:
         found = distances.frechet_extrapolated(samples_nd, reference_md)
-        scores["frechet_limit"] = found.limit
+        scores["frechet_limit"] = statistics.Estimate(found.limit)
         if found.intercept < 0:
             notes.append(
                 f"the extrapolated Frechet distance came out at {found.intercept:.3g}, "
                 f"below 0, and is given as 0: {count} clips of each set are too few to "
                 "tell the sets apart by it"
             )
-    scores["frechet_n"] = distances.frechet(*map(_by_n, (samples_nd, reference_md)))
+    by_n = distances.frechet(*map(_by_n, (samples_nd, reference_md)))
+    scores["frechet_n"] = statistics.Estimate(by_n)
     kernels = {"kernel": (set_metrics.KID, 1.0)}
     if settings.features == "vjepa":
         kernels["jedi"] = (set_metrics.JEDI, 100.0)
@@ -223,26 +221,23 @@ def _scores(videos, reference, settings, notes: list[str]):
             label = (
                 "jedi" if (kernel, form) == ("jedi", "biased") else f"{kernel}_{form}"
             )
-            scores[label] = factor * getattr(distance, form)
-            ends = getattr(distance, f"{form}_interval")
-            if ends is not None:
-                intervals[label] = factor * ends[0], factor * ends[1]
+            scaled = functools.partial(operator.mul, factor)
+            scores[label] = getattr(distance, form).map(scaled)
     if count > set_metrics.NEIGHBOURS:
-        near = set_metrics.neighbours(samples_nd, reference_md)
-        for label, (value, *ends) in vars(near).items():
-            scores[label], intervals[label] = value, tuple(ends)
+        scores |= vars(set_metrics.neighbours(samples_nd, reference_md))
     if settings.features == "i3d" and len(samples_nd) >= 2 * _SPLITS:
         score, _ = set_metrics.inception_score(samples_nd, _SPLITS)
-        scores["inception_score_i3d"] = score
+        scores["inception_score_i3d"] = statistics.Estimate(score)
     elif settings.features == "i3d":
         notes.append(f"the class score needs {2 * _SPLITS} clips")
-    for label in intervals.keys() & {"frechet", "kernel_biased", "jedi"}:
-        # What is never below zero has no interval there, however few the clips.
-        intervals[label] = tuple(max(0.0, end) for end in intervals[label])
-    broken = [label for label, value in scores.items() if not math.isfinite(value)]
+    for label in scores.keys() & {"frechet", "kernel_biased", "jedi"}:
+        # These are never negative, so their intervals end at zero.
+        ends = scores[label].map(functools.partial(max, 0.0))
+        scores[label] = dataclasses.replace(ends, value=scores[label].value)
+    broken = [label for label, one in scores.items() if not math.isfinite(one.value)]
     if broken:
-        raise ValueError(f"{', '.join(broken)} came out as no number")
-    return scores, intervals
+        raise ValueError(f"{', '.join(broken)}: NaN or infinity")
+    return scores
 
 
 def _by_n(features_nd: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sora_jax.evals import statistics
 from sora_jax.evals.html import charts, page
 from sora_jax.evals.metrics import control_tables
 from sora_jax.evals.videos import clip_files, clip_measures, folder_distances
@@ -52,7 +53,7 @@ def measures_table(sets: Mapping[str, clip_measures.Set]) -> page.Table:
     return page.Table("Measures of single clips", _NOTE, columns, rows, remarks=remarks)
 
 
-def _cells(one: clip_measures.Estimate | None) -> list[page.Cell]:
+def _cells(one: statistics.Estimate | None) -> list[page.Cell]:
     count = one.count if one else 0
     return [page.Cell.of(one, digits=3), page.Cell(count, digits=4)]
 
@@ -91,8 +92,7 @@ def make(
 def _distances_table(distances: folder_distances.Distances) -> page.Table:
     theirs = distances.published or {}
     rows = [
-        (name, [page.Cell(value, *distances.intervals.get(name, ()), digits=5)])
-        for name, value in distances.scores.items()
+        (name, [page.Cell.of(one, digits=5)]) for name, one in distances.scores.items()
     ]
     note = "Of the whole set, on features, with 95 % bootstrap intervals."
     if theirs:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sora_jax.core import paths, progress
-from sora_jax.evals import protocol
+from sora_jax.evals import protocol, statistics
 from sora_jax.evals.html import page
 from sora_jax.evals.metrics import agreement, control_tables
 from sora_jax.evals.videos import (
@@ -127,7 +127,7 @@ class Report:
     notes: list[str]
     seconds: float
 
-    def estimates(self) -> Iterator[tuple[str, str, clip_measures.Estimate]]:
+    def estimates(self) -> Iterator[tuple[str, str, statistics.Estimate]]:
         """Set, measure and mean, of all that are defined."""
         for side, of in self.sets.items():
             for name in clip_measures.MEASURES:
@@ -276,22 +276,23 @@ def write(out: pathlib.Path, report: Report) -> str:
     """
     digest, distances = protocol.digest(report.protocol), report.distances
     facts = page.facts() | {"Seconds": round(report.seconds, 1)}
-    scores = dict(distances.scores) if distances else {}
-    ends = {n: list(e) for n, e in distances.intervals.items()} if distances else {}
+    estimates = dict(distances.scores) if distances else {}
     means = {}
     for side, name, found in report.estimates():
         key = clip_measures.MEASURES[name].key
-        scores[f"{side}/{key}"] = found.value
+        estimates[f"{side}/{key}"] = found
         means[f"{side}/{key}"] = found.count
-        if found.low is not None:
-            ends[f"{side}/{key}"] = [found.low, found.high]
     content = {
         "protocol": report.protocol,
         "digest": digest,
         "published": distances and distances.published,
         "counts": report.counts(),
-        "scores": scores,
-        "intervals": ends,
+        "scores": {name: one.value for name, one in estimates.items()},
+        "intervals": {
+            name: [one.low, one.high]
+            for name, one in estimates.items()
+            if one.low is not None
+        },
         "clips_in_mean": means,
         "failures": report.failures,
         "notes": report.notes,
@@ -318,12 +319,11 @@ def write(out: pathlib.Path, report: Report) -> str:
 
 def _as_text(out: pathlib.Path, report: Report, digest: str) -> str:
     lines, distances = [], report.distances
-    for name, value in distances.scores.items() if distances else ():
-        ends = distances.intervals.get(name)
-        interval = "" if ends is None else f"  [{ends[0]:.6g}, {ends[1]:.6g}]"
+    for name, one in distances.scores.items() if distances else ():
+        interval = "" if one.low is None else f"  [{one.low:.6g}, {one.high:.6g}]"
         mine = (distances.published or {}).get("score") == name
         theirs = f"  <- {distances.published['protocol']}" if mine else ""
-        lines.append(f"{name:20}{value:.6g}{interval}{theirs}")
+        lines.append(f"{name:20}{one.value:.6g}{interval}{theirs}")
     if report.sets:
         lines += ["", page.as_text([folder_page.measures_table(report.sets)]), ""]
     if report.controls:

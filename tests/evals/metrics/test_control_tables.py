@@ -142,7 +142,7 @@ def test_intervals_pair_the_clips():
         video, fps=8, metrics=(metric,), names=[controls.STILL]
     )
     (step,) = table.steps
-    assert step.gap == pytest.approx(0.5) and step.low == pytest.approx(0.5)
+    assert step.gap.value == pytest.approx(0.5) and step.gap.low == pytest.approx(0.5)
     cell = table.cells["m"][GIVEN]
     assert cell.high - cell.low > 20
 

@@ -88,7 +88,7 @@ def test_extrapolation_on_known_gaussians():
     # Equal distributions: the bias at n is most of the value, the limit has lost it.
     third = rng.normal(size=(count, d))
     same = distances.frechet_extrapolated(first, third)
-    assert abs(same.intercept) < 0.35 * same.at_n
+    assert abs(same.intercept) < 0.35 * distances.frechet(first, third)
     assert same.limit == max(0, same.intercept)
     # A set and itself: what falls with n is below zero at the limit, which 0 bounds.
     itself = distances.frechet_extrapolated(first[:32], first[:32])
@@ -98,8 +98,9 @@ def test_extrapolation_on_known_gaussians():
 
 def test_interval_holds_the_point():
     first, second = features(60, 8, 10), features(60, 8, 11)
-    low, high = distances.frechet_interval(first, second, num_resamples=40)
-    assert 0 < low < distances.frechet(first, second) < high
+    found = distances.frechet_estimate(first, second, num_resamples=40)
+    assert found.value == distances.frechet(first, second)
+    assert 0 < found.low < found.value < found.high
 
 
 def test_resamples_have_the_distance_of_what_was_drawn():

@@ -35,7 +35,9 @@ def test_kernel_distance_is_the_sum_over_pairs(kernel, monkeypatch):
     first, second = draw(11), draw(7, seed=1, mean=0.5)
     found = set_metrics.kernel_distance(first, second, kernel)
     expected = brute_force(first, second, kernel.degree, kernel.offset)
-    np.testing.assert_allclose((found.biased, found.unbiased), expected, rtol=1e-10)
+    np.testing.assert_allclose(
+        (found.biased.value, found.unbiased.value), expected, rtol=1e-10
+    )
 
 
 def test_jedi_and_kid_have_their_kernels():
@@ -46,9 +48,9 @@ def test_jedi_and_kid_have_their_kernels():
 def test_only_the_unbiased_form_is_zero_for_equal_distributions():
     pairs = [(draw(60, seed=i), draw(60, seed=100 + i)) for i in range(20)]
     found = [set_metrics.kernel_distance(*pair) for pair in pairs]
-    unbiased = np.array([distance.unbiased for distance in found])
+    unbiased = np.array([distance.unbiased.value for distance in found])
     assert abs(unbiased.mean()) < 3 * unbiased.std() / np.sqrt(len(found))
-    biased = np.array([distance.biased for distance in found])
+    biased = np.array([distance.biased.value for distance in found])
     assert biased.mean() > 10 * abs(unbiased.mean()) and biased.min() > 0
 
 
@@ -56,17 +58,17 @@ def test_intervals_hold_what_they_should():
     """Of equal distributions 0; of others the distance of very many samples."""
     truth = set_metrics.kernel_distance(
         draw(4000, seed=50), draw(4000, seed=51, mean=0.4)
-    ).unbiased
+    ).unbiased.value
     held = {0.0: 0, truth: 0}
     for i in range(20):
         for mean, value in ((0.0, 0.0), (0.4, truth)):
             found = set_metrics.kernel_distance_with_intervals(
                 draw(50, seed=i), draw(70, seed=100 + i, mean=mean), num_subsets=60
             )
-            low, high = found.unbiased_interval
-            assert low < found.unbiased < high
+            low, high = found.unbiased.low, found.unbiased.high
+            assert low < found.unbiased.value < high
             held[value] += low <= value <= high
-            assert found.biased_interval[0] < found.biased < found.biased_interval[1]
+            assert found.biased.low < found.biased.value < found.biased.high
     assert min(held.values()) >= 17
 
 
@@ -75,8 +77,8 @@ def test_large_sets_have_smaller_subsets_and_equal_intervals(monkeypatch):
     halves = set_metrics.kernel_distance_with_intervals(first, second)
     monkeypatch.setattr(set_metrics, "LARGEST_SUBSET", 40)
     fifths = set_metrics.kernel_distance_with_intervals(first, second)
-    assert halves.unbiased == fifths.unbiased
-    widths = [np.ptp(found.unbiased_interval) for found in (halves, fifths)]
+    assert halves.unbiased.value == fifths.unbiased.value
+    widths = [one.unbiased.high - one.unbiased.low for one in (halves, fifths)]
     assert widths[1] == pytest.approx(widths[0], rel=0.3)
 
 
@@ -105,20 +107,20 @@ def test_neighbours_are_counted_as_defined(k, monkeypatch):
     found = set_metrics.neighbours(samples, reference, k)
     values = [found.precision, found.recall, found.density, found.coverage]
     expected = counted(samples, reference, k)
-    np.testing.assert_allclose([value for value, *_ in values], expected, rtol=1e-12)
-    assert all(low <= value <= high for value, low, high in values)
-    assert 0 < found.precision[0] < 1 and 0 < found.coverage[0] < 1
+    np.testing.assert_allclose([one.value for one in values], expected, rtol=1e-12)
+    assert all(one.low <= one.value <= one.high for one in values)
+    assert 0 < found.precision.value < 1 and 0 < found.coverage.value < 1
 
 
 def test_disjoint_sets_and_a_set_and_itself():
     first, far = draw(20), draw(20, seed=1, mean=50.0)
     found = set_metrics.neighbours(first, far)
-    for value in (found.precision, found.recall, found.density, found.coverage):
-        assert value[0] == 0
+    for one in (found.precision, found.recall, found.density, found.coverage):
+        assert one.value == 0
     itself = set_metrics.neighbours(first, first)
-    assert itself.precision[0] == itself.recall[0] == itself.coverage[0] == 1
+    assert itself.precision.value == itself.recall.value == itself.coverage.value == 1
     distance = set_metrics.kernel_distance(first, first)
-    assert distance.biased == pytest.approx(0, abs=1e-12)
+    assert distance.biased.value == pytest.approx(0, abs=1e-12)
 
 
 def test_one_mode_of_two_is_precise_and_covers_half():

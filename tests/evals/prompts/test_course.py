@@ -17,12 +17,12 @@ import safetensors.numpy
 from configs import toy
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
+from sora_jax.evals import statistics
 from sora_jax.evals.prompts import (
     cached_sampling,
     checkpoints,
     course,
     scoring,
-    toyworld,
 )
 from sora_jax.generation import cache_calibration, compiled, pipeline, runs
 from sora_jax.training import checkpoint, run_folder, state, trained_vae
@@ -524,8 +524,8 @@ def test_few_checkpoints_have_their_clips_read():
 
 def test_curves_have_bands():
     def point(step, right):
-        shares = {"motion": {"pass": toyworld.Share.of(right, 10)}}
-        look = {scoring.FVD_TOY: scoring.Estimate(5 - right, 4 - right, 7 - right)}
+        shares = {"motion": {"pass": statistics.proportion(right, 10)}}
+        look = {scoring.FVD_TOY: statistics.Estimate(5 - right, 4 - right, 7 - right)}
         row = scoring.Row(f"{scoring.MODEL}, seed 0", shares=shares, look=look)
         return course.Point(step, [row], {})
 

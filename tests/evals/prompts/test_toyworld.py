@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sora_jax.evals import statistics
 from sora_jax.evals.metrics import controls
 from sora_jax.evals.prompts import rows, toyworld
 from sora_jax.toyworld import captions, families, render
@@ -107,7 +108,8 @@ def test_what_is_missing_or_not_found_is_wrong(suites, truth):
     found = toyworld.verdicts(motion, videos)
     shares = toyworld.summarize(found)
     assert shares["colour"].count == shares["pass"].count == len(motion)
-    assert shares["colour"].right == shares["direction"].right == len(motion) - 2
+    right = (len(motion) - 2) / len(motion)
+    assert shares["colour"].value == shares["direction"].value == right
     assert not any(found[3].values()) and found[3].keys() == found[5].keys()
     with pytest.raises(ValueError, match="24 prompts, but there are 23 clips"):
         toyworld.verdicts(motion, videos[1:])
@@ -142,8 +144,14 @@ def test_permutation_moves_every_prompt_and_keeps_all(suites):
 
 
 def test_worst_takes_each_part_from_its_own_seed():
-    first = {"colour": toyworld.Share.of(9, 10), "side": toyworld.Share.of(5, 10)}
-    second = {"colour": toyworld.Share.of(7, 10), "side": toyworld.Share.of(8, 10)}
+    first = {
+        "colour": statistics.proportion(9, 10),
+        "side": statistics.proportion(5, 10),
+    }
+    second = {
+        "colour": statistics.proportion(7, 10),
+        "side": statistics.proportion(8, 10),
+    }
     found = toyworld.worst([first, second])
     assert found["colour"] == second["colour"] and found["side"] == first["side"]
     assert found["side"].low < 0.5 < found["side"].high

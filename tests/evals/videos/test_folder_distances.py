@@ -90,12 +90,13 @@ def test_scores_are_those_of_the_features(folders, tmp_path):
     assert scores["frechet"] == pytest.approx(distances.frechet(*sets), rel=1e-4)
     limit = distances.frechet_extrapolated(*sets).limit
     assert scores["frechet_limit"] == pytest.approx(limit, rel=1e-3)
-    low, high = distances.frechet_interval(*sets)
+    ends = distances.frechet_estimate(*sets)
+    low, high = ends.low, ends.high
     expected = [max(0.0, low), high]
     assert found["intervals"]["frechet"] == pytest.approx(expected, rel=1e-3)
     kernel = set_metrics.kernel_distance(*sets)
-    assert scores["kernel_biased"] == pytest.approx(kernel.biased, rel=1e-4)
-    assert scores["kernel_unbiased"] == pytest.approx(kernel.unbiased, rel=1e-4)
+    assert scores["kernel_biased"] == pytest.approx(kernel.biased.value, rel=1e-4)
+    assert scores["kernel_unbiased"] == pytest.approx(kernel.unbiased.value, rel=1e-4)
     near = set_metrics.neighbours(*sets)
     for name in ("precision", "recall", "density", "coverage"):
         assert scores[name] == pytest.approx(getattr(near, name)[0])
@@ -489,7 +490,9 @@ def test_scores_that_only_some_networks_have(tmp_path):
     made, real, network = tmp_path / "made", tmp_path / "real", Colours()
     jedi = measured(tmp_path, made, real, network, features="vjepa")
     distance = set_metrics.kernel_distance(*sets, set_metrics.JEDI)
-    assert jedi["scores"]["jedi"] == pytest.approx(100 * distance.biased, rel=1e-4)
+    assert jedi["scores"]["jedi"] == pytest.approx(
+        100 * distance.biased.value, rel=1e-4
+    )
     assert "jedi_unbiased" in jedi["scores"] and "kernel_biased" in jedi["scores"]
     fvd = measured(tmp_path, made, real, network, features="i3d")
     expected, _ = set_metrics.inception_score(sets[0], 10)
