@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "peers: compares with a peer library, run in .peers"
     )
     config.addinivalue_line("markers", "tpu: compiles for a TPU that is not there")
+    config.addinivalue_line("markers", "slow: run by ./launch/test --all only")
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
 

@@ -145,6 +145,7 @@ def test_an_older_checkpoint_and_another_shift(folder):
         clips("absent", checkpoints=7)
 
 
+@pytest.mark.slow
 def test_another_batch_size_has_the_same_scores(folder):
     """To six digits: clips depend on their own prompt and seed, not on their company.
 

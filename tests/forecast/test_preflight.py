@@ -33,6 +33,7 @@ def run(libtpu, *flags, optimization="", **changes):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.tpu
 def test_a_small_denoiser_is_compiled_for_four_chips(libtpu, tmp_path):
     flags = ["--config=configs/wan_1_3b.py", "--topology=v5e:2x2"]

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from tests import readmes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -25,6 +27,7 @@ def quickstart(out):
     )
 
 
+@pytest.mark.slow
 def test_the_recipe_runs_from_shards_to_report(tmp_path):
     out = tmp_path / "a run"
     ended = quickstart(out)

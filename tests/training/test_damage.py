@@ -1,13 +1,12 @@
 """Bytes that are lost or changed on the way: every one is noticed, in one sentence.
 
-`SORA_FLIPS=1000 ./launch/test tests/training/test_damage.py -s` damages a thousand files,
-one at a time, and prints what became of them.
+The slow test damages a thousand files, one at a time; with `-s` it prints what became of
+them.
 """
 
 import collections
 import contextlib
 import io
-import os
 import pathlib
 import random
 import shutil
@@ -197,9 +196,9 @@ def outcome(read, base, wanted, older) -> str:
     return "harmless" if same(found, wanted) else "silent"
 
 
-def test_a_damaged_byte_is_never_read_in_silence(whole, tmp_path):
-    draw = random.Random(0)
-    count, counts = int(os.environ.get("SORA_FLIPS", "60")), {}
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_damaged_byte_is_never_read_in_silence(whole, tmp_path, count):
+    draw, counts = random.Random(0), {}
     base = shutil.copytree(whole, tmp_path / "copy")
     names = [*READ] * (count // len(READ) + 1)
     for name in names[:count]:

@@ -1,7 +1,4 @@
-"""The train job as a user runs it: killed, stopped, in several processes.
-
-`SORA_KILLS=10 ./launch/test tests/training/test_train_job.py` kills it ten times.
-"""
+"""The train job as a user runs it: killed, stopped, in several processes."""
 
 import contextlib
 import os
@@ -113,8 +110,9 @@ def uninterrupted(folder):
     return run
 
 
-def test_killed_runs_end_with_the_same_bits(folder, uninterrupted):
-    run, kills = folder / "killed", int(os.environ.get("SORA_KILLS", "2"))
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_runs_end_with_the_same_bits(folder, uninterrupted, kills):
+    run = folder / f"killed{kills}"
     moments = random.Random(0)
     for _ in range(kills):
         # From the first import to the last save, wherever the moment falls.
@@ -184,6 +182,7 @@ def test_two_processes_do_what_one_does(uninterrupted_pod, uninterrupted):
     )
 
 
+@pytest.mark.slow
 def test_processes_that_split_no_rows_read_the_same_ones(folder, tmp_path):
     """Two processes that hold half of every head each, beside one."""
     text = {"objective": "text_encoder", "text__target": "dense", "loop__num_steps": 5}
@@ -196,6 +195,7 @@ def test_processes_that_split_no_rows_read_the_same_ones(folder, tmp_path):
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pod_that_loses_a_process_goes_on_exactly(folder, uninterrupted_pod):
     run = folder / "bereft"
     said = folder / "bereft.txt"

@@ -13,7 +13,7 @@ from sora_jax.evals.metrics import control_metrics, control_tables, controls
 from sora_jax.evals.metrics.control_metrics import GIVEN
 from sora_jax.toyworld import families, render
 
-SEEDS = (11, 12)
+SEEDS = (11, pytest.param(12, marks=pytest.mark.slow))
 
 
 def clips(family, count, seed, split="test", keep=lambda truth: True):
