@@ -162,7 +162,7 @@ def main() -> None:
     meshes.initialize()
     check_flags()
     job.check_writable(f"{FLAGS.out}/scores.json", FLAGS.save_statistics)
-    job.hold(FLAGS.out)
+    job.lock_folder(FLAGS.out)
     if FLAGS.videos:
         return compare() if jax.process_index() == 0 else None
     clips, network = shards.open(FLAGS.shards), networks.ToyFeatures()

@@ -151,7 +151,7 @@ def main() -> None:
         calls = [arguments([clip]) for clip in wanted]
         return print(estimate.report(FLAGS.model, calls, strict=FLAGS.strict))
     if FLAGS.prompts and not FLAGS.calibrate_step_cache:
-        job.hold(FLAGS.out)
+        job.lock_folder(FLAGS.out)
     batches.settle_seeds(wanted, resume=bool(FLAGS.prompts) and not FLAGS.overwrite)
     pipe = pipeline.Pipeline.from_pretrained(
         FLAGS.model, FLAGS.dtype, not FLAGS.free_text_encoder, strict=FLAGS.strict
@@ -159,7 +159,7 @@ def main() -> None:
     if recipe is not None:
         recipes.check_weights(recipe, pipe.source)
     if FLAGS.calibrate_step_cache:
-        job.hold(FLAGS.model)  # the calibration is written there
+        job.lock_folder(FLAGS.model)  # the calibration is written there
         kinds = len(set(map(batches.shared, wanted)))
         return print(cached_sampling.run(pipe, kinds, **arguments(wanted)))
     parts, steps, notes = batches.plan(

@@ -146,7 +146,7 @@ def encode(kind: str, name: str) -> None:
 
     meshes.initialize()
     folder, began = name if kind == "latents" else _OUT.value, time.monotonic()
-    job.hold(folder)
+    job.lock_folder(folder)
     if kind == "shards":
         encode_latents.encode(name, _VAE.value, folder)
         print(f"{folder}: latents of {name}; {time.monotonic() - began:.1f} s")
@@ -176,7 +176,7 @@ def main() -> None:
         affinity = getattr(os, "sched_getaffinity", None)  # what Linux lets us use
         workers = len(affinity(0)) if affinity else os.cpu_count() or 1
     source = source_of(kind, name)
-    job.hold(out)
+    job.lock_folder(out)
     for line in reports.difference(out, source):
         print(line)
     manifest = shards.write(out, source, num_workers=workers)

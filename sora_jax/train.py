@@ -109,7 +109,7 @@ def main() -> None:
         )
     mesh = meshes.make_mesh(dict(c.mesh))
     jax.set_mesh(mesh)
-    job.hold(folder)
+    job.lock_folder(folder)
     run_folder.check(folder, c)
     if _STRICT.value:
         initial.check_fields(c)

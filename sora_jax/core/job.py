@@ -21,26 +21,26 @@ from sora_jax.core import paths, xla_flags
 
 _PROFILE = flags.DEFINE_enum(
     "xla_profile", "default", [*xla_flags.PROFILES],
-    "Flags of XLA; sora_jax/core/xla_flags.py says why.",
+    "Which flags of XLA to set; see sora_jax/core/xla_flags.py.",
 )  # fmt: skip
 MESH = "Devices on each mesh axis, such as fsdp=4,tensor=2; -1: all that are left."
-_held, _held_folders = contextlib.ExitStack(), set()  # the locks of this job
+_locks, _locked_folders = contextlib.ExitStack(), set()  # of this job
 
 
 def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
     """Parses the flags and calls `main`.
 
-    Exit codes: 2 for flags that are not understood, 130 after Ctrl-C, 1 with one sentence
+    Exit codes: 2 for flags that cannot be parsed, 130 after Ctrl-C, 1 with one sentence
     for wrong input (`concise_errors`) or too little memory.
 
-    With several processes, one that fails ends at once: in an orderly exit JAX would
-    wait minutes for the others, which wait for this one. Only `sys.exit(number)` is
-    orderly, since all processes do it at the same place.
+    Of several processes, one that fails exits at once: in an orderly exit JAX would wait
+    minutes for the others, which wait for this one. Only `sys.exit(number)` is orderly,
+    since all processes call it at the same point.
 
     Args:
       main: does the job's work, as its flags say.
-      name: of the job; messages begin with it.
-      any_batch: keeps a clip's numbers on CPUs from depending on the batch it is in,
+      name: the job's name, which starts its messages.
+      any_batch: makes a clip's numbers on CPUs independent of the batch that it is in,
         at a cost of speed (`xla_flags.ANY_BATCH`).
     """
 
@@ -59,7 +59,7 @@ def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
             # ml_collections raises these for a field or a recipe that does not exist.
             reason = " ".join(str(error).strip("\"'").replace("\\n", "\n").split())
             print(
-                f"{name}: --config names what is not there: {reason}; "
+                f"{name}: --config names a file or field that does not exist: {reason}; "
                 "configs/base.py lists every field",
                 file=sys.stderr,
             )
@@ -70,7 +70,7 @@ def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
     def guarded(argv: list[str]) -> None:
         log_warnings()
         try:
-            with concise_errors(name), _held:
+            with concise_errors(name), _locks:
                 main()
         except KeyboardInterrupt:
             _end(f"\n{name}: interrupted; the same command resumes", 130)
@@ -82,8 +82,8 @@ def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
             if _is_out_of_memory(error):
                 reason = str(error).splitlines()[0][:200]
                 _end(
-                    f"{name}: there is not enough memory: ask for smaller batches, or "
-                    f"fewer or smaller frames, or take more devices ({reason})",
+                    f"{name}: there is not enough memory: use smaller batches, fewer or "
+                    f"smaller frames, or more devices ({reason})",
                     1,
                 )
             if not jax.distributed.is_initialized():
@@ -94,28 +94,28 @@ def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def _check_finite(given: flags.FlagValues) -> None:
-    """Raises flags.Error where a flag is inf or nan, which pass every bound of absl's."""
-    for name in given:
-        value = given[name].value
+def _check_finite(flag_values: flags.FlagValues) -> None:
+    """Raises flags.Error where a flag is inf or nan, which absl's bounds let pass."""
+    for name in flag_values:
+        value = flag_values[name].value
         if isinstance(value, float) and not math.isfinite(value):
             raise flags.IllegalFlagValueError(
                 f"flag --{name}={value}: it is not a finite number"
             )
 
 
-def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+def _unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     """Prints an exception that Python cannot raise, except for one kind.
 
-    When one write of a checkpoint fails, that is raised; TensorStore's other writes then
-    find their event loop closed, with a traceback each, which would hide the reason.
+    When a write of a checkpoint fails, that error is raised; TensorStore's other writes
+    then find their event loop closed, and their tracebacks would hide the reason.
     """
-    if str(found.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(found)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _end(text: str, code: int) -> NoReturn:
-    """Prints why this process ends and ends it; at once if it is one of several."""
+    """Prints the reason and ends this process; at once if it is one of several."""
     with contextlib.suppress(OSError):  # a log file on a full disk
         print(text, file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
@@ -150,31 +150,31 @@ def concise_errors(name: str) -> Iterator[None]:
 
 
 def log_warnings() -> None:
-    """Shows warnings, ours and those of libraries, but nothing that Orbax logs.
+    """Shows our warnings and those of libraries, but nothing that Orbax logs.
 
-    What fails in Orbax is raised, and it also logs a traceback for each of its threads.
+    Orbax raises its errors, and also logs a traceback for each of its threads.
     """
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_logger().setLevel("CRITICAL")
 
 
 def _is_first_process() -> bool:
-    """Whether this is process 0 or the only one; asks no backend where it is alone."""
+    """Whether this is process 0; initializes no backend where it is the only one."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def check_writable(*files: str | os.PathLike | None) -> None:
-    """Checks that files can be written; of several processes the first one does.
+    """Checks in process 0 that files can be written.
 
     Raises:
-      OSError: one cannot; see `paths.check_writable`.
+      OSError: one cannot be written; see `paths.check_writable`.
     """
     if _is_first_process():
         for file in filter(None, files):
             paths.check_writable(file)
 
 
-def hold(folder: str | os.PathLike) -> None:
+def lock_folder(folder: str | os.PathLike) -> None:
     """Locks a folder against other jobs until this one ends.
 
     With several processes, process 0 holds the lock for all. A second call does nothing.
@@ -183,33 +183,36 @@ def hold(folder: str | os.PathLike) -> None:
       paths.InUse: another job holds it.
     """
     place = os.path.realpath(folder)
-    if _is_first_process() and place not in _held_folders:
-        _held.enter_context(paths.lock(folder))
-        _held_folders.add(place)
-        _held.callback(_held_folders.remove, place)
+    if _is_first_process() and place not in _locked_folders:
+        _locks.enter_context(paths.lock(folder))
+        _locked_folders.add(place)
+        _locks.callback(_locked_folders.remove, place)
 
 
 def check_taken(
-    given: flags.FlagValues,
+    flag_values: flags.FlagValues,
     kinds: Sequence[str],
     taken_by: Mapping[str, Collection[str]],
 ) -> None:
-    """Checks that one flag says what to work on, and that it takes the other flags.
+    """Checks that exactly one of `kinds` is set, and that it goes with the other flags.
 
     Args:
-      given: the flags.
+      flag_values: the flags.
       kinds: names of the flags that say what to work on.
-      taken_by: name of a flag -> the kinds that take it.
+      taken_by: name of another flag -> the kinds that it goes with.
 
     Raises:
-      ValueError: none or several of `kinds` are given, or a flag that the given kind does
-        not take.
+      ValueError: none or several of `kinds` are set, or a flag that does not go with it.
     """
-    asked = [kind for kind in kinds if given[kind].value]
-    if len(asked) != 1:
+    chosen = [kind for kind in kinds if flag_values[kind].value]
+    if len(chosen) != 1:
         *first, last = (f"--{kind}" for kind in kinds)
         raise ValueError(f"give one of {', '.join(first)} and {last}")
-    wrong = [n for n, of in taken_by.items() if given[n].present and asked[0] not in of]
+    wrong = [
+        n
+        for n, of in taken_by.items()
+        if flag_values[n].present and chosen[0] not in of
+    ]
     if wrong:
         of = taken_by[wrong[0]]
         names = sorted(f"--{name}" for name in wrong if taken_by[name] == of)
@@ -240,17 +243,17 @@ def parse_size(text: str) -> tuple[int, int]:
     """Reads the flag --size, WIDTHxHEIGHT or WIDTH*HEIGHT, as (height, width).
 
     Raises:
-      ValueError: it is something else.
+      ValueError: the text has another format.
     """
-    found = re.fullmatch(r"(\d{1,5})[x*](\d{1,5})", text)
-    if not found:
+    match = re.fullmatch(r"(\d{1,5})[x*](\d{1,5})", text)
+    if not match:
         raise ValueError(f"--size is WIDTHxHEIGHT such as 832x480, not {text!r}")
-    return int(found[2]), int(found[1])
+    return int(match[2]), int(match[1])
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Within it, SIGTERM stops the job as Ctrl-C does."""
+    """A context in which SIGTERM stops the job as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

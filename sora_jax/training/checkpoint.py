@@ -74,7 +74,7 @@ async def _list_digests(folder: pathlib.Path) -> None:
         return int(found[1]) if found else 0
 
     mine = [name for name in digests.files_in(folder) if owner(name) == process]
-    listed = await asyncio.to_thread(digests.of, folder, mine)
+    listed = await asyncio.to_thread(digests.hash_files, folder, mine)
     if count > 1:
         mine = f"{digests.FILE}.process_{process}"
         digests.write_list(folder, listed, mine)

@@ -105,7 +105,7 @@ def test_a_folder_holds_what_its_list_says(tmp_path):
     with pytest.raises(digests.Damaged, match="has no digests"):
         digests.check_folder(tmp_path)
     names = digests.files_in(tmp_path)
-    digests.write_list(tmp_path, digests.of(tmp_path, names))
+    digests.write_list(tmp_path, digests.hash_files(tmp_path, names))
     (tmp_path / "done").touch()
     digests.check_folder(tmp_path, besides="done")
     with pytest.raises(digests.Damaged, match="done has no digest"):

@@ -83,8 +83,8 @@ def test_processes_that_agree_on_an_exit_leave_in_order(monkeypatch):
 
 def test_a_job_holds_its_folder_until_it_ends(tmp_path):
     def main():
-        job.hold(tmp_path / "run")
-        job.hold(tmp_path / "run")
+        job.lock_folder(tmp_path / "run")
+        job.lock_folder(tmp_path / "run")
         with pytest.raises(paths.InUse), paths.lock(tmp_path / "run"):
             pass
 

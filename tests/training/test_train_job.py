@@ -229,7 +229,10 @@ def test_another_config_is_refused_with_the_difference(folder, uninterrupted):
     "flag, message",
     [
         ("--config.data.latent=x", 'Did you mean "latents" instead of "latent"?'),
-        ("--config=configs/nope.py", "train: --config names what is not there"),
+        (
+            "--config=configs/nope.py",
+            "train: --config names a file or field that does not exist",
+        ),
         ("--bogus=1", "train: Unknown command line flag 'bogus'"),
     ],
 )
@@ -244,7 +247,10 @@ def test_a_recipe_that_is_not_there_is_one_sentence_also_where_none_of_it_is_cha
 ):
     alone = [sys.executable, "-m", "sora_jax.train", "--config=configs/nope.py"]
     code, output = run_job([*alone, f"--out={folder / 'typo'}"])
-    assert code == 2 and "train: --config names what is not there" in output
+    assert (
+        code == 2
+        and "train: --config names a file or field that does not exist" in output
+    )
     assert "Traceback" not in output and not (folder / "typo").exists()
 
 
