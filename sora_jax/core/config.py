@@ -1,10 +1,9 @@
-"""Configs at their edges: reading, printing, comparing, turning into dataclasses.
+"""Configs: reading, printing, comparing, and turning sections into dataclasses.
 
-A recipe is a Python file with `get_config()` that returns a `ConfigDict`; flags change
-single fields. Inside the library every part owns a frozen dataclass, and `build` makes
-it from a section and refuses numbers outside of a field's range (`Range`), before
-anything is computed. The resolved text that a run leaves behind is read back without
-running any code.
+A recipe is a Python file with `get_config()` that returns a `ConfigDict`; flags override
+single fields. Inside the library every part owns a frozen dataclass, which `build` makes
+from a section of the config, after checking types and ranges (`Range`). The resolved
+config that a run saves is text, and reading it back runs no code.
 """
 
 import ast
@@ -24,7 +23,7 @@ from sora_jax.core import digests
 
 _FILE = "config.py.txt"
 Flat = dict[str, object]
-DTYPES = ("float32", "bfloat16", "float16")  # that networks compute in
+DTYPES = ("float32", "bfloat16", "float16")  # compute types of networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Range:
 
     Attributes:
       interval: such as "(0, 1]": [ and ] include an end, ( and ) exclude it.
-      also: one more number that the field takes, with a meaning of its own.
-      meaning: what that number means.
+      also: one more number that the field takes, as a special value.
+      meaning: what the special value means.
     """
 
     interval: str
@@ -44,7 +43,7 @@ class Range:
     meaning: str = ""
 
     def takes(self, value: float) -> bool:
-        """Whether the field takes this number; never inf or nan."""
+        """Returns whether the field takes this number; inf and nan never."""
         least, most = map(float, self.interval[1:-1].split(","))
         above = value >= least if self.interval[0] == "[" else value > least
         below = value <= most if self.interval[-1] == "]" else value < most
@@ -56,7 +55,7 @@ class Range:
 
 
 Count = Annotated[int, Range("[1, 2147483647]")]  # of steps, which are int32
-Size = Annotated[int, Range("[1, 1e6]")]  # of what is held, or is a loop of a program
+Size = Annotated[int, Range("[1, 1e6]")]  # of an array axis, or of a loop
 Grid = tuple[Size, Size, Size]  # time, height, width
 Share = Annotated[float, Range("[0, 1]")]
 Factor = Annotated[float, Range("[0, 1e6]")]
@@ -92,7 +91,7 @@ def to_text(config: Mapping) -> str:
     flat = flatten(config)
     for name, value in flat.items():
         if not _is_finite(value):
-            raise ValueError(f"{name} is {value!r}; numbers of a config are finite")
+            raise ValueError(f"{name} is {value!r}; numbers of a config must be finite")
     return "".join(f"{name} = {value!r}\n" for name, value in flat.items())
 
 
@@ -103,7 +102,7 @@ def _is_finite(value: object) -> bool:
 
 
 def from_text(text: str) -> ml_collections.ConfigDict:
-    """Reads what `to_text` wrote. Values are literals: nothing is executed.
+    """Reads what `to_text` wrote. Values are literals; no code runs.
 
     Raises:
       ValueError: a line is not `name = literal`.
@@ -133,8 +132,8 @@ def read(path: str | pathlib.Path) -> ml_collections.ConfigDict:
     """Reads the resolved config of a run folder, or such a file itself.
 
     Raises:
-      FileNotFoundError: there is none.
-      digests.Damaged: it is not what was written.
+      FileNotFoundError: there is no such file.
+      digests.Damaged: the file is not what was written.
     """
     path = pathlib.Path(path)
     file = path / _FILE if path.is_dir() else path
@@ -168,17 +167,17 @@ def difference(old: Mapping, new: Mapping) -> list[str]:
 
 
 def differing(by_run: Mapping[str, Mapping]) -> dict[str, list[str]]:
-    """The fields in which configs differ: dotted name -> the value in each, as text.
+    """Returns the fields in which configs differ: dotted name -> their values as text.
 
-    A field that a config lacks is the empty text there.
+    The text is empty for a config that lacks the field.
     """
     flat = [flatten(config) for config in by_run.values()]
-    found = {}
+    different = {}
     for name in sorted({name for fields in flat for name in fields}):
         values = [repr(f[name]) if name in f else "" for f in flat]
         if len(set(values)) > 1:
-            found[name] = values
-    return found
+            different[name] = values
+    return different
 
 
 def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
@@ -192,7 +191,7 @@ def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
     Raises:
       ValueError: a key is unknown (with the nearest known one), a required one is
         missing, a value has another type or is outside of the field's range, or `dtype`
-        is none that networks compute in.
+        is not one of `DTYPES`.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -215,7 +214,7 @@ def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
         else:
             value = _plain(value)
         if name == "dtype" and value not in DTYPES:
-            raise ValueError(f"{place} is {value!r}; it is one of {[*DTYPES]}")
+            raise ValueError(f"{place} is {value!r}; it must be one of {[*DTYPES]}")
         _check(hints[name], value, place)
         values[name] = value
     missing = [
@@ -234,7 +233,7 @@ def build[T](cls: type[T], section: Mapping, where: str = "config") -> T:
 
 
 def check(made: object) -> None:
-    """Checks a dataclass that may have been made without `build`, from a peer's config.
+    """Checks the fields of a dataclass that may not come from `build`.
 
     Raises:
       ValueError: a field has another type or is outside of its range.
@@ -260,23 +259,23 @@ def _check(hint: object, value: object, where: str) -> None:
     elif origin is tuple:
         endless = inner[1:] == (...,)
         if not isinstance(value, tuple):
-            raise ValueError(f"{where} is {value!r}; it is a tuple")
+            raise ValueError(f"{where} is {value!r}; it must be a tuple")
         if not endless and len(value) != len(inner):
-            raise ValueError(f"{where} is {value!r}; it has {len(inner)} entries")
+            raise ValueError(f"{where} is {value!r}; it must have {len(inner)} entries")
         for index, item in enumerate(value):
             _check(inner[0 if endless else index], item, f"{where}[{index}]")
     elif isinstance(origin, type) and issubclass(origin, Mapping):
         for name, item in value.items() if isinstance(value, Mapping) else ():
             _check(inner[1], item, f"{where}.{name}")
     else:
-        given = hint.__metadata__[0] if origin is Annotated else None
+        range_ = hint.__metadata__[0] if origin is Annotated else None
         kind = inner[0] if origin is Annotated else hint
         if kind not in _NAMES:
             return
         taken = (int, float) if kind is float else kind
         right = isinstance(value, taken) and isinstance(value, bool) == (kind is bool)
         if right and kind in (int, float):
-            right = given.takes(value) if given else math.isfinite(value)
+            right = range_.takes(value) if range_ else math.isfinite(value)
         if not right:
-            finite = "a finite number" if kind is float and not given else _NAMES[kind]
-            raise ValueError(f"{where} is {value!r}; it is {finite}{given or ''}")
+            words = "a finite number" if kind is float and not range_ else _NAMES[kind]
+            raise ValueError(f"{where} is {value!r}; it must be {words}{range_ or ''}")

@@ -1,8 +1,8 @@
-"""SHA-256 digests of stored files: kept beside them, and checked when they are read.
+"""SHA-256 digests of stored files: written beside them, and checked on every read.
 
-A folder's `digests.sha256` has a line for each file that this code wrote into it and
-reads again. It is in the format of sha256sum, so that `sha256sum -c digests.sha256`
-checks the folder too. Logs, reports and videos are not in it.
+A folder's `digests.sha256` has a line for each file that this code writes into it and
+reads again. It is in the format of sha256sum, so `sha256sum -c digests.sha256` checks the
+folder too. Logs, reports and videos are not listed.
 """
 
 import concurrent.futures
@@ -16,14 +16,14 @@ from sora_jax.core import paths
 
 FILE = "digests.sha256"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
-_THREADS = 4  # hashing runs outside of Python's lock, about 2 GB/s a thread
+_THREADS = 4  # hashing releases the GIL, and reads about 2 GB/s a thread
 
-# Digests by path in the folder: two while a file is being replaced, and either is good.
+# Digests by path in the folder: two while a file is being replaced, of which either may be.
 Listed = Mapping[str, set[str]]
 
 
 class Damaged(ValueError):
-    """A stored file is not what was written, or has no digest to tell."""
+    """A stored file is not what was written, or has no digest."""
 
 
 # -- single files ---------------------------------------------------------------------
@@ -40,7 +40,7 @@ def store(path: str | os.PathLike, content: bytes | str) -> None:
     new = {paths.sha256_bytes(content)}
     listed = _read_list(path.parent) or {}
     old = listed.get(path.name, set()) if path.is_file() else set()
-    # The digest comes first: a file without one could not be read.
+    # The digest is written first: a file without one cannot be read.
     write_list(path.parent, {**listed, path.name: old | new})
     paths.write_atomically(path, content)
     if old - new:
@@ -48,9 +48,9 @@ def store(path: str | os.PathLike, content: bytes | str) -> None:
 
 
 def copy(source: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Copies a file, checks the copy by the source's digest, and lists it.
+    """Copies a file, checks the copy against the source's digest, and lists it.
 
-    A source in a folder without a list, such as a peer's, is not checked.
+    A source in a folder without a list, such as downloaded weights, is not checked.
 
     Raises:
       Damaged: the source is damaged; nothing was copied.
@@ -58,11 +58,11 @@ def copy(source: str | os.PathLike, path: str | os.PathLike) -> None:
     source, path = pathlib.Path(source), pathlib.Path(path)
     wanted = _wanted(source, required=False)
     paths.copy_atomically(source, path)
-    found = paths.sha256_file(path)
-    if wanted and found not in wanted:
+    actual = paths.sha256_file(path)
+    if wanted and actual not in wanted:
         path.unlink()
-        raise _damaged(source, found, wanted)
-    write_list(path.parent, {**(_read_list(path.parent) or {}), path.name: {found}})
+        raise _damaged(source, actual, wanted)
+    write_list(path.parent, {**(_read_list(path.parent) or {}), path.name: {actual}})
 
 
 def read(path: str | os.PathLike, *, required: bool = True) -> bytes:
@@ -70,8 +70,8 @@ def read(path: str | os.PathLike, *, required: bool = True) -> bytes:
 
     Args:
       path: the file.
-      required: whether it must have a digest; else it is checked where its folder has
-        a list. Peers' folders have none.
+      required: whether it must have a digest. If not, it is checked where its folder has
+        a list; folders of downloaded weights have none.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -87,7 +87,7 @@ def read(path: str | os.PathLike, *, required: bool = True) -> bytes:
 
 
 def check(path: str | os.PathLike, *, required: bool = True) -> None:
-    """Checks a file that is too large for memory; see `read`."""
+    """Checks a file without reading it into memory; see `read`."""
     path = pathlib.Path(path)
     while wanted := _wanted(path, required):
         if _is_one_of(path, paths.sha256_file(path), wanted):
@@ -95,7 +95,7 @@ def check(path: str | os.PathLike, *, required: bool = True) -> None:
 
 
 def check_all(files: Iterable[pathlib.Path], *, required: bool = True) -> None:
-    """Checks several large files at a time; see `read`."""
+    """Checks several files in parallel; see `read`."""
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         for _ in pool.map(lambda path: check(path, required=required), files):
             pass
@@ -117,21 +117,21 @@ def _wanted(path: pathlib.Path, required: bool) -> set[str]:
     )
 
 
-def _is_one_of(path: pathlib.Path, found: str, wanted: set[str]) -> bool:
-    """Whether a digest is a listed one; False if another process has changed the list.
+def _is_one_of(path: pathlib.Path, actual: str, wanted: set[str]) -> bool:
+    """Returns whether a digest is listed; False if another process changed the list.
 
-    The file is then to be read again: it may have been replaced in between.
+    The caller must then read the file again: it may have been replaced in between.
     """
-    if found in wanted:
+    if actual in wanted:
         return True
     if _wanted(path, required=True) == wanted:
-        raise _damaged(path, found, wanted)
+        raise _damaged(path, actual, wanted)
     return False
 
 
-def _damaged(path: pathlib.Path, found: str, wanted: set[str]) -> Damaged:
+def _damaged(path: pathlib.Path, actual: str, wanted: set[str]) -> Damaged:
     return Damaged(
-        f"{path} is damaged: its SHA-256 is {found[:12]}, and {FILE} beside it says "
+        f"{path} is damaged: its SHA-256 is {actual[:12]}, and {FILE} beside it says "
         f"{' or '.join(sorted(digest[:12] for digest in wanted))}; restore a good copy, "
         "or, if it was changed on purpose, put the line that "
         f"`sha256sum {path.name}` prints into {FILE}"
@@ -141,7 +141,7 @@ def _damaged(path: pathlib.Path, found: str, wanted: set[str]) -> Damaged:
 # -- whole folders --------------------------------------------------------------------
 
 
-def of(folder: pathlib.Path, names: Iterable[str]) -> dict[str, set[str]]:
+def hash_files(folder: pathlib.Path, names: Iterable[str]) -> dict[str, set[str]]:
     """Hashes files of a folder, for `write_list`."""
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         names = list(names)
@@ -150,12 +150,12 @@ def of(folder: pathlib.Path, names: Iterable[str]) -> dict[str, set[str]]:
 
 
 def files_in(folder: pathlib.Path) -> list[str]:
-    """The paths of all files in a folder and in folders in it, except for the list.
+    """Returns the paths of all files in a folder and its subfolders, except for the list.
 
-    Hidden files are left out: they are still being written.
+    Hidden files are skipped: they are still being written.
     """
-    found = (p.relative_to(folder) for p in folder.rglob("[!.]*") if p.is_file())
-    return sorted(str(path) for path in found if str(path) != FILE)
+    files = (p.relative_to(folder) for p in folder.rglob("[!.]*") if p.is_file())
+    return sorted(str(path) for path in files if str(path) != FILE)
 
 
 def write_list(folder: pathlib.Path, listed: Listed, name: str = FILE) -> None:
@@ -171,12 +171,11 @@ def write_list(folder: pathlib.Path, listed: Listed, name: str = FILE) -> None:
 def check_folder(
     folder: pathlib.Path, part: int = 0, parts: int = 1, besides: str = ""
 ) -> None:
-    """Checks that a folder holds the files on its list, undamaged, and no others.
+    """Checks that a folder has the files on its list, undamaged, and no others.
 
     Args:
       folder: the folder.
-      part, parts: process `part` of `parts`, which share the hashing: each hashes every
-        `parts`-th file.
+      part, parts: process `part` of `parts`, each of which hashes every `parts`-th file.
       besides: a file that may be there without a digest; it is not read.
 
     Raises:
@@ -195,8 +194,8 @@ def check_folder(
             raise Damaged(
                 f"{folder / unknown[0]} has no digest: {folder / FILE} does not name it"
             )
-        for name, found in of(folder, sorted(listed)[part::parts]).items():
-            if not found <= listed[name]:
+        for name, actual in hash_files(folder, sorted(listed)[part::parts]).items():
+            if not actual <= listed[name]:
                 raise Damaged(f"{folder / name} is damaged: it has another SHA-256")
     except OSError as error:
         # Deleted meanwhile, or lost by the disk.
@@ -206,7 +205,7 @@ def check_folder(
 
 
 def _read_list(folder: pathlib.Path) -> dict[str, set[str]] | None:
-    """The list of a folder, None where there is none."""
+    """Returns the list of a folder; None where it has none."""
     return read_list(folder / FILE) if (folder / FILE).is_file() else None
 
 

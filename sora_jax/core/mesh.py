@@ -1,15 +1,15 @@
-"""Devices: joining the processes of a job, and the one mesh that everything uses.
+"""Devices: initializing the processes of a job, and the mesh.
 
-The mesh always has the same five axes, of explicit type, size 1 when unused, so that
-no code asks whether an axis exists:
+The mesh always has the same five axes, of explicit type, size 1 when unused, so that no
+code asks whether an axis exists:
 
-  replica   data parallel across slices; parameters are copies
-  fsdp      data parallel inside a slice; parameters and optimizer state are split
-  ring      context parallel, neighbours pass keys and values round
-  ulysses   context parallel, tokens and heads are exchanged all-to-all
-  tensor    heads and hidden units of one layer are split
+  replica   data parallel across slices; parameters are replicated
+  fsdp      data parallel inside a slice; parameters and optimizer state are sharded
+  ring      context parallel: neighbours send keys and values around a ring
+  ulysses   context parallel: an all-to-all exchanges tokens for heads
+  tensor    tensor parallel: heads and hidden units of a layer are sharded
 
-Devices that share the tokens of a row split parameters and optimizer state as well.
+Parameters and optimizer state are sharded over `ring` and `ulysses` as well.
 """
 
 import os
@@ -21,8 +21,8 @@ from jax.experimental import mesh_utils, multihost_utils, topologies
 
 AXES = ("replica", "fsdp", "ring", "ulysses", "tensor")
 
-# A job scheduler that starts several processes leaves one of these behind; JAX then
-# finds the coordinator by itself.
+# A job scheduler that starts several processes sets one of these; JAX then finds the
+# coordinator by itself.
 _SCHEDULERS = {
     "SLURM_NTASKS": lambda value: int(value) > 1,
     "OMPI_COMM_WORLD_SIZE": lambda value: int(value) > 1,
@@ -32,11 +32,11 @@ _SCHEDULERS = {
 
 
 def initialize() -> None:
-    """Joins the other processes of this job, where there are any.
+    """Initializes jax.distributed where the job has several processes.
 
     Reads `SORA_COORDINATOR` (host:port), `SORA_NUM_PROCESSES` and `SORA_PROCESS_ID`;
-    without them it follows a scheduler that JAX knows (TPU pods, Slurm, Open MPI), and
-    on a single machine it does nothing. Must come before any other use of JAX.
+    without them it follows a scheduler that JAX knows (TPU pods, Slurm, Open MPI), and on
+    a single machine it does nothing. Call it before any other use of JAX.
     """
     if jax.distributed.is_initialized():
         return
@@ -65,10 +65,10 @@ def initialize() -> None:
 
 
 def parse(text: str) -> dict[str, int]:
-    """Reads a mesh shape as flags give it: "fsdp=4,tensor=2".
+    """Reads the mesh shape of a flag, such as "fsdp=4,tensor=2".
 
     Raises:
-      ValueError: it has another form.
+      ValueError: the text has another format.
     """
     shape = {}
     for part in text.split(","):
@@ -85,8 +85,8 @@ def make_mesh(
     """Builds the mesh.
 
     Args:
-      shape: size by axis name; axes left out have size 1, and one axis may be -1, which
-        takes what is left. By default all devices are on `fsdp`.
+      shape: size by axis name. An axis that is not named has size 1, and one axis may
+        be -1, for all devices that are left. By default all devices are on `fsdp`.
       devices: the devices to use, all of the job's by default.
 
     Raises:
@@ -97,11 +97,11 @@ def make_mesh(
     shape = dict(shape or {"fsdp": -1})
     unknown = sorted(set(shape) - set(AXES))
     if unknown:
-        raise ValueError(f"mesh axes {unknown} are unknown; there are {list(AXES)}")
+        raise ValueError(f"mesh axes {unknown} are unknown; choose from {list(AXES)}")
     sizes = [shape.get(axis, 1) for axis in AXES]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(
-            f"mesh {shape}: sizes are positive, and at most one of them is -1"
+            f"mesh {shape}: sizes must be positive, and at most one of them -1"
         )
     product = 1
     for size in sizes:
@@ -118,16 +118,16 @@ def make_mesh(
 
 
 def _placed(sizes: list[int], devices: Sequence) -> np.ndarray:
-    """The devices so that neighbours on an axis are neighbours on a slice's wires.
+    """Arranges devices so that neighbours on a mesh axis are neighbours in the topology.
 
-    An axis may take a part of one of the slice's, such as 8 devices of a 4 x 4. Between
-    slices only `replica` is split: their network is slow.
+    A mesh axis may take part of a physical one, such as 8 devices of a 4 x 4. Only
+    `replica` spans slices: the network between them is slow.
     """
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if sizes[0] % slices:
         raise ValueError(
-            f"the mesh lies on {slices} slices, and replica is {sizes[0]}: it is what is "
-            f"split between slices, so a multiple of {slices}"
+            f"the mesh spans {slices} slices, and replica is {sizes[0]}: it must be a "
+            f"multiple of {slices}, since only replica spans slices"
         )
     within = (sizes[0] // slices, *sizes[1:])
     try:
@@ -143,42 +143,42 @@ def _placed(sizes: list[int], devices: Sequence) -> np.ndarray:
         )
     except NotImplementedError as error:
         raise ValueError(
-            f"the mesh {dict(zip(AXES, sizes, strict=True))} does not fit onto the "
-            f"slice's wires: {error}"
+            f"the mesh {dict(zip(AXES, sizes, strict=True))} does not fit the slice's "
+            f"topology: {error}"
         ) from None
 
 
 def compile_only(topology: str, num_slices: int = 1) -> list:
-    """Returns the devices of a TPU slice that programs are compiled for, not run on.
+    """Returns the devices of a TPU slice, to compile for without a TPU.
 
-    XLA's TPU compiler is libtpu, which needs no TPU for that: the package `libtpu`
+    Needs libtpu, XLA's compiler for TPUs: the package `libtpu`
     (launch/requirements/tpu.txt), or the file that `TPU_LIBRARY_PATH` names.
 
     Args:
-      topology: like "v5e:2x2" or "v5p:2x2x1".
-      num_slices: how many of it, joined by a data-centre network.
+      topology: such as "v5e:2x2" or "v5p:2x2x1".
+      num_slices: number of slices, connected by a data-centre network.
 
     Raises:
       ValueError: there is no libtpu, or it does not know the topology.
     """
-    # Otherwise libtpu asks Google's metadata server which machine this is.
+    # Otherwise libtpu queries Google's metadata server for the machine.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    # Its lock keeps two processes off one chip; here there is none.
+    # libtpu's lock keeps two processes off one chip; here no chip is used.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
     try:
-        several = {"num_slices": num_slices} if num_slices > 1 else {}
-        found = topologies.get_topology_desc(topology, platform="tpu", **several)
+        slices = {"num_slices": num_slices} if num_slices > 1 else {}
+        description = topologies.get_topology_desc(topology, platform="tpu", **slices)
     except (RuntimeError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"cannot compile for {topology} ({reason}): it takes the package libtpu, or "
-            "TPU_LIBRARY_PATH, and a topology like v5e:2x2"
+            f"cannot compile for {topology} ({reason}): install the package libtpu or set "
+            "TPU_LIBRARY_PATH, and give a topology such as v5e:2x2"
         ) from None
-    return list(found.devices)
+    return list(description.devices)
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here."""
+    """Waits until every process has reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

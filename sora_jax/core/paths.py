@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, their checksums, and locks on folders."""
+"""Atomic writes of files, checksums of files, and locks on folders."""
 
 import contextlib
 import errno
@@ -27,10 +27,10 @@ class InUse(OSError):
 def lock(folder: str | os.PathLike) -> Iterator[None]:
     """Locks a folder against other processes; makes it if it is missing.
 
-    The lock is an flock on the file `.lock` in the folder, so it ends with the process,
-    however that ends. The file is deleted in the end, and so is the folder if it was made
-    here and is still empty. A job of several processes takes the lock in one of them. A
-    folder that is read-only needs no lock. On a file system without locks a warning is
+    The lock is an flock on the file `.lock` in the folder, so the kernel releases it
+    when the process ends. The file is deleted at the end, and so is the folder if it was
+    made here and is still empty. A job of several processes takes the lock in one of
+    them. A read-only folder needs no lock. On a file system without locks a warning is
     printed.
 
     Raises:
@@ -60,9 +60,9 @@ def _take(file: pathlib.Path) -> int:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _flock(descriptor, file)
-            # Who held it before may have removed the file after it was opened here.
+            # The previous holder may have removed the file after it was opened here.
             if file.exists() and os.path.samestat(os.fstat(descriptor), file.stat()):
-                with contextlib.suppress(OSError):  # a full disk has no room for it
+                with contextlib.suppress(OSError):  # a full disk
                     name = f"process {os.getpid()} on {socket.gethostname()}"
                     os.ftruncate(descriptor, os.pwrite(descriptor, name.encode(), 0))
                 return descriptor
@@ -100,8 +100,8 @@ def _remove_if_empty(folder: pathlib.Path) -> None:
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields the name of a temporary file, which is renamed to `path` at the end.
 
-    So neither a reader nor a crash sees half of it. An OSError about the temporary file
-    is raised with the name of `path`.
+    No reader sees a partial file, and a crash leaves none. An OSError about the temporary
+    file is raised with the name of `path`.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -120,7 +120,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def error_of(text: str, path: str | os.PathLike) -> OSError:
-    """The OSError for a library's message about a file, with its errno if it is known."""
+    """Returns an OSError for a library's message about a file, with its errno if known."""
     for code in _IN_WORDS:
         if os.strerror(code) in text:
             return OSError(code, os.strerror(code), str(path))
@@ -130,7 +130,7 @@ def error_of(text: str, path: str | os.PathLike) -> OSError:
 
 
 def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
-    """Writes a file so that a reader or a crash never sees half of it."""
+    """Writes a file atomically; see `replacing`."""
     if isinstance(content, str):
         content = content.encode()
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -140,12 +140,12 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Checks that `write_atomically` could write a file, and leaves nothing behind.
+    """Checks that `write_atomically` can write a file, before hours of work.
 
-    It is tried out, as only the file system knows. To be called before hours of work.
+    It tries a write, since only the file system can tell, and removes what it wrote.
 
     Raises:
-      OSError: one sentence that names the file and what is in its way.
+      OSError: one sentence that names the file and the reason.
     """
     path = pathlib.Path(path)
     temporary, made = path.with_name(f".{path.name}.{secrets.token_hex(4)}"), []
@@ -170,7 +170,7 @@ def check_writable(path: str | os.PathLike) -> None:
 
 
 def copy_atomically(source: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Copies a file so that a reader or a crash never sees half of it."""
+    """Copies a file atomically; see `replacing`."""
     with replacing(path) as temporary:
         shutil.copyfile(source, temporary)
 

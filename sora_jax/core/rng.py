@@ -1,8 +1,8 @@
 """Random keys that depend on names, not on history.
 
-A key is a pure function of (seed, stream name, indices): no generator state is kept
-in checkpoints, a restart draws the same noise, and because JAX's threefry generator
-is partitionable the drawn values do not depend on the mesh.
+A key is a pure function of (seed, stream name, indices): checkpoints contain no generator
+state, a restart draws the same noise, and since JAX's threefry generator is partitionable
+the values do not depend on the mesh.
 """
 
 import hashlib
@@ -10,15 +10,15 @@ import hashlib
 import jax
 import numpy as np
 
-SEEDS = 2**64  # how many there are: 0 and those below this number
+SEEDS = 2**64  # seeds are below this
 
 
 def key(seed: int, stream: str, *indices: int | jax.Array) -> jax.Array:
     """Returns the typed key of one named stream.
 
     Args:
-      seed: the run's root seed, in [0, 2^64). Each has keys of its own: JAX itself
-        takes seeds modulo 2^32 where 64-bit numbers are off. Below 2^32 both agree.
+      seed: the run's root seed, in [0, 2^64). All are distinct, while JAX itself takes
+        seeds modulo 2^32 where 64-bit numbers are off. Below 2^32 both agree.
       stream: what the numbers are for, such as "noise"; hashed with SHA-256, so the
         result is the same in every process and Python version.
       *indices: integers folded in one after the other, such as the step and the row;

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def map_paths(function: Callable[[str, Any], Any], tree: Any, path: str = "") -> Any:
-    """The same nested dicts with function("a.b", leaf) in place of each leaf."""
+    """Maps each leaf of nested dicts to function("a.b", leaf)."""
     if isinstance(tree, Mapping):
         inner = f"{path}." if path else ""
         return {key: map_paths(function, tree[key], f"{inner}{key}") for key in tree}

@@ -266,7 +266,7 @@ def test_axes_take_parts_of_a_slices_and_replicas_are_slices(libtpu):
     assert done.returncode == 0, done.stderr[-2000:]
     whole, parts, refused = done.stdout.splitlines()
     assert whole == "True" and parts == "[{0}, {1}]"
-    assert "lies on 2 slices, and replica is 1" in refused
+    assert "spans 2 slices, and replica is 1" in refused
 
 
 @pytest.mark.parametrize("profile", xla_flags.PROFILES)

@@ -129,12 +129,12 @@ def test_numbers_at_their_edges_are_refused_in_one_sentence_or_meant():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loop.num_steps": 2.5}, "loop.num_steps is 2.5; it is a whole number in"),
-        ({"loop.num_steps": True}, "loop.num_steps is True; it is a whole number"),
+        ({"loop.num_steps": 2.5}, "loop.num_steps is 2.5; it must be a whole number in"),
+        ({"loop.num_steps": True}, "loop.num_steps is True; it must be a whole number"),
         ({"optim.clip_norm": math.inf}, r"optim.clip_norm .* or 0: no clipping"),
-        ({"optim.b1": "0.9"}, "optim.b1 is '0.9'; it is a number in"),
-        ({"text.frozen": 1}, "text.frozen is 1; it is True or False"),
-        ({"data.latents": 3}, "data.latents is 3; it is text"),
+        ({"optim.b1": "0.9"}, "optim.b1 is '0.9'; it must be a number in"),
+        ({"text.frozen": 1}, "text.frozen is 1; it must be True or False"),
+        ({"data.latents": 3}, "data.latents is 3; it must be text"),
         ({"noise.levels": (0.0, 0.5, 1.0)}, "noise.levels .* has 2 entries"),
         ({"noise.levels": (0.9, 0.1)}, "noise: levels are low < high"),
         ({"model.dit.num_heads": 7}, "model.dit: dim 160 is not a multiple of num_h"),

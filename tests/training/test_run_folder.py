@@ -144,6 +144,8 @@ def test_the_job_tells_what_has_changed_and_what_follows(tmp_path, start, capsys
 
 @pytest.mark.parametrize("name", ["optim.clip_norm", "noise.std", "optim.b1"])
 def test_the_job_refuses_a_number_before_it_reads_any_data(tmp_path, start, name):
-    with pytest.raises(SystemExit, match=rf"train: {name} is inf; it is a number in"):
+    with pytest.raises(
+        SystemExit, match=rf"train: {name} is inf; it must be a number in"
+    ):
         start("run", **{name.replace(".", "__"): math.inf})
     assert not (tmp_path / "run").exists()
