@@ -132,7 +132,7 @@ def our_operations(
     def sample():
         taus, levels = timesteps.diffusers_schedule("euler", steps, SHIFT)
         plan = samplers.plan("euler", taus, levels)
-        x, memory = given["x"], samplers.start(given["x"], "euler")
+        x, memory = given["x"], samplers.init_memory(given["x"], "euler")
         text, null = (
             {"states": given[name], "mask": mask} for name in ("text", "null")
         )

@@ -1,8 +1,8 @@
 """The null condition, and classifier-free guidance (Ho & Salimans 2022, 2207.12598).
 
 A condition is any pytree of arrays whose first axis is the row (token ids and mask,
-encoder states, ...). The same function replaces it by the null condition in training
-(dropout) and in sampling (guidance), so the two cannot drift apart.
+encoder states, ...). Training (dropout) and sampling (guidance) replace it by the null
+condition with the same function, so they cannot differ.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ ConditionedVelocity = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
 
 def null_condition(condition: Any, null: Any, drop_b: jax.Array) -> Any:
-    """`condition`, with `null` in its place for the rows where drop_b is true.
+    """Replaces `condition` by `null` in the rows where drop_b is true.
 
     Args:
       condition: a pytree of arrays [b, ...].
@@ -26,15 +26,15 @@ def null_condition(condition: Any, null: Any, drop_b: jax.Array) -> Any:
       drop_b: bool [b].
     """
 
-    def pick(given, empty):
-        drop = drop_b.reshape(drop_b.shape + (1,) * (given.ndim - 1))
-        return jnp.where(drop, empty.astype(given.dtype), given)
+    def pick(x, empty):
+        drop = drop_b.reshape(drop_b.shape + (1,) * (x.ndim - 1))
+        return jnp.where(drop, empty.astype(x.dtype), x)
 
     return jax.tree.map(pick, condition, null)
 
 
 def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Rows a0 b0 a1 b1 ...: both halves of a pair stay on the device of the row."""
+    """Rows a0 b0 a1 b1 ...: both rows of a pair stay on the device of the row."""
     pairs = jnp.stack([first, second], axis=1)
     shape = (2 * first.shape[0], *first.shape[1:])
     return jnp.reshape(pairs, shape, out_sharding=sharding.spec_like(first))
@@ -42,11 +42,11 @@ def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
 
 def _deinterleave(pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The inverse of `_interleave`."""
-    layout = sharding.spec_like(pairs)
-    if layout is not None:
-        layout = jax.P(*layout[:1], None, *layout[1:])
+    spec = sharding.spec_like(pairs)
+    if spec is not None:
+        spec = jax.P(*spec[:1], None, *spec[1:])
     shape = (pairs.shape[0] // 2, 2, *pairs.shape[1:])
-    pairs = jnp.reshape(pairs, shape, out_sharding=layout)
+    pairs = jnp.reshape(pairs, shape, out_sharding=spec)
     return pairs[:, 0], pairs[:, 1]
 
 
@@ -54,11 +54,11 @@ def rescaled(
     guided: jax.Array,
     with_text: jax.Array,
     share: jax.Array | float,
-    held: jax.Array | None = None,
+    known_mask: jax.Array | None = None,
 ) -> jax.Array:
-    """Rescales a guided velocity towards the deviation of the one with the text.
+    """Rescales a guided velocity towards the standard deviation of the one with the text.
 
-    Guidance makes velocities larger, and videos too bright and too rich in contrast.
+    Guidance makes velocities larger, and videos too bright and too high in contrast.
     With s the standard deviation over a row (Lin et al. 2023, arXiv:2305.08891,
     section 3.4; diffusers' guidance_rescale):
 
@@ -66,15 +66,15 @@ def rescaled(
 
     Args:
       guided, with_text: [b, ...].
-      share: 0 changes nothing; the paper takes 0.7.
-      held: bool, its shape a leading part of theirs; these entries do not count, as
-        their velocity is not used and was not learned.
+      share: 0 changes nothing; the paper uses 0.7.
+      known_mask: bool, its shape a prefix of theirs. Known entries do not count: their
+        velocity is neither used nor trained.
     """
     axes = tuple(range(1, guided.ndim))
     free = jnp.ones_like(guided)
-    if held is not None:
-        held = held.reshape(held.shape + (1,) * (guided.ndim - held.ndim))
-        free = jnp.where(held, 0.0, free)
+    if known_mask is not None:
+        ones = (1,) * (guided.ndim - known_mask.ndim)
+        free = jnp.where(known_mask.reshape(known_mask.shape + ones), 0.0, free)
     count = jnp.sum(free, axes, keepdims=True)
 
     def deviation(x):
@@ -93,22 +93,23 @@ def guided(
     null: Any,
     guidance_scale: jax.Array | float,
     rescale: jax.Array | float | None = None,
-    held: jax.Array | None = None,
+    known_mask: jax.Array | None = None,
 ) -> Velocity:
     """v(x, tau) = v_null + s (v_condition - v_null), in one call on twice the rows.
 
     Args:
-      velocity_fn: (x_b..., tau, condition) -> velocity_b...; must treat rows alone.
+      velocity_fn: (x_b..., tau, condition) -> velocity_b...; rows must be independent.
       condition: a pytree of arrays [b, ...].
       null: the same tree; its leaves have b rows, or one row for all.
-      guidance_scale: s. The Python number 1 needs no null half and computes none.
-      rescale, held: share and held of `rescaled`; None: it is left out.
+      guidance_scale: s. With the Python number 1 the null condition is not computed.
+      rescale: share of `rescaled`; None skips it.
+      known_mask: of `rescaled`.
 
-    Rows that do not divide over the devices, but do twice, may be whole on each: the
-    two halves of a pair are then computed on two devices.
+    Rows that divide over the devices only when doubled may be replicated: the two rows
+    of a pair are then computed on two devices.
 
-    What the result is given beyond x and tau, a step cache, goes to velocity_fn behind
-    the condition, and comes back behind the velocity.
+    Further arguments of the result, a step cache, are passed to velocity_fn after the
+    condition, and returned after the velocity.
     """
     if isinstance(guidance_scale, int | float) and guidance_scale == 1:
         return lambda x, tau, *cached: velocity_fn(x, tau, condition, *cached)
@@ -119,12 +120,12 @@ def guided(
         empty = null_condition(condition, null, everyone)
         pairs = _interleave(x, x)
         conditions = jax.tree.map(_interleave, condition, empty)
-        answer = velocity_fn(pairs, tau, conditions, *cached)
-        velocity, *kept = answer if cached else (answer,)
+        output = velocity_fn(pairs, tau, conditions, *cached)
+        velocity, *cached = output if cached else (output,)
         with_text, without = _deinterleave(sharding.reshard_like(velocity, pairs))
         velocity = without + guidance_scale * (with_text - without)
         if rescale is not None:
-            velocity = rescaled(velocity, with_text, rescale, held)
-        return (velocity, *kept) if cached else velocity
+            velocity = rescaled(velocity, with_text, rescale, known_mask)
+        return (velocity, *cached) if cached else velocity
 
     return guided_velocity

@@ -1,8 +1,8 @@
-"""Known tokens: which tokens of a latent grid are given, in training and in tasks.
+"""Known tokens: which tokens of a latent grid the model is given, not asked to generate.
 
-A pattern names the latent frames that are given; a known token enters the denoiser at
-a small noise level of its own (`Config.known_tau`) and marked known. Training draws a
-pattern for each row; a task asks for one by name.
+A pattern names the known latent frames. Known tokens enter the denoiser at a small noise
+level of their own (`Config.known_tau`), and marked as known. Training draws a pattern for
+each row; a task chooses one by name.
 
 Letters: n rows, t latent frames, h and w latent height and width.
 """
@@ -27,10 +27,10 @@ class Pattern(enum.StrEnum):
     HEAD = "head"  # the first k: extension forwards
     TAIL = "tail"  # the last k: extension backwards
     BOTH = "both"  # some at each end: in-betweening, joins
-    RANDOM = "random"  # any: filling in
+    RANDOM = "random"  # any: infilling
 
 
-# The fewest latent frames of which a pattern leaves at least one to generate.
+# The fewest latent frames with which a pattern leaves at least one to generate.
 _LEAST_FRAMES = {
     Pattern.NONE: 1,
     Pattern.FIRST_FRAME: 2,
@@ -46,7 +46,7 @@ class Config:
     """How often each pattern is trained, and how clean known tokens are.
 
     known_tau is the noise level of known tokens in training and in sampling: slightly
-    above 0, so that the model looks at them without copying their every flaw.
+    above 0, so that the model uses them without copying all of their flaws.
     """
 
     probabilities: Mapping[str, configs.Share] = dataclasses.field(
@@ -58,13 +58,13 @@ class Config:
         object.__setattr__(self, "probabilities", dict(self.probabilities))
         _checked(self.probabilities)
         if not 0 <= self.known_tau < 1:
-            raise ValueError(f"known_tau must be in [0, 1), not {self.known_tau}.")
+            raise ValueError(f"known_tau must be in [0, 1), not {self.known_tau}")
 
     @property
     def takes_images(self) -> bool:
-        """Whether rows are trained in which the first latent frame alone is given."""
-        given = (Pattern.FIRST_FRAME, Pattern.HEAD)
-        return any(self.probabilities.get(pattern, 0) > 0 for pattern in given)
+        """Whether some rows are trained with only the first latent frame known."""
+        patterns = (Pattern.FIRST_FRAME, Pattern.HEAD)
+        return any(self.probabilities.get(pattern, 0) > 0 for pattern in patterns)
 
 
 def _checked(probabilities: Mapping[str, float]) -> dict[Pattern, float]:
@@ -72,14 +72,14 @@ def _checked(probabilities: Mapping[str, float]) -> dict[Pattern, float]:
     for name, probability in probabilities.items():
         if name not in names:
             raise ValueError(
-                f"No known-token pattern is called {name!r}: there are {', '.join(names)}."
+                f"known-token pattern {name!r} is unknown; choose from {', '.join(names)}"
             )
         if probability < 0:
-            raise ValueError(f"The probability of {name!r} is negative: {probability}.")
+            raise ValueError(f"the probability of {name!r} is negative: {probability}")
     if abs(sum(probabilities.values()) - 1) > 1e-6:
         raise ValueError(
-            "The probabilities of known-token patterns must sum to 1, not "
-            f"{sum(probabilities.values()):g}: {dict(probabilities)}."
+            "the probabilities of known-token patterns must sum to 1, not "
+            f"{sum(probabilities.values()):g}: {dict(probabilities)}"
         )
     return {Pattern(name): p for name, p in probabilities.items() if p > 0}
 
@@ -88,25 +88,25 @@ def _check_room(pattern: Pattern, num_latent_frames: int) -> None:
     least = _LEAST_FRAMES[pattern]
     if num_latent_frames < least:
         raise ValueError(
-            f"Pattern {pattern.value!r} needs at least {least} latent frames, not "
-            f"{num_latent_frames}: fewer leave nothing to generate."
+            f"pattern {pattern.value!r} needs at least {least} latent frames, not "
+            f"{num_latent_frames}: fewer leave nothing to generate"
         )
 
 
 def mask(
     pattern: str, grid: tuple[int, int, int], head: int = 1, tail: int = 1
 ) -> np.ndarray:
-    """The known mask of one named pattern, bool [t, h, w].
+    """Returns the known mask of a pattern, bool [t, h, w].
 
     Args:
       pattern: any but "random", which only `sample_known` can draw.
       grid: latent frames, height, width.
-      head: how many latent frames "head" and "both" give at the start.
-      tail: how many latent frames "tail" and "both" give at the end.
+      head: known latent frames at the start, for "head" and "both".
+      tail: known latent frames at the end, for "tail" and "both".
     """
     pattern = Pattern(pattern)
     if pattern is Pattern.RANDOM:
-        raise ValueError('Pattern "random" is drawn: use sample_known.')
+        raise ValueError('pattern "random" is drawn: use sample_known')
     num_frames = grid[0]
     _check_room(pattern, num_frames)
     heads = {Pattern.FIRST_FRAME: 1, Pattern.HEAD: head, Pattern.BOTH: head}
@@ -114,8 +114,8 @@ def mask(
     first, last = heads.get(pattern, 0), tails.get(pattern, 0)
     if min(head, tail) < 1 or first + last >= num_frames and pattern != Pattern.NONE:
         raise ValueError(
-            f"Pattern {pattern.value!r} with head {head} and tail {tail} must leave at "
-            f"least one of the {num_frames} latent frames unknown and give at least one."
+            f"pattern {pattern.value!r} with head {head} and tail {tail} must leave at "
+            f"least one of the {num_frames} latent frames unknown, and one known"
         )
     frame = np.arange(num_frames)
     known_t = (frame < first) | (frame >= num_frames - last)
@@ -128,9 +128,9 @@ def sample_known(
     grid: tuple[int, int, int],
     probabilities: Mapping[str, float],
 ) -> jax.Array:
-    """Draws the known mask of n training rows, bool [n, t, h, w]. Pure in the key.
+    """Draws the known mask of n training rows, bool [n, t, h, w].
 
-    Each row draws a pattern, then how many latent frames it gives: uniform over the
+    Each row draws a pattern, then the number of known latent frames, uniformly from the
     counts that leave at least one frame unknown.
 
     Raises:
@@ -147,14 +147,14 @@ def sample_known(
 def sample_known_frames(
     key: jax.Array, frames_n: jax.Array, most: int, probabilities: Mapping[str, float]
 ) -> jax.Array:
-    """Draws which latent frames are known, of clips of different lengths: bool [n, t].
+    """Draws which latent frames of clips of different lengths are known: bool [n, t].
 
-    A clip that is too short for the pattern that it draws has no known frame.
+    A clip that is too short for its pattern has no known frame.
 
     Args:
-      key: of the randomness.
-      frames_n: latent frames of each clip; those behind them are not known.
-      most: t, the most of them.
+      key: random key.
+      frames_n: latent frames of each clip; frames after its end are not known.
+      most: t, the most latent frames of a clip.
       probabilities: of the patterns.
     """
     mix, n = _checked(probabilities), len(frames_n)
@@ -193,7 +193,7 @@ def sample_known_frames(
 def levels(
     tau_n: jax.Array, known_nthw: jax.Array, known_tau: float
 ) -> tuple[jax.Array, jax.Array]:
-    """The noise levels of rows with known tokens, as the denoiser takes them.
+    """Returns the noise levels of rows with known tokens, for the denoiser.
 
     Returns:
       levels_n2: float32 [n, 2], the row's level and the level of its known tokens.
@@ -205,6 +205,6 @@ def levels(
 
 
 def token_tau(tau_n: jax.Array, known_nthw: jax.Array, known_tau: float) -> jax.Array:
-    """The noise level of every token, float32 [n, t, h, w]: see `levels`."""
+    """Returns the noise level of every token, float32 [n, t, h, w]; see `levels`."""
     tau = tau_n[:, None, None, None].astype(jnp.float32)
     return jnp.where(known_nthw, known_tau, tau)

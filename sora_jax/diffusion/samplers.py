@@ -3,10 +3,10 @@
     video = samplers.sample(velocity, noise, timesteps.schedule(20, shift), sampler="unipc")
 
 or in chunks, each one compiled scan, so that progress, previews and cancelling work
-between them: `plan` says on the host what each step needs, `start` makes what a solver
-remembers, and `sample_chunk` takes both through some steps. Nothing here knows of tasks
-or of text. A plan may have rows for a step cache (`step_cache.py`), which are handed to
-the velocity function together with what it keeps from one evaluation to the next.
+between them: `plan` computes on the host what each step needs, `init_memory` makes the
+state that a solver keeps, and `sample_chunk` runs some steps. Nothing here knows of tasks
+or text. A plan may have rows for a step cache (`step_cache.py`), which are passed to the
+velocity function together with the cache.
 """
 
 import enum
@@ -26,9 +26,9 @@ Plan = dict[str, np.ndarray]
 
 
 class Sampler(enum.StrEnum):
-    """Which solver: Euler is of first order, Heun of second at twice the cost.
+    """The solver: Euler is of first order, Heun of second order at twice the cost.
 
-    UniPC is of second order at the cost of Euler, since it remembers earlier steps.
+    UniPC is a multistep solver of second order at the cost of Euler.
     """
 
     EULER = "euler"
@@ -37,16 +37,16 @@ class Sampler(enum.StrEnum):
 
 
 OF_CACHE = ("reuse", "gain", "slot")  # rows with one value for each evaluation
-_HISTORY = 2  # the order of UniPC: how many estimates of the data it joins
+_HISTORY = 2  # the order of UniPC: the number of estimates of the data that it combines
 
 
 def plan(sampler: str, taus: np.ndarray, levels: np.ndarray | None = None) -> Plan:
-    """What every step needs: arrays with one row a step.
+    """Computes what every step needs: arrays with one row per step.
 
     Args:
-      sampler: which solver.
+      sampler: the solver.
       taus: n + 1 levels that do not rise; a step between two equal ones does nothing.
-      levels: the n levels that the network is told, where they are not those of taus.
+      levels: the n levels that the network gets, where they differ from taus.
     """
     taus = np.asarray(taus, np.float32)
     steps = {"tau": taus[:-1], "next": taus[1:]}
@@ -63,11 +63,11 @@ def plan(sampler: str, taus: np.ndarray, levels: np.ndarray | None = None) -> Pl
 
 
 def split(steps: Plan, first: int) -> tuple[Plan, Plan]:
-    """Cuts a plan in two where another network takes over after `first` steps.
+    """Splits a plan in two where another network takes over after `first` steps.
 
-    A step of Heun's that ends at the other's levels becomes Euler's, as the last one is:
-    its second evaluation would ask a network about a level that it was not trained on.
-    One step of first order in a solution leaves its order at two.
+    A Heun step that ends at a level of the other network becomes an Euler step, as the
+    last one is: its second evaluation would be at a level that the network was not
+    trained on. A single step of first order leaves the order of the solution at two.
     """
     before = {name: rows[:first] for name, rows in steps.items()}
     after = {name: rows[first:] for name, rows in steps.items()}
@@ -77,31 +77,31 @@ def split(steps: Plan, first: int) -> tuple[Plan, Plan]:
 
 
 def evaluations(sampler: str, num_steps: int, networks: int = 1) -> int:
-    """How often the networks are asked for one clip, without guidance, down to tau 0.
+    """Returns the number of network evaluations for one clip, without guidance.
 
-    Each of the networks, to which `split` gives their steps, has one step at least.
+    The plan ends at tau 0, and each network (see `split`) has at least one step.
     """
     if Sampler(sampler) is Sampler.HEUN:
         return 2 * num_steps - networks
     return num_steps
 
 
-def asked(sampler: str, steps: Plan) -> np.ndarray:
-    """Which evaluations a plan's steps ask for: bool [steps, evaluations of a step]."""
-    asked_n1 = (steps["tau"] > steps["next"])[:, None]
+def evaluation_mask(sampler: str, steps: Plan) -> np.ndarray:
+    """Returns which evaluations a plan needs: bool [steps, evaluations of a step]."""
+    moves_n1 = (steps["tau"] > steps["next"])[:, None]
     if Sampler(sampler) is not Sampler.HEUN:
-        return asked_n1
-    return np.concatenate([asked_n1, asked_n1 & (steps["second"] > 0)[:, None]], axis=1)
+        return moves_n1
+    return np.concatenate([moves_n1, moves_n1 & (steps["second"] > 0)[:, None]], axis=1)
 
 
 def chunks(steps: Plan, size: int) -> Iterator[Plan]:
-    """Cuts a plan into parts of `size` steps, the last one filled up with idle steps."""
+    """Splits a plan into parts of `size` steps, the last one padded with idle steps."""
     for first in range(0, len(steps["tau"]), size):
         yield chunk(steps, first, size)
 
 
 def chunk(steps: Plan, first: int, size: int) -> Plan:
-    """`size` steps of a plan from `first` on, filled up with idle steps."""
+    """Returns `size` steps of a plan from `first` on, padded with idle steps."""
     part = {name: rows[first : first + size] for name, rows in steps.items()}
     missing = size - len(part["tau"])
     if not missing:
@@ -112,46 +112,46 @@ def chunk(steps: Plan, first: int, size: int) -> Plan:
     }
 
 
-def anew(sampler: str, steps: Plan) -> Plan:
-    """The rest of a plan for an x that was changed from outside before its first step.
+def restart(sampler: str, steps: Plan) -> Plan:
+    """Returns the rest of a plan for an x that a callback has changed.
 
-    It goes with a new memory (`start`). UniPC's corrector computes x from the estimates
-    that it remembers, which are of the x before the change, and so would undo the change
-    (diffusers' does). So it begins again from the new x, with a step of first order.
+    It needs a new memory (`init_memory`). UniPC's corrector computes x from earlier
+    estimates of the data, which are of the old x, and so would undo the change (that of
+    diffusers does). So it restarts from the new x, with a step of first order.
     """
     if Sampler(sampler) is not Sampler.UNIPC or not len(steps["tau"]):
         return steps
     return steps | _unipc_weights(np.append(steps["tau"], steps["next"][-1]))
 
 
-def start(x: jax.Array, sampler: str) -> Any:
-    """What a solver remembers before its first step, for a state like x."""
+def init_memory(x: jax.Array, sampler: str) -> Any:
+    """Returns a solver's memory of earlier steps before its first, for a state like x."""
     if Sampler(sampler) is not Sampler.UNIPC:
         return ()
-    nothing = jnp.zeros_like(x, jnp.float32)
-    return nothing, (nothing,) * _HISTORY
+    zeros = jnp.zeros_like(x, jnp.float32)
+    return zeros, (zeros,) * _HISTORY
 
 
-def _euler(ask, x, memory, cache, step, hold):
+def _euler(evaluate, x, memory, cache, step, fix_known):
     """One step of Euler's method."""
-    slope, cache = ask(x, step["level"], cache, 0)
-    return hold(x + (step["next"] - step["tau"]) * slope), memory, cache
+    slope, cache = evaluate(x, step["level"], cache, 0)
+    return fix_known(x + (step["next"] - step["tau"]) * slope), memory, cache
 
 
-def _heun(ask, x, memory, cache, step, hold):
+def _heun(evaluate, x, memory, cache, step, fix_known):
     """One step of Heun's method; Euler's where the plan has no second evaluation.
 
-    That is so at tau 0, where it would ask the model about clean data, a level that it
-    was hardly trained on (Karras et al. 2022, arXiv:2206.00364, algorithm 1), and where
-    another network takes over (`split`).
+    That is at tau 0, where the model would see clean data, on which it was hardly trained
+    (Karras et al. 2022, arXiv:2206.00364, algorithm 1), and where another network takes
+    over (`split`).
     """
     tau, tau_next = step["tau"], step["next"]
-    slope, cache = ask(x, step["level"], cache, 0)
-    guess = hold(x + (tau_next - tau) * slope)
+    slope, cache = evaluate(x, step["level"], cache, 0)
+    guess = fix_known(x + (tau_next - tau) * slope)
 
     def corrected(guess, cache):
-        second, cache = ask(guess, tau_next, cache, 1)
-        return hold(x + (tau_next - tau) * ((slope + second) / 2)), cache
+        second, cache = evaluate(guess, tau_next, cache, 1)
+        return fix_known(x + (tau_next - tau) * ((slope + second) / 2)), cache
 
     x, cache = jax.lax.cond(
         step["second"] > 0, corrected, lambda *same: same, guess, cache
@@ -159,19 +159,19 @@ def _heun(ask, x, memory, cache, step, hold):
     return x, memory, cache
 
 
-def _unipc(ask, x, memory, cache, step, hold):
+def _unipc(evaluate, x, memory, cache, step, fix_known):
     """One step of UniPC (Zhao et al. 2023, arXiv:2302.04867), B(h) = e^h - 1, order 2.
 
-    The estimate of the data at this level first corrects x, which the step before
+    The estimate of the data at this level first corrects x, which the previous step
     predicted without it, and then predicts x at the next level. Both are weighted sums
-    whose weights follow from the levels alone: `_unipc_weights`.
+    whose weights depend only on the levels: `_unipc_weights`.
     """
     last, history = memory
-    slope, cache = ask(x, step["level"], cache, 0)
+    slope, cache = evaluate(x, step["level"], cache, 0)
     data = x - step["tau"] * slope
     x = _weighted(step["correct"], (x, last, data, *history))
     history = (data, *history[:-1])
-    return hold(_weighted(step["predict"], (x, *history))), (x, history), cache
+    return fix_known(_weighted(step["predict"], (x, *history))), (x, history), cache
 
 
 def _weighted(weights, terms):
@@ -179,7 +179,7 @@ def _weighted(weights, terms):
 
 
 def _unipc_weights(taus: np.ndarray) -> Plan:
-    """The weights of x, the last x, the new data and the older; and of x and the data.
+    """Returns the weights of x, last x, new and older data; and those of x and data.
 
     With alpha = 1 - tau and lambda = log(alpha / tau), from level 0 to level t with
     h = lambda_t - lambda_0 (arXiv:2302.04867, equations 5 and 8, for data prediction):
@@ -189,7 +189,7 @@ def _unipc_weights(taus: np.ndarray) -> Plan:
     where m_k are estimates of the data at levels k and r_k = (lambda_k - lambda_0) / h.
     The last step is of first order, and ends in m_0 itself.
     """
-    # At 1 itself nothing of the data is left, and lambda is not finite.
+    # At level 1 lambda is not finite.
     taus = np.minimum(taus, np.float32(1 - 1e-6)).astype(np.float64)
     count = int(np.sum(taus[:-1] > taus[1:]))
     with np.errstate(divide="ignore"):
@@ -220,22 +220,22 @@ def _unipc_weights(taus: np.ndarray) -> Plan:
 
 
 def _drift(tau: float, tau_next: float, h: float) -> tuple[float, float]:
-    """What is left of x over a step, and alpha (e^-h - 1)."""
+    """Returns the factor of x over a step, and alpha (e^-h - 1)."""
     return tau_next / tau, (1 - tau_next) * np.expm1(-h)
 
 
 def _corrector(h: float, ratios: list[float]) -> np.ndarray:
-    """Shares of the differences of estimates, so that h's powers cancel to the order."""
+    """Returns weights of the differences of estimates that cancel powers of h."""
     order = len(ratios) + 1
     if order == 1:
         return np.array([0.5])
     nodes = np.array([*ratios, 1.0])
-    phi, factorial, wanted = np.expm1(-h) / -h - 1, 1.0, []
+    phi, factorial, targets = np.expm1(-h) / -h - 1, 1.0, []
     for power in range(1, order + 1):
-        wanted.append(phi * factorial / np.expm1(-h))
+        targets.append(phi * factorial / np.expm1(-h))
         factorial *= power + 1
         phi = phi / -h - 1 / factorial
-    return np.linalg.solve(np.vander(nodes, order, increasing=True).T, wanted)
+    return np.linalg.solve(np.vander(nodes, order, increasing=True).T, targets)
 
 
 _STEPS = {Sampler.EULER: _euler, Sampler.HEUN: _heun, Sampler.UNIPC: _unipc}
@@ -251,46 +251,49 @@ def sample_chunk(
     sampler: str = Sampler.EULER,
     cache: Any = None,
 ) -> tuple[jax.Array, Any, Any]:
-    """Runs the steps of a part of a plan: x at its last level, the memory, the cache.
+    """Runs the steps of a plan or of a part of it.
 
     Args:
-      velocity_fn: (x, level scalar) -> dx / dtau, the shape of x; with a cache, it takes
-        and returns that, too.
+      velocity_fn: (x, level scalar) -> dx / dtau, the shape of x. With a cache it takes
+        and returns the cache as well.
       x: the state at the first step's level.
-      memory: from `start`, or from the chunk before.
+      memory: from `init_memory`, or from the previous chunk.
       steps: (a part of) a plan. A step between two equal levels costs nothing.
-      known_mask: bool, its shape a leading part of x's; these entries are held.
-      known_values: what they are held at, the shape of x.
+      known_mask: bool, its shape a prefix of x's; these entries stay at known_values.
+      known_values: the shape of x.
       sampler: that of the plan.
-      cache: what velocity_fn keeps between evaluations, where the plan has rows for it.
+      cache: the step cache of velocity_fn, where the plan has rows for it.
+
+    Returns:
+      x at the last level, the memory and the cache.
     """
     if (known_mask is None) != (known_values is None):
-        raise ValueError("known_mask and known_values go together: give both or none.")
-    take = _STEPS[Sampler(sampler)]
+        raise ValueError("known_mask and known_values go together: give both or none")
+    take_step = _STEPS[Sampler(sampler)]
 
-    def hold(x: jax.Array) -> jax.Array:
+    def fix_known(x: jax.Array) -> jax.Array:
         if known_mask is None:
             return x
-        held = known_mask.reshape(known_mask.shape + (1,) * (x.ndim - known_mask.ndim))
-        return jnp.where(held, known_values, x)
+        ones = (1,) * (x.ndim - known_mask.ndim)
+        return jnp.where(known_mask.reshape(known_mask.shape + ones), known_values, x)
 
     def body(carry, step):
-        def ask(x, level, cache, number):
+        def evaluate(x, level, cache, number):
             if cache is None:
                 return velocity_fn(x, level), None
-            here = {name: step[name][number] for name in OF_CACHE if name in step}
-            return velocity_fn(x, level, cache, here)
+            rows = {name: step[name][number] for name in OF_CACHE if name in step}
+            return velocity_fn(x, level, cache, rows)
 
         moved = jax.lax.cond(
             step["tau"] > step["next"],
-            lambda carry: take(ask, *carry, step, hold),
+            lambda carry: take_step(evaluate, *carry, step, fix_known),
             lambda carry: carry,
             carry,
         )
         return moved, None
 
     steps = {name: jnp.asarray(rows, jnp.float32) for name, rows in steps.items()}
-    carry, _ = jax.lax.scan(body, (hold(x), memory, cache), steps)
+    carry, _ = jax.lax.scan(body, (fix_known(x), memory, cache), steps)
     return carry
 
 
@@ -302,9 +305,9 @@ def sample(
     known_values: jax.Array | None = None,
     sampler: str = Sampler.EULER,
 ) -> jax.Array:
-    """Solves from taus[0] to taus[-1] in one go; see `plan` and `sample_chunk`."""
+    """Solves from taus[0] to taus[-1] in one scan; see `plan` and `sample_chunk`."""
     steps = plan(sampler, taus)
-    memory = start(noise, sampler)
+    memory = init_memory(noise, sampler)
     return sample_chunk(
         velocity_fn, noise, memory, steps, known_mask, known_values, sampler
     )[0]

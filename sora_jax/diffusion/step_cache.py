@@ -1,10 +1,10 @@
-"""Which evaluations of a denoiser are computed, and which reuse what was computed last.
+"""The step cache: which evaluations of a denoiser reuse the last computed residual.
 
-The blocks of a denoiser add a residual to their input. Along a solution it grows or
-shrinks slowly, by ratios that depend on the model, the levels and the guidance, and
-hardly on the prompt (MagCache, Ma et al. 2025, arXiv:2506.09045). So ratios that were
-measured once say beforehand at which evaluations the last residual, times the ratios
-since, stands for a new one. Such a schedule is a part of a sampler's plan.
+The blocks of a denoiser add a residual to their input. Along a solution its size changes
+slowly, by ratios that depend on the model, the levels and the guidance, and hardly on the
+prompt (MagCache, Ma et al. 2025, arXiv:2506.09045). So ratios that were measured once
+decide beforehand at which evaluations the last residual, times the ratios since, replaces
+a new one. Such a schedule is part of a sampler's plan.
 
 Letters: e evaluations in order, r branches of guidance (with the text, without), n
 steps, k evaluations a step, b rows, t tokens, d width.
@@ -27,15 +27,15 @@ def schedule(
     max_skips: int = MAX_SKIPS,
     retention: float = RETENTION,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which evaluations reuse the last residual, bool [e], and times what, [e, r].
+    """Returns which evaluations reuse the last residual, bool [e], and its factor, [e, r].
 
-    Reused i times in a row it is off by about |1 - ratio_1 ... ratio_i| each time. It is
-    reused until these errors add up to the threshold in one of the branches, which are
-    evaluated together (arXiv:2506.09045, section 3.3).
+    At the i-th reuse in a row the error is about |1 - ratio_1 ... ratio_i|. The residual
+    is reused until these errors add up to the threshold in one of the branches, which
+    are evaluated together (arXiv:2506.09045, section 3.3).
 
     Args:
-      ratio_er: size of each residual over that of the one before; the first is not read.
-      threshold: of the errors' sum; 0 reuses none.
+      ratio_er: norm of each residual over that of the previous one; the first is unused.
+      threshold: the most that the sum of errors may reach; 0 reuses none.
       max_skips: evaluations in a row that may reuse.
       retention: the share of evaluations, from the first, that are always computed.
     """
@@ -53,47 +53,49 @@ def schedule(
     return reuse_e, np.float32(gain_er)
 
 
-def rows(
+def plan_rows(
     sampler: str, steps: samplers.Plan, reuse_e: np.ndarray, gain_er: np.ndarray
 ) -> samplers.Plan:
-    """A schedule as rows of a plan; its evaluations are those that the plan asks for."""
-    asked_nk = samplers.asked(sampler, steps)
-    reuse_nk = np.zeros(asked_nk.shape, np.float32)
-    gain_nkr = np.ones((*asked_nk.shape, gain_er.shape[1]), np.float32)
-    reuse_nk[asked_nk], gain_nkr[asked_nk] = reuse_e, gain_er
+    """Returns a schedule as rows of the plan whose evaluations it is for."""
+    mask_nk = samplers.evaluation_mask(sampler, steps)
+    reuse_nk = np.zeros(mask_nk.shape, np.float32)
+    gain_nkr = np.ones((*mask_nk.shape, gain_er.shape[1]), np.float32)
+    reuse_nk[mask_nk], gain_nkr[mask_nk] = reuse_e, gain_er
     return {"reuse": reuse_nk, "gain": gain_nkr}
 
 
-def anew(sampler: str, steps: samplers.Plan) -> samplers.Plan:
-    """The rest of a plan whose first evaluation is computed, as x was changed before it.
+def restart(sampler: str, steps: samplers.Plan) -> samplers.Plan:
+    """Returns the rest of a plan for a changed x: its first evaluation is computed.
 
-    Those after it that reuse take its residual, times the ratios since then.
+    Evaluations after it reuse that residual, times the ratios since then.
     """
-    asked_nk = samplers.asked(sampler, steps)
-    reuse_e, gain_er = steps["reuse"][asked_nk], steps["gain"][asked_nk]
+    mask_nk = samplers.evaluation_mask(sampler, steps)
+    reuse_e, gain_er = steps["reuse"][mask_nk], steps["gain"][mask_nk]
     if not np.any(reuse_e[:1]):
         return steps
     in_a_row = int(np.argmin(np.append(reuse_e, 0)))
     gain_er[:in_a_row] /= gain_er[0].copy()
     reuse_e[0] = 0
-    return steps | rows(sampler, steps, reuse_e, gain_er)
+    return steps | plan_rows(sampler, steps, reuse_e, gain_er)
 
 
-def measuring(sampler: str, steps: samplers.Plan, branches: int) -> samplers.Plan:
-    """Rows of a plan that computes everything and numbers its evaluations."""
-    asked_nk = samplers.asked(sampler, steps)
-    count = int(asked_nk.sum())
-    found = rows(sampler, steps, np.zeros(count), np.ones((count, branches)))
-    slot_nk = np.zeros(asked_nk.shape, np.float32)
-    slot_nk[asked_nk] = np.arange(count)
-    return found | {"slot": slot_nk}
+def measurement_rows(
+    sampler: str, steps: samplers.Plan, branches: int
+) -> samplers.Plan:
+    """Returns rows of a plan that computes and numbers all of its evaluations."""
+    mask_nk = samplers.evaluation_mask(sampler, steps)
+    count = int(mask_nk.sum())
+    rows = plan_rows(sampler, steps, np.zeros(count), np.ones((count, branches)))
+    slot_nk = np.zeros(mask_nk.shape, np.float32)
+    slot_nk[mask_nk] = np.arange(count)
+    return rows | {"slot": slot_nk}
 
 
 def change(before_btd: jax.Array, now_btd: jax.Array) -> jax.Array:
-    """How a residual has changed: float32 [b, 3].
+    """Measures how a residual has changed: float32 [b, 3].
 
-    Of each token's vector, the ratio of norms |now| / |before|: its mean over the tokens
-    and its standard deviation; and the mean cosine distance.
+    Mean and standard deviation over the tokens of the ratio of norms |now| / |before|,
+    and the mean cosine distance.
     """
     before_btd, now_btd = (x.astype(jnp.float32) for x in (before_btd, now_btd))
     before_bt, now_bt = (
@@ -101,5 +103,5 @@ def change(before_btd: jax.Array, now_btd: jax.Array) -> jax.Array:
     )
     ratio_bt = now_bt / before_bt
     cosine_bt = jnp.sum(before_btd * now_btd, axis=-1) / (before_bt * now_bt)
-    found = ratio_bt.mean(axis=1), ratio_bt.std(axis=1), 1 - cosine_bt.mean(axis=1)
-    return jnp.stack(found, axis=-1)
+    figures = ratio_bt.mean(axis=1), ratio_bt.std(axis=1), 1 - cosine_bt.mean(axis=1)
+    return jnp.stack(figures, axis=-1)

@@ -1,4 +1,4 @@
-"""Which noise levels are trained, which are sampled, and which are logged together.
+"""Noise levels: their distribution in training, schedules of samplers, logging bands.
 
 tau in [0, 1] is the noise level (1 is pure noise); u in [0, 1] is a level before the
 shift. The shift s moves levels towards noise (Esser et al. 2024, arXiv:2403.03206,
@@ -18,7 +18,7 @@ import numpy as np
 
 from sora_jax.core import config as configs
 
-# Finer where the noisy input stops showing what only the caption can tell.
+# Finer at the levels where the noisy input stops showing what only the caption says.
 BAND_EDGES = (0.0, 0.25, 0.5, 0.7, 0.85, 0.93, 0.97, 1.0)
 
 
@@ -27,33 +27,33 @@ class Config:
     """The distribution of training noise levels.
 
     A share `logit_normal` of the samples is shift(sigmoid(mean + std z)), z normal;
-    the rest is uniform in tau (not shifted), so that no level is left untrained. Both
-    are cut to `levels`, so that one of two experts sees its own levels only.
+    the rest is uniform in tau (not shifted), so that every level is trained. Both are
+    truncated to `levels`, so that one of two experts sees only its own levels.
     """
 
     logit_normal: configs.Share = 0.9
     mean: Annotated[float, configs.Range("[-20, 20]")] = 0.0
     std: Annotated[float, configs.Range("(0, 20]")] = 1.0
-    shift: Annotated[float, configs.Range("(0, 100]")] = 1.0  # 1: none
+    shift: Annotated[float, configs.Range("(0, 100]")] = 1.0  # 1: no shift
     levels: tuple[configs.Share, configs.Share] = (0.0, 1.0)
     band_edges: tuple[configs.Share, ...] = BAND_EDGES
 
     def __post_init__(self):
         if not 0 <= self.logit_normal <= 1:
             raise ValueError(
-                f"logit_normal is a share of samples: {self.logit_normal} is not in [0, 1]."
+                f"logit_normal is a share of samples: {self.logit_normal} is not in [0, 1]"
             )
         if self.std <= 0:
-            raise ValueError(f"std must be positive, not {self.std}.")
+            raise ValueError(f"std must be positive, not {self.std}")
         if self.shift <= 0:
-            raise ValueError(f"shift must be positive (1 is none), not {self.shift}.")
+            raise ValueError(f"shift must be positive (1: no shift), not {self.shift}")
         low, high = self.levels
         if not 0 <= low < high <= 1:
-            raise ValueError(f"levels are low < high in [0, 1], not {self.levels}.")
+            raise ValueError(f"levels must be low < high in [0, 1], not {self.levels}")
         edges = tuple(self.band_edges)
         object.__setattr__(self, "band_edges", edges)
         if edges[0] != 0 or edges[-1] != 1 or list(edges) != sorted(set(edges)):
-            raise ValueError(f"band_edges must rise from 0 to 1, not {edges}.")
+            raise ValueError(f"band_edges must rise from 0 to 1, not {edges}")
 
 
 def shift(u, s: float):
@@ -68,8 +68,8 @@ def sample_tau(key: jax.Array, n: int, config: Config) -> jax.Array:
     """Draws n training noise levels, float32 [n]: one from each of n quantile bins.
 
     Stratified, so that every batch covers all levels in proportion (lower variance of
-    the gradient); the bins are dealt to the rows at random, so that a row's position,
-    or the host that holds it, says nothing about its level. Pure in the key.
+    the gradient). Bins are assigned to rows at random, so that a row's level does not
+    depend on its position or host.
     """
     order_key, place_key = jax.random.split(key)
     bins = jax.random.permutation(order_key, n)
@@ -91,31 +91,30 @@ def sample_tau(key: jax.Array, n: int, config: Config) -> jax.Array:
 
 
 def schedule(num_steps: int, s: float = 1.0) -> np.ndarray:
-    """The sampler's levels: num_steps + 1 values, float32, from exactly 1 to exactly 0.
+    """Returns a sampler's levels: num_steps + 1 values, float32, from 1 to 0 inclusive.
 
-    Equal steps in u, shifted by s: what diffusers' FlowMatchEulerDiscreteScheduler
-    gives for sigmas = linspace(1, 1 / num_steps, num_steps).
+    Equal steps in u, shifted by s: those of diffusers' FlowMatchEulerDiscreteScheduler
+    for sigmas = linspace(1, 1 / num_steps, num_steps).
     """
     if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, not {num_steps}.")
+        raise ValueError(f"num_steps must be at least 1, not {num_steps}")
     return shift(np.linspace(1.0, 0.0, num_steps + 1), s).astype(np.float32)
 
 
 def diffusers_schedule(
     sampler: str, num_steps: int, s: float, num_train_timesteps: int = 1000
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The levels of diffusers' schedulers for imported weights.
+    """Returns the levels of diffusers' schedulers, for imported weights.
 
     "unipc" is UniPCMultistepScheduler with flow sigmas: the first level is 1e-6 below 1,
-    where log(1 - tau) is finite, and the network is told whole timesteps, cut off.
-    Any other is FlowMatchEulerDiscreteScheduler, whose smallest level before the
-    shift is already shifted once.
+    where log(1 - tau) is finite, and the network gets timesteps rounded down to integers.
+    Any other is FlowMatchEulerDiscreteScheduler, which shifts its smallest level twice.
 
     Returns:
-      taus: num_steps + 1 levels, float32; levels: the num_steps that the network is told.
+      taus: num_steps + 1 levels, float32; levels: the num_steps inputs of the network.
     """
     if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, not {num_steps}.")
+        raise ValueError(f"num_steps must be at least 1, not {num_steps}")
     least = 1 / num_train_timesteps
     if sampler == "unipc":
         taus = shift(np.linspace(1.0, least, num_steps + 1)[:-1], s)
@@ -128,17 +127,17 @@ def diffusers_schedule(
 
 
 def band_index(tau: jax.Array, edges: Sequence[float] = BAND_EDGES) -> jax.Array:
-    """The logging band of each level, int32: edges[i] <= tau < edges[i + 1].
+    """Returns the logging band of each level, int32: edges[i] <= tau < edges[i + 1].
 
     tau = 1 belongs to the last band.
     """
-    # Counted, not searched: searchsorted does not take an array that is split.
+    # Not searchsorted, which does not take a sharded array.
     inner = jnp.asarray(edges[1:-1], jnp.float32).reshape((1,) * tau.ndim + (-1,))
     return jnp.sum(tau[..., None] >= inner, axis=-1, dtype=jnp.int32)
 
 
 def band_names(edges: Sequence[float] = BAND_EDGES) -> list[str]:
-    """One name a band for metrics, e.g. "0.85-0.93"."""
+    """Returns the names of the bands in metrics, such as "0.85-0.93"."""
     pairs = zip(edges[:-1], edges[1:], strict=True)
     return [f"{low:g}-{high:g}" for low, high in pairs]
 
@@ -146,7 +145,7 @@ def band_names(edges: Sequence[float] = BAND_EDGES) -> list[str]:
 def band_share(
     band: tuple[float, float], s: float, mean: float = 0.0, std: float = 1.0
 ) -> float:
-    """The share of shifted logit-normal samples that fall in a band of tau.
+    """Returns the share of shifted logit-normal samples that fall in a band of tau.
 
     The shift multiplies the odds tau / (1 - tau) by s, so it moves the normal by log s:
     share = Phi((logit(high) - log s - mean) / std) - Phi((logit(low) - ...) / std).
@@ -168,15 +167,17 @@ def propose_shift(
     std: float = 1.0,
     max_shift: float = 12.0,
 ) -> float:
-    """The shift that gives enough samples to the bands in which things are decided.
+    """Returns a shift that gives enough samples to the decision bands.
 
-    Of several bands the one with the smallest share counts, so that no decision is
-    starved. The result is the smallest shift (in halves, from 1) that reaches nine
-    tenths of the best share: what lies below the bands, where detail is made, loses
-    what they gain.
+    A decision band has the levels at which the caption decides some property. Of several
+    bands the one with the smallest share counts. The result is the smallest shift (in
+    steps of a half, from 1) that reaches nine tenths of the best share: a larger one would
+    take more samples from the levels below, where detail is learned.
     """
     if not bands or any(not 0 <= low < high <= 1 for low, high in bands):
-        raise ValueError(f"bands are pairs low < high in [0, 1], at least one: {bands}")
+        raise ValueError(
+            f"bands must be pairs low < high in [0, 1], at least one, not {bands}"
+        )
     shifts = np.arange(2, 2 * max_shift + 1) / 2
     shares = [min(band_share(band, s, mean, std) for band in bands) for s in shifts]
     enough = np.asarray(shares) >= 0.9 * max(shares)

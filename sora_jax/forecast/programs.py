@@ -197,7 +197,7 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
             mesh, lambda rngs: video_vae.VideoVAE(vae_config(c), rngs=rngs)
         )
         x = _place(mesh, jnp.float32, rows, *latent_shape(c))
-        memory = _abstract(mesh, lambda x: samplers.start(x, sampler), x)
+        memory = _abstract(mesh, lambda x: samplers.init_memory(x, sampler), x)
         text = {
             "states": _place(
                 mesh, c.model.text_encoder.dtype, rows, c.text.length, config.text_dim

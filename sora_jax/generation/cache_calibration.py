@@ -116,7 +116,7 @@ class Calibration:
     ) -> list[samplers.Plan]:
         """What the plan of each expert gets in addition."""
         return [
-            step_cache.rows(request.sampler, plan, *schedule)
+            step_cache.plan_rows(request.sampler, plan, *schedule)
             for plan, schedule in zip(
                 plans, self.schedules(request.step_cache), strict=True
             )

@@ -110,7 +110,9 @@ def _describe(model: _Model, request: requests.Request, drawn: bool) -> str:
     parts = plans.plans(
         dataclasses.replace(request, step_cache=0.0), model.settings, None
     )
-    passes = [int(samplers.asked(request.sampler, part).sum()) for part in parts]
+    passes = [
+        int(samplers.evaluation_mask(request.sampler, part).sum()) for part in parts
+    ]
     branches = [1 + (scale != 1) for scale in scales[: len(parts)]]
     forward = cost.dit_forward_flops(model.dit, tokens, model.settings.text_length)
     evaluations = sum(map(operator.mul, passes, branches))

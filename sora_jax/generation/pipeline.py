@@ -400,7 +400,7 @@ class Pipeline:
                 flow.interpolate(given.latents_bthwc, noise_bthwc, settings.known_tau),
             )
         x_bthwc = noise_bthwc
-        memory = samplers.start(x_bthwc, request.sampler)
+        memory = samplers.init_memory(x_bthwc, request.sampler)
         stages = self._stages(request)
         parts = [part for *_, part in stages]
         for stage, (network, scale, part) in enumerate(stages):
@@ -408,8 +408,8 @@ class Pipeline:
             if request.guidance_rescale:
                 rescale = np.float32(request.guidance_rescale)
             if record:
-                slots = int(samplers.asked(request.sampler, part).sum())
-                part |= step_cache.measuring(request.sampler, part, branches)
+                slots = int(samplers.evaluation_mask(request.sampler, part).sum())
+                part |= step_cache.measurement_rows(request.sampler, part, branches)
             if record or request.step_cache:  # of this expert's own blocks
                 cache = compiled.start_cache(
                     self._dit_config, branches * len(x_bthwc), x_bthwc.shape[1:4], slots
@@ -428,7 +428,7 @@ class Pipeline:
                     edited = placement.edited(call, x_bthwc, real)
                     if edited is not None:
                         x_bthwc = edited
-                        memory = samplers.start(x_bthwc, request.sampler)
+                        memory = samplers.init_memory(x_bthwc, request.sampler)
                         parts = plans.anew(request.sampler, parts, done + 1)
                 step = min(chunk, steps - done)
                 done += step

@@ -60,7 +60,7 @@ def anew(
     """
     names = parts[0].keys() - samplers.OF_CACHE
     whole = {n: np.concatenate([part[n] for part in parts]) for n in names}
-    rest = samplers.anew(sampler, {n: rows[done:] for n, rows in whole.items()})
+    rest = samplers.restart(sampler, {n: rows[done:] for n, rows in whole.items()})
     whole = {n: np.concatenate([whole[n][:done], rest[n]]) for n in names}
     changed, first = [], 0
     for part in parts:
@@ -69,7 +69,7 @@ def anew(
         if "reuse" in part and first < done < last:
             behind = done - first
             fresh = {n: rows[behind:] for n, rows in part.items()}
-            fresh = step_cache.anew(sampler, fresh)
+            fresh = step_cache.restart(sampler, fresh)
             part = {n: np.concatenate([part[n][:behind], fresh[n]]) for n in part}
         changed.append(part)
         first = last

@@ -38,5 +38,5 @@ def test_velocity_is_the_derivative_of_the_path():
 
 def test_level_of_a_wrong_shape_is_refused():
     x0, noise = _pair()
-    with pytest.raises(ValueError, match=r"shape \(3,\).*not a leading part"):
+    with pytest.raises(ValueError, match=r"shape \(3,\).*not a prefix"):
         flow.interpolate(x0, noise, jnp.zeros((3,)))

@@ -94,7 +94,7 @@ def test_patterns_are_drawn_in_their_proportion_and_purely():
 @pytest.mark.parametrize(
     "mix, message",
     [
-        ({"first": 1.0}, "No known-token pattern is called 'first'"),
+        ({"first": 1.0}, "known-token pattern 'first' is unknown"),
         ({"none": 0.5, "head": 0.4}, "sum to 1, not 0.9"),
         ({"none": 1.5, "head": -0.5}, "'head' is negative"),
     ],

@@ -124,12 +124,12 @@ def test_a_changed_x_is_where_the_solution_goes_on(sampler):
     plan = samplers.plan(sampler, taus)
     noise, changed = jnp.linspace(-2, 2, 9), jnp.full(9, 1.7)
     x, memory, _ = samplers.sample_chunk(
-        gaussian_velocity, noise, samplers.start(noise, sampler),
+        gaussian_velocity, noise, samplers.init_memory(noise, sampler),
         samplers.chunk(plan, 0, 4), sampler=sampler,
     )  # fmt: skip
-    rest = samplers.anew(sampler, {name: rows[4:] for name, rows in plan.items()})
+    rest = samplers.restart(sampler, {name: rows[4:] for name, rows in plan.items()})
     got, *_ = samplers.sample_chunk(
-        gaussian_velocity, changed, samplers.start(changed, sampler), rest,
+        gaussian_velocity, changed, samplers.init_memory(changed, sampler), rest,
         sampler=sampler,
     )  # fmt: skip
     want = samplers.sample(gaussian_velocity, changed, taus[4:], sampler=sampler)
@@ -153,7 +153,7 @@ def test_chunks_join_exactly_and_padding_is_free(sampler):
     )
     taus = timesteps.schedule(7, 3.0)
     whole = samplers.sample(gaussian_velocity, noise, taus, sampler=sampler)
-    x, memory = noise, samplers.start(noise, sampler)
+    x, memory = noise, samplers.init_memory(noise, sampler)
     for steps in samplers.chunks(samplers.plan(sampler, taus), 3):
         x, memory, _ = chunk(x, memory, steps)
     jax.block_until_ready(x)

@@ -45,7 +45,7 @@ def test_levels_and_samples_are_those_of_diffusers(peers_python, form, steps, sh
     got, *_ = samplers.sample_chunk(
         lambda x, level: jnp.sin(3 * x) + level * x,
         x,
-        samplers.start(x, sampler),
+        samplers.init_memory(x, sampler),
         samplers.plan(sampler, taus, levels),
         sampler=sampler,
     )

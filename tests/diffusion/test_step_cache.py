@@ -46,11 +46,11 @@ def test_the_worse_branch_decides():
 @pytest.mark.parametrize("sampler", [*samplers.Sampler])
 def test_rows_are_those_of_the_evaluations_that_are_asked_for(sampler):
     steps = samplers.plan(sampler, np.array([1, 0.75, 0.5, 0.0, 0.0]))
-    asked = samplers.asked(sampler, steps)
+    asked = samplers.evaluation_mask(sampler, steps)
     heun = sampler == "heun"
     assert asked[:, 0].tolist() == [True, True, True, False]
     assert not heun or asked[:, 1].tolist() == [True, True, False, False]
-    numbers = step_cache.measuring(sampler, steps, 2)["slot"][asked]
+    numbers = step_cache.measurement_rows(sampler, steps, 2)["slot"][asked]
     assert numbers.tolist() == list(range(5 if heun else 3))
 
 
@@ -58,13 +58,15 @@ def test_where_x_was_changed_the_next_evaluation_is_computed():
     steps = samplers.plan("euler", np.linspace(1, 0, 8))
     schedule = step_cache.schedule(np.array([[1.0], [0.5], *[[0.9]] * 5]), 1e9, 4, 0.2)
     assert schedule[0].tolist() == [False, False, True, True, True, True, False]
-    steps |= step_cache.rows("euler", steps, *schedule)
-    fresh = step_cache.anew("euler", {name: rows[3:] for name, rows in steps.items()})
+    steps |= step_cache.plan_rows("euler", steps, *schedule)
+    fresh = step_cache.restart(
+        "euler", {name: rows[3:] for name, rows in steps.items()}
+    )
     assert fresh["reuse"][:, 0].tolist() == [0, 1, 1, 0]
     # The ratios since the one that is computed now.
     np.testing.assert_allclose(fresh["gain"][:, 0, 0], [1, 0.9, 0.81, 1], rtol=1e-6)
     same = {name: rows[6:] for name, rows in steps.items()}
-    assert step_cache.anew("euler", same) is same
+    assert step_cache.restart("euler", same) is same
 
 
 def _network(x, level):
@@ -77,12 +79,12 @@ def _network(x, level):
 def test_reuse_is_that_of_a_loop_without_any_machinery(sampler):
     taus = timesteps.schedule(7, 3.0)
     steps = samplers.plan(sampler, taus)
-    count = int(samplers.asked(sampler, steps).sum())
+    count = int(samplers.evaluation_mask(sampler, steps).sum())
     rng = np.random.default_rng(0)
     ratio = rng.uniform(0.9, 1.1, (count, 1))
     schedule = step_cache.schedule(ratio, 0.2, 2, 0.2)
     assert 2 < schedule[0].sum() < count - 2
-    steps |= step_cache.rows(sampler, steps, *schedule)
+    steps |= step_cache.plan_rows(sampler, steps, *schedule)
     noise = jax.random.normal(jax.random.key(0), (3, 5))
     computed = []
 
@@ -100,7 +102,7 @@ def test_reuse_is_that_of_a_loop_without_any_machinery(sampler):
 
     @jax.jit
     def whole(noise, steps):
-        memory, residual = samplers.start(noise, sampler), jnp.zeros_like(noise)
+        memory, residual = samplers.init_memory(noise, sampler), jnp.zeros_like(noise)
         return samplers.sample_chunk(
             velocity, noise, memory, steps, sampler=sampler, cache=residual
         )
@@ -128,7 +130,7 @@ def test_reuse_is_that_of_a_loop_without_any_machinery(sampler):
     np.testing.assert_allclose(x, want, atol=2e-5)
     np.testing.assert_allclose(kept, last, atol=2e-5)
     none = step_cache.schedule(ratio, 0.0)
-    dense, *_ = whole(noise, steps | step_cache.rows(sampler, steps, *none))
+    dense, *_ = whole(noise, steps | step_cache.plan_rows(sampler, steps, *none))
     want = samplers.sample(
         lambda x, t: 0.7 * sum(_network(x, t)), noise, taus, sampler=sampler
     )

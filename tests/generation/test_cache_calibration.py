@@ -73,7 +73,7 @@ def by_hand(pipe, sampler: str, threshold: float) -> np.ndarray:
         return without + 2.0 * (with_text - without)
 
     plan = samplers.plan(sampler, timesteps.schedule(8, 3.0))
-    x, memory = noise, samplers.start(noise, sampler)
+    x, memory = noise, samplers.init_memory(noise, sampler)
     step_of = samplers._STEPS[sampler]
     for i in range(8):
         step = {name: value[i] for name, value in plan.items()}

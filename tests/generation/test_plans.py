@@ -22,7 +22,7 @@ def of(sampler):
 def test_an_expert_is_asked_about_its_own_levels_only(sampler):
     counts = []
     for part, (low, high) in zip(of(sampler), ((0.8, 1), (0, 0.8)), strict=True):
-        asked = samplers.asked(sampler, part)
+        asked = samplers.evaluation_mask(sampler, part)
         levels = np.stack([part["level"], part["next"]], 1)[:, : asked.shape[1]][asked]
         assert low <= levels.min() and (levels <= high).all() and len(levels) > 3
         counts.append(len(levels))

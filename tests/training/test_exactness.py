@@ -82,7 +82,7 @@ def test_sampling_rounds_no_level_or_modulation(sampler):
 
     def run(state):
         return compiled.denoise_chunk.__wrapped__(
-            network[0], state, x, samplers.start(x, sampler), plan, text, text, given,
+            network[0], state, x, samplers.init_memory(x, sampler), plan, text, text, given,
             2.0, 8.0, 0.02, sampler=sampler, guided=True, rescale=0.7,
         )  # fmt: skip
 
