@@ -183,7 +183,7 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     config, text_config = objective.dit_config, objective.text_config
     sampler, count = settings.sampler, settings.num_inference_steps
     tokens, rows = tokens_of(c), sharding.logical_axis_size(mesh, "batch")
-    sizes = {f"model.dit.{name}": size for name, size in config.split.items()}
+    sizes = {f"model.dit.{name}": size for name, size in config.sharded_sizes.items()}
     sharding.check_divisible(mesh, sizes)
     steps_of_clip = plans.solver(settings, sampler, count, settings.shift)
     plan = next(samplers.chunks(steps_of_clip, 1))
@@ -232,7 +232,7 @@ def decode_chunk(c, mesh: jax.sharding.Mesh) -> Forecast:
     t, h, w, channels = latent_shape(c)
     rows, size = sharding.logical_axis_size(mesh, "batch"), min(streaming.CHUNK, t)
     with jax.set_mesh(mesh):
-        layout = streaming.default_layout(mesh, rows, (h, w))
+        layout = streaming.default_spec(mesh, rows, (h, w))
         latents = jax.ShapeDtypeStruct(
             (rows, size, h, w, channels),
             jnp.float32,

@@ -1,14 +1,14 @@
 """Causal convolutions over video, and the reshapes that go with them.
 
-A 3D convolution has one meaning and several forms. XLA's direct form is right on TPU
-and GPU; its CPU form is three to six times slower than one 2D convolution for each time
-tap, and slower still on frames of two pixels, where patches times a matrix win. Pairs of
-frames need two thirds of those 2D convolutions. The form is chosen when the program is
-lowered, so compiling for a TPU on a CPU host gets the TPU's.
+3D convolutions have several implementations. XLA's own is best on TPU and GPU; on CPU it
+is three to six times slower than one 2D convolution for each time tap, and slower still
+on frames of two pixels, where a product of patches and a matrix wins. Computing pairs of
+frames takes two thirds of those 2D convolutions. The choice is made when the program is
+lowered, so compiling for a TPU on a CPU host gives the TPU's.
 
-Activations keep the layout of their batch axis, and of height and width. Where those
-two are split, XLA's partitioner runs the operation: devices exchange the rows at their
-borders (a collective-permute each way), and no frame is ever gathered.
+Activations keep the sharding of their batch, height and width. Where height or width is
+sharded, XLA's partitioner runs the operation: devices exchange the rows at their borders
+(a collective-permute each way), and no frame is gathered.
 
 Letters: b batch, t time, h height, w width, c channel; kernels are [t,h,w,i,o] or
 [h,w,i,o] with i input and o output channels.
@@ -28,9 +28,9 @@ _DIMS_3D = ("NDHWC", "DHWIO", "NDHWC")
 
 
 def reshape(x: jax.Array, *shape: int) -> jax.Array:
-    """Reshapes, keeping the layout of the axes in front that stay as they are.
+    """Reshapes, keeping the sharding of the leading axes that stay as they are.
 
-    Axis 0 keeps its layout when axis 1 is merged into it.
+    Axis 0 keeps its sharding when axis 1 is merged into it.
     """
     pairs = itertools.takewhile(
         lambda ab: ab[0] == ab[1], zip(x.shape, shape, strict=False)
@@ -41,9 +41,9 @@ def reshape(x: jax.Array, *shape: int) -> jax.Array:
 
 
 def join_voxels(x_bthwc: jax.Array) -> jax.Array:
-    """Makes one axis of the voxels of a frame: [b, t, h, w, c] to [b t, h w, c].
+    """Flattens the voxels of each frame: [b, t, h, w, c] to [b t, h w, c].
 
-    It is split as the height is; the width is gathered.
+    The new axis is sharded as the height is; the width is gathered.
     """
     b, t, h, w, c = x_bthwc.shape
     layout = sharding.spec_like(x_bthwc)
@@ -52,20 +52,20 @@ def join_voxels(x_bthwc: jax.Array) -> jax.Array:
     return jnp.reshape(x_bthwc, (b * t, h * w, c), out_sharding=layout)
 
 
-def part_voxels(x_nmc: jax.Array, like_bthwc: jax.Array) -> jax.Array:
-    """Undoes `join_voxels`; the result has the shape and layout of `like_bthwc`."""
+def split_voxels(x_nmc: jax.Array, like_bthwc: jax.Array) -> jax.Array:
+    """Undoes `join_voxels`; the result has the shape and sharding of `like_bthwc`."""
     layout = sharding.spec_like(like_bthwc)
     layout = layout and jax.P(*layout[:3], None, layout[4])
     x_bthwc = jnp.reshape(x_nmc, like_bthwc.shape, out_sharding=layout)
     return sharding.reshard_like(x_bthwc, like_bthwc)
 
 
-def _over_split_frames(operation):
-    """Leaves `operation(x_bthwc, ...)` to XLA's partitioner where frames are split.
+def _over_sharded_frames(operation):
+    """Leaves `operation(x_bthwc, ...)` to XLA's partitioner where frames are sharded.
 
-    That is where their layout names axes of the mesh, be they of one device: a
-    convolution by explicit layouts takes no names there. The first four axes of the
-    result have the layout of those of x.
+    That is where the spec of height or width has mesh axes, even of size 1: under
+    explicit sharding a convolution accepts none there. The first four axes of the result
+    are sharded like those of x.
     """
 
     @functools.wraps(operation)
@@ -79,18 +79,17 @@ def _over_split_frames(operation):
     return run
 
 
-@_over_split_frames
+@_over_sharded_frames
 def causal_conv3d(
     x_bthwc: jax.Array, kernel_thwio: jax.Array, *, missing: int | None = None
 ) -> jax.Array:
-    """Convolves causally in time and centred in space, where borders are zero.
+    """Convolves causally in time and centred in space, with zero padding.
 
     Frame t of the result depends on frames t - k + 1 .. t for k time taps. The spatial
     size of the kernel is odd and the result has the height and width of the input.
 
     Args:
-      x_bthwc: the video, with `k - 1 - missing` frames in front of those that are asked
-        for.
+      x_bthwc: the video, with `k - 1 - missing` earlier frames in front.
       kernel_thwio: the kernel.
       missing: how many of the k - 1 frames before the first one are not in x, and taken
         as zero; by default all of them.
@@ -117,7 +116,7 @@ def _direct(x_bthwc: jax.Array, kernel_thwio: jax.Array, missing: int) -> jax.Ar
 def _by_time_taps(
     x_bthwc: jax.Array, kernel_thwio: jax.Array, missing: int
 ) -> jax.Array:
-    """Sums one 2D operation per time tap; frames that are missing cost nothing."""
+    """Sums one 2D operation per time tap; missing frames cost nothing."""
     kt, kh, kw, i, o = kernel_thwio.shape
     if (kh, kw) == (1, 1) or min(x_bthwc.shape[2:4]) < kh:
         # XLA's CPU convolution is ten times slower than a matrix product once the
@@ -129,9 +128,9 @@ def _by_time_taps(
 
 
 def _reads(kt: int, t: int, missing: int) -> list[tuple[int, int, int]]:
-    """For each tap that sees any frame: (tap, first frame it reads, first it writes).
+    """For each tap that reads any frame: (tap, first frame it reads, first it writes).
 
-    It reads as many frames as it writes, up to the last that there is.
+    It reads as many frames as it writes, up to the last one.
     """
     count = t - (kt - 1) + missing  # frames of the result
     starts = [(tap, max(0, tap - missing), max(0, missing - tap)) for tap in range(kt)]
@@ -142,9 +141,9 @@ def _sum_taps(x_bthwc: jax.Array, kernels_t, missing: int, apply) -> jax.Array:
     kt, t = len(kernels_t), x_bthwc.shape[1]
     count, y = t - (kt - 1) + missing, None
     for tap, read, write in _reads(kt, t, missing):
-        seen = apply(x_bthwc[:, read : read + count - write], kernels_t[tap])
-        seen = _shift(seen, write, 0)
-        y = seen if y is None else y + seen
+        term = apply(x_bthwc[:, read : read + count - write], kernels_t[tap])
+        term = _shift(term, write, 0)
+        y = term if y is None else y + term
     return y
 
 
@@ -158,15 +157,15 @@ def _conv_taps(x_bthwc: jax.Array, kernel_thwio: jax.Array, missing: int) -> jax
 
 
 def _by_pairs(x_bthwc: jax.Array, kernel_thwio: jax.Array, missing: int) -> jax.Array:
-    """Two frames from four convolutions, where their taps would take six.
+    """Computes two frames with four convolutions instead of six (Winograd's F(2, 3)).
 
-    F(2, 3) of arXiv 1509.09308, section 4.1, over time. No frame is computed from a
-    later one. In half precision the sums of frames would cost accuracy.
+    arXiv 1509.09308, section 4.1, over time; still causal. Not in half precision, where
+    the sums of frames would cost accuracy.
     """
     kt, t = len(kernel_thwio), x_bthwc.shape[1] - len(kernel_thwio) + 1 + missing
     if kt != 3 or t < 2 or x_bthwc.dtype != jnp.float32:
         return _sum_taps(x_bthwc, kernel_thwio, missing, conv2d)
-    alone = t % 2  # the first frame, where their number is odd
+    alone = t % 2  # the first frame, if the number of frames is odd
     x = _shift(x_bthwc, missing, 0)
     x0, x1, x2, x3 = (x[:, alone + i : i + t - 1 : 2] for i in range(4))
     k0, k1, k2 = kernel_thwio
@@ -193,17 +192,17 @@ def _conv_taps_backward(missing, saved, dy_bthwo):
     kt, kh, kw, i, o = kernel_thwio.shape
     t, h = x_bthwc.shape[1:3]
     reads = _reads(kt, t, missing)
-    turned = kernel_thwio[:, ::-1, ::-1].swapaxes(-1, -2)
+    transposed = kernel_thwio[:, ::-1, ::-1].swapaxes(-1, -2)
     later = _shift(dy_bthwo, 0, len(reads) - 1)  # the same convolution, back in time
-    backwards = turned[kt - len(reads) :][::-1]
+    backwards = transposed[kt - len(reads) :][::-1]
     dx_bthwc = _by_pairs(later, backwards, kt - 1 - missing)
     sent = []
     for _, read, write in reads:
         dy = dy_bthwo[:, write:]
-        # What a tap read, in place; the others' frames are zero.
+        # The gradient at the frames that this tap read; zero elsewhere.
         sent.append(_shift(dy, read, t - read - dy.shape[1]))
     sent_no = _voxels(jnp.concatenate(sent, axis=-1))
-    rows = _patches(x_bthwc, 1, kw)  # a row of taps at once: wide enough for a product
+    rows = _patches(x_bthwc, 1, kw)  # a row of taps at once, for a wide product
     rows = jnp.pad(rows, ((0, 0), (0, 0), (kh // 2, kh // 2), (0, 0), (0, 0)))
     dk_hko = jnp.stack(
         [
@@ -247,7 +246,7 @@ def _patches(x_bthwc: jax.Array, kh: int, kw: int) -> jax.Array:
     return jnp.concatenate(shifted, axis=-1)
 
 
-@_over_split_frames
+@_over_sharded_frames
 def conv2d(
     x_bthwc: jax.Array,
     kernel_hwio: jax.Array,
@@ -277,7 +276,7 @@ def half_time_conv(x_bthwc: jax.Array, kernel_thwio: jax.Array) -> jax.Array:
     return sum(_matmul(x, kernel_thwio[tap, 0, 0]) for tap, x in enumerate(taps))
 
 
-@_over_split_frames
+@_over_sharded_frames
 def double_space(x_bthwc: jax.Array) -> jax.Array:
     """Doubles height and width by repeating pixels (nearest neighbour)."""
     b, t, h, w, c = x_bthwc.shape
@@ -285,7 +284,7 @@ def double_space(x_bthwc: jax.Array) -> jax.Array:
     return reshape(x, b, t, 2 * h, 2 * w, c)
 
 
-@_over_split_frames
+@_over_sharded_frames
 def fold(x_bthwc: jax.Array, *, time: int, space: int) -> jax.Array:
     """Moves blocks of time x space x space pixels into channels, as [..., c, blocks].
 
@@ -298,7 +297,7 @@ def fold(x_bthwc: jax.Array, *, time: int, space: int) -> jax.Array:
     return reshape(x, b, t, h, w, c, time * space * space)
 
 
-@_over_split_frames
+@_over_sharded_frames
 def unfold(x_bthwcf: jax.Array, *, time: int, space: int) -> jax.Array:
     """Undoes `fold`: [b, t, h, w, c, blocks] to [b, t*time, h*space, w*space, c]."""
     b, t, h, w, c, _ = x_bthwcf.shape

@@ -108,8 +108,8 @@ class Config:
         return self.num_kv_heads or self.num_heads
 
     @property
-    def split(self) -> dict[str, tuple[str, int]]:
-        """Sizes that a mesh splits, as `sharding.check_divisible` takes them."""
+    def sharded_sizes(self) -> dict[str, tuple[str, int]]:
+        """Sizes that a mesh shards, for `sharding.check_divisible`."""
         heads = {"num_heads": self.num_heads, "num_kv_heads": self.kv_heads}
         sizes = {name: ("heads", size) for name, size in heads.items()}
         return sizes | {"mlp_dim": ("mlp", self.mlp_dim)}

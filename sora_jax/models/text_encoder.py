@@ -49,8 +49,8 @@ class Config:
             )
 
     @property
-    def split(self) -> dict[str, tuple[str, int]]:
-        """Sizes that a mesh splits, as `sharding.check_divisible` takes them."""
+    def sharded_sizes(self) -> dict[str, tuple[str, int]]:
+        """Sizes that a mesh shards, for `sharding.check_divisible`."""
         return {
             "num_heads": ("heads", self.num_heads),
             "mlp_dim": ("mlp", self.mlp_dim),

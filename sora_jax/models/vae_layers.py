@@ -149,7 +149,7 @@ class FrameAttention(nnx.Module):
         frames_nmc = conv.join_voxels(self.norm(x_bthwc))
         q, k, v = jnp.split(self.to_qkv(frames_nmc)[:, :, None], 3, axis=-1)
         y_nmc = self.proj(attention.attention(q, k, v)[:, :, 0])
-        return x_bthwc + conv.part_voxels(y_nmc, x_bthwc)
+        return x_bthwc + conv.split_voxels(y_nmc, x_bthwc)
 
 
 class MidBlock(nnx.Module):

@@ -348,7 +348,7 @@ class VideoVAE(nnx.Module):
         frames; others have 4n.
         """
         past = streaming.Past(state)
-        streaming.check_split(video_bthwc, self.config.spatial_stride)
+        streaming.check_shards(video_bthwc, self.config.spatial_stride)
         x = _fold_pixels(video_bthwc, self.config.patch_size)
         x = self.quant_conv(self.encoder(x.astype(self.config.dtype), past))
         mean_bthwc, logvar_bthwc = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -366,7 +366,7 @@ class VideoVAE(nnx.Module):
             pixels in [-1, 1], 1 + 4n frames in all.
           chunk: latent frames that are encoded at a time. Memory depends on it, not on
             the length of the video.
-          layout: mesh axes of [b, t, h, w, c]; see `streaming.spread_frames`.
+          layout: mesh axes of [b, t, h, w, c]; see `streaming.shard_frames`.
 
         Raises:
           ValueError: as `encode`, once the frames so far cannot be a whole video.
@@ -404,7 +404,7 @@ class VideoVAE(nnx.Module):
           latents: an array, or an iterable of arrays to concatenate in time, on the
             host, not normalized.
           chunk: latent frames that are decoded at a time.
-          layout: mesh axes of [b, t, h, w, c]; see `streaming.spread_frames`.
+          layout: mesh axes of [b, t, h, w, c]; see `streaming.shard_frames`.
         """
         return streaming.decode(self, latents, chunk, layout)
 

@@ -91,7 +91,10 @@ def _check_sizes(mesh, c, sizes: Mapping[str, tuple[str, int]]) -> None:
 
 
 def _text_encoder_sizes(config) -> dict[str, tuple[str, int]]:
-    sizes = {f"model.text_encoder.{name}": size for name, size in config.split.items()}
+    sizes = {
+        f"model.text_encoder.{name}": size
+        for name, size in config.sharded_sizes.items()
+    }
     return {"model.dit.text_dim": ("embed", config.dim)} | sizes
 
 
@@ -259,7 +262,7 @@ def check_denoiser(mesh, c, objective: objectives.Denoiser, packed=()) -> None:
         c,
         _text_encoder_sizes(objective.text_config)
         | {f"a row of {n} tokens": ("tokens", n) for n in packed}
-        | {f"model.dit.{name}": size for name, size in config.split.items()}
+        | {f"model.dit.{name}": size for name, size in config.sharded_sizes.items()}
         | {"model.dit.dim": ("embed", config.dim)},
     )
 

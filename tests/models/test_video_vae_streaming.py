@@ -172,7 +172,7 @@ def test_frames_over_devices_are_frames_on_one(
     devices = jax.devices()[: np.prod([*shape.values()])]
     with jax.set_mesh(mesh.make_mesh(shape, devices)):
         vae = spread(vae)
-        split = [streaming.spread_frames(x, (4, 6), layout) for x in (clip, latents)]
+        split = [streaming.shard_frames(x, (4, 6), layout) for x in (clip, latents)]
         found = jax.tree.leaves([encode(vae, split[0]), decode(vae, split[1])])
         for array in found:
             held = np.prod(array.sharding.shard_shape(array.shape))
@@ -197,7 +197,7 @@ def test_neighbours_exchange_borders_and_frames_are_not_gathered(close):
 
     expected = graded(clip, kernel)
     with jax.set_mesh(mesh.make_mesh({"ring": 4, "tensor": 2})):
-        x = streaming.spread_frames(clip, (16, 8), jax.P(None, None, "ring", "tensor"))
+        x = streaming.shard_frames(clip, (16, 8), jax.P(None, None, "ring", "tensor"))
         found = graded(x, kernel)
         text = jax.jit(conv.causal_conv3d).lower(x, kernel).compile().as_text()
         voxels = jax.jit(conv.join_voxels)(x)
@@ -229,7 +229,7 @@ def test_axes_that_rows_leave_free_split_what_divides():
     def layout(shape, rows, latent_size):
         made = mesh.make_mesh(shape, jax.devices()[: np.prod([*shape.values()])])
         with jax.set_mesh(made):
-            x = streaming.spread_frames(noise(rows, 1, *latent_size, 1), latent_size)
+            x = streaming.shard_frames(noise(rows, 1, *latent_size, 1), latent_size)
             return tuple(x.sharding.spec)[:4]
 
     every = ("replica", "fsdp")
