@@ -96,7 +96,7 @@ class Config:
                 f"{self.num_kv_heads}"
             )
         if self.remat not in REMAT:
-            raise ValueError(f"remat is {self.remat!r}; it is one of {[*REMAT]}")
+            raise ValueError(f"remat is {self.remat!r}; it must be one of {[*REMAT]}")
         quantization.check(self.quantization)
 
     @property

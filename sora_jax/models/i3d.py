@@ -1,19 +1,20 @@
 """I3D: Inception-v1 inflated to video (arXiv 1705.07750), for features of clips.
 
 Inference only: batch norms use stored statistics. All padding is TensorFlow's "SAME",
-which follows the size of the input and puts the odd row or frame behind. Maxima are
-taken of what is there; ports that pad pools with zeros compute the same, since a pool
-always follows a ReLU.
+which depends on the size of the input and puts the odd row or frame at the end. Pools
+ignore padding; ports that pad pools with zeros compute the same, since a pool always
+follows a ReLU.
 
-On CPU a convolution is a sum of 2D convolutions over time taps (`conv.py`), the first
-one folds its taps into channels, and a pool is taken one axis after the other; the
-stock forms of XLA are several times slower there.
+On CPU a convolution is a sum of 2D convolutions over time taps (`conv.py`), the first one
+folds its taps into channels, and pooling runs along one axis after the other; XLA's own
+operations are several times slower there.
 
 Letters: b clips, t frames, h height, w width, c channels, i/o input and output channels
 of a kernel, k classes, d width of the last layer.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ from flax import nnx
 
 from sora_jax.models import conv, layers
 
-SIZE = 224  # pixels; the last average pool takes the whole frame at this size
-MIN_FRAMES = 9  # with fewer, one frame is left where the last pool takes two
+SIZE = 224  # pixels; at this size the last average pool covers the whole frame
+MIN_FRAMES = 9  # with fewer, the last pool, over two frames, gets only one
 
 # Channels of a block: 1x1; 1x1 then 3x3x3; 1x1 then 3x3x3; pool then 1x1.
 _MIXED = {
@@ -43,10 +44,10 @@ STEM = ("conv_1a", "conv_2b", "conv_2c")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What differs between the files that are in use.
+    """What differs between published weights.
 
     Attributes:
-      num_classes: of the logits.
+      num_classes: number of logits.
       eps: added to the variance in batch norms: 1e-3 in TensorFlow's network and the
         ports that follow it; 1e-5, torch's default, in VideoGPT's port and those made
         from it (TATS, CD-FVD).
@@ -76,7 +77,7 @@ class Unit(nnx.Module):
         self.eps = eps
 
     def folded(self) -> tuple[jax.Array, jax.Array]:
-        """The kernel [t, h, w, i, o] and bias [o] that convolve and norm in one."""
+        """Returns kernel [t, h, w, i, o] and bias [o] with the norm folded in."""
         gain_o = self.scale[...] * jax.lax.rsqrt(self.variance[...] + self.eps)
         return self.kernel[...] * gain_o, self.bias[...] - self.mean[...] * gain_o
 
@@ -86,7 +87,7 @@ class Unit(nnx.Module):
 
 
 class Mixed(nnx.Module):
-    """An Inception block: four ways beside each other, joined along channels."""
+    """An Inception block: four branches, concatenated along channels."""
 
     def __init__(self, i: int, widths: tuple[int, ...], *, eps, rngs: nnx.Rngs):
         o0, o1a, o1b, o2a, o2b, o3b = widths
@@ -99,13 +100,13 @@ class Mixed(nnx.Module):
         self.b3b = Unit((1, 1, 1), i, o3b, **kind)
 
     def __call__(self, x_bthwc: jax.Array) -> jax.Array:
-        ways = (
+        branches = (
             self.b0(x_bthwc),
             self.b1b(self.b1a(x_bthwc)),
             self.b2b(self.b2a(x_bthwc)),
             self.b3b(max_pool(x_bthwc, (3, 3, 3), (1, 1, 1))),
         )
-        return jnp.concatenate(ways, axis=-1)
+        return jnp.concatenate(branches, axis=-1)
 
 
 class I3D(nnx.Module):
@@ -126,14 +127,14 @@ class I3D(nnx.Module):
         )
 
     def __call__(self, video_bthwc: jax.Array) -> dict[str, jax.Array]:
-        """Returns what distances between videos are computed from, float32.
+        """Returns the features for distances between videos, float32.
 
         Args:
           video_bthwc: RGB in [-1, 1], at least 9 frames of 224 x 224.
 
         Returns:
           logits [b, k]: before the softmax, their mean over time; FVD is defined on
-            these. pooled [b, d]: the activations that they are computed from.
+            these. pooled [b, d]: the activations before the last layer.
 
         Raises:
           ValueError: clips of another size, or too short.
@@ -161,7 +162,7 @@ class I3D(nnx.Module):
 
 
 def same_padding(size: int, taps: int, stride: int) -> tuple[int, int]:
-    """Rows that TensorFlow's "SAME" adds in front and behind."""
+    """Returns the rows that TensorFlow's "SAME" adds at the start and the end."""
     total = max((-(-size // stride) - 1) * stride + taps - size, 0)
     return total // 2, total - total // 2
 
@@ -171,14 +172,13 @@ def _paddings(x_bthwc: jax.Array, taps, strides) -> list[tuple[int, int]]:
 
 
 def convolve(x_bthwc: jax.Array, kernel_thwio: jax.Array, stride: int) -> jax.Array:
-    """Convolves with "SAME" padding; strides 1, and 2 in time and space."""
-    forms = {"cpu": _conv_cpu, "default": _conv_direct}
-    run = {name: _with_stride(form, stride) for name, form in forms.items()}
-    return jax.lax.platform_dependent(x_bthwc, kernel_thwio, **run)
-
-
-def _with_stride(form, stride: int):
-    return lambda x_bthwc, kernel_thwio: form(x_bthwc, kernel_thwio, stride)
+    """Convolves with "SAME" padding and one stride, 1 or 2, for time and space."""
+    return jax.lax.platform_dependent(
+        x_bthwc,
+        kernel_thwio,
+        cpu=functools.partial(_conv_cpu, stride=stride),
+        default=functools.partial(_conv_direct, stride=stride),
+    )
 
 
 def _conv_direct(x_bthwc, kernel_thwio, stride: int) -> jax.Array:
@@ -200,8 +200,8 @@ def _conv_cpu(x_bthwc, kernel_thwio, stride: int) -> jax.Array:
         behind = ((0, 0), (0, time[1]), (0, 0), (0, 0), (0, 0))
         x_bthwc = jnp.pad(x_bthwc, behind)
         return conv.causal_conv3d(x_bthwc, kernel_thwio, missing=time[0])
-    # Few input channels: all taps at once, as channels of one 2D convolution. Frames go
-    # behind the pixels first, where those of a window lie side by side.
+    # Few input channels: all time taps at once, as channels of one 2D convolution. Time
+    # becomes the second to last axis, where the frames of a window are contiguous.
     count = -(-x_bthwc.shape[1] // stride)
     x_bthwc = jnp.pad(x_bthwc, ((0, 0), time, (0, 0), (0, 0), (0, 0)))
     x_bhwm = jnp.moveaxis(x_bthwc, 1, 3).reshape(*x_bthwc[:, 0].shape[:3], -1)
@@ -212,7 +212,7 @@ def _conv_cpu(x_bthwc, kernel_thwio, stride: int) -> jax.Array:
 
 
 def max_pool(x_bthwc: jax.Array, taps, strides) -> jax.Array:
-    """Maxima over windows of t x h x w, with "SAME" padding."""
+    """Max pooling over windows of t x h x w, with "SAME" padding."""
     padding = _paddings(x_bthwc, taps, strides)
 
     def direct(x):

@@ -1,9 +1,9 @@
 """I3D's public files: the names and layouts of their tensors.
 
-It is in use under three sets of names. `PIERGIAJ` and `HASSONY2` are the two PyTorch
-ports; `TF` are the variables of the TensorFlow-Hub module i3d-kinetics-400, whose batch
-norms have no scale. The rules are those of `exchange.py`: every tensor has exactly one
-place, and one error names all that have none.
+There are three sets of names. `PIERGIAJ` and `HASSONY2` are the two PyTorch ports; `TF` is
+the TensorFlow-Hub module i3d-kinetics-400, whose batch norms have no scale. The rules are
+those of `exchange.py`: every tensor has exactly one place, and one error names all
+tensors that have none.
 """
 
 from collections.abc import Iterator, Mapping
@@ -53,7 +53,7 @@ _TF_PARTS = dict(
 
 
 def _places(stem, block, parts) -> Iterator[tuple[str, str]]:
-    """(ours, theirs) of every convolution with a norm, in the order of the network."""
+    """Yields (ours, theirs) for every convolution with a norm, in the network's order."""
     for name in i3d.STEM:
         yield name, stem(_STEM[name])
     for name in i3d.BLOCKS:
@@ -98,7 +98,7 @@ def _tf(config: i3d.Config) -> Iterator[exchange.Entry]:
     root = "RGB/inception_i3d/"
     parts = {part: f"/{name}" for part, name in _TF_PARTS.items()}
     for ours, theirs in _places(root.__add__, root.__add__, parts):
-        # The published graph has a slip of the pen in one place.
+        # The published graph has one name that breaks its own pattern.
         if theirs.endswith("Mixed_5b/Branch_2/Conv3d_0b_3x3"):
             theirs = theirs.replace("0b_3x3", "0a_3x3")
         yield exchange.Entry(f"{theirs}/conv_3d/w", f"{ours}.kernel", _TF_KERNEL)
@@ -116,7 +116,7 @@ TF = exchange.Peer("the TensorFlow-Hub I3D", _tf, i3d.I3D)
 
 
 def i3d_layout(names) -> exchange.Peer | None:
-    """Which of the three layouts these names are; None where they are none's."""
+    """Returns which of the three layouts has these names; None where none has."""
     marks = {
         "Conv3d_1a_7x7.conv3d.weight": PIERGIAJ,
         "conv3d_1a_7x7.conv3d.weight": HASSONY2,
@@ -128,12 +128,12 @@ def i3d_layout(names) -> exchange.Peer | None:
 def read_i3d(tensors: Mapping[str, Any], config: i3d.Config) -> exchange.Tree:
     """Returns I3D's parameters from a file's tensors, in any of its layouts.
 
-    Counters of batches, which torch keeps beside its norms, are left out; a variable of
-    TensorFlow may end in ":0". TensorFlow's norms have no scale: it is one.
+    Torch's counters of batches are ignored. A TensorFlow variable may end in ":0".
+    TensorFlow's norms have no scale, which becomes one.
 
     Raises:
-      ValueError: it is no layout's, or tensors are missing, unexpected or mis-shaped;
-        all of them are named.
+      ValueError: the names are of no known layout, or tensors are missing, unexpected or
+        of another shape; all of them are named.
     """
     tensors = {
         name.removesuffix(":0"): array
@@ -143,9 +143,9 @@ def read_i3d(tensors: Mapping[str, Any], config: i3d.Config) -> exchange.Tree:
     peer = i3d_layout(tensors)
     if peer is None:
         raise ValueError(
-            "these are the names of no known I3D: it begins with Conv3d_1a_7x7 "
+            "these are not the names of a known I3D: they start with Conv3d_1a_7x7 "
             "(piergiaj), conv3d_1a_7x7 (hassony2) or RGB/inception_i3d/Conv3d_1a_7x7 "
-            f"(TensorFlow Hub), and here are {', '.join(sorted(tensors)[:3])}, …"
+            f"(TensorFlow Hub), not {', '.join(sorted(tensors)[:3])}, …"
         )
     if peer is TF:
         for name in [n for n in tensors if n.endswith("/beta")]:
@@ -155,15 +155,15 @@ def read_i3d(tensors: Mapping[str, Any], config: i3d.Config) -> exchange.Tree:
 
 
 def read_i3d_in_order(tensors: Mapping[str, Any], config: i3d.Config) -> exchange.Tree:
-    """Returns I3D's parameters from tensors whose names only say what each is.
+    """Returns I3D's parameters from tensors whose names do not follow a known layout.
 
-    A TorchScript's parameters may stand behind any prefix. Where a common prefix hides a
-    known layout, that is taken; otherwise the modules, told by what stands before the
-    last part of a name, are taken in the order of the network, the logits by their shape.
-    The caller must prove the result: an order is no name.
+    The parameters of a TorchScript may have any prefix. If removing a common prefix gives
+    a known layout, that is used. Otherwise modules, the tensors that share all but the
+    last part of their names, are taken in the order of the network, and the logits by
+    their shape. The caller must verify the result, since the order proves nothing.
 
     Raises:
-      ValueError: as `read_i3d`, or they do not line up with the network.
+      ValueError: as `read_i3d`, or the tensors do not match the network.
     """
     tensors = {
         n: a for n, a in tensors.items() if not n.endswith(".num_batches_tracked")
@@ -186,13 +186,13 @@ def read_i3d_in_order(tensors: Mapping[str, Any], config: i3d.Config) -> exchang
     names = [ours for ours, _ in _places(str, str, dict.fromkeys(i3d.PARTS, ""))]
     if (len(logits), len(units), len(norms)) != (1, len(names), len(names)):
         raise ValueError(
-            f"I3D has {len(names)} convolutions with a norm and one for the logits, "
-            f"here are {len(units)}, {len(norms)} norms and {len(logits)} for logits"
+            f"I3D has {len(names)} convolutions with a norm and one for the logits, not "
+            f"{len(units)}, {len(norms)} norms and {len(logits)} for logits"
         )
     ordered = {}
     for place, unit, norm in zip(_piergiaj_places(), units, norms, strict=True):
         ordered |= {f"{place}.conv3d.{part}": array for part, array in unit.items()}
-        # A norm without a scale, as TensorFlow's: it is one.
+        # The scale is one where a norm has none, as TensorFlow's.
         norm = {"weight": np.ones_like(norm["running_mean"])} | norm
         ordered |= {f"{place}.bn.{part}": array for part, array in norm.items()}
     ordered |= {f"logits.conv3d.{part}": a for part, a in logits[0].items()}

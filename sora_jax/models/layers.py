@@ -1,8 +1,8 @@
-"""The small layers that every network here is made of.
+"""The basic layers of all networks.
 
-Parameters are float32 and carry the logical names of their axes (`axes`) as metadata,
-from which the trainer derives their shardings. Every layer computes in the dtype of its
-input, norms in float32.
+Parameters are float32 and have the logical names of their axes (`axes`) as metadata, from
+which the trainer derives their shardings. Every layer computes in the dtype of its input,
+norms in float32.
 
 Letters: b batch, n tokens, d model width, i input width, o output width.
 """
@@ -17,18 +17,18 @@ from sora_jax.core import sharding
 from sora_jax.models import quantization
 
 Axes = tuple[str | None, ...]
-# Of products whose float32 operands are meant: where nothing else is said, TPUs round
-# them to bfloat16 and GPUs to TF32.
+# For products that need float32 precision: by default TPUs round float32 operands to
+# bfloat16, and GPUs to TF32.
 EXACT = jax.lax.Precision.HIGHEST
 
 
 def param(rngs: nnx.Rngs, init, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
-    """Makes a float32 parameter whose axes have the given logical names."""
+    """Makes a float32 parameter with the logical names of its axes."""
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
 def fan_in_normal(fan_in: int, scale: float = 1.0):
-    """Normal initializer of standard deviation scale / sqrt(fan_in)."""
+    """Returns a normal initializer of standard deviation scale / sqrt(fan_in)."""
     return nnx.initializers.normal(scale / fan_in**0.5)
 
 
@@ -39,29 +39,33 @@ def matmul(
     kind: str = "",
     precision: jax.lax.Precision | None = None,
 ) -> jax.Array:
-    """x W over the last axis, whose layout becomes that of the logical axis `out`.
+    """x W over the last axis, which the result has sharded as the logical axis `out`.
 
-    In 8 bits where `kind` is one of those of `quantization.KINDS`; or else in a
-    precision, where one is named.
+    Args:
+      x: [..., i].
+      kernel_io: W.
+      out: logical axis of the result's last axis; None: it is replicated.
+      kind: a quantization, one of `quantization.KINDS`; "": none.
+      precision: of the product, where it is not quantized.
 
-    Rows and tokens become one axis where tokens are not split: the weight's gradient
-    then sums over one axis instead of two, which XLA does several times faster on CPU.
+    Rows and tokens are flattened into one axis where tokens are not sharded: the weight's
+    gradient then sums over one axis instead of two, several times faster on CPU.
     """
 
-    def product(x, layout):
+    def product(x, spec):
         if kind:
-            return quantization.product(x, kernel_io, kind, layout)
+            return quantization.product(x, kernel_io, kind, spec)
         return jnp.einsum(
-            "...i,io->...o", x, kernel_io, precision=precision, out_sharding=layout
+            "...i,io->...o", x, kernel_io, precision=precision, out_sharding=spec
         )
 
-    layout = sharding.spec_like(x, out)
+    spec = sharding.spec_like(x, out)
     if x.ndim < 3 or sharding.is_sharded(x, range(1, x.ndim - 1)):
-        return product(x, layout)
+        return product(x, spec)
     rows, i, o = math.prod(x.shape[:-1]), *kernel_io.shape
     flat_ri = jnp.reshape(x, (rows, i), out_sharding=sharding.flattened_spec(x))
-    y_ro = product(flat_ri, sharding.flattened_spec(layout))
-    return jnp.reshape(y_ro, (*x.shape[:-1], o), out_sharding=layout)
+    y_ro = product(flat_ri, sharding.flattened_spec(spec))
+    return jnp.reshape(y_ro, (*x.shape[:-1], o), out_sharding=spec)
 
 
 class Linear(nnx.Module):
@@ -69,13 +73,13 @@ class Linear(nnx.Module):
 
     Args:
       i, o: input and output width.
-      axes: logical names of the kernel's two axes; the second is also the layout of
-        the output's last axis, so ("embed", "mlp") followed by ("mlp", "embed") is the
-        column- then row-parallel pair of tensor parallelism.
+      axes: logical names of the kernel's two axes. The output's last axis is sharded as
+        the second, so ("embed", "mlp") followed by ("mlp", "embed") is the column- then
+        row-parallel pair of tensor parallelism.
       bias: whether there is a b.
       init: kernel initializer, by default normal with variance 1 / i.
-      kind: of 8 bits that x W is computed in, one of `quantization.KINDS`; "": none.
-      precision: of x W, such as `EXACT`; None: the platform's.
+      kind: quantization of x W, one of `quantization.KINDS`; "": none.
+      precision: of x W, such as `EXACT`; None: the platform's default.
     """
 
     def __init__(
@@ -106,7 +110,7 @@ class Linear(nnx.Module):
 
 
 class Embed(nnx.Module):
-    """Looks rows up in a table: ids [b, l] -> [b, l, d]."""
+    """Looks up rows of a table: ids [b, l] -> [b, l, d]."""
 
     def __init__(self, size: int, d: int, *, init=None, rngs: nnx.Rngs):
         init = init or nnx.initializers.normal(1.0)
@@ -114,8 +118,8 @@ class Embed(nnx.Module):
 
     def __call__(self, ids_bl: jax.Array) -> jax.Array:
         table = sharding.gather_weight(self.table[...], (None, "embed"))
-        # A table lookup by scatter in the backward pass; ids are checked by the
-        # tokenizer, so nothing is clipped here.
+        # A gather, with a scatter-add as its gradient. The tokenizer checks ids, so they
+        # are not clipped here.
         return table.at[ids_bl].get(
             out_sharding=sharding.out_sharding("batch", None, None),
             mode="promise_in_bounds",
@@ -161,24 +165,24 @@ class LayerNorm(nnx.Module):
 
 
 def picker(level_index_bn: jax.Array | None, k: int):
-    """Returns a function that spreads per-level vectors [b, k, d] over the tokens."""
+    """Returns a function that picks each token's vector of those per level [b, k, d]."""
     if level_index_bn is None:
         if k != 1:
-            raise ValueError(f"{k} noise levels a row need level_index_bn")
+            raise ValueError(f"{k} noise levels per row need level_index_bn")
         return lambda table_bkd: table_bkd
     one_hot_bnk = jax.nn.one_hot(level_index_bn, k, dtype=jnp.float32)
 
     def pick(table_bkd):
-        # A matmul with k rows: cheaper to differentiate than a gather, and it shards.
-        # It picks the very numbers of the table only where they are not rounded.
+        # A matmul with k rows: cheaper to differentiate than a gather, and it shards. In
+        # EXACT precision it does not round the numbers of the table.
         return jnp.einsum("bnk,bkd->bnd", one_hot_bnk, table_bkd, precision=EXACT)
 
     return pick
 
 
 def stack(make, count: int, rngs: nnx.Rngs):
-    """Builds `count` copies of a module as one, parameters stacked on a new axis 0.
+    """Builds `count` copies of a module, their parameters stacked on a new axis 0.
 
-    `jax.lax.scan` over the result runs them one after the other with one compiled body.
+    `jax.lax.scan` over the result runs them in order with one compiled body.
     """
     return nnx.vmap(make, in_axes=0, out_axes=0)(rngs.split(count))

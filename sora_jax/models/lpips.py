@@ -1,8 +1,8 @@
 """LPIPS: how different two pictures look, by the features of a trained classifier.
 
 arXiv 1801.03924, version 0.1: at five depths of VGG16 or AlexNet the channels of each
-place are scaled to unit length, squared differences are weighed by a learned vector,
-and averages over all places are added. A video's is the mean over its frames.
+pixel are scaled to unit length, squared differences are weighted by a learned vector, and
+the means over all pixels are added. The LPIPS of a video is the mean over its frames.
 
 Letters: b clips, t frames, h height, w width, c channels; kernels are [h,w,i,o].
 """
@@ -19,7 +19,7 @@ from flax import nnx
 
 from sora_jax.models import conv, layers
 
-# Of the classifiers' training data, moved from [0, 1] to [-1, 1].
+# Mean and deviation of the classifiers' training data, rescaled from [0, 1] to [-1, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
@@ -41,14 +41,14 @@ def _vgg16() -> Iterator[tuple[_Layer, ...]]:
         widths = (before, *(width,) * count)
         numbers = range(number, number + 2 * count, 2)
         yield tuple(map(_Layer, numbers, widths, widths[1:]))
-        number, before = number + 2 * count + 1, width  # one more for the maximum
+        number, before = number + 2 * count + 1, width  # one more for the pooling layer
 
 
 @dataclasses.dataclass(frozen=True)
 class _Trunk:
-    """Layers by depth; before a depth in `pooled` maxima of pool x pool, stride 2.
+    """Layers by depth; a depth in `pooled` starts with max pooling, pool x pool, stride 2.
 
-    least: the fewest pixels a side of which something is left at the last depth.
+    least: the smallest frame side, in pixels, for which the last depth is not empty.
     """
 
     depths: tuple[tuple[_Layer, ...], ...]
@@ -84,25 +84,25 @@ class Config:
     def __post_init__(self):
         if self.network not in _TRUNKS:
             raise ValueError(
-                f"network is {self.network!r}; it is one of {', '.join(NETWORKS)}"
+                f"network is {self.network!r}; it must be one of {', '.join(NETWORKS)}"
             )
 
     @property
     def least(self) -> int:
-        """The fewest pixels a side that it can look at."""
+        """The smallest frame side that the network takes, in pixels."""
         return _TRUNKS[self.network].least
 
     def check(self, height: int, width: int) -> None:
-        """Raises ValueError where frames are too small to be looked at."""
+        """Raises ValueError where frames are too small."""
         if min(height, width) < self.least:
             raise ValueError(
-                f"LPIPS with {self.network} needs frames of {self.least} pixels a side "
-                f"or more, these have {height} x {width}"
+                f"LPIPS with {self.network} needs frames of at least {self.least} x "
+                f"{self.least} pixels, not {height} x {width}"
             )
 
 
 class LPIPS(nnx.Module):
-    """The distance, in float32 whatever it is given."""
+    """The distance, always computed in float32."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.config = config
@@ -116,7 +116,7 @@ class LPIPS(nnx.Module):
     def __call__(self, first_bthwc: jax.Array, second_bthwc: jax.Array) -> jax.Array:
         """Distance of clips [b, t, h, w, 3] in [-1, 1], mean over frames: float32 [b].
 
-        With VGG16 some 1.2 KB of features a pixel and frame are held for a gradient.
+        With VGG16 a gradient stores about 1.2 KB of features for each pixel.
 
         Raises:
           ValueError: the frames are too small for the network.
@@ -135,17 +135,17 @@ class LPIPS(nnx.Module):
         return total_b
 
     def _depths(self, x_bhwc) -> list[jax.Array]:
-        """Features after each depth."""
-        trunk, convs, found = _TRUNKS[self.config.network], iter(self.convs), []
+        """Returns the features after each depth."""
+        trunk, convs, features = _TRUNKS[self.config.network], iter(self.convs), []
         x_bhwc = x_bhwc.astype(jnp.float32)
         x_bhwc = (x_bhwc - jnp.array(_SHIFT)) / jnp.array(_SCALE)
         for number, depth in enumerate(trunk.depths):
             if number in trunk.pooled:
-                x_bhwc = _maxima(x_bhwc, trunk.pool)
+                x_bhwc = _max_pool(x_bhwc, trunk.pool)
             for layer in depth:
                 x_bhwc = next(convs)(x_bhwc, layer)
-            found.append(x_bhwc)
-        return found
+            features.append(x_bhwc)
+        return features
 
 
 class _Conv(nnx.Module):
@@ -165,13 +165,13 @@ class _Conv(nnx.Module):
             (layer.stride,) * 2,
             [(layer.padding,) * 2] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=jax.lax.Precision.HIGHEST,  # a measure is the same everywhere
+            precision=jax.lax.Precision.HIGHEST,  # equal on every platform
         )
         return jax.nn.relu(y_bhwc + self.bias[...])
 
 
 class _Head(nnx.Module):
-    """How much each channel of a depth counts."""
+    """The weight of each channel of a depth."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         uniform = nnx.initializers.uniform(1.0)
@@ -179,14 +179,14 @@ class _Head(nnx.Module):
 
 
 def _unit(x_bhwc: jax.Array) -> jax.Array:
-    """Channels to unit length; gradients are finite where they have none."""
+    """Scales channels to unit length; gradients are finite where the length is zero."""
     square = jnp.sum(jnp.square(x_bhwc), axis=-1, keepdims=True)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return x_bhwc / (length + 1e-10)
 
 
-def _maxima(x_bhwc: jax.Array, size: int) -> jax.Array:
-    """Maxima of size x size windows, two pixels apart; what fills none is left out."""
+def _max_pool(x_bhwc: jax.Array, size: int) -> jax.Array:
+    """Max pooling, size x size, stride 2; incomplete windows are dropped."""
     b, h, w, c = x_bhwc.shape
     ends = [2 * ((side - size) // 2) + 1 for side in (h, w)]
     windows = (
@@ -199,10 +199,10 @@ def _maxima(x_bhwc: jax.Array, size: int) -> jax.Array:
 
 
 def network_of(trunk: Mapping[str, np.ndarray], name: str) -> str:
-    """Which network's weights these are, from the first kernel, called `name`.
+    """Returns which network has these weights, by its first kernel, called `name`.
 
     Raises:
-      ValueError: there is none, or it is no known network's.
+      ValueError: the kernel is missing, or has no known network's shape.
     """
     shape = tuple(trunk[name].shape) if name in trunk else None
     for network, known in _TRUNKS.items():
@@ -218,7 +218,7 @@ def network_of(trunk: Mapping[str, np.ndarray], name: str) -> str:
 def from_torch(
     config: Config, trunk: Mapping[str, np.ndarray], heads: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Our parameters, by dotted name, from those of torchvision and of lpips.
+    """Returns our parameters, by dotted name, from those of torchvision and lpips.
 
     Args:
       config: the network.
@@ -226,23 +226,23 @@ def from_torch(
       heads: `weights/v0.1/vgg.pth` or `alex.pth` of the lpips package.
 
     Raises:
-      ValueError: a tensor is missing, unexpected or of another shape; names all.
+      ValueError: tensors are missing, unexpected or of another shape; it names all.
     """
     trunk = {n: a for n, a in trunk.items() if not n.startswith("classifier.")}
     depths = _TRUNKS[config.network].depths
-    found, problems = {}, []
+    params, problems = {}, []
 
-    def take(source, theirs, shape, ours, turn):
+    def take(source, theirs, shape, ours, arrange):
         if theirs not in source:
             problems.append(f"{theirs} is missing")
         elif tuple(source[theirs].shape) != shape:
-            given = tuple(source[theirs].shape)
-            problems.append(f"{theirs} has shape {given}, wanted {shape}")
+            actual = tuple(source[theirs].shape)
+            problems.append(f"{theirs} has shape {actual}, not {shape}")
         else:
-            found[ours] = np.ascontiguousarray(turn(source[theirs]), np.float32)
-        wanted.add(theirs)
+            params[ours] = np.ascontiguousarray(arrange(source[theirs]), np.float32)
+        expected.add(theirs)
 
-    wanted: set[str] = set()
+    expected: set[str] = set()
     for number, layer in enumerate(itertools.chain(*depths)):
         shape = (layer.outputs, layer.inputs, layer.size, layer.size)
         theirs, ours = f"features.{layer.theirs}", f"convs.{number}"
@@ -257,11 +257,11 @@ def from_torch(
             heads, f"lin{number}.model.1.weight", (1, width, 1, 1),
             f"heads.{number}.weight", np.ravel,
         )  # fmt: skip
-    extra = sorted((trunk.keys() | heads.keys()) - wanted)
+    extra = sorted((trunk.keys() | heads.keys()) - expected)
     problems += [f"{name} is unexpected" for name in extra]
     if problems:
         raise ValueError(
-            f"these are no weights of LPIPS with {config.network}: "
+            f"these are not the weights of LPIPS with {config.network}: "
             + "; ".join(problems)
         )
-    return found
+    return params

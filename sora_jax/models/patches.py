@@ -1,7 +1,7 @@
 """Latent videos as rows of tokens, and back.
 
-Letters: b batch, n tokens, c channels; on video grids t, h, w time, height and width, of
-a patch with a p before.
+Letters: b batch, n tokens, c channels; t, h, w time, height and width of a video grid, and
+pt, ph, pw of a patch.
 """
 
 import jax
@@ -11,7 +11,11 @@ from sora_jax.core import sharding
 
 
 def patchify(video_bthwc: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
-    """[b, t, h, w, c] -> [b, n, patch volume * c]; raises if sizes do not divide."""
+    """[b, t, h, w, c] -> [b, n, patch volume * c].
+
+    Raises:
+      ValueError: a size is not a multiple of the patch's.
+    """
     b, *grid, c = video_bthwc.shape
     if any(size % p for size, p in zip(grid, patch, strict=True)):
         raise ValueError(f"latent size {grid} is not a multiple of the patch {patch}")
@@ -27,7 +31,7 @@ def unpatchify(
     """The inverse of `patchify` for a latent grid (t, h, w)."""
     (pt, ph, pw), (t, h, w) = patch, (s // p for s, p in zip(grid, patch, strict=True))
     b, c = x_bnc.shape[0], x_bnc.shape[-1] // (pt * ph * pw)
-    # Tokens that were split over the context axes come together for the video form.
+    # All-gathers tokens that were sharded over the context axes.
     x = sharding.reshard(x_bnc, "batch", None, None)
     x = _reshape(x, (b, t, h, w, pt, ph, pw, c))
     x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
@@ -35,6 +39,6 @@ def unpatchify(
 
 
 def _reshape(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Reshapes behind the batch axis, which keeps its layout."""
-    layout = sharding.spec_like(x)
-    return jnp.reshape(x, shape, out_sharding=layout and jax.P(*layout[:1]))
+    """Reshapes all but the batch axis, which keeps its sharding."""
+    spec = sharding.spec_like(x)
+    return jnp.reshape(x, shape, out_sharding=spec and jax.P(*spec[:1]))

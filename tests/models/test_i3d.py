@@ -166,5 +166,5 @@ def test_tensors_without_a_place_are_named(params):
     ):
         with pytest.raises(ValueError, match=message):
             read(**changes)
-    with pytest.raises(ValueError, match="names of no known I3D.* here are a.weight"):
+    with pytest.raises(ValueError, match="not the names of a known I3D.* not a.weight"):
         i3d_exchange.read_i3d({"a.weight": np.zeros(2)}, i3d.Config())

@@ -229,6 +229,6 @@ def test_a_layer_on_eight_devices_rounds_as_on_one(kind, axes):
 
 
 def test_an_unknown_kind_is_named():
-    said = r"quantization is 'int4'; it is one of \['', 'int8', 'fp8'\]"
+    said = r"quantization is 'int4'; it must be one of \['', 'int8', 'fp8'\]"
     with pytest.raises(ValueError, match=said):
         dit.Config(quantization="int4")

@@ -61,7 +61,7 @@ def test_a_size_or_policy_that_is_none_is_named():
     for name, value in (("num_kv_heads", -2), ("num_heads", 0), ("num_layers", -1)):
         with pytest.raises(ValueError, match=f"{name} .*{value}"):
             dit.Config(**{name: value})
-    with pytest.raises(ValueError, match="'some'; it is one of .*'offload'"):
+    with pytest.raises(ValueError, match="'some'; it must be one of .*'offload'"):
         dit.Config(remat="some")
 
 

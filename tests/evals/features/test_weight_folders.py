@@ -160,7 +160,7 @@ def test_no_code_is_run(files, convert, tmp_path):
 @pytest.mark.peers
 def test_unknown_files_are_refused(files, convert, tmp_path):
     message = convert(files / "unknown.pt", tmp_path / "out")
-    assert "names of no known I3D" in message and "a.weight" in message
+    assert "not the names of a known I3D" in message and "a.weight" in message
     message = convert(files / "vjepa.pth.tar", tmp_path / "out")
     assert "give --probe" in message
     both = convert(

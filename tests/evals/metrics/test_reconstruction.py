@@ -111,7 +111,7 @@ def test_lpips_is_measured_where_weights_are_given(tmp_path, monkeypatch):
     np.testing.assert_allclose(np.mean(alone, 0), whole, rtol=1e-5)
     assert dict(evaluator.run(params))["lpips"] == pytest.approx(whole.mean())
     assert lpips(truth, truth).max() < 1e-9 * whole.min()
-    with pytest.raises(ValueError, match="31 pixels a side or more"):
+    with pytest.raises(ValueError, match="at least 31 x 31 pixels"):
         reconstruction.Reconstruction(VAE, video[:, :, :24], lpips=lpips)
     monkeypatch.setattr(trained_vae, "VOXELS_AT_ONCE", 4 * 32 * 40)
     np.testing.assert_allclose(lpips(truth, frames), whole, rtol=1e-5)
