@@ -1,12 +1,11 @@
-"""Says a caption anew from the mean of the text encoder's states.
+"""Predicts a caption from the mean of the text encoder's states for another caption.
 
-A text encoder learns from it before any video is shown: of a clip with several captions
-it reads one and the decoder predicts another, token by token. All that the decoder knows
-of the first is one vector, so the states must hold, even when they are averaged, who
-does what: "red left of blue" may not become the bag of its words. Where the other
-caption always names the object at the left first, the states must also say which that
-is, in plain view, though it takes both the order of the words and the relation to know.
-It is not needed once the encoder is trained.
+It trains a text encoder before any video: the encoder reads one caption of a clip, and
+the decoder predicts another of the same clip, token by token. The decoder gets only the
+mean of the states, so the mean must still say who does what: "red left of blue" must not
+become a bag of words. Where the other caption always names the left object first, the
+states must also say which object that is, for which the encoder needs both word order and
+relation. The decoder is not used after that training.
 
 Letters: b batch, l tokens of the caption that is predicted, d width, v vocabulary.
 """
@@ -20,7 +19,7 @@ from sora_jax.models import layers, text_encoder
 
 
 class CaptionDecoder(nnx.Module):
-    """One causal block of T5's form over the caption's tokens so far."""
+    """One causal T5 block over the previous tokens of the caption."""
 
     def __init__(self, config: text_encoder.Config, *, rngs: nnx.Rngs):
         self.config = config
@@ -39,11 +38,11 @@ class CaptionDecoder(nnx.Module):
 
         Args:
           mean_bd: the mean of the other caption's states.
-          ids_bl: the caption; a token's logits follow from those before it.
+          ids_bl: the caption; a token's logits depend on the tokens before it.
         """
         config, length = self.config, ids_bl.shape[1]
         ids_bl = sharding.reshard(ids_bl, "batch", None)
-        before_bl = jnp.pad(ids_bl, ((0, 0), (1, 0)))[:, :-1]  # 0, the padding: begin
+        before_bl = jnp.pad(ids_bl, ((0, 0), (1, 0)))[:, :-1]  # padding, 0, starts it
         x_bld = self.embedding(before_bl).astype(config.dtype)
         x_bld = x_bld + self.summary(mean_bd.astype(config.dtype))[:, None]
         buckets_lm = text_encoder.distance_buckets(

@@ -1,8 +1,8 @@
-"""Tells real videos from decoded ones: a score for each of many windows.
+"""A discriminator between real and decoded videos: a score for each of many windows.
 
-Convolutions over space and time with averages that halve both (the first frame stands
-alone, as in the video VAE), so that flicker is seen as well as blur. A picture is a
-video of one frame. Norms look at the channels of one voxel only.
+Convolutions over space and time, with average pooling that halves both (the first frame
+is apart, as in the video VAE), so that it detects flicker as well as blur. A picture is a
+video of one frame. Norms are over the channels of one voxel.
 
 Letters: b batch, t time, h height, w width, c channels.
 """
@@ -30,7 +30,7 @@ class Config:
 
 
 class Discriminator(nnx.Module):
-    """Scores windows of a video, real ones high (arXiv 1611.07004, here in 3D)."""
+    """Scores windows of a video, high for real ones (arXiv 1611.07004, here in 3D)."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.config = config
@@ -47,7 +47,7 @@ class Discriminator(nnx.Module):
 
     def __call__(self, video_bthwc: jax.Array) -> jax.Array:
         """[b, t, h, w, c] in [-1, 1] -> scores of windows, float32 [b, t', h', w']."""
-        past = streaming.Past()  # a video is judged whole
+        past = streaming.Past()  # the whole video is one chunk
         x_bthwc = self.conv_in.causal(video_bthwc.astype(self.config.dtype), past)
         for norm, widen in zip(self.norms, self.convs, strict=False):
             x_bthwc = halve(jax.nn.leaky_relu(norm(x_bthwc), 0.2))
@@ -58,9 +58,9 @@ class Discriminator(nnx.Module):
 
 
 def halve(x_bthwc: jax.Array) -> jax.Array:
-    """Averages neighbours: 1 + 2n frames to 1 + n; other numbers of frames stay.
+    """Averages 2 x 2 pixels, and pairs of frames: 1 + 2n frames to 1 + n.
 
-    Of an odd height or width the last line is left out.
+    Other numbers of frames stay. The last row or column of an odd size is dropped.
     """
     b, t, h, w, c = x_bthwc.shape
     x_bthwc = x_bthwc[:, :, : h - h % 2, : w - w % 2]

@@ -1,14 +1,14 @@
 """The denoiser: a spacetime diffusion transformer over latent tokens.
 
-Full 3D self-attention, text cross-attention, adaptive layer norm from one shared MLP
-with offsets per block (arXiv 2212.09748, 2310.00426), RMS query/key norm, 3D rotary
-positions: the block of Wan 2.1 / 2.2 (arXiv 2503.20314), to which imported weights fit
-one to one. Beyond it, off or zero at first: a noise level for every token, an embedding
-that says which tokens are given, the pooled text in the modulation, additive positions.
+Full 3D self-attention, text cross-attention, adaptive layer norm from one shared MLP with
+offsets per block (arXiv 2212.09748, 2310.00426), RMS query/key norm, 3D rotary positions:
+the block of Wan 2.1 / 2.2 (arXiv 2503.20314), whose weights load into it. Additions to
+Wan, which are off or zero at first: a noise level for every token, an embedding of known
+tokens, the pooled text in the modulation, additive positions.
 
 Letters: b batch, n tokens, l text tokens, d width, c latent channels times the patch
-volume, h heads, g of keys, e head size, k distinct noise levels of a row, m modulation vectors;
-on video grids t, h, w time, height, width and c latent channels.
+volume, h heads, g heads of keys and values, e head size, k distinct noise levels of a row,
+m key tokens; on video grids t, h, w time, height, width and c latent channels.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from sora_jax.models import (
 )
 
 _INPUT = "block_input"
-_TEXT = "text_attention"  # cheap to compute again, and as large as the other
+_TEXT = "text_attention"  # cheap to recompute, and as large as self-attention's
 _policies = jax.checkpoint_policies
 REMAT = {
     "none": None,
@@ -49,7 +49,7 @@ REMAT = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes and forms of the denoiser; num_kv_heads: see arXiv 2305.13245."""
+    """Sizes and options of the denoiser; num_kv_heads: see arXiv 2305.13245."""
 
     in_channels: configs.Size = 16  # channels of the latent video
     out_channels: configs.Size = 16
@@ -66,19 +66,19 @@ class Config:
     known_embedding: bool = True
     pooled_text: bool = True
     additive_positions: bool = False
-    input_skip: bool = False  # the network learns what a linear guess leaves over
+    input_skip: bool = False  # the network learns the residual of a linear guess
     rope_theta: Annotated[float, configs.Range("[1, 1e8]")] = 10_000.0
     # Scale of time in the rotary and additive positions: one unit is one latent frame
     # at time_scale latent frames a second. None counts latent frames, whatever the fps.
     time_scale: Annotated[float, configs.Range("(0, 1e4]")] | None = None
-    temporal_stride: configs.Size = 4  # frames in a latent frame, the first one aside
+    temporal_stride: configs.Size = 4  # frames in a latent frame, except the first
     dtype: str = "float32"  # compute type; parameters are float32
     # What the backward pass recomputes: "none"; "full", all but each block's input;
-    # "attention", all but the input and what self-attention gave; "offload", the same, with
-    # inputs kept in the host's memory; "dots", all but the products with weights (the
-    # fastest on CPU, where memory is slower than arithmetic).
+    # "attention", all but the input and the result of self-attention; "offload", the
+    # same, with inputs offloaded to host memory; "dots", all but the products with weights
+    # (the fastest on CPU, where memory is slower than arithmetic).
     remat: str = "none"
-    # Products with weights in the blocks: "int8" or "fp8" (`quantization`); "": in dtype.
+    # Of the products with weights in the blocks: "int8" or "fp8"; "": none.
     quantization: str = ""
 
     def __post_init__(self):
@@ -116,26 +116,26 @@ class Config:
 
     @property
     def token_dim(self) -> int:
-        """Numbers in one input token."""
+        """Length of an input token."""
         return self.in_channels * self.patch[0] * self.patch[1] * self.patch[2]
 
 
 def linear_guess(tau: jax.Array) -> jax.Array:
-    """The g of the best guess g x_tau at the velocity, for data of variance 1.
+    """Returns g of the best linear guess g x_tau at the velocity, for data of variance 1.
 
     With x_tau = (1 - tau) x0 + tau noise, E[noise - x0 | x_tau] = g x_tau for
     g = (2 tau - 1) / (tau^2 + (1 - tau)^2) where x0 is normal. Near either end of the
-    path the input nearly is the answer; layer norms make it hard to copy
-    (compare arXiv 2206.00364, section 5).
+    path the velocity is nearly a multiple of the input, which layer norms make hard to
+    copy (compare arXiv 2206.00364, section 5).
     """
     return (2 * tau - 1) / (jnp.square(tau) + jnp.square(1 - tau))
 
 
 class Reuse(NamedTuple):
-    """What a step cache tells the denoiser; see `diffusion/step_cache.py`.
+    """The step cache at one evaluation; see `diffusion/step_cache.py`.
 
     residual_bnd: what the blocks added to their input when they last ran. now: bool
-    scalar, whether it stands for running them. gain_b: times what, in each row.
+    scalar, whether to use it instead of running them. gain_b: its factor in each row.
     """
 
     residual_bnd: jax.Array
@@ -147,18 +147,18 @@ class Attention(nnx.Module):
     """Multi-head attention with RMS norm of queries and keys over their full width."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        d, of_keys = config.dim, config.kv_heads * config.head_dim
-        given = {"kind": config.quantization, "rngs": rngs}
-        into = {"axes": ("embed", "heads"), **given}
+        d, kv_dim = config.dim, config.kv_heads * config.head_dim
+        options = {"kind": config.quantization, "rngs": rngs}
+        into = {"axes": ("embed", "heads"), **options}
         self.to_q = layers.Linear(d, d, **into)
-        self.to_k = layers.Linear(d, of_keys, **into)
-        self.to_v = layers.Linear(d, of_keys, **into)
+        self.to_k = layers.Linear(d, kv_dim, **into)
+        self.to_v = layers.Linear(d, kv_dim, **into)
         self.norm_q = layers.RMSNorm(d, axis="heads", rngs=rngs)
-        self.norm_k = layers.RMSNorm(of_keys, axis="heads", rngs=rngs)
-        self.to_out = layers.Linear(d, d, axes=("heads", "embed"), **given)
+        self.norm_k = layers.RMSNorm(kv_dim, axis="heads", rngs=rngs)
+        self.to_out = layers.Linear(d, d, axes=("heads", "embed"), **options)
         self.head_dim = config.head_dim
 
-    def __call__(self, x_bnd, context_bmd, *, rope=None, **given):
+    def __call__(self, x_bnd, context_bmd, *, rope=None, **masks):
         def heads(x):
             return x.reshape(*x.shape[:2], -1, self.head_dim)
 
@@ -168,7 +168,7 @@ class Attention(nnx.Module):
         if rope is not None:
             q_bnhe = encodings.rotate(q_bnhe, rope)
             k_bmge = encodings.rotate(k_bmge, rope)
-        y_bnhe = attention.attention(q_bnhe, k_bmge, v_bmge, **given)
+        y_bnhe = attention.attention(q_bnhe, k_bmge, v_bmge, **masks)
         return self.to_out(y_bnhe.reshape(x_bnd.shape))
 
 
@@ -177,25 +177,25 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         d, f = config.dim, config.mlp_dim
-        given = {"kind": config.quantization, "rngs": rngs}
-        self.up = layers.Linear(d, f, axes=("embed", "mlp"), **given)
-        self.down = layers.Linear(f, d, axes=("mlp", "embed"), **given)
+        options = {"kind": config.quantization, "rngs": rngs}
+        self.up = layers.Linear(d, f, axes=("embed", "mlp"), **options)
+        self.down = layers.Linear(f, d, axes=("mlp", "embed"), **options)
 
     def __call__(self, x_bnd: jax.Array) -> jax.Array:
         return self.down(jax.nn.gelu(self.up(x_bnd)))
 
 
 def _open_gates(key, shape, dtype):
-    """Wan's small numbers for shifts and scales, but gates of about 1.
+    """Initializes shifts and scales as Wan does, and gates near 1.
 
-    Gates of that size would let next to nothing through for the first hundreds of steps.
+    Wan's gates, near 0, would pass almost nothing for the first hundreds of steps.
     """
     table = shape[-1] ** -0.5 * jax.random.normal(key, shape, dtype)
     return table.at[jnp.array([2, 5])].add(1.0)
 
 
 class Block(nnx.Module):
-    """Self-attention, text cross-attention, MLP; the first and last are modulated."""
+    """Self-attention, text cross-attention and MLP; the first and last are modulated."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.scale_shift_table = layers.param(
@@ -230,9 +230,9 @@ class TwoLayers(nnx.Module):
     """linear, activation, linear: the embedders of noise level and text."""
 
     def __init__(self, i: int, o: int, activation, *, precision=None, rngs: nnx.Rngs):
-        given = {"precision": precision, "rngs": rngs}
-        self.linear_1 = layers.Linear(i, o, **given)
-        self.linear_2 = layers.Linear(o, o, **given)
+        options = {"precision": precision, "rngs": rngs}
+        self.linear_1 = layers.Linear(i, o, **options)
+        self.linear_2 = layers.Linear(o, o, **options)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -249,7 +249,7 @@ class DiT(nnx.Module):
         self.patch_embedding = layers.Linear(
             config.token_dim, d, axes=(None, "embed"), rngs=rngs
         )
-        # What modulates every token is computed for a few levels: exactly.
+        # Modulation is computed for a few levels only, so full precision is cheap.
         exact = {"precision": layers.EXACT, "rngs": rngs}
         self.time_embedder = TwoLayers(config.freq_dim, d, jax.nn.silu, **exact)
         self.time_proj = layers.Linear(d, 6 * d, init=zeros, **exact)
@@ -293,19 +293,19 @@ class DiT(nnx.Module):
           x_bnc: noised latent patches, each flattened in the order (t, h, w, channel).
           levels_bk: the few distinct noise levels tau of a row, in [0, 1]. Modulation is
             computed for these, not for every token.
-          level_index_bn: which of them is each token's; None where k is 1.
-          known_bn: 1 where the token is given; None where none is.
+          level_index_bn: which of them each token has; None where k is 1.
+          known_bn: 1 where the token is known; None where none is.
           pos_bn3: (t, h, w) of each token, real-valued; b may be 1.
           text_bld: states of the text encoder.
           text_mask_bl: True at real text tokens.
           segments_bn, text_segments_bl, level_segments_bk: where several clips share a
-            row, which clip's a token, a text token, a noise level is; other ids are
+            row, the clip of each token, text token and noise level; other ids are
             padding.
-          reuse: a step cache, which may spare running the blocks.
+          reuse: a step cache, which may replace running the blocks.
 
         Returns:
-          velocity_bnc, float32; with `reuse` also what the blocks added, which is to be
-          handed on.
+          velocity_bnc, float32; with `reuse` also the residual of the blocks, for the
+          next evaluation.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
@@ -368,18 +368,18 @@ class DiT(nnx.Module):
         def run(x_bnd):
             return jax.lax.scan(body, x_bnd, self.blocks)[0]
 
-        def run_and_keep(x_bnd):
+        def run_and_store(x_bnd):
             y_bnd = run(x_bnd)
             return y_bnd, y_bnd - x_bnd
 
-        def spare(x_bnd):
-            added_bnd = reuse.gain_b[:, None, None] * reuse.residual_bnd
-            return x_bnd + added_bnd.astype(dtype), reuse.residual_bnd
+        def skip(x_bnd):
+            residual_bnd = reuse.gain_b[:, None, None] * reuse.residual_bnd
+            return x_bnd + residual_bnd.astype(dtype), reuse.residual_bnd
 
         if reuse is None:
             x_bnd = run(x_bnd)
         else:
-            x_bnd, kept_bnd = jax.lax.cond(reuse.now, spare, run_and_keep, x_bnd)
+            x_bnd, residual_bnd = jax.lax.cond(reuse.now, skip, run_and_store, x_bnd)
 
         table_bk2d = self.scale_shift_table[...] + level_bkd[:, :, None, :]
         shift, scale = pick(table_bk2d[:, :, 0]), pick(table_bk2d[:, :, 1])
@@ -388,7 +388,7 @@ class DiT(nnx.Module):
         if config.input_skip:
             gain = pick(linear_guess(levels_bk)[..., None])
             velocity_bnc = velocity_bnc + gain * x_bnc
-        return velocity_bnc if reuse is None else (velocity_bnc, kept_bnd)
+        return velocity_bnc if reuse is None else (velocity_bnc, residual_bnd)
 
     def apply_video(
         self,
@@ -406,14 +406,14 @@ class DiT(nnx.Module):
           latents_bthwc: noised latents; sizes are multiples of the patch.
           levels_bk: level 0 is that of the unknown tokens, level 1 (where k is 2) that
             of the known ones.
-          known_bthw: 1 where a latent voxel is given; a token is known when all of its
+          known_bthw: 1 where a latent voxel is known; a token is known when all of its
             voxels are.
-          text_bld, text_mask_bl: states of the text encoder.
-          fps: frames a second of the video, where positions are in seconds.
-          reuse: a step cache, as in a call.
+          text_bld, text_mask_bl: states and mask of the text encoder.
+          fps: frames per second of the video, where positions are in seconds.
+          reuse: a step cache; see `__call__`.
 
         Returns:
-          velocity_bthwc, float32; with `reuse` also what the blocks added.
+          velocity_bthwc, float32; with `reuse` also the residual of the blocks.
         """
         grid = latents_bthwc.shape[1:4]
         x_bnc = patches.patchify(latents_bthwc, self.config.patch)
@@ -424,31 +424,33 @@ class DiT(nnx.Module):
             if levels_bk.shape[1] == 2:
                 index_bn = known_bn.astype(jnp.int32)
         pos_1n3 = grid_positions(grid, self.config, fps)
-        # Tokens of no clip fill a row, so that it divides over the mesh.
+        # Rows are padded with tokens of no clip, so that they divide over the mesh.
         n = x_bnc.shape[1]
         more = sharding.padded_size(n, "tokens") - n
         of_tokens, segments = (x_bnc, index_bn, known_bn, pos_1n3), {}
         if more:
-            of_tokens = jax.tree.map(lambda x: _fill(x, more), of_tokens)
+            of_tokens = jax.tree.map(lambda x: _pad_tokens(x, more), of_tokens)
             segments = {
-                "segments_bn": _fill(jnp.zeros(x_bnc.shape[:2], jnp.int32), more, 1),
+                "segments_bn": _pad_tokens(
+                    jnp.zeros(x_bnc.shape[:2], jnp.int32), more, 1
+                ),
                 "text_segments_bl": jnp.zeros(text_mask_bl.shape, jnp.int32),
                 "level_segments_bk": jnp.zeros(levels_bk.shape, jnp.int32),
             }
         x_bnc, index_bn, known_bn, pos_1n3 = of_tokens
-        found = self(
+        output = self(
             x_bnc, levels_bk, index_bn, known_bn, pos_1n3, text_bld, text_mask_bl,
             **segments, reuse=reuse,
         )  # fmt: skip
-        velocity_bnc, *kept_bnd = (found,) if reuse is None else found
+        velocity_bnc, *residual_bnd = (output,) if reuse is None else output
         if more:
             velocity_bnc = sharding.reshard(velocity_bnc, "batch", None, None)[:, :n]
         video_bthwc = patches.unpatchify(velocity_bnc, grid, self.config.patch)
-        return video_bthwc if reuse is None else (video_bthwc, *kept_bnd)
+        return video_bthwc if reuse is None else (video_bthwc, *residual_bnd)
 
 
-def _fill(x_bn: jax.Array, more: int, value: int = 0) -> jax.Array:
-    """So many more tokens at the end of rows [b, n, ...]."""
+def _pad_tokens(x_bn: jax.Array, more: int, value: int = 0) -> jax.Array:
+    """Adds `more` tokens at the end of rows [b, n, ...]."""
     edges = [(0, 0), (0, more), *[(0, 0)] * (x_bn.ndim - 2)]
     return jnp.pad(x_bn, edges, constant_values=value)
 
@@ -456,11 +458,11 @@ def _fill(x_bn: jax.Array, more: int, value: int = 0) -> jax.Array:
 def grid_positions(
     grid: tuple[int, int, int], config: Config, fps: float | jax.Array | None = None
 ) -> jax.Array:
-    """(t, h, w) of every token of a latent grid: [1, n, 3], float32.
+    """Returns (t, h, w) of every token of a latent grid: [1, n, 3], float32.
 
-    h and w count tokens. t counts latent frames where `config.time_scale` is None, as
-    Wan does; else it is the time in seconds of a latent's last video frame, times
-    `time_scale`, so that clips of different frame rates agree on what a second is.
+    h and w count tokens. t counts latent frames where `config.time_scale` is None, as in
+    Wan; otherwise it is the time in seconds of a latent's last video frame, times
+    `time_scale`, so that a second is the same at every frame rate.
     """
     sizes = [size // patch for size, patch in zip(grid, config.patch, strict=True)]
     axes = [jnp.arange(size, dtype=jnp.float32) for size in sizes]
@@ -471,18 +473,18 @@ def grid_positions(
 def positions(
     index_bn3: jax.Array, config: Config, fps: float | jax.Array | None
 ) -> jax.Array:
-    """`grid_positions` of tokens that lie anywhere: [b, n, 3], float32.
+    """Returns `grid_positions` of any tokens: [b, n, 3], float32.
 
     Args:
-      index_bn3: each token's place in its clip's grid of tokens.
+      index_bn3: each token's index in the token grid of its clip.
       config: the denoiser's.
-      fps: of all tokens, or of each one, [b, n].
+      fps: frames per second of all tokens, or of each token, [b, n].
     """
     index_bn3 = index_bn3.astype(jnp.float32)
     if config.time_scale is None:
         return index_bn3
     if fps is None:
-        raise ValueError("positions are in seconds (time_scale), so fps is needed")
+        raise ValueError("positions are in seconds (time_scale) and need fps")
     frame_bn = index_bn3[..., 0] * config.patch[0] * config.temporal_stride
     time_bn = frame_bn / fps * config.time_scale
     return jnp.concatenate([time_bn[..., None], index_bn3[..., 1:]], axis=-1)

@@ -1,4 +1,4 @@
-"""Numbers as vectors that a denoiser can read: noise levels, and the places of tokens.
+"""Encodings of noise levels and of token positions.
 
 Letters: b batch, n tokens, d width, h heads, e head size.
 """
@@ -16,7 +16,7 @@ def sinusoid(x: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Arra
 
 
 def rope_split(head_dim: int) -> tuple[int, int, int]:
-    """How many of a head's channels turn with t, h and w: Wan's split."""
+    """Returns how many channels of a head rotate with t, h and w, as in Wan."""
     hw = 2 * (head_dim // 6)
     return head_dim - 2 * hw, hw, hw
 
@@ -24,7 +24,7 @@ def rope_split(head_dim: int) -> tuple[int, int, int]:
 def rope_tables(
     pos_bn3: jax.Array, head_dim: int, theta: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary angles, each [b, n, head_dim / 2], float32."""
+    """Returns cosines and sines of the rotary angles, [b, n, head_dim / 2], float32."""
     angles = []
     for axis, width in enumerate(rope_split(head_dim)):
         frequency = theta ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
@@ -34,19 +34,19 @@ def rope_tables(
 
 
 def rotate(x_bnhe: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns neighbouring channel pairs by their angles (arXiv 2104.09864)."""
+    """Rotates pairs of adjacent channels by their angles (arXiv 2104.09864)."""
     cos, sin = (table[:, :, None, :] for table in tables)
     x32 = x_bnhe.astype(jnp.float32)
     even, odd = x32[..., 0::2], x32[..., 1::2]
-    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return turned.reshape(x_bnhe.shape).astype(x_bnhe.dtype)
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return rotated.reshape(x_bnhe.shape).astype(x_bnhe.dtype)
 
 
 def additive_positions(pos_bn3: jax.Array, d: int) -> jax.Array:
-    """A sinusoid of unit scale for each axis, side by side: [b, n, d].
+    """Returns sinusoids of unit scale for the three axes, concatenated: [b, n, d].
 
-    Rotary positions tell distances, not places; small models learn "to the left of the
-    frame" far sooner when the place is in the token.
+    Rotary positions encode relative positions only; small models learn "at the left of
+    the frame" far sooner from absolute ones.
     """
     width = 2 * (d // 6)
     parts = [sinusoid(pos_bn3[..., axis], width, 100.0) for axis in range(3)]

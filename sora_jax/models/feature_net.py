@@ -1,13 +1,11 @@
-"""The toy state network: a clip of the toy world to its state, by way of 96 features.
+"""The toy state network: predicts the state of a toy-world clip through 96 features.
 
-It plays the part that I3D plays for FVD: a Frechet distance needs features in which
-the content of a clip is spread out, and a network that must say what is where and how
-it moves has them. Trained once by `experiments/train_state_network.py`; its weights are
-shipped with `sora_jax/evals`.
+It has the role of I3D in FVD: a Frechet distance needs features that describe the content
+of a clip, and a network that predicts what is where and how it moves has them.
+`experiments/train_state_network.py` trained it; its weights are in `sora_jax/evals`.
 
 Squares of 4 x 4 pixels of single frames are encoded, then time is folded into the
-channels, so that each later layer sees the whole clip at a place and the order of its
-frames matters.
+channels, so that each later layer sees all frames of the clip at a position, in order.
 
 Letters: b clips, t frames, h height, w width, c channels, d features, k colours,
 s shapes, n objects counted, m moments (first, middle, last frame), x (right, down).
@@ -27,13 +25,13 @@ class Config:
     """Sizes of the toy state network; the defaults are those of the shipped weights.
 
     Attributes:
-      num_frames, size: the clips it takes, size in pixels (a multiple of 8).
+      num_frames, size: of the input clips; size in pixels, a multiple of 8.
       frame_channels: widths of the two layers over squares of single frames.
       clip_channels: channels of the layers over the folded clip: one at each place, then
         two convolutions.
       features: width of the layer that the Frechet distance uses.
-      colours, shapes: how many there are in the toy world.
-      max_count: the most objects of one colour that are told apart.
+      colours, shapes: numbers of those in the toy world.
+      max_count: the largest count of objects of one colour.
     """
 
     num_frames: int = 9
@@ -47,14 +45,14 @@ class Config:
 
     def __post_init__(self):
         if self.size % 8:
-            raise ValueError(f"size is {self.size}, it must be a multiple of 8")
+            raise ValueError(f"size is {self.size}; it must be a multiple of 8")
 
 
 class StateNetwork(nnx.Module):
     """Reads the state of toy-world clips.
 
-    Colours stand for objects: each head has one slot for every colour of the palette,
-    so that no order of the objects has to be chosen.
+    Each head has one slot for every colour of the palette, so that objects need no
+    order.
     """
 
     def __init__(self, config: Config, rngs: nnx.Rngs):

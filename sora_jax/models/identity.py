@@ -1,7 +1,7 @@
-"""What defines a network, and what says only how it is computed.
+"""The fields of a config that define a network, without those that only affect compute.
 
-Two configs whose identity is equal are of one network: its parameters have the same
-names, shapes and meaning, so that weights of one serve the other.
+Two configs with equal identity describe the same network: its parameters have the same
+names, shapes and meaning, so weights of one work for the other.
 """
 
 import dataclasses
@@ -9,15 +9,14 @@ import dataclasses
 from sora_jax.models import dit, text_encoder, video_vae
 
 Config = dit.Config | text_encoder.Config | video_vae.Config
-# Of any config: the type that is computed in, what the backward pass computes again,
-# and products in 8 bits of parameters that are float32 all the same.
-_HOW = ("dtype", "remat", "quantization")
+# Fields of any config that only affect compute; parameters are always float32.
+_COMPUTE = ("dtype", "remat", "quantization")
 
 
 def of(config: Config) -> Config:
-    """The config with _HOW left at the defaults, and one spelling of each meaning."""
+    """Returns the config with default _COMPUTE fields, and optional ones filled in."""
     fields = {field.name: field.default for field in dataclasses.fields(config)}
-    changes = {name: fields[name] for name in _HOW if name in fields}
+    changes = {name: fields[name] for name in _COMPUTE if name in fields}
     if isinstance(config, dit.Config):
         changes["num_kv_heads"] = config.kv_heads
         if config.time_scale is None:  # time is counted in latent frames

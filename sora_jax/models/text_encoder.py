@@ -1,11 +1,10 @@
 """The text encoder: the encoder half of UMT5 (arXiv 2304.09151; T5 v1.1: 2002.05202).
 
-Pre-norm blocks of self-attention and a gated GELU. Norms divide by the root mean square
-and never subtract a mean; attention scores are not scaled; every layer has its own bias
-for each distance between two tokens (T5 shares the first layer's). Absolute positions,
-which UMT5 has not, can be added.
+Pre-norm blocks of self-attention and a gated GELU, with RMS norms. Attention scores are
+not scaled; every layer has its own bias for each distance between two tokens (T5 shares
+the first layer's). Absolute positions, which UMT5 lacks, can be added.
 
-Letters: b batch, l tokens (m: as keys), d width, h heads, e head size.
+Letters: b batch, l tokens (m: as keys), d width, h heads, e head size, r buckets.
 """
 
 import dataclasses
@@ -31,12 +30,12 @@ class Config:
     num_heads: configs.Size = 3
     head_dim: configs.Size = 32
     mlp_dim: configs.Size = 192
-    # Distances are told apart up to num_buckets / 4, then ever more coarsely up to
-    # max_distance.
+    # Distances up to num_buckets / 4 have a bucket each; larger ones, up to max_distance,
+    # share logarithmic buckets.
     num_buckets: Annotated[int, configs.Range("[4, 1e6]")] = 32
     max_distance: configs.Size = 128
-    # Add a sinusoid of a token's place to its embedding. Who is named first is learned
-    # in minutes with it, and not at all from distances in that time.
+    # Add a sinusoid of a token's position to its embedding. With it, which object is named
+    # first is learned in minutes, a time in which distances alone do not teach it.
     absolute_positions: bool = False
     dtype: str = "float32"  # compute type; parameters are float32
 
@@ -77,7 +76,7 @@ def distance_buckets(length: int, num_buckets: int, max_distance: int) -> np.nda
     place = np.arange(length)
     offset_lm = place[None, :] - place[:, None]
     distance = np.abs(offset_lm)
-    # float32, and in this order, so that distances on an edge fall as they do in T5.
+    # float32, and in this order, so that distances at an edge round as in T5.
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     ratio = ratio / np.float32(np.log(max_distance / exact)) * np.float32(half - exact)
     coarse = np.minimum(exact + ratio.astype(np.int32), half - 1)
@@ -86,28 +85,28 @@ def distance_buckets(length: int, num_buckets: int, max_distance: int) -> np.nda
 
 
 def _sinusoid(length: int, d: int) -> np.ndarray:
-    """Places as unit-scale waves of 6 to 600 tokens: float32 [l, d]."""
+    """Returns a sinusoid of positions, with periods of 6 to 600 tokens: float32 [l, d]."""
     frequency = 100.0 ** -(np.arange(d // 2) / (d // 2))
     angle = np.arange(length)[:, None] * frequency
     wave = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
     return np.pad(wave, ((0, 0), (0, d % 2))).astype(np.float32)
 
 
-# A new encoder does not mix words. With random attention a denoiser trained along needs
-# twice as many clips to learn what a word means, since the states of one word differ
-# with all that stands around it.
+# A new encoder does not mix words. With random attention a denoiser that is trained
+# together with it needs twice as many clips to learn what a word means, since the state of
+# a word then depends on all words around it.
 _ZEROS = nnx.initializers.zeros
 
 
 def mean_state(states_bld: jax.Array, mask_bl: jax.Array) -> jax.Array:
-    """The mean over a text's tokens, float32 [b, d]; zero where there is none."""
+    """Returns the mean over a text's tokens, float32 [b, d]; zero without any token."""
     weight_bl1 = mask_bl[..., None].astype(jnp.float32)
     total_bd = jnp.sum(states_bld.astype(jnp.float32) * weight_bl1, axis=1)
     return total_bd / jnp.maximum(jnp.sum(weight_bl1, axis=1), 1)
 
 
 def mean_states(states_bld: jax.Array, seen_bkl: jax.Array) -> jax.Array:
-    """`mean_state` of several sets of tokens of a row: [b, k, d]."""
+    """Returns `mean_state` of several sets of tokens of a row: [b, k, d]."""
     weight_bkl = seen_bkl.astype(jnp.float32)
     total_bkd = jnp.einsum(
         "bkl,bld->bkd", weight_bkl, states_bld.astype(jnp.float32),
@@ -123,7 +122,7 @@ class Attention(nnx.Module):
         d, inner = config.dim, config.num_heads * config.head_dim
         normal = nnx.initializers.normal
         into = {"axes": ("embed", "heads"), "bias": False, "rngs": rngs}
-        # Scores are not scaled, so the queries begin that much smaller.
+        # Scores are not scaled, so the initial queries are smaller instead.
         self.q = layers.Linear(
             d, inner, init=normal((d * config.head_dim) ** -0.5), **into
         )
@@ -148,12 +147,12 @@ class Attention(nnx.Module):
         scores_bhlm = jnp.einsum(
             "blhe,bmhe->bhlm", q_blhe, k_bmhe, preferred_element_type=jnp.float32
         )
-        # A product with one-hot rows: it shards and differentiates as matrices do.
+        # A product with one-hot rows instead of a gather: it shards like any matmul.
         bias_hlm = jnp.einsum(
             "lmr,rh->hlm", one_hot_lmr, self.distance_bias[...], precision=layers.EXACT
         )
         scores_bhlm = scores_bhlm + bias_hlm[None]
-        # Finite, so that a row without any token stays free of NaN.
+        # Finite, so that a row without any token has no NaN.
         low = jnp.finfo(jnp.float32).min
         scores_bhlm = jnp.where(hidden_blm[:, None], low, scores_bhlm)
         weights_bhlm = jax.nn.softmax(scores_bhlm, axis=-1).astype(x_bld.dtype)
@@ -177,7 +176,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Self-attention and MLP, each behind a norm and added to its input."""
+    """Self-attention and MLP, each after a norm, with residual connections."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.norm1 = layers.RMSNorm(config.dim, rngs=rngs)
@@ -186,7 +185,7 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, rngs=rngs)
 
     def __call__(self, x_bld, hidden_blm, one_hot_lmr) -> jax.Array:
-        """hidden_blm: True where token l may not see token m; b and l may be 1."""
+        """hidden_blm: True where token l must not attend to token m; b and l may be 1."""
         x_bld = x_bld + self.attention(self.norm1(x_bld), hidden_blm, one_hot_lmr)
         return x_bld + self.mlp(self.norm2(x_bld))
 
@@ -203,11 +202,11 @@ class TextEncoder(nnx.Module):
         self.norm_out = layers.RMSNorm(config.dim, rngs=rngs)
 
     def __call__(self, ids_bl: jax.Array, mask_bl: jax.Array) -> jax.Array:
-        """Returns states_bld in the compute dtype, zero where there is no token.
+        """Returns states_bld in the compute dtype, zero at padding.
 
         Args:
           ids_bl: token ids below the vocabulary's size, padded at the end.
-          mask_bl: True at real tokens. Others are seen by no token.
+          mask_bl: True at real tokens. No token attends to the others.
         """
         config = self.config
         buckets_lm = distance_buckets(
