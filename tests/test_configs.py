@@ -196,13 +196,13 @@ def test_windows_of_every_stage_suit_the_video_vae(name):
     assert stages[-1][1] == (transforms.Crop(),)
 
 
-class Pieces:
+class Ids:
     """As many pieces as UMT5's tokenizer has; nothing is encoded but the empty text."""
 
     vocab_size, pad_id, eos_id = 256_300, 0, 1
     encode = tokenizer.Tokenizer.encode
 
-    def pieces(self, text):
+    def ids(self, text):
         return (self.eos_id,)
 
 
@@ -211,7 +211,7 @@ class Pieces:
 def test_the_train_step_is_traced_on_a_pod(name, shape):
     """At full size, its text encoder held; without it: training/test_contracts.py."""
     c = recipe(name)
-    objective = objectives.denoiser(c, Pieces(), fps=16.0)
+    objective = objectives.denoiser(c, Ids(), fps=16.0)
     optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 10)
     vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
     sample = c.sample

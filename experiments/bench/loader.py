@@ -18,7 +18,8 @@ import jax
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng
-from sora_jax.data import captions, latent_cache, loader, tokenizer, transforms
+from sora_jax.data import captions, latent_cache, loader, transforms
+from sora_jax.data import tokenizer as tokenizers
 from sora_jax.training import loop, objectives, optim
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
@@ -32,13 +33,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="of a turn")
     args = parser.parse_args()
     c, source = configs.read(args.model), latent_cache.open(args.latents)
-    pieces = tokenizer.Tokenizer(args.model / "tokenizer.model")
-    objective = objectives.denoiser(c, pieces, fps=source.fps)
+    tokenizer = tokenizers.Tokenizer(args.model / "tokenizer.model")
+    objective = objectives.denoiser(c, tokenizer, fps=source.fps)
     optimizer = optim.make(configs.build(optim.Config, c.optim, "optim"), 1000)
     mesh = meshes.make_mesh()
     sampler = captions.CaptionSampler(dict(c.text.tiers))
     transform = transforms.LatentsAndText(
-        transforms.Tokenize(sampler, pieces, c.text.length)
+        transforms.Tokenize(sampler, tokenizer, c.text.length)
     )
     batches = loader.make_loader(
         source, transform, seed=c.seed, batch_size=c.data.batch_size

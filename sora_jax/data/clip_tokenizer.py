@@ -77,7 +77,7 @@ class ClipTokenizer:
         content = json.dumps([sorted(vocab.items()), merges])
         self.digest = hashlib.sha256(content.encode()).hexdigest()
 
-    def pieces(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
         """Returns a text's ids with start and end, however many there are."""
         found = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [self.start_id, *found, self.end_id]
@@ -92,7 +92,7 @@ class ClipTokenizer:
         """
         ids_bl = np.full((len(texts), length), self.end_id, np.int32)
         for row, text in enumerate(texts):
-            kept = self.pieces(text)[: length - 1]
+            kept = self.ids(text)[: length - 1]
             ids_bl[row, : len(kept)] = kept
         return ids_bl
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from sora_jax.data import array_files, caches, captions, tokenizer
+from sora_jax.data import array_files, caches, captions
+from sora_jax.data import tokenizer as tokenizers
 
 _NAME = "text_states"
 MANIFEST = f"{_NAME}.json"
@@ -48,7 +49,7 @@ def name(ids_l: np.ndarray) -> str:
 def write(
     out_dir: str | os.PathLike,
     texts: Iterable[str],
-    pieces: tokenizer.Tokenizer,
+    tokenizer: tokenizers.Tokenizer,
     encode: Encode,
     *,
     length: int,
@@ -64,7 +65,7 @@ def write(
     Args:
       out_dir: see `caches.write`.
       texts: the captions; of those with the same ids one is kept.
-      pieces: the tokenizer.
+      tokenizer: encodes the texts to ids.
       encode: returns the states of `batch_size` texts, padded to `length` or to less.
       length: tokens that a text is cut to.
       dim: d.
@@ -83,7 +84,7 @@ def write(
       OSError, ShardsError: see `caches.write`.
     """
     settings = {
-        "tokenizer": pieces.digest,
+        "tokenizer": tokenizer.digest,
         "length": length,
         "dtype": dtype,
         "texts_per_file": texts_per_file,
@@ -91,22 +92,24 @@ def write(
     }
     texts = list(dict.fromkeys(texts))
     if processes.index == 0 and texts:
-        tokens = [len(pieces.pieces(text)) for text in texts]
+        tokens = [len(tokenizer.ids(text)) for text in texts]
         captions.warn_of_cut(tokens, length, "--text_length")
     # Texts of a batch are about as long, so that little of it is padding.
     files = [
         [*itertools.batched(sorted(ids, key=len), batch_size)]
-        for ids in itertools.batched(_distinct(texts, pieces, length), texts_per_file)
+        for ids in itertools.batched(
+            _distinct(texts, tokenizer, length), texts_per_file
+        )
     ]
-    source = _Source(settings, files, pieces, encode, length, dim, dtype, batch_size)
+    source = _Source(settings, files, tokenizer, encode, length, dim, dtype, batch_size)
     return caches.write(out_dir, source, processes)
 
 
-def _distinct(texts, pieces, length: int) -> list[np.ndarray]:
+def _distinct(texts, tokenizer, length: int) -> list[np.ndarray]:
     """The null text's ids and those of all others, once each, without padding."""
     distinct: dict[bytes, np.ndarray] = {}
     for text in ("", *texts):
-        ids_1l, mask_1l = pieces.encode([text], length)
+        ids_1l, mask_1l = tokenizer.encode([text], length)
         ids = ids_1l[0][mask_1l[0]]
         distinct.setdefault(ids.tobytes(), ids)
     return [*distinct.values()]
@@ -118,7 +121,7 @@ class _Source:
 
     settings: Mapping[str, Any]
     files: Sequence[Sequence[Sequence[np.ndarray]]]
-    pieces: tokenizer.Tokenizer
+    tokenizer: tokenizers.Tokenizer
     encode_texts: Encode
     length: int
     dim: int
@@ -133,7 +136,7 @@ class _Source:
     def encode(self, items, summary):
         del summary
         ids_bl = np.full(
-            (self.batch_size, self.cost(items)), self.pieces.pad_id, np.int32
+            (self.batch_size, self.cost(items)), self.tokenizer.pad_id, np.int32
         )
         mask_bl = np.zeros(ids_bl.shape, bool)
         for row in range(self.batch_size):
@@ -148,7 +151,7 @@ class _Source:
                 f"these texts are {self.dtype} {shape}"
             )
         if not np.isfinite(states_bld.astype(np.float32)).all():
-            text = self.pieces.decode(items[0])
+            text = self.tokenizer.decode(items[0])
             raise ValueError(
                 f"states in the batch that begins with {text!r} are not finite"
             )

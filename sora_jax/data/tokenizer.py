@@ -179,7 +179,7 @@ class Tokenizer:
         if self.file_name != "tokenizer.json":
             paths.write_atomically(folder / "tokenizer.json", _to_json(self._model))
 
-    def pieces(self, text: str) -> tuple[int, ...]:
+    def ids(self, text: str) -> tuple[int, ...]:
         """Returns a text's ids with the end mark, neither cut nor padded."""
         found = self._ids.get(text)
         if found is None:
@@ -212,7 +212,7 @@ class Tokenizer:
         ids_bl = np.full((len(texts), length), self.pad_id, np.int32)
         mask_bl = np.zeros((len(texts), length), bool)
         for row, text in enumerate(texts):
-            ids = self.pieces(text)
+            ids = self.ids(text)
             if len(ids) > length:
                 ids = (*ids[: length - 1], self.eos_id)
             ids_bl[row, : len(ids)] = ids

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sora_jax.data import captions, records, text_cache, tokenizer
+from sora_jax.data import captions, records, text_cache
+from sora_jax.data import tokenizer as tokenizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +92,10 @@ class Tokenize:
     def __init__(
         self,
         sampler: captions.CaptionSampler,
-        pieces: tokenizer.Tokenizer,
+        tokenizer: tokenizers.Tokenizer,
         length: int,
     ):
-        self.sampler, self.pieces, self.length = sampler, pieces, length
+        self.sampler, self.tokenizer, self.length = sampler, tokenizer, length
         self._seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
@@ -102,7 +103,7 @@ class Tokenize:
         if text not in self._seen:
             if len(self._seen) >= 200_000:  # bounded; a data set may be endless
                 self._seen.clear()
-            ids_1l, mask_1l = self.pieces.encode([text], self.length)
+            ids_1l, mask_1l = self.tokenizer.encode([text], self.length)
             self._seen[text] = ids_1l[0], mask_1l[0]
         ids_l, mask_l = self._seen[text]
         return {"text_ids": ids_l, "text_mask": mask_l}
@@ -139,7 +140,7 @@ class TwoCaptions:
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
         target = self.write(record, random)["text_ids"]
         if not all(t.sampler.has(record.captions) for t in (self.read, self.write)):
-            target = np.full_like(target, self.write.pieces.pad_id)
+            target = np.full_like(target, self.write.tokenizer.pad_id)
         return self.read(record, random) | {"target_ids": target}
 
 

@@ -80,7 +80,7 @@ def report(
         request = requests.check(model.settings, strides, **call)
         requests.check_lengths(
             request.prompts + request.negative_prompts,
-            lambda text: len(model.pieces.pieces(text)),
+            lambda text: len(model.pieces.ids(text)),
             model.settings.text_length,
         )
         drawn = requests.RANDOM in np.atleast_1d(call.get("seed", 0)).tolist()
@@ -139,7 +139,7 @@ def _describe(model: _Model, request: requests.Request, drawn: bool) -> str:
         f"  {request.num_inference_steps} steps, guidance {request.guidance_scale:g}"
         + (f" and {request.guidance_scale_2:g}" if request.guidance_scale_2 else ""),
         f"  latents {t} x {h} x {w} x {c}, {tokens} tokens; prompt "
-        f"{len(model.pieces.pieces(request.prompts[0]))} of "
+        f"{len(model.pieces.ids(request.prompts[0]))} of "
         f"{model.settings.text_length} text tokens",
         f"  {forward / 1e12:.3g} TFLOP a pass, {evaluations} passes: "
         f"{forward * evaluations / 1e12:.4g} TFLOP a clip",

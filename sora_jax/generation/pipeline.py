@@ -298,7 +298,7 @@ class Pipeline:
         request = requests.check(self.settings, self.strides, **arguments)
         requests.check_lengths(
             request.prompts + request.negative_prompts,
-            lambda text: len(self.tokenizer.pieces(text)),
+            lambda text: len(self.tokenizer.ids(text)),
             self.settings.text_length,
         )
         if request.step_cache:

@@ -71,10 +71,10 @@ def encode(
     asked.check(source.manifest["captions"], "text_tiers")
     tiers = [*asked.probabilities]
     opened = initial.open_text_encoder(given, "text_encoder")
-    _, pieces = initial.read_tokenizer(given, clean)
-    if pieces.vocab_size > opened.config.vocab_size:
+    _, tokenizer = initial.read_tokenizer(given, clean)
+    if tokenizer.vocab_size > opened.config.vocab_size:
         raise ValueError(
-            f"the tokenizer of {given} has {pieces.vocab_size} pieces, its text encoder "
+            f"the tokenizer of {given} has {tokenizer.vocab_size} pieces, its text encoder "
             f"{opened.config.vocab_size}"
         )
     half = dtype == "bfloat16" and jax.default_backend() != "cpu"
@@ -91,7 +91,7 @@ def encode(
     return text_cache.write(
         cache_folder(latents_folder),
         source.all_captions(tiers),
-        pieces,
+        tokenizer,
         lambda ids_bl, mask_bl: np.asarray(states(params(), ids_bl, mask_bl)),
         length=length,
         dim=opened.config.dim,
@@ -148,7 +148,7 @@ def states_of_run(
         place,
         tiers=[t for t in tiers if source.manifest["captions"].get(t)],
         text_encoder=component.digest(),
-        tokenizer=begun.pieces.digest,
+        tokenizer=begun.tokenizer.digest,
         captions=source.manifest["digest"],
         length=c.text.length,
         clean=c.text.clean,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import trees
-from sora_jax.data import tokenizer
+from sora_jax.data import tokenizer as tokenizers
 from sora_jax.models import exchange, text_encoder
 from sora_jax.training import checkpoint, objectives, pretrained, run_folder
 from sora_jax.training import state as states
@@ -28,12 +28,12 @@ Read = Callable[[], Mapping[str, states.Params]]
 class Initial:
     """What a new run begins with.
 
-    pieces: the tokenizer. text_encoder: the component folder of the trained text
+    tokenizer: of the captions. text_encoder: the component folder of the trained text
     encoder, where there is one. params: reads the weights by network. keep: copies into
     the run folder what the run needs of others.
     """
 
-    pieces: tokenizer.Tokenizer
+    tokenizer: tokenizers.Tokenizer
     text_encoder: pathlib.Path | None = None
     params: Read = dict
     keep: Callable[[], None] = lambda: None
@@ -94,12 +94,12 @@ def from_text_encoder(c, folder: pathlib.Path) -> Initial:
     """
     given = pathlib.Path(c.text.encoder)
     component = open_text_encoder(given, "text.encoder")
-    file, pieces = read_tokenizer(given, c.text.clean)
-    _, config = objectives.denoiser_configs(c, pieces.vocab_size)
+    file, tokenizer = read_tokenizer(given, c.text.clean)
+    _, config = objectives.denoiser_configs(c, tokenizer.vocab_size)
     component = component.fitted(config)
     read = dict if c.text.frozen else lambda: {"text_encoder": component.load()}
     keep = _keeper(c, folder, file, component)
-    return Initial(pieces, component.folder, read, keep)
+    return Initial(tokenizer, component.folder, read, keep)
 
 
 def open_text_encoder(given: pathlib.Path, option: str) -> pretrained.Component:
@@ -123,11 +123,11 @@ def open_text_encoder(given: pathlib.Path, option: str) -> pretrained.Component:
 
 def read_tokenizer(
     given: pathlib.Path, clean: bool
-) -> tuple[pathlib.Path, tokenizer.Tokenizer]:
+) -> tuple[pathlib.Path, tokenizers.Tokenizer]:
     """The tokenizer of a run, or of a folder in diffusers' layout, and its file."""
     inner = given / "tokenizer"
-    file = tokenizer.find(inner if inner.is_dir() else given)
-    return file, tokenizer.load(file, clean)
+    file = tokenizers.find(inner if inner.is_dir() else given)
+    return file, tokenizers.load(file, clean)
 
 
 def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
@@ -149,8 +149,8 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
         return _from_run(c, folder, given, vae)
     source, name = _find_transformer(c, given)
     _check_vae(source.components["vae"], vae)
-    file, pieces = read_tokenizer(source.path, c.text.clean)
-    dit_config, text_config = objectives.denoiser_configs(c, pieces.vocab_size)
+    file, tokenizer = read_tokenizer(source.path, c.text.clean)
+    dit_config, text_config = objectives.denoiser_configs(c, tokenizer.vocab_size)
     transformer = source.components[name].fitted(dit_config)
     text = source.components["text_encoder"].fitted(text_config)
 
@@ -158,7 +158,7 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
         params = {"dit": transformer.load()}
         return params if c.text.frozen else params | {"text_encoder": text.load()}
 
-    return Initial(pieces, text.folder, read, _keeper(c, folder, file, text))
+    return Initial(tokenizer, text.folder, read, _keeper(c, folder, file, text))
 
 
 def _find_transformer(c, given: pathlib.Path) -> tuple[pretrained.Folder, str]:
@@ -209,9 +209,9 @@ def _from_run(c, folder: pathlib.Path, given: pathlib.Path, vae: pathlib.Path):
             f"text.frozen is {c.text.frozen}, but it was another for {given}: keep it"
         )
     _check_vae(pretrained.open_component(given / "vae", "vae"), vae)
-    file, pieces = read_tokenizer(given, c.text.clean)
-    wanted = objectives.denoiser_configs(c, pieces.vocab_size)
-    found = objectives.denoiser_configs(other, pieces.vocab_size)
+    file, tokenizer = read_tokenizer(given, c.text.clean)
+    wanted = objectives.denoiser_configs(c, tokenizer.vocab_size)
+    found = objectives.denoiser_configs(other, tokenizer.vocab_size)
     # What is not there yet is zero at first, as where a peer's weights are read.
     added = [n for n in exchange.TRANSFORMER.added if not getattr(found[0], n)]
     for theirs, ours in zip(found, wanted, strict=True):
@@ -223,7 +223,7 @@ def _from_run(c, folder: pathlib.Path, given: pathlib.Path, vae: pathlib.Path):
     networks = (objectives.denoiser_networks(*sizes) for sizes in (found, wanted))
     read = _reader(given, *networks)
     where = None if text is None else text.folder
-    return Initial(pieces, where, read, _keeper(c, folder, file, text))
+    return Initial(tokenizer, where, read, _keeper(c, folder, file, text))
 
 
 def _reader(given: pathlib.Path, found: states.Networks, wanted: states.Networks):
@@ -256,7 +256,7 @@ def _keeper(c, folder: pathlib.Path, file: pathlib.Path, text) -> Callable[[], N
         if c.text.frozen and jax.process_index() == 0 and not begun:
             text.copy_to(target)
         meshes.barrier("text encoder")
-        if (found := tokenizer.find(folder)).suffix != file.suffix:
+        if (found := tokenizers.find(folder)).suffix != file.suffix:
             raise ValueError(
                 f"{found} is of another model: remove it, or choose another --out"
             )

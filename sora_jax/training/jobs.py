@@ -27,9 +27,9 @@ from sora_jax.data import (
     records,
     samples,
     shards,
-    tokenizer,
     transforms,
 )
+from sora_jax.data import tokenizer as tokenizers
 from sora_jax.models import discriminator, lpips, video_vae
 from sora_jax.training import (
     checkpoint,
@@ -134,20 +134,20 @@ def text_encoder(c, folder: pathlib.Path, mesh) -> Job:
     write = captions.CaptionSampler({c.text.target: 1.0})
     read.check(source.manifest["captions"], "text.tiers")
     write.check(source.manifest["captions"], "text.target")
-    pieces = _tokenizer(c, folder, source, read.probabilities | write.probabilities)
+    tokenizer = _tokenizer(c, folder, source, read.probabilities | write.probabilities)
     target_length = c.text.target_length
     if read.probabilities.keys() == write.probabilities.keys():
         # The same text again: what was cut off of it cannot be written.
         target_length = min(target_length, c.text.length)
-    _warn_of_cut(source, read.probabilities, pieces, c.text.length, "text.length")
+    _warn_of_cut(source, read.probabilities, tokenizer, c.text.length, "text.length")
     _warn_of_cut(
-        source, write.probabilities, pieces, target_length, "text.target_length"
+        source, write.probabilities, tokenizer, target_length, "text.target_length"
     )
     transform = transforms.TwoCaptions(
-        transforms.Tokenize(read, pieces, c.text.length),
-        transforms.Tokenize(write, pieces, target_length),
+        transforms.Tokenize(read, tokenizer, c.text.length),
+        transforms.Tokenize(write, tokenizer, target_length),
     )
-    _, config = objectives.denoiser_configs(c, pieces.vocab_size)
+    _, config = objectives.denoiser_configs(c, tokenizer.vocab_size)
     _check_sizes(mesh, c, _text_encoder_sizes(config))
     run_folder.keep_data(folder, "data.latents", source.digests)
 
@@ -177,25 +177,25 @@ def _latents(c) -> latent_cache.Latents | latent_cache.Joined:
     return latent_cache.Joined(parts)
 
 
-def _tokenizer(c, folder, source, tiers) -> tokenizer.Tokenizer:
+def _tokenizer(c, folder, source, tiers) -> tokenizers.Tokenizer:
     """The run's tokenizer, trained on the captions of those tiers where it is new."""
     spiece = folder / "tokenizer.model"
     begun = run_folder.is_claimed(folder) and spiece.is_file()
     if jax.process_index() == 0 and not begun:
         texts = source.all_captions(tiers)
         if c.text.clean:
-            texts = map(tokenizer.clean, texts)
-        tokenizer.train(texts, spiece, c.text.vocab_size)
+            texts = map(tokenizers.clean, texts)
+        tokenizers.train(texts, spiece, c.text.vocab_size)
     meshes.barrier("tokenizer")
-    return tokenizer.Tokenizer(spiece, c.text.clean)
+    return tokenizers.Tokenizer(spiece, c.text.clean)
 
 
-def _warn_of_cut(source, tiers, pieces, length: int, option: str) -> None:
+def _warn_of_cut(source, tiers, tokenizer, length: int, option: str) -> None:
     """Says how many captions of those tiers are cut, looking at clips of all parts."""
     if jax.process_index():
         return
     tokens = [
-        len(pieces.pieces(text))
+        len(tokenizer.ids(text))
         for index in samples.evenly(len(source), _CAPTIONS_COUNTED)
         for text in records.captions_of(source.entry(index)["captions"], tiers)
     ]
@@ -209,18 +209,24 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     sampler = captions.CaptionSampler(dict(c.text.tiers))
     sampler.check(source.manifest["captions"], "text.tiers")
     begun = _begin(c, folder, source, sampler.probabilities)
-    pieces = begun.pieces
-    _warn_of_cut(source, sampler.probabilities, pieces, c.text.length, "text.length")
+    tokenizer = begun.tokenizer
+    _warn_of_cut(source, sampler.probabilities, tokenizer, c.text.length, "text.length")
     cached = encode_text.states_of_run(c, folder, source, begun, sampler.probabilities)
     null_states = None
     if cached is not None:
-        null_states = cached.padded(*(a[0] for a in pieces.encode([""], c.text.length)))
+        null_states = cached.padded(
+            *(a[0] for a in tokenizer.encode([""], c.text.length))
+        )
     objective = objectives.denoiser(
-        c, pieces, fps=rows.fps, most_frames=rows.most_frames, null_states=null_states
+        c,
+        tokenizer,
+        fps=rows.fps,
+        most_frames=rows.most_frames,
+        null_states=null_states,
     )
     dit_config = objective.dit_config
     transform = transforms.LatentsAndText(
-        transforms.Tokenize(sampler, pieces, c.text.length), cached
+        transforms.Tokenize(sampler, tokenizer, c.text.length), cached
     )
     check_denoiser(mesh, c, objective, rows.tokens if rows.packed else ())
     planner = rows.planner(cost.packed_row_cost(dit_config)) if rows.packed else None
@@ -346,8 +352,8 @@ class _Rows:
 def _begin(c, folder: pathlib.Path, source, tiers) -> initial.Initial:
     """The tokenizer, and the weights that a new run begins with."""
     if checkpoint.has_any(folder):  # all else is in the run by now
-        pieces = tokenizer.load(folder, c.text.clean)
-        return initial.Initial(pieces, folder / "text_encoder")
+        tokenizer = tokenizers.load(folder, c.text.clean)
+        return initial.Initial(tokenizer, folder / "text_encoder")
     if c.init:
         return initial.from_model(c, folder, source.folder / "vae")
     if c.text.encoder:

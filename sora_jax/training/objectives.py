@@ -59,23 +59,23 @@ def denoiser_networks(
 
 
 def denoiser(
-    c, pieces, *, fps: float | None = None, most_frames: int = 0, null_states=None
+    c, tokenizer, *, fps: float | None = None, most_frames: int = 0, null_states=None
 ) -> "Denoiser":
     """The objective of a denoiser's run.
 
     Args:
       c: the run's config.
-      pieces: its tokenizer.
+      tokenizer: its tokenizer.
       fps: frames a second of the training clips, where they are of one size.
       most_frames: of the longest clip, where rows are packed; 0: they are not.
       null_states: see `Denoiser`.
     """
-    null_ids, _ = pieces.encode([""], c.text.length)
+    null_ids, _ = tokenizer.encode([""], c.text.length)
     kind, sizes = Denoiser, {"fps": fps}
     if most_frames:
         kind, sizes = PackedDenoiser, {"most_frames": most_frames}
     return kind(
-        *denoiser_configs(c, pieces.vocab_size),
+        *denoiser_configs(c, tokenizer.vocab_size),
         configs.build(timesteps.Config, c.noise, "noise"),
         configs.build(known.Config, c.known, "known"),
         text_dropout=c.text.dropout,

@@ -100,7 +100,7 @@ def test_a_text_begins_and_ends(tmp_path):
     empty, long = tokenizer.encode(["", "a photo of a cat " * 20], 12)
     assert empty.tolist() == [start, *[end] * 11]
     assert long[0] == start and long[-1] == end and end not in long[:-1]
-    assert len(tokenizer.pieces("a photo of a cat " * 20)) > 12
+    assert len(tokenizer.ids("a photo of a cat " * 20)) > 12
     np.testing.assert_array_equal(
         *tokenizer.encode(["Crème  A", "cre\u0300me a"], 12), strict=True
     )

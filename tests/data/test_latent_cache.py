@@ -73,7 +73,7 @@ def test_latents_and_texts_come_back(source, written):
 def test_a_caption_to_read_and_one_to_write(source):
     """Each from its own tiers; a clip that lacks either has nothing to write."""
     read, write = (
-        transforms.Tokenize(captions.CaptionSampler({tier: 1}), Pieces(), length)
+        transforms.Tokenize(captions.CaptionSampler({tier: 1}), Letters(), length)
         for tier, length in (("short", 4), ("dense", 6))
     )
     both = transforms.TwoCaptions(read, write)
@@ -89,7 +89,7 @@ def test_a_caption_to_read_and_one_to_write(source):
     assert row(dense="abc")["target_ids"].tolist() == [0] * 6
 
 
-class Pieces:
+class Letters:
     """As many ids as letters, all of the text's length."""
 
     pad_id = 0

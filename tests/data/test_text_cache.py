@@ -19,9 +19,9 @@ from sora_jax.data import (
     records,
     shards,
     text_cache,
-    tokenizer,
     transforms,
 )
+from sora_jax.data import tokenizer as tokenizers
 from tests.data import clips
 from tests.data.test_latent_cache import STATED
 from tests.data.test_latent_cache import encode as encode_clips
@@ -38,22 +38,22 @@ def encode(ids_bl, mask_bl, dtype=np.float32):
 
 
 @pytest.fixture(scope="module")
-def pieces(tmp_path_factory):
+def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("pieces") / "t.model"
-    return tokenizer.train([*TEXTS, "é 0", "é 1", "é 2"], path, 320)
+    return tokenizers.train([*TEXTS, "é 0", "é 1", "é 2"], path, 320)
 
 
 @pytest.fixture
-def how(pieces):
+def how(tokenizer):
     """What `write_text_states` takes behind the folder."""
     return {
-        "texts": TEXTS, "pieces": pieces, "encode": encode, "length": LENGTH,
+        "texts": TEXTS, "tokenizer": tokenizer, "encode": encode, "length": LENGTH,
         "dim": DIM, "dtype": "float32", "batch_size": 3, "texts_per_file": 8,
         "settings": {"text_encoder": "e" * 16, "captions": "c" * 64, "tiers": ["alt"]},
     }  # fmt: skip
 
 
-def test_states_come_back_without_padding(how, pieces, tmp_path):
+def test_states_come_back_without_padding(how, tokenizer, tmp_path):
     """Any order, the null text, equal texts once; zeros where there is no token."""
     texts = [*reversed(TEXTS), *TEXTS]
     manifest = text_cache.write(tmp_path / "out", **how | {"texts": texts})
@@ -61,17 +61,17 @@ def test_states_come_back_without_padding(how, pieces, tmp_path):
     cache = text_cache.open(tmp_path / "out")
     again = pickle.loads(pickle.dumps(cache))
     for text in ("", *TEXTS):
-        ids_1l, mask_1l = pieces.encode([text], LENGTH)
+        ids_1l, mask_1l = tokenizer.encode([text], LENGTH)
         expected_ld = encode(ids_1l, mask_1l)[0]
         for found in (cache, again):
             found_ld = found.padded(ids_1l[0], mask_1l[0])
             np.testing.assert_array_equal(found_ld, expected_ld)
     for index in range(len(cache)):
         assert len(cache[index].states) <= LENGTH
-    shortest = pieces.encode([""], LENGTH)
+    shortest = tokenizer.encode([""], LENGTH)
     assert cache[0].id == text_cache.name(shortest[0][shortest[1]])
     with pytest.raises(shards.ShardsError, match="has no states of the token ids"):
-        cache.padded(*(a[0] for a in pieces.encode(["another"], LENGTH)))
+        cache.padded(*(a[0] for a in tokenizer.encode(["another"], LENGTH)))
 
 
 def test_captions_that_are_cut_are_counted(how, tmp_path, capsys):
@@ -120,11 +120,11 @@ def test_an_interrupted_cache_goes_on(how, tmp_path):
     text_cache.write(out, **how | {"encode": None})  # finished
 
 
-def test_a_foreign_or_stale_cache_is_refused(how, pieces, tmp_path):
+def test_a_foreign_or_stale_cache_is_refused(how, tokenizer, tmp_path):
     out = tmp_path / "out"
     text_cache.write(out, **how)
     right = {
-        "text_encoder": "e" * 16, "captions": "c" * 64, "tokenizer": pieces.digest,
+        "text_encoder": "e" * 16, "captions": "c" * 64, "tokenizer": tokenizer.digest,
         "length": LENGTH, "tiers": ["alt"],
     }  # fmt: skip
     text_cache.open(out, **right)
@@ -213,7 +213,7 @@ def test_a_forecast_comes_first_and_a_full_disk_before_any_work(
 
 
 @pytest.fixture(scope="module")
-def both(pieces, tmp_path_factory):
+def both(tokenizer, tmp_path_factory):
     """Latents, and the states of their captions in bfloat16."""
     base = tmp_path_factory.mktemp("both")
     shards.write(base / "shards", clips.Clips(num=20))
@@ -221,7 +221,7 @@ def both(pieces, tmp_path_factory):
     latent_cache.write(base / "latents", source, encode_clips, **STATED)
     latents = latent_cache.open(base / "latents")
     text_cache.write(
-        base / "text", latents.all_captions(), pieces,
+        base / "text", latents.all_captions(), tokenizer,
         lambda *a: encode(*a, jnp.bfloat16), length=LENGTH, dim=DIM, dtype="bfloat16",
         settings={},
     )  # fmt: skip
@@ -229,11 +229,11 @@ def both(pieces, tmp_path_factory):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_states_change_no_order_and_no_caption(both, pieces, num_workers):
+def test_states_change_no_order_and_no_caption(both, tokenizer, num_workers):
     """Row by row the same clip and the same of its captions, by their ids or states."""
     latents, cache = both
     sampler = captions.CaptionSampler({"short": 0.5, "dense": 0.5})
-    text = transforms.Tokenize(sampler, pieces, LENGTH)
+    text = transforms.Tokenize(sampler, tokenizer, LENGTH)
     how = {"seed": 3, "batch_size": 8, "num_steps": 6, "start_step": 2}
     with (
         loader.make_loader(latents, transforms.LatentsAndText(text), **how) as plain,
@@ -255,12 +255,12 @@ def test_states_change_no_order_and_no_caption(both, pieces, num_workers):
             assert "text_ids" not in by_states
 
 
-def test_damaged_states_are_another_clips_turn(both, pieces, tmp_path):
+def test_damaged_states_are_another_clips_turn(both, tokenizer, tmp_path):
     """As a damaged clip: named, counted, and the next one takes its place."""
     latents, cache = both
     folder = pathlib.Path(shutil.copytree(cache.folder, tmp_path / "text"))
     (file,) = folder.glob("text_states.array_record-*")
-    whole, ids = file.read_bytes(), map(pieces.pieces, latents.all_captions({"short"}))
+    whole, ids = file.read_bytes(), map(tokenizer.ids, latents.all_captions({"short"}))
     names = {*map(text_cache.name, ids)}
     for at in range(200, len(whole), 97):
         content = bytearray(whole)
@@ -271,7 +271,7 @@ def test_damaged_states_are_another_clips_turn(both, pieces, tmp_path):
         bad = [r.id for r in found if isinstance(r, records.CorruptRecord)]
         if len(bad) == 1 and bad[0] in names:
             break
-    text = transforms.Tokenize(captions.CaptionSampler({"short": 1}), pieces, LENGTH)
+    text = transforms.Tokenize(captions.CaptionSampler({"short": 1}), tokenizer, LENGTH)
     transform = transforms.LatentsAndText(text, hurt)
     batch, damaged = loader.Batches(latents, transform, 0, 20, 0, 1, 0, 1)[0]
     assert len(damaged) == 1 and str(file) in damaged[0][1]

@@ -36,7 +36,7 @@ def test_a_large_corpus_is_sampled_from_all_of_the_alphabet(tmp_path, monkeypatc
     texts += [f"zebra {k:03d}" for k in range(100)]
     monkeypatch.setattr(tokenizer, "_MOST_TEXTS", 100)
     model = tokenizer.train(texts, tmp_path / "t.model", 400)
-    assert len(model.pieces("zebra")) == len(model.pieces("aardvark")) == 2
+    assert len(model.ids("zebra")) == len(model.ids("aardvark")) == 2
 
 
 def test_ids_are_those_of_t5(tokens):
@@ -144,8 +144,8 @@ def test_a_sentencepiece_model_leaves_with_the_same_ids(tmp_path_factory, tokens
     found = tokenizer.load(folder)
     assert isinstance(found, tokenizer.JsonTokenizer)
     for one in (text, *TEXTS[:3], *LOOKALIKES):
-        assert found.pieces(one) == tokens.pieces(one)
-        assert found.decode(found.pieces(one)) == tokens.decode(tokens.pieces(one))
+        assert found.ids(one) == tokens.ids(one)
+        assert found.decode(found.ids(one)) == tokens.decode(tokens.ids(one))
 
 
 @pytest.mark.peers
@@ -165,16 +165,16 @@ def test_transformers_reads_what_leaves(tokens, tmp_path, peers_python):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
-    assert found == [list(tokens.pieces(text)) for text in texts]
+    assert found == [list(tokens.ids(text)) for text in texts]
 
 
 def test_texts_are_cleaned_where_that_is_asked_for(tokens, tmp_path):
     tokens.save(tmp_path)
     cleaned = tokenizer.load(tmp_path / "spiece.model", clean_texts=True)
     messy = " a red &amp;amp; \n blue  ring "
-    assert cleaned.pieces(messy) == tokens.pieces("a red & blue ring")
-    assert tokens.pieces(messy) != tokens.pieces("a red & blue ring")
-    assert pickle.loads(pickle.dumps(cleaned)).pieces(messy) == cleaned.pieces(messy)
+    assert cleaned.ids(messy) == tokens.ids("a red & blue ring")
+    assert tokens.ids(messy) != tokens.ids("a red & blue ring")
+    assert pickle.loads(pickle.dumps(cleaned)).ids(messy) == cleaned.ids(messy)
 
 
 @pytest.mark.parametrize(

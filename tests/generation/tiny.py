@@ -28,13 +28,13 @@ SETTINGS = request.Settings(
 class Letters:
     """A tokenizer of single letters; id 1 ends a text, 0 fills it up."""
 
-    def pieces(self, text: str) -> tuple[int, ...]:
+    def ids(self, text: str) -> tuple[int, ...]:
         return (*(ord(letter) % 120 + 3 for letter in text), 1)
 
     def encode(self, texts, length):
         ids_bl = np.zeros((len(texts), length), np.int32)
         for row, text in enumerate(texts):
-            ids = self.pieces(text)
+            ids = self.ids(text)
             ids_bl[row, : len(ids)] = ids
         return ids_bl, ids_bl != 0
 

@@ -113,12 +113,12 @@ def test_states_are_those_of_the_encoder(made):
     component = pretrained.open_component(
         made / "folder" / "text_encoder", "text_encoder"
     )
-    _, pieces = initial.read_tokenizer(made / "folder", True)
+    _, tokenizer = initial.read_tokenizer(made / "folder", True)
     found = text_cache.open(encode_text.cache_folder(folder))
     source = latent_cache.open(folder)
     texts = ["", *sorted({*source.all_captions()})]
     assert len(found) == len(texts) == 20
-    ids_bl, mask_bl = pieces.encode(texts, 24)
+    ids_bl, mask_bl = tokenizer.encode(texts, 24)
     wanted = np.asarray(component.module()(jnp.asarray(ids_bl), jnp.asarray(mask_bl)))
     for row, expected_ld in enumerate(wanted):
         states_ld = found.padded(ids_bl[row], mask_bl[row])

@@ -117,7 +117,7 @@ class Agreement:
     def too_long(self, texts: Sequence[str]) -> int:
         """Returns how many texts have more tokens than the network reads."""
         length = self.network.text_config.length
-        return sum(len(self.tokenizer.pieces(text)) > length for text in texts)
+        return sum(len(self.tokenizer.ids(text)) > length for text in texts)
 
     def compare(
         self, frames_nd: np.ndarray, texts: Sequence[str]
