@@ -144,12 +144,12 @@ class FolderClips:
 
     def plan(self, items: Collection[str]) -> tuple[list[Any], list[shards.Skipped]]:
         """Returns groups of (video, slice, number of slices), and what is no video."""
-        pieces = []
+        slices = []
         for video in items:
-            slices = max(1, math.ceil(self.listing.videos[video] / _SLICE_BYTES))
-            pieces += [[video, number, slices] for number in range(slices)]
-        per_part = max(1, min(_ITEMS_PER_PART, len(pieces) // 8))
-        parts = [list(part) for part in itertools.batched(pieces, per_part)]
+            count = max(1, math.ceil(self.listing.videos[video] / _SLICE_BYTES))
+            slices += [[video, number, count] for number in range(count)]
+        per_part = max(1, min(_ITEMS_PER_PART, len(slices) // 8))
+        parts = [list(part) for part in itertools.batched(slices, per_part)]
         return parts, list(self.listing.skipped)
 
     def expected(self, part: list) -> int:

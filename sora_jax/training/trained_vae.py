@@ -84,11 +84,11 @@ def encoder(vae: LoadedVAE, batch_size: int):
         if video_bthwc[..., 0].size <= VOXELS_AT_ONCE:
             means = np.asarray(encode(vae.params, video_bthwc))
         else:
-            pieces = (
-                piece.astype(np.float32) / 127.5 - 1
-                for piece in np.array_split(video_bthwc, video_bthwc.shape[1], axis=1)
+            chunks = (
+                chunk.astype(np.float32) / 127.5 - 1
+                for chunk in np.array_split(video_bthwc, video_bthwc.shape[1], axis=1)
             )
-            means = [np.asarray(mean) for mean, _ in module.encode_stream(pieces)]
+            means = [np.asarray(mean) for mean, _ in module.encode_stream(chunks)]
             means = np.concatenate(means, axis=1)
         return means[: len(clips)]
 
