@@ -1,10 +1,10 @@
 """Checkpoints of a run, and weights as files; the only importer of Orbax.
 
-A run folder's `checkpoints/` holds whole train states, written while training goes on:
-in `STEP/ema` the averaged weights, in `STEP/state` all else that training goes on from,
-in `STEP/meta` what is not an array. Each has a list of digests, which is checked before
-anything of it is read. A component folder (`vae/` in a denoiser's run, an exported
-model) holds `config.json` and `weights.safetensors`: numbers and literals only, no code.
+A run folder's `checkpoints/` holds whole train states, written in the background:
+`STEP/ema` has the averaged weights, `STEP/state` the rest of the train state, `STEP/meta`
+what is not an array. Each has a list of digests, which is checked before anything is
+read. A component folder (`vae/` in a denoiser's run, an exported model) holds
+`config.json` and `weights.safetensors`: numbers and literals only, no code.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ _OWNER = re.compile(r"process_(\d+)(/|$)")  # in the path of what one process wr
 class _Digested(orbax.handlers.CheckpointableHandler):
     """Orbax's handler of trees, which also writes the list of digests.
 
-    Each process hashes what it has just written and is still in its page cache. This
-    happens in the background, before Orbax renames the checkpoint to its final name: so
-    no process reads files of others, no step waits, and every finished checkpoint has
-    its digests.
+    Each process hashes the files that it has just written, which are still in its page
+    cache. This happens in the background, before Orbax renames the checkpoint to its
+    final name: no process reads files of others, no step waits, and every finished
+    checkpoint has its digests.
     """
 
     def __init__(self):
@@ -47,7 +47,7 @@ class _Digested(orbax.handlers.CheckpointableHandler):
         written = await self._trees.save(directory, checkpointable)
 
         async def digest():
-            await written  # on all processes, whose files are merged by then
+            await written  # by all processes; their files are merged by then
             await _list_digests(pathlib.Path(await directory.await_creation()))
 
         return digest()
@@ -66,7 +66,7 @@ class _Digested(orbax.handlers.CheckpointableHandler):
 
 
 async def _list_digests(folder: pathlib.Path) -> None:
-    """Writes the list of digests of a part that all processes have written."""
+    """Writes the list of digests of a part, to which all processes have written."""
     process, count = jax.process_index(), jax.process_count()
 
     def owner(name: str) -> int:
@@ -100,21 +100,21 @@ def _context(partial_load: bool = False) -> orbax.Context:
 
 
 class NotSaved(OSError):
-    """A checkpoint could not be written; those before it are kept."""
+    """A checkpoint could not be written; earlier ones are kept."""
 
 
 class Checkpointer:
     """Saves and restores the train states of one run.
 
     If the newest checkpoints are damaged, it says so, renames them to `STEP.damaged`,
-    and goes on from the newest good one.
+    and uses the newest good one.
 
     Args:
       folder: the run's checkpoint folder.
-      keep: how many of the newest checkpoints stay; 0: all.
+      keep: how many of the newest checkpoints to keep; 0: all.
 
     Raises:
-      digests.Damaged: there are checkpoints, and all of them are damaged.
+      digests.Damaged: all checkpoints are damaged.
     """
 
     def __init__(self, folder: str | pathlib.Path, *, keep: int):
@@ -130,16 +130,16 @@ class Checkpointer:
         )
 
     def latest(self) -> int | None:
-        """The newest step that is saved, or whose save was begun; None if there is none."""
+        """The newest step that was saved or is being saved; None if there is none."""
         return self._latest
 
     def save(self, step: int, state: states.TrainState, meta: Mapping) -> None:
         """Saves in the background; does nothing if `step` is the latest.
 
-        Returns when the arrays are copied off the device.
+        Returns once the arrays are copied off the device.
 
         Raises:
-          NotSaved: this save could not begin, or the one before has failed.
+          NotSaved: this save could not start, or the previous one failed.
         """
         if step == self._latest:
             return
@@ -156,7 +156,7 @@ class Checkpointer:
         """Reads the latest state into the shapes, dtypes and shardings of `abstract`.
 
         Raises:
-          ValueError: the checkpoint's tree differs from the wanted one.
+          ValueError: the checkpoint's tree differs from that of `abstract`.
         """
         if self._latest is None:
             raise FileNotFoundError(f"{self._folder} holds no checkpoint")
@@ -167,27 +167,27 @@ class Checkpointer:
         return states.TrainState(ema=found["ema"], **found["state"]), found["meta"]
 
     def wait(self) -> None:
-        """Waits until nothing is being written; raises NotSaved where it failed."""
+        """Waits for pending saves; raises NotSaved if one failed."""
         with _writing(self._folder):
             self._orbax.wait()
 
     def close(self) -> None:
-        """Waits as `wait` does, and ends Orbax's threads."""
+        """Waits as `wait` does, and stops Orbax's threads."""
         with _writing(self._folder):
             self._orbax.close()
 
 
 @contextlib.contextmanager
 def _writing(folder: pathlib.Path):
-    """Turns an error of Orbax, which has several types for a full disk, into NotSaved."""
+    """Turns Orbax's errors, which for a full disk have several types, into NotSaved."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
-        told = paths.error_of(str(error), folder)
-        reason = told.strerror or str(told).removeprefix(f"{folder}: ")
+        cause = paths.error_of(str(error), folder)
+        reason = cause.strerror or str(cause).removeprefix(f"{folder}: ")
         raise NotSaved(
-            f"{folder}: a checkpoint could not be written ({reason}); those before it "
-            "are kept"
+            f"{folder}: a checkpoint could not be written ({reason}); earlier ones are "
+            "kept"
         ) from error
 
 
@@ -200,7 +200,7 @@ def unflatten(flat: Mapping[str, np.ndarray], like: Mapping, where: str) -> dict
     """The inverse of `trees.flatten`, strict about names and shapes.
 
     Raises:
-      ValueError: naming every missing, unexpected and mis-shaped entry.
+      ValueError: lists every missing, unexpected and mis-shaped entry.
     """
     wanted = trees.flatten(like)
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - flat.keys())]
@@ -224,7 +224,7 @@ def save_weights(
     """Writes a component folder: `weights.safetensors` and `config.json`.
 
     Args:
-      folder: where to.
+      folder: to write to.
       params: nested dict of float32 arrays.
       config: the network's frozen dataclass, or a mapping of literals.
     """
@@ -241,7 +241,7 @@ def save_weights(
 
 
 def weights_digest(folder: str | pathlib.Path) -> str:
-    """Returns 16 hex digits that name a component's weights and config."""
+    """Returns 16 hex digits that identify a component's weights and config."""
     folder = pathlib.Path(folder)
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors"))
     joined = "".join(map(paths.sha256_file, files))
@@ -250,7 +250,7 @@ def weights_digest(folder: str | pathlib.Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-    """What is needed to use a run: its config, averaged weights and step."""
+    """A run's config, averaged weights and step."""
 
     config: ml_collections.ConfigDict
     params: dict
@@ -272,7 +272,7 @@ def check_kept(folder: str | pathlib.Path, step: int) -> None:
     """Checks that a run folder holds the checkpoint of a step.
 
     Raises:
-      FileNotFoundError: it does not; the message names those that it holds.
+      FileNotFoundError: it does not; the message lists the steps that it holds.
     """
     if step not in (kept := steps(folder)):
         raise FileNotFoundError(
@@ -282,9 +282,9 @@ def check_kept(folder: str | pathlib.Path, step: int) -> None:
 
 
 def saved(folder: str | pathlib.Path, step: int) -> str | None:
-    """16 hex digits of a checkpoint's digests; None if the run folder does not hold it.
+    """16 hex digits that identify a checkpoint; None if the run folder lacks it.
 
-    A run that was repeated may have another checkpoint of the same step.
+    A repeated run may have another checkpoint of the same step.
     """
     file = pathlib.Path(folder) / "checkpoints" / str(step) / "ema" / digests.FILE
     try:
@@ -294,25 +294,25 @@ def saved(folder: str | pathlib.Path, step: int) -> str | None:
 
 
 def newest_good(folder: str | pathlib.Path) -> int:
-    """The newest checkpoint of a run folder whose averaged weights are good.
+    """The newest step of a run folder whose averaged weights are undamaged.
 
-    Says on stderr which newer ones are damaged.
+    Reports on stderr which newer checkpoints are damaged.
 
     Raises:
       FileNotFoundError: the folder holds no finished checkpoint.
-      digests.Damaged: all of them are.
+      digests.Damaged: all checkpoints are damaged.
     """
     return _choose(pathlib.Path(folder), None, "ema")
 
 
 def networks_in(folder: str | pathlib.Path) -> dict[str, int]:
-    """The networks whose averaged weights a run's newest checkpoint holds: bytes each.
+    """The networks in a run's newest checkpoint, and the bytes of their weights.
 
     Reads no weights.
 
     Raises:
       FileNotFoundError: the folder holds no finished checkpoint.
-      digests.Damaged: all of them are.
+      digests.Damaged: all checkpoints are damaged.
     """
     folder = pathlib.Path(folder)
     step = _choose(folder, None, "meta")
@@ -340,13 +340,13 @@ def load_run(
 
     Args:
       folder: the run folder.
-      step: which checkpoint, by default the newest that is good.
+      step: which checkpoint; by default the newest undamaged one.
       layouts: a sharding for each parameter; None: whole arrays on the host.
 
     Raises:
       FileNotFoundError: the folder holds no run or no finished checkpoint, or none of
         that step.
-      digests.Damaged: that checkpoint is, or all are.
+      digests.Damaged: that checkpoint is damaged, or all are.
     """
     folder = pathlib.Path(folder)
     config = configs.read(folder)
@@ -355,9 +355,9 @@ def load_run(
 
 
 def save_run(folder: str | pathlib.Path, params: Mapping) -> None:
-    """Writes weights as the checkpoint of a run's step 0, without an optimizer's state.
+    """Writes averaged weights as a run's checkpoint of step 0, without optimizer state.
 
-    They are the average and nothing else: for use, and to begin another run with.
+    Such a run can be used, and another run can start from it, but it cannot be resumed.
     """
     checkpoints = (pathlib.Path(folder) / "checkpoints").absolute()
     with (
@@ -376,9 +376,9 @@ def read_state(folder: str | pathlib.Path) -> dict:
 
 
 def _choose(folder: pathlib.Path, step: int | None, *parts: str) -> int:
-    """The step that is asked for, or the newest that is good; checks those parts.
+    """Returns `step`, or the newest undamaged step, after checking those parts.
 
-    Several processes agree on what they find, an error too.
+    All processes return the same step or raise the same error.
     """
     checkpoints = folder / "checkpoints"
     if step is not None:

@@ -18,15 +18,15 @@ def encode(
 ) -> dict:
     """Encodes all clips of video shards into a cache of normalised latents.
 
-    The cache carries a copy of the VAE (`OUT/vae`), so that what is trained on it can
-    be decoded. Finished files are kept when the job is interrupted and started again.
-    Several processes that share the folder share the work.
+    The cache holds a copy of the VAE (`OUT/vae`), so that a model trained on it can
+    decode. Finished files are kept when the job is interrupted and started again.
+    Processes that share the folder share the work.
 
     Returns:
       The cache's manifest.
 
     Raises:
-      ShardsError: the folder holds another VAE's or other shards' latents.
+      ShardsError: the folder holds latents of another VAE or of other shards.
     """
     out, source = pathlib.Path(out), trained_vae.component(vae_folder)
     vae = trained_vae.load(source)

@@ -1,4 +1,4 @@
-"""Text states made once: encoding the captions of a latent cache, and a run's use of it.
+"""Encoding the captions of a latent cache, and which text states a run trains with.
 
 Letters: b batch, l tokens, d width.
 """
@@ -15,14 +15,14 @@ from sora_jax.core import mesh as meshes
 from sora_jax.data import caches, captions, latent_cache, records, text_cache
 from sora_jax.training import initial, pretrained, run_folder
 
-# Of captions, in one pass.
+# Tokens of captions in one batch.
 TOKENS_AT_ONCE = 2**13
-# Of a folder in diffusers' layout, as Wan's pipelines read prompts.
+# For a folder in diffusers' layout: how Wan's pipelines read prompts.
 _PEER_LENGTH, _PEER_CLEAN = 512, True
 
 
 def cache_folder(latents_folder: str | pathlib.Path) -> pathlib.Path:
-    """Where the text states of a latent cache lie."""
+    """The folder of a latent cache's text states."""
     return pathlib.Path(latents_folder) / "text"
 
 
@@ -35,7 +35,7 @@ def encode(
     clean: bool | None = None,
     dtype: str = "bfloat16",
 ) -> Mapping:
-    """Encodes the captions of a latent cache, into a folder beside the latents.
+    """Encodes the captions of a latent cache into a subfolder of it.
 
     Finished files are kept when the job is interrupted and started again. Several
     processes that share the folder share the work.
@@ -44,43 +44,43 @@ def encode(
       latents_folder: the cache.
       encoder_folder: a run with a text encoder, or a folder in diffusers' layout.
       tiers: of the captions, all by default.
-      length: tokens that a caption is cut to; that of the run, or 512.
-      clean: whether captions are cleaned as Wan does; as in the run, or true.
-      dtype: of the states. The network computes in bfloat16 where they are stored in
-        it and the machine has an accelerator, else in float32.
+      length: tokens that a caption is cut to; by default that of the run, or 512.
+      clean: whether captions are cleaned as Wan does; by default as in the run, or true.
+      dtype: of the states. The network computes in bfloat16 where the states are stored
+        in it and the machine has an accelerator, else in float32.
 
     Returns:
       The cache's manifest.
 
     Raises:
-      FileNotFoundError, ValueError: there is no such encoder, or it is damaged.
-      ShardsError: the folder holds states of something else.
-      OSError: the disk has no room for what is to come.
+      FileNotFoundError, ValueError: there is no text encoder, or it is damaged.
+      ShardsError: the folder holds states of another encoder or other captions.
+      OSError: the disk has no room for the states.
     """
-    source, given = latent_cache.open(latents_folder), pathlib.Path(encoder_folder)
-    if (given / "config.py.txt").is_file():
-        text = configs.read(given).text
+    source, encoder = latent_cache.open(latents_folder), pathlib.Path(encoder_folder)
+    if (encoder / "config.py.txt").is_file():
+        text = configs.read(encoder).text
         default_length, default_clean = text.length, text.get("clean", False)
     else:
         default_length, default_clean = _PEER_LENGTH, _PEER_CLEAN
     length = default_length if length is None else length
     if length < 1:
-        raise ValueError(f"captions have a length of 1 token or more, not {length}")
+        raise ValueError(f"the caption length must be 1 token or more, not {length}")
     clean = default_clean if clean is None else clean
     asked = captions.CaptionSampler(dict.fromkeys(tiers or records.TIERS, 1.0))
     asked.check(source.manifest["captions"], "text_tiers")
     tiers = [*asked.probabilities]
-    opened = initial.open_text_encoder(given, "text_encoder")
-    _, tokenizer = initial.read_tokenizer(given, clean)
+    opened = initial.open_text_encoder(encoder, "text_encoder")
+    _, tokenizer = initial.read_tokenizer(encoder, clean)
     if tokenizer.vocab_size > opened.config.vocab_size:
         raise ValueError(
-            f"the tokenizer of {given} has {tokenizer.vocab_size} pieces, its text encoder "
+            f"the tokenizer of {encoder} has {tokenizer.vocab_size} pieces, its text encoder "
             f"{opened.config.vocab_size}"
         )
     half = dtype == "bfloat16" and jax.default_backend() != "cpu"
     computing = opened.computing("bfloat16" if half else "float32")
     networks = computing.networks
-    # Where all is made already, nothing is read.
+    # Lazy: a finished cache needs no weights.
     params = functools.cache(lambda: computing.load(computing.config.dtype))
 
     @jax.jit
@@ -114,23 +114,23 @@ def states_of_run(
     c,
     folder: pathlib.Path,
     source: latent_cache.Latents,
-    begun: initial.Initial,
+    start: initial.Initial,
     tiers: Collection[str],
 ) -> text_cache.TextStates | None:
     """The text states that a run trains with; None: it runs its text encoder.
 
-    A new run takes those that lie beside its latents where its text encoder is frozen;
-    one that goes on does what it did.
+    A new run whose text encoder is frozen uses the states stored with its latents, if
+    any; a resumed run does what it did before.
 
     Args:
       c, folder: the run's config and folder.
       source: its latents.
-      begun: its tokenizer and text encoder.
+      start: its tokenizer and text encoder.
       tiers: of the captions that it reads.
 
     Raises:
-      ShardsError: they are unfinished, or come from another text encoder, other
-        captions or another preprocessing than the run's; or they are gone.
+      ShardsError: the states are unfinished or missing, or come from another text
+        encoder, other captions or another preprocessing.
     """
     place = cache_folder(source.folder)
     if run_folder.is_claimed(folder):
@@ -141,14 +141,14 @@ def states_of_run(
         return None
     if isinstance(source, latent_cache.Joined):
         raise ValueError(
-            f"{place} holds text states, which are read with one folder of latents only"
+            f"{place} holds text states, which work with a single folder of latents only"
         )
-    component = pretrained.open_component(begun.text_encoder, "text_encoder")
+    component = pretrained.open_component(start.text_encoder, "text_encoder")
     return text_cache.open(
         place,
         tiers=[t for t in tiers if source.manifest["captions"].get(t)],
         text_encoder=component.digest(),
-        tokenizer=begun.tokenizer.digest,
+        tokenizer=start.tokenizer.digest,
         captions=source.manifest["digest"],
         length=c.text.length,
         clean=c.text.clean,
@@ -156,7 +156,7 @@ def states_of_run(
 
 
 def keep_manifest(folder: pathlib.Path, states: text_cache.TextStates | None) -> None:
-    """Notes in a new run's folder with which states it trains, or that it has none."""
+    """Records in a new run's folder which states it trains with, if any."""
     if states is not None:
         run_folder.keep(
             folder, text_cache.MANIFEST, states.folder / text_cache.MANIFEST

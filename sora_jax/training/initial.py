@@ -1,8 +1,8 @@
 """What a denoiser's run begins with: a trained text encoder, or a whole trained model.
 
-A text encoder that is not trained along (`text.frozen`) is copied into the run folder
-once, as the video VAE is, and read from there; the checkpoints do not hold it. Nothing
-is copied before everything was found to fit (`Initial.keep`).
+A frozen text encoder (`text.frozen`) is copied into the run folder once, as the video
+VAE is, and read from there; the checkpoints do not hold it. Nothing is copied until
+everything has been checked (`Initial.keep`).
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ class Initial:
     """What a new run begins with.
 
     tokenizer: of the captions. text_encoder: the component folder of the trained text
-    encoder, where there is one. params: reads the weights by network. keep: copies into
-    the run folder what the run needs of others.
+    encoder, if any. params: reads the weights by network. keep: copies the files that
+    the run needs into its folder.
     """
 
     tokenizer: tokenizers.Tokenizer
@@ -42,12 +42,12 @@ class Initial:
 def frozen_text_encoder(
     c, folder: pathlib.Path, config: text_encoder.Config, *, strict: bool = False
 ) -> pretrained.Component | None:
-    """The text encoder that a run uses and does not train, where there is one.
+    """The frozen text encoder of a run; None if it trains its text encoder.
 
     Args:
       c: the config of the folder's run.
       folder: of the run.
-      config: of the network that it goes into.
+      config: of the network that the weights are loaded into.
       strict: see `pretrained.open_component`.
     """
     if not c.text.get("frozen"):
@@ -59,16 +59,16 @@ def frozen_text_encoder(
 
 
 def fixed(c, folder: pathlib.Path, config: text_encoder.Config) -> dict:
-    """Reads the networks that the run uses and does not train, in their compute type."""
+    """Reads the run's frozen networks, in the type that they compute in."""
     component = frozen_text_encoder(c, folder, config)
     return {} if component is None else {"text_encoder": component.load(config.dtype)}
 
 
 def check_fields(c) -> None:
-    """Raises ValueError where a config that is imported has fields that are not known.
+    """Raises ValueError where an imported config has unknown fields.
 
-    Without it they are warned of. It looks at `init` and `text.encoder`, and at the
-    video VAE beside the latents.
+    Without this check they only cause a warning. It covers `init`, `text.encoder` and
+    the video VAE in the folder of the latents.
     """
     latents = filter(None, map(str.strip, c.data.latents.split(",")))
     components = [(pathlib.Path(given) / "vae", "vae") for given in latents]
@@ -87,10 +87,11 @@ def check_fields(c) -> None:
 def from_text_encoder(c, folder: pathlib.Path) -> Initial:
     """Begins with a text encoder and its tokenizer (`text.encoder`).
 
-    It is that of a run of objective text_encoder, or of a folder in diffusers' layout.
+    Both come from a run of objective text_encoder, or a folder in diffusers' layout.
 
     Raises:
-      FileNotFoundError, ValueError: there is none, or another than the config's.
+      FileNotFoundError, ValueError: there is no text encoder, or it differs from the
+        config's.
     """
     given = pathlib.Path(c.text.encoder)
     component = open_text_encoder(given, "text.encoder")
@@ -107,17 +108,17 @@ def open_text_encoder(given: pathlib.Path, option: str) -> pretrained.Component:
 
     Args:
       given: the folder.
-      option: that names it, for the message.
+      option: that names the folder, for the message.
 
     Raises:
-      FileNotFoundError, ValueError: there is none, or it is damaged.
+      FileNotFoundError, ValueError: there is no text encoder, or it is damaged.
     """
     try:
         return pretrained.open_component(given / "text_encoder", "text_encoder")
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{option} {given} is no finished run of objective text_encoder, and no "
-            f"folder in diffusers' layout: {error}"
+            f"{option} {given} is neither a finished run of objective text_encoder nor "
+            f"a folder in diffusers' layout: {error}"
         ) from None
 
 
@@ -134,13 +135,13 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
     """Begins with the weights of `init`: a run, or a folder in diffusers' layout.
 
     Args:
-      c: the run's config, whose networks those weights must fit.
+      c: the run's config; the weights must fit its networks.
       folder: the run's folder.
       vae: the component folder of the video VAE that the latents come from.
 
     Raises:
-      FileNotFoundError, ValueError: it is neither, its networks are others, or so is
-        its video VAE.
+      FileNotFoundError, ValueError: it is neither, or its networks or its video VAE
+        differ.
     """
     if c.text.encoder:
         raise ValueError("init brings a text encoder: leave text.encoder empty")
@@ -168,12 +169,12 @@ def _find_transformer(c, given: pathlib.Path) -> tuple[pretrained.Folder, str]:
         given, name = given.parent, given.name
     if not pretrained.is_folder(given):
         raise FileNotFoundError(
-            f"init {given} is no run, and no folder with a model_index.json"
+            f"init {given} is neither a run nor a folder with a model_index.json"
         )
     source = pretrained.open_folder(given)
     if source.boundary is None:
         if name == "transformer_2":
-            raise ValueError(f"init {given} has one transformer, and no transformer_2")
+            raise ValueError(f"init {given} has one transformer and no transformer_2")
         return source, name
     low, high = c.noise.levels
     wanted = (0.0, source.boundary) if name[-1] == "2" else (source.boundary, 1.0)
@@ -190,34 +191,35 @@ def _check_vae(own: pretrained.Component, vae: pathlib.Path) -> None:
     used = pretrained.open_component(vae, "vae")
     if pretrained.difference(used.config, own.config):
         raise ValueError(
-            f"the latents were made by another video VAE than {own.folder}: prepare "
-            f"them with --vae {own.folder}"
+            f"the latents were not made by the video VAE {own.folder}: prepare them "
+            f"with --vae {own.folder}"
         )
 
 
 def _from_run(c, folder: pathlib.Path, given: pathlib.Path, vae: pathlib.Path):
     other = configs.read(given)
     if other.objective != "denoiser" or not checkpoint.has_any(given):
-        raise ValueError(f"init {given} is no run of a denoiser with a checkpoint")
+        raise ValueError(f"init {given} is not a denoiser's run with a checkpoint")
     if other.sample.get("boundary") is not None:
         raise ValueError(
-            f"init {given} has two experts, and a run trains one: name one of the "
-            "folder in diffusers' layout"
+            f"init {given} has two experts, and a run trains one: name one expert in "
+            "the folder in diffusers' layout"
         )
     if bool(other.text.get("frozen")) != c.text.frozen:
         raise ValueError(
-            f"text.frozen is {c.text.frozen}, but it was another for {given}: keep it"
+            f"text.frozen is {c.text.frozen}, but was {not c.text.frozen} for {given}: "
+            "keep its value"
         )
     _check_vae(pretrained.open_component(given / "vae", "vae"), vae)
     file, tokenizer = read_tokenizer(given, c.text.clean)
     wanted = objectives.denoiser_configs(c, tokenizer.vocab_size)
     found = objectives.denoiser_configs(other, tokenizer.vocab_size)
-    # What is not there yet is zero at first, as where a peer's weights are read.
+    # Added parts start at zero, as they do where a peer's weights are read.
     added = [n for n in exchange.TRANSFORMER.added if not getattr(found[0], n)]
     for theirs, ours in zip(found, wanted, strict=True):
         if differ := pretrained.difference(theirs, ours, added):
             raise ValueError(
-                f"a network of {given} is another than the config's: {'; '.join(differ)}"
+                f"a network of {given} differs from the config's: {'; '.join(differ)}"
             )
     text = frozen_text_encoder(other, given, wanted[1])
     networks = (objectives.denoiser_networks(*sizes) for sizes in (found, wanted))
@@ -247,7 +249,7 @@ def _reader(given: pathlib.Path, found: states.Networks, wanted: states.Networks
 
 
 def _keeper(c, folder: pathlib.Path, file: pathlib.Path, text) -> Callable[[], None]:
-    """What copies the tokenizer, and the text encoder if it is frozen."""
+    """Returns a function that copies the tokenizer, and the text encoder if frozen."""
 
     def keep():
         run_folder.keep(folder, f"tokenizer{file.suffix}", file)
@@ -258,7 +260,7 @@ def _keeper(c, folder: pathlib.Path, file: pathlib.Path, text) -> Callable[[], N
         meshes.barrier("text encoder")
         if (found := tokenizers.find(folder)).suffix != file.suffix:
             raise ValueError(
-                f"{found} is of another model: remove it, or choose another --out"
+                f"{found} belongs to another model: remove it, or choose another --out"
             )
 
     return keep

@@ -3,11 +3,11 @@
     source = pretrained.open_folder("Wan2.1-T2V-1.3B-Diffusers")
     params = source.components["transformer"].load("bfloat16")
 
-A component is a network's config.json and its safetensors: under the names of diffusers
-and transformers, or under our own (`weights.safetensors`). Opening checks every file's
-header, name and shape, so that nothing is loaded of a folder that is damaged or of a
-model that is not supported. Loading reads tensor by tensor, each device its own part:
-the host never holds a model.
+A component is a network's config.json and its safetensors files, with the names of
+diffusers and transformers or with our own (`weights.safetensors`). Opening a component
+checks every file's header and every tensor's name and shape, so that damaged folders and
+unsupported models are refused before anything is loaded. Loading reads tensor by tensor,
+each device its own shard: the host never holds a whole model.
 """
 
 import concurrent.futures
@@ -38,16 +38,16 @@ from sora_jax.models import (
 from sora_jax.training import checkpoint, weight_files
 from sora_jax.training import state as states
 
-# Small errors of these would add up over all blocks, or over all steps; diffusers keeps
-# them in float32 too.
+# Small errors in these would add up over all blocks or steps; diffusers also keeps them
+# in float32.
 _FLOAT32 = ("scale_shift_table", "time_embedder", "norm", "distance_bias")
 _COLUMNS = 32  # of two bytes: a cache line
-_READERS = 2  # threads; each holds one device's part of one array
+_READERS = 2  # threads; each holds one device's shard of one array
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kind:
-    """One kind of network: its peer's files, and how both become ours."""
+    """One kind of network: the peer's files, and how config and weights are read."""
 
     config: type
     stem: str
@@ -89,8 +89,8 @@ _OURS = "weights"  # stem of the files that hold our own names
 class Component:
     """A checked component folder; `load` reads its weights.
 
-    files: its config and what holds its weights, by path. tensors: views of the latter
-    by name, our own names where `is_ours`.
+    files: paths of its config and its weights. tensors: views of the weights by name;
+    `is_ours` says whether the names are our own.
     """
 
     kind: _Kind
@@ -101,36 +101,38 @@ class Component:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where it lies."""
+        """The folder itself."""
         return self.files[0].parent
 
     @property
     def nbytes(self) -> int:
-        """Of its weights, as they are stored."""
+        """Size of the weights as stored."""
         return sum(view.nbytes for view in self.tensors.values())
 
     def fitted(self, config: Any) -> "Component":
-        """The same weights in a network of another config, which may do more.
+        """The same weights in a network of another config, which may have more parts.
 
-        What the peer does not have (such as the embedding of known tokens) is zero at
-        first, so the network computes what it did.
+        Parts that the peer lacks (such as the embedding of known tokens) start at zero,
+        so the network's output does not change.
 
         Raises:
-          ValueError: the sizes or forms differ, which are named.
+          ValueError: the networks differ; the message lists the fields.
         """
         added = () if self.is_ours else self.kind.peer.added
         if differ := difference(self.config, config, added):
             raise ValueError(
-                f"the network of {self.folder} is another than the config's: "
+                f"the network of {self.folder} differs from the config's: "
                 + "; ".join(differ)
             )
         return dataclasses.replace(self, config=config)
 
     def digest(self) -> str:
-        """16 hex digits that name the weights: of the network, and of each tensor its
-        name, type, shape and 64 numbers; to read all of 14B would take minutes.
+        """16 hex digits that identify the weights.
+
+        Hashes the network's config and each tensor's name, type, shape and 64 of its
+        numbers: reading all of 14B would take minutes.
         """
-        # Not how it is computed, nor fields that this project has added since.
+        # Leaves out how it is computed, and fields that this project added later.
         network = identity.of(self.config)
         fields = {f.name: f.default for f in dataclasses.fields(network)}
         said = {n: getattr(network, n) for n in fields}
@@ -143,18 +145,18 @@ class Component:
         return hashed.hexdigest()[:16]
 
     def copy_to(self, folder: pathlib.Path) -> None:
-        """Copies the files as they are, the config last: where it stands, all is.
+        """Copies the files, the config last: a folder with a config is complete.
 
         Raises:
-          ValueError: other files are there, which would be read in place of these.
-          digests.Damaged: a file is not what was written, or holds a number that is no
-            weight: NaN, infinite or absurdly large.
+          ValueError: the folder has other files, which would be read instead.
+          digests.Damaged: a file differs from what was written, or holds a value that
+            cannot be a weight: NaN, infinite or absurdly large.
         """
         there = {p.name for p in folder.glob("[!.]*")} - {digests.FILE}
         if other := sorted(there - {file.name for file in self.files}):
             raise ValueError(
-                f"{folder} holds {other[0]}, which is of another model: remove the "
-                "folder, or choose another one"
+                f"{folder} holds {other[0]}, which belongs to another model: remove "
+                "the folder, or choose another one"
             )
         for file in (*self.files[1:], self.files[0]):
             digests.copy(file, folder / file.name)
@@ -167,7 +169,7 @@ class Component:
         return dataclasses.replace(self, config=config)
 
     def module(self) -> nnx.Module:
-        """The network with its weights, in the type that it computes in."""
+        """The network with its weights, in its compute type."""
         return self.networks.bind({"component": self.load(self.config.dtype)})[
             "component"
         ]
@@ -180,19 +182,19 @@ class Component:
         )
 
     def load(self, dtype: str = "float32") -> dict:
-        """Reads the parameters onto the mesh that is set, or onto the first device.
+        """Reads the parameters onto the current mesh, or onto the first device.
 
         Args:
           dtype: of the weights; norms, tables and the time embedding stay float32.
 
         Returns:
-          nested dict of arrays, laid out by the sharding rules.
+          nested dict of arrays, sharded by the rules.
 
         Raises:
-          digests.Damaged: a file is not what was written, or holds a number that is no
-            weight: NaN, infinite or absurdly large.
+          digests.Damaged: a file differs from what was written, or holds a value that
+            cannot be a weight: NaN, infinite or absurdly large.
         """
-        # Here and not when it is opened, which reads no weights.
+        # Checked here and not in `open_component`, which reads no weights.
         digests.check_all(self.files, required=self.is_ours)
         networks = self.networks
         shapes = networks.abstract()["component"]
@@ -219,15 +221,15 @@ class Component:
                 arrays = {path: future.result() for path, future in futures.items()}
             except digests.Damaged as error:
                 raise digests.Damaged(f"{self.folder}: {error}") from None
-            finally:  # nothing more is read for an error
+            finally:  # after an error, read nothing more
                 pool.shutdown(wait=False, cancel_futures=True)
         return trees.map_paths(lambda path, _: arrays[path], shapes)
 
 
 def difference(found: Any, wanted: Any, added: tuple[str, ...] = ()) -> list[str]:
-    """Lists the fields in which two networks differ, but for those `added`.
+    """Lists the fields in which two networks differ, except those `added`.
 
-    How they are computed is no part of them; see `models/identity.py`.
+    How they are computed does not count; see `models/identity.py`.
     """
     one, other = (dataclasses.asdict(identity.of(c)) for c in (found, wanted))
     for name in added:
@@ -243,11 +245,11 @@ def _place(
     dtype: np.dtype,
     layout: jax.sharding.Sharding,
 ) -> jax.Array:
-    """Makes one array from its tensors (a row each, if stacked), part by part."""
+    """Makes one array from its tensors (one a layer, if stacked), shard by shard."""
     parts, last = [], (None, None)
     for device, index in layout.addressable_devices_indices_map(shape).items():
         bounds = tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
-        if bounds != last[0]:  # copies for replicas come from the part before
+        if bounds != last[0]:  # replicas reuse the shard that was just read
             last = bounds, _read_part(entries, tensors, shape, dtype, index)
         parts.append(jax.device_put(last[1], device))
     return jax.make_array_from_single_device_arrays(shape, layout, parts)
@@ -255,7 +257,7 @@ def _place(
 
 def _read_part(entries, tensors, shape, dtype, index) -> np.ndarray:
     size = [len(range(*s.indices(n))) for s, n in zip(index, shape, strict=True)]
-    if not entries:  # what the peer does not have
+    if not entries:  # a part that the peer lacks
         return np.zeros(size, dtype)
     part = np.empty(size, dtype)
     stacked = entries[0].layer is not None
@@ -265,16 +267,17 @@ def _read_part(entries, tensors, shape, dtype, index) -> np.ndarray:
         _copy(row, entry.view(tensors[entry.theirs], shape)[inner])
         if (found := weight_files.find_impossible(row)) is not None:
             raise digests.Damaged(
-                f"{entry.theirs} holds {found:g}, which is no weight: the file is damaged"
+                f"{entry.theirs} holds {found:g}, which cannot be a weight: the file is "
+                "damaged"
             )
     return part
 
 
 def _copy(into: np.ndarray, view: np.ndarray) -> None:
     if into.dtype == view.dtype and into.itemsize == 2:
-        # numpy moves whole numbers several times faster than bfloat16.
+        # numpy copies integers several times faster than bfloat16.
         into, view = into.view(np.uint16), view.view(np.uint16)
-    # A turned matrix is copied a cache line of columns at a time, six times as fast.
+    # A transposed matrix is copied a cache line of columns at a time: six times faster.
     turned = view.ndim > 1 and view.strides[-1] > view.strides[-2]
     step = _COLUMNS if turned else max(1, view.shape[-1])
     for first in range(0, view.shape[-1], step):
@@ -290,11 +293,11 @@ def open_component(
     Args:
       folder: of one component.
       name: one of KINDS.
-      strict: refuse fields of a peer's config that are not known; they are warned of
-        otherwise.
+      strict: refuse unknown fields of a peer's config instead of warning of them.
 
     Raises:
-      FileNotFoundError, ValueError: what is missing or wrong, all tensors by name.
+      FileNotFoundError, ValueError: names the file, or every tensor, that is missing or
+        wrong.
     """
     unknown: peer_configs.Unknown = {}
     found = _open_component(pathlib.Path(folder), name, unknown)
@@ -327,7 +330,7 @@ def _open_component(
 
 
 def _report(unknown: peer_configs.Unknown, strict: bool) -> None:
-    """Warns of fields that are not known, once of each folder, or refuses them."""
+    """Warns of unknown fields, once for each folder, or refuses them."""
     if not unknown:
         return
     fields = peer_configs.describe(unknown)
@@ -339,7 +342,7 @@ def _report(unknown: peer_configs.Unknown, strict: bool) -> None:
     )
 
 
-@functools.cache  # of equal texts once
+@functools.cache  # each text once
 def _warn(text: str) -> None:
     if jax.process_index() == 0:
         logging.warning(text)
@@ -348,10 +351,10 @@ def _warn(text: str) -> None:
 def write_component(
     folder: pathlib.Path, name: str, params: Mapping, config: Any
 ) -> None:
-    """Writes a component in its peer's layout, in the types that the weights have.
+    """Writes a component in its peer's layout, in the weights' own types.
 
     Raises:
-      ValueError: the peer cannot express what the network does; all of it is named.
+      ValueError: the peer lacks parts of the network; the message lists them.
     """
     kind = KINDS[name]
     tensors = kind.peer.export(params, config, lazily=True)
@@ -362,10 +365,10 @@ def write_component(
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A whole folder, checked: components by name, scheduler, experts, tokenizer file.
+    """A checked folder: components by name, scheduler, experts and tokenizer file.
 
-    boundary: the noise level below which transformer_2 takes over, None where there is
-    one transformer. takes_images: a picture enters as a first latent at level 0
+    boundary: the noise level below which transformer_2 takes over; None for a single
+    transformer. takes_images: an image enters as a first latent at level 0
     (`expand_timesteps` of TI2V-5B).
     """
 
@@ -377,7 +380,7 @@ class Folder:
     takes_images: bool
 
     def digest(self) -> str:
-        """16 hex digits that name the weights of all components."""
+        """16 hex digits that identify the weights of all components."""
         parts = sorted(self.components.items())
         text = "".join(f"{name} {component.digest()}\n" for name, component in parts)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -389,21 +392,21 @@ def is_folder(path: str | pathlib.Path) -> bool:
 
 
 def open_folder(path: str | pathlib.Path, *, strict: bool = False) -> Folder:
-    """Checks a folder of Wan 2.1 or 2.2 text-to-video weights, and reads no weights.
+    """Checks a folder of Wan 2.1 or 2.2 text-to-video weights without reading them.
 
     Args:
-      path: of the folder.
-      strict: refuse fields that are not known; they are warned of otherwise.
+      path: the folder.
+      strict: refuse unknown fields instead of warning of them.
 
     Raises:
-      FileNotFoundError, ValueError: one sentence: what is missing, damaged, or of a
-        model that is not supported.
+      FileNotFoundError, ValueError: a file is missing or damaged, or the model is not
+        supported.
     """
     path = pathlib.Path(path)
     unknown: peer_configs.Unknown = {}
 
     def read(file: pathlib.Path, reader: Callable) -> Any:
-        # A step cache that is calibrated for the folder is listed beside the index.
+        # The folder may have a list of digests for its step-cache calibration alone.
         given = weight_files.read_json(file, is_peers=True)
         return reader(given, str(file), unknown)
 

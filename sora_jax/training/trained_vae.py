@@ -19,7 +19,7 @@ from sora_jax.training import checkpoint, pretrained
 from sora_jax.training import state as states
 
 _MEASURED_CLIPS = 512
-# Of video, in one pass: more is no faster, and large clips would not fit.
+# Of video in one pass: more is no faster, and large clips would not fit.
 VOXELS_AT_ONCE = 2**21
 
 
@@ -43,31 +43,31 @@ def networks_of(config: video_vae.Config) -> states.Networks:
 
 
 def component(folder: str | pathlib.Path) -> pathlib.Path:
-    """Returns the component folder of a video VAE: the folder itself, or its `vae`."""
+    """Returns the component folder of a video VAE: the folder itself, or its `vae/`."""
     folder = pathlib.Path(folder)
     return folder / "vae" if (folder / "vae").is_dir() else folder
 
 
 def load(folder: str | pathlib.Path, *, strict: bool = False) -> LoadedVAE:
-    """Reads a video VAE: its component folder, ours or diffusers', or what has one.
+    """Loads a video VAE.
 
     Args:
-      folder: where it is.
+      folder: a component folder, ours or diffusers', or a folder that has one as `vae/`.
       strict: see `pretrained.open_component`.
 
     Raises:
-      FileNotFoundError, ValueError: it is not there, or it is damaged.
+      FileNotFoundError, ValueError: the VAE is missing or damaged.
     """
     opened = pretrained.open_component(component(folder), "vae", strict=strict)
     return LoadedVAE(opened.config, networks_of(opened.config), opened.load())
 
 
 def encoder(vae: LoadedVAE, batch_size: int):
-    """Returns clips -> latent means, float32 [b, t, h, w, c], not normalised.
+    """Returns a function from clips to latent means, float32 [b, t, h, w, c], unscaled.
 
     Fewer clips than `batch_size` are padded to it, so that one program is compiled.
-    Clips of more than VOXELS_AT_ONCE pass in chunks, in memory that does not grow with
-    their length.
+    Clips of more than VOXELS_AT_ONCE are encoded in chunks, in memory that does not grow
+    with their length.
     """
 
     @jax.jit
@@ -102,13 +102,13 @@ def save(
     clips: shards.Shards,
     batch_size: int = 32,
 ) -> video_vae.Config:
-    """Measures the latents' mean and deviation per channel and writes the component.
+    """Measures each latent channel's mean and deviation, and writes the component.
 
     Args:
       folder: the component folder to write.
-      params: the VAE's parameters, whole on this process.
+      params: the VAE's parameters, unsharded.
       config: its sizes.
-      clips: where to measure: 512 of them, spread over all.
+      clips: to measure on; 512 of them are used, spread evenly.
       batch_size: clips encoded at once.
 
     Returns:
@@ -147,9 +147,9 @@ def gather_and_save(
     config: video_vae.Config,
     clips: shards.Shards,
 ) -> None:
-    """Writes the component of a trained VAE whose parameters lie on a mesh.
+    """Saves a VAE whose parameters are sharded over a mesh.
 
-    Every process calls it; the first one measures, on one of its devices, and writes.
+    Every process calls it; process 0 measures, on one of its devices, and writes.
     """
     whole = states.gather(params)
     if jax.process_index() == 0:

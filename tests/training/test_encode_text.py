@@ -248,7 +248,7 @@ def test_the_command(made, tmp_path, capsys, monkeypatch):
     assert "needs --text_encoder" in refusal(**after)
     assert "--out has no meaning" in refusal(**after, **encoder, out="x")
     assert "without --text_encoder" in refusal(**shards_source, out="x", text_length=9)
-    assert "text_encoder /nowhere is no finished run" in refusal(
+    assert "text_encoder /nowhere is neither a finished run" in refusal(
         **after, text_encoder="/nowhere"
     )
     assert "caption tiers ['long'] are not in" in refusal(

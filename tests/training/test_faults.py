@@ -138,7 +138,7 @@ def test_a_checkpoint_on_a_full_disk_is_one_sentence(tmp_path, whole, monkeypatc
             train(tmp_path, checkpoint_every=2)
     assert str(raised.value) == (
         f"{tmp_path / 'checkpoints'}: a checkpoint could not be written (No space left "
-        "on device); those before it are kept"
+        "on device); earlier ones are kept"
     )
     assert checkpoint.steps(tmp_path) == [2, 4]
     assert_goes_on(tmp_path, whole)

@@ -220,7 +220,7 @@ def test_a_text_encoder_may_be_trained_along(made, tmp_path):
         ({"model__text_encoder__head_dim": 4}, "head_dim: 8, now 4"),
         ({"model__text_encoder__vocab_size": 8}, "but the tokenizer has"),
         ({"text__encoder": "x"}, "leave text.encoder empty"),
-        ({"init": "nothing"}, "is no run, and no folder with a model_index.json"),
+        ({"init": "nothing"}, "is neither a run nor a folder with a model_index.json"),
         ({"data__batch_size": 9}, "batch_size"),
         ({"init": ""}, "text.frozen needs a trained text encoder"),
     ],
@@ -241,7 +241,7 @@ def test_latents_of_another_vae_are_refused(made, tmp_path):
     file = tmp_path / "folder" / "vae" / "config.json"
     file.write_text(file.read_text().replace("0.4", "0.5"))
     c = recipe(made, init=str(tmp_path / "folder"))
-    with pytest.raises(ValueError, match="made by another video VAE"):
+    with pytest.raises(ValueError, match="not made by the video VAE"):
         initial.from_model(c, tmp_path / "run", made / "latents" / "vae")
 
 
@@ -274,7 +274,7 @@ def test_what_another_start_left_is_not_read(made, tmp_path):
         (run / left).write_text("{}")
         with (
             jax.set_mesh(meshes.make_mesh({"fsdp": 8})),
-            pytest.raises(ValueError, match="of another model"),
+            pytest.raises(ValueError, match="belongs to another model"),
         ):
             jobs.denoiser(c, run, jax.sharding.get_mesh())
         shutil.rmtree(run)

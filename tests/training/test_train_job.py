@@ -337,7 +337,7 @@ def test_a_denoiser_begins_with_the_text_encoder_it_is_given(
     code, output = run_job(
         command(folder, tmp_path / "none", text__encoder=tmp_path / "nothing")
     )
-    assert code == 1 and "is no finished run of objective text_encoder" in output
+    assert code == 1 and "is neither a finished run of objective text_encoder" in output
     assert "Traceback" not in output
 
 
