@@ -1,4 +1,4 @@
-"""Evaluators, which measure a run while it trains; the run goes on where one fails."""
+"""Evaluators, which measure a run while it trains; a run survives their failures."""
 
 import contextlib
 import pathlib
@@ -24,7 +24,7 @@ class Failed(Exception):
     """An evaluator failed.
 
     Attributes:
-      state: of the finished run, which is saved; None where the run is not finished.
+      state: of the finished run, which is saved; None if the run is not finished.
     """
 
     def __init__(self, sentence: str, state: states.TrainState | None = None):
@@ -35,16 +35,17 @@ class Failed(Exception):
 class Evaluation:
     """Runs evaluators and reports those that fail.
 
-    In a run of one process the run goes on. In a run of several it ends: the other
-    processes are in a computation that this one would have to take part in.
+    A run of one process continues after a failure. A run of several processes ends,
+    because the other processes wait for this one in a collective computation.
 
     Args:
       evaluators: by name.
-      folder: where `evaluation_error.txt` is written, the traceback of the newest failure;
-        with several processes each has its own, since those that follow hide the first.
+      folder: `evaluation_error.txt` is written here, with the traceback of the newest
+        failure; each of several processes has its own file, as later failures would
+        otherwise hide the first.
 
     Attributes:
-      failure: a sentence about what failed at the newest step; "" if nothing did.
+      failure: one sentence about the failure at the newest step; "" if there was none.
     """
 
     def __init__(self, evaluators: Mapping[str, Evaluator], folder: pathlib.Path):
@@ -57,7 +58,7 @@ class Evaluation:
         """Yields the values of each evaluator, as `name/value`.
 
         Raises:
-          Failed: one of them failed, and the run has several processes.
+          Failed: an evaluator failed, and the run has several processes.
         """
         self.failure = ""
         for name, evaluator in self._evaluators.items():
@@ -82,4 +83,4 @@ class Evaluation:
                 f"{self.failure}; the other processes wait for this one, so the run "
                 "ends here; its state is saved, and the same command continues it"
             ) from error
-        print(f"train: {self.failure}; the run goes on", file=sys.stderr)
+        print(f"train: {self.failure}; the run continues", file=sys.stderr)

@@ -15,11 +15,11 @@ from jax.experimental import multihost_utils
 from sora_jax.core import digests
 from sora_jax.core import mesh as meshes
 
-# The parts of a checkpoint; generating reads and checks the first only.
+# The parts of a checkpoint; generation reads and checks only the first.
 PARTS = ("ema", "state", "meta")
-# Orbax writes these two after the digests; of the second nothing is read.
+# Orbax writes these two after the digests; the second is never read.
 _META, _COMMITTED = "_CHECKPOINT_METADATA", "commit_success.txt"
-_LONGEST = 1000  # bytes of a reason
+_LONGEST = 1000  # bytes of an error message that processes exchange
 
 
 def steps(checkpoints: pathlib.Path) -> list[int]:
@@ -29,10 +29,10 @@ def steps(checkpoints: pathlib.Path) -> list[int]:
 
 
 def check(checkpoints: pathlib.Path, step: int, parts: Sequence[str]) -> None:
-    """Checks parts of a checkpoint; all processes call it, and share the hashing.
+    """Checks parts of a checkpoint; all processes call it and share the hashing.
 
     Raises:
-      digests.Damaged: on every process, if one of them found damage.
+      digests.Damaged: on every process, if any of them found damage.
     """
     folder, reason = checkpoints / str(step), ""
     try:
@@ -47,7 +47,7 @@ def check(checkpoints: pathlib.Path, step: int, parts: Sequence[str]) -> None:
 
 
 def _of_any_process(text: str) -> str:
-    """The first text that is not empty of any process, on all processes."""
+    """The first non-empty text of any process, returned on all processes."""
     if jax.process_count() == 1:
         return text
     line = text.encode()[:_LONGEST].ljust(_LONGEST, b"\0")
@@ -57,7 +57,7 @@ def _of_any_process(text: str) -> str:
 
 
 def _check_meta(file: pathlib.Path) -> None:
-    """Checks that Orbax can read its own description of a checkpoint."""
+    """Checks that Orbax's description of a checkpoint is readable."""
     try:
         found = json.loads(file.read_bytes())
         parts = {*found["item_handlers"]}
@@ -72,17 +72,17 @@ def _check_meta(file: pathlib.Path) -> None:
 def newest(
     checkpoints: pathlib.Path, parts: Sequence[str], *, move_aside: bool = False
 ) -> int | None:
-    """The newest checkpoint in which these parts are undamaged; None if there is none.
+    """The newest step whose parts are undamaged; None if there is no checkpoint.
 
-    Says on stderr which newer ones are damaged.
+    Reports on stderr which newer checkpoints are damaged.
 
     Args:
       checkpoints: the folder.
-      parts: what is to be read.
-      move_aside: renames those that are damaged, so that their step can be saved again.
+      parts: that will be read.
+      move_aside: rename damaged checkpoints, so that their step can be saved again.
 
     Raises:
-      digests.Damaged: all of them are; nothing is moved.
+      digests.Damaged: all checkpoints are damaged; none is renamed.
     """
     there = steps(checkpoints)
     damaged = {}
@@ -91,7 +91,7 @@ def newest(
             check(checkpoints, step, parts)
         except digests.Damaged as error:
             if steps(checkpoints) != there:
-                # A run that goes on has written newer ones, and deletes this one.
+                # A running job has written newer ones and deleted this one.
                 return newest(checkpoints, parts, move_aside=move_aside)
             damaged[step] = error
             continue

@@ -1,8 +1,8 @@
 """The training loop: one for every objective.
 
-Restore or start, then: fetch a batch, dispatch the step, read the metrics of the step
-before, save and evaluate where due, stop cleanly when asked to. What fails beside the
-steps (a batch, the log, an evaluator) does not cost the state.
+Restore or start, then: fetch a batch, dispatch the step, read the metrics of the previous
+step, save and evaluate when due, stop cleanly when asked to. A failure outside of the
+steps (in a batch, the log or an evaluator) does not lose the state.
 """
 
 import collections
@@ -29,7 +29,7 @@ Every = Annotated[int, configs.Range("[1, 2147483647]", 0, "only at the end")]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How long a run is, and what happens on the way."""
+    """How long a run is, and how often it logs, saves and evaluates."""
 
     num_steps: configs.Count = 1000
     # Steps between rows of metrics, saves and evaluations; 0: only at the end. The
@@ -37,20 +37,20 @@ class Config:
     log_every: Every = 20
     checkpoint_every: Every = 200
     eval_every: Every = 0
-    # How many of the newest checkpoints stay; 0: all of them.
+    # How many of the newest checkpoints are kept; 0: all of them.
     keep_checkpoints: Annotated[int, configs.Range("[1, 1e6]", 0, "all")] = 2
     accumulation: configs.Size = 1  # micro-batches in a step
-    max_skipped_in_a_row: configs.Count = 20  # steps that are not finite; then it ends
+    max_skipped_in_a_row: configs.Count = 20  # steps that are not finite; then it fails
 
     def is_due(self, every: int, step: int) -> bool:
-        """Whether what happens every so many steps, or only at the end, does here."""
+        """Whether something that happens every `every` steps (0: at the end) is due."""
         return step == self.num_steps or every > 0 and step % every == 0
 
 
 def to_device(
     batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh
 ) -> dict[str, jax.Array]:
-    """Joins each process's rows into global arrays, rows over the batch axes."""
+    """Joins each process's rows into global arrays, sharded over the batch axes."""
     _, parts = sharding.process_rows(mesh)
     return {
         name: jax.make_array_from_process_local_data(
@@ -87,31 +87,35 @@ def train(
       seed: root of all randomness of the run.
       folder: run folder; `checkpoints/` and `metrics.jsonl` are written to it.
       mesh: the mesh, which must be set.
-      initial: reads what a new run begins with in place of random parameters, by
-        network; they are freed once the state is made.
-      fixed: reads the parameters of the networks that are used and not trained.
+      initial: reads the parameters that a new run starts from, by network; networks
+        without an entry start at random. They are freed once the state is made.
+      fixed: reads the parameters of networks that are used but not trained.
       row_flops: training FLOPs of one row, for the utilisation (0: not logged).
       peak_flops: FLOP/s of all devices together.
       evaluators: by name; their values are logged as `name/value`.
       profile: steps that are traced into `folder/profile`, see `trace.Trace`.
 
     Raises:
-      stopping.Preempted: SIGTERM or Ctrl-C came; the state is saved.
+      stopping.Preempted: SIGTERM or Ctrl-C arrived; the state is saved.
       FloatingPointError: too many steps in a row were not finite.
-      evaluation.Failed: an evaluator failed at the last step, or in one process of
-        several.
-      OSError: the log or a checkpoint could not be written. Where there is one process,
-        it and any other error but those above come after an attempt to save the state.
+      evaluation.Failed: an evaluator failed at the last step, or in one of several
+        processes.
+      OSError: the log or a checkpoint could not be written. A run of one process first
+        tries to save the state, as it does for all errors not listed above.
     """
     optimizer = optim.make(optim_config, config.num_steps)
     process = jax.process_index()
 
     # Restore or start.
     chrono = run_metrics.Chrono()
-    held = fixed()
+    fixed_params = fixed()
     make_state = jax.jit(
-        lambda given: states.init(
-            objective.networks, optimizer, rng.key(seed, "init"), given, held.keys()
+        lambda initial: states.init(
+            objective.networks,
+            optimizer,
+            rng.key(seed, "init"),
+            initial,
+            fixed_params.keys(),
         )
     )
     saver = checkpoint.Checkpointer(
@@ -124,7 +128,7 @@ def train(
         with chrono("restore"):
             state, meta = saver.restore(abstract_state(make_state, mesh))
         chrono.seconds = dict(meta["seconds"])
-    state = dataclasses.replace(state, fixed=held)
+    state = dataclasses.replace(state, fixed=fixed_params)
     start = int(state.step)
 
     train_step = jax.jit(
@@ -148,12 +152,12 @@ def train(
     )
 
     def settle(leave: int = 0) -> None:
-        """Reads the metrics of steps that wait for it, but for the newest `leave`."""
-        while len(waiting) > leave:
-            log_step(*waiting.popleft())
+        """Reads the pending metrics, except those of the newest `leave` steps."""
+        while len(pending) > leave:
+            log_step(*pending.popleft())
 
     def log_step(step: int, rows: int, metrics) -> None:
-        """Reads the metrics of a dispatched step; writes a row where one is due."""
+        """Reads the metrics of a dispatched step; writes a row when one is due."""
         nonlocal rows_since_log, seconds_at_log
         with chrono("step"):
             metrics = jax.device_get(metrics)
@@ -183,21 +187,21 @@ def train(
 
     @contextlib.contextmanager
     def state_saved_on_error():
-        """Saves the state if something fails for which the state is not to blame."""
+        """Saves the state if something fails that leaves the state valid."""
         try:
             yield
         except (FloatingPointError, stopping.Preempted):
             raise
         except Exception:
-            # Not with several processes: the others do not know of it, and saving
-            # needs them all.
+            # Not with several processes: saving needs all of them, and the others do
+            # not know of the failure.
             with contextlib.suppress(OSError, RuntimeError, FloatingPointError):
                 whole = not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
                 if jax.process_count() == 1 and whole and int(state.step) > start:
                     step = int(state.step)
                     if saver.latest() != step:
                         with contextlib.suppress(checkpoint.NotSaved):
-                            saver.wait()  # for an earlier save, which may have failed
+                            saver.wait()  # an earlier save may have failed
                         save(step)
                     saver.wait()
                     print(f"train: step {step} is saved", file=sys.stderr)
@@ -205,7 +209,7 @@ def train(
             raise
 
     # The loop.
-    waiting, compiled = collections.deque(), set()
+    pending, compiled = collections.deque(), set()
     tracing = traces.Trace(folder / "profile", profile, start, config.num_steps)
     measuring = evaluation.Evaluation(evaluators or {}, folder)
     with (
@@ -230,13 +234,13 @@ def train(
                 with chrono("compile"):
                     state, metrics = jax.block_until_ready(train_step(state, batch))
                 compiled.add(shapes)
-            waiting.append((step, shapes[0][0], metrics))
+            pending.append((step, shapes[0][0], metrics))
             settle(leave=1)
 
             last, stops = step == config.num_steps, stop.at(step)
             measured = bool(evaluators) and config.is_due(config.eval_every, step)
-            # Also before an evaluation: where that ends the process, by a signal or for
-            # want of memory, the same command goes on behind it.
+            # Also before an evaluation: if that kills the process (a signal, out of
+            # memory), the same command resumes after it.
             saves = stops or measured or config.is_due(config.checkpoint_every, step)
             if saves or tracing.is_last(step):
                 settle()
@@ -245,8 +249,8 @@ def train(
                 save(step)
             if measured:
                 with chrono("eval"):
-                    for found in measuring.run(step, state.ema | state.fixed):
-                        log.write(step, found)
+                    for values in measuring.run(step, state.ema | state.fixed):
+                        log.write(step, values)
             bar.update(1)
             if stops and not last:
                 raise stopping.Preempted(

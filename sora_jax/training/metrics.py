@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON object a line, and where the time went."""
+"""Metrics of a run, one JSON object a line, and how its time was spent."""
 
 import json
 import math
@@ -12,18 +12,18 @@ from sora_jax.core import paths
 
 
 class MetricsFile:
-    """Appends rows to `metrics.jsonl`; a resumed run first drops rows of later steps.
+    """Appends rows to `metrics.jsonl`.
 
-    The file is never truncated in place: to drop rows, a new file replaces it.
+    A resumed run first drops the rows of steps that it will take again, by replacing the
+    file.
 
     Args:
       path: the file.
-      start_step: the step that the run is resumed from; rows of later steps are dropped,
-        since those steps are taken again.
+      start_step: the step that the run is resumed from; rows of later steps are dropped.
       write: False on all processes but one.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the file cannot be written.
     """
 
     def __init__(self, path: pathlib.Path, *, start_step: int, write: bool):
@@ -41,7 +41,7 @@ class MetricsFile:
         """Appends one row; numbers that are not finite become null.
 
         Raises:
-          OSError: the row could not be written whole; nothing of it is in the file.
+          OSError: the row could not be written; the file is left without it.
         """
         if self._file is None:
             return
@@ -66,7 +66,7 @@ def _line(row: Mapping) -> str:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """Reads a metrics file; lines that a crash has cut off are left out."""
+    """Reads a metrics file; lines truncated by a crash are left out."""
     return _rows(path.read_bytes()) if path.is_file() else []
 
 
@@ -85,9 +85,9 @@ def _rows(content: bytes) -> list[dict]:
 def means(
     metrics: Mapping[str, tuple], names: Mapping[str, list[str]]
 ) -> dict[str, float]:
-    """Divides sums by weights: NaN where a number's weight is 0.
+    """Divides sums by weights; NaN for a scalar of weight 0.
 
-    A vector becomes one number `name/entry` for each entry whose weight is not 0.
+    A vector gives one value `name/entry` for each entry whose weight is not 0.
     """
     result = {}
     for name, (total, weight) in metrics.items():
@@ -102,9 +102,9 @@ def means(
 
 
 class Accumulator:
-    """Adds (sum, weight) pairs over the steps between two rows.
+    """Adds up (sum, weight) pairs over the steps between two rows.
 
-    Numbers of a step that are not finite are left out of the means.
+    Values that are not finite are left out of the means.
     """
 
     def __init__(self):
@@ -127,7 +127,7 @@ class Accumulator:
     def take(self, names: Mapping[str, list[str]]) -> dict[str, float]:
         """Returns the means and resets the sums.
 
-        `steps_not_finite` counts the steps with a number that was left out, if any.
+        `steps_not_finite` counts the steps with a value that was left out, if any.
         """
         result = means(self._sums, names)
         if self._not_finite:
@@ -137,7 +137,7 @@ class Accumulator:
 
 
 class Chrono:
-    """Splits wall time into buckets: with chrono("data"): ...; survives restarts."""
+    """Splits wall time into named buckets: `with chrono("data"): ...`."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}

@@ -1,7 +1,7 @@
 """Which run a folder belongs to: its config, and digests of the data it is trained on.
 
-A run claims its folder by writing config.py.txt, once everything that it needs has been
-found to fit together. So a start that was refused is in no later one's way.
+A run claims its folder by writing config.py.txt once everything has been checked, so a
+start that was refused leaves the folder free.
 
 A run may be resumed with another mesh, other paths or more steps. config.py.txt then has
 the new values; config_changes.jsonl has the old ones, the step and the date.
@@ -18,8 +18,8 @@ from sora_jax.core import config as configs
 from sora_jax.core import digests, paths
 from sora_jax.training import checkpoint
 
-# Fields that decide where and how a run is computed, logged and sampled from, not what
-# it learns. All other fields define the run.
+# Fields that decide where and how a run is computed, logged and sampled, not what it
+# learns. All other fields define the run.
 INCIDENTAL = frozenset(
     {
         "mesh.replica", "mesh.fsdp", "mesh.ring", "mesh.ulysses", "mesh.tensor",
@@ -30,7 +30,7 @@ INCIDENTAL = frozenset(
         "reconstruction.lpips_weights",  # the run has a copy
         "loop.num_steps", "loop.accumulation", "loop.log_every", "loop.eval_every",
         "loop.checkpoint_every", "loop.keep_checkpoints", "loop.max_skipped_in_a_row",
-        # Defaults that every call can change, and records.
+        # Defaults that each call can override.
         "sample.num_frames", "sample.height", "sample.width", "sample.fps",
         "sample.num_inference_steps", "sample.guidance_scale", "sample.sampler",
         "sample.takes_images", "sample.batch_size", "sample.chunk_steps",
@@ -49,7 +49,7 @@ def check(folder: pathlib.Path, config: Mapping) -> None:
 
     Raises:
       ValueError: the run is defined by another config (the message lists the fields),
-        or has taken more steps than are asked for now.
+        or it has already taken more steps than the config asks for.
     """
     if not is_claimed(folder):
         return
@@ -75,17 +75,17 @@ def _steps_taken(folder: pathlib.Path) -> int | None:
 
 
 def is_claimed(folder: pathlib.Path) -> bool:
-    """Whether a run has begun in this folder."""
+    """Whether a run has started in this folder."""
     return (folder / "config.py.txt").is_file()
 
 
 def claim(folder: pathlib.Path, config: Mapping) -> list[str]:
-    """Writes the config of a run and, where it is resumed, what has changed in it.
+    """Writes the config of a run and, on resuming, what has changed in it.
 
-    Process 0 does; call it after `check`.
+    Only process 0 writes. Call it after `check`.
 
     Returns:
-      What has changed since the last start, one line a field.
+      The changes since the last start, one line a field.
     """
     if jax.process_index():
         return []
@@ -122,11 +122,11 @@ def changed_at(folder: pathlib.Path, name: str) -> int:
 
 
 def digest(folder: pathlib.Path, step: int = 0) -> str:
-    """16 hex digits that name the config with which the weights of a step were trained.
+    """16 hex digits that identify the config which the weights of a step depend on.
 
-    That is the config which the run began with: fields that may change later have no
-    influence on the weights. Only loop.num_steps has, by the schedule of the learning
-    rate, on the steps after it was changed.
+    That is the config of the run's first start, since fields that may change later do
+    not affect the weights. The exception is loop.num_steps: through the learning rate
+    schedule it affects the steps after its change.
     """
     flat = configs.flatten(configs.read(folder))
     for change in reversed(changes(folder)):
@@ -137,40 +137,40 @@ def digest(folder: pathlib.Path, step: int = 0) -> str:
     return configs.digest(flat)
 
 
-def keep_data(folder: pathlib.Path, field: str, found: Sequence[str]) -> None:
-    """Records which data a run is trained on, on process 0, or compares it.
+def keep_data(folder: pathlib.Path, field: str, data_digests: Sequence[str]) -> None:
+    """Records which data a new run is trained on (process 0), or checks a resumed one.
 
     Args:
       folder: of the run.
       field: of the config, which names the folders of the data.
-      found: the digest of each of these folders, in order.
+      data_digests: of each of these folders, in order.
 
     Raises:
-      ValueError: the run began with other data.
+      ValueError: the run started with other data.
     """
     file = folder / _DATA
     if is_claimed(folder) and file.is_file():
-        if json.loads(digests.read(file)).get(field) != list(found):
+        if json.loads(digests.read(file)).get(field) != list(data_digests):
             raise ValueError(
-                f"{field} names other data than the run in {folder} began with: choose "
-                "another --out, or give the path of the old data"
+                f"{field} names other data than the run in {folder} started with: "
+                "choose another --out, or give the path of the old data"
             )
     elif jax.process_index() == 0:
-        text = json.dumps({field: list(found)}, indent=2) + "\n"
+        text = json.dumps({field: list(data_digests)}, indent=2) + "\n"
         digests.store(file, text)
 
 
 def keep(folder: pathlib.Path, name: str, source: pathlib.Path) -> None:
-    """Copies a file that a run needs into its folder, on process 0, or compares it.
+    """Copies a file that a new run needs into its folder (process 0), or checks the copy.
 
     Raises:
-      ValueError: the run began with another file, or the file is damaged.
+      ValueError: the run started with another file, or the file is damaged.
     """
     target = folder / name
     if is_claimed(folder) and target.is_file():
         if paths.sha256_file(target) != paths.sha256_file(source):
             raise ValueError(
-                f"{target} was copied from {source} when the run began, and that is "
+                f"{target} was copied from {source} when the run started, and that is "
                 "another file now: choose another --out, or restore the old file"
             )
     elif jax.process_index() == 0:

@@ -27,8 +27,8 @@ class TrainState:
 
     params, ema: nested dicts by network, float32. opt_state: the optimizer's. step: how
     many steps were taken, int32. skipped: how many of them were not finite and left
-    the parameters alone; skipped_in_a_row: the latest run of such steps. fixed: the
-    parameters of networks that are used and not trained; no checkpoint holds them.
+    the parameters unchanged; skipped_in_a_row: the latest run of such steps. fixed: the
+    parameters of networks that are used but not trained; not part of checkpoints.
     """
 
     params: Params
@@ -88,7 +88,7 @@ class Networks:
         return result
 
     def layouts(self) -> Params:
-        """The sharding of every parameter on the mesh that is set, or on one device."""
+        """The sharding of every parameter on the current mesh, or on one device."""
         mesh = jax.sharding.get_mesh()
         if mesh.empty:
             one = SingleDeviceSharding(jax.local_devices()[0])
@@ -96,7 +96,7 @@ class Networks:
         return jax.tree.map(lambda p: NamedSharding(mesh, p), self.partitions())
 
     def init(self, key: jax.Array) -> Params:
-        """Makes parameters in their layout; to be called under `jax.jit`."""
+        """Makes parameters in their layout; call it under `jax.jit`."""
         modules = self.make(nnx.Rngs(params=key))
         params = {
             name: nnx.to_pure_dict(state)
@@ -112,7 +112,7 @@ def _place(params: Params, layouts: Params) -> Params:
 
 
 def gather(params: Params) -> Params:
-    """Whole numpy arrays of parameters that lie on a mesh; every process calls it."""
+    """Unsharded numpy arrays of parameters on a mesh; every process calls it."""
     whole = jax.jit(functools.partial(jax.tree.map, sharding.replicate))(params)
     return jax.device_get(whole)
 
@@ -124,27 +124,27 @@ def init(
     initial: Mapping[str, Params],
     fixed: Collection[str] = (),
 ) -> TrainState:
-    """Makes the state of step 0; to be called under `jax.jit`.
+    """Makes the state of step 0; call it under `jax.jit`.
 
     Args:
-      networks: all of them.
-      optimizer: its state is made for those that are trained.
+      networks: all of them, trained and fixed.
+      optimizer: its state covers the trained networks.
       key: of random parameters.
-      initial: parameters by network in place of random ones, in any type; a network's
-        own parts that it lacks are random.
-      fixed: names of the networks that are not trained, whose parameters are put into
-        the state afterwards.
+      initial: parameters by network that replace random ones, in any type; parts that
+        it lacks are random.
+      fixed: names of the networks that are not trained; the caller puts their
+        parameters into the state.
     """
-    made = networks.init(key)  # what is not taken from it is not computed
-    given = trees.flatten(initial)
+    random_params = networks.init(key)  # XLA drops what is not used of it
+    initial = trees.flatten(initial)
     layouts = trees.flatten(networks.partitions())
 
     def one(name, random):
-        if name not in given:
+        if name not in initial:
             return random
-        return _place(given[name].astype(jnp.float32), layouts[name])
+        return _place(initial[name].astype(jnp.float32), layouts[name])
 
-    trained = {name: made[name] for name in made if name not in fixed}
+    trained = {name: p for name, p in random_params.items() if name not in fixed}
     params = trees.map_paths(one, trained)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
@@ -169,5 +169,5 @@ def update_ema(ema: Params, params: Params, decay: float, step: jax.Array) -> Pa
 
 
 def count(params: Mapping) -> int:
-    """How many numbers a tree of parameters holds."""
+    """The number of parameters in a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

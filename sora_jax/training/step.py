@@ -1,8 +1,8 @@
 """One optimization step as a pure function: (state, batch) -> (state, metrics).
 
-Loss and its weight are summed apart and divided at the end, so that neither gradient
-accumulation nor the mesh changes what is minimised. All randomness of a step is drawn
-for the whole global batch before it is split into micro-batches.
+The loss and its weight are summed separately and divided at the end, so that neither
+gradient accumulation nor the mesh changes the objective. The randomness of a step is
+drawn for the whole global batch before it is split into micro-batches.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from sora_jax.core import rng, sharding
 from sora_jax.training import state as states
 
 Batch = Mapping[str, jax.Array]
-# name -> (sum, weight); vectors are one metric an entry, named by the objective.
+# name -> (sum, weight); each entry of a vector is a metric, named by the objective.
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 
 
@@ -29,7 +29,7 @@ class Objective(Protocol):
     def draw(self, key: jax.Array, batch: Batch, share: jax.Array) -> Batch:
         """Adds the step's random arrays, each with the batch as its first axis.
 
-        share: how much of the run is done, in [0, 1).
+        share: of the run's steps that are done, in [0, 1).
         """
 
     def loss(
@@ -49,8 +49,8 @@ def make_train_step(
 ) -> Callable[[states.TrainState, Batch], tuple[states.TrainState, Metrics]]:
     """Builds the train step; the caller jits it with the state donated.
 
-    A step whose loss or gradient is not finite leaves parameters, average and
-    optimizer as they were, and is counted in the state.
+    A step whose loss or gradient is not finite leaves parameters, EMA and optimizer
+    unchanged, and is counted in the state.
     """
 
     def loss_sum(params, fixed, batch):
@@ -88,16 +88,16 @@ def make_train_step(
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        average = states.update_ema(state.ema, params, ema_decay, state.step)
-        params, average, opt_state = jax.tree.map(
+        ema = states.update_ema(state.ema, params, ema_decay, state.step)
+        params, ema, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
-            (params, average, opt_state),
+            (params, ema, opt_state),
             (state.params, state.ema, state.opt_state),
         )
         bad = 1 - finite.astype(jnp.int32)
         state = states.TrainState(
             params=params,
-            ema=average,
+            ema=ema,
             opt_state=opt_state,
             step=state.step + 1,
             skipped=state.skipped + bad,
@@ -117,7 +117,7 @@ def make_train_step(
 
 
 def _split(leaf: jax.Array, ways: int) -> jax.Array:
-    """[b, ...] -> [ways, b / ways, ...]; every shard's rows are dealt out evenly."""
+    """[b, ...] -> [ways, b / ways, ...]; each part has rows of every shard."""
     b = leaf.shape[0]
     shape = (b // ways, ways, *leaf.shape[1:])
     layout = sharding.out_sharding("batch", *(None,) * leaf.ndim)

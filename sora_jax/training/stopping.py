@@ -6,8 +6,8 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-# The exit code of a job that saved its state and stopped because it was told to:
-# EX_TEMPFAIL of sysexits.h, "temporary failure, try again".
+# The exit code of a job that saved its state and stopped on request: EX_TEMPFAIL of
+# sysexits.h, "temporary failure, try again".
 PREEMPTED_EXIT_CODE = 75
 
 
@@ -16,9 +16,9 @@ class Preempted(Exception):
 
 
 class StopRequest:
-    """Remembers SIGTERM and Ctrl-C while it is entered; see `at`.
+    """Remembers SIGTERM and Ctrl-C while its context is open; see `at`.
 
-    A second Ctrl-C does not wait for the end of the step.
+    A second Ctrl-C interrupts at once, without waiting for the end of the step.
     """
 
     def __init__(self):

@@ -7,12 +7,12 @@ import jax
 
 
 class Trace:
-    """Traces steps into `folder`; a context manager, which ends an open trace.
+    """Traces steps into `folder`; a context manager that ends an open trace.
 
     Args:
       folder: where the trace is written.
-      steps: from `steps.start` to `steps.stop`, both included; None: no trace. Steps that
-        this run does not take are left out: those before a resume or after the end.
+      steps: from `steps.start` to `steps.stop`, inclusive; None: no trace. Steps before
+        a resume or after the end of the run are left out.
       start: the step that the run is resumed from, or 0.
       num_steps: the run's last step.
     """
@@ -28,8 +28,8 @@ class Trace:
         self._last = min(steps.stop, num_steps)
         if self._first > self._last:
             _say(
-                f"steps {steps.start} to {steps.stop} are not traced: this run goes from "
-                f"step {start + 1} to {num_steps}"
+                f"steps {steps.start} to {steps.stop} are not traced: this run takes "
+                f"steps {start + 1} to {num_steps}"
             )
             self._first = self._last = 0
 
@@ -40,7 +40,7 @@ class Trace:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Begins the trace if `step`, which is about to run, is its first."""
+        """Starts the trace if `step`, which is about to run, is its first."""
         if step == self._first:
             jax.profiler.start_trace(str(self._folder))
             self._open = True
@@ -60,7 +60,7 @@ class Trace:
         self._open = False
         try:
             jax.profiler.stop_trace()
-        except RuntimeError as error:  # such as a full disk; the run needs no trace
+        except RuntimeError as error:  # such as a full disk; not worth ending the run
             _say(f"the trace could not be written: {str(error).splitlines()[0]}")
 
 
