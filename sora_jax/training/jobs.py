@@ -1,8 +1,8 @@
-"""What each objective brings to the loop: networks and loss, batches, and its product.
+"""The job of each objective: networks and loss, batches, and what it writes at the end.
 
-A job is made from (config, run folder, mesh) and raises ValueError or FileNotFoundError
-with one sentence where the recipe does not fit what it is given. What it needs of other
-runs, it copies into the run folder, once.
+A job is made from (config, run folder, mesh). It raises ValueError or FileNotFoundError
+with one sentence where the recipe does not fit its inputs. What it needs of other runs
+is copied into the run folder once.
 """
 
 import collections
@@ -48,18 +48,18 @@ from sora_jax.training import (
 from sora_jax.training import state as states
 
 _CLIPS_TO_BEGIN_WITH = 512  # from which a video VAE's linear path is computed
-_CAPTIONS_COUNTED = 10_000  # of how many clips, to see whether they are cut
+_CLIPS_COUNTED = 10_000  # whose captions are counted, to see whether they are cut
 _LPIPS = "lpips.safetensors"  # a run's copy
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What one objective brings to the loop.
+    """What one objective gives to the loop.
 
     batches: start step -> context manager and iterator. row_flops: of training on one
-    row; 0 where not known. initial, fixed: read what a new run begins with, and what is
-    used and not trained, by network (`loop.train`). finish: writes what the run is for,
-    given the state's averaged parameters. lpips: weights that are measured with.
+    row; 0 if unknown. initial, fixed: read the parameters that a new run starts from,
+    and those of networks that are not trained (`loop.train`). finish: writes the run's
+    result, given the averaged parameters. lpips: weights for evaluation.
     """
 
     objective: Any
@@ -71,15 +71,15 @@ class Job:
     lpips: perceptual.Weights | None = None
 
 
-def _given(path: str, option: str, what: str) -> pathlib.Path:
+def _required(path: str, option: str, what: str) -> pathlib.Path:
     """The path that an option must name."""
     if not path:
-        raise ValueError(f"--config.{option} is not given: it names {what}")
+        raise ValueError(f"--config.{option} is missing: it names {what}")
     return pathlib.Path(path)
 
 
 def _check_sizes(mesh, c, sizes: Mapping[str, tuple[str, int]]) -> None:
-    """Raises ValueError, naming it, where a size does not divide over the mesh."""
+    """Raises ValueError naming a size that does not divide over the mesh."""
     rows, parts = c.data.batch_size, c.loop.accumulation
     if rows % parts:
         raise ValueError(
@@ -101,7 +101,7 @@ def _text_encoder_sizes(config) -> dict[str, tuple[str, int]]:
 def read_ahead(c, mesh, source, transform, start, num_steps, planner=None):
     """Opens the loader for this process's rows of steps start, start + 1, ...
 
-    A planner says which clips share rows.
+    With a planner, rows are packed: it says which clips share a row.
     """
     part, parts = sharding.process_rows(mesh)
     if planner is not None:
@@ -165,7 +165,7 @@ def text_encoder(c, folder: pathlib.Path, mesh) -> Job:
 
 def _latents(c) -> latent_cache.Latents | latent_cache.Joined:
     what = "a folder of latents that prepare wrote"
-    _given(c.data.latents, "data.latents", what)
+    _required(c.data.latents, "data.latents", what)
     folders = map(str.strip, c.data.latents.split(","))
     parts = [latent_cache.open(folder) for folder in folders]
     if len(parts) == 1:
@@ -191,12 +191,12 @@ def _tokenizer(c, folder, source, tiers) -> tokenizers.Tokenizer:
 
 
 def _warn_of_cut(source, tiers, tokenizer, length: int, option: str) -> None:
-    """Says how many captions of those tiers are cut, looking at clips of all parts."""
+    """Warns of how many captions of those tiers are cut, by a sample of the clips."""
     if jax.process_index():
         return
     tokens = [
         len(tokenizer.ids(text))
-        for index in samples.evenly(len(source), _CAPTIONS_COUNTED)
+        for index in samples.evenly(len(source), _CLIPS_COUNTED)
         for text in records.captions_of(source.entry(index)["captions"], tiers)
     ]
     captions.warn_of_cut(tokens, length, f"--config.{option}")
@@ -230,7 +230,7 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     )
     check_denoiser(mesh, c, objective, rows.tokens if rows.packed else ())
     planner = rows.planner(cost.packed_row_cost(dit_config)) if rows.packed else None
-    # All fits together; what the run needs of others is copied from here on.
+    # Everything has been checked; from here on, files are copied into the run folder.
     run_folder.keep_data(folder, "data.latents", source.digests)
     if c.sample.fps is None:
         c.sample.fps = rows.usual_fps
@@ -238,7 +238,7 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         run_folder.keep(folder, f"vae/{file.name}", file)
     begun.keep()
     encode_text.keep_manifest(folder, cached)
-    flops = 0.0  # rows that are packed differ in theirs
+    flops = 0.0  # packed rows differ in it
     if not rows.packed:
         flops = 3 * cost.dit_forward_flops(dit_config, rows.tokens[0], c.text.length)
 
@@ -255,12 +255,12 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
 
 
 def check_denoiser(mesh, c, objective: objectives.Denoiser, packed=()) -> None:
-    """Checks that the networks, and packed rows of so many tokens, divide over the mesh.
+    """Checks that the networks, and packed rows of these lengths, divide over the mesh.
 
-    A row of one clip need not: it is filled.
+    The row of a single clip need not divide, since it is padded.
 
     Raises:
-      ValueError: naming what does not.
+      ValueError: names what does not divide.
     """
     config = objective.dit_config
     _check_sizes(
@@ -274,14 +274,14 @@ def check_denoiser(mesh, c, objective: objectives.Denoiser, packed=()) -> None:
 
 
 class _Rows:
-    """The rows of a denoiser's run: of clips of one size, or packed.
+    """The rows of a denoiser's run: one clip each, all of one size, or packed.
 
     Attributes:
       packed: whether several clips share a row.
-      tokens: the lengths that rows have.
-      fps: of all clips, where rows are not packed.
-      usual_fps: of most clips.
-      most_frames: of the longest clip in tokens, where they are; else 0.
+      tokens: the lengths of rows.
+      fps: of all clips, if rows are not packed.
+      usual_fps: the most frequent one.
+      most_frames: frames of tokens of the longest clip, if rows are packed; else 0.
     """
 
     def __init__(self, c, source):
@@ -317,41 +317,41 @@ class _Rows:
             self.tokens = [shape.tokens for shape in self._shapes]
 
     def planner(self, row_cost: packing.Cost) -> packing.Planner:
-        """The plan of packed rows; says how well they are filled.
+        """Plans packed rows and prints how well they are filled.
 
         Raises:
-          ValueError: less well than the config asks for.
+          ValueError: more of them is padding than the config allows.
         """
-        given = self._c.packing
+        packing_config = self._c.packing
         planner = packing.Planner(
             np.array(self._lengths),
             self._shapes,
             groups=self._c.data.batch_size,
-            window=given.window,
+            window=packing_config.window,
             seed=self._c.seed,
             cost=row_cost,
         )
-        found = planner.forecast()
+        forecast = planner.forecast()
         if jax.process_index() == 0:
             shapes = ", ".join(f"{s.rows} x {s.tokens}" for s in self._shapes)
             print(
-                f"packing: rows of {shapes} tokens a group; {found.clips} clips in "
-                f"{found.steps} steps of {found.shapes} shapes, {found.padding:.2%} "
-                f"padding, {found.imbalance:.2%} imbalance",
+                f"packing: rows of {shapes} tokens a group; {forecast.clips} clips in "
+                f"{forecast.steps} steps of {forecast.shapes} shapes, {forecast.padding:.2%} "
+                f"padding, {forecast.imbalance:.2%} imbalance",
                 file=sys.stderr,
             )
-        if found.padding > given.max_padding:
+        if forecast.padding > packing_config.max_padding:
             raise ValueError(
-                f"packed rows have {found.padding:.1%} padding, more than "
-                f"packing.max_padding ({given.max_padding:.1%}): other packing.shapes, more "
+                f"packed rows have {forecast.padding:.1%} padding, more than "
+                f"packing.max_padding ({packing_config.max_padding:.1%}): other packing.shapes, more "
                 "packing.clips or a larger packing.window may help"
             )
         return planner
 
 
 def _begin(c, folder: pathlib.Path, source, tiers) -> initial.Initial:
-    """The tokenizer, and the weights that a new run begins with."""
-    if checkpoint.has_any(folder):  # all else is in the run by now
+    """The tokenizer, and the weights that a new run starts from."""
+    if checkpoint.has_any(folder):  # the run has everything else
         tokenizer = tokenizers.load(folder, c.text.clean)
         return initial.Initial(tokenizer, folder / "text_encoder")
     if c.init:
@@ -367,12 +367,12 @@ def _begin(c, folder: pathlib.Path, source, tiers) -> initial.Initial:
 
 
 def _check_rate(c) -> None:
-    """Refuses to train a random text encoder at the rate of a trained one."""
+    """Refuses to train a random text encoder at the learning rate of a trained one."""
     factors = configs.build(optim.Config, c.optim, "optim")
     if factors.factor("text_encoder.embedding.table") < 1:
         raise ValueError(
             "text.encoder names no trained text encoder, and a random one does not "
-            "learn at the rate that optim.learning_rate_factors leaves it: give "
+            "learn at the rate that optim.learning_rate_factors sets for it: give "
             "--config.text.encoder, or --config.optim.learning_rate_factors='()'"
         )
 
@@ -380,7 +380,7 @@ def _check_rate(c) -> None:
 def vae(c, folder: pathlib.Path, mesh) -> Job:
     """A video VAE, from video shards."""
     what = "a folder of video shards that prepare wrote"
-    clips = shards.open(_given(c.data.shards, "data.shards", what))
+    clips = shards.open(_required(c.data.shards, "data.shards", what))
     _check_sizes(mesh, c, {})
     weights = configs.build(reconstruction.Weights, c.reconstruction, "reconstruction")
     stages = transforms.stages(c.data.crops, c.loop.num_steps)
@@ -389,14 +389,14 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         for _, crops in stages
         for crop in crops
     ]
-    seen = _perception(c, folder, sizes) if weights.lpips_weights else None
+    lpips_weights = _lpips(c, folder, sizes) if weights.lpips_weights else None
     objective = reconstruction.Reconstruction(
         configs.build(video_vae.Config, c.model.vae, "model.vae"),
         weights,
         configs.build(
             discriminator.Config, c.model.discriminator, "model.discriminator"
         ),
-        seen.config if seen else lpips.Config(),
+        lpips_weights.config if lpips_weights else lpips.Config(),
     )
     for size in sizes:
         _check_window(objective.config, size)
@@ -419,8 +419,8 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     def begin():
         if not objective.config.linear_channels:
             return {}
-        found = clips.read(samples.evenly(len(clips), _CLIPS_TO_BEGIN_WITH))
-        videos = [c.frames() for c in found if isinstance(c, records.ClipRecord)]
+        sample = clips.read(samples.evenly(len(clips), _CLIPS_TO_BEGIN_WITH))
+        videos = [c.frames() for c in sample if isinstance(c, records.ClipRecord)]
         return {"vae": {"linear": principal.linear_codec(videos, objective.config)}}
 
     ended = checkpoint.steps(folder)[-1:] == [c.loop.num_steps]
@@ -432,24 +432,29 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
             )
 
     def fixed():
-        return {perceptual.NAME: seen.load()} if weights.lpips else {}
+        return {perceptual.NAME: lpips_weights.load()} if weights.lpips else {}
 
     run_folder.keep_data(folder, "data.shards", [clips.manifest["digest"]])
-    if seen:
-        run_folder.keep(folder, _LPIPS, seen.file)
+    if lpips_weights:
+        run_folder.keep(folder, _LPIPS, lpips_weights.file)
     return Job(
-        objective, batches, initial=begin, fixed=fixed, finish=finish, lpips=seen
+        objective,
+        batches,
+        initial=begin,
+        fixed=fixed,
+        finish=finish,
+        lpips=lpips_weights,
     )
 
 
-def _perception(c, folder: pathlib.Path, sizes) -> perceptual.Weights:
-    """LPIPS's weights: those that the run has begun with, or else those named."""
-    kept = folder / _LPIPS
-    begun = run_folder.is_claimed(folder) and kept.is_file()
-    found = perceptual.open_weights(kept if begun else c.reconstruction.lpips_weights)
+def _lpips(c, folder: pathlib.Path, sizes) -> perceptual.Weights:
+    """LPIPS's weights: the run's own copy, or for a new run the file that is named."""
+    copy = folder / _LPIPS
+    begun = run_folder.is_claimed(folder) and copy.is_file()
+    weights = perceptual.open_weights(copy if begun else c.reconstruction.lpips_weights)
     for _, height, width in sizes:
-        found.config.check(height, width)
-    return found
+        weights.config.check(height, width)
+    return weights
 
 
 def _check_window(config: video_vae.Config, size: tuple[int, int, int]) -> None:

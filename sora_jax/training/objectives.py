@@ -66,8 +66,8 @@ def denoiser(
     Args:
       c: the run's config.
       tokenizer: its tokenizer.
-      fps: frames a second of the training clips, where they are of one size.
-      most_frames: of the longest clip, where rows are packed; 0: they are not.
+      fps: frames a second of the training clips, if rows are not packed.
+      most_frames: frames of tokens of the longest clip, if rows are packed; else 0.
       null_states: see `Denoiser`.
     """
     null_ids, _ = tokenizer.encode([""], c.text.length)
@@ -92,15 +92,15 @@ class Denoiser:
     voxels; clips weigh the same whatever their size (arXiv 2209.03003, 2403.03206).
 
     Args:
-      dit_config, text_config: the networks; the text encoder is trained along, or kept
-        as it is, as the state says.
+      dit_config, text_config: the networks; the train state says whether the text
+        encoder is trained or fixed.
       noise: distribution of noise levels.
-      known_config: how often which tokens are given.
+      known_config: how often which tokens are known.
       text_dropout: share of rows whose text is replaced by the null text.
       null_ids: token ids of the null text, [l].
       fps: frames a second of the training clips.
-      null_states: the text encoder's states of the null text, [l, d], where batches
-        bring states; the text encoder is then none of the networks.
+      null_states: the text encoder's states of the null text, [l, d], if batches hold
+        cached states; the text encoder is then not one of the networks.
 
     Batches: `latents` float32 [b, t, h, w, c] normalised to unit variance, `text_mask`
     bool [b, l], and `text_ids` int32 [b, l] or `text_states` [b, l, d] in any type.
@@ -155,7 +155,7 @@ class Denoiser:
         return drawn
 
     def _text(self, modules, batch):
-        """The states [b, l, d] and the mask [b, l] of each row's text or the null text."""
+        """States [b, l, d] and mask [b, l] of each row's text, or of the null text."""
         stored = self.null_states_1ld is not None
         text = {"mask": batch["text_mask"]}
         null = {"mask": self.null_ids_1l != 0}
@@ -164,7 +164,7 @@ class Denoiser:
         else:
             text["ids"], null["ids"] = batch["text_ids"], self.null_ids_1l
         text = guidance.null_condition(text, null, batch["drop"])
-        if stored:  # in the type that the text encoder would have given
+        if stored:  # in the type that the text encoder would return
             return text["states"].astype(self.text_config.dtype), text["mask"]
         return modules["text_encoder"](text["ids"], text["mask"]), text["mask"]
 
@@ -190,7 +190,7 @@ class Denoiser:
         return self._summed(loss_b, weight_b, batch["tau"])
 
     def _summed(self, loss_b, weight_b, tau_b):
-        """Sums clips' losses, in all and by the band of their noise level."""
+        """Sums the losses of clips, in total and by band of noise level."""
         band_b = timesteps.band_index(tau_b, self.noise.band_edges)
         in_band_bk = jax.nn.one_hot(band_b, len(self.noise.band_edges) - 1)
         in_band_bk = in_band_bk * weight_b[:, None]
@@ -209,12 +209,12 @@ class Denoiser:
 
 
 class PackedDenoiser(Denoiser):
-    """`Denoiser` of clips of any sizes that share rows, each with its own noise level.
+    """`Denoiser` for clips of any size that share rows, each with its own noise level.
 
     Batches are those of `packing.Batches`, with `text_mask` bool [b, k, l], and
-    `text_ids` int32 [b, k, l] or `text_states` [b, k, l, d]. A row's text is that of its
-    clips, one after the other. The patterns of known tokens are of frames of tokens; a
-    clip that is too short for the one that it draws has none.
+    `text_ids` int32 [b, k, l] or `text_states` [b, k, l, d]. A row's text is the
+    concatenation of its clips' texts. Patterns of known tokens cover frames of tokens; a
+    clip too short for the pattern that it draws has no known tokens.
 
     Args:
       most_frames: frames of tokens of the longest clip.
@@ -248,7 +248,7 @@ class PackedDenoiser(Denoiser):
         }
 
     def _texts(self, modules, batch):
-        """The states [b, k l, d] and the mask [b, k l] of each row's texts."""
+        """States [b, k l, d] and mask [b, k l] of each row's texts."""
 
         def apart(x):  # [b, k, ...] -> [b k, ...]
             layout = _rows(*(None,) * (x.ndim - 2))
@@ -272,8 +272,8 @@ class PackedDenoiser(Denoiser):
             x_bm = jnp.broadcast_to(x_1m, (b, x_1m.shape[1]))
             return sharding.reshard(x_bm, "batch", None)
 
-        # Products with one-hot rows, which shard where a gather does not. They pick the
-        # very levels, rates and losses only where these are not rounded.
+        # Products with one-hot rows, which shard where a gather does not. At the highest
+        # precision they select levels, rates and losses exactly.
         of_clip_bnk = jax.nn.one_hot(segments_bn - 1, k)
         in_frame_bnt = jax.nn.one_hot(batch["places"][..., 0], self.most_frames)
         there_bn = (segments_bn > 0).astype(jnp.float32)
@@ -329,12 +329,12 @@ class PackedDenoiser(Denoiser):
 
 
 class Rewriting:
-    """Teaches a text encoder with captions alone: read one, write another of its clip.
+    """Trains a text encoder on captions alone: it reads one, and a decoder writes another.
 
-    The loss is the mean cross entropy, in nats, of the other caption's tokens, given
-    those before them and the mean of the encoder's states. Both captions of a clip say
-    the same in other words, so synonyms get like states, and what a word does in its
-    sentence must stay in them.
+    The loss is the mean cross entropy, in nats, of the second caption's tokens, given
+    the preceding ones and the mean of the encoder's states. Both captions describe the
+    same clip in different words, so synonyms get similar states, and the states must
+    keep what a word does in its sentence.
 
     Args:
       config: sizes of the encoder; the decoder has the same.

@@ -1,7 +1,7 @@
-"""LPIPS's weights as a file: made once from torchvision's and lpips', read by all.
+"""LPIPS's weights as one file, converted once from torchvision's and lpips' files.
 
-They are not shipped. torch is needed once, to read the files that they are published
-in, in an environment of its own; ours reads safetensors.
+They are not shipped. Converting needs torch, in its own environment, to read the published
+files; everything else reads the safetensors file.
 
 Letters: b clips, t frames, h height, w width, c channels.
 """
@@ -21,7 +21,7 @@ from sora_jax.models import lpips
 from sora_jax.training import checkpoint, torch_files, weight_files
 from sora_jax.training import state as states
 
-NAME = "lpips"  # of the network among those of a train state
+NAME = "lpips"  # of the network in a train state
 
 
 def networks_of(config: lpips.Config) -> states.Networks:
@@ -33,7 +33,7 @@ def networks_of(config: lpips.Config) -> states.Networks:
 class Weights:
     """A checked file of weights.
 
-    file: the file. config: whose they are. tensors: views of it by name.
+    file: the file. config: of their network. tensors: views of the file by name.
     """
 
     file: pathlib.Path
@@ -42,14 +42,14 @@ class Weights:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the file, for protocols."""
+        """SHA-256 of the file, for protocols."""
         return paths.sha256_file(self.file)
 
     def load(self) -> dict:
-        """Reads the parameters, whole on every device of the mesh that is set.
+        """Reads the parameters, replicated over the current mesh.
 
         Raises:
-          digests.Damaged: the file is not what was written.
+          digests.Damaged: the file differs from what was written.
         """
         digests.check(self.file, required=False)
         networks = networks_of(self.config)
@@ -68,7 +68,7 @@ def open_weights(file: str | pathlib.Path) -> Weights:
     """Checks a file that `convert` wrote: every name and shape.
 
     Raises:
-      FileNotFoundError: it is not there; says where it comes from.
+      FileNotFoundError: the file is missing; the message says how to make it.
       ValueError: it is damaged, or holds another network's weights.
     """
     file = pathlib.Path(file)
@@ -82,8 +82,8 @@ def open_weights(file: str | pathlib.Path) -> Weights:
         )
     if file.suffix != ".safetensors":
         raise ValueError(
-            f"{file} is no .safetensors file; `python -m sora_jax.convert` makes one of "
-            "what is published as .pth"
+            f"{file} is not a .safetensors file; `python -m sora_jax.convert` makes one "
+            "of the published .pth files"
         )
     tensors = weight_files.TensorFiles(file.parent, file.stem)
     try:
@@ -101,29 +101,29 @@ def convert(
     target: pathlib.Path,
     python: str | pathlib.Path,
 ) -> Weights:
-    """Makes our file of the two that are published.
+    """Converts the two published files to one.
 
     Args:
       trunk: torchvision's vgg16-397923af.pth or alexnet-owt-7be5be79.pth.
       heads: vgg.pth or alex.pth of the lpips package, weights/v0.1.
       target: the .safetensors file to write.
-      python: of an environment with torch and safetensors, which reads them.
+      python: the Python of an environment with torch and safetensors.
 
     Raises:
-      FileNotFoundError: a file is missing, or that Python.
-      ValueError: they are damaged, hold more than tensors, or other ones than these;
-        or that Python has no torch.
+      FileNotFoundError: a file or that Python is missing.
+      ValueError: a file is damaged, holds something other than tensors, or the wrong
+        tensors; or that Python has no torch.
     """
     if target.suffix != ".safetensors":
-        raise ValueError(f"{target} should end in .safetensors")
+        raise ValueError(f"{target} must end in .safetensors")
     for file in (trunk, heads):
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing")
-    # Its name ends in the first digits of what torchvision published.
+    # torchvision's file names end in the first digits of their SHA-256.
     digits = re.search(r"-([0-9a-f]{8})\.pth$", trunk.name)
     if digits and not paths.sha256_file(trunk).startswith(digits[1]):
         raise ValueError(
-            f"{trunk} is damaged: its SHA-256 does not begin as its name says"
+            f"{trunk} is damaged: its SHA-256 does not start with {digits[1]}"
         )
     found = [torch_files.read(file, python) for file in (trunk, heads)]
     config = lpips.Config(lpips.network_of(found[0], "features.0.weight"))

@@ -1,10 +1,10 @@
-"""Where a video VAE with a linear path begins: at the principal components of its clips.
+"""Initial values of a video VAE's linear path: the principal components of its clips.
 
-Of all linear codecs of a size, the principal components of blocks lose least (Eckart and
-Young 1936). A network takes hundreds of steps to find them by gradients; here they are
-computed from a sample of blocks, and the network learns what to add.
+Of all linear codecs of a size, the principal components of blocks have the least error
+(Eckart and Young 1936). Gradient descent takes hundreds of steps to find them; here they
+are computed from a sample of blocks, and the network learns a correction.
 
-Letters: n blocks, m numbers of a block, k components, t time, h height, w width,
+Letters: n blocks, m values of a block, k components, t time, h height, w width,
 c channels.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from sora_jax.models import video_vae
 
-_NUMBERS = 2**25  # of all sampled blocks of a kind: 128 MB
+_VALUES = 2**25  # of all sampled blocks of a kind: 128 MB
 _ROUNDS, _SPARE = 12, 8  # of the subspace iteration: steps, vectors beyond k
 
 
@@ -24,7 +24,7 @@ def components(blocks_nm: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
 
     Returns:
       mean_m, basis_mk with orthonormal columns, the strongest first, and std_k along
-      them; float32. Components beyond the numbers of a block are 0.
+      them; float32. Components beyond the size of a block are 0.
     """
     mean_m = blocks_nm.mean(0)
     centred_nm = blocks_nm - mean_m
@@ -33,11 +33,11 @@ def components(blocks_nm: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
     basis = np.random.default_rng(0).standard_normal((m, spare), np.float32)
     for _ in range(_ROUNDS):
         basis, _ = np.linalg.qr(centred_nm.T @ (centred_nm @ basis))
-    _, std, turn = np.linalg.svd(centred_nm @ basis, full_matrices=False)
-    basis, std = basis @ turn.T, std / math.sqrt(len(centred_nm))
-    none = max(0, k - min(basis.shape))
-    basis_mk = np.pad(basis[:, :k], ((0, 0), (0, none))).astype(np.float32)
-    return mean_m, basis_mk, np.pad(std[:k], (0, none)).astype(np.float32)
+    _, std, rotation = np.linalg.svd(centred_nm @ basis, full_matrices=False)
+    basis, std = basis @ rotation.T, std / math.sqrt(len(centred_nm))
+    lacking = max(0, k - min(basis.shape))
+    basis_mk = np.pad(basis[:, :k], ((0, 0), (0, lacking))).astype(np.float32)
+    return mean_m, basis_mk, np.pad(std[:k], (0, lacking)).astype(np.float32)
 
 
 def blocks(video_thwc: np.ndarray, time: int, space: int) -> np.ndarray:
@@ -50,17 +50,17 @@ def blocks(video_thwc: np.ndarray, time: int, space: int) -> np.ndarray:
 
 
 def linear_codec(videos: Iterable[np.ndarray], config: video_vae.Config) -> dict:
-    """Parameters of the VAE's linear path that make it the components of videos' blocks.
+    """Parameters of the VAE's linear path: the principal components of videos' blocks.
 
-    All of this is about `config.linear_channels`; the network has the others to itself.
-    Distances between latents are those between pixels, but for one factor, which makes
-    their variance 1: what a denoiser gets wrong counts as much as it will be seen.
-    Components are mixed by a rotation, so that channels vary alike; that of first
-    frames is the one with which a video that stands still has the same latents all
-    along, as nearly as it can.
+    They set the `config.linear_channels`; the network alone sets the other channels.
+    Distances between latents are those between pixels times one factor, which makes the
+    latents' variance 1, so an error of a denoiser counts as much as it is visible. A
+    rotation mixes the components, so that all channels have the same variance; for first
+    frames it is chosen so that the latents of a still video are as constant in time as
+    possible.
 
     Args:
-      videos: uint8 [t, h, w, c] each, of any sizes; a part of their blocks is sampled.
+      videos: uint8 [t, h, w, c] each, of any size; some of their blocks are sampled.
       config: of the VAE.
 
     Raises:
@@ -73,8 +73,8 @@ def linear_codec(videos: Iterable[np.ndarray], config: video_vae.Config) -> dict
     firsts_nm, rests_nm = (_sample(videos, t, space, k, random) for t in (1, time))
     mean_first_m, first_mk, _ = components(firsts_nm, k)
     mean_rest_m, rest_mk, std_k = components(rests_nm, k)
-    rest_mk = rest_mk @ evened(np.square(std_k), random)
-    # A still block is its first frame again and again, so `time` times as strong.
+    rest_mk = rest_mk @ equalize_variance(np.square(std_k), random)
+    # A still block repeats its first frame `time` times.
     still = (firsts_nm - mean_first_m).reshape(len(firsts_nm), -1, 1, space**2)
     still_nm = np.broadcast_to(still, (*still.shape[:2], time, space**2))
     first_mk = first_mk * math.sqrt(time)
@@ -103,16 +103,18 @@ def linear_codec(videos: Iterable[np.ndarray], config: video_vae.Config) -> dict
     }
 
 
-def evened(variance_k: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A rotation of uncorrelated numbers to ones that all have their mean variance.
+def equalize_variance(
+    variance_k: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """A rotation [k, k] of uncorrelated values that gives all of them the same variance.
 
-    Random at first, then turned pair by pair until one of each has the mean (Bendel and
-    Mickey 1978): [k, k].
+    A random rotation, followed by rotations of pairs, each of which gives one value the
+    mean variance (Bendel and Mickey 1978).
     """
     k = len(variance_k)
-    turn_kk = np.linalg.qr(random.standard_normal((k, k)))[0]
+    rotation_kk = np.linalg.qr(random.standard_normal((k, k)))[0]
     for _ in range(k - 1):
-        covariance = turn_kk.T @ (variance_k[:, None] * turn_kk)
+        covariance = rotation_kk.T @ (variance_k[:, None] * rotation_kk)
         over = np.diag(covariance) - variance_k.mean()
         i, j = np.argmax(over), np.argmin(over)
         # tan of the angle at which i has the mean: over_i - 2 c t + over_j t^2 = 0.
@@ -120,16 +122,16 @@ def evened(variance_k: np.ndarray, random: np.random.Generator) -> np.ndarray:
         root = math.sqrt(max(0.0, c * c - over[i] * over[j]))
         t = (c + math.copysign(root, c)) / min(over[j], -1e-12)
         cos, sin = 1 / math.hypot(1, t), t / math.hypot(1, t)
-        pair = turn_kk[:, [i, j]] @ np.array([[cos, sin], [-sin, cos]])
-        turn_kk[:, [i, j]] = pair
-    return turn_kk
+        pair = rotation_kk[:, [i, j]] @ np.array([[cos, sin], [-sin, cos]])
+        rotation_kk[:, [i, j]] = pair
+    return rotation_kk
 
 
 def _sample(videos, time: int, space: int, least: int, random) -> np.ndarray:
-    """Blocks of videos from all phases in time: float32 [n, m] in [-1, 1]."""
+    """A sample of videos' blocks, at random phases in time: float32 [n, m] in [-1, 1]."""
     channels = videos[0].shape[-1] if videos else 3
     numbers = channels * time * space**2
-    share = max(1, _NUMBERS // numbers // max(1, len(videos)))
+    share = max(1, _VALUES // numbers // max(1, len(videos)))
     sample = [np.zeros((0, numbers), np.float32)]
     for video in videos:
         phases = max(1, min(time, len(video) - time + 1))
@@ -139,7 +141,7 @@ def _sample(videos, time: int, space: int, least: int, random) -> np.ndarray:
     blocks_nm = np.concatenate(sample)
     if len(blocks_nm) < least:
         raise ValueError(
-            f"the linear path begins with {least} principal components, and the clips "
-            f"have {len(blocks_nm)} blocks of {time} x {space} x {space}"
+            f"the linear path needs {least} blocks of {time} x {space} x {space} for "
+            f"as many principal components, but the clips have {len(blocks_nm)}"
         )
     return blocks_nm

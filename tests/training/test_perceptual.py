@@ -45,7 +45,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         perceptual.open_weights(tmp_path / "d.safetensors")
     (tmp_path / "vgg.pth").write_bytes(b"pickle")
-    with pytest.raises(ValueError, match="is no .safetensors file"):
+    with pytest.raises(ValueError, match="is not a .safetensors file"):
         perceptual.open_weights(tmp_path / "vgg.pth")
 
 

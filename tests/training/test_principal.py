@@ -136,9 +136,9 @@ def test_more_linear_channels_than_there_are_is_refused(linear_channels):
 @pytest.mark.parametrize("k", [1, 2, 24])
 def test_a_rotation_evens_variances(k):
     variance_k = np.exp(-0.5 * np.arange(k))
-    turn_kk = principal.evened(variance_k, np.random.default_rng(0))
-    np.testing.assert_allclose(turn_kk.T @ turn_kk, np.eye(k), atol=1e-9)
-    found = np.diag(turn_kk.T @ np.diag(variance_k) @ turn_kk)
+    rotation_kk = principal.equalize_variance(variance_k, np.random.default_rng(0))
+    np.testing.assert_allclose(rotation_kk.T @ turn_kk, np.eye(k), atol=1e-9)
+    found = np.diag(rotation_kk.T @ np.diag(variance_k) @ turn_kk)
     np.testing.assert_allclose(found, variance_k.mean(), rtol=1e-6)
 
 
@@ -158,5 +158,5 @@ def test_what_is_not_given_is_random(begun):
 
 def test_fewer_blocks_than_channels_are_refused():
     config = dataclasses.replace(VAE, latent_channels=64, linear_channels=64)
-    with pytest.raises(ValueError, match="clips have 16 blocks of 1 x 4 x 4"):
+    with pytest.raises(ValueError, match="blocks of 1 x 4 x 4 .* clips have 16"):
         principal.linear_codec(clips(count=1, frames=1), config)
