@@ -1,4 +1,4 @@
-"""Floating point operations by formula, and the peak that a machine really reaches."""
+"""Floating point operations by formula, and the measured peak of a machine."""
 
 import time
 
@@ -13,9 +13,9 @@ def dit_forward_flops(config: dit.Config, tokens: int, text_tokens: int) -> int:
     """FLOPs of one denoiser forward pass for one row (a multiply-add is two).
 
     Per block 2 N (4 d^2 + 2 d k + 2 d f) for projections and MLP, 4 T d k for the text's
-    keys and values, 4 N^2 d + 4 N T d for attention; never halved, attention sees both
-    ways. k is d where keys and values have as many heads as queries.
-    Embedders and the modulation of a row's few noise levels are left out.
+    keys and values, 4 N^2 d + 4 N T d for attention, which is not causal. k is d where
+    keys and values have as many heads as queries. Embedders and the modulation of a
+    row's few noise levels are left out.
     """
     d, f, n, t = config.dim, config.mlp_dim, tokens, text_tokens
     k = config.kv_heads * config.head_dim
@@ -26,9 +26,9 @@ def dit_forward_flops(config: dit.Config, tokens: int, text_tokens: int) -> int:
 
 
 def packed_row_cost(config: dit.Config) -> packing.Cost:
-    """What a packed row costs: FLOPs of its tokens, and of all pairs of them.
+    """The cost of a packed row: FLOPs of its tokens, and of all pairs of them.
 
-    No form of attention that we have leaves out the pairs of two clips.
+    None of our attention implementations skips the pairs of different clips.
     """
     pair = 4 * config.num_layers * config.dim
     token = dit_forward_flops(config, 1, 0) - pair
@@ -38,7 +38,7 @@ def packed_row_cost(config: dit.Config) -> packing.Cost:
 def matmul_peak() -> float:
     """Measures FLOP/s of a dense float32 matmul (bfloat16 on accelerators), one device.
 
-    The denominator of the utilisation that a run logs.
+    It is the denominator of the utilisation that a run logs.
     """
     device = jax.local_devices()[0]
     on_cpu = device.platform == "cpu"

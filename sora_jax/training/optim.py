@@ -1,10 +1,10 @@
 """From a config to an optimizer: Muon and AdamW with warm-up and cosine decay.
 
-Muon (arXiv 2502.16982) moves a weight matrix by its momentum with all singular values
-made alike, so that directions with little gradient are learned as fast as the loud ones.
-Small networks learn several times as much from a clip this way. What is no matrix, and
-every parameter where `muon_learning_rate` is 0, takes AdamW (arXiv 1711.05101). The
-global gradient norm is clipped before either.
+Muon (arXiv 2502.16982) updates a weight matrix by its momentum with all singular values
+made equal, so that directions with small gradients are learned as fast as those with
+large ones. Small networks learn several times as much from each clip this way. AdamW
+(arXiv 1711.05101) updates all other parameters, and everything if `muon_learning_rate` is
+0. The global gradient norm is clipped before either.
 
 Letters: l stacked layers, i and o input and output width.
 """
@@ -21,13 +21,13 @@ import optax
 from sora_jax.core import config as configs
 from sora_jax.core import sharding, trees
 
-# A number in bfloat16 moves by steps of 1/128 to 1/256 of itself. Where an average takes
-# less than this of what is new, most of it would be rounded away.
+# The spacing of bfloat16 is 1/128 to 1/256 of a value. An average whose update rate is
+# below this would lose most updates to rounding.
 _BFLOAT16_RATE = 0.05
 
 
 _Rate = Annotated[float, configs.Range("[0, 100]")]
-_Decay = Annotated[float, configs.Range("[0, 1)")]  # how much of an average stays
+_Decay = Annotated[float, configs.Range("[0, 1)")]  # of a moving average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +35,19 @@ class Config:
     """The optimizer of a run."""
 
     learning_rate: _Rate = 1e-3  # of AdamW
-    muon_learning_rate: _Rate = 0.0  # of kernels; 0: they take AdamW too
-    # Patterns of the names of kernels that take AdamW all the same.
+    muon_learning_rate: _Rate = 0.0  # of kernels; 0: they use AdamW too
+    # Patterns of the names of kernels that use AdamW all the same.
     not_muon: tuple[str, ...] = ()
-    # Pattern of parameter names -> factor on either rate; the first match counts.
+    # Pattern of parameter names -> factor on both rates; the first match counts.
     learning_rate_factors: tuple[tuple[str, configs.Factor], ...] = ()
-    # At most all steps of the run; 0: the first step has the full rate.
+    # At most all steps of the run; 0: the first step has the full learning rate.
     warmup_steps: Annotated[int, configs.Range("[0, 2147483647]")] = 50
     final_fraction: configs.Share = 0.05  # of the learning rate, at the last step
     b1: _Decay = 0.9
     b2: _Decay = 0.95
     momentum: _Decay = 0.95  # of Muon
     eps: Annotated[float, configs.Range("(0, 1]")] = 1e-8
-    moments: str = (
-        "float32"  # type that momentum and squares are kept in, or "bfloat16"
-    )
+    moments: str = "float32"  # type in which moments are stored, or "bfloat16"
     weight_decay: _Rate = 0.0  # of kernels, not of biases, scales and tables
     clip_norm: Annotated[float, configs.Range("(0, 1e12]", 0, "no clipping")] = 1.0
     ema_decay: configs.Share = 0.995  # 0: no averaging
@@ -60,15 +58,15 @@ class Config:
         rates = [1 - x for x in (self.b1, self.b2, self.momentum)]
         if self.moments == "bfloat16" and min(rates) < _BFLOAT16_RATE:
             raise ValueError(
-                "moments in bfloat16 do not feel what changes them by less than a "
-                f"256th: b1, b2 and momentum are at most {1 - _BFLOAT16_RATE}"
+                "bfloat16 moments lose changes below one part in 256 to rounding: b1, "
+                f"b2 and momentum must be at most {1 - _BFLOAT16_RATE}"
             )
         for entry in self.learning_rate_factors:
             pair = isinstance(entry, tuple) and len(entry) == 2
             if not pair or not isinstance(entry[0], str) or not entry[1] >= 0:
                 raise ValueError(
-                    "learning_rate_factors are pairs of a pattern and a factor, such as "
-                    f"(('^text_encoder', 0.1),), or (); not {entry!r}"
+                    "learning_rate_factors must be pairs of a pattern and a factor, "
+                    f"such as (('^text_encoder', 0.1),), or (), not {entry!r}"
                 )
 
     def factor(self, name: str) -> float:
@@ -90,7 +88,7 @@ def schedule(config: Config, num_steps: int) -> optax.Schedule:
     )
 
 
-# The quintic of arXiv 2502.16982 that five times brings singular values near 1.
+# The quintic of arXiv 2502.16982; five iterations bring singular values near 1.
 _NEWTON_SCHULZ, _NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5
 
 
@@ -99,7 +97,7 @@ def scale_by_muon(momentum: float) -> optax.GradientTransformation:
 
     A kernel of two axes is a matrix [i, o], of three a stack of them [l, i, o], of four
     or five a convolution, whose taps count as inputs. Updates are scaled by
-    sqrt(max(1, o / i)), so that one rate suits all shapes.
+    sqrt(max(1, o / i)), so that one learning rate suits all shapes.
     """
 
     def orthogonal(updates, params):
@@ -125,7 +123,7 @@ def _orthogonal_update(kernel: jax.Array) -> jax.Array:
 
 
 def orthogonalize(x_lio: jax.Array) -> jax.Array:
-    """Brings all singular values of each matrix near 1 (within about .3)."""
+    """Brings all singular values of each matrix near 1 (within about 0.3)."""
     tall = x_lio.shape[1] > x_lio.shape[2]
     x = x_lio.swapaxes(1, 2) if tall else x_lio
     x = x / (jnp.sqrt(jnp.sum(jnp.square(x), (1, 2), keepdims=True)) + 1e-8)
@@ -139,7 +137,7 @@ def orthogonalize(x_lio: jax.Array) -> jax.Array:
 def kept_as(
     dtype: str, inner: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """`inner`, computed in float32, whose state is kept in another type in between."""
+    """`inner`, computed in float32, with its state stored in another type."""
 
     def cast(state, to):
         return jax.tree.map(
@@ -157,10 +155,10 @@ def kept_as(
 
 
 def make(config: Config, num_steps: int) -> optax.GradientTransformation:
-    """Builds the optimizer; its state is in the layout of the parameters."""
+    """Builds the optimizer; its state is sharded like the parameters."""
 
     def is_kernel(params):
-        # Not tables: rare words would fade away, and gates would close.
+        # Not tables: decay would erase rare words and close gates.
         return trees.map_paths(lambda name, _: name.endswith("kernel"), params)
 
     def algorithm(name, _):

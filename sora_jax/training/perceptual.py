@@ -76,8 +76,8 @@ def open_weights(file: str | pathlib.Path) -> Weights:
         raise FileNotFoundError(
             f"{file} is missing: LPIPS needs torchvision's vgg16-397923af.pth "
             "(download.pytorch.org/models) and weights/v0.1/vgg.pth of the lpips "
-            "package, which `python -m sora_jax.convert --from vgg16-397923af.pth "
-            "--lpips_heads vgg.pth --out FILE` makes one file of; without it everything "
+            "package, converted by `python -m sora_jax.convert --from "
+            "vgg16-397923af.pth --lpips_heads vgg.pth --out FILE`; without it everything "
             "but LPIPS is computed"
         )
     if file.suffix != ".safetensors":

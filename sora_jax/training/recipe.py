@@ -1,8 +1,7 @@
 """A whole config as frozen dataclasses, with the range of every number.
 
-`configs.build(recipe.Recipe, c, "")` checks a config before anything is compiled. The
-meaning of the fields is explained in configs/base.py and at the dataclasses of other
-files.
+`configs.build(recipe.Recipe, c, "")` checks a config before anything is compiled.
+configs/base.py and the dataclasses of other modules explain the fields.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from sora_jax.diffusion import known, timesteps
 from sora_jax.models import discriminator, dit, text_encoder, video_vae
 from sora_jax.training import loop, optim, reconstruction
 
-_Axis = Annotated[int, configs.Range("[1, 1e6]", -1, "what is left")]
+_Axis = Annotated[int, configs.Range("[1, 1e6]", -1, "all remaining devices")]
 _Own = Annotated[int, configs.Range("[1, 1e6]", 0, "the clip's own")]
 # What `transforms.stages` reads: the share of the steps, and kinds of windows.
 _Kind = tuple[_Own, _Own, _Own, configs.Size]

@@ -1,4 +1,4 @@
-"""What the video VAE learns: reconstruction, bands, LPIPS, KL, late a discriminator.
+"""The video VAE's loss: pixels, bands, LPIPS, KL, and later in the run a discriminator.
 
 Letters: b batch, t time, h height, w width, c channels, n windows.
 """
@@ -20,17 +20,18 @@ _BAND_LEVELS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """How much each term of the loss counts; 0 leaves it out.
+    """The weight of each term of the loss; 0 leaves it out.
 
-    Absolute errors alone stall at first: a flat grey video is the median of everything,
-    and nothing pulls away from it; squared errors do. `bands` needs no network and no
-    download: it weighs edges and motion at several scales (see `band_error`).
+    Absolute error alone stalls at first: a flat grey video is the median of all videos,
+    and its gradient does not lead away from there; that of squared error does. `bands`
+    needs no network and no download: it weighs edges and motion at several scales (see
+    `band_error`).
 
-    adversarial: of the discriminator's judgement, as a share of the gradient that the
-    other terms have at the decoder's output (the adaptive weight of arXiv 2012.09841,
-    there of the last layer). lpips: of the perceptual distance, the mean over frames,
-    whose network's weights are the file `lpips_weights`. adversarial_start: the share of
-    the run after which it begins. disc_learning: weight of the discriminator's own loss.
+    adversarial: of the discriminator's judgement, as a share of the gradient of the
+    other terms at the decoder's output (the adaptive weight of arXiv 2012.09841, which
+    takes the last layer instead). adversarial_start: the share of the run after which
+    that term starts. disc_learning: of the discriminator's own loss. lpips: of the
+    perceptual distance, the mean over frames; `lpips_weights` is the file of its network.
     """
 
     l1: configs.Factor = 1.0
@@ -50,18 +51,18 @@ class Weights:
             )
         if self.lpips and not self.lpips_weights:
             raise ValueError(
-                f"lpips is {self.lpips:g}, but lpips_weights names no file of weights, "
-                "which are not shipped: `python -m sora_jax.convert` makes one; without "
-                "it the other terms can be learned"
+                f"lpips is {self.lpips:g}, but lpips_weights names no file of weights; "
+                "they are not shipped: `python -m sora_jax.convert` makes the file, or "
+                "set lpips to 0"
             )
 
 
 def band_error(error_bthwc: jax.Array) -> jax.Array:
     """Mean absolute Haar details of an error, in time, height and width: float32 [b].
 
-    At each of some scales the differences between neighbours along each axis; then
-    height and width are averaged in pairs. Details and averages are linear, so those of
-    the error are the differences of those of two videos.
+    At each scale these are the differences between neighbours along each axis; then
+    height and width are averaged in pairs. Both are linear, so the details of the error
+    are the differences between the details of the two videos.
     """
     total_b = jnp.zeros(error_bthwc.shape[0], jnp.float32)
     total_b = sharding.reshard(total_b, "batch")
@@ -79,21 +80,20 @@ def band_error(error_bthwc: jax.Array) -> jax.Array:
 
 
 class Reconstruction:
-    """The video VAE's loss, and that of the discriminator that judges it.
+    """The losses of the video VAE and of the discriminator that judges it.
 
-    Both are trained in the same step: the VAE does not move the discriminator, nor the
-    discriminator the VAE, because each sees the other's part as constant. Losses are
-    float32.
+    Both are trained in the same step, each with the other treated as constant. Losses
+    are float32.
 
     Args:
       config: of the VAE.
       weights: of the terms.
-      judge: the discriminator's config; used where `weights.adversarial` is not 0.
-      perception: of LPIPS; used where `weights.lpips` is not 0. The network {"lpips"} is
-        then to be given as one that is not trained.
+      judge: the discriminator's config; used if `weights.adversarial` is not 0.
+      perception: LPIPS's config; used if `weights.lpips` is not 0. The network {"lpips"}
+        must then be among the fixed ones.
 
     Batches: an entry for each kind of video, uint8 or float32 [b, t, h, w, 3] with its
-    own sizes; float is in [-1, 1]. Every video weighs the same, of whatever kind.
+    own sizes; floats are in [-1, 1]. Every video weighs the same, whatever its kind.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Reconstruction:
             b, t, h, w, _ = batch[name].shape
             shape = (b, *self.config.latent_shape(t, h, w))
             layout = sharding.out_sharding("batch", None, None, None, None)
-            # The first keeps the key: runs of one kind are what they were before.
+            # The first kind keeps the key, so that runs with one kind do not change.
             own = jax.random.fold_in(key, place) if place else key
             noise = jax.random.normal(own, shape, out_sharding=layout)
             judged = jnp.full(b, share >= self.weights.adversarial_start, jnp.float32)
@@ -163,7 +163,7 @@ class Reconstruction:
         return total, weight, metrics
 
     def _errors(self, modules, decoded, video):
-        """The sum over rows of the weighted errors, and each of them by row."""
+        """The sum over rows of the weighted errors, and each error by row."""
         error, per_row = decoded - video, (1, 2, 3, 4)
         mse_b = jnp.mean(jnp.square(error), per_row)
         terms = {
@@ -175,7 +175,7 @@ class Reconstruction:
             terms["bands"] = band_error(error)
             loss_b = loss_b + self.weights.bands * terms["bands"]
         if self.weights.lpips:
-            # Its kernels see whole frames, of this device's rows.
+            # LPIPS takes whole frames, so only rows are sharded.
             pair = (
                 sharding.reshard(x, "batch", *(None,) * 4) for x in (decoded, video)
             )
@@ -184,10 +184,10 @@ class Reconstruction:
         return jnp.sum(loss_b), terms
 
     def _judge(self, modules, decoded, video, judged_b):
-        """The hinge losses of both sides where the step is judged, else 0.
+        """The hinge losses of both networks if the step is judged, else 0.
 
-        What moves the decoder is the gradient at its output, scaled; the value that is
-        added to the loss is the scaled judgement itself.
+        The decoder gets the scaled gradient at its output; the value added to the loss is
+        the scaled judgement itself.
         """
         judge = modules["discriminator"]
 

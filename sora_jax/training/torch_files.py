@@ -1,4 +1,4 @@
-"""Files that torch wrote, read in an environment of its own: ours has no torch.
+"""Files written by torch, read in a separate environment, since ours has no torch.
 
 Pickles are read with weights_only, which loads tensors and refuses code.
 """
@@ -19,19 +19,19 @@ def read(
     python: str | pathlib.Path = PEERS,
     probe: pathlib.Path | None = None,
 ) -> dict[str, np.ndarray]:
-    """Returns a file's tensors by name, in its order, dots between nested keys.
+    """Returns a file's tensors by name, in the file's order, with dotted nested keys.
 
     Args:
-      file: a pickle of tensors; where `probe` is given a TorchScript, which is a program
-        and is run: the caller has checked its hash.
-      python: of an environment with torch and safetensors.
-      probe: a safetensors file with a clip `video`; what the TorchScript makes of it
-        comes back as `probe`.
+      file: a pickle of tensors; with `probe` a TorchScript, which is a program and is
+        run, so the caller must have checked its hash.
+      python: the Python of an environment with torch and safetensors.
+      probe: a safetensors file with a clip `video`; the TorchScript's output for it is
+        returned as `probe`.
 
     Raises:
-      FileNotFoundError: the file, or that Python, is missing.
-      ValueError: the file is damaged or holds more than tensors, or that Python has no
-        torch.
+      FileNotFoundError: the file or that Python is missing.
+      ValueError: the file is damaged or holds something other than tensors, or that
+        Python has no torch.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing")
@@ -43,16 +43,16 @@ def read(
         except OSError:
             raise FileNotFoundError(_no_torch(python)) from None
         if ended.returncode:
-            last = (ended.stderr.strip().splitlines() or ["it ended"])[-1]
+            last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
             if "ModuleNotFoundError" in last:
                 raise ValueError(_no_torch(python))
-            raise ValueError(f"torch cannot read {file} as what it should be: {last}")
+            raise ValueError(f"torch cannot read {file}: {last}")
         return safetensors.numpy.load_file(out)
 
 
 def _no_torch(python: str | pathlib.Path) -> str:
     return (
-        f"{python} is no Python with torch and safetensors, which its files are read "
-        "with: install launch/requirements/peers.txt into an environment of its own and "
+        f"{python} is not a Python with torch and safetensors, which reading torch files "
+        "needs: install launch/requirements/peers.txt into a separate environment and "
         "name its Python with --torch_python"
     )

@@ -1,13 +1,13 @@
-"""Turns a file that torch wrote into safetensors. Run by the peers' Python, not by ours.
+"""Converts a torch file to safetensors. Run by the peers' Python, not by ours.
 
     python torch_reader.py SOURCE OUT [PROBE]
 
-SOURCE is a pickle of tensors, read with weights_only, so that it can run no code; OUT
-gets its tensors, dots between the keys of nested dicts. Where PROBE is given, SOURCE is a
-TorchScript, which is a program: it is run on the clip of the file PROBE, and OUT also gets
-what it makes of it, under "probe". The caller has checked the file's hash by then.
+SOURCE is a pickle of tensors, read with weights_only, so that it cannot run code; OUT
+gets its tensors, with dots between the keys of nested dicts. With PROBE, SOURCE is a
+TorchScript, which is a program: it is run on the clip in the file PROBE, and OUT also gets
+the result as "probe". The caller has checked the file's hash.
 
-Nobody imports this file; it stands here because `torch_files.py` starts it.
+No module imports this file; `torch_files.py` runs it.
 """
 
 import sys
@@ -17,7 +17,7 @@ import torch
 
 
 def flatten(tree, name: str = ""):
-    """Yields (dotted name, tensor) of nested dicts; what is no tensor is left out."""
+    """Yields (dotted name, tensor) of nested dicts, skipping everything else."""
     if isinstance(tree, torch.Tensor):
         yield name, tree
     elif isinstance(tree, dict):
@@ -36,7 +36,7 @@ def main(source: str, out: str, probe: str | None = None) -> None:
         options = {"rescale": False, "resize": False, "return_features": True}
         with torch.inference_mode():
             found["probe"] = script(video, **options)
-    # Copies: a tensor may share its memory with another, which a file cannot.
+    # Copies, since safetensors refuses tensors that share memory.
     found = {name: x.detach().clone().contiguous() for name, x in found.items()}
     safetensors.torch.save_file(found, out)
 

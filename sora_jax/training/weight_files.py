@@ -1,8 +1,8 @@
-"""Tensors of safetensors files, read where they lie.
+"""Tensors of memory-mapped safetensors files.
 
 A folder holds one file, or several with an index that says which tensor is in which.
-Everything is checked when it is opened; the numbers are then views of the files' own
-pages, so that reading a part of a tensor copies that part and nothing else.
+Everything is checked when it is opened; the tensors are views of the mapped files, so
+that reading a part of a tensor copies only that part.
 """
 
 import json
@@ -17,29 +17,29 @@ import safetensors.numpy
 
 from sora_jax.core import digests, paths
 
-# Weights are these; quantised ones would need scales that our layers do not have.
+# Types of weights; quantized ones would need scales that our layers do not have.
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
 }
-# No weight is as large: its square would leave float32's range. A flipped high bit of an
-# exponent makes such numbers of weights below 2; safetensors has no checksum.
+# No weight is this large: its square would overflow float32. A flipped high bit of the
+# exponent turns weights below 2 into such values; safetensors has no checksum.
 LIMIT = 2.0**64
-_AT_ONCE = 2**18  # numbers, which stay in a processor's cache
+_AT_ONCE = 2**18  # values, which fit in a processor's cache
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def find_impossible(array: np.ndarray) -> float | None:
-    """The first number that no weight is (NaN, or of LIMIT or more), or None.
+    """The first value that cannot be a weight (NaN, or LIMIT or more), or None.
 
     Args:
       array: float32, float16 or bfloat16, contiguous.
     """
-    # Numbers without their sign are ordered as their bits are, NaN above infinity; and
-    # numpy compares whole numbers many times faster than those of bfloat16.
+    # Without the sign, floats are ordered like their bits, with NaN above infinity; and
+    # numpy compares integers many times faster than bfloat16.
     kind = np.dtype(f"u{array.itemsize}").type
-    with np.errstate(over="ignore"):  # float16 ends before
+    with np.errstate(over="ignore"):  # beyond float16's range
         limit = np.asarray(LIMIT).astype(array.dtype).view(kind)
     bits = array.reshape(-1).view(kind)
     sign = kind(1 << (8 * array.itemsize - 1))
@@ -54,8 +54,8 @@ class TensorFiles(Mapping):
     """Tensors by name; each is a read-only numpy view of its file.
 
     Args:
-      folder: where they are.
-      stem: of the files: "diffusion_pytorch_model" for diffusers, "model" for
+      folder: of the files.
+      stem: of the files' names: "diffusion_pytorch_model" for diffusers, "model" for
         transformers.
 
     Attributes:
@@ -63,8 +63,8 @@ class TensorFiles(Mapping):
 
     Raises:
       FileNotFoundError: there is no such file, or one that the index names is missing.
-      ValueError: a file is damaged, is not what it claims to be, or holds numbers of
-        a type that is no weight's.
+      ValueError: a file is damaged, is not a safetensors file, or holds values of a type
+        that weights do not have.
     """
 
     def __init__(self, folder: pathlib.Path, stem: str):
@@ -97,9 +97,9 @@ class TensorFiles(Mapping):
                 whole.keys()
         except safetensors.SafetensorError as error:
             raise ValueError(
-                f"{path} is damaged, or no safetensors file: {error}"
+                f"{path} is damaged or not a safetensors file: {error}"
             ) from None
-        except OSError as error:  # it does not say of which file
+        except OSError as error:  # its message does not name the file
             raise OSError(f"{path} cannot be read: {error}") from None
         pages = np.memmap(path, np.uint8, "r")
         (length,) = struct.unpack("<Q", pages[:8].tobytes())
@@ -115,14 +115,14 @@ class TensorFiles(Mapping):
         for name, entry in header.items():
             if len(name) > 256 or not name.isprintable():
                 raise ValueError(
-                    f"{path} is damaged: {name[:80]!r} is no tensor's name"
+                    f"{path} is damaged: {name[:80]!r} is not a tensor's name"
                 )
             if name in self._views:
                 raise ValueError(f"{path}: {name} is in another file as well")
             first, last = entry["data_offsets"]
             flat = pages[8 + length + first : 8 + length + last]
             if len(flat) and (8 + length + first) % DTYPES[entry["dtype"]].itemsize:
-                flat = flat.copy()  # written without padding: rare, and small files
+                flat = flat.copy()  # an unaligned file: rare and small
             view = flat.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
             self._views[name] = view
         self._where |= dict.fromkeys(header, path.name)
@@ -138,14 +138,14 @@ class TensorFiles(Mapping):
 
 
 def read_json(path: pathlib.Path, *, is_peers: bool = False) -> dict:
-    """Reads the fields that a file of a folder of weights holds.
+    """Reads a JSON file of a folder of weights.
 
     Args:
       path: the file.
-      is_peers: it is not checked, though its folder may have digests of other files.
+      is_peers: it has no digest, though its folder may hold digests of other files.
 
     Raises:
-      FileNotFoundError, ValueError: it is missing, damaged, or no JSON object.
+      FileNotFoundError, ValueError: it is missing, damaged, or not a JSON object.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
@@ -155,7 +155,7 @@ def read_json(path: pathlib.Path, *, is_peers: bool = False) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it holds no fields")
+        raise ValueError(f"{path} is damaged: it is not a JSON object")
     return found
 
 
@@ -168,14 +168,14 @@ def exist(folder: pathlib.Path, stem: str) -> bool:
 def _read_index(path: pathlib.Path) -> dict[str, str]:
     placed = read_json(path).get("weight_map")
     if not isinstance(placed, dict) or not placed:
-        raise ValueError(f"{path} is no index of tensors: it has no weight_map")
+        raise ValueError(f"{path} is not an index of tensors: it has no weight_map")
     files = [*placed.values()]
     for name in files:
         plain = isinstance(name, str) and pathlib.PurePath(name).name == name
         if not plain or not name.endswith(".safetensors"):
             raise ValueError(
-                f"{path} names {name!r}; a file of weights lies beside the index and "
-                "ends in .safetensors"
+                f"{path} names {name!r}; a file of weights must be in the folder of the "
+                "index and end in .safetensors"
             )
     return placed
 
@@ -191,12 +191,12 @@ def _compare(index: pathlib.Path, placed: Mapping, found: Mapping) -> None:
 def write(
     folder: pathlib.Path, stem: str, tensors: Mapping, max_bytes: int = 5 * 10**9
 ) -> None:
-    """Writes tensors as one safetensors file, or as several and an index.
+    """Writes tensors as one safetensors file, or as several with an index.
 
-    One file's tensors are on the host at a time.
+    Only one file's tensors are on the host at a time.
 
     Args:
-      folder: where to; it is made.
+      folder: to write to; it is created.
       stem: of the files' names.
       tensors: arrays of one of DTYPES by name, on any device.
       max_bytes: of one file, where no single tensor is larger.

@@ -137,8 +137,8 @@ def test_more_linear_channels_than_there_are_is_refused(linear_channels):
 def test_a_rotation_evens_variances(k):
     variance_k = np.exp(-0.5 * np.arange(k))
     rotation_kk = principal.equalize_variance(variance_k, np.random.default_rng(0))
-    np.testing.assert_allclose(rotation_kk.T @ turn_kk, np.eye(k), atol=1e-9)
-    found = np.diag(rotation_kk.T @ np.diag(variance_k) @ turn_kk)
+    np.testing.assert_allclose(rotation_kk.T @ rotation_kk, np.eye(k), atol=1e-9)
+    found = np.diag(rotation_kk.T @ np.diag(variance_k) @ rotation_kk)
     np.testing.assert_allclose(found, variance_k.mean(), rtol=1e-6)
 
 

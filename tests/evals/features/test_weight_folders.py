@@ -59,7 +59,7 @@ def convert(peers_python):
     [
         ("", "config.json is damaged"),
         ("[" * 100_000, "config.json is damaged: maximum recursion"),
-        ("[]", "config.json is damaged: it holds no fields"),
+        ("[]", "config.json is damaged: it is not a JSON object"),
         ('{"kind": ["i3d"]}', "kind is .*, it must be one of"),
         ('{"kind": "i3d", "sha256": "0"}', "config.json lacks the network's config"),
         ('{"kind": "i3d", "sha256": 3, "config": {}}', "config.json lacks"),
