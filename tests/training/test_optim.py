@@ -167,7 +167,7 @@ def test_moments_in_bfloat16_halve_the_state_and_move_alike(muon):
 
 
 def test_moments_that_bfloat16_would_round_away_are_refused():
-    with pytest.raises(ValueError, match=r"b1, b2 and momentum are at most 0\.95"):
+    with pytest.raises(ValueError, match=r"b1, b2 and momentum must be at most 0\.95"):
         optim.Config(moments="bfloat16", b2=0.999)
     with pytest.raises(ValueError, match="moments is 'float8': 'float32' or"):
         optim.Config(moments="float8")

@@ -216,7 +216,7 @@ def test_other_weights_are_refused(folder):
 
 def test_without_the_peers_environment(tmp_path):
     (tmp_path / "a.pt").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match="no Python with torch"):
+    with pytest.raises(FileNotFoundError, match="not a Python with torch"):
         weight_folders.convert(
             tmp_path / "a.pt", tmp_path / "b", python=tmp_path / "none"
         )
