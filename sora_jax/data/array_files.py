@@ -1,12 +1,12 @@
 """Folders of ArrayRecord files: written part by part, read by index, verified.
 
-A folder is written as numbered parts under `.partial/`; a part is whole or absent, so an
-interrupted job goes on with the parts that are missing. When all are there they get
-their final names, `index/00000.jsonl` beside each file says what is in it, and last of
-all the manifest is written, which makes the folder finished.
+A folder is written as numbered parts under `.partial/`. A part is complete or absent, so
+an interrupted job continues with the missing parts. When all are written, they get their
+final names, `index/00000.jsonl` lists the records of each file, and the manifest is
+written last; a folder with a manifest is finished.
 
-ArrayRecord hashes every chunk, so a flipped byte raises inside the reader; readers of
-this module get the reason as a value and decide.
+ArrayRecord hashes every chunk, so a flipped byte raises inside the reader; this module
+returns the reason as a value, and the caller decides.
 """
 
 import bisect
@@ -28,7 +28,7 @@ from sora_jax.core import digests, paths
 from sora_jax.data import records
 
 FORMAT = 2
-# One record a chunk: what random access wants, and what TFDS and grain expect.
+# One record a chunk, for random access; TFDS and grain expect it too.
 _WRITER_OPTIONS = "group_size:1"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _OPEN_FILES = 128
@@ -36,7 +36,7 @@ _REMOVED = ".removed"
 
 
 class ShardsError(ValueError):
-    """A folder that cannot be written or read as it is asked for; says why."""
+    """A folder cannot be written or read as requested; the message says why."""
 
 
 # -- array record files ---------------------------------------------------------------
@@ -45,15 +45,15 @@ class ShardsError(ValueError):
 def _write_file(
     path: pathlib.Path, raw_records: Iterable[bytes], compression: str
 ) -> tuple[int, str]:
-    """Writes a whole file or nothing; returns its size and its SHA-256."""
+    """Writes a file atomically; returns its size and its SHA-256."""
     options = f"{_WRITER_OPTIONS},{compression}"
     with paths.replacing(path) as temporary:
-        with _told_by_writer(path):
+        with _writer_errors(path):
             writer = array_record_module.ArrayRecordWriter(str(temporary), options)
         for raw in raw_records:
-            with _told_by_writer(path):
+            with _writer_errors(path):
                 writer.write(raw)
-        with _told_by_writer(path):
+        with _writer_errors(path):
             writer.close()
         descriptor = os.open(temporary, os.O_RDONLY)
         os.fsync(descriptor)
@@ -63,8 +63,8 @@ def _write_file(
 
 
 @contextlib.contextmanager
-def _told_by_writer(path: pathlib.Path) -> Iterator[None]:
-    """Turns what ArrayRecord says of a full disk and the like into OSError."""
+def _writer_errors(path: pathlib.Path) -> Iterator[None]:
+    """Turns ArrayRecord's RuntimeError for a full disk and the like into OSError."""
     try:
         yield
     except RuntimeError as error:
@@ -112,7 +112,7 @@ class _Files:
             return reader
 
     def read(self, indices: Sequence[int]) -> list[bytes | str]:
-        """Returns each record's bytes, or the reason why they cannot be had."""
+        """Returns each record's bytes, or the reason why it cannot be read."""
         by_file = collections.defaultdict(list)
         for place, index in enumerate(indices):
             file, position = self.locate(index)
@@ -128,15 +128,15 @@ class _Files:
     def _read_positions(self, file: int, positions: Sequence[int]) -> list[bytes | str]:
         try:
             reader = self._reader(file)
-            found = reader.num_records()
-            if found != self._counts[file]:
-                reason = f"the file has {found} records, not {self._counts[file]}"
+            count = reader.num_records()
+            if count != self._counts[file]:
+                reason = f"the file has {count} records, not {self._counts[file]}"
                 return [reason] * len(positions)
             return reader.read(list(positions))
         except (RuntimeError, IndexError, ValueError) as error:
             if len(positions) == 1:
                 return [str(error)]
-            # One of them is damaged; asked one by one, the others are still there.
+            # One of them is damaged; read one by one, the others are still available.
             return [self._read_positions(file, [p])[0] for p in positions]
 
     def close(self) -> None:
@@ -150,16 +150,16 @@ class _Files:
 
 
 def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) -> bool:
-    """Takes a folder for these settings; returns whether it has been finished once.
+    """Claims a folder for these settings; returns whether it is already finished.
 
     Raises:
-      ShardsError: it was made with other settings, or is not ours.
+      ShardsError: it was made with other settings, or holds other files.
     """
     begun = out / ".partial" / "settings.json"
     for place in (out / manifest_name, begun):
         if place.exists():
-            found = json.loads(digests.read(place))["settings"]
-            if differences := _differences(found, settings):
+            existing = json.loads(digests.read(place))["settings"]
+            if differences := _differences(existing, settings):
                 raise ShardsError(
                     f"{out} was made with other settings; choose another folder or "
                     "delete this one:\n  " + "\n  ".join(differences)
@@ -169,27 +169,27 @@ def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) ->
     if not begun.exists():
         ours = {"report.json", digests.FILE, begun.parent.name, _REMOVED, paths.LOCK}
         if out.exists() and {path.name for path in out.iterdir()} - ours:
-            raise ShardsError(f"{out} is not empty and holds no shards of ours")
+            raise ShardsError(f"{out} is not empty, and its files are not shards")
         digests.store(begun, json.dumps({"settings": settings}, indent=1))
     return False
 
 
-def _differences(found: Any, asked: Any, name: str = "") -> list[str]:
-    if isinstance(found, dict) and isinstance(asked, dict):
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
         lines = []
-        for key in sorted({*found, *asked}):
+        for key in sorted({*old, *new}):
             inner = f"{name}.{key}" if name else key
-            lines += _differences(found.get(key), asked.get(key), inner)
+            lines += _differences(old.get(key), new.get(key), inner)
         return lines
-    return [] if found == asked else [f"{name}: {found} there, {asked} asked for"]
+    return [] if old == new else [f"{name}: {old} there, {new} asked for"]
 
 
 def plain(value: Any) -> Any:
-    """Returns the value as JSON gives it back."""
+    """Returns the value after a round trip through JSON."""
     return json.loads(json.dumps(value, sort_keys=True))
 
 
-# A folder for each part, and its list of digests, since several processes write them.
+# Each part has its own folder and list of digests, since several processes write them.
 def _part_file(folder: pathlib.Path, part: int) -> pathlib.Path:
     return folder / ".partial" / f"{part:05d}" / "part.array_record"
 
@@ -199,7 +199,7 @@ def _part_summary(folder: pathlib.Path, part: int) -> pathlib.Path:
 
 
 def has_part(folder: pathlib.Path, part: int) -> bool:
-    """Returns whether a part has been written as a whole."""
+    """Returns whether a part is complete."""
     return _part_summary(folder, part).exists()
 
 
@@ -210,9 +210,9 @@ def store_part(
     summary: dict[str, Any],
     compression: str = "zstd",
 ) -> None:
-    """Writes one part's records, then the summary that says that they are whole.
+    """Writes one part's records, then its summary, which marks it as complete.
 
-    `summary` may still be filled while the records are drawn.
+    `summary` may be filled while the records are iterated over.
     """
     entries: list[Mapping[str, Any]] = []
 
@@ -232,11 +232,11 @@ def collect(
 ) -> tuple[list, list]:
     """Moves the finished parts to their final names and writes their index.
 
-    The names do not say how many files there are, so that more can be added to `after`
-    files that the folder has.
+    The names do not hold the number of files, so that files can be added behind the
+    `after` files that the folder has.
 
     Returns:
-      What the manifest says of each file, and the summaries of all parts.
+      The manifest's entry of each file, and the summaries of all parts.
     """
     summaries = [
         json.loads(digests.read(_part_summary(out, part))) for part in range(num_parts)
@@ -245,7 +245,7 @@ def collect(
     files, seen = [], set()
     for number, part in enumerate(kept, after):
         name = f"{prefix}.array_record-{number:05d}"
-        if _part_file(out, part).exists():  # else an interrupted run has moved it
+        if _part_file(out, part).exists():  # otherwise an interrupted run moved it
             os.replace(_part_file(out, part), out / name)
         entries = summaries[part]["index"]
         ids = {entry["id"] for entry in entries}
@@ -267,22 +267,22 @@ def collect(
 
 
 def discard_parts(out: pathlib.Path) -> None:
-    """Removes what a finished folder was built in, if it is there.
+    """Removes `.partial/` of a finished folder, if it exists.
 
-    The folder first gets another name: of one that is half removed when the job is
-    killed, the digests could be missing or the parts be taken for those of another run.
+    It is renamed first: if the job were killed while removing it, digests could be
+    missing, or its parts be taken for those of another run.
     """
     removed = out / _REMOVED
-    shutil.rmtree(removed, ignore_errors=True)  # of a job that was killed here
+    shutil.rmtree(removed, ignore_errors=True)  # left by a job that was killed here
     if (out / ".partial").exists():
         os.replace(out / ".partial", removed)
         shutil.rmtree(removed, ignore_errors=True)
 
 
 def digest(entries: Iterable[Mapping[str, Any]]) -> str:
-    """Hashes ids, contents and captions in order, whatever the files look like.
+    """Hashes ids, contents and captions in order, independent of the files' layout.
 
-    Records of text alone have no captions beside them.
+    Text states have no captions in the index.
     """
     hashed = hashlib.sha256()
     for entry in entries:
@@ -295,7 +295,7 @@ def digest(entries: Iterable[Mapping[str, Any]]) -> str:
 
 
 class Records:
-    """What clips and caches have in common: records by index, verified."""
+    """Verified records by index; the base of shards and caches."""
 
     def __init__(self, folder: pathlib.Path, manifest: dict[str, Any]):
         self.folder, self.manifest = folder, manifest
@@ -309,12 +309,14 @@ class Records:
         return len(self._file_records)
 
     def entry(self, index: int) -> dict[str, Any]:
-        """Returns what the index says of a record, without reading the record."""
+        """Returns a record's index entry, without reading the record."""
         file, position = self._file_records.locate(index)
         if file not in self._indices:
             path = self.folder / "index" / f"{file:05d}.jsonl"
             if paths.sha256_file(path) != self.manifest["files"][file]["index_sha256"]:
-                raise ShardsError(f"{path} is not what was written; prepare it again")
+                raise ShardsError(
+                    f"{path} has changed since it was written; prepare it again"
+                )
             lines = path.read_text().splitlines()
             self._indices[file] = [json.loads(line) for line in lines]
         return self._indices[file][position]
@@ -324,7 +326,7 @@ class Records:
         return self.entry(index)["captions"]
 
     def all_captions(self, tiers: Collection[str] = records.TIERS) -> Iterator[str]:
-        """Yields every caption of these tiers, as a tokenizer is trained on."""
+        """Yields every caption of these tiers."""
         for index in range(len(self)):
             yield from records.captions_of(self.captions(index), tiers)
 
@@ -371,11 +373,16 @@ def count_captions(entries: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def read_manifest(folder: pathlib.Path, name: str, what: str) -> dict[str, Any]:
-    """Returns the manifest of a finished folder; `what` it should hold, in words.
+    """Returns the manifest of a finished folder.
+
+    Args:
+      folder: the folder.
+      name: of the manifest's file.
+      what: the folder should hold, in words, for the message.
 
     Raises:
-      ShardsError: it is not finished, or of another format.
-      digests.Damaged: the manifest is not what was written.
+      ShardsError: the folder is not finished, or has another format.
+      digests.Damaged: the manifest differs from what was written.
     """
     if not (folder / name).exists():
         unfinished = (folder / ".partial").exists()
@@ -384,7 +391,7 @@ def read_manifest(folder: pathlib.Path, name: str, what: str) -> dict[str, Any]:
             + (": prepare was interrupted; run it again" if unfinished else "")
         )
     manifest = json.loads(digests.read(folder / name))
-    found = manifest["settings"]["format"]
-    if found != FORMAT:
-        raise ShardsError(f"{folder} has format {found}; this code reads {FORMAT}")
+    stored = manifest["settings"]["format"]
+    if stored != FORMAT:
+        raise ShardsError(f"{folder} has format {stored}; this code reads {FORMAT}")
     return manifest

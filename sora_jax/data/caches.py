@@ -222,10 +222,10 @@ def read_manifest(
 
 
 def split(raw: bytes, entry: Mapping[str, Any], what: str) -> tuple[bytes, bytes]:
-    """Returns header and content of a record, safetensors bytes of one tensor.
+    """Returns header and content of a record, the safetensors bytes of one tensor.
 
     Raises:
-      ValueError: the content is not that of the index.
+      ValueError: the content's hash is not that of the index.
     """
     start = 8 + int.from_bytes(raw[:8], "little")
     header, content = raw[8:start], raw[start:]
@@ -235,10 +235,9 @@ def split(raw: bytes, entry: Mapping[str, Any], what: str) -> tuple[bytes, bytes
 
 
 class Cache(array_files.Records):
-    """A finished folder, whose records stay in memory once they have been read.
+    """A finished folder that keeps records in memory, up to `memory_bytes`.
 
-    Until `memory_bytes` are used; from the second epoch on nothing is then read, parsed
-    or hashed.
+    Records that are kept are not read, parsed or hashed again in later epochs.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which of a clip's captions an example is trained with, and how much of it."""
+"""Which of a clip's captions an example uses, and warnings of captions that are cut."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,8 @@ NO_CAPTION = "none"
 class CaptionSampler:
     """Draws one of a clip's captions by the probabilities of their tiers.
 
-    A clip seldom has all tiers: the probabilities of those that it has are scaled up.
-    A clip that has none of the tiers asked for is trained without text.
+    If a clip lacks some tiers, the probabilities of its other tiers are scaled up. A clip
+    with none of these tiers is trained without text.
 
     Args:
       probabilities: weight of each tier, such as {"short": 0.2, "dense": 0.8}.
@@ -42,9 +42,8 @@ class CaptionSampler:
     ) -> tuple[str, str]:
         """Returns (text, tier); ("", "none") where the clip has no such caption.
 
-        Each of several captions of the tier is as likely. Draws exactly one number, so
-        that the rest of the example's randomness does not depend on which captions
-        there are.
+        The captions of a tier are equally likely. Draws exactly one number, so that the
+        rest of the example's randomness does not depend on its captions.
         """
         drawn = rng.random()
         there = [tier for tier in self.probabilities if captions.get(tier)]
@@ -56,19 +55,19 @@ class CaptionSampler:
             if drawn < 0:
                 break
         several = records.variants(captions[tier])
-        within = 1 + drawn / self.probabilities[tier]  # what the tier left undrawn
+        within = 1 + drawn / self.probabilities[tier]  # uniform in [0, 1)
         return several[min(int(within * len(several)), len(several) - 1)], tier
 
     def has(self, captions: Mapping[str, str]) -> bool:
-        """Whether a clip has a caption of the tiers asked for."""
+        """Whether a clip has a caption of these tiers."""
         return any(captions.get(tier) for tier in self.probabilities)
 
     def check(self, counts: Mapping[str, int], option: str = "text.tiers") -> None:
-        """Refuses data that has captions, but none of the tiers asked for.
+        """Refuses data without any caption of these tiers.
 
         Args:
           counts: number of captions by tier, `manifest["captions"]` of the shards.
-          option: where the tiers are asked for, for the message.
+          option: that names the tiers, for the message.
 
         Raises:
           ValueError: every example would be trained without text.
@@ -82,12 +81,12 @@ class CaptionSampler:
 
 
 def warn_of_cut(tokens: Sequence[int], length: int, option: str) -> None:
-    """Says on stderr how many captions are cut, where they are more than 1 %.
+    """Warns on stderr if more than 1 % of captions are cut.
 
     Args:
-      tokens: that each caption has, with the end mark.
+      tokens: of each caption, with the end mark.
       length: tokens that are kept.
-      option: what sets the length.
+      option: that sets the length.
     """
     ascending = sorted(tokens)
     cut = sum(count > length for count in ascending)
@@ -96,6 +95,6 @@ def warn_of_cut(tokens: Sequence[int], length: int, option: str) -> None:
         wanted = f"{option}={most} cuts 1 % of them at most, {option}={longest} none"
         print(
             f"captions: {cut / len(ascending):.1%} of {len(ascending)} have more than "
-            f"{length} tokens, and are cut; {wanted}",
+            f"{length} tokens and are cut; {wanted}",
             file=sys.stderr,
         )

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# A cut changes pixels by this much of full scale on the mean, and by so many times what
-# the steps around it do; the form is PySceneDetect's AdaptiveDetector.
+# A cut changes pixels by at least this share of full scale on average, and by this factor
+# more than the steps around it, as in PySceneDetect's AdaptiveDetector.
 _LEAST_CHANGE, _RATIO, _AROUND = 0.045, 3.0, 3
 _SIDE = 128  # pixels of the shorter side that are looked at, at least
 
@@ -20,9 +20,9 @@ def find(change_p: Sequence[float]) -> list[int]:
 
         C_t >= 0.045 and C_t >= 3 * median of C_s, 0 < |s - t| <= 3.
 
-    Both count: a fast pan changes every pixel, but in every step; a still video has no
-    usual step to exceed, but does not reach the first limit. A dissolve is not found,
-    nor a cut between shots that look alike.
+    Both conditions are needed: a fast pan changes every pixel, but in every step; noise
+    in a still video exceeds its median, but not the first limit. Dissolves are not
+    found, nor cuts between shots that look alike.
 
     Args:
       change_p: C_1, C_2, ..., two or more, of full scale.
@@ -38,7 +38,7 @@ def find(change_p: Sequence[float]) -> list[int]:
 def shots(frames_thwc: np.ndarray) -> tuple[tuple[int, int], ...]:
     """Returns (first frame, one past the last) of each shot of a clip uint8.
 
-    Of large frames a grid of pixels is looked at.
+    Large frames are subsampled.
     """
     num_frames, height, width = frames_thwc.shape[:3]
     step = max(1, min(height, width) // _SIDE)

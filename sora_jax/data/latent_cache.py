@@ -1,10 +1,10 @@
-"""Cached latents: what the video VAE makes of each clip, computed once.
+"""Cached latents: the video VAE's encoding of each clip, computed once.
 
-A folder holds latents.array_record-* files whose records are safetensors bytes with one
-float32 tensor `latents` and the clip's id, captions, fps and state beside it, and
-`latents.json`: which VAE, which clips and which preprocessing they come from, and the
-mean and standard deviation of each channel. A cache of other weights or other clips is
-refused with the reason.
+A folder holds latents.array_record-* files, whose records are safetensors bytes with one
+float32 tensor `latents` and the clip's id, captions, fps and state as metadata, and
+`latents.json`, which names the VAE, the clips and the preprocessing that they come from,
+and has the mean and standard deviation of each channel. Opening a cache of other weights
+or other clips raises an error.
 
 Letters: n clips, t time, h height, w width, c channel.
 """
@@ -32,7 +32,7 @@ _NAME = "latents"
 class LatentRecord:
     """One clip's latents, float32[t, h, w, c], and its text.
 
-    `header` is the record's safetensors header, which says all of it once more.
+    `header` is the record's safetensors header, with the text and the state as JSON.
     """
 
     id: str
@@ -43,7 +43,7 @@ class LatentRecord:
 
     @property
     def state_json(self) -> str | None:
-        """The toy world's scene, where there is one."""
+        """The toy world's scene as JSON; None for other clips."""
         metadata = json.loads(self.header)["__metadata__"]
         return json.loads(metadata["record"])["state_json"]
 
@@ -187,12 +187,12 @@ class Latents(caches.Cache):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(t, h, w, c) of the latents, which all have the same."""
+        """(t, h, w, c) of the latents; ShardsError if they differ."""
         return self._common("shape")
 
     @property
     def fps(self) -> float:
-        """Frames a second of the clips, which is the same for all."""
+        """Frames a second of the clips; ShardsError if they differ."""
         return self._common("fps")
 
     def _common(self, field: str) -> Any:
@@ -206,7 +206,7 @@ class Latents(caches.Cache):
 
     @property
     def digests(self) -> list[str]:
-        """What names the clips, their latents and captions."""
+        """The digest of the clips' ids, latents and captions."""
         return [self.manifest["digest"]]
 
     @property
@@ -219,8 +219,8 @@ class Latents(caches.Cache):
         return record.latents.nbytes + len(record.header)
 
     def parse(self, raw: bytes, entry: Mapping[str, Any]) -> LatentRecord:
-        # Text and shape come from the index, which has been parsed already: reading
-        # a record is then little more than hashing its latents.
+        # Text and shape come from the index, which is already parsed, so that reading a
+        # record is little more than hashing its latents.
         header, content = caches.split(raw, entry, "latents")
         return LatentRecord(
             id=entry["id"],
@@ -232,7 +232,7 @@ class Latents(caches.Cache):
 
 
 class Joined:
-    """Several caches of one video VAE, one after the other: clips of several sizes.
+    """The concatenation of several caches of one video VAE, such as of several sizes.
 
     Raises:
       ShardsError: they come from different video VAEs.
@@ -258,7 +258,7 @@ class Joined:
 
     @property
     def digests(self) -> list[str]:
-        """The digest of each cache, in their order."""
+        """The digest of each cache, in order."""
         return [digest for part in self.parts for digest in part.digests]
 
     def _locate(self, index: int) -> tuple[int, int]:
@@ -266,7 +266,7 @@ class Joined:
         return part, index - (int(self._ends[part - 1]) if part else 0)
 
     def entry(self, index: int) -> dict[str, Any]:
-        """Returns what the index says of a record, without reading the record."""
+        """Returns a record's index entry, without reading the record."""
         part, place = self._locate(index)
         return self.parts[part].entry(place)
 
@@ -278,13 +278,13 @@ class Joined:
     def read(self, indices: Sequence[int]) -> list[Any]:
         """Returns the records, with a `records.CorruptRecord` for each damaged one."""
         places = [self._locate(index) for index in indices]
-        found: list[Any] = [None] * len(places)
+        result: list[Any] = [None] * len(places)
         for number, part in enumerate(self.parts):
             mine = [i for i, (owner, _) in enumerate(places) if owner == number]
             read = part.read([places[i][1] for i in mine]) if mine else []
             for i, record in zip(mine, read, strict=True):
-                found[i] = record
-        return found
+                result[i] = record
+        return result
 
 
 def open(
@@ -297,13 +297,14 @@ def open(
     """Opens a finished cache of latents.
 
     Args:
-      folder: what `write` has written.
-      vae_digest: the VAE that the latents must come from.
-      clips_digest: the clips (`manifest["digest"]` of the shards) they must come from.
-      memory_bytes: how much of the cache may stay in memory.
+      folder: written by `write`.
+      vae_digest: of the VAE that the latents must come from; None: any.
+      clips_digest: of the shards (`manifest["digest"]`) that they must come from.
+      memory_bytes: how much of the cache may be kept in memory.
 
     Raises:
-      ShardsError: there is none, or it comes from another VAE or other clips.
+      ShardsError: the cache is missing or unfinished, or comes from another VAE or other
+        clips.
     """
     folder = pathlib.Path(folder)
     wanted = {"vae": vae_digest, "clips": clips_digest}

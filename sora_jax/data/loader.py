@@ -1,12 +1,12 @@
 """Batches whose content is a pure function of (seed, step, row).
 
 Row r of step s is example p = s * B + r of an endless sequence: epoch p // N of a data
-set of N records, in an order that depends on the seed and the epoch alone. So a run goes
-on at any step without any saved iterator state, and P processes that each read their
-rows [i * B / P, (i + 1) * B / P) see together what one process sees, whatever P is.
+set of N records, in an order that depends only on the seed and the epoch. So a run can
+resume at any step without saved iterator state, and P processes that each read their
+rows [i * B / P, (i + 1) * B / P) together see what one process sees, for any P.
 
 A damaged record is replaced by the next valid one in the epoch's order, which is again a
-function of the data and (seed, step, row) only; it is counted and named, and too many of
+function of the data and (seed, step, row) only. It is counted and logged, and too many of
 them end the run.
 
 Letters: n records, b rows of this process.
@@ -48,14 +48,14 @@ Transform = Callable[[Any, np.random.Generator], Mapping[str, np.ndarray]]
 
 
 class TooManyCorruptRecords(RuntimeError):
-    """More of the data is damaged than the run may silently replace."""
+    """More of the data is damaged than the run may replace."""
 
 
 # -- order ----------------------------------------------------------------------------
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_EXAMPLES = np.uint64(0x6578616D706C6573)  # keeps examples' numbers and order apart
+_EXAMPLES = np.uint64(0x6578616D706C6573)  # separates examples' randomness from order
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -68,10 +68,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def permute(places: np.ndarray, num: int, seed: int, epochs: np.ndarray) -> np.ndarray:
     """Returns the index at each place of each epoch's order of `num` records.
 
-    A Feistel network of three rounds on Z_a x Z_b, with a b just above num, walked
-    until it lands below num (Black and Rogaway 2002): a permutation for every (seed,
-    epoch) that is computed for single places, so nothing of the size of the data set is
-    ever held.
+    A Feistel network of three rounds on Z_a x Z_b, with a b just above num, applied until
+    the result is below num (Black and Rogaway 2002): a permutation for every (seed,
+    epoch) that is computed place by place, without memory of the data set's size.
 
     Args:
       places: int[k] in [0, num).
@@ -100,7 +99,7 @@ def permute(places: np.ndarray, num: int, seed: int, epochs: np.ndarray) -> np.n
 
 
 class _Words(numpy.random.bit_generator.ISeedSequence):
-    """Hands a bit generator its state: ten times faster than hashing a seed."""
+    """Gives a bit generator its state, ten times faster than hashing a seed."""
 
     def __init__(self, words: np.ndarray):
         self.words = words
@@ -112,7 +111,7 @@ class _Words(numpy.random.bit_generator.ISeedSequence):
 def example_rngs(
     seed: int, step: int, rows: Sequence[int]
 ) -> Iterator[np.random.Generator]:
-    """Yields the random numbers of each row, a function of (seed, step, row)."""
+    """Yields the random generator of each row, a function of (seed, step, row)."""
     seeds = np.full(len(rows), seed % (1 << 64), np.uint64) ^ _EXAMPLES
     keys = _mix(_mix(seeds) + np.uint64(step)) + np.asarray(rows, np.uint64)
     words = _mix(_mix(keys)[:, None] + _GOLDEN * np.arange(1, 5, dtype=np.uint64))
@@ -128,7 +127,7 @@ class Batches:
     """The batches of one process as a sequence; `[i]` is step `start_step + i`.
 
     An item is (batch, damaged): a dict of arrays with a leading b, and the damaged
-    records that were met, as (id, text).
+    records that were found, as (id, message).
     """
 
     instead: ClassVar[str] = "another clip takes its place"  # of a damaged one
@@ -185,15 +184,15 @@ class Batches:
 
 
 def _ignore_interrupt(worker: int, count: int) -> None:
-    # Ctrl-C reaches the whole group; the parent closes its workers when it ends.
+    # Ctrl-C reaches the whole process group; the parent closes its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Loader:
-    """Iterates over batches that are made ahead; a context manager.
+    """Iterates over prefetched batches; a context manager.
 
     Attributes:
-      quarantine: the damaged records met so far, text by id.
+      quarantine: the damaged records found so far, message by id.
       num_replaced: how often a damaged record was replaced.
     """
 
@@ -234,7 +233,7 @@ class Loader:
             raise ValueError("the loader is closed")
         batch, damaged = next(self._iterator)
         if self._shared:
-            # Out of grain's shared memory, which is given back here and not at exit.
+            # Copied out of grain's shared memory, which is freed here and not at exit.
             for array in batch.values():
                 if block := getattr(array, "shm", None):
                     self._blocks.append(pathlib.Path("/dev/shm") / block.name)
@@ -259,15 +258,15 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Stops threads and processes and frees their memory; harmless twice."""
+        """Stops threads and processes and frees their memory; may be called twice."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
             if self._shared:
-                # The end of a worker's batches is an exception whose traceback refers
-                # to itself, and holds the last batch with its shared memory.
+                # The exception that ends a worker's batches has a traceback in a
+                # reference cycle, which keeps the last batch's shared memory alive.
                 gc.collect()
-                # A thread of grain's removes the blocks; an exit would overtake it.
+                # A thread of grain removes the blocks; wait, as the process may exit.
                 deadline = time.monotonic() + 5.0
                 while time.monotonic() < deadline and any(
                     block.exists() for block in self._blocks
@@ -289,7 +288,7 @@ def make_loader(
     prefetch: int = 2,
     max_corrupt_share: float = 0.01,
 ) -> Loader:
-    """Returns the loader of this process's rows of the steps from `start_step` on.
+    """Returns the loader of this process's rows, from step `start_step` on.
 
     Args:
       source: the records; picklable if there are workers.
@@ -297,16 +296,16 @@ def make_loader(
         and picklable.
       seed: of the order and of the examples' random numbers.
       batch_size: rows of the global batch.
-      start_step: the first step; a resumed run gives the step that it goes on with.
-      num_steps: end after so many; endless if left out.
+      start_step: the first step, or the one to resume at.
+      num_steps: how many steps; endless by default.
       process_index, process_count: this process among those that share the batch.
-      num_workers: processes that make batches; 0 makes them in a thread, which is
-        right where a batch costs little, as with cached latents.
+      num_workers: processes that make batches; 0: a thread, which is enough where a
+        batch costs little, as with cached latents.
       prefetch: batches that are made ahead (by each worker).
-      max_corrupt_share: damaged records that may be replaced, of all records.
+      max_corrupt_share: share of all records that may be damaged and replaced.
 
     Raises:
-      ValueError: sizes that do not fit together.
+      ValueError: the source is empty, or the batch does not divide over the processes.
     """
     if len(source) == 0:
         raise ValueError("the source has no records")

@@ -1,10 +1,10 @@
-"""Cached text states: what a frozen text encoder makes of each caption, computed once.
+"""Cached text states: a frozen text encoder's output for each caption, computed once.
 
-A folder holds text_states.array_record-* files with one record for each different text:
-its states without padding, as safetensors bytes, under the name that its token ids give
-it. `text_states.json` says which encoder, which tokenizer, which captions and which
-preprocessing they come from. The null text is always among them. A cache of others is
-refused with the reason.
+A folder holds text_states.array_record-* files with one record for each distinct text:
+its states without padding, as safetensors bytes, keyed by a hash of its token ids.
+`text_states.json` names the encoder, the tokenizer, the captions and the preprocessing
+that they come from. The null text is always included. Opening a cache of another encoder
+or other captions raises an error.
 
 Letters: b batch, l tokens, d width.
 """
@@ -27,22 +27,22 @@ from sora_jax.data import tokenizer as tokenizers
 _NAME = "text_states"
 MANIFEST = f"{_NAME}.json"
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
-_SHORTEST = 16  # tokens that a batch is padded to at least
+_SHORTEST = 16  # tokens; no batch is padded to fewer
 
-# encode(ids int32[b, l], mask bool[b, l]) -> states [b, l, d], as they are stored
+# encode(ids int32[b, l], mask bool[b, l]) -> states [b, l, d], in the stored type
 Encode = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextRecord:
-    """One text's states [l, d], of its tokens only; `id` is the `name` of their ids."""
+    """One text's states [l, d], without padding; `id` is the `key` of its token ids."""
 
     id: str
     states: np.ndarray
 
 
-def name(ids_l: np.ndarray) -> str:
-    """Returns the name of a text: the hash of its ids without padding, 32 hex digits."""
+def key(ids_l: np.ndarray) -> str:
+    """Returns a text's key: the hash of its ids without padding, 32 hex digits."""
     return hashlib.sha256(np.asarray(ids_l, "<i4").tobytes()).hexdigest()[:32]
 
 
@@ -64,14 +64,14 @@ def write(
 
     Args:
       out_dir: see `caches.write`.
-      texts: the captions; of those with the same ids one is kept.
+      texts: the captions; those with equal ids are stored once.
       tokenizer: encodes the texts to ids.
       encode: returns the states of `batch_size` texts, padded to `length` or to less.
       length: tokens that a text is cut to.
       dim: d.
       dtype: of the states, one of DTYPES.
       settings: JSON values that say where texts and states come from; `length`, `dtype`
-        and the tokenizer are added.
+        and the tokenizer's digest are added.
       batch_size: texts in one call of `encode`.
       texts_per_file: texts in one file, which is what an interruption can cost.
       processes: that share the folder.
@@ -94,7 +94,7 @@ def write(
     if processes.index == 0 and texts:
         tokens = [len(tokenizer.ids(text)) for text in texts]
         captions.warn_of_cut(tokens, length, "--text_length")
-    # Texts of a batch are about as long, so that little of it is padding.
+    # Sorted, so that the texts of a batch have similar lengths and need little padding.
     files = [
         [*itertools.batched(sorted(ids, key=len), batch_size)]
         for ids in itertools.batched(
@@ -106,7 +106,7 @@ def write(
 
 
 def _distinct(texts, tokenizer, length: int) -> list[np.ndarray]:
-    """The null text's ids and those of all others, once each, without padding."""
+    """The ids without padding of the null text and of all distinct texts."""
     distinct: dict[bytes, np.ndarray] = {}
     for text in ("", *texts):
         ids_1l, mask_1l = tokenizer.encode([text], length)
@@ -117,7 +117,7 @@ def _distinct(texts, tokenizer, length: int) -> list[np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Texts as a `caches.Source`: batches and items are their ids without padding."""
+    """Texts as a `caches.Source`: items are ids without padding, batches lists of them."""
 
     settings: Mapping[str, Any]
     files: Sequence[Sequence[Sequence[np.ndarray]]]
@@ -160,14 +160,15 @@ class _Source:
     def pack(self, item, array):
         states_ld = np.ascontiguousarray(array[: len(item)])
         entry = {
-            "id": name(item),
+            "id": key(item),
             "sha256": hashlib.sha256(states_ld.tobytes()).hexdigest(),
             "shape": list(states_ld.shape),
         }
         return safetensors.numpy.save({"states": states_ld}), entry
 
     def cost(self, batch):
-        """Tokens that a batch is padded to: a power of two, so that programs are few."""
+        """Tokens that a batch is padded to: a power of two, so that few programs are
+        compiled."""
         longest = max(_SHORTEST, *map(len, batch))
         return min(self.length, 1 << (longest - 1).bit_length())
 
@@ -182,7 +183,7 @@ class _Source:
 
 
 class TextStates(caches.Cache):
-    """A finished cache; `[i]` gives a verified `TextRecord`, `padded` a text's states."""
+    """A finished cache; `[i]` is a verified `TextRecord`, `padded` finds a text's states."""
 
     def __init__(
         self, folder: pathlib.Path, manifest: dict[str, Any], memory_bytes: int
@@ -194,24 +195,24 @@ class TextStates(caches.Cache):
         return record.states.nbytes
 
     def padded(self, ids_l: np.ndarray, mask_l: np.ndarray) -> np.ndarray:
-        """Returns the states [l, d] of a text, zero where there is no token.
+        """Returns the states [l, d] of a text, zero at padding.
 
         Args:
           ids_l: its ids, padded at the end.
           mask_l: true at the ids.
 
         Raises:
-          CorruptRecord: they are damaged.
-          ShardsError: the cache does not have them.
+          CorruptRecord: the states are damaged.
+          ShardsError: the cache does not hold them.
         """
-        asked = name(ids_l[mask_l])
-        if asked not in self._places:
+        wanted = key(ids_l[mask_l])
+        if wanted not in self._places:
             raise array_files.ShardsError(
                 f"{self.folder} has no states of the token ids {ids_l[mask_l].tolist()}"
             )
-        found_ld = self[self._places[asked]].states
-        states_ld = np.zeros((len(ids_l), found_ld.shape[1]), found_ld.dtype)
-        states_ld[: len(found_ld)] = found_ld
+        stored_ld = self[self._places[wanted]].states
+        states_ld = np.zeros((len(ids_l), stored_ld.shape[1]), stored_ld.dtype)
+        states_ld[: len(stored_ld)] = stored_ld
         return states_ld
 
     def parse(self, raw: bytes, entry: Mapping[str, Any]) -> TextRecord:
@@ -231,14 +232,14 @@ def open(
     """Opens a finished cache of text states.
 
     Args:
-      folder: what `write` has written.
+      folder: written by `write`.
       tiers: captions of these tiers must be in it.
-      memory_bytes: how much of the cache may stay in memory.
-      **settings: what the states must come from, each under its name in the settings:
-        `text_encoder`, `tokenizer`, `captions`, `length`, `clean`.
+      memory_bytes: how much of the cache may be kept in memory.
+      **settings: values that the cache's settings must have: `text_encoder`,
+        `tokenizer`, `captions`, `length`, `clean`.
 
     Raises:
-      ShardsError: there is none, or it comes from something else.
+      ShardsError: the cache is missing or unfinished, or its settings differ.
     """
     folder = pathlib.Path(folder)
     advice = "delete that folder, and prepare them again or train without them"

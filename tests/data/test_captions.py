@@ -50,7 +50,7 @@ def test_captions_that_are_cut_are_counted(capsys):
     assert capsys.readouterr().err == ""
     captions.warn_of_cut([10] * 900 + [*range(21, 121)], 24, "text.length")
     said = capsys.readouterr().err
-    assert "9.6% of 1000 have more than 24 tokens, and are cut" in said
+    assert "9.6% of 1000 have more than 24 tokens and are cut" in said
     assert "text.length=110 cuts 1 % of them at most, text.length=120 none" in said
     captions.warn_of_cut([], 24, "text.length")
 

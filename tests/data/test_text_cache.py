@@ -69,7 +69,7 @@ def test_states_come_back_without_padding(how, tokenizer, tmp_path):
     for index in range(len(cache)):
         assert len(cache[index].states) <= LENGTH
     shortest = tokenizer.encode([""], LENGTH)
-    assert cache[0].id == text_cache.name(shortest[0][shortest[1]])
+    assert cache[0].id == text_cache.key(shortest[0][shortest[1]])
     with pytest.raises(shards.ShardsError, match="has no states of the token ids"):
         cache.padded(*(a[0] for a in tokenizer.encode(["another"], LENGTH)))
 
@@ -261,7 +261,7 @@ def test_damaged_states_are_another_clips_turn(both, tokenizer, tmp_path):
     folder = pathlib.Path(shutil.copytree(cache.folder, tmp_path / "text"))
     (file,) = folder.glob("text_states.array_record-*")
     whole, ids = file.read_bytes(), map(tokenizer.ids, latents.all_captions({"short"}))
-    names = {*map(text_cache.name, ids)}
+    names = {*map(text_cache.key, ids)}
     for at in range(200, len(whole), 97):
         content = bytearray(whole)
         content[at] ^= 1
