@@ -1,10 +1,10 @@
-"""Opens files that nobody trusts with PyAV, and decodes their frames, within limits.
+"""Opens untrusted video files with PyAV and decodes their frames, within limits.
 
-Everything that can go wrong inside the decoder leaves as one exception,
-`UnreadableVideo`. Decoders notice only part of the damage that a file can have (about
-half of bit-flipped H.264 files decode without a word), so stored clips carry a checksum
-besides. The container format is chosen from the first bytes and given to FFmpeg, which
-therefore never guesses a playlist format that opens further files or addresses.
+All failures inside the decoder become one exception, `UnreadableVideo`. Decoders notice
+only some damage (about half of bit-flipped H.264 files decode without an error), so
+stored clips also have a checksum. The container format is chosen from the first bytes and
+passed to FFmpeg, so that it never guesses a playlist format that opens other files or
+addresses.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ class UnreadableVideo(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a file may ask for; checked on its header before anything is decoded.
+    """Limits of a file, checked on its header before anything is decoded.
 
     Attributes:
       max_bytes: size of the file.
@@ -53,7 +53,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a file says about itself; width and height as stored, before rotation.
+    """A file's properties by its header; width and height as stored, before rotation.
 
     From `video_io.probe`, `seconds` is the time from the first frame to the end of the
     last, which starts at `last`, and `missing` by how much the file ends too early.
@@ -80,8 +80,8 @@ def boundary(source: bytes | str | os.PathLike) -> Iterator[None]:
     except frames.Refused as error:
         raise UnreadableVideo(f"{name}: {error}") from None
     except Exception as error:
-        # A damaged file was seen to raise seven unrelated types here (InvalidDataError,
-        # EOFError, IndexError, MemoryError, UnicodeDecodeError, ...), so all are caught.
+        # Damaged files raise many unrelated types (InvalidDataError, EOFError,
+        # IndexError, MemoryError, UnicodeDecodeError, ...), so all are caught.
         reason = getattr(error, "strerror", None)  # of FFmpeg or the file system
         reason = reason or str(error) or type(error).__name__
         raise UnreadableVideo(f"{name}: it cannot be read: {reason}") from error
@@ -202,7 +202,7 @@ def check_length(header: Header, count: int, limits: Limits) -> None:
 
 
 def seek(container, stream: av.VideoStream, seconds: float) -> bool:
-    """Goes to the key frame before a time stamp; False where the format has no index."""
+    """Seeks the key frame before a time stamp; False if the format has no index."""
     try:
         container.seek(int(seconds / stream.time_base), stream=stream)
     except av.FFmpegError:
@@ -211,7 +211,7 @@ def seek(container, stream: av.VideoStream, seconds: float) -> bool:
 
 
 def lasts(packet: av.Packet, fps: float) -> float:
-    """Seconds that a packet is given by its file, or by the frame rate."""
+    """Seconds that a packet lasts, by the file or by the frame rate."""
     return float(packet.duration * packet.time_base) if packet.duration else 1 / fps
 
 
@@ -223,25 +223,25 @@ def seconds_of(frame: av.VideoFrame) -> float:
 
 
 def has_no_times(container) -> bool:
-    """Whether the format says when packets are decoded, but not when they are seen."""
+    """Whether the format has decoding times of packets, but no presentation times."""
     return container.format.name == "avi"
 
 
 def decoded(
     container, stream, limits: Limits, after_seek: bool = False
 ) -> Iterator[av.VideoFrame]:
-    """Yields the decoded frames and refuses those that lie about their size."""
+    """Yields the decoded frames, refusing damaged ones and those beyond the limits."""
     decoder = stream.codec_context
     transparent = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(decoder.name)
     if transparent and stream.metadata.get("alpha_mode") == "1":
-        # FFmpeg's own decoder knows nothing of the opacity beside the picture.
+        # FFmpeg's own decoder ignores the alpha channel.
         decoder = av.CodecContext.create(transparent, "r")
         decoder.options, decoder.thread_count = stream.codec_context.options, 1
     count, time, step = 0, None, 0
     for packet in container.demux(stream):
         for frame in decoder.decode(packet):
             if has_no_times(container):
-                # Frames come in order, each when a later packet comes, but for the last.
+                # Frames come in order, each with a later packet, except the last ones.
                 if frame.dts is not None:
                     step = step if time is None else frame.dts - time
                     time = frame.dts
@@ -249,7 +249,7 @@ def decoded(
                     time = (time or 0) + step
                 frame.pts = time
             if frame.is_corrupt and after_seek and count == 0:
-                continue  # what it refers to lies before the place that was sought
+                continue  # it refers to frames before the key frame
             if frame.is_corrupt:
                 raise frames.Refused(f"frame {count} is damaged")
             if count >= limits.max_frames:
@@ -262,7 +262,7 @@ def decoded(
 def progressive(
     decoded: Iterator[av.VideoFrame], notes: set[str]
 ) -> Iterator[av.VideoFrame]:
-    """Makes whole frames of interlaced ones, as many; others stay as they are."""
+    """Deinterlaces interlaced frames at the same rate; other videos are unchanged."""
     graph = None
     for frame in decoded:
         if graph is None and frame.interlaced_frame:

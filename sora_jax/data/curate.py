@@ -1,11 +1,11 @@
-"""A folder of videos with captions beside them as a source of clips.
+"""A folder of videos with captions as a source of clips.
 
-What lies in the folder, and where captions are looked for, `folders` says. A folder of
-numbered pictures in it is a video too.
+`folders` lists the videos and finds their captions. A folder of numbered pictures in it
+counts as a video.
 
-A video is cut into windows that follow one another without a gap, each of `num_frames`
-frames at `fps`; what is left over at the end is dropped. A frame counts where it is on
-screen at its time, so the last one may end with the video.
+A video is cut into adjacent windows of `num_frames` frames at `fps`; the remainder at the
+end is dropped. Each frame is the one on screen at its time, so a window may end with the
+video.
 """
 
 import dataclasses
@@ -30,25 +30,25 @@ from sora_jax.data import (
 )
 
 _CRF = 14
-# A longer video is cut into slices of about so many bytes, so that workers can share it.
+# A larger video is cut into slices of about this many bytes, so that workers share it.
 _SLICE_BYTES = 64 << 20
 _ITEMS_PER_PART = 16
-# A file whose header says so many seconds more than there are was cut off.
+# A file whose header promises this many seconds more than it has is truncated.
 _MISSING = 0.5
 _REPEATED = "slower than the clips, with frames repeated"
 
 
 def limits(gib: float, seconds: float, side: int | None) -> video_io.Limits:
-    """Limits of a video: GiB, seconds, and pixels a side; a frame may have their square.
+    """Limits of a video: GiB, seconds, and pixels a side; a frame may have `side` squared.
 
-    Without `side` frames may be as large as `video_io` allows by default.
+    Without `side`, frames may be as large as `video_io` allows by default.
 
     Raises:
       ValueError: a limit is out of range.
     """
     for name, value in (("max_gib", gib), ("max_seconds", seconds)):
         if not 0 < value <= 1e9:
-            raise ValueError(f"--{name} is above 0 and at most 1e9, not {value}")
+            raise ValueError(f"--{name} must be above 0 and at most 1e9, not {value}")
     usual = video_io.DEFAULT_LIMITS
     return dataclasses.replace(
         usual,
@@ -71,15 +71,15 @@ class FolderClips:
       fps: frames a second of the clips; a video's frames are dropped or repeated.
       lossless: keep the scaled frames exactly, at several times the bytes.
       split: name of the split that is written.
-      limits: what a video may ask for.
-      follow_links: list what links that lead out of the folder point to.
-      colour: one of `colour.MATRICES`, for videos that do not say how their colours are
-        coded; None: as players do, by their size.
+      limits: of a video file.
+      follow_links: follow links that lead out of the folder.
+      colour: one of `colour.MATRICES`, for videos with untagged colours; None: by their
+        size, as players do.
       frames_fps: frames a second of videos that are folders of numbered pictures; None:
-        there are none, and pictures are left out.
+        such folders are left out.
 
     Raises:
-      ValueError: sizes that no clip can have, or no such folder.
+      ValueError: an impossible size, or there is no such folder.
     """
 
     folder: pathlib.Path
@@ -100,28 +100,30 @@ class FolderClips:
         if self.num_frames < 1 or self.num_frames % 4 != 1:
             below = max(1, (self.num_frames - 1) // 4 * 4 + 1)
             raise ValueError(
-                f"a clip has 1 + 4n frames, such as {below} or {below + 4}, not "
+                f"a clip must have 1 + 4n frames, such as {below} or {below + 4}, not "
                 f"{self.num_frames}"
             )
         if min(self.size) < 8 or any(side % 2 for side in self.size):
             raise ValueError(
-                f"height and width are even and at least 8, not {self.size}"
+                f"height and width must be even and at least 8, not {self.size}"
             )
         if not 0 < self.fps <= 240:
-            raise ValueError(f"fps is between 0 and 240, not {self.fps}")
+            raise ValueError(f"fps must be between 0 and 240, not {self.fps}")
         if self.frames_fps is not None and not 0 < self.frames_fps <= 1000:
-            raise ValueError(f"frames_fps is between 0 and 1000, not {self.frames_fps}")
+            raise ValueError(
+                f"frames_fps must be between 0 and 1000, not {self.frames_fps}"
+            )
 
     @functools.cached_property
     def listing(self) -> folders.Listing:
-        """What the folder holds; travels to the worker processes."""
+        """The folder's contents; sent to the worker processes."""
         return folders.scan(
             self.folder, follow_links=self.follow_links, frames_fps=self.frames_fps
         )
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the clips of a video."""
+        """The settings that determine the clips of a video."""
         return {
             "source": "folder",
             "size": list(self.size),
@@ -143,7 +145,7 @@ class FolderClips:
         return "/".join(map(str, dataclasses.astuple(self.limits)))
 
     def plan(self, items: Collection[str]) -> tuple[list[Any], list[shards.Skipped]]:
-        """Returns groups of (video, slice, number of slices), and what is no video."""
+        """Returns groups of (video, slice, number of slices), and the unusable files."""
         slices = []
         for video in items:
             count = max(1, math.ceil(self.listing.videos[video] / _SLICE_BYTES))
@@ -159,7 +161,7 @@ class FolderClips:
     def clips(
         self, part: list, note: workers.Note, avoid: Mapping[str, str]
     ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:
-        """Yields the clips of a part, what was left out of it, and what was done."""
+        """Yields the clips of a part, what was skipped, and remarks."""
         texts = self.listing.texts
         for video, number, slices in part:
             item = f"{video} ({number + 1} of {slices})" if slices > 1 else video
@@ -176,7 +178,7 @@ class FolderClips:
                         video, header, number, slices, text, sample
                     )
                 except video_io.UnreadableVideo as error:
-                    # What is wrong with the whole file, its first slice says.
+                    # Only the first slice reports an error of the whole file.
                     if header or number == 0:
                         reason = str(error).removeprefix(f"{path}: ")
                         yield shards.Skipped(item if header else video, reason, video)
@@ -185,7 +187,7 @@ class FolderClips:
     def _opened(
         self, video: str, tell: Callable[[], None]
     ) -> tuple[video_io.Header, Callable[..., Iterator[np.ndarray]]]:
-        """Returns a video's header and what yields its frames at given times."""
+        """Returns a video's header and a function that yields its frames at given times."""
         path = self.folder / video
         if frames_of := self.listing.frames.get(video):
             clip = frame_folders.FrameFolder(path, frames_of, self.limits)

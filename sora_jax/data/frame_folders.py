@@ -1,7 +1,7 @@
 """Folders of numbered pictures as clips, such as `clip7/00001.jpg`, `clip7/00002.jpg`.
 
-All listing and reading of such folders, whatever for, goes through here. A picture is read
-as `pictures` says: upright, of 8 bits, in sRGB, on black where it is transparent.
+All listing and reading of such folders is in this module. `pictures` reads each picture:
+upright, 8 bits, in sRGB, on black where it is transparent.
 
 Letters: h height, w width, c channel (RGB). Pictures are uint8.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from sora_jax.data import containers, frames, pictures, video_io
 
-_LOOSE = "it is a picture {}: the frames of a clip lie in a folder of their own"
+_LOOSE = "it is a picture {}: the frames of a clip must be in a folder of their own"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Found:
     """The pictures of a folder.
 
     Attributes:
-      clips: the frames' names in their folder, by the folder, which is the clip's name.
-      loose: pictures that are no clip's frames, each with the reason.
+      clips: names of the frames in each folder, by the folder's (the clip's) name.
+      loose: pictures that are not frames of a clip, each with the reason.
     """
 
     clips: Mapping[str, tuple[str, ...]]
@@ -36,16 +36,16 @@ class Found:
 def find(
     folder: pathlib.Path, names: Collection[str], others: Collection[str]
 ) -> Found:
-    """Says which pictures are the frames of which clip.
+    """Finds which pictures are frames of which clip.
 
     Args:
-      folder: where they lie.
+      folder: the folder.
       names: of all of its files, as `folders.walk` lists them.
-      others: the names of files that are clips themselves. A picture beside one of them,
-        or in the folder itself, is no frame.
+      others: names of video files. A picture next to one of them, or in `folder`
+        itself, is not a frame.
 
     Raises:
-      ValueError: it holds pictures and nothing else, as the folder of one clip does.
+      ValueError: it holds nothing but pictures: it is the folder of a single clip.
     """
     found = collections.defaultdict(list)
     for name in names:
@@ -55,11 +55,12 @@ def find(
     beside = {pathlib.PurePosixPath(name).parent.as_posix() for name in others}
     if [*found] == ["."] and not others:
         raise ValueError(
-            f"{folder} holds frames itself: name the folder in which each clip has one"
+            f"{folder} holds the frames of one clip: name the folder that holds the "
+            "clips' folders"
         )
     loose = {}
     for place in {".", *beside} & {*found}:
-        where = "beside videos" if place in beside else "in the folder itself"
+        where = "next to videos" if place in beside else "in the folder itself"
         for name in found.pop(place):
             loose[posixpath.normpath(posixpath.join(place, name))] = _LOOSE.format(
                 where
@@ -73,10 +74,10 @@ class FrameFolder:
     Args:
       path: the folder.
       files: names of its frames, which end in their numbers.
-      limits: what a frame may ask for.
+      limits: of a frame.
 
     Raises:
-      UnreadableVideo: a frame has no number or another's, or numbers are missing.
+      UnreadableVideo: a frame has no number or a repeated one, or numbers are missing.
     """
 
     def __init__(
@@ -98,11 +99,11 @@ class FrameFolder:
 
         Args:
           index: of the frame, from 0 on, whatever its number.
-          notes: gets what was done to it, as `video_io.Video.notes`.
+          notes: collects what was done to it, as `video_io.Video.notes`.
 
         Raises:
-          UnreadableVideo: it is no picture, is damaged, is beyond the limits, or has
-            another size than the first that was read.
+          UnreadableVideo: it is not a picture, is damaged, is beyond the limits, or
+            differs in size from the first frame that was read.
         """
         name = self._files[index]
         try:
@@ -125,10 +126,10 @@ class FrameFolder:
         indices: Iterable[int],
         shrink: Callable[[np.ndarray], np.ndarray] | None,
     ) -> tuple[list[np.ndarray], tuple[int, int], tuple[str, ...]]:
-        """Reads frames as `video_io.decode` does: pictures, their size before, notes.
+        """Reads frames as `video_io.decode` does: pictures, original size, notes.
 
         Raises:
-          UnreadableVideo: as for `picture`, or they have too many pixels in all.
+          UnreadableVideo: as for `picture`, or they have too many pixels in total.
         """
         notes: set[str] = set()
         whole = (self.picture(index, notes) for index in indices)
@@ -137,7 +138,7 @@ class FrameFolder:
         return read, size, tuple(sorted(notes))
 
     def probe(self, fps: float) -> video_io.Header:
-        """Measures the clip as `video_io.probe` does a file, at so many frames a second.
+        """Returns the clip's header, as `video_io.probe` does, at `fps`.
 
         Raises:
           UnreadableVideo: as for `picture`, or it is too long.
@@ -160,7 +161,7 @@ class FrameFolder:
         notes: set[str],
         tell: Callable[[], None],
     ) -> Iterator[np.ndarray]:
-        """Yields frames as `video_io.sample` does; those between the times stay unread.
+        """Yields frames as `video_io.sample` does; frames between the times are not read.
 
         Raises:
           UnreadableVideo: as for `picture`.
@@ -189,7 +190,7 @@ def _in_order(files: Collection[str]) -> list[str]:
     for name in sorted(files):
         digits = re.search(r"(\d+)\D*$", pathlib.PurePath(name).stem)
         if digits is None or int(digits[1]) in numbered:
-            fault = "has no number" if digits is None else "has another's number"
+            fault = "has no number" if digits is None else "repeats a number"
             raise frames.Refused(f"the frame {name} {fault}")
         numbered[int(digits[1])] = name
     first, last = min(numbered), max(numbered)

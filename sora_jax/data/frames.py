@@ -1,7 +1,7 @@
 """Decoded frames as they are meant to be seen: upright, of square pixels, in BT.709.
 
-Whoever reads foreign video gets its pixels here, whatever they are wanted for, so that
-training data and measurements see the same picture as a player shows.
+All pixels of external video pass through this module, so that training and evaluation see
+what a player shows.
 
 Letters: h height, w width, c channel (RGB). Pixels are uint8.
 """
@@ -13,19 +13,19 @@ import numpy as np
 
 from sora_jax.data import colour
 
-# What is done to frames that cannot stay as they are; part of a data set's settings.
+# How special frames are converted; part of a data set's settings.
 RULES = {"hdr": colour.TONE_MAP, "interlaced": "bwdif", "transparent": "on black"}
 INTERLACED = "interlaced, made progressive by bwdif"
 TRANSPARENT = "transparent in places, laid on black"
 
 
 class Refused(Exception):
-    """A reason not to read a file; the boundary puts the name of the file in front."""
+    """A reason not to read a file; `containers.boundary` adds the file's name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """How stored pixels become upright ones: a transposition, then reversals."""
+    """How to turn stored pixels upright: a transposition, then reversals."""
 
     transposed: bool = False
     reversed_rows: bool = False
@@ -44,13 +44,13 @@ class Turn:
 def turn_of(frame) -> Turn:
     """Reads a frame's display matrix: rotation to the nearest quarter, and mirroring.
 
-    The matrix [a, b, u, c, d, v, x, y, w] sends column p and row q of what is stored
-    to column a p + c q + x and row b p + d q + y of what is seen.
+    The matrix [a, b, u, c, d, v, x, y, w] maps stored column p and row q to displayed
+    column a p + c q + x and row b p + d q + y.
     """
     try:
         kinds = {side.type.name for side in frame.side_data}
     except ValueError:
-        # PyAV cannot list side data of which it does not know one kind.
+        # PyAV cannot list side data that has a kind unknown to it.
         quarters = round(frame.rotation / 90) % 4
         return Turn(quarters % 2 == 1, quarters in (1, 2), quarters in (2, 3))
     if "DISPLAYMATRIX" not in kinds:
@@ -63,20 +63,20 @@ def turn_of(frame) -> Turn:
 
 
 def aspect_of(stream) -> float:
-    """How wide a stored pixel is seen for its height: the container's word, or the codec's."""
+    """The width of a pixel over its height, by the container or else the codec."""
     ratio = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
     ratio = float(ratio or 1)
     return ratio if 0.1 <= ratio <= 10 else 1.0
 
 
 class View:
-    """How the frames of one stream become pictures; `notes` says what was done to them.
+    """Converts the frames of one stream to pictures; `notes` says what was done.
 
     Args:
       turn: see `turn_of`.
       aspect: see `aspect_of`.
-      untagged: one of `colour.MATRICES` for frames that do not say; None: by their size.
-      reformatter: PyAV's; one for all frames, as a fresh one costs more than decoding.
+      untagged: one of `colour.MATRICES` for untagged frames; None: by their size.
+      reformatter: PyAV's; shared by all frames, as making one costs more than decoding.
     """
 
     def __init__(self, turn: Turn, aspect: float, untagged: str | None, reformatter):
@@ -86,11 +86,11 @@ class View:
         self.notes: set[str] = set()
 
     def check_colours(self, frame) -> None:
-        """Raises Refused where they cannot be read."""
+        """Raises Refused if the frame's colours are not supported."""
         self._plan(frame)
 
     def size(self, frame) -> tuple[int, int]:
-        """(height, width) of the whole picture: none of its pixels is given up."""
+        """(height, width) of the whole picture, without losing pixels."""
         height, width = self._square(frame)
         return (width, height) if self._turn.transposed else (height, width)
 
@@ -100,12 +100,12 @@ class View:
         return round(frame.height / self._aspect), frame.width
 
     def whole(self, frame) -> np.ndarray:
-        """The picture uint8[h, w, 3] of a frame at its own size."""
+        """The picture uint8[h, w, 3] of a frame at its full size."""
         picture_hwc = self._rgb(frame, *self._square(frame), _BICUBIC)
         return np.ascontiguousarray(self._turn(picture_hwc))
 
     def fit(self, frame, size: tuple[int, int]) -> np.ndarray:
-        """The picture scaled until it covers (height, width), of which the middle is cut."""
+        """The picture scaled to cover (height, width) and cropped to its centre."""
         height, width = size[::-1] if self._turn.transposed else size
         wide = frame.width * self._aspect
         scale = max(width / wide, height / frame.height)
@@ -164,7 +164,7 @@ class View:
         try:
             convert = colour.settle(said, frame.color_primaries, frame.color_trc)
         except ValueError as error:
-            raise Refused(f"{error}, which is not read") from None
+            raise Refused(f"{error}, which is not supported") from None
         if convert == (1, 1):
             convert = None
         else:
@@ -180,10 +180,10 @@ class View:
         )
 
 
-# Numbers of libswscale: filters, and exact rounding with colours for every pixel, which
-# takes longer than its shortcut for 8 bits at their own size.
+# Flags of libswscale: filters, and accurate rounding with full chroma, which is slower
+# than its shortcut for 8 bits without scaling.
 _BICUBIC, _AREA, _EXACT = 4, 0x20, 0x40000 | 0x2000
-# Names of matrices for FFmpeg's scaler, whose numbers are others than H.273's.
+# Names of matrices for FFmpeg's scaler, whose numbers differ from H.273's.
 _SWSCALE = {
     1: "ITU709", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M", 9: "BT2020",
 }  # fmt: skip
@@ -194,11 +194,11 @@ class _Plan:
     """How frames of one kind become RGB.
 
     Attributes:
-      matrix: name of the one they are coded with; None for RGB and grey.
-      convert: primaries and transfer that `colour.convert` is needed for.
+      matrix: name of their colour matrix; None for RGB and grey.
+      convert: primaries and transfer for `colour.convert`; None if not needed.
       alpha: whether they can be transparent.
-      kind: of the pixels that FFmpeg makes of them.
-      usual: 8 bits that need nothing else.
+      kind: FFmpeg's pixel format to convert to.
+      usual: whether they are 8-bit and need no other conversion.
     """
 
     matrix: str | None
@@ -213,10 +213,10 @@ def gather(
     shrink: Callable[[np.ndarray], np.ndarray] | None,
     most: int,
 ) -> tuple[list[np.ndarray], tuple[int, int]]:
-    """Holds the pictures of a clip in memory, each made smaller as soon as it comes.
+    """Collects the pictures of a clip, each shrunk as soon as it arrives.
 
     Returns:
-      The pictures, and (height, width) of each before.
+      The pictures, and their (height, width) before shrinking.
 
     Raises:
       Refused: there are none, they differ in size, or have more than `most` pixels.
@@ -229,7 +229,7 @@ def gather(
         picture_hwc = shrink(picture_hwc) if shrink else picture_hwc
         pixels += picture_hwc.shape[0] * picture_hwc.shape[1]
         if pixels > most:
-            raise Refused(f"it has more than {most} pixels in all")
+            raise Refused(f"it has more than {most} pixels in total")
         gathered.append(picture_hwc)
     if size is None:
         raise Refused("it has no frames")
@@ -237,10 +237,10 @@ def gather(
 
 
 def on_black(picture_hwc: np.ndarray, alpha_hw1: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Lays a picture uint8 on black; says whether anything shows through.
+    """Composites a picture uint8 on black; also returns whether any of it is transparent.
 
     Args:
-      picture_hwc: the colours, not multiplied by their opacity.
+      picture_hwc: the colours, not multiplied by opacity.
       alpha_hw1: opacity from 0 to 1.
     """
     if alpha_hw1.min() == 1:

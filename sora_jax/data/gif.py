@@ -1,4 +1,4 @@
-"""Animated GIFs: what any page or chat shows, in at most 256 colours.
+"""Animated GIFs, which any page or chat shows, with at most 256 colours.
 
 Letters: t time, h height, w width.
 """
@@ -8,15 +8,15 @@ import io
 import numpy as np
 import PIL.Image
 
-FASTEST = 50.0  # frames a second: players show shorter frames ten times as long
-# Seconds: still frames become one, which is shown for at most 65,535 hundredths.
+FASTEST = 50.0  # frames a second: players slow down shorter frames tenfold
+# Seconds: equal frames are merged, and a frame lasts at most 65,535 hundredths.
 LONGEST = 655.0
 _COLOURS = 256
 _SAMPLE = 1 << 16  # pixels that the colours are chosen from
 
 
 def check(num_frames: int, fps: float) -> None:
-    """Raises ValueError where a GIF cannot have so many frames at that rate."""
+    """Raises ValueError where a GIF cannot have this many frames at this rate."""
     if fps > FASTEST:
         raise ValueError(
             f"a GIF has at most {FASTEST:g} frames a second, not {fps:g}: give a lower "
@@ -30,10 +30,10 @@ def check(num_frames: int, fps: float) -> None:
 
 
 def durations(num_frames: int, fps: float) -> list[int]:
-    """How long each frame is shown, in hundredths of a second, as a GIF counts.
+    """How long each frame is shown, in hundredths of a second, a GIF's unit.
 
-    Each frame begins at the hundredth next to its time, so that the whole keeps its
-    length.
+    Each frame starts at the hundredth nearest to its time, so that the total length is
+    right.
     """
     starts = np.round(100 * np.arange(num_frames + 1) / fps).astype(int)
     return np.diff(starts).tolist()
@@ -42,8 +42,8 @@ def durations(num_frames: int, fps: float) -> list[int]:
 def encode(frames_thwc: np.ndarray, fps: float, comment: str = "") -> bytes:
     """Encodes uint8[t, h, w, 3] as a GIF that repeats; equal frames give equal bytes.
 
-    All frames share a palette, without which still areas would flicker. Equal
-    neighbours become one frame that is shown longer.
+    All frames share a palette, so that still areas do not flicker. Equal neighbours are
+    merged into one frame that is shown longer.
 
     Args:
       frames_thwc: the frames.
@@ -58,7 +58,7 @@ def encode(frames_thwc: np.ndarray, fps: float, comment: str = "") -> bytes:
     step = max(1, round((t * h * w / _SAMPLE) ** (1 / 3)))
     some_thwc = np.ascontiguousarray(frames_thwc[::step, ::step, ::step])
     sample = PIL.Image.fromarray(some_thwc.reshape(-1, some_thwc.shape[2], 3))
-    # A median cut averages the extremes away, which dithering needs.
+    # Unlike a median cut, this keeps the extreme colours, which dithering needs.
     palette = sample.quantize(_COLOURS, PIL.Image.Quantize.MAXCOVERAGE)
     first, *others = (
         PIL.Image.fromarray(frame_hwc).quantize(palette=palette)

@@ -14,7 +14,7 @@ import PIL.ImageOps
 
 from sora_jax.data import containers, frames
 
-# Suffixes of frames in a folder.
+# Suffixes of frame files.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
@@ -26,11 +26,11 @@ def read_image(
 ) -> np.ndarray:
     """Reads a picture (PNG, JPEG, WebP, BMP, GIF) as uint8[h, w, 3].
 
-    It is turned as its EXIF data says, 16 bits become 8, colours of an ICC profile are
-    brought to sRGB, and transparent parts are laid on black, which `notes` gets.
+    It is rotated by its EXIF data, 16 bits become 8, colours of an ICC profile are
+    converted to sRGB, and transparent parts are put on black, which `notes` records.
 
     Raises:
-      UnreadableVideo: it is no picture, is damaged, or is beyond the limits.
+      UnreadableVideo: it is not a picture, is damaged, or is beyond the limits.
     """
     with containers.boundary(path), warnings.catch_warnings():
         # Pillow only warns of a picture that unpacks to something huge.

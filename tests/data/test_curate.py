@@ -269,7 +269,7 @@ def test_limits_of_the_flags(tmp_path):
     assert (given.max_side, given.max_pixels) == (7680, 7680**2)
     for wrong in (0, -1, float("inf"), float("nan"), 1e300):
         for asked in ((wrong, 1, None), (1, wrong, None)):
-            with pytest.raises(ValueError, match="is above 0 and at most 1e9"):
+            with pytest.raises(ValueError, match="must be above 0 and at most 1e9"):
                 curate.limits(*asked)
     path = write(tmp_path / "a.mkv", film(10))
     assert video_io.probe(path, curate.limits(1e9, 1e9, 10**9)).width == 64

@@ -87,7 +87,7 @@ def damage(folder, what):
     [
         ("gap", "2 of the frames 1 to 12 are missing, the first of them 4"),
         ("no number", "the frame cover.png has no number"),
-        ("twice", "the frame 4.jpg has another's number"),
+        ("twice", "the frame 4.jpg repeats a number"),
         ("size", "its frames differ in size: 00004.png is 48x64, and 00001.png 64x48"),
         ("cut off", "00004.png: it cannot be read: image file is truncated"),
         ("no picture", "00004.png: it is not a PNG, JPEG"),
@@ -153,9 +153,9 @@ def test_pictures_that_are_no_frames_are_listed(tmp_path):
     assert [*with_rate.videos] == ["deep/a.mp4", "clip"]
     without = folders.scan(tmp_path)
     assert [*without.videos] == ["deep/a.mp4"]
-    reason = "it is a picture {}: the frames of a clip lie in a folder of their own"
+    reason = "it is a picture {}: the frames of a clip must be in a folder of their own"
     loose = dict.fromkeys(
-        ("deep/00001.png", "deep/00002.png"), reason.format("beside videos")
+        ("deep/00001.png", "deep/00002.png"), reason.format("next to videos")
     ) | {"cover.png": reason.format("in the folder itself")}
     assert {one.file: one.reason for one in with_rate.skipped} == loose
     unread = (
@@ -218,7 +218,7 @@ def test_the_job_reads_folders_of_frames(tmp_path, capsys):
         "frames: --frames_fps says how many a second)"
     )
     for wrong in (0, -1, "inf", "nan"):
-        assert "frames_fps is between 0 and 1000" in refusal(frames_fps=wrong, **asked)
+        assert "frames_fps must be between 0 and 1000" in refusal(frames_fps=wrong, **asked)
     write(tmp_path / "in" / "a.mp4", film(5))
     run(**asked)
     assert "skipped clip7: its 10 pictures" in capsys.readouterr().out

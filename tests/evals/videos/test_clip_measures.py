@@ -256,7 +256,7 @@ def test_memory_follows_the_working_size(tmp_path, monkeypatch):
         assert clip.size == (256, 256)
         np.testing.assert_array_equal(clip.video_thwc, mp4.video_thwc)
     for source in clip_files.find(tmp_path).sources[1:]:
-        with pytest.raises(clip_files.UnusableClip, match="than 36864 pixels in all"):
+        with pytest.raises(clip_files.UnusableClip, match="than 36864 pixels in total"):
             clip_files.Reader(9, 1)(source)
 
 
