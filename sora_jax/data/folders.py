@@ -1,4 +1,4 @@
-"""What a folder holds: videos, the captions of each, and what is neither.
+"""Lists the videos of a folder, their captions, and the files that are neither.
 
 Captions of `a/clip.webm` are looked for in `a/clip.txt` (the text), in `a/clip.json` or
 `a/clip.webm.json` (an object with `caption`, with the `prompt` of a recipe, or with tiers:
@@ -6,11 +6,11 @@ alt, short, medium, dense, structured, and perhaps `licence` and `source`), and 
     captions.jsonl, captions.csv     the same fields, and `file`
     metadata.jsonl, metadata.csv     as Hugging Face's data sets: `file_name`, `text`
     prompts.txt and videos.txt       line k of one belongs to line k of the other
-A list names files from its own folder on. A clip that is a folder of numbered pictures,
-`a/clip/00001.jpg` and so on, is named as `a/clip`, and has its captions in `a/clip.txt`
-as if it were a file. Several captions of a video, in rows or in a JSON array, are all
-kept. Where captions differ by place, what stands beside the clip
-wins, then the list that is deeper in the folder, then the list named first above.
+A list names files relative to its own folder. A clip that is a folder of numbered
+pictures, `a/clip/00001.jpg` and so on, is named `a/clip` and has its captions in
+`a/clip.txt`. Several captions of a video, in rows or in a JSON array, are all kept. Where
+captions conflict, the file next to the clip wins, then the list deeper in the folder,
+then the list named first above.
 """
 
 import collections
@@ -27,9 +27,9 @@ from typing import Any
 from sora_jax.data import frame_folders, records, shards, texts, video_io
 
 _FILE_FIELDS = ("file", "file_name", "video", "path")
-# A caption of no tier is the text the clip came with; a recipe's is its prompt.
+# A caption without a tier is the clip's original text; that of a recipe is its prompt.
 _TEXT_FIELDS = ("caption", "text", "prompt")
-# The names of lists; where two speak of a video, the later one wins.
+# The names of lists; where two have captions of a video, the later one wins.
 _PAIRED, _PROMPTS = "videos.txt", ("prompts.txt", "prompt.txt")
 _LISTS = (
     _PAIRED,
@@ -39,13 +39,13 @@ _LISTS = (
     "captions.jsonl",
 )
 _UNREAD = "its {} picture{} may be a clip's frames: --frames_fps says how many a second"
-# Suffixes of files that are one clip, or may be: they are no part of a clip's name.
+# Suffixes of files that may be a clip; they do not belong to the clip's name.
 _OF_CLIPS = (*video_io.SUFFIXES, ".npy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """What is said about one video; `captions` as in `records.ClipRecord`."""
+    """The texts of one video; `captions` as in `records.ClipRecord`."""
 
     captions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -53,7 +53,7 @@ class Text:
     source: str = ""
 
     def over(self, other: "Text") -> "Text":
-        """Returns both, with this one's word where they differ."""
+        """Returns both merged; this one's values win."""
         return Text(
             {**other.captions, **self.captions},
             {**other.sources, **self.sources},
@@ -63,7 +63,7 @@ class Text:
 
 
 class _Rows:
-    """What the rows of a list say about one video: each caption once, in their order."""
+    """The texts of one video from the rows of a list: each caption once, in order."""
 
     def __init__(self):
         self._captions = collections.defaultdict(dict)
@@ -95,33 +95,33 @@ def _clean(text: Any, field: str) -> str:
     cleaned = texts.normalise(text)
     if len(cleaned) > texts.MAX_CHARACTERS:
         raise ValueError(
-            f"{field} has {len(cleaned)} characters; {texts.MAX_CHARACTERS} are the "
-            "limit"
+            f"{field} has {len(cleaned)} characters; the limit is "
+            f"{texts.MAX_CHARACTERS}"
         )
     return cleaned
 
 
-def _captions(given: Any, tier: str) -> str:
-    """One caption, or a list of several of the same tier."""
-    several = given if isinstance(given, list) else [given]
+def _captions(value: Any, tier: str) -> str:
+    """One caption, or a list of captions, of a tier."""
+    several = value if isinstance(value, list) else [value]
     return records.join([_clean(text, tier) for text in several])
 
 
 def _text_of(fields: Any) -> Text:
-    """Reads an object's captions; raises ValueError where it has none."""
+    """Reads an object's captions; raises ValueError if it has none."""
     if not isinstance(fields, dict):
         raise ValueError("it is not an object with fields")
     nested = fields.get("captions") or {}
     if not isinstance(nested, dict):
         raise ValueError("captions is not an object of tiers")
     if unknown := sorted(set(nested) - set(records.TIERS)):
-        raise ValueError(f"captions has the tiers {unknown}, not of {records.TIERS}")
-    found = {}
+        raise ValueError(f"captions has unknown tiers {unknown}; see {records.TIERS}")
+    by_tier = {}
     if plain := [fields[name] for name in _TEXT_FIELDS if fields.get(name)]:
-        found["alt"] = plain[0]
-    found |= {tier: fields[tier] for tier in records.TIERS if fields.get(tier)}
-    found |= {tier: text for tier, text in nested.items() if text}
-    cleaned = {tier: _captions(text, tier) for tier, text in found.items()}
+        by_tier["alt"] = plain[0]
+    by_tier |= {tier: fields[tier] for tier in records.TIERS if fields.get(tier)}
+    by_tier |= {tier: text for tier, text in nested.items() if text}
+    cleaned = {tier: _captions(text, tier) for tier, text in by_tier.items()}
     cleaned = {tier: text for tier, text in cleaned.items() if text}
     if not cleaned:
         texts.check_named(fields, (*_TEXT_FIELDS, *records.TIERS), "has no caption")
@@ -141,10 +141,10 @@ def _check_header(header: Collection[str]) -> None:
 
 
 def _named_file(fields: Mapping[str, Any], place: str, videos: set[str]) -> str:
-    """Returns which video a row of a list in the folder `place` speaks of.
+    """Returns the video that a row names, of a list in the folder `place`.
 
     Raises:
-      ValueError: it is none of ours.
+      ValueError: it names no video of the folder.
     """
     texts.check_named(fields, _FILE_FIELDS, "names no file")
     name = next((fields[key] for key in _FILE_FIELDS if fields.get(key)), "")
@@ -155,12 +155,12 @@ def _named_file(fields: Mapping[str, Any], place: str, videos: set[str]) -> str:
         raise ValueError(f"{name!r} leads out of the folder")
     video = posixpath.join(place, path.as_posix())
     if video not in videos:
-        raise ValueError(f"{name!r} is no video of the folder")
+        raise ValueError(f"{name!r} is not a video of the folder")
     return video
 
 
 def _find_lists(files: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yields (list, the prompts that belong to it or ""), the last to win at the end."""
+    """Yields (list, its file of prompts or ""); later lists win."""
     there = [file for file in files if posixpath.basename(file) in _LISTS]
 
     def rank(file: str) -> tuple[int, int, str]:
@@ -170,49 +170,50 @@ def _find_lists(files: Collection[str]) -> Iterator[tuple[str, str]]:
         if posixpath.basename(file) != _PAIRED:
             yield file, ""
             continue
-        beside = [posixpath.join(posixpath.dirname(file), name) for name in _PROMPTS]
-        if found := [prompts for prompts in beside if prompts in files]:
-            yield file, found[0]
+        paths = [posixpath.join(posixpath.dirname(file), name) for name in _PROMPTS]
+        if prompts := [path for path in paths if path in files]:
+            yield file, prompts[0]
 
 
 def _rows(
     folder: pathlib.Path, file: str, prompts: str
 ) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
-    """Yields (where a row stands, its fields or why it cannot be read) of a list."""
+    """Yields (a row's place, its fields or why it cannot be read) of a list."""
     if not prompts:
         for line, fields in texts.rows(folder / file, _check_header):
             yield f"{file}:{line}", fields
         return
-    found = {}
+    lines = {}
     for name in (file, prompts):
         try:
-            found[name] = texts.lines(folder / name)
+            lines[name] = texts.lines(folder / name)
         except texts.BadLine as error:
             yield f"{name}:{error.line}", error
             return
-    if len(found[file]) != len(found[prompts]):
+    if len(lines[file]) != len(lines[prompts]):
         reason = (
-            f"it has {len(found[file])} lines and {prompts} {len(found[prompts])}; "
-            "line k of one belongs to line k of the other, so none is used"
+            f"it has {len(lines[file])} lines and {prompts} {len(lines[prompts])}; "
+            "line k of one belongs to line k of the other, so neither is used"
         )
         yield file, ValueError(reason)
         return
-    for line, (name, text) in enumerate(zip(*found.values(), strict=True), 1):
+    for line, (name, text) in enumerate(zip(*lines.values(), strict=True), 1):
         yield f"{prompts}:{line}", {"file": name.strip(), "caption": text}
 
 
 def read_captions(
     folder: pathlib.Path, videos: set[str], files: set[str]
 ) -> tuple[dict[str, Text], list[shards.Skipped]]:
-    """Returns what is said about each video, and what could not be read.
+    """Returns the texts of each video, and what could not be read.
 
     Args:
-      folder: where they lie.
-      videos: their names, from the folder on. Beside `x.mp4` lies `x.txt`, and beside
-        what ends in no suffix of one clip's file, as the folder `run.v1`, `run.v1.txt`.
+      folder: of the videos.
+      videos: names relative to the folder. The captions of `x.mp4` are in `x.txt`; a
+        name without the suffix of a clip's file, such as the folder `run.v1`, is kept
+        whole: `run.v1.txt`.
       files: names of the other files that may be read.
     """
-    found: dict[str, Text] = {}
+    result: dict[str, Text] = {}
     skipped = []
 
     def skip(where: str, error: Exception) -> None:
@@ -220,7 +221,7 @@ def read_captions(
         skipped.append(shards.Skipped(where, reason))
 
     for file, prompts in _find_lists(files):
-        said = collections.defaultdict(_Rows)
+        by_video = collections.defaultdict(_Rows)
         try:
             for where, fields in _rows(folder, file, prompts):
                 try:
@@ -228,34 +229,34 @@ def read_captions(
                         raise fields
                     video = _named_file(fields, posixpath.dirname(file), videos)
                     text = _text_of(fields)
-                    said[video].add(text)
+                    by_video[video].add(text)
                 except ValueError as error:
                     skip(where, error)
         except (OSError, ValueError) as error:
             skip(file, error)
-        for video, rows in said.items():
-            found[video] = rows.text().over(found.get(video, Text()))
+        for video, rows in by_video.items():
+            result[video] = rows.text().over(result.get(video, Text()))
     for video in sorted(videos):
         stem = _stem(video)
-        for beside in dict.fromkeys((f"{stem}.txt", f"{stem}.json", f"{video}.json")):
-            if beside not in files:
+        for file in dict.fromkeys((f"{stem}.txt", f"{stem}.json", f"{video}.json")):
+            if file not in files:
                 continue
             try:
-                content = texts.read_text(folder / beside)
-                if beside.endswith(".txt"):
+                content = texts.read_text(folder / file)
+                if file.endswith(".txt"):
                     text = _text_of({"caption": content})
                 else:
                     text = _text_of(json.loads(content))
-                found[video] = text.over(found.get(video, Text()))
+                result[video] = text.over(result.get(video, Text()))
             except texts.BadLine as error:
-                skip(f"{beside}:{error.line}", error)
+                skip(f"{file}:{error.line}", error)
             except (OSError, ValueError, RecursionError) as error:
-                skip(beside, error)
-    return found, skipped
+                skip(file, error)
+    return result, skipped
 
 
 def _stem(video: str) -> str:
-    """The name that a video shares with what lies beside it."""
+    """The name that a video shares with its caption files."""
     stem, suffix = os.path.splitext(video)
     return stem if suffix.lower() in _OF_CLIPS else video
 
@@ -266,17 +267,17 @@ def _stem(video: str) -> str:
 def walk(
     folder: pathlib.Path, *, follow_links: bool = False
 ) -> tuple[list[str], list[shards.Skipped]]:
-    """Lists the files of a folder at any depth, by name from the folder on.
+    """Lists the files of a folder at any depth, by names relative to it.
 
-    Hidden files and folders are left out without a word. A link to a file of the
-    folder is that file; other links are followed only where `follow_links` says so, and
-    a folder that is reached twice, as by a loop of links, is listed once.
+    Hidden files and folders are ignored. A link to a file in the folder counts as that
+    file; other links are followed only with `follow_links`, and a folder that is reached
+    twice, for instance by a loop of links, is listed once.
 
     Returns:
-      The names in order, and what was left out.
+      The sorted names, and what was skipped.
     """
     root = os.path.realpath(folder)
-    entered, waiting = {root}, [("", root)]  # names of folders, and where they lie
+    entered, waiting = {root}, [("", root)]  # names of folders, and their real paths
     files: list[str] = []
     skipped: list[shards.Skipped] = []
     while waiting:
@@ -299,7 +300,7 @@ def walk(
                     real = _followed(entry, root, follow_links)
                 if entry.is_dir():
                     if real in entered:
-                        raise ValueError("it is a folder that is listed already")
+                        raise ValueError("it is a folder that is already listed")
                     entered.add(real)
                     waiting.append((name, real))
                 elif entry.is_file():
@@ -312,11 +313,11 @@ def walk(
 
 
 def _followed(entry: os.DirEntry, root: str, follow_links: bool) -> str:
-    """Returns where a link leads; raises ValueError where it is not followed."""
+    """Returns a link's target; raises ValueError if it is not followed."""
     try:
         real = os.path.realpath(entry.path, strict=True)
     except OSError as error:
-        raise ValueError(f"it is a link that leads nowhere: {error.strerror}") from None
+        raise ValueError(f"it is a broken link: {error.strerror}") from None
     if os.path.commonpath([real, root]) != root:
         if not follow_links:
             raise ValueError(
@@ -329,14 +330,14 @@ def _followed(entry: os.DirEntry, root: str, follow_links: bool) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
-      videos: bytes of each, whether it is a file or a folder of frames.
-      frames: names of the frames of those that are folders.
-      frames_fps: how many of them there are in a second.
-      texts: captions.
-      skipped: the rest.
+      videos: size in bytes of each file or folder of frames, by name.
+      frames: names of the frames in each folder of frames.
+      frames_fps: of folders of frames.
+      texts: captions by video.
+      skipped: all other files.
     """
 
     videos: Mapping[str, int]
@@ -347,16 +348,15 @@ class Listing:
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """A hash of each video's size and captions: what its clips depend on."""
-        found = {}
+        """A hash of each video's size and captions, on which its clips depend."""
+        result = {}
         for video, size in self.videos.items():
-            said = dataclasses.astuple(self.texts.get(video, Text()))
-            content = [size, said]
+            content = [size, dataclasses.astuple(self.texts.get(video, Text()))]
             if video in self.frames:
                 content += [self.frames_fps, self.frames[video]]
             text = json.dumps(content, sort_keys=True)
-            found[video] = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return found
+            result[video] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return result
 
 
 def scan(
@@ -368,9 +368,10 @@ def scan(
     """Lists a folder as `walk` does, and reads its captions.
 
     Args:
-      folder: where the videos are.
+      folder: of the videos.
       follow_links: see `walk`.
-      frames_fps: of folders of numbered pictures; None: they are left out.
+      frames_fps: frames a second of folders of numbered pictures; None: such folders are
+        skipped.
 
     Raises:
       ValueError: see `frame_folders.find`.

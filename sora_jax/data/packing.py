@@ -1,17 +1,17 @@
 """Which clips share which rows: clips of any length in rows of a few fixed lengths.
 
 A step has one shape: `groups` groups of `rows` rows of `tokens` tokens. All groups of a
-step should cost the same, since the slowest one is waited for, and hold few tokens that
-are padding. So clips of like length go to rows of like length (rows twice as long, half
-as many of them: each shape has about as many tokens a group), short clips fill what long
-ones leave free, the rows of a step are those next to each other in cost, and each group
-takes dear and cheap ones of them. Compare the bins of arXiv 2307.06304 (fewer tokens
-padded) and 2508.06001 (balanced by cost).
+step should cost the same, since the step waits for the slowest one, and little of them
+should be padding. So clips go into rows of about their length (a shape with rows twice as
+long has half as many, so that all shapes have about the same number of tokens a group),
+short clips fill the space that long ones leave, the rows of a step are neighbours in
+cost, and each group gets both expensive and cheap ones. Compare the bins of arXiv
+2307.06304 (less padding) and 2508.06001 (balanced cost).
 
-The order of clips is that of `loader.permute`. It is cut into windows; what does not
-fill a step of a window goes on to the next one, before the clips that are new there, so
-no clip is left out or comes twice. A plan is a function of (lengths, settings, seed,
-window) alone; nothing is decoded for it.
+The order of clips is that of `loader.permute`, cut into windows. Clips that do not fill a
+step of a window are carried over to the next one and come before its own, so that no clip
+is lost or repeated. A plan depends only on (lengths, settings, seed, window); nothing is
+decoded for it.
 
 Letters: n clips of the data, r rows, m tokens of a row, k clips of a row, c numbers of a
 token; t, h, w the latents' time, height and width.
@@ -28,18 +28,18 @@ import numpy as np
 
 from sora_jax.data import loader, records
 
-_PATIENCE = 20  # windows without a step, after which there is something wrong
-_STEPS = 0x73746570  # keeps the order of a window's steps apart from other randomness
+_PATIENCE = 20  # windows without a step before planning fails
+_STEPS = 0x73746570  # separates the order of a window's steps from other randomness
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is compiled once: `rows` rows of `tokens` tokens a group.
+    """A shape of steps, compiled once: `rows` rows of `tokens` tokens a group.
 
     Attributes:
       rows: of one group.
       tokens: of one row, padding included.
-      clips: the most that share a row; it sizes a row's texts and noise levels.
+      clips: the most that share a row; sets the size of a row's texts and noise levels.
     """
 
     rows: int
@@ -49,13 +49,13 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a row costs on a backend, in any unit: linear * tokens + quadratic * pairs.
+    """The cost of a row on a backend, in any unit: linear * tokens + quadratic * pairs.
 
     Attributes:
-      linear: of a token, padding too: products with weights.
+      linear: of a token, padding included: products with weights.
       quadratic: of a pair of tokens in attention.
-      skips: whether pairs of two clips cost nothing. A kernel that masks them, and
-        computes them all the same, does not skip.
+      skips: whether pairs of different clips cost nothing. A kernel that computes and
+        then masks them does not skip.
     """
 
     linear: float = 1.0
@@ -87,10 +87,11 @@ class Summary:
 
     Attributes:
       steps: how many.
-      clips: in them.
-      shapes: different ones, each compiled once.
-      padding: share of their tokens that are padding.
-      imbalance: mean over steps of the dearest group's cost over the mean group's, - 1.
+      clips: in all steps.
+      shapes: distinct ones, each compiled once.
+      padding: share of tokens that are padding.
+      imbalance: mean over steps of the most expensive group's cost over the mean
+        group's, minus 1.
     """
 
     steps: int
@@ -106,7 +107,7 @@ def halved(longest: int, shapes: int, *, unit: int, clips: int) -> tuple[Shape, 
     Args:
       longest: tokens of the longest clip.
       shapes: how many; each has rows of half the length of the one before.
-      unit: that lengths of rows are multiples of, as kernels and the mesh need.
+      unit: lengths of rows are multiples of it, as kernels and the mesh need.
       clips: the most that share a row.
 
     Raises:
@@ -114,16 +115,16 @@ def halved(longest: int, shapes: int, *, unit: int, clips: int) -> tuple[Shape, 
     """
     if min(longest, shapes, unit, clips) < 1:
         raise ValueError(
-            f"packing needs positive numbers, not tokens {longest}, shapes {shapes}, "
+            f"packing needs positive sizes, not tokens {longest}, shapes {shapes}, "
             f"unit {unit}, clips {clips}"
         )
     longest = -(-longest // unit) * unit
-    found = []
+    result = []
     for halvings in range(shapes):
         tokens = -(-longest // (unit << halvings)) * unit
-        if not found or tokens < found[-1].tokens:
-            found.append(Shape(1 << halvings, tokens, clips))
-    return tuple(found)
+        if not result or tokens < result[-1].tokens:
+            result.append(Shape(1 << halvings, tokens, clips))
+    return tuple(result)
 
 
 class Planner:
@@ -132,14 +133,14 @@ class Planner:
     Args:
       lengths_n: tokens of every clip.
       shapes: of the steps.
-      groups: of a step; the devices that rows are split over divide them.
-      window: clips that are planned at a time. More can be packed and balanced better,
-        and less is held back at a time.
+      groups: of a step; a multiple of the devices that rows are sharded over.
+      window: clips that are planned at a time. More clips pack and balance better, and
+        a smaller share of them is carried over.
       seed: of the order.
       cost: of a row on the backend.
 
     Raises:
-      ValueError: a clip is longer than every row, or the sizes are none.
+      ValueError: a clip is longer than every row, or a size is not positive.
     """
 
     def __init__(
@@ -170,17 +171,18 @@ class Planner:
             raise ValueError(f"clip {int(lengths_n.argmin())} has no tokens")
         self.lengths_n = lengths_n
         self.groups, self.window, self.seed, self.cost = groups, window, seed, cost
-        self._begun = [(0, [])]  # of each window: its first step, what is carried to it
-        self._held = None  # the last window planned: (number, steps, left over)
+        self._starts = [
+            (0, [])
+        ]  # of each window: its first step, the clips carried over
+        self._planned = None  # the last window: (number, steps, left over)
 
     def step(self, number: int) -> Step:
-        """One step by its number; the plans of the windows before it come first.
+        """Returns one step by its number, planning all windows up to it.
 
         Raises:
-          ValueError: windows after windows have not filled a single step.
+          ValueError: many windows in a row have not filled a single step.
         """
-        # For each window: its first step, and what it is given from the one before.
-        begun, held = self._begun, self._held
+        begun, held = self._starts, self._planned
         while begun[-1][0] <= number:
             first, carried = begun[-1]
             held = len(begun) - 1, *self.plan(len(begun) - 1, carried)
@@ -193,7 +195,7 @@ class Planner:
         window = bisect.bisect_right(begun, number, key=lambda entry: entry[0]) - 1
         if held is None or held[0] != window:
             held = window, *self.plan(window, begun[window][1])
-        self._held = held
+        self._planned = held
         return held[1][number - begun[window][0]]
 
     def plan(self, window: int, carried: Sequence[int]) -> tuple[list[Step], list[int]]:
@@ -201,7 +203,7 @@ class Planner:
 
         Args:
           window: its number.
-          carried: what the window before it has left over.
+          carried: the clips that the previous window has left over.
 
         Returns:
           the steps, and the clips that are left over.
@@ -214,7 +216,7 @@ class Planner:
         steps, left = [], []
         for shape, rows in zip(self.shapes, self._pack(pool), strict=True):
             size = self.groups * shape.rows
-            # Clips that have waited go first, then the rows that are fullest.
+            # Rows with carried clips go first, then the fullest rows.
             rows.sort(key=lambda row: (old.isdisjoint(row[1]), row[0]))
             whole = len(rows) // size * size
             left += [place for _, row in rows[whole:] for place in row]
@@ -222,14 +224,14 @@ class Planner:
         order = np.random.default_rng((_STEPS, self.seed, window)).permutation(
             len(steps)
         )
-        # In the order in which they came, so that the next plan prefers the oldest.
+        # In their original order, so that the next plan prefers the oldest.
         return [steps[i] for i in order], [pool[place] for place in sorted(left)]
 
     def _pack(self, pool: Sequence[int]) -> list[list[tuple[int, tuple[int, ...]]]]:
         """Rows of each shape as (free tokens, places in the pool).
 
-        Best fit, the longest clip first: each goes where the least is left free, into a
-        row that is as short as it may be where none has room.
+        Best fit, the longest clip first: each goes into the row that it leaves the
+        fullest, or into a new row, as short as possible, if none has room.
         """
         lengths = self.lengths_n[np.asarray(pool)]
         ends = [shape.tokens for shape in self.shapes]
@@ -254,7 +256,7 @@ class Planner:
         return result
 
     def _balance(self, shape: Shape, rows, pool: Sequence[int]) -> Iterator[Step]:
-        """Cuts rows into steps of like cost, and deals each step's to its groups."""
+        """Cuts rows into steps of similar cost, and deals each step's rows to groups."""
 
         def price(row):
             lengths = [int(self.lengths_n[pool[place]]) for place in row]
@@ -263,7 +265,7 @@ class Planner:
         priced = sorted(((price(row), row) for row in rows), reverse=True)
         size = self.groups * shape.rows
         for first in range(0, len(priced), size):
-            # The dearest row that is left goes to the group that has cost least.
+            # The most expensive remaining row goes to the cheapest group.
             dealt = [[] for _ in range(self.groups)]
             waiting = [(0.0, group) for group in range(self.groups)]
             for cost, row in priced[first : first + size]:
@@ -274,16 +276,16 @@ class Planner:
             yield Step(shape, tuple(row for group in dealt for row in group))
 
     def forecast(self) -> Summary:
-        """The summary of the first window that fills a step, and of those before."""
+        """The summary of the first window that fills a step."""
         self.step(0)
-        window, steps, _ = self._held
+        _, steps, _ = self._planned
         return self.summarize(steps)
 
     def summarize(self, steps: Sequence[Step]) -> Summary:
-        """How well these steps are filled and balanced.
+        """Returns how well these steps are filled and balanced.
 
         Raises:
-          ValueError: there are none.
+          ValueError: there are no steps.
         """
         if not steps:
             raise ValueError("there are no steps to summarize")
@@ -345,10 +347,10 @@ class Batches:
     A batch has `tokens` float32 [r, m, c] (padding is 0), `places` int32 [r, m, 3] in
     the clip's grid, `segments` int32 [r, m], the clip's number in the row from 1 on (0:
     padding), `frames` int32 and `fps` float32 [r, k], a clip's frames of tokens (0: no
-    clip) and frames a second, and what the transform gives beside `latents`, [r, k, ...].
+    clip) and frames a second, and the transform's other arrays, [r, k, ...].
 
-    A damaged record is replaced by none: its tokens are padding. (Another one of its
-    length might not exist.)
+    A damaged record is not replaced, since another one of its length may not exist: its
+    tokens become padding.
 
     Args:
       source: latents, of any sizes.

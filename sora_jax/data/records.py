@@ -11,12 +11,12 @@ import numpy as np
 
 from sora_jax.data import video_io
 
-# From the noisy text that a clip came with to the captions that are written for it.
+# From the noisy text that a clip comes with to captions written for it.
 TIERS = ("alt", "short", "medium", "dense", "structured")
 
 
 class CorruptRecord(ValueError):
-    """A stored record is not what was written; names the file and the record.
+    """A stored record differs from what was written; names the file and the record.
 
     Attributes:
       where: the shard file.
@@ -34,21 +34,21 @@ class CorruptRecord(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipRecord:
-    """One clip as it lies in a shard.
+    """One clip as stored in a shard.
 
     Attributes:
       id: unique in the data set.
       video: an encoded video file (H.264 in MP4; lossless for the toy world).
       fps: frames a second.
-      num_frames, height, width: what `video` decodes to; num_frames is 1 + 4n.
-      captions: text by tier, one of TIERS; a tier without text is absent. Where a tier
-        has several captions, each is a line: see `variants`.
+      num_frames, height, width: of the decoded video; num_frames is 1 + 4n.
+      captions: text by tier, one of TIERS; a tier without text is absent. Several
+        captions of a tier are separate lines: see `variants`.
       caption_sources: who wrote the tier: "original", "human", "oracle", "model:<id>".
       shots: (first frame, one past the last) of each shot.
       scores: named measures of the clip, such as motion.
-      licence, source: under which terms and from where the clip comes.
-      sha256: of `video`; computed where it is left out, checked by `verify`.
-      state_json: the toy world's scene, where there is one.
+      licence, source: the clip's terms of use and its origin.
+      sha256: of `video`; computed by default, checked by `verify`.
+      state_json: the toy world's scene as JSON; None for other clips.
     """
 
     id: str
@@ -84,7 +84,7 @@ class ClipRecord:
         """Decodes the clip to uint8[t, h, w, c].
 
         Raises:
-          CorruptRecord: they do not decode, or to another size than the record says.
+          CorruptRecord: it does not decode, or not to the record's size.
         """
         try:
             frames_thwc = video_io.decode(self.video).frames
@@ -114,19 +114,19 @@ def captions_of(captions: Mapping[str, str], tiers: Collection[str]) -> list[str
 
 
 def join(captions: Sequence[str]) -> str:
-    """Returns captions of one tier as a record holds them: each once, none empty."""
+    """Joins captions of one tier as a record stores them: without repeats or empty ones."""
     return "\n".join(dict.fromkeys(filter(None, captions)))
 
 
 def verify(record: ClipRecord) -> ClipRecord:
-    """Returns the record if its bytes have its checksum.
+    """Returns the record if its video matches its checksum.
 
     Raises:
-      CorruptRecord: they have not.
+      CorruptRecord: it does not.
     """
-    found = hashlib.sha256(record.video).hexdigest()
-    if found != record.sha256:
+    digest = hashlib.sha256(record.video).hexdigest()
+    if digest != record.sha256:
         raise CorruptRecord(
-            "record", record.id, f"SHA-256 is {found[:12]}, not {record.sha256[:12]}"
+            "record", record.id, f"SHA-256 is {digest[:12]}, not {record.sha256[:12]}"
         )
     return record

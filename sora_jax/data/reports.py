@@ -1,4 +1,4 @@
-"""What preparing a folder of clips has to say, in lines to be printed."""
+"""The messages that `prepare` prints about a folder of clips."""
 
 import itertools
 import json
@@ -13,13 +13,13 @@ _LISTED = 20
 
 
 def difference(out: pathlib.Path, source: shards.Source) -> list[str]:
-    """Says what will be added to a folder that is finished, and what will not."""
-    if not (found := shards.compare(out, source)):
+    """Says what will be added to a finished folder, and what will not."""
+    if not (change := shards.compare(out, source)):
         return []
     kinds = {
-        "new, and are added": found.new,
-        "changed, and their clips stay as they were made": found.changed,
-        "gone, and their clips stay": found.gone,
+        "new, and are added": change.new,
+        "changed, and keep their old clips": change.changed,
+        "gone, and keep their clips": change.gone,
     }
     return [
         f"{out}: {source.unit} that are {what}: {_some(items)}"
@@ -29,7 +29,7 @@ def difference(out: pathlib.Path, source: shards.Source) -> list[str]:
 
 
 def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> list:
-    """Says what a finished folder holds and what was left out of it."""
+    """Says what a finished folder holds and what was skipped."""
     report = json.loads(digests.read(out / "report.json"))
     skipped, cuts = report["skipped"], report["cuts"]
     lines = [f"skipped {one['file']}: {one['reason']}" for one in skipped[:_LISTED]]
@@ -44,7 +44,7 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
         lines.append(f"{manifest['without_caption']} clips have no caption")
     if cuts:
         where = [f"{clip} at frame {frames[0]}" for clip, frames in cuts.items()]
-        lines.append(f"clips that seem to hold a cut: {_some(where)}")
+        lines.append(f"clips that seem to contain a cut: {_some(where)}")
     captions = ", ".join(f"{n} {tier}" for tier, n in manifest["captions"].items())
     lines.append(
         f"{out}: {manifest['num_clips']} clips of {manifest['num_frames']} frames, "

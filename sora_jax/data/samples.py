@@ -1,4 +1,4 @@
-"""Which of many records or texts are looked at, where not all can be."""
+"""Evenly spaced samples of records or texts."""
 
 import numpy as np
 

@@ -218,7 +218,9 @@ def test_the_job_reads_folders_of_frames(tmp_path, capsys):
         "frames: --frames_fps says how many a second)"
     )
     for wrong in (0, -1, "inf", "nan"):
-        assert "frames_fps must be between 0 and 1000" in refusal(frames_fps=wrong, **asked)
+        assert "frames_fps must be between 0 and 1000" in refusal(
+            frames_fps=wrong, **asked
+        )
     write(tmp_path / "in" / "a.mp4", film(5))
     run(**asked)
     assert "skipped clip7: its 10 pictures" in capsys.readouterr().out

@@ -154,8 +154,8 @@ def test_the_same_command_adds_the_videos_that_are_new(tmp_path, capsys, monkeyp
     run(**asked)
     said = capsys.readouterr().out
     assert "videos that are new, and are added: 2 (b.mp4, c.mp4)" in said
-    assert "that are changed, and their clips stay as they were made: 1 (a.mp4)" in said
-    assert "videos that are gone, and their clips stay: 1 (gone.mp4)" in said
+    assert "that are changed, and keep their old clips: 1 (a.mp4)" in said
+    assert "videos that are gone, and keep their clips: 1 (gone.mp4)" in said
     assert "5 clips of 5 frames" in said and decoded == []
     added = shards.open(out)
     ids = [f"{name}.mp4#{k:05d}" for name, k in
@@ -183,7 +183,7 @@ def test_the_same_command_adds_the_videos_that_are_new(tmp_path, capsys, monkeyp
     (folder / "junk.mp4").unlink()
     capsys.readouterr()
     run(**asked)
-    assert "gone, and their clips stay: 1 (gone.mp4)" in capsys.readouterr().out
+    assert "gone, and keep their clips: 1 (gone.mp4)" in capsys.readouterr().out
 
 
 def of_two_sizes(tmp_path):

@@ -135,5 +135,5 @@ def test_captions_lie_where_prepare_reads_them(tmp_path):
     more = agreement.read_captions(tmp_path, names)
     assert more.texts == found.texts | {"run.v2": "of run.v2"}
     assert len(found.failures) == 2
-    assert "'gone.mp4' is no video of the folder" in found.failures[0]
+    assert "'gone.mp4' is not a video of the folder" in found.failures[0]
     assert found.failures[1].startswith("f.json: ")

@@ -101,7 +101,7 @@ def test_still_and_shuffled_clips_are_named_and_win_nothing(tmp_path):
     assert bad.estimate("still").value == pytest.approx(1 / 9)
     assert bad.estimate("still").high > 0.3  # Wilson's, of 9 clips
     notes = "\n".join(bad.notes)
-    assert "nowhere.mp4: it is a link that leads nowhere" in notes
+    assert "nowhere.mp4: it is a broken link" in notes
     assert "1 files of other kinds are not read (.doc)" in notes
     assert "1 of 9 clips are still and in no mean of steadiness: still.npy" in notes
     assert (

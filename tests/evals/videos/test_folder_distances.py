@@ -275,8 +275,8 @@ def test_linked_folders_are_read_and_loops_named(tmp_path):
     found = clip_files.find(tmp_path / "in")
     assert [source.name for source in found.sources] == ["b.npy", "disk/a.npy"]
     assert found.failures == () and len(found.notes) == 2
-    assert found.notes[0] == "disk/in: it is a folder that is listed already"
-    assert found.notes[1].startswith("turn: it is a link that leads nowhere")
+    assert found.notes[0] == "disk/in: it is a folder that is already listed"
+    assert found.notes[1].startswith("turn: it is a broken link")
 
 
 def test_few_clips_wait_for_others_of_their_size():
