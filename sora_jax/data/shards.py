@@ -1,19 +1,19 @@
-"""Clips and latents in ArrayRecord files: written atomically, read by index, verified.
+"""Clips in ArrayRecord files: written atomically, read by index, verified.
 
 A finished folder of clips holds
     clips-<split>.array_record-00000    the records, one clip each
     dataset_info.json, features.json    so that TFDS reads the folder
     index/00000.jsonl                   captions and sizes, without the videos
-    items.json                          what the clips were made of, see `Source.items`
+    items.json                          the items that clips were made of, see `Source`
     manifest.json                       settings, files, counts, digest
-    report.json                         what was left out, and why
-and `tfds.builder_from_directory(folder).as_data_source()` gives the same clips.
-TensorFlow is not needed for either and is never imported.
+    report.json                         what was skipped, and why
+and `tfds.builder_from_directory(folder).as_data_source()` returns the same clips. Neither
+needs or imports TensorFlow.
 
-Items that a source has more of later become further files; those that are there stay as
-they are, so that what reads them goes on.
+Items that are added to a source later become additional files; existing files do not
+change, so jobs that read them are not disturbed.
 
-Reading checks twice: ArrayRecord's own hash of every chunk, and the SHA-256 of the clip.
+Reading checks ArrayRecord's own hash of every chunk and the SHA-256 of each clip.
 """
 
 import collections
@@ -41,8 +41,8 @@ class Skipped:
 
     Attributes:
       file: its name, and which part of it, such as "a.mp4 from 3.00 s on".
-      reason: what is wrong with it.
-      item: of the source that it is a part of; None: of none.
+      reason: why it was skipped.
+      item: of the source that it is a part of, if any.
     """
 
     file: str
@@ -52,7 +52,7 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Remark:
-    """Something that was done to the clips of a file, such as "interlaced, ..."."""
+    """A note about the clips of a file, such as "interlaced, ..."."""
 
     file: str
     what: str
@@ -60,17 +60,17 @@ class Remark:
 
 
 class Source(Protocol):
-    """Where clips come from; picklable, and the same clips whenever it is asked.
+    """A source of clips; picklable and deterministic.
 
     Attributes:
       split: name of the split that is written.
-      settings: what decides the clips of an item, as JSON values; a folder that was
+      settings: JSON values that determine the clips of an item; a folder that was
         written with other settings is refused.
       items: what clips are made of, such as videos: a name, and a hash of all that the
         clips depend on. The clips of an item are called `<name>#<anything>`. A source
-        whose settings say all has the one item "".
+        that its settings determine completely has the single item "".
       admits: the limits on items, as one word; an item that gave no clip is tried again
-        once they change.
+        when they change.
       unit: plural name of what `expected` counts.
     """
 
@@ -81,8 +81,8 @@ class Source(Protocol):
     admits: str
 
     def plan(self, items: Collection[str]) -> tuple[list[Any], list[Skipped]]:
-        """Returns the parts (JSON values; one file of records each) that these items
-        are made in, and what cannot be used at all."""
+        """Returns the parts (JSON values; each becomes a file of records) of these items,
+        and what cannot be used."""
 
     def expected(self, part: Any) -> int:
         """Returns how many items a part has, each counted by one `note(finished=1)`."""
@@ -90,7 +90,7 @@ class Source(Protocol):
     def clips(
         self, part: Any, note: workers.Note, avoid: Mapping[str, str]
     ) -> Iterator[records.ClipRecord | Skipped | Remark]:
-        """Yields the clips of a part, what was left out of it, and what was done."""
+        """Yields the clips of a part, what was skipped, and remarks."""
 
 
 # -- clips ----------------------------------------------------------------------------
@@ -144,15 +144,15 @@ def _to_example(clip: records.ClipRecord) -> bytes:
 
 
 def _from_example(raw: bytes) -> records.ClipRecord:
-    # Read from the protocol buffer itself: TFDS's own parser takes thirty times longer.
+    # Reads the protocol buffer itself, thirty times faster than TFDS's parser.
     fields = tf_example_pb2.Example.FromString(raw).features.feature
 
     def text(name: str) -> str:
         return fields[name].bytes_list.value[0].decode()
 
-    def by_tier(name: str) -> dict[str, str]:
-        found = {tier: text(f"{name}/{tier}") for tier in records.TIERS}
-        return {tier: value for tier, value in found.items() if value}
+    def texts(name: str) -> dict[str, str]:
+        by_tier = {tier: text(f"{name}/{tier}") for tier in records.TIERS}
+        return {tier: value for tier, value in by_tier.items() if value}
 
     def integer(name: str) -> int:
         return fields[name].int64_list.value[0]
@@ -165,8 +165,8 @@ def _from_example(raw: bytes) -> records.ClipRecord:
         num_frames=integer("num_frames"),
         height=integer("height"),
         width=integer("width"),
-        captions=by_tier("captions"),
-        caption_sources=by_tier("caption_sources"),
+        captions=texts("captions"),
+        caption_sources=texts("caption_sources"),
         shots=tuple(zip(shots, shots, strict=True)),
         scores=json.loads(text("scores_json")),
         licence=text("licence"),
@@ -189,19 +189,19 @@ def _clip_entry(clip: records.ClipRecord) -> dict[str, Any]:
 
 
 def _write_part(source: Source, out: str, parts: list, part: int, note, avoid) -> None:
-    said = {"skipped": [], "remarks": [], "cuts": {}}
+    summary = {"skipped": [], "remarks": [], "cuts": {}}
 
     def clips():
         for clip in source.clips(parts[part], note, avoid):
             if not isinstance(clip, records.ClipRecord):
                 kind = "skipped" if isinstance(clip, Skipped) else "remarks"
-                said[kind].append(dataclasses.asdict(clip))
+                summary[kind].append(dataclasses.asdict(clip))
                 continue
             if len(clip.shots) > 1:
-                said["cuts"][clip.id] = [first for first, _ in clip.shots[1:]]
+                summary["cuts"][clip.id] = [first for first, _ in clip.shots[1:]]
             yield _to_example(clip), _clip_entry(clip)
 
-    array_files.store_part(pathlib.Path(out), part, clips(), said)
+    array_files.store_part(pathlib.Path(out), part, clips(), summary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +209,10 @@ class Difference:
     """How the items of a source differ from those that a folder was made of.
 
     Attributes:
-      new: items to make clips of: those that the folder does not know, and those that
-        gave it no clip and changed, or are admitted now.
-      changed: the other ones that changed; their clips stay as they were made.
-      gone: items with clips that the source no longer has; their clips stay.
+      new: items to make clips of: new ones, and those that gave no clip and have
+        changed or are now within the limits.
+      changed: items with clips that have changed; their old clips are kept.
+      gone: items with clips that the source no longer has; their clips are kept.
     """
 
     new: tuple[str, ...]
@@ -221,11 +221,11 @@ class Difference:
 
 
 def compare(out_dir: str | os.PathLike, source: Source) -> Difference | None:
-    """Compares a source with what a finished folder was made of; None: not finished.
+    """Compares a source with the items of a finished folder; None if it is not finished.
 
     Raises:
-      ShardsError: it was made with other settings.
-      digests.Damaged, FileNotFoundError: a file of it is damaged or missing.
+      ShardsError: the folder was made with other settings.
+      digests.Damaged, FileNotFoundError: one of its files is damaged or missing.
     """
     out = pathlib.Path(out_dir)
     if not (out / "manifest.json").exists():
@@ -246,29 +246,29 @@ def compare(out_dir: str | os.PathLike, source: Source) -> Difference | None:
 
 
 def _without_clips(digest: str, admits: str) -> str:
-    """What items.json has of an item that gave no clip; of others it is the digest."""
+    """The entry in items.json of an item that gave no clip; others have their digest."""
     return f"{digest} {admits}"
 
 
 def write(
     out_dir: str | os.PathLike, source: Source, *, num_workers: int = 0
 ) -> dict[str, Any]:
-    """Writes all clips of a source as shards; goes on where an earlier run stopped.
+    """Writes all clips of a source as shards; resumes an interrupted run.
 
     Args:
-      out_dir: a new folder, one that an interrupted run has left, or a finished one.
-        What the source has more of than a finished one is added to it, as further
-        files; nothing of it changes until all of them are whole.
-      source: where the clips come from.
-      num_workers: processes; 0 works in this one.
+      out_dir: a new folder, one that an interrupted run has left, or a finished one. New
+        items of the source are added to a finished folder as further files, which take
+        effect when all of them are complete.
+      source: of the clips.
+      num_workers: processes; 0: work in this one.
 
     Returns:
-      The manifest. `report.json` in the folder lists what was left out, what was done to
-      which files, and the clips that hold a cut.
+      The manifest. `report.json` in the folder lists what was skipped, remarks on files,
+      and the clips that contain a cut.
 
     Raises:
-      ShardsError: the folder was made with other settings, what it is made of changed
-        since an earlier run stopped, or there is nothing usable.
+      ShardsError: the folder was made with other settings, an item changed since the
+        interrupted run, or there is nothing usable.
     """
     out, manifest = pathlib.Path(out_dir), None
     if array_files.claim(out, "manifest.json", _settings(source)):
@@ -286,7 +286,7 @@ def _settings(source: Source) -> dict[str, Any]:
 
 
 def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | None:
-    """The plan that was begun, or a new one; None where nothing is to be made."""
+    """The interrupted run's plan, or a new one; None if there is nothing to do."""
     file, base = out / ".partial" / "plan.json", manifest and manifest["digest"]
     if file.exists():
         plan = json.loads(digests.read(file))
@@ -294,15 +294,15 @@ def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | No
             for item, digest in plan["items"].items():
                 if source.items.get(item) != digest:
                     raise ShardsError(
-                        f"{item or 'the source'} changed since {out} was begun: delete "
-                        f"{out / '.partial'}, and what is unfinished is made anew"
+                        f"{item or 'the source'} changed since {out} was started: "
+                        f"delete {out / '.partial'} to start its unfinished part again"
                     )
             return plan
     if manifest is not None:
-        array_files.discard_parts(out)  # of a plan that has been finished
-    found = compare(out, source)
-    items = source.items if found is None else found.new
-    if found is not None and not items:
+        array_files.discard_parts(out)  # of a finished plan
+    change = compare(out, source)
+    items = source.items if change is None else change.new
+    if change is not None and not items:
         return None
     parts, skipped = source.plan(tuple(items))
     plan = {
@@ -319,7 +319,7 @@ def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | No
 def _finish(
     out: pathlib.Path, source: Source, plan: dict, before: dict | None
 ) -> dict[str, Any]:
-    """Adds the parts of a plan to the folder, behind the files that it has."""
+    """Adds the parts of a plan to the folder, after its existing files."""
     kept, entries, done = [], [], {}
     report = {"skipped_in_items": [], "cuts": {}, "remarks": []}
     if before is not None:
@@ -333,7 +333,7 @@ def _finish(
     files = [*kept, *files]
     entries += [entry for summary in summaries for entry in summary["index"]]
     overview = _overview(entries)
-    # What is no item is listed anew each time; what was found in items stays true.
+    # The plan lists unusable files each time; entries about items remain valid.
     cuts = report["cuts"]
     kept_items = source.items.keys() - plan["items"].keys()
     in_items = [s for s in report["skipped_in_items"] if s["item"] in kept_items]
@@ -393,10 +393,10 @@ def _write_parts(out: pathlib.Path, source: Source, parts: list, num_workers: in
 
 
 def _by_what(before: list[dict[str, Any]], remarks: list[dict[str, Any]]) -> list[dict]:
-    """Groups remarks by what they say, with those that were grouped before.
+    """Groups remarks by their text, merging the groups of earlier plans.
 
-    Each has the frames of each file, so a plan that is finished twice, since the first
-    time was interrupted, counts none twice.
+    Frames are counted by file, so that finishing an interrupted plan a second time does
+    not count them twice.
     """
     old = {remark["what"]: remark["files"] for remark in before}
     new = collections.defaultdict(collections.Counter)
@@ -433,7 +433,7 @@ def _write_tfds_metadata(out: pathlib.Path, split: str, files: list[dict]) -> No
 
 
 def _overview(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns how many captions each tier has, and the sizes that the clips have."""
+    """Returns the number of captions by tier, and the sizes of the clips."""
     overview: dict[str, Any] = {
         "captions": array_files.count_captions(entries),
         "without_caption": sum(not entry["captions"] for entry in entries),
@@ -456,7 +456,7 @@ class Shards(array_files.Records):
         except google.protobuf.message.DecodeError as error:
             raise ValueError(f"it does not parse: {error}") from None
         if (clip.id, clip.sha256) != (entry["id"], entry["sha256"]):
-            raise ValueError(f"it is {clip.id!r}, another clip than in the index")
+            raise ValueError(f"it is clip {clip.id!r}, not the one in the index")
         return records.verify(clip)
 
 
@@ -464,7 +464,7 @@ def open(folder: str | os.PathLike) -> Shards:
     """Opens a finished folder of clips.
 
     Raises:
-      ShardsError: it is none, or a file is missing.
+      ShardsError: it is not finished, or a file is missing.
     """
     folder = pathlib.Path(folder)
     return Shards(folder, array_files.read_manifest(folder, "manifest.json", "shards"))

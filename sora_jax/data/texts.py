@@ -4,9 +4,9 @@
     list.csv     a header, then the fields of a row with commas between: file,caption
     list.jsonl   an object a line: {"file": "a.mp4", "caption": "..."}
 
-All lists are UTF-8 and are read here, so that each mistake has one message, with the
-number of its line. Captions and prompts both pass through `normalise`, so that a model
-is asked in the form that it was trained on.
+All lists are UTF-8 and are read by this module, so that errors have the same message
+everywhere, with the number of the line. Captions and prompts both pass through
+`normalise`, so that prompts have the form of the training captions.
 """
 
 import csv
@@ -30,8 +30,8 @@ class BadLine(ValueError):
     """A line of a file that cannot be read.
 
     Attributes:
-      line: its number, from 1 on.
-      reason: what is wrong with it.
+      line: its number, starting at 1.
+      reason: why.
     """
 
     def __init__(self, line: int, reason: str):
@@ -45,10 +45,10 @@ class BadLine(ValueError):
 def normalise(text: str) -> str:
     """Returns a text as one line of visible characters.
 
-    White space, line ends and control characters become single blanks. Joiners (U+200C,
-    U+200D) stay, since they are spelling in Persian and Indic scripts and make one
-    picture of several emoji; other format characters, such as soft hyphens and marks of
-    direction, are removed. A zero-width space separates words, so it becomes a blank.
+    White space, line ends and control characters become single spaces. Joiners (U+200C,
+    U+200D) are kept, since they belong to the spelling of Persian and Indic scripts and
+    combine emoji; other format characters, such as soft hyphens and direction marks, are
+    removed. A zero-width space separates words, so it becomes a space.
     """
     if not text.isprintable():
         text = "".join(map(_visible, text))
@@ -63,10 +63,10 @@ def _visible(character: str) -> str:
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Reads a file of UTF-8, with or without a byte order mark; line ends stay.
+    """Reads a UTF-8 file, with or without a byte order mark; line ends are kept.
 
     Raises:
-      BadLine: it has another encoding.
+      BadLine: the file has another encoding.
       ValueError: it is too large.
     """
     path = pathlib.Path(path)
@@ -87,7 +87,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def lines(path: str | os.PathLike) -> list[str]:
-    """Reads the lines of a file as they are; blank ones at the end are left out.
+    """Reads the lines of a file unchanged, without blank ones at the end.
 
     Raises:
       BadLine, ValueError: as `read_text`.
@@ -103,8 +103,8 @@ def rows(
 ) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
     """Yields (line, fields) of a .csv or .jsonl file, in its order.
 
-    A row that cannot be read gives a `BadLine` in the place of its fields. So does a
-    file of another encoding and a header that is not right, and then nothing follows.
+    A row that cannot be read gives a `BadLine` instead of its fields. So does a wrong
+    encoding or a wrong header, which ends the iteration.
 
     Args:
       path: the file.
@@ -157,7 +157,7 @@ def _csv_rows(text: str, check_header) -> Iterator[tuple[int, dict[str, str] | s
                 f"{len(header)}: {', '.join(header)}"
             )
             if len(row) > len(header):
-                reason += '; a text with a comma in it stands in quotes, "a, b"'
+                reason += '; put a text with a comma in quotes: "a, b"'
             yield line, reason
         else:
             yield line, dict(zip(header, row, strict=True))
@@ -167,12 +167,12 @@ def _why(error: csv.Error, more_lines: int) -> str:
     reason = {
         "unexpected end of data": "a quote is opened and never closed",
         "',' expected after '\"'": (
-            'a quote ends before its field does; inside of quotes write "" for "'
+            'a quote ends before its field does; inside quotes write "" for "'
         ),
     }.get(str(error), str(error))
     if more_lines:
         lines = "line is" if more_lines == 1 else f"{more_lines} lines are"
-        reason += f"; the next {lines} taken as part of it, and not read"
+        reason += f"; the next {lines} taken as part of it and not read"
     return reason
 
 
@@ -187,17 +187,17 @@ def _check_columns(header: Sequence[str]) -> None:
 
 
 def check_named(found: Sequence[str], wanted: Sequence[str], what: str) -> None:
-    """Raises ValueError where none of the names that are wanted is among those found."""
+    """Raises ValueError if `found` has none of the wanted names."""
     if not set(found) & set(wanted):
         capitals = {name.strip().lower() for name in found} & set(wanted)
         raise ValueError(
             f"it {what}: its fields are {', '.join(map(repr, found))}, none of "
-            f"{', '.join(wanted)}" + (" (in lower case, no blanks)" if capitals else "")
+            f"{', '.join(wanted)}" + (" (in lower case, no spaces)" if capitals else "")
         )
 
 
 def _json_rows(text: str, check_header) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yields (line, fields), or in their place why a line cannot be read."""
+    """Yields (line, fields), or the reason why the line cannot be read."""
     del check_header
     for number, line in enumerate(re.split(_LINE_END, text), 1):
         if not line.strip():

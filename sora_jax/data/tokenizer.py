@@ -1,7 +1,7 @@
-"""Text to token ids with sentencepiece, in the habits of T5.
+"""Text to token ids with sentencepiece, with T5's conventions.
 
-The class reads the tokenizers that `train` writes and the `spiece.model` of a UMT5
-folder alike; ids of padding, end and unknown come from the model.
+The class reads the tokenizers that `train` writes as well as the `spiece.model` of a UMT5
+folder; the ids of padding, end and unknown come from the model.
 
 Letters: b batch, l length.
 """
@@ -23,10 +23,10 @@ import sentencepiece
 from sora_jax.core import digests, paths
 from sora_jax.data import samples
 
-# What sentencepiece needs besides the words: pad, eos, unk and one piece for each byte.
+# The pieces that are not words: pad, eos, unk and one for each byte.
 _FIXED_PIECES = 3 + 256
 _CACHED_TEXTS = 200_000
-_MOST_TEXTS = 1_000_000  # that a tokenizer is trained on
+_MOST_TEXTS = 1_000_000  # to train a tokenizer on
 
 
 def train(
@@ -35,23 +35,22 @@ def train(
     """Trains a byte pair tokenizer and writes it to a file.
 
     Byte pair encoding (arXiv 1508.07909) with byte fallback, so that any text can be
-    encoded. A unigram model breaks the commonest words of a small corpus into letters
-    ("m a gent a"), and what is one word is learned much faster as one piece. The same
-    texts in any order give the same bytes; of more than a million, a million are taken,
-    spread over the alphabet. A corpus that is too small for the vocabulary gets a
-    smaller one.
+    encoded. A unigram model breaks the most common words of a small corpus into letters
+    ("m a gent a"), and a model learns a word much faster as one piece. The same texts in
+    any order give the same bytes; of more than a million texts, a million are used,
+    spread over the sorted list. A small corpus gets a smaller vocabulary.
 
     Args:
       texts: the captions; equal ones count as often as they occur.
       path: the file to write.
-      vocab_size: the most pieces, with the 259 for padding, end, unknown and bytes.
+      vocab_size: the most pieces, including the 259 for padding, end, unknown and bytes.
 
     Raises:
       ValueError: there is no text, or vocab_size leaves no room for words.
     """
     if vocab_size < _FIXED_PIECES + 32:
         raise ValueError(
-            f"a vocabulary has at least {_FIXED_PIECES + 32} pieces "
+            f"a vocabulary needs at least {_FIXED_PIECES + 32} pieces "
             f"({_FIXED_PIECES} are bytes and marks), not {vocab_size}"
         )
     lines = sorted(text for text in map(str.strip, texts) if text)
@@ -79,15 +78,15 @@ def train(
     return Tokenizer(path)
 
 
-# A folder's tokenizer; where a T5 folder has both, diffusers reads the first.
+# A folder's tokenizer; if a T5 folder has both, diffusers reads the first.
 FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
 
 
 def find(folder: str | os.PathLike) -> pathlib.Path:
-    """The tokenizer's file in a run folder or in the tokenizer's folder of a peer.
+    """The tokenizer's file in a run folder or in a peer's tokenizer folder.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: the folder has no tokenizer.
     """
     for name in FILES:
         if (found := pathlib.Path(folder) / name).is_file():
@@ -96,11 +95,11 @@ def find(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def load(path: str | os.PathLike, clean_texts: bool = False) -> "Tokenizer":
-    """Reads a sentencepiece model or a `tokenizer.json`, or that of a folder.
+    """Reads a sentencepiece model or a `tokenizer.json`.
 
     Args:
-      path: the file, or the folder that has one.
-      clean_texts: whether `clean` goes before the pieces.
+      path: the file, or its folder.
+      clean_texts: whether texts are cleaned first, as `clean` does.
     """
     path = pathlib.Path(path)
     path = find(path) if path.is_dir() else path
@@ -109,9 +108,9 @@ def load(path: str | os.PathLike, clean_texts: bool = False) -> "Tokenizer":
 
 
 def clean(text: str) -> str:
-    """A text as Wan's pipelines clean it before the tokenizer sees it.
+    """Cleans a text as Wan's pipelines do before tokenizing.
 
-    Broken encodings are mended where ftfy is installed, HTML is unescaped twice, white
+    Broken encodings are repaired if ftfy is installed, HTML is unescaped twice, and white
     space becomes single spaces.
     """
     return " ".join(html.unescape(html.unescape(_mender()(text))).split())
@@ -125,7 +124,7 @@ def _mender() -> Callable[[str], str]:
 
 
 class Tokenizer:
-    """Encodes texts to padded ids; remembers those that it has seen.
+    """Encodes texts to padded ids; caches the ids of texts.
 
     Args:
       path: the file.
@@ -137,7 +136,7 @@ class Tokenizer:
       pad_id, eos_id, unk_id: 0, 1 and 2 for ours.
 
     Raises:
-      ValueError: the file is no sentencepiece model, or lacks padding or end.
+      ValueError: the file is not a sentencepiece model, or lacks padding or end.
     """
 
     file_name = "spiece.model"
@@ -152,7 +151,7 @@ class Tokenizer:
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
-            raise ValueError(f"{name} is no sentencepiece model: {error}") from None
+            raise ValueError(f"{name} is not a sentencepiece model: {error}") from None
         self.digest = hashlib.sha256(model).hexdigest()
         self.vocab_size = self._processor.vocab_size()
         self.pad_id = self._processor.pad_id()
@@ -205,7 +204,7 @@ class Tokenizer:
 
         Returns:
           ids int32[b, l], padded with pad_id, and mask bool[b, l], true at the ids. The
-          empty text is one end mark.
+          empty text is a single end mark.
         """
         if isinstance(texts, str):
             raise TypeError("encode takes a list of texts, not one text")
@@ -231,10 +230,10 @@ class Tokenizer:
 
 
 def _to_json(model: bytes) -> str:
-    """A sentencepiece model as the tokenizers library reads it: the same ids.
+    """Converts a sentencepiece model for the tokenizers library, with the same ids.
 
-    Its byte pairs are merged where the sum of both is a piece, the best piece first,
-    which is what sentencepiece does.
+    Pairs whose concatenation is a piece are merged, the best piece first, as
+    sentencepiece does.
     """
     import tokenizers
     from sentencepiece import sentencepiece_model_pb2 as proto
@@ -287,8 +286,8 @@ class JsonTokenizer(Tokenizer):
     """A `tokenizer.json` of a T5 folder, read by the tokenizers library.
 
     Raises:
-      ValueError: the library is not installed, or the file is not what it reads, or
-        lacks `<pad>` or `</s>`.
+      ValueError: the library is not installed or cannot read the file, or `<pad>` or
+        `</s>` is missing.
     """
 
     file_name = "tokenizer.json"
@@ -305,7 +304,7 @@ class JsonTokenizer(Tokenizer):
             self._processor = tokenizers.Tokenizer.from_str(model.decode())
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # of its own; its panics are no Exception
+        except BaseException as error:  # the library's panics are not Exceptions
             raise ValueError(
                 f"{name} is damaged, or newer than the tokenizers library, version "
                 f"{tokenizers.__version__}, reads: {error}"

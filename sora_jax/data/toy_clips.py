@@ -1,4 +1,5 @@
-"""The toy world as a source of clips: rendered, told in five tiers, losslessly encoded."""
+"""The toy world as a source of clips: rendered, captioned in five tiers, and encoded
+losslessly."""
 
 import dataclasses
 import math
@@ -12,7 +13,7 @@ _CLIPS_PER_PART = 250
 
 
 def parse_families(text: str | None) -> dict[str, float] | None:
-    """Reads `motion:0.6,count:0.4`; raises ValueError where it is something else."""
+    """Parses `motion:0.6,count:0.4`; raises ValueError for anything else."""
     if text is None:
         return None
     families = {}
@@ -33,10 +34,10 @@ class ToyClips:
 
     Args:
       tier: "tw16", "tw32" or "tw64".
-      num_clips: how many, from index 0 on.
+      num_clips: how many, from index 0.
       split: one of `scene.SPLITS`.
-      families: weight by family; all alike if left out.
-      seed: another world of the same kind.
+      families: weight by family; equal by default.
+      seed: of the scenes.
 
     Raises:
       ValueError: an unknown tier, split or family.
@@ -51,7 +52,7 @@ class ToyClips:
 
     def __post_init__(self):
         if self.num_clips < 1:
-            raise ValueError(f"the number of clips is 1 or more, not {self.num_clips}")
+            raise ValueError(f"num_clips must be 1 or more, not {self.num_clips}")
         self._scene(0)
 
     def _scene(self, index: int) -> scene.Scene:
@@ -59,7 +60,7 @@ class ToyClips:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the clips."""
+        """The settings that determine the clips."""
         return {
             "source": "toyworld",
             "tier": self.tier,
@@ -73,11 +74,11 @@ class ToyClips:
 
     @property
     def items(self) -> dict[str, str]:
-        """One: the settings say all."""
+        """One item, since the settings determine everything."""
         return {"": ""}
 
     def plan(self, items: Collection[str]) -> tuple[list[list[int]], list]:
-        """Returns ranges of indices; nothing is ever left out."""
+        """Returns ranges of indices; nothing is skipped."""
         del items
         starts = range(0, self.num_clips, _CLIPS_PER_PART)
         ends = (min(start + _CLIPS_PER_PART, self.num_clips) for start in starts)
@@ -104,7 +105,7 @@ class ToyClips:
                 height=frames_thwc.shape[1],
                 width=frames_thwc.shape[2],
                 captions=texts,
-                # The alt text imitates what is found on the web, errors included.
+                # The alt text imitates captions of the web, errors included.
                 caption_sources={
                     tier: "original" if tier == "alt" else "oracle" for tier in texts
                 },

@@ -18,7 +18,7 @@ from sora_jax.data import tokenizer as tokenizers
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A kind of window: a size, where 0 means the clip's own, and `count` of a clip."""
+    """A kind of window: its size (0: the clip's own), and how many are cut of a clip."""
 
     num_frames: int = 0
     height: int = 0
@@ -28,13 +28,13 @@ class Crop:
     def __post_init__(self):
         if min(self.size) < 0 or self.count < 1:
             raise ValueError(
-                f"data.crops: {self.count} windows of {_times(self.size)} are none; "
-                "sizes are 0 (the clip's own) or more, and there is 1 a clip or more"
+                f"data.crops: {self.count} windows of {_times(self.size)}: sizes must "
+                "be 0 (the clip's own) or more, and there must be 1 window or more"
             )
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Frames, height and width as they are asked for."""
+        """Frames, height and width as configured."""
         return self.num_frames, self.height, self.width
 
     def within(self, whole: Sequence[int]) -> tuple[int, int, int]:
@@ -48,8 +48,8 @@ class CropClips:
     """Cuts random windows of every kind out of decoded clips.
 
     Each kind is an entry of its own: {"video0": uint8 [n, t, h, w, c], "video1": ...}
-    with its own n, t, h and w. A window may begin at any frame, so that the autoencoder
-    also learns clips whose first frame is in the middle of something.
+    with its own n, t, h and w. A window may start at any frame, so that the autoencoder
+    also sees clips that start in the middle of a motion.
     """
 
     def __init__(self, crops: Sequence[Crop] = (Crop(),)):
@@ -58,7 +58,7 @@ class CropClips:
     def __call__(
         self, record: records.ClipRecord, random: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """Raises ValueError where the clip is smaller than a window."""
+        """Raises ValueError if the clip is smaller than a window."""
         frames_thwc = record.frames()
         return {
             f"video{place}": self._cut(crop, record.id, frames_thwc, random)
@@ -101,7 +101,7 @@ class Tokenize:
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
         text, _ = self.sampler.pick(record.captions, random)
         if text not in self._seen:
-            if len(self._seen) >= 200_000:  # bounded; a data set may be endless
+            if len(self._seen) >= 200_000:  # bounds the cache's memory
                 self._seen.clear()
             ids_1l, mask_1l = self.tokenizer.encode([text], self.length)
             self._seen[text] = ids_1l[0], mask_1l[0]
@@ -110,10 +110,10 @@ class Tokenize:
 
 
 class LatentsAndText:
-    """What the denoiser trains with: the latents and one of their captions.
+    """An example for the denoiser: latents and one of their captions.
 
-    The caption is its `text_ids`, or its `text_states` [l, d] where a cache of them is
-    given; which caption it is does not depend on that.
+    The caption is given as `text_ids`, or as `text_states` [l, d] if there is a cache of
+    states; the choice of the caption is the same for both.
     """
 
     def __init__(self, text: Tokenize, states: text_cache.TextStates | None = None):
@@ -129,9 +129,9 @@ class LatentsAndText:
 
 
 class TwoCaptions:
-    """What the text encoder trains with: a caption to read and one to write.
+    """An example for the text encoder: a caption to read and one to write.
 
-    Of a clip that lacks either there is nothing to write: `target_ids` are padding.
+    For a clip that lacks either, `target_ids` are padding.
     """
 
     def __init__(self, read: Tokenize, write: Tokenize):
@@ -145,14 +145,14 @@ class TwoCaptions:
 
 
 def join_crops(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """[b, n, ...] -> [b n, ...] of every kind: each window becomes a row."""
+    """[b, n, ...] -> [b n, ...] for every kind: each window becomes a row."""
     return {name: video.reshape(-1, *video.shape[2:]) for name, video in batch.items()}
 
 
 def stages(
     crops: Sequence[tuple[float, Sequence[tuple[int, int, int, int]]]], num_steps: int
 ) -> list[tuple[range, tuple[Crop, ...]]]:
-    """Splits a run's steps by share.
+    """Splits a run's steps into stages by their shares.
 
     Args:
       crops: (share, kinds) of each stage; a kind is (frames, height, width, count), and
@@ -167,7 +167,7 @@ def stages(
         if len(stage) != 2 or any(np.shape(kind) != (4,) for kind in stage[1]):
             raise ValueError(
                 "data.crops: a stage is (share, kinds), and a kind (frames, height, "
-                f"width, windows a clip), but one is {stage}"
+                f"width, windows a clip), not {stage}"
             )
     total = sum(share for share, _ in crops)
     if abs(total - 1) > 1e-6:
@@ -176,7 +176,7 @@ def stages(
     for share, kinds in crops:
         if not kinds:
             raise ValueError(
-                f"data.crops: the stage with share {share:g} has no kind of window"
+                f"data.crops: the stage with share {share:g} has no windows"
             )
         done += share
         end = round(done * num_steps)
@@ -190,20 +190,20 @@ def window_size(crop: Crop, clips: Mapping[str, Any]) -> tuple[int, int, int]:
 
     Args:
       crop: the kind of window.
-      clips: a manifest's `num_frames`, `height` and `width`, where the clips differ
-        with all their values.
+      clips: a manifest's `num_frames`, `height` and `width`; lists of all values where
+        the clips differ.
 
     Raises:
-      ValueError: a clip is smaller, or the window is the clip's own size and they
-        differ.
+      ValueError: a clip is smaller, or the window is the clip's own size and clips
+        differ in size.
     """
     smallest = []
     for wanted, field in zip(crop.size, ("num_frames", "height", "width"), strict=True):
         sizes = np.atleast_1d(clips[field]).tolist()
         if not wanted and len(sizes) > 1:
             raise ValueError(
-                f"data.crops: a window with the clip's own {field} needs clips that "
-                f"agree on it, but they have from {min(sizes)} to {max(sizes)}"
+                f"data.crops: a window with the clip's own {field} needs clips of "
+                f"equal {field}, but they have from {min(sizes)} to {max(sizes)}"
             )
         if wanted > min(sizes):
             raise ValueError(

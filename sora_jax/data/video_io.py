@@ -1,7 +1,7 @@
-"""Video files in and out through PyAV, with limits for files that nobody trusts.
+"""Reads and writes video files with PyAV, with limits for untrusted files.
 
-All reading of video, whatever for, goes through `read`. What a file may ask for, and how
-one is opened, `containers` says; how frames become pictures, `frames`.
+All reading of video goes through `read`. `containers` has the limits and opens files;
+`frames` converts frames to pictures.
 
 Letters: t time, h height, w width, c channel (RGB). Frames are uint8.
 """
@@ -27,24 +27,24 @@ from sora_jax.data.containers import Limits as Limits
 from sora_jax.data.containers import UnreadableVideo as UnreadableVideo
 from sora_jax.data.pictures import read_image as read_image
 
-# Suffixes that a folder is searched for; what a file is, its first bytes decide.
+# Suffixes of videos in a folder; a file's format is detected from its first bytes.
 SUFFIXES = (
     ".mp4", ".mov", ".m4v", ".webm", ".mkv", ".gif", ".avi", ".ts", ".m2ts", ".mts",
     ".mpg", ".mpeg",
 )  # fmt: skip
-# Matroska's time stamps are whole milliseconds, so frames may start so many seconds late.
+# Seconds; Matroska's time stamps are whole milliseconds, so frames may start late.
 _SLACK = 1e-3
-# To a later second it is worth seeking the key frame before it.
+# Seconds; for later times it is worth seeking the key frame before them.
 _SEEK_FROM = 2.0
 UNEVEN = "of an uneven frame rate, taken at its mean"
 
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """Decoded frames, uint8[t, h, w, 3], and how many there are in a second.
+    """Decoded frames, uint8[t, h, w, 3], and their rate.
 
-    `size` is (height, width) as seen, before any shrinking; `notes` says what was done
-    to the frames that a reader should know, such as "interlaced, ...".
+    `size` is (height, width) as displayed, before any shrinking; `notes` lists
+    conversions of the frames, such as "interlaced, ...".
     """
 
     frames: np.ndarray
@@ -60,7 +60,7 @@ class Shown:
     Attributes:
       starts: seconds from the first frame of the file.
       fps: the file's mean rate.
-      view: how it becomes a picture.
+      view: converts it to a picture.
     """
 
     frame: av.VideoFrame
@@ -69,11 +69,11 @@ class Shown:
     view: frames.View
 
     def whole(self) -> np.ndarray:
-        """The picture uint8[h, w, 3] at its own size."""
+        """The picture uint8[h, w, 3] at its full size."""
         return self.view.whole(self.frame)
 
     def fit(self, size: tuple[int, int]) -> np.ndarray:
-        """The picture scaled until it covers (height, width), of which the middle is cut."""
+        """The picture scaled to cover (height, width) and cropped to its centre."""
         return self.view.fit(self.frame, size)
 
 
@@ -86,15 +86,15 @@ def probe(
 
     Args:
       source: the file's bytes or its path.
-      limits: what the file may ask for.
-      tell: is called for each packet, for files that must be read as a whole.
+      limits: of the file.
+      tell: called for each packet, since some files must be read completely.
 
     Raises:
-      UnreadableVideo: it is no video, is damaged, or is beyond the limits.
+      UnreadableVideo: it is not a video, is damaged, or is beyond the limits.
     """
     origin = _origin(source, limits)
     with containers.opened(source, limits) as (container, stream, header):
-        # Where a format has no index it is read from its start.
+        # A format without an index is read from its start.
         containers.seek(container, stream, 2 * limits.max_seconds)
         ends, last, dts = 0.0, None, 0
         for packet in container.demux():
@@ -116,9 +116,9 @@ def probe(
         starts, end = last
         is_mp4, entries = header.container == "mov", stream.index_entries
         if is_mp4 and stream.duration and len(entries) and entries[-1].timestamp == dts:
-            # Nothing is cut off, and MP4 says when its last frame ends; what it says
-            # of single packets is of the order in which they are decoded. The index of
-            # other formats may hold no more than the packets that were read.
+            # The file is complete, and MP4 stores when its last frame ends; durations of
+            # single packets are in decoding order. The index of other formats may hold
+            # only the packets that were read.
             whole = (stream.start_time or 0) + stream.duration
             end = max(starts, float(whole * stream.time_base))
         if containers.has_no_times(container):
@@ -131,7 +131,7 @@ def probe(
 
 
 def _origin(source: bytes | str | os.PathLike, limits: Limits) -> float:
-    """The time of the first frame; raises where that cannot be shown."""
+    """The time of the first frame; raises if it cannot be decoded."""
     with containers.boundary(source):
         for first in read(source, limits=limits):
             return containers.seconds_of(first.frame)
@@ -139,15 +139,15 @@ def _origin(source: bytes | str | os.PathLike, limits: Limits) -> float:
 
 
 def ticks(seconds: float, fps: float) -> int:
-    """How many of the times 0, 1 / fps, 2 / fps, ... lie before the end of a file."""
+    """How many of the times 0, 1 / fps, 2 / fps, ... are before the end of a file."""
     return max(0, math.ceil((seconds - _SLACK) * fps))
 
 
 def read_comment(source: bytes | str | os.PathLike) -> str | None:
-    """Reads the comment that is stored in a video file; None where there is none.
+    """Reads the comment stored in a video file; None if it has none.
 
     Raises:
-      UnreadableVideo: it is no video, is damaged, or is beyond the limits.
+      UnreadableVideo: it is not a video, is damaged, or is beyond the limits.
     """
     with containers.opened(source, DEFAULT_LIMITS) as (container, _, _):
         tags = {name.lower(): text for name, text in container.metadata.items()}
@@ -161,24 +161,24 @@ def read(
     colour: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[Shown]:
-    """Yields a video's frames as players show them; all reading of video is this.
+    """Yields a video's frames as players show them.
 
-    Upright and mirrored as the file says, of square pixels, progressive, in BT.709.
+    Rotated and mirrored as the file says, with square pixels, progressive, in BT.709.
 
     Args:
       source: the file's bytes or its path.
-      start: seconds from the first frame; earlier frames are left out where that saves
-        time, but not the one that is on screen then.
-      colour: one of `colour.MATRICES`, for video that does not say; None: by its size.
-      limits: what the file may ask for.
+      start: seconds from the first frame; frames before the one on screen at that time
+        may be skipped.
+      colour: one of `colour.MATRICES`, for untagged video; None: by its size.
+      limits: of the file.
 
     Raises:
-      UnreadableVideo: it is no video, is damaged, or is beyond the limits.
+      UnreadableVideo: it is not a video, is damaged, or is beyond the limits.
     """
     if start > _SEEK_FROM:
         origin = _origin(source, limits)
         with containers.opened(source, limits) as (container, stream, header):
-            # The frames after a key frame may need one before it, and are left out then.
+            # Frames after a key frame may refer to one before it; they are skipped.
             if containers.seek(container, stream, origin + start - 0.5):
                 decoded = containers.decoded(container, stream, limits, after_seek=True)
                 shown = _shown(decoded, stream, header, origin, colour, limits)
@@ -213,8 +213,8 @@ def on_screen(
 ) -> Iterator[Shown]:
     """Yields the frame that is on screen at each of ascending times, until the end.
 
-    Nothing is on screen earlier than the first frame, which is taken then; the last one
-    stays until the end that the header, of `probe`, says.
+    Times before the first frame give the first frame; the last one stays on screen until
+    the end in the header of `probe`.
     """
     due, last = iter(seconds), None
     time = next(due, None)
@@ -246,24 +246,24 @@ def sample(
     notes: set[str] | None = None,
     tell: Callable[[], None] = lambda: None,
 ) -> Iterator[np.ndarray]:
-    """Yields the frames that are on screen at the given times, cropped and resized.
+    """Yields the frames that are on screen at the given times, resized and cropped.
 
-    A frame is scaled until it covers the size, and its middle is cut out.
+    A frame is scaled to cover the size and cropped to its centre.
 
     Args:
       source: the file's bytes or its path.
       seconds: ascending times from the file's first frame.
       size: (height, width) of the result.
-      limits: what the file may ask for.
-      header: what `probe` says of the file; None: it is asked.
+      limits: of the file.
+      header: the result of `probe`; None: `probe` is called.
       colour: see `read`.
-      notes: gets what was done to the frames, as `Video.notes`.
-      tell: is called for each frame that is decoded.
+      notes: collects the notes of `Video.notes`.
+      tell: called for each decoded frame.
 
     Yields:
-      uint8[h, w, 3] for each time, until the file ends; a file that is shorter than it
-      says yields fewer frames than times. A frame that is on screen at several of the
-      times is the same array each time.
+      uint8[h, w, 3] for each time until the file ends; a truncated file yields fewer
+      frames than times. A frame that is on screen at several of the times is the same
+      array each time.
 
     Raises:
       UnreadableVideo: as for `read`.
@@ -287,7 +287,7 @@ def pictures_at(
     header: Header,
     picture_of: Callable[[Shown], np.ndarray],
 ) -> Iterator[np.ndarray]:
-    """Yields the pictures of what `on_screen` yields; one that stays is made once."""
+    """Yields the pictures of `on_screen`; repeated frames are converted once."""
     last = picture_hwc = None
     for now in on_screen(shown, seconds, header):
         if now is not last:
@@ -296,7 +296,7 @@ def pictures_at(
 
 
 def fitter(size: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns what brings pictures uint8[h, w, 3] to (height, width) as `Shown.fit` does."""
+    """Returns a function that fits pictures uint8[h, w, 3] to a size, as `Shown.fit`."""
     reformatter = av.video.reformatter.VideoReformatter()
     view = frames.View(frames.Turn(), 1.0, None, reformatter)
 
@@ -321,22 +321,22 @@ def decode(
     colour: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Video:
-    """Decodes a video: its frames as they are, or at its mean rate where that is uneven.
+    """Decodes a video; one with an uneven frame rate is resampled at its mean rate.
 
     Args:
       source: the file's bytes or its path.
-      max_frames: decode only so many from the start.
-      shrink: is applied to each frame uint8[h, w, 3] as soon as it is decoded, so that
-        memory follows what it returns, not what is stored.
+      max_frames: decode only this many from the start.
+      shrink: applied to each frame uint8[h, w, 3] as soon as it is decoded, so that only
+        its results are kept in memory.
       colour: see `read`.
-      limits: what the file may ask for.
+      limits: of the file.
 
     Returns:
       Frames uint8[t, h, w, 3] and the mean frame rate.
 
     Raises:
-      UnreadableVideo: it is no video, is damaged, has no frames, changes its size on
-        the way, or is beyond the limits.
+      UnreadableVideo: it is not a video, is damaged, has no frames, changes its size, or
+        is beyond the limits.
     """
     with containers.boundary(source):
         shown = read(source, colour=colour, limits=limits)
@@ -356,7 +356,7 @@ def decode(
 
 
 def _steady(starts: np.ndarray, fps: float) -> bool:
-    """Whether frames start within a quarter of a frame of when they should."""
+    """Whether frames start within a quarter of a frame of their regular times."""
     late = np.abs(starts - np.arange(len(starts)) / fps)
     return bool(late.max() < 0.25 / fps + _SLACK)
 
@@ -410,11 +410,11 @@ def encode_mp4(
     options = {
         "crf": str(crf),
         "preset": "medium",
-        # Rate control in plain C. That for AVX-512 reads past the end of rows whose
-        # length is no multiple of 128 pixels, so that equal frames gave other videos.
+        # Plain C code: the AVX-512 rate control reads past the end of rows whose length
+        # is not a multiple of 128 pixels, so that equal frames gave different videos.
         "x264-params": "cpu-independent=1",
     }
-    # The index is moved to the front by reading the file again, which takes a real one.
+    # Moving the index to the front reads the file again, which needs a real file.
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "clip.mp4"
         _encode(path, frames_thwc, fps, "libx264", "yuv420p", options, metadata)
@@ -442,7 +442,7 @@ def encode_webm(
 def _check_even(frames_thwc: np.ndarray) -> None:
     height, width = frames_thwc.shape[1:3]
     if height % 2 or width % 2:
-        raise ValueError(f"4:2:0 video has an even size, not {width}x{height}")
+        raise ValueError(f"4:2:0 video needs an even size, not {width}x{height}")
 
 
 def _encode(
@@ -450,7 +450,8 @@ def _encode(
 ):
     if frames_thwc.dtype != np.uint8 or frames_thwc.shape[3:] != (3,):
         raise ValueError(
-            f"frames are uint8[t, h, w, 3], not {frames_thwc.dtype}{frames_thwc.shape}"
+            f"frames must be uint8[t, h, w, 3], not "
+            f"{frames_thwc.dtype}{frames_thwc.shape}"
         )
     target, settings = file, {"fflags": "+bitexact"} if container == "webm" else {}
     if isinstance(file, os.PathLike):

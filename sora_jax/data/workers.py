@@ -1,8 +1,8 @@
-"""Runs the parts of a data job in processes that may die without taking the job along.
+"""Runs the parts of a data job in processes whose death does not end the job.
 
-A decoder that crashes on a hostile file, or never comes back from it, costs that one
-file: the process names each file before it touches it, so the parent knows which one to
-leave out when it starts the part again.
+A decoder that crashes or hangs on a malformed file costs only that file: the process
+names each file before it opens it, so the parent knows which one to skip when it restarts
+the part.
 """
 
 import multiprocessing
@@ -15,16 +15,16 @@ from typing import Any, Protocol
 
 
 class Note(Protocol):
-    """How a part tells the parent where it is."""
+    """How a part reports its progress to the parent."""
 
     def __call__(self, item: str | None = None, finished: int = 0) -> None:
-        """Names the item that comes next, or counts finished ones.
+        """Names the next item, or counts finished ones.
 
-        A long item is named again as it goes on, as often as is handy.
+        A long item is named again from time to time, as a sign of life.
         """
 
 
-# task(part, note, avoid) -> result; `avoid` maps items to the reason to leave them out.
+# task(part, note, avoid) -> result; `avoid` maps items to the reason to skip them.
 Task = Callable[[int, Note, Mapping[str, str]], Any]
 
 
@@ -39,12 +39,12 @@ def run(
     """Yields (part, task's result) for every part, in the order of completion.
 
     Args:
-      task: a picklable function; it must give the same result whenever it is run.
+      task: a picklable, deterministic function.
       parts: numbers of the parts.
       num_workers: processes; 0 runs everything in this one.
       on_finished: called with the number of items that have just been finished.
-      stall_seconds: a process that says nothing for so long is killed. A task that
-        goes on names its item again, so a long item may take longer.
+      stall_seconds: a process that is silent for this long is killed. A long item may
+        take longer, since its task names it again.
 
     Raises:
       OSError: a task could not read or write a file.
@@ -81,7 +81,7 @@ def run(
                             worker.start(waiting.pop())
                         yield part, content
                 elif worker.stalled(stall_seconds):
-                    reason = f"it did not go on for {stall_seconds:.0f} s"
+                    reason = f"it made no progress for {stall_seconds:.0f} s"
                     on_finished(worker.replace(reason))
     finally:
         for worker in workers:
@@ -89,7 +89,7 @@ def run(
 
 
 class _Worker:
-    """One process and what is known about it."""
+    """A process, its part and its item."""
 
     def __init__(self, task: Task):
         self.task = task
@@ -118,11 +118,11 @@ class _Worker:
             raise RuntimeError("a worker process died before its first part") from None
 
     def stalled(self, seconds: float) -> bool:
-        """Returns whether it has been silent for so long since it named an item."""
+        """Returns whether it has named an item and then been silent for this long."""
         return self.item is not None and time.monotonic() - self.heard > seconds
 
     def receive(self) -> tuple[str, Any]:
-        """Returns one message; a dead process is replaced and gives "again"."""
+        """Returns one message; a dead process is replaced, which gives "again"."""
         try:
             kind, content = self.connection.recv()
         except (EOFError, ConnectionResetError):
@@ -141,9 +141,9 @@ class _Worker:
         return kind, content
 
     def replace(self, reason: str) -> int:
-        """Starts the part again in a new process, without the item that it was at.
+        """Restarts the part in a new process, skipping the item that it was at.
 
-        Returns minus the number of items of the part that had been finished.
+        Returns minus the number of the part's items that had been finished.
         """
         part, item, avoid = self.part, self.item, self.avoid
         finished = self.finished
@@ -162,7 +162,7 @@ class _Worker:
 
 
 def _serve(connection, task: Task) -> None:
-    # Ctrl-C reaches the whole group; the parent decides, and says so by closing.
+    # Ctrl-C reaches the whole process group; the parent decides and closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     last, told = None, 0.0

@@ -286,7 +286,9 @@ def test_windows_with_a_cut_have_several_shots_and_are_named(folder, tmp_path):
     assert shots == {"a.mp4#00000": ((0, 13), (13, 25)), "b.mp4#00000": ((0, 25),)}
     assert manifest["with_cut"] == 1
     lines = reports.summary(out, manifest, 1.0)
-    assert lines[-2] == ("clips that seem to contain a cut: 1 (a.mp4#00000 at frame 13)")
+    assert lines[-2] == (
+        "clips that seem to contain a cut: 1 (a.mp4#00000 at frame 13)"
+    )
 
 
 def test_limits_hold_for_folders(folder, tmp_path):

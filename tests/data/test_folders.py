@@ -60,7 +60,7 @@ def test_captions_may_hold_line_ends_of_any_kind(folder):
         ("captions.jsonl", "[" * 100_000, ":1", "not JSON"),
         ("captions.jsonl", b"\xff\xfe", ":1", "UTF-16"),
         ("captions.csv", "file,caption\na.mp4,\n", ":2", "no caption"),
-        ("captions.csv", "file,caption\na.mp4,a, b\n", ":2", "stands in quotes"),
+        ("captions.csv", "file,caption\na.mp4,a, b\n", ":2", "comma in it in quotes"),
         ("captions.csv", "File,Caption\na.mp4,x\n", ":1", "'File', 'Caption', none"),
         ("captions.csv", "name\nx\n", ":1", "names no file: its fields are 'name'"),
         ("a.json", '{"descripton": "x"}', "", "no caption"),

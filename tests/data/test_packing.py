@@ -123,7 +123,7 @@ def test_clips_that_cannot_be_packed_are_named(lengths, message):
 @pytest.mark.parametrize("name", ["shapes", "unit", "clips"])
 def test_numbers_that_are_none_are_refused(name):
     given = {"shapes": 2, "unit": 8, "clips": 4, name: 0}
-    with pytest.raises(ValueError, match=f"positive numbers, not .*{name} 0"):
+    with pytest.raises(ValueError, match=f"positive sizes, not .*{name} 0"):
         packing.halved(100, **given)
 
 

@@ -287,7 +287,7 @@ def test_a_record_that_is_whole_but_another_one_is_reported(folder):
     third.write_bytes(content)
     for record in shards.open(folder).read([0, 9]):
         assert isinstance(record, records.CorruptRecord)
-        assert "another clip than in the index" in record.reason
+        assert "not the one in the index" in record.reason
 
 
 def test_a_video_that_changed_before_it_was_written_is_reported(tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_models_of_others_are_read(tmp_path):
     (ids,), (mask,) = tokens.encode(["a red circle"], 30)
     assert 2 not in ids[mask] and ids[mask][-1] == 1
     (tmp_path / "junk.model").write_bytes(b"junk")
-    with pytest.raises(ValueError, match="junk.model is no sentencepiece model"):
+    with pytest.raises(ValueError, match="junk.model is not a sentencepiece model"):
         tokenizer.Tokenizer(tmp_path / "junk.model")
 
 

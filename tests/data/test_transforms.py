@@ -90,7 +90,7 @@ def test_stages_share_the_steps():
     "crops, message",
     [
         (((0.5, ((0, 0, 0, 1),)),), "sum to 0.5, not 1"),
-        (((1.0, ()),), "the stage with share 1 has no kind of window"),
+        (((1.0, ()),), "the stage with share 1 has no windows"),
         (((1.0, ((5, 8, 8, 0),)),), "0 windows of 5 x 8 x 8 are none"),
         (((1.0, ((-1, 8, 8, 1),)),), "windows of -1 x 8 x 8 are none"),
         (((1.0, 5, 8, 8, 1),), r"a stage is \(share, kinds\)"),
@@ -109,7 +109,7 @@ def test_windows_must_fit_into_every_clip():
     for crop, message in (
         (transforms.Crop(9, 8, 8), "9 x 8 x 8 is larger than a clip whose num_frames"),
         (transforms.Crop(5, 8, 32), "larger than a clip whose width is 16"),
-        (transforms.Crop(0, 8, 8), "agree on it, but they have from 5 to 9"),
+        (transforms.Crop(0, 8, 8), ", but they have from 5 to 9"),
     ):
         with pytest.raises(ValueError, match=message):
             transforms.window_size(crop, clips)

@@ -36,7 +36,7 @@ def test_a_death_and_a_hang_cost_one_item_each_and_a_slow_one_none():
         ("item-2", "the decoder died on it (exit code -9)"),
         "clip-3",
     ]
-    assert found[1][1] == ("item-5", "it did not go on for 4 s")
+    assert found[1][1] == ("item-5", "it made no progress for 4 s")
     assert [item for item in found[1] if item != found[1][1]] == [
         "clip-4",
         "clip-6",

@@ -46,7 +46,7 @@ def test_every_step_of_a_stage_has_every_kind(folder):
         ((CLIPS, (3, 8, 8, 1)), r"data.crops: num_frames is 3; .* 1 \+ 4n frames"),
         ((CLIPS, (5, 10, 8, 1)), "data.crops: height x width is 10 x 8; .* multiples"),
         ((CLIPS, (9, 8, 8, 1)), "data.crops: a window of 9 x 8 x 8 is larger"),
-        ((), "no kind of window"),
+        ((), "has no windows"),
     ],
 )
 def test_what_no_step_could_do_is_refused_before_the_first(folder, kinds, message):
