@@ -16,12 +16,13 @@ first seen to pass. The exit code is 0 if every mutation was noticed.
 
 import argparse
 import ast
+import builtins
 import compileall
 import contextlib
 import functools
 import importlib
+import itertools
 import json
-import math
 import multiprocessing
 import os
 import pathlib
@@ -40,10 +41,11 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIST = ROOT / "tests" / "mutations.json"
 KEYS = {"function", "find", "replace", "test"}
-TIMEOUT_SECONDS = 300
 # pytest's exit code if tests ran and some failed; others mean that none has run.
 TESTS_FAILED = 1
-# Imported once, before the tests' processes are forked from one that has no threads.
+# Added to it, since Python's exit code is 1 as well where a process fails before pytest.
+_FROM_PYTEST = 100
+# Imported once, in the process that the tests' processes are forked from.
 LIBRARIES = ["jax", "flax.nnx", "optax", "orbax.checkpoint.experimental.v1", "pytest"]
 LIBRARIES += ["tensorflow_datasets", "grain", "av", "scipy.stats"]
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -154,6 +156,23 @@ def _forms(find: str, replace: str) -> Iterator[tuple[list[ast.AST], list[ast.AS
         yield old.keywords, new.keywords
 
 
+def _unknown(code: list[ast.AST], module: ast.Module) -> list[str]:
+    """Returns the names in the code that are bound neither there nor in the module."""
+    nodes = list(itertools.chain(*map(ast.walk, code)))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    bound = set(dir(builtins))
+    for node in (*nodes, *ast.walk(module)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, (*_DEFINITIONS, ast.ExceptHandler)):
+            bound.add(node.name)
+    return sorted({node.id for node in names} - bound)
+
+
 def _places(scope: ast.AST, old: list[ast.AST]) -> Iterator[tuple[ast.AST, str, int]]:
     """Yields where the nodes stand: in which field of which node, from which item."""
     for node in ast.walk(scope):
@@ -190,6 +209,11 @@ def broken(entry: dict[str, str], root: pathlib.Path = ROOT) -> Run:
             f"{len(found)} times: write code that occurs once"
         )
     node, field, i, old, new = found[0]
+    if unknown := _unknown(new, tree):
+        raise ValueError(
+            f"mutations.json: {entry['function']}: {', '.join(unknown)} is in `replace` "
+            f"and nowhere in {file.name}: write the name it has now"
+        )
     value = getattr(node, field)
     if isinstance(value, list):
         was, value[i : i + len(old)] = value[i], new
@@ -233,7 +257,7 @@ def copy_tree(target: pathlib.Path) -> None:
 
 
 def _pytest(root: pathlib.Path, tests: list[str], log: pathlib.Path) -> None:
-    """Runs tests in a tree, in this process, which ends with pytest's exit code."""
+    """Runs tests in a tree, in this process, and ends it."""
     os.setsid()  # so that what the tests start can be ended with them
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -244,7 +268,8 @@ def _pytest(root: pathlib.Path, tests: list[str], log: pathlib.Path) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]  # this package lies in another tree
     pytest = importlib.import_module("pytest")
-    sys.exit(pytest.main(["-x", "-p", "no:cacheprovider", *tests]))
+    code = pytest.main(["-x", "-p", "no:cacheprovider", *tests])
+    sys.exit(_FROM_PYTEST + code)
 
 
 def _kill(process: multiprocessing.process.BaseProcess) -> None:
@@ -256,13 +281,14 @@ def _kill(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def outcomes(
-    runs: list[Run], roots: list[pathlib.Path], timeout: float = TIMEOUT_SECONDS
+    runs: list[Run], roots: list[pathlib.Path], timeout: float = 600
 ) -> Iterator[tuple[Run, int, float, str]]:
     """Runs each in one of the trees, as many side by side as there are trees.
 
     Yields:
       The run, pytest's exit code, the seconds that it took and what it printed.
     """
+    # Forks are safe there: no thread of JAX's runs before the first computation.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
     waiting, free, active = runs[::-1], [*roots], []
@@ -283,8 +309,9 @@ def outcomes(
                 seconds = time.monotonic() - began
                 if process.is_alive() and seconds < timeout:
                     continue
-                code = TESTS_FAILED if process.is_alive() else process.exitcode
+                hangs = process.is_alive()
                 _kill(process)
+                code = TESTS_FAILED if hangs else process.exitcode - _FROM_PYTEST
                 if run.file:
                     (root / run.file).write_text(whole)
                 active.remove(one)
@@ -295,22 +322,28 @@ def outcomes(
             _kill(process)
 
 
-def survivors(runs: list[Run], roots: list[pathlib.Path]) -> list[dict[str, str]]:
-    """Tries each mutation, prints a table; returns the entries that no test noticed."""
-    unnoticed = []
-    verdicts = {TESTS_FAILED: "noticed", 0: "SURVIVED"}
-    ends = enumerate(outcomes(runs, roots), 1)
-    for number, (run, code, seconds, output) in ends:
-        verdict = verdicts.get(code, f"NOT RUN (pytest's exit code {code})")
-        print(f"{number:3}/{len(runs)} {verdict:<9} {seconds:5.1f}s  {run.file}")
-        for sign, text in (("-", run.entry["find"]), ("+", run.entry["replace"])):
-            print(textwrap.indent(text, f"    {sign} "))
-        print(f"    {run.tests[0]}", flush=True)
-        if code != TESTS_FAILED:
-            unnoticed.append(run.entry)
-        if code not in verdicts:
-            print(output)
-    return unnoticed
+def failures(runs: list[Run], roots: list[pathlib.Path]) -> list[Run]:
+    """Does the runs and prints a table of them.
+
+    Returns:
+      The runs with a mutation that no test noticed, and those without one that failed.
+    """
+    found = []
+    with contextlib.closing(outcomes(runs, roots)) as ends:
+        for number, (run, code, seconds, output) in enumerate(ends, 1):
+            verdicts = ["SURVIVED", "noticed"] if run.entry else ["passed", "FAILED"]
+            ran = code in (0, TESTS_FAILED)
+            verdict = verdicts[code] if ran else f"NOT RUN (pytest's exit code {code})"
+            what = run.file or f"{len(run.tests)} tests without a mutation"
+            print(f"{number:3}/{len(runs)} {verdict:<8} {seconds:5.1f}s  {what}")
+            for sign, key in (("-", "find"), ("+", "replace")) if run.entry else ():
+                print(textwrap.indent(run.entry[key] or "(nothing)", f"    {sign} "))
+            print(f"    {run.tests[0]}", flush=True)
+            if code != (TESTS_FAILED if run.entry else 0):
+                found.append(run)
+                if not (run.entry and ran):
+                    print(output)
+    return found
 
 
 def main() -> int:
@@ -326,9 +359,11 @@ def main() -> int:
     if not runs:
         print(f"no mutation's file or test has {args.only!r} in its name")
         return 2
-    by_file: dict[str, set[str]] = {}
-    for test in (run.tests[0] for run in runs):
-        by_file.setdefault(test.partition("::")[0], set()).add(test)
+    by_file: dict[str, list[Run]] = {}
+    for run in runs:
+        by_file.setdefault(run.tests[0].partition("::")[0], []).append(run)
+    for group in by_file.values():  # first of all without a mutation
+        group.insert(0, Run(sorted({run.tests[0] for run in group})))
     with tempfile.TemporaryDirectory() as folder:
         _set_environment(folder)
         roots = [pathlib.Path(folder, f"tree{i}") for i in range(args.workers)]
@@ -337,16 +372,12 @@ def main() -> int:
             for run in runs:  # what a mutation does beside, such as losing comments
                 (root / run.file).write_text(ast.unparse(_tree(ROOT / run.file)) + "\n")
             compileall.compile_dir(root, quiet=1, invalidation_mode=_BY_CONTENT)
-        unbroken = [Run(sorted(tests)) for tests in by_file.values()]
-        for run, code, seconds, output in outcomes(unbroken, roots, math.inf):
-            file, count = run.tests[0].partition("::")[0], len(run.tests)
-            print(f"unbroken {seconds:5.1f}s  {count} tests of {file}", flush=True)
-            if code:
-                print(f"{output}\nthe tests fail without any mutation")
-                return 2
-        unnoticed = survivors(runs, roots)
+        failed = failures([run for group in by_file.values() for run in group], roots)
+    unnoticed = [run for run in failed if run.entry]
     print(f"{len(runs)} mutations, {len(runs) - len(unnoticed)} noticed")
-    return 1 if unnoticed else 0
+    for run in failed:
+        print("not noticed" if run.entry else "FAILED WITHOUT A MUTATION", run.tests[0])
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

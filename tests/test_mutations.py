@@ -54,8 +54,13 @@ def entry(find, replace, function="double.Twice.of", test="test_four"):
 
 
 def test_every_mutation_can_be_made():
+    problems = []
     for one in mutations.read():
-        mutations.broken(one)
+        try:
+            mutations.broken(one)
+        except ValueError as error:
+            problems.append(str(error))
+    assert not problems, "\n".join(problems)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,7 @@ def test_every_mutation_can_be_made():
         ("sign=1", "sign=2", "sign=1)", "sign=2)"),
         ("sign=1", "", ", sign=1)", ")"),
         ("self.product(2, x, sign=1)", "4", "self.product(2, x, sign=1)", "4"),
+        ("x > 1", "any(y for y in x)", "x > 1", "any((y for y in x))"),
         ("(2 * (x))", "x + x", "2 * x if", "x + x if"),
     ],
 )  # fmt: skip
@@ -94,6 +100,7 @@ def test_what_is_deleted_leaves_a_body(tree):
         ({"find": "5 * x"}, "'5 \\* x' occurs 0 times: write code that occurs once"),
         ({"find": "x"}, "'x' occurs 4 times"),
         ({"find": "if x:"}, "write whole expressions, statements or keyword arguments"),
+        ({"replace": "y * len([x])"}, "y is in `replace` and nowhere in double.py"),
         ({"function": "double.Twice.by"}, "double.Twice.by is in no file: write the name"),
         ({"test": "test_double.test_five"}, "test_double.test_five is in no file"),
     ],
@@ -117,9 +124,13 @@ def test_the_runner_tells_noticed_from_unnoticed(tree, capsys):
     # A file of tests that cannot be imported proves nothing.
     not_run = entry("import math", "import meth", "double")
     runs = [mutations.broken(one, tree) for one in (noticed, unnoticed, not_run)]
-    assert mutations.survivors(runs, [tree]) == [unnoticed, not_run]
+    test = "room/test_double.py::test_four"
+    sound, unsound = mutations.Run([test]), mutations.Run([test, "no_such.py"])
+    runs += [sound, unsound]
+    assert mutations.failures(runs, [tree]) == [*runs[1:3], unsound]
     printed = capsys.readouterr().out
-    verdicts = ("1/3 noticed", "2/3 SURVIVED", "3/3 NOT RUN", "No module named 'meth'")
+    verdicts = ["1/5 noticed", "2/5 SURVIVED", "3/5 NOT RUN", "No module named 'meth'"]
+    verdicts += ["4/5 passed", "5/5 NOT RUN", "file or directory not found: no_such.py"]
     places = [printed.index(verdict) for verdict in verdicts]
     assert places == sorted(places)
     assert (tree / "double.py").read_text() == DOUBLE
