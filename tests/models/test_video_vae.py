@@ -154,11 +154,11 @@ def test_strides_of_the_layouts():
         ({"spatial_downsample": (True,)}, "2 steps"),
         (
             {"temporal_downsample": (True, False), "spatial_downsample": (True, False)},
-            "halves neither",
+            "must halve time, or height and width",
         ),
         (
             {"residual_shortcuts": False, "spatial_downsample": (True, False)},
-            "every step halves space",
+            "every step must halve space",
         ),
         ({"latent_mean": (0.0, 1.0)}, "6 latent channels"),
         ({"channel_multipliers": (1, 2, 3)}, "16 and 24"),

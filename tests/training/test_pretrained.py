@@ -86,7 +86,7 @@ def test_a_table_may_have_both_of_its_names(folder):
     found = component.load()["embedding"]["table"]
     np.testing.assert_array_equal(found, shared)
     save_file(tensors | {"encoder.embed_tokens.weight": shared + 1}, path)
-    with pytest.raises(ValueError, match="are one table, but they differ"):
+    with pytest.raises(ValueError, match="must be equal, but they differ"):
         pretrained.open_component(path.parent, "text_encoder")
 
 
