@@ -1,9 +1,9 @@
-"""The configs of diffusers' and transformers' models as ours, and the other way round.
+"""Conversion of the configs of diffusers' and transformers' models from and to ours.
 
-What we compute with is read strictly: of the right type, in its range, and a setting
-that our classes do not have is refused by its name, unless it has the one value that
-they compute with. A field that is not known is handed to the caller, since every
-release of a peer may add some, unless it contradicts one that we compute with.
+Fields that affect the computation are read strictly, with type and range. A setting that
+our classes lack is refused by name, unless it has the one value that they implement. An
+unknown field is passed on to the caller, since any release of a peer library may add
+some, unless it contradicts a field of ours.
 """
 
 import dataclasses
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from sora_jax.models import dit, text_encoder, video_vae
 
-# Fields that are not known, with their values, by the file that has them.
+# Unknown fields, with their values, by file.
 Unknown = dict[str, dict[str, Any]]
 
 
 class Type(NamedTuple):
-    """What a field's value must be, in words and as a test, and what becomes of it."""
+    """What a field's value must be, in words and as a test, and how to convert it."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -48,7 +48,7 @@ def _list(words: str, holds: Callable[[Any], bool]) -> Type:
     )
 
 
-# Far above any model, and such that nothing is counted for hours or fills the memory.
+# Far above any model, but low enough that no loop takes hours and no array fills memory.
 SIZE, COUNT = whole(1, 2**20), whole(1, 1024)
 _FLAG = Type("true or false", lambda value: type(value) is bool)
 _FRACTION = Type(
@@ -65,7 +65,7 @@ _NUMBERS = _list("finite numbers", is_number)
 _POSITIVE = _list("numbers above 0", lambda value: is_number(value) and value > 0)
 
 _DEFAULT = object()
-# What the weights are stored in, and which release wrote them.
+# The storage type of the weights, and the release that wrote them.
 _OF_FILES = ("dtype", "torch_dtype", "transformers_version")
 
 
@@ -73,39 +73,43 @@ class Fields:
     """The fields of a peer's config file, each of which must be taken once.
 
     Args:
-      given: the file's fields.
+      theirs: the file's fields.
       where: the file's name, for messages.
-      model: the class that the file must be of.
-      unseen: fields that no tensor's shape tells. Where one is missing, a field that is
-        not known may be its new name, and the default of the old one is no guess.
+      model: the class that the file must describe.
+      unseen: fields that no tensor's shape implies. Where one is missing, an unknown
+        field may be its new name, so its default must not be assumed.
     """
 
     def __init__(
-        self, given: Mapping, where: str, model: str, unseen: tuple[str, ...] = ()
+        self, theirs: Mapping, where: str, model: str, unseen: tuple[str, ...] = ()
     ):
-        named = given.get("_class_name") or given.get("architectures") or model
+        named = theirs.get("_class_name") or theirs.get("architectures") or model
         named = named[0] if isinstance(named, list) and named else named
         if named != model:
             raise ValueError(f"{where} is the config of {named}, not of {model}")
-        self._left = {k: v for k, v in given.items() if not k.startswith("_")}
+        self._left = {k: v for k, v in theirs.items() if not k.startswith("_")}
         self._where, self._model = where, model
-        self._lost = [name for name in unseen if name not in given]
+        self._lost = [name for name in unseen if name not in theirs]
         self.ignore(*_OF_FILES)
         self.only(quantization_config=None)
 
     def take(
         self, name: str, kind: Type, default: Any = _DEFAULT, alias: str | None = None
     ) -> Any:
-        """The value of a field, which may be null where the default is None.
+        """Returns the value of a field, which may be null where the default is None.
 
-        alias: another name that the peer reads it under.
+        Args:
+          name: the field.
+          kind: its type.
+          default: where the field is missing; without one it is required.
+          alias: an alternative name that the peer library accepts.
         """
         value = self._left.pop(name, _DEFAULT)
         other = self._left.pop(alias, value) if alias else value
         if value is not _DEFAULT and other != value:
             raise ValueError(
-                f"{self._where}: {name} is {_short(value)}, and {alias}, which is its "
-                f"other name, {_short(other)}"
+                f"{self._where}: {name} is {_short(value)}, but its alias {alias} is "
+                f"{_short(other)}"
             )
         value = default if other is _DEFAULT else other
         if value is _DEFAULT:
@@ -119,32 +123,31 @@ class Fields:
         return kind.read(value)
 
     def only(self, **values: Any) -> None:
-        """Takes fields that may have these values and no others."""
+        """Takes fields that must have these values where they are present."""
         for name, value in values.items():
-            found = self._left.pop(name, value)
-            if found != value:
+            actual = self._left.pop(name, value)
+            if actual != value:
                 raise ValueError(
-                    f"{self._where}: {name} is {_short(found)}; this project's classes "
-                    f"know {self._model} with {value!r} only"
+                    f"{self._where}: {name} is {_short(actual)}; this project supports "
+                    f"{self._model} with {value!r} only"
                 )
 
     def ignore(self, *names: str) -> None:
-        """Takes fields that say nothing about what is computed."""
+        """Takes fields that do not affect the computation."""
         for name in names:
             self._left.pop(name, None)
 
     def build[T](self, cls: type[T], unknown: Unknown | None, **values: Any) -> T:
-        """Makes our config of what was taken.
+        """Builds our config, after all known fields were taken.
 
         Args:
           cls: its class.
-          unknown: takes the fields that are not known; None: they are refused.
+          unknown: filled with the unknown fields; None: these are refused.
           **values: its fields.
 
         Raises:
-          ValueError: the values do not go together, or a field that is not known has
-            the name of one of ours and another value, or may be the new name of one
-            that is missing.
+          ValueError: the values are not valid together, or an unknown field has the name
+            of one of ours and another value, or may be the new name of a missing one.
         """
         try:
             made = cls(**values)
@@ -162,12 +165,12 @@ class Fields:
         names = ", ".join(sorted(self._left))
         if self._left and self._lost:
             raise ValueError(
-                f"{self._where} lacks {', '.join(self._lost)}, and has fields that are "
-                f"not known of {self._model}, which may be other names of it: {names}"
+                f"{self._where} lacks {', '.join(self._lost)}, and has unknown fields of "
+                f"{self._model} that may be new names of it: {names}"
             )
         if self._left and unknown is None:
             raise ValueError(
-                f"{self._where} has fields that are not known of {self._model}: {names}"
+                f"{self._where} has unknown fields of {self._model}: {names}"
             )
         if self._left:
             unknown[self._where] = self._left
@@ -180,7 +183,7 @@ def _short(value: Any) -> str:
 
 
 def describe(unknown: Unknown) -> str:
-    """The fields that are not known, with their values, in one line."""
+    """Returns the unknown fields, with their values, in one line."""
     fields = [
         f"{name} = {_short(value)} of {where}"
         for where, left in unknown.items()
@@ -191,35 +194,36 @@ def describe(unknown: Unknown) -> str:
 
 
 def read_transformer(
-    given: Mapping, where: str = "config", unknown: Unknown | None = None
+    theirs: Mapping, where: str = "config", unknown: Unknown | None = None
 ) -> dit.Config:
-    """The config of a WanTransformer3DModel: text is zero-padded and seen whole.
+    """Returns the config of a WanTransformer3DModel, which does not mask text padding.
 
     Args:
-      given: the fields of its config.json.
+      theirs: the fields of its config.json.
       where: the file, for messages.
-      unknown: takes the fields that are not known; None: they are refused.
+      unknown: filled with the unknown fields; None: these are refused.
 
     Raises:
-      ValueError: naming what our denoiser does not have (the image encoder's branch of
-        Wan 2.1 I2V, the 36 input channels of I2V-A14B, ...).
+      ValueError: it names what our denoiser lacks (the image encoder's branch of Wan 2.1
+        I2V, the 36 input channels of I2V-A14B, ...).
     """
     unseen = "num_attention_heads", "attention_head_dim", "qk_norm", "eps"
-    fields = Fields(given, where, "WanTransformer3DModel", unseen)
+    fields = Fields(theirs, where, "WanTransformer3DModel", unseen)
     channels = fields.take("in_channels", SIZE, 16)
     out_channels = fields.take("out_channels", SIZE, None) or channels
-    image = {n: given[n] for n in ("image_dim", "added_kv_proj_dim") if given.get(n)}
+    names = "image_dim", "added_kv_proj_dim"
+    image = {name: theirs[name] for name in names if theirs.get(name)}
     if image or channels != out_channels:
         raise ValueError(
             f"{where} is of an image-to-video model ({channels} input channels"
             f"{''.join(f', {n} {_short(v)}' for n, v in image.items())}), which is not "
-            "supported: take a text-to-video folder, or TI2V-5B for pictures"
+            "supported: use a text-to-video folder, or TI2V-5B for pictures"
         )
     heads = fields.take("num_attention_heads", COUNT, 40)
     head_dim = fields.take("attention_head_dim", COUNT, 128)
     fields.only(qk_norm="rms_norm_across_heads", eps=1e-6, pos_embed_seq_len=None)
     fields.only(image_dim=None, added_kv_proj_dim=None)
-    fields.ignore("rope_max_seq_len")  # the longest that its tables hold
+    fields.ignore("rope_max_seq_len")  # the length of its tables
     return fields.build(
         dit.Config,
         unknown,
@@ -240,7 +244,7 @@ def read_transformer(
 
 
 def write_transformer(config: dit.Config) -> dict:
-    """The config.json of the WanTransformer3DModel that computes the same."""
+    """Returns the config.json of the equivalent WanTransformer3DModel."""
     return {
         "_class_name": "WanTransformer3DModel",
         "added_kv_proj_dim": None,
@@ -261,8 +265,8 @@ def write_transformer(config: dit.Config) -> dict:
     }
 
 
-# Fields of every transformers config that say how generate, a tokenizer, the decoder or a
-# file work.
+# Fields of transformers' configs that only affect generation, the tokenizer, the decoder
+# or files.
 _UMT5_IGNORED = (
     "architectures", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout",
     "decoder_start_token_id", "dropout_rate", "eos_token_id", "id2label",
@@ -274,12 +278,12 @@ _UMT5_IGNORED = (
 
 
 def read_text_encoder(
-    given: Mapping, where: str = "config", unknown: Unknown | None = None
+    theirs: Mapping, where: str = "config", unknown: Unknown | None = None
 ) -> text_encoder.Config:
-    """The config of a UMT5EncoderModel; arguments as `read_transformer`'s."""
+    """Returns the config of a UMT5EncoderModel; arguments as in `read_transformer`."""
     distance = "relative_attention_max_distance"
     unseen = distance, "layer_norm_epsilon", "feed_forward_proj"
-    fields = Fields(given, where, "UMT5EncoderModel", unseen)
+    fields = Fields(theirs, where, "UMT5EncoderModel", unseen)
     fields.only(
         model_type="umt5", feed_forward_proj="gated-gelu", layer_norm_epsilon=1e-6,
         is_gated_act=True, dense_act_fn="gelu_new",
@@ -300,7 +304,7 @@ def read_text_encoder(
 
 
 def write_text_encoder(config: text_encoder.Config) -> dict:
-    """The config.json of the UMT5EncoderModel that computes the same."""
+    """Returns the config.json of the equivalent UMT5EncoderModel."""
     return {
         "architectures": ["UMT5EncoderModel"],
         "model_type": "umt5",
@@ -326,20 +330,20 @@ def write_text_encoder(config: text_encoder.Config) -> dict:
 
 
 def read_vae(
-    given: Mapping, where: str = "config", unknown: Unknown | None = None
+    theirs: Mapping, where: str = "config", unknown: Unknown | None = None
 ) -> video_vae.Config:
-    """The config of an AutoencoderKLWan, of Wan 2.1 or of Wan 2.2.
+    """Returns the config of an AutoencoderKLWan, of Wan 2.1 or Wan 2.2.
 
-    Arguments as `read_transformer`'s.
+    Arguments as in `read_transformer`.
     """
-    fields = Fields(given, where, "AutoencoderKLWan")
+    fields = Fields(theirs, where, "AutoencoderKLWan")
     patch = fields.take("patch_size", whole(1, 64), None) or 1
     channels = 3 * patch**2
     fields.only(in_channels=channels, out_channels=channels, dropout=0.0)
     fields.only(attn_scales=[])
     fields.ignore("clip_output")
     halved = fields.take("temperal_downsample", _FLAGS, (False, True, True))
-    # They say what the strides are, and do not set them.
+    # These state the strides, and do not set them.
     fields.only(scale_factor_temporal=2 ** sum(halved))
     fields.only(scale_factor_spatial=patch * 2 ** len(halved))
     return fields.build(
@@ -359,7 +363,7 @@ def read_vae(
 
 
 def write_vae(config: video_vae.Config) -> dict:
-    """The config.json of the AutoencoderKLWan that computes the same."""
+    """Returns the config.json of the equivalent AutoencoderKLWan."""
     folds = config.patch_size > 1
     channels = 3 * config.patch_size**2
     return {
@@ -385,7 +389,7 @@ def write_vae(config: video_vae.Config) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
-    """How a folder's scheduler samples: the solver, and the shift of its levels."""
+    """A folder's scheduler: its solver, and the shift of its noise levels."""
 
     sampler: str
     shift: float
@@ -401,14 +405,14 @@ _SCHEDULERS = {
             "lower_order_final": True, "thresholding": False, "disable_corrector": [],
             "final_sigmas_type": "zero", "solver_p": None,
         },
-        # What it takes where these are absent, if that is something else.
+        # The scheduler's own defaults, where they differ from the values above.
         {"prediction_type": "epsilon", "use_flow_sigmas": False},
     ),
     "FlowMatchEulerDiscreteScheduler": (
         "euler", "shift", {"invert_sigmas": False, "stochastic_sampling": False}, {}
     ),
 }  # fmt: skip
-# Of either: what the settings above leave without a use.
+# Fields of both that have no effect with the settings above.
 _SCHEDULERS_IGNORE = (
     "base_image_seq_len", "base_shift", "beta_end", "beta_schedule", "beta_start",
     "dynamic_thresholding_ratio", "max_image_seq_len", "max_shift",
@@ -418,38 +422,39 @@ _SCHEDULERS_IGNORE = (
 
 
 def read_scheduler(
-    given: Mapping, where: str = "config", unknown: Unknown | None = None
+    theirs: Mapping, where: str = "config", unknown: Unknown | None = None
 ) -> Scheduler:
-    """The settings of flow-match Euler or of flow-match UniPC.
+    """Returns the settings of flow-matching Euler or UniPC.
 
-    Arguments as `read_transformer`'s.
+    Arguments as in `read_transformer`.
 
     Raises:
       ValueError: another scheduler, or a setting that is not supported.
     """
-    named = given.get("_class_name")
+    named = theirs.get("_class_name")
     if not isinstance(named, str) or named not in _SCHEDULERS:
         raise ValueError(
-            f"{where} is a {_short(named)}; there are {' and '.join(_SCHEDULERS)}"
+            f"{where} is a {_short(named)}; {' and '.join(_SCHEDULERS)} are supported"
         )
-    sampler, shift, wanted, absent = _SCHEDULERS[named]
-    fields = Fields(absent | dict(given), where, named, (shift,))
+    sampler, shift, required, defaults = _SCHEDULERS[named]
+    fields = Fields(defaults | dict(theirs), where, named, (shift,))
     fields.only(
-        **wanted, num_train_timesteps=1000, use_dynamic_shifting=False,
+        **required, num_train_timesteps=1000, use_dynamic_shifting=False,
         use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False,
         shift_terminal=None,
     )  # fmt: skip
     fields.ignore(*_SCHEDULERS_IGNORE)
-    found = fields.take(shift, _FACTOR, 1.0)
-    return fields.build(Scheduler, unknown, sampler=sampler, shift=found)
+    return fields.build(
+        Scheduler, unknown, sampler=sampler, shift=fields.take(shift, _FACTOR, 1.0)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What a pipeline consists of: its parts by name, and its own settings.
+    """The parts of a pipeline, by name, and its own settings.
 
-    boundary: the noise level below which transformer_2 takes over, None where there is
-    one transformer. takes_images: a picture enters as a first latent at level 0.
+    boundary: the noise level below which transformer_2 takes over; None with one
+    transformer. takes_images: a picture becomes the first latent, at level 0.
     """
 
     parts: tuple[str, ...]
@@ -469,23 +474,23 @@ _PART = Type(
 
 
 def read_index(
-    given: Mapping, where: str = "config", unknown: Unknown | None = None
+    theirs: Mapping, where: str = "config", unknown: Unknown | None = None
 ) -> Index:
-    """The model_index.json of a WanPipeline; arguments as `read_transformer`'s.
+    """Returns the model_index.json of a WanPipeline; arguments as in `read_transformer`.
 
     Raises:
-      ValueError: it is of another pipeline, a part is missing, or a boundary comes
+      ValueError: it is of another pipeline, a part is missing, or there is a boundary
         without a second transformer.
     """
-    named = given.get("_class_name")
+    named = theirs.get("_class_name")
     if named != "WanPipeline":
         raise ValueError(
-            f"{where} is of a {_short(named)}; there is support for WanPipeline "
+            f"{where} is of a {_short(named)}; only WanPipeline is supported "
             "(text to video of Wan 2.1 and 2.2, and TI2V-5B)"
         )
-    fields = Fields(given, where, named)
-    found = {name: fields.take(name, _PART, None) for name in _PARTS}
-    parts = tuple(name for name, part in found.items() if part and any(part))
+    fields = Fields(theirs, where, named)
+    entries = {name: fields.take(name, _PART, None) for name in _PARTS}
+    parts = tuple(name for name, part in entries.items() if part and any(part))
     if lacking := {"transformer", "text_encoder", "vae"} - set(parts):
         raise ValueError(f"{where} lacks {', '.join(sorted(lacking))}")
     boundary = fields.take("boundary_ratio", _FRACTION, None)

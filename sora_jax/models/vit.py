@@ -1,11 +1,11 @@
 """Vision transformers for features of video: VideoMAE, V-JEPA and CLIP, inference only.
 
-One class is all of them: pre-norm blocks over patches of space and time (arXiv
-2010.11929). What differs are positions (a fixed sinusoid in VideoMAE, arXiv 2203.12602; a
+One class implements all of them: pre-norm blocks over spacetime patches (arXiv
+2010.11929). They differ in positions (a fixed sinusoid in VideoMAE, arXiv 2203.12602; a
 stored table in V-JEPA, 2404.08471, and CLIP, 2103.00020; rotations in V-JEPA 2,
-2506.09985), which projections have biases, and what becomes of the tokens: their mean, a
-class token, or a trained query that attends to them. CLIP's text half has the same blocks
-behind a causal mask.
+2506.09985), in the biases of projections, and in pooling: the mean of the tokens, a class
+token, or a trained query that attends to them. CLIP's text half has the same blocks with
+a causal mask.
 
 Letters: b clips, t frames, h height, w width, c channels, n tokens, d width, a heads,
 e head size, l text tokens, p width of CLIP's common space.
@@ -31,22 +31,22 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes and forms; the defaults are those of VideoMAE-v2-g.
+    """Sizes and options; the defaults are those of VideoMAE-v2-g.
 
     Attributes:
-      num_frames, size: the clips it takes, size in pixels.
+      num_frames, size: of the input clips; size in pixels.
       patch: frames, rows and columns of a patch.
-      dim, num_layers, num_heads, mlp_dim: of the blocks.
+      dim, num_layers, num_heads, mlp_dim: sizes of the blocks.
       positions: one of POSITIONS.
       key_bias: whether keys have a bias, as queries and values have.
       patch_bias: whether the patch embedding has one.
-      norm_in: a norm before the blocks (CLIP).
-      norm_out: a norm of each token after the blocks.
-      pool: one of POOLS: what the features are made of. "class" has a class token.
-      pool_norm: a norm after the pooling (not with "query").
+      norm_in: whether there is a norm before the blocks (CLIP).
+      norm_out: whether there is a norm of each token after the blocks.
+      pool: how tokens become features, one of POOLS. "class" adds a class token.
+      pool_norm: whether there is a norm after the pooling (not with "query").
       pool_layers: blocks between encoder and query.
-      pool_projection: whether what the query has gathered is projected.
-      projection: width p of a last linear map without bias; None has none.
+      pool_projection: whether the attention of the query has an output projection.
+      projection: width p of a last linear map without bias; None: no such map.
       activation: one of ACTIVATIONS.
       eps, pool_eps: of the norms in and after the blocks, and of the pool's.
     """
@@ -80,7 +80,7 @@ class Config:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, it must be one of "
+                    f"{name} is {getattr(self, name)!r}; it must be one of "
                     f"{', '.join(known)}"
                 )
         if self.dim % self.num_heads:
@@ -88,7 +88,7 @@ class Config:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Patches along time, height and width."""
+        """Number of patches along time, height and width."""
         frames, rows, columns = self.patch
         return self.num_frames // frames, self.size // rows, self.size // columns
 
@@ -98,8 +98,8 @@ class TextConfig:
     """CLIP's text half; the defaults are those of CLIP-B/32.
 
     Attributes:
-      vocab_size, length: tokens that it knows and that a text may have.
-      end: id of the token that ends a text, at which its feature is read.
+      vocab_size, length: size of the vocabulary, and the most tokens of a text.
+      end: id of the token that ends a text; the feature is that token's.
     """
 
     vocab_size: int = 49408
@@ -126,7 +126,7 @@ class Attention(nnx.Module):
         self.o = layers.Linear(d, d, **kind) if out else None
 
     def __call__(self, x_bnd, y_bmd, rotate=None, causal=False) -> jax.Array:
-        """rotate: a map of queries and of keys [b, n, a, e]."""
+        """rotate: applied to queries and to keys [b, n, a, e]."""
 
         def heads(x):
             return x.reshape(*x.shape[:2], self.heads, -1)
@@ -135,11 +135,9 @@ class Attention(nnx.Module):
         v_bmae = heads(self.v(y_bmd))
         if rotate:
             q_bnae, k_bmae = rotate(q_bnae), rotate(k_bmae)
-        seen_bnae = jax.nn.dot_product_attention(
-            q_bnae, k_bmae, v_bmae, is_causal=causal
-        )
-        seen_bnd = seen_bnae.reshape(x_bnd.shape[0], x_bnd.shape[1], -1)
-        return self.o(seen_bnd) if self.o else seen_bnd
+        y_bnae = jax.nn.dot_product_attention(q_bnae, k_bmae, v_bmae, is_causal=causal)
+        y_bnd = y_bnae.reshape(x_bnd.shape[0], x_bnd.shape[1], -1)
+        return self.o(y_bnd) if self.o else y_bnd
 
 
 class Mlp(nnx.Module):
@@ -155,7 +153,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and added to its input."""
+    """Attention and MLP, each after a norm, with residual connections."""
 
     def __init__(self, config, *, key_bias=True, eps=None, rngs: nnx.Rngs):
         eps = eps or config.eps
@@ -218,8 +216,8 @@ class VisionTransformer(nnx.Module):
             layers.param(rngs, init, (count, d), (None, None)) if has_table else None
         )
 
-        def norm(there: bool, eps: float):
-            return layers.LayerNorm(d, eps=eps, rngs=rngs) if there else None
+        def norm(enabled: bool, eps: float):
+            return layers.LayerNorm(d, eps=eps, rngs=rngs) if enabled else None
 
         self.norm_in = norm(config.norm_in, config.eps)
         self.blocks = layers.stack(
@@ -242,18 +240,18 @@ class VisionTransformer(nnx.Module):
         """Returns the states of the tokens [b, n, d], a class token first.
 
         Args:
-          video_bthwc: clips of the configured size, normalised as the weights want it.
+          video_bthwc: clips of the configured size, normalised as the weights expect.
 
         Raises:
           ValueError: they have another size.
         """
         config = self.config
-        wanted = (config.num_frames, config.size, config.size, 3)
-        if video_bthwc.shape[1:] != wanted:
+        expected = (config.num_frames, config.size, config.size, 3)
+        if video_bthwc.shape[1:] != expected:
             raise ValueError(
-                f"the network takes clips of {wanted}, got {video_bthwc.shape[1:]}"
+                f"the network takes clips of {expected}, not {video_bthwc.shape[1:]}"
             )
-        x_bnd = self.patches(_cut(video_bthwc, config.patch))
+        x_bnd = self.patches(_patchify(video_bthwc, config.patch))
         if self.token is not None:
             token_b1d = jnp.broadcast_to(
                 self.token[...], (len(x_bnd), 1, x_bnd.shape[-1])
@@ -272,7 +270,7 @@ class VisionTransformer(nnx.Module):
         return self.norm_out(x_bnd) if self.norm_out else x_bnd
 
     def __call__(self, video_bthwc: jax.Array) -> jax.Array:
-        """Returns features [b, d], or [b, p] with a projection; takes what `tokens` does."""
+        """Returns features [b, d], or [b, p] with a projection; see `tokens`."""
         x_bnd = self.tokens(video_bthwc)
         if self.pool is not None:
             x_bd = self.pool(x_bnd)
@@ -299,10 +297,10 @@ class TextTransformer(nnx.Module):
         )
 
     def __call__(self, ids_bl: jax.Array) -> jax.Array:
-        """Returns features [b, p] of texts, read at the first token that ends each.
+        """Returns features [b, p] of texts, at the first end token of each.
 
         Args:
-          ids_bl: token ids; what stands behind the end changes nothing.
+          ids_bl: token ids; those after the end token have no effect.
         """
         length = ids_bl.shape[1]
         x_bld = self.embedding[...][ids_bl] + self.table[...][:length]
@@ -318,8 +316,8 @@ def _run(blocks: Block, x_bnd, rotate=None, causal: bool = False) -> jax.Array:
     return jax.lax.scan(body, x_bnd, blocks)[0]
 
 
-def _cut(video_bthwc: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
-    """Patches [b, n, pixels of one] in the order time, height, width (channel last)."""
+def _patchify(video_bthwc: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
+    """Returns patches [b, n, pixels of a patch]: time, height, width, channel."""
     b, t, h, w, c = video_bthwc.shape
     pt, ph, pw = patch
     x = video_bthwc.reshape(b, t // pt, pt, h // ph, ph, w // pw, pw, c)
@@ -328,7 +326,7 @@ def _cut(video_bthwc: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
 
 
 def sinusoid(count: int, d: int) -> np.ndarray:
-    """Places as waves, sine and cosine alternating: float32 [n, d] (1706.03762, 3.5)."""
+    """Returns sinusoidal positions, interleaved: float32 [n, d] (1706.03762, 3.5)."""
     power = 2 * (np.arange(d) // 2) / d
     angle_nd = np.arange(count)[:, None] / 10000.0**power
     wave_nd = np.where(np.arange(d) % 2, np.cos(angle_nd), np.sin(angle_nd))
@@ -336,11 +334,11 @@ def sinusoid(count: int, d: int) -> np.ndarray:
 
 
 def rotation(grid: tuple[int, int, int], e: int):
-    """V-JEPA 2's rotary positions: a third of a head for each of time, height, width.
+    """Returns V-JEPA 2's rotary positions: a third of a head each for t, h and w.
 
-    Neighbouring channels are the two axes of a plane, but each of a plane's channels
-    turns at a frequency of its own: the list of frequencies is repeated, not interleaved.
-    That is how the published weights were trained.
+    Adjacent channels are rotated as pairs, but the two channels of a pair have different
+    frequencies, since the list of frequencies is repeated, not interleaved. The published
+    weights were trained like that.
     """
     part = 2 * (e // 3 // 2)
     frequency = 10000.0 ** -(np.arange(part // 2, dtype=np.float32) / (part / 2))
@@ -352,7 +350,7 @@ def rotation(grid: tuple[int, int, int], e: int):
 
     def rotate(x_bnae: jax.Array) -> jax.Array:
         pairs = x_bnae.reshape(*x_bnae.shape[:-1], e // 2, 2)
-        turned = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1)
-        return x_bnae * cos + turned.reshape(x_bnae.shape) * sin
+        rotated = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1)
+        return x_bnae * cos + rotated.reshape(x_bnae.shape) * sin
 
     return rotate

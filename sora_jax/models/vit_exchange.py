@@ -1,8 +1,8 @@
 """Public files of vision transformers: the names and layouts of their tensors.
 
-The names are those of transformers' classes; the files that came before those classes
-(VideoMAE-v2, V-JEPA) are renamed to them first. The rules are those of `exchange.py`:
-every tensor has exactly one place, and one error names all that have none.
+The names are those of transformers' classes; the tensors of older files (VideoMAE-v2,
+V-JEPA) are renamed to them first. The rules are those of `exchange.py`: every tensor has
+exactly one place, and one error names all tensors that have none.
 """
 
 import re
@@ -19,12 +19,6 @@ def _norm(theirs: str, ours: str, **at) -> Iterator[exchange.Entry]:
     yield exchange.Entry(f"{theirs}.bias", f"{ours}.bias", (0,), **at)
 
 
-def _linear(theirs: str, ours: str, bias: bool = True, **at):
-    yield exchange.Entry(f"{theirs}.weight", f"{ours}.kernel", (1, 0), **at)
-    if bias:
-        yield exchange.Entry(f"{theirs}.bias", f"{ours}.bias", (0,), **at)
-
-
 def _patches(theirs: str, config: vit.Config) -> Iterator[exchange.Entry]:
     rank = 2 if config.patch[0] == 1 else 3  # CLIP's are pictures
     split = (*config.patch[3 - rank :], 3, config.dim)
@@ -35,10 +29,10 @@ def _patches(theirs: str, config: vit.Config) -> Iterator[exchange.Entry]:
 
 
 def _blocks(theirs, ours, count, parts: Mapping[str, str], key_bias=True):
-    """Entries of numbered blocks; `parts` has their names of our parts."""
+    """Yields the entries of numbered blocks; `parts` maps our names to theirs."""
     for layer in range(count):
         for part, name in parts.items():
-            entry = _norm if part.startswith("norm") else _linear
+            entry = _norm if part.startswith("norm") else exchange.linear
             bias = {} if part != "attention.k" or key_bias else {"bias": False}
             place = f"{theirs}.{layer}.{name}", f"{ours}.{part}"
             yield from entry(*place, **bias, layer=layer)
@@ -106,7 +100,7 @@ def _vjepa(config: vit.Config) -> Iterator[exchange.Entry]:
         if part == "attention.o" and not config.pool_projection:
             continue
         name = name.replace("self_attn", "cross_attn")
-        entry = _norm if part.startswith("norm") else _linear
+        entry = _norm if part.startswith("norm") else exchange.linear
         yield from entry(f"{pooler}.{name}", f"pool.{part}")
 
 
@@ -121,7 +115,7 @@ def _clip_vision(config: vit.Config) -> Iterator[exchange.Entry]:
         f"{root}encoder.layers", "blocks", config.num_layers, _CLIP_BLOCK
     )
     yield from _norm(f"{root}post_layernorm", "pool_norm")
-    yield from _linear("visual_projection", "projection", False)
+    yield from exchange.linear("visual_projection", "projection", False)
 
 
 def _clip_text(config: vit.TextConfig) -> Iterator[exchange.Entry]:
@@ -135,7 +129,7 @@ def _clip_text(config: vit.TextConfig) -> Iterator[exchange.Entry]:
         f"{root}encoder.layers", "blocks", config.num_layers, _CLIP_BLOCK
     )
     yield from _norm(f"{root}final_layer_norm", "norm_out")
-    yield from _linear("text_projection", "projection", False)
+    yield from exchange.linear("text_projection", "projection", False)
 
 
 VIDEOMAE = exchange.Peer("VideoMAE", _videomae, vit.VisionTransformer)
@@ -143,7 +137,7 @@ VJEPA = exchange.Peer("V-JEPA", _vjepa, vit.VisionTransformer)
 CLIP_VISION = exchange.Peer("CLIP's vision half", _clip_vision, vit.VisionTransformer)
 CLIP_TEXT = exchange.Peer("CLIP's text half", _clip_text, vit.TextTransformer)
 
-# Networks that public scores are made with, whose files do not say their sizes.
+# Networks of published scores, whose files do not contain their sizes.
 VIDEOMAE_V2_G = vit.Config()
 VJEPA_H = vit.Config(
     patch=(2, 16, 16),
@@ -187,29 +181,29 @@ _RENAMED = {
 
 
 def _rename(tensors: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """Tensors under transformers' names; a name that no rule knows stays as it is."""
-    found = {}
+    """Renames tensors to transformers' names; names without a rule stay."""
+    renamed = {}
     for name, array in tensors.items():
         for pattern, replacement in _RENAMED[file]:
             new, count = re.subn(f"^{pattern}", replacement, name)
             if count:
                 name = new
                 break
-        found[name] = array
-    return found
+        renamed[name] = array
+    return renamed
 
 
-def _part(tensors: Mapping[str, Any], joint: str, parts: tuple[str, ...]):
-    """Tensors with those named `....joint.xxx` cut along axis 0 into parts."""
-    found = {}
+def _split(tensors: Mapping[str, Any], joint: str, parts: tuple[str, ...]):
+    """Splits tensors named `....joint.xxx` along axis 0 into parts."""
+    tensors_by_part = {}
     for name, array in tensors.items():
         head, mark, tail = name.rpartition(f".{joint}.")
         if not mark:
-            found[name] = array
+            tensors_by_part[name] = array
             continue
-        for part, piece in zip(parts, np.split(array, len(parts)), strict=True):
-            found[f"{head}.{part}.{tail}"] = piece
-    return found
+        for part, values in zip(parts, np.split(array, len(parts)), strict=True):
+            tensors_by_part[f"{head}.{part}.{tail}"] = values
+    return tensors_by_part
 
 
 def read_videomae_v2(
@@ -217,10 +211,10 @@ def read_videomae_v2(
 ) -> exchange.Tree:
     """Returns parameters from VideoMAE-v2's own file, such as CD-FVD's.
 
-    The classifier is left out. Raises ValueError as `exchange.Peer.check`.
+    The classifier is skipped. Raises ValueError as `exchange.Peer.check`.
     """
     tensors = {n: a for n, a in tensors.items() if not n.startswith("head.")}
-    tensors = _part(tensors, "attn.qkv", ("attn.query", "attn.key", "attn.value"))
+    tensors = _split(tensors, "attn.qkv", ("attn.query", "attn.key", "attn.value"))
     biases = {".q_bias": ".query.bias", ".v_bias": ".value.bias"}
     for name in list(tensors):
         for old, new in biases.items():
@@ -234,18 +228,18 @@ def read_vjepa_1(
 ) -> exchange.Tree:
     """Returns parameters from V-JEPA's own files, such as JEDi's.
 
-    The probe's classifier is left out. Raises ValueError as `exchange.Peer.check`.
+    The probe's classifier is skipped. Raises ValueError as `exchange.Peer.check`.
 
     Args:
       encoder: tensors of the target encoder.
       probe: tensors of the attentive probe.
-      config: of the network.
+      config: the network's.
     """
     encoder = {re.sub(r"^(module\.|backbone\.)+", "", n): a for n, a in encoder.items()}
-    encoder = _part(encoder, "attn.qkv", ("attn.query", "attn.key", "attn.value"))
+    encoder = _split(encoder, "attn.qkv", ("attn.query", "attn.key", "attn.value"))
     probe = {n.removeprefix("module."): a for n, a in probe.items()}
     probe = {n: a for n, a in probe.items() if not n.startswith("linear.")}
-    probe = _part(probe, "xattn.kv", ("xattn.key", "xattn.value"))
+    probe = _split(probe, "xattn.kv", ("xattn.key", "xattn.value"))
     tensors = _rename(encoder, "vjepa") | _rename(probe, "vjepa_probe")
     return VJEPA.restore(tensors, config)
 
@@ -269,12 +263,12 @@ _END = peer_configs.whole(0, 2**20)
 
 def _fields(theirs: Mapping[str, Any], kind: str) -> peer_configs.Fields:
     # A network has several classes: with a classifier, with a head for pretraining, ...
-    given = {name: v for name, v in theirs.items() if name != "architectures"}
-    return peer_configs.Fields(given, "config.json", kind)
+    theirs = {name: v for name, v in theirs.items() if name != "architectures"}
+    return peer_configs.Fields(theirs, "config.json", kind)
 
 
 def _sizes(fields: peer_configs.Fields) -> dict[str, Any]:
-    """What the configs of all of them name alike."""
+    """Returns the sizes that all of these configs name alike."""
     return {
         "dim": fields.take("hidden_size", peer_configs.SIZE),
         "num_layers": fields.take("num_hidden_layers", peer_configs.COUNT),
@@ -285,7 +279,7 @@ def _sizes(fields: peer_configs.Fields) -> dict[str, Any]:
 def _video_sizes(
     fields: peer_configs.Fields, num_frames: str, size: str
 ) -> dict[str, Any]:
-    """What those of video networks name alike; two have names of each one's own."""
+    """Returns the sizes of video networks; two of them have different names in each."""
     pixels = fields.take("patch_size", peer_configs.COUNT)
     return _sizes(fields) | {
         "num_frames": fields.take(num_frames, peer_configs.COUNT),
@@ -298,7 +292,7 @@ def _video_sizes(
 
 def _videomae_config(theirs: Mapping[str, Any], tensors) -> vit.Config:
     fields = _fields(theirs, "VideoMAE")
-    # Only a classifier has a norm behind the mean; without one the tokens are normed.
+    # Only a classifier has a norm after the mean; without one the tokens are normed.
     after_mean = "fc_norm.weight" in tensors
     return vit.Config(
         **_video_sizes(fields, "num_frames", "image_size"),
@@ -356,7 +350,7 @@ def _clip_configs(theirs: Mapping[str, Any]) -> tuple[vit.Config, vit.TextConfig
         projection=width,
         pool_eps=of_picture["eps"],
     )
-    # Older configs have 2, which is no token of CLIP's; the last id ends its texts.
+    # Older configs have 2, which is not CLIP's end token; that is the last id.
     end = text.take("eos_token_id", _END, 2)
     size = text.take("vocab_size", peer_configs.SIZE)
     return vision_config, vit.TextConfig(
@@ -373,7 +367,8 @@ def read_transformers(
 ) -> tuple[str, dict[str, tuple[Any, exchange.Tree]]]:
     """Reads a folder of transformers: VideoMAE, V-JEPA 2 with its pooler, or CLIP.
 
-    What no feature needs is left out: classifiers, V-JEPA's predictor, CLIP's scale.
+    Tensors that no feature needs are skipped: classifiers, V-JEPA's predictor, CLIP's
+    scale.
 
     Args:
       theirs: the folder's config.json.
@@ -385,7 +380,7 @@ def read_transformers(
 
     Raises:
       ValueError: another kind of model, a field of the config that is missing or wrong,
-        or tensors that are missing, unexpected or mis-shaped; all of them are named.
+        or tensors that are missing, unexpected or of another shape; it names all.
     """
     kind = theirs.get("model_type")
     unused = ("classifier.", "vjepa2.predictor.", "logit_scale")
@@ -414,7 +409,7 @@ def read_transformers(
             "vision": (vision_config, CLIP_VISION.restore(rest, vision_config)),
             "text": (text_config, CLIP_TEXT.restore(text, text_config)),
         }
-    raise ValueError(f"model_type is {kind!r}, it must be videomae, vjepa2 or clip")
+    raise ValueError(f"model_type is {kind!r}; it must be videomae, vjepa2 or clip")
 
 
 def _bias_name(match: re.Match) -> str:

@@ -173,7 +173,7 @@ def test_tensors_without_a_place_are_named(cases):
     encoder, probe = jedi_files(cases["vjepa_1"].weights)
     with pytest.raises(ValueError, match="V-JEPA do not fit .* of another shape"):
         vit_exchange.read_vjepa_1(encoder, probe)  # not of V-JEPA-H's size
-    with pytest.raises(ValueError, match="model_type is 'vivit', it must be videomae"):
+    with pytest.raises(ValueError, match="model_type is 'vivit'; it must be videomae"):
         vit_exchange.read_transformers({"model_type": "vivit"}, {})
 
 
@@ -198,7 +198,7 @@ def test_clips_of_another_size_are_refused(build):
     )
     network = build(lambda: vit.VisionTransformer(config, nnx.Rngs(0)))
     assert network(np.zeros((1, 2, 4, 4, 3), np.float32)).shape == (1, 8)
-    with pytest.raises(ValueError, match=r"takes clips of \(2, 4, 4, 3\), got \(3, 4"):
+    with pytest.raises(ValueError, match=r"takes clips of \(2, 4, 4, 3\), not \(3, 4"):
         network(np.zeros((1, 3, 4, 4, 3), np.float32))
 
 
