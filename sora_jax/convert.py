@@ -1,4 +1,4 @@
-"""Weights of diffusers to runs of ours and back; files of feature networks to folders.
+"""Converts weights between diffusers and sora_jax, and those of feature networks.
 
     python -m sora_jax.convert --from Wan2.1-T2V-1.3B-Diffusers --out runs/wan_1_3b
     python -m sora_jax.convert --from runs/toy --out toy-diffusers --license apache-2.0 \\
@@ -9,12 +9,12 @@
     python -m sora_jax.convert --from vgg16-397923af.pth --lpips_heads vgg.pth \\
         --out lpips.safetensors
 
-The direction follows from what --from names: a folder in diffusers' layout becomes the
-checkpoint of a run at step 0, which generates, is evaluated and begins other runs
-(`train --init`); a run becomes a folder in diffusers' layout with a model card. What the
-other side cannot express is named, and nothing is written. A file (.pt, .pth, .pth.tar,
-.npz) is one of the feature networks that distances between videos use; with --lpips_heads
-two files of torch's become the one that LPIPS is measured with.
+The direction follows from --from. A folder in diffusers' layout becomes a run at step 0,
+which can generate, be evaluated, and initialise other runs (`train --init`). A run
+becomes a folder in diffusers' layout with a model card. If the other format cannot
+express something, the error names it and nothing is written. A file (.pt, .pth, .pth.tar,
+.npz) holds a feature network for distances between videos; with --lpips_heads, two
+PyTorch files become the one file that LPIPS is measured with.
 """
 
 import contextlib
@@ -31,43 +31,54 @@ from sora_jax.generation import export, pipeline, wan
 from sora_jax.training import perceptual, pretrained, torch_files
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("from", None, "Run, or folder in diffusers' layout.", required=True)
-flags.DEFINE_string("out", None, "The folder to write.", required=True)
-flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of the run's weights.")
-flags.DEFINE_bool("strict", False, "Refuse diffusers' fields that are not known.")
+flags.DEFINE_string(
+    "from", None, "Run, folder in diffusers' layout, or weight file.", required=True
+)
+flags.DEFINE_string(
+    "out", None, "Folder to write; with --lpips_heads, a file.", required=True
+)
+flags.DEFINE_enum(
+    "dtype", None, pretrained.DTYPES,
+    "Type of the run's weights; default: bfloat16, or float32 if stored as such.",
+)  # fmt: skip
+flags.DEFINE_bool("strict", False, "Fail on unknown fields in diffusers' configs.")
 flags.DEFINE_string("mesh", "fsdp=-1", job.MESH)
 flags.DEFINE_string(
-    "expert_2", None, "Run of the expert for levels below --boundary, beside --from."
+    "expert_2", None, "Run of a second expert, for noise levels below --boundary."
 )
-flags.DEFINE_float("boundary", None, "Level at which --expert_2 takes over.")
-flags.DEFINE_string("license", None, "Card: the hub's name of it, such as apache-2.0.")
-flags.DEFINE_string("name", export.Card.name, "Card: what the model is called.")
-flags.DEFINE_string("base_model", None, "Card: the hub's name of what it began with.")
-flags.DEFINE_list("datasets", [], "Card: names on the hub.")
+flags.DEFINE_float("boundary", None, "Noise level below which --expert_2 denoises.")
+flags.DEFINE_string("license", None, "Model card: hub identifier, such as apache-2.0.")
+flags.DEFINE_string("name", export.Card.name, "Model card: name of the model.")
+flags.DEFINE_string("base_model", None, "Model card: hub name of the base model.")
+flags.DEFINE_list("datasets", [], "Model card: hub names of the data sets.")
 for _name in ("training_data", "intended_use", "limits"):
-    flags.DEFINE_string(_name, getattr(export.Card, _name), "Card: sentences.")
+    flags.DEFINE_string(
+        _name,
+        getattr(export.Card, _name),
+        f"Model card: {_name.replace('_', ' ')}, as text.",
+    )
 flags.DEFINE_string("lpips_heads", None, "vgg.pth or alex.pth of the lpips package.")
 flags.DEFINE_string(
-    "torch_python", str(torch_files.PEERS), "Python that reads files of torch's."
+    "torch_python", str(torch_files.PEERS), "Python with PyTorch, to read its files."
 )
-flags.DEFINE_float("eps", None, "Features: epsilon of I3D's norms, 1e-3 or 1e-5.")
-flags.DEFINE_string("probe", None, "Features: JEDi's probe, beside V-JEPA's encoder.")
+flags.DEFINE_float("eps", None, "Feature network: epsilon of I3D, 1e-3 or 1e-5.")
+flags.DEFINE_string("probe", None, "Feature network: JEDi's probe for V-JEPA.")
 flags.DEFINE_bool(
-    "trust_torchscript", False, "Features: run --from, a program, to read its weights."
-)
+    "trust_torchscript", False,
+    "Feature network: run --from, which is a TorchScript program, to read its weights.",
+)  # fmt: skip
 flags.DEFINE_string(
-    "sha256",
-    weight_folders.STYLEGAN_V,
-    "Features: of the only TorchScript that is run.",
-)
+    "sha256", weight_folders.STYLEGAN_V,
+    "Feature network: SHA-256 of the TorchScript program that may run.",
+)  # fmt: skip
 
-_OF_FILES = ("torch_python", "eps", "probe", "trust_torchscript", "sha256")
-_OF_RUNS = ("expert_2", "boundary", "license", "name", "base_model", "datasets")
-_OF_RUNS += ("training_data", "intended_use", "limits")
+_FILE_FLAGS = ("torch_python", "eps", "probe", "trust_torchscript", "sha256")
+_RUN_FLAGS = ("expert_2", "boundary", "license", "name", "base_model", "datasets")
+_RUN_FLAGS += ("training_data", "intended_use", "limits")
 
 
 def refuse(names: tuple[str, ...], why: str) -> None:
-    """Raises ValueError where one of these flags is given in vain."""
+    """Raises ValueError if one of these flags is given."""
     for name in names:
         if FLAGS[name].present:
             raise ValueError(f"--{name} has no meaning {why}")
@@ -75,11 +86,11 @@ def refuse(names: tuple[str, ...], why: str) -> None:
 
 def to_diffusers(source: pathlib.Path, target: pathlib.Path) -> None:
     """Writes a run, or the runs of two experts, in diffusers' layout."""
-    refuse(("dtype", "strict"), "for a run: its weights leave as they are")
+    refuse(("dtype", "strict"), "for a run, whose weights are written as they are")
     if not FLAGS.license:
         raise ValueError(
-            "give --license, the hub's name of the licence under which the weights may "
-            "be used, such as apache-2.0"
+            "give --license, the hub's identifier of the weights' licence, such as "
+            "apache-2.0"
         )
     if (FLAGS.expert_2 is None) != (FLAGS.boundary is None):
         raise ValueError("--expert_2 and --boundary go together")
@@ -101,19 +112,19 @@ def to_diffusers(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def lpips(trunk: pathlib.Path, target: pathlib.Path) -> None:
-    """Makes one file of LPIPS's published two."""
-    refuse((*_OF_RUNS, "dtype", "strict", "mesh"), "for weights of LPIPS")
+    """Joins the two published files of LPIPS into one."""
+    refuse((*_RUN_FLAGS, "dtype", "strict", "mesh"), "for weights of LPIPS")
     if target.exists():
-        raise ValueError(f"{target} is there already: choose another file")
+        raise ValueError(f"{target} exists: choose another file")
     paths.check_writable(target)
     heads, python = pathlib.Path(FLAGS.lpips_heads), FLAGS.torch_python
-    made = perceptual.convert(trunk, heads, target, python)
-    print(f"{target} written: {made.config.network}, SHA-256 {made.sha256[:16]}")
+    network = perceptual.convert(trunk, heads, target, python)
+    print(f"{target} written: {network.config.network}, SHA-256 {network.sha256[:16]}")
 
 
 def to_features(source: pathlib.Path, target: pathlib.Path) -> None:
     """Turns a file of feature weights into a folder."""
-    refuse(("dtype", "strict", *_OF_RUNS), "for a file of feature weights")
+    refuse(("dtype", "strict", *_RUN_FLAGS), "for a file of feature weights")
     if FLAGS["sha256"].present and not FLAGS.trust_torchscript:
         raise ValueError("--sha256 has no meaning without --trust_torchscript")
     weight_folders.convert(
@@ -134,7 +145,7 @@ def main() -> None:
         raise ValueError(f"{target} is a file: --out names the folder to write")
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: choose another folder")
-    # Under its own name only when it is whole; what an interruption left is made anew.
+    # Written under another name and renamed when whole; an interrupted job starts anew.
     work = target.with_name(target.name + ".partial")
     paths.check_writable(work / "README.md")
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
@@ -145,21 +156,21 @@ def main() -> None:
             if source.is_file():
                 to_features(source, partial)
             elif pretrained.is_folder(source):
-                refuse(_OF_FILES, "for a folder in diffusers' layout")
+                refuse(_FILE_FLAGS, "for a folder in diffusers' layout")
                 refuse(
-                    _OF_RUNS, "for a folder in diffusers' layout, which becomes a run"
+                    _RUN_FLAGS, "for a folder in diffusers' layout, which becomes a run"
                 )
                 folder = pretrained.open_folder(source, strict=FLAGS.strict)
                 wan.to_run(folder, partial, FLAGS.dtype)
             else:
-                refuse(_OF_FILES, "for a run")
+                refuse(_FILE_FLAGS, "for a run")
                 to_diffusers(source, partial)
             if target.is_dir():
                 target.rmdir()
             partial.rename(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    with contextlib.suppress(OSError):  # an interrupted job had made it
+    with contextlib.suppress(OSError):  # left by an interrupted job
         work.rmdir()
     print(f"{target} written")
 

@@ -1,16 +1,18 @@
-"""Measures a denoiser, samples, a video VAE, or a folder of videos.
+"""Evaluates a denoiser, its samples, a video VAE, or a folder of videos.
 
     python -m sora_jax.evaluate --model runs/toy --shards runs/shards --out runs/scores
     python -m sora_jax.evaluate --samples clips --shards runs/shards --out clips/scores
     python -m sora_jax.evaluate --vae runs/vae --shards runs/held_out --out runs/kept
     python -m sora_jax.evaluate --videos clips --reference real --out runs/clips
 
-Writes OUT/scores.json (every row with its intervals, the protocol and its digest),
-OUT/clips.jsonl (the verdict on each clip) and OUT/report.html, and prints the tables.
-Of several checkpoints (--checkpoints all or 1000,2000; --follow: each as it appears,
-until the run's last) the report shows the course, and OUT/steps has each one's own.
-What an interrupted run has finished is kept in OUT and used again. A VAE takes any clips,
-models and samples the toy world's; videos are measured one by one and as a set.
+Writes OUT/scores.json (all scores with their intervals, the protocol and its digest),
+OUT/clips.jsonl (the result for each clip) and OUT/report.html, and prints the tables. A
+denoiser and samples are scored on prompts of the toy world, a VAE on any video shards;
+videos are measured one by one and as a set.
+
+With several checkpoints (--checkpoints=all, --checkpoints=1000,2000, or --follow) the
+report shows the scores over training, and OUT/steps holds a report for each. Finished
+parts are kept in OUT: the same command resumes an interrupted evaluation.
 """
 
 import pathlib
@@ -28,33 +30,68 @@ from sora_jax.evals.videos import folder_report, published
 from sora_jax.generation import request as requests
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "Run folder of a trained denoiser.")
-flags.DEFINE_string("samples", None, "Folder of .mp4 files with .json recipes.")
-flags.DEFINE_string("vae", None, "Run of a video VAE, or diffusers' folder of one.")
-flags.DEFINE_string("lpips", None, "With --vae: weights that convert wrote.")
-flags.DEFINE_integer("num_clips", 256, "With --vae, --videos: clips.", lower_bound=1)
-flags.DEFINE_string("videos", None, "Folder of videos, frames or arrays.")
-flags.DEFINE_string("reference", None, "With --videos: another, or saved statistics.")
-flags.DEFINE_enum("protocol", None, published.PRESETS, "A published score's protocol.")
-flags.DEFINE_enum("features", None, networks.NAMES, "With --videos: the network.")
-flags.DEFINE_string("weights", None, "With --features: folder that convert wrote.")
-flags.DEFINE_integer("num_frames", None, "With --videos: first frames.", lower_bound=1)
-flags.DEFINE_integer("stride", None, "Uses one frame in so many.", lower_bound=1)
-flags.DEFINE_string("save_statistics", None, "File (.npz) for those of --reference.")
-flags.DEFINE_bool("force", False, "Uses statistics that were made otherwise.")
-flags.DEFINE_bool("distances_only", False, "With --videos: skip single clips.")
-flags.DEFINE_string("clip", None, "With --videos: CLIP's folder, to compare captions.")
-flags.DEFINE_integer("chunk_frames", None, "Looks for seams there.", lower_bound=1)
-flags.DEFINE_float("fps", None, "Of --videos that do not say theirs.", lower_bound=0.01)
-flags.DEFINE_enum("colour", None, ["bt601", "bt709", "bt2020"], "Of untagged videos.")
-flags.DEFINE_bool("controls", False, "With --videos: measures some spoilt, too.")
-flags.DEFINE_string("shards", None, "Video shards: with --model, of its training.")
+flags.DEFINE_string("model", None, "What to evaluate: run of a denoiser.")
+flags.DEFINE_string("samples", None, "What to evaluate: folder that generate wrote.")
+flags.DEFINE_string("vae", None, "What to evaluate: run or folder of a video VAE.")
+flags.DEFINE_string("videos", None, "What to evaluate: folder of videos or arrays.")
 flags.DEFINE_string("out", None, "Folder for scores and report.", required=True)
+flags.DEFINE_string(
+    "shards", None,
+    "Video shards; with --model, those that it was trained on. Required except with --videos.",
+)  # fmt: skip
+flags.DEFINE_string("lpips", None, "VAE: LPIPS weights that convert wrote.")
+flags.DEFINE_integer(
+    "num_clips", 256, "VAE, videos: number of clips to use.", lower_bound=1
+)
+flags.DEFINE_string(
+    "reference", None, "Videos: folder to compare with, or its saved statistics (.npz)."
+)
+flags.DEFINE_enum(
+    "protocol", None, published.PRESETS, "Videos: protocol of a published score."
+)
+flags.DEFINE_enum(
+    "features", None, networks.NAMES, "Videos: feature network of the distances."
+)
+flags.DEFINE_string("weights", None, "Videos: folder of --features' weights.")
+flags.DEFINE_integer(
+    "num_frames", None, "Videos: number of frames to use of each.", lower_bound=1
+)
+flags.DEFINE_integer("stride", None, "Videos: use every n-th frame.", lower_bound=1)
+flags.DEFINE_string(
+    "save_statistics", None, "Videos: file (.npz) for the statistics of --reference."
+)
+flags.DEFINE_bool(
+    "force", False,
+    "Videos: use saved statistics of other settings, and overwrite --save_statistics.",
+)  # fmt: skip
+flags.DEFINE_bool(
+    "distances_only", False, "Videos: compare the sets, and measure no single clips."
+)
+flags.DEFINE_string(
+    "clip", None, "Videos: folder of CLIP, for the agreement with captions."
+)
+flags.DEFINE_integer(
+    "chunk_frames", None, "Videos: frames per generated chunk, to look for seams.",
+    lower_bound=1,
+)  # fmt: skip
+flags.DEFINE_float(
+    "fps", None, "Videos: frames per second of files that do not state it.",
+    lower_bound=0.01,
+)  # fmt: skip
+flags.DEFINE_enum(
+    "colour", None, ["bt601", "bt709", "bt2020"],
+    "Videos: colour matrix of files that do not state it.",
+)  # fmt: skip
+flags.DEFINE_bool("controls", False, "Videos: also measure degraded copies of some.")
 for _name, _size in toyworld.SIZES.items():
-    flags.DEFINE_integer(_name, _size, f"Prompts of suite {_name}.", lower_bound=0)
-flags.DEFINE_list("suites", [], "More suites, such as count:64,camera_held_out:32.")
-flags.DEFINE_list("seeds", ["0"], "Seeds; each makes a whole set of clips.")
-flags.DEFINE_integer("prompt_seed", 0, "Another seed asks other prompts.")
+    flags.DEFINE_integer(
+        _name, _size, f"Model: number of prompts of suite {_name}.", lower_bound=0
+    )
+flags.DEFINE_list(
+    "suites", [], "Model: more suites, such as count:64,camera_held_out:32."
+)
+flags.DEFINE_list("seeds", ["0"], "Model: seeds; each makes a whole set of clips.")
+flags.DEFINE_integer("prompt_seed", 0, "Model: seed of the prompts.")
 _DEFINE = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -62,11 +99,13 @@ _DEFINE = {
 }
 for _name in samples.MAKING:
     _DEFINE[requests.SHARED[_name].kind](_name, None, requests.SHARED[_name].help)
-flags.DEFINE_list("checkpoints", [], "The run's steps, or all; by default the newest.")
-flags.DEFINE_bool("follow", False, "Scores each checkpoint as it comes, to the last.")
-flags.DEFINE_integer("batch_size", 32, "Clips that are computed at a time.")
+flags.DEFINE_list("checkpoints", [], "Model: steps, or all; default: the newest.")
+flags.DEFINE_bool(
+    "follow", False, "Model: score each new checkpoint until the run's last."
+)
+flags.DEFINE_integer("batch_size", 32, "Model, videos: clips computed at a time.")
 flags.DEFINE_string("mesh", "fsdp=-1", job.MESH)
-flags.DEFINE_list("also", [], "More runs, whose curves and other config are shown.")
+flags.DEFINE_list("also", [], "Model, samples: more runs to show in the report.")
 OF_MODELS = (*toyworld.SIZES, "suites", "seeds", "prompt_seed", *samples.MAKING)
 OF_MODELS += ("checkpoints", "follow", "mesh")
 TAKEN_BY = dict.fromkeys(folder_report.OPTIONS, ["videos"]) | {"lpips": ["vae"]}
@@ -76,7 +115,7 @@ TAKEN_BY |= {"num_clips": ["vae", "videos"], "batch_size": ["model", "videos"]}
 
 
 def asked_sizes(families) -> dict[str, int]:
-    """Prompts by suite: those of the families in the shards, and what flags add."""
+    """Number of prompts by suite: those of the shards' families, and those of flags."""
     sizes = {
         name: FLAGS[name].value
         for name in toyworld.SIZES
@@ -93,7 +132,7 @@ def asked_sizes(families) -> dict[str, int]:
 
 
 def sampling_of(clips: shards.Shards, tier: str) -> checkpoints.Sampling:
-    """What makes clips of the model's checkpoints, for prompts that are in no caption."""
+    """Samples the model's checkpoints, for prompts that occur in no caption."""
     suites = toyworld.make_suites(
         asked_sizes(clips.manifest["settings"]["families"]),
         tier=tier,
@@ -112,7 +151,7 @@ def sampling_of(clips: shards.Shards, tier: str) -> checkpoints.Sampling:
 
 
 def score(sampling: checkpoints.Sampling, scorer: results.Scorer) -> None:
-    """Scores the checkpoints that are asked for."""
+    """Scores the checkpoints that the flags name."""
     folder, out, asked = sampling.folder, pathlib.Path(FLAGS.out), FLAGS.checkpoints
     if not FLAGS.follow and len(asked) < 2 and asked != [checkpoints.ALL]:
         (step,) = checkpoints.chosen(folder, asked)
@@ -129,7 +168,7 @@ def score(sampling: checkpoints.Sampling, scorer: results.Scorer) -> None:
 
 
 def finish(scorer: results.Scorer, material: samples.Material) -> None:
-    """Scores clips, writes what is found and prints it."""
+    """Scores clips, writes the report and prints it."""
     if jax.process_index() == 0:
         page, out = scorer.page(material), pathlib.Path(FLAGS.out)
         print(page.write(out))
@@ -145,7 +184,7 @@ def compare() -> None:
 
 
 def check_flags() -> None:
-    """Refuses what does not go together."""
+    """Refuses combinations of flags that make no sense."""
     job.check_taken(FLAGS, ("model", "samples", "vae", "videos"), TAKEN_BY)
     if FLAGS.checkpoints and FLAGS.follow:
         raise ValueError("--follow scores every checkpoint: leave --checkpoints out")
@@ -153,7 +192,7 @@ def check_flags() -> None:
     if FLAGS.step_cache and many:
         raise ValueError("a step cache is calibrated for one checkpoint: name that one")
     if not FLAGS.shards and not FLAGS.videos:
-        raise ValueError("give --shards: only --videos are measured without")
+        raise ValueError("give --shards: only --videos works without them")
     if not FLAGS.out:
         raise ValueError("give --out: the folder for scores and report")
 

@@ -1,14 +1,15 @@
-"""Makes videos: a prompt, and what else is given, to MP4, WebM or GIF files.
+"""Generates videos from prompts, and from an image, as MP4, WebM or GIF files.
 
-    python -m sora_jax.generate --model runs/toy --prompt "a red circle moves left" \
+    python -m sora_jax.generate --model runs/toy --prompt "a red circle moves left" \\
         --seed 3 --out clip.mp4
     python -m sora_jax.generate --model runs/toy --prompts prompts.csv --out clips/
     python -m sora_jax.generate --model runs/toy --from clip.mp4 --out again.mp4
 
-The model is a run, or a folder of Wan 2.1 or 2.2 in diffusers' layout; Wan's own names
-of flags work too. Beside each video stands its recipe (clip.json). A list that was
-interrupted goes on where it was. Several devices share the clips of a batch; of several
-processes each runs the same command. For --step_cache see --calibrate_step_cache.
+The model is a run, or a folder of Wan 2.1 or 2.2 in diffusers' layout; Wan's own flag
+names work too. Each video gets a recipe file (clip.json), from which --from makes it
+again. The same command resumes an interrupted list. Several devices share the clips of a
+batch; with several processes, each runs the same command. --step_cache needs to be
+calibrated first, by --calibrate_step_cache in place of --step_cache and --out.
 """
 
 import pathlib
@@ -31,19 +32,27 @@ from sora_jax.generation import request as requests
 from sora_jax.training import pretrained
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "A run, or a diffusers folder.", required=True)
-flags.DEFINE_string("prompt", None, "What the video shows.")
-flags.DEFINE_string("prompts", None, "A .txt, .csv or .jsonl list of prompts.")
-flags.DEFINE_string("from", None, "A video of ours that is made again.")
-flags.DEFINE_string("out", None, "Video (.mp4, .webm, .gif); a list's folder.")
-flags.DEFINE_bool("overwrite", False, "Replace existing files.")
-flags.DEFINE_enum("format", None, recipes.FORMATS, "Of a list's videos; default: mp4.")
-flags.DEFINE_bool("dry_run", False, "Say what would be made and what it takes.")
-flags.DEFINE_integer(
-    "seed", 0, "Clip i of a list has seed + i unless its row names one; -1: random."
+flags.DEFINE_string(
+    "model", None, "Run, or folder in diffusers' layout.", required=True
 )
-flags.DEFINE_string("negative_prompt", None, "What the video should not be like.")
-flags.DEFINE_string("image", None, "Picture file that becomes the first frame.")
+flags.DEFINE_string("prompt", None, "Description of the video.")
+flags.DEFINE_string("prompts", None, "File of prompts: .txt, .csv or .jsonl.")
+flags.DEFINE_string("from", None, "Video with a recipe, to be made again.")
+flags.DEFINE_string(
+    "out", None, "Video file (.mp4, .webm, .gif); with --prompts, a folder."
+)
+flags.DEFINE_bool("overwrite", False, "Replace existing files.")
+flags.DEFINE_enum(
+    "format", None, recipes.FORMATS, "With --prompts: file format; default: mp4."
+)
+flags.DEFINE_bool("dry_run", False, "Only report the calls and their cost.")
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "Seed; -1: random. Clip i of a list has seed + i unless its row sets one.",
+)
+flags.DEFINE_string("negative_prompt", None, "What guidance moves away from.")
+flags.DEFINE_string("image", None, "Image file that becomes the first frame.")
 _DEFINE = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -51,12 +60,21 @@ _DEFINE = {
 }
 for _name, (_kind, _help) in requests.SHARED.items():
     _DEFINE[_kind](_name, None, _help)
-flags.DEFINE_bool("calibrate_step_cache", False, "Measures, and makes no clips.")
-flags.DEFINE_string("size", None, "Width and height: 832x480 or 832*480.")
-flags.DEFINE_enum("dtype", None, pretrained.DTYPES, "Of imported weights.")
-flags.DEFINE_bool("free_text_encoder", False, "Free its memory before sampling.")
-flags.DEFINE_bool("strict", False, "Refuse imported fields that are not known.")
-flags.DEFINE_integer("batch_size", None, "Clips that are computed at a time.")
+flags.DEFINE_bool(
+    "calibrate_step_cache", False, "Calibrate the step cache, and make no videos."
+)
+flags.DEFINE_string("size", None, "WIDTHxHEIGHT, such as 832x480 (or 832*480).")
+flags.DEFINE_enum(
+    "dtype", None, pretrained.DTYPES,
+    "Type of imported weights; default: float32 on CPU, else bfloat16.",
+)  # fmt: skip
+flags.DEFINE_bool(
+    "free_text_encoder", False, "Free the text encoder's memory before sampling."
+)
+flags.DEFINE_bool("strict", False, "Fail on unknown fields in imported configs.")
+flags.DEFINE_integer(
+    "batch_size", None, "Clips computed at a time. Default: the model's."
+)
 flags.DEFINE_string("mesh", "replica=-1", job.MESH)
 
 _NAMES_OF_WAN = {
@@ -68,18 +86,18 @@ _NAMES_OF_WAN = {
 for _alias, _name in _NAMES_OF_WAN.items():
     flags.DEFINE_alias(_alias, _name)
 
-_OF_CLIPS = ("out", "step_cache", "overwrite", "format", "dry_run")  # no calibration
+_NOT_IN_CALIBRATION = ("out", "step_cache", "overwrite", "format", "dry_run")
 
 
 def clips(recipe: dict | None) -> list[dict]:
-    """The clips that the flags, or the recipe of a video to make again, ask for."""
+    """The clips that the flags, or the recipe of a video to be made again, describe."""
     ways = ("prompt", "prompts", "from")
     if sum(FLAGS[name].value is not None for name in ways) != 1:
         raise ValueError("give one of --prompt, --prompts and --from")
     if FLAGS.calibrate_step_cache:
-        if vain := [name for name in _OF_CLIPS if FLAGS[name].value]:
+        if unused := [name for name in _NOT_IN_CALIBRATION if FLAGS[name].value]:
             raise ValueError(
-                f"--calibrate_step_cache makes no clips: leave out --{vain[0]}"
+                f"--calibrate_step_cache makes no clips: leave out --{unused[0]}"
             )
     elif not (FLAGS.out or FLAGS.dry_run):
         raise ValueError("give --out: the video's file, or a folder with --prompts")
@@ -97,9 +115,9 @@ def clips(recipe: dict | None) -> list[dict]:
             )
         recipes.format_of(out)
         rows, files = [{"prompt": FLAGS.prompt}], [out]
-    defaults = given()
+    defaults = named_arguments()
     if recipe is not None:
-        # What is given beside a recipe changes it.
+        # Flags override the recipe.
         defaults, rows = recipes.arguments(recipe, FLAGS.image) | defaults, [{}]
     step = FLAGS.seed != requests.RANDOM
     first = {"negative_prompt": ""}
@@ -109,8 +127,8 @@ def clips(recipe: dict | None) -> list[dict]:
     ]
 
 
-def given() -> dict:
-    """The arguments that flags name."""
+def named_arguments() -> dict:
+    """The arguments of the call that flags set."""
     names = (*requests.SHARED, "negative_prompt", "image")
     values = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
     if FLAGS["from"].value is not None and FLAGS["seed"].present:
@@ -118,31 +136,32 @@ def given() -> dict:
     if FLAGS.size is None:
         return values
     if values.keys() & {"height", "width"}:
-        raise ValueError("--size gives both: leave out --height and --width")
+        raise ValueError("--size sets both: leave out --height and --width")
     height, width = job.parse_size(FLAGS.size)
     return values | {"height": height, "width": width}
 
 
-def make(pipe: pipeline.Pipeline, parts: list[list[dict]], steps: int) -> None:
-    """Makes the clips, and writes each batch as soon as it is there."""
+def make(pipe: pipeline.Pipeline, groups: list[list[dict]], steps: int) -> None:
+    """Makes the clips, and writes each batch as soon as it is computed."""
     index = jax.process_index()
     with progress.Progress(steps, "generate", "clip steps", process_index=index) as bar:
-        for part in parts:
-            output = pipe(**arguments(part), progress=bar.update)
-            made = zip(part, output.frames, output.recipes, strict=True)
-            for clip, frames, recipe in made:
+        for group in groups:
+            output = pipe(**arguments(group), progress=bar.update)
+            results = zip(group, output.frames, output.recipes, strict=True)
+            for clip, frames, recipe in results:
                 if index == 0:
                     recipes.save(frames, clip["file"], recipe)
 
 
-def arguments(part: list[dict]) -> dict:
+def arguments(group: list[dict]) -> dict:
     """The pipeline's arguments for clips that run together."""
-    return batches.arguments(part, FLAGS.batch_size)
+    return batches.arguments(group, FLAGS.batch_size)
 
 
 def main() -> None:
     meshes.initialize()
-    recipe = recipes.read(made) if (made := FLAGS["from"].value) else None
+    source = FLAGS["from"].value
+    recipe = recipes.read(source) if source else None
     wanted = clips(recipe)
     if FLAGS.out:
         batches.check_files(wanted)
@@ -162,21 +181,19 @@ def main() -> None:
         job.lock_folder(FLAGS.model)  # the calibration is written there
         kinds = len(set(map(batches.shared, wanted)))
         return print(cached_sampling.run(pipe, kinds, **arguments(wanted)))
-    parts, steps, notes = batches.plan(
+    groups, steps, notes = batches.plan(
         pipe, wanted, batch_size=FLAGS.batch_size, overwrite=FLAGS.overwrite
     )
     cache_calibration.check_recipe(recipe or {}, pipe.calibration)
-    todo = sum(map(len, parts))
+    todo = sum(map(len, groups))
     if todo < len(wanted):
-        notes.append(
-            f"{len(wanted) - todo} of {len(wanted)} clips were finished before"
-        )
+        notes.append(f"{len(wanted) - todo} of {len(wanted)} clips exist already")
     errors = {clip.get("step_cache", pipe.settings.step_cache) for clip in wanted}
     notes += [pipe.calibration.describe(error) for error in sorted(errors - {0})]
     first = jax.process_index() == 0
     print("".join(f"{note}\n" for note in notes if first), end="", flush=True)
     if todo:
-        make(pipe, parts, steps)
+        make(pipe, groups, steps)
     if first:
         print(f"{todo} clip{'s' * (todo != 1)} written: {FLAGS.out}")
 

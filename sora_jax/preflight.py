@@ -1,24 +1,19 @@
-"""Says what a config would need on a TPU slice, and how long it would take, without one.
+"""Reports whether a config fits a TPU slice, and estimates its time, without a TPU.
 
-    python -m sora_jax.preflight --config=configs/wan_1_3b.py --topology=v5e:2x2 \
+    python -m sora_jax.preflight --config=configs/wan_1_3b.py --topology=v5e:2x2 \\
         --mesh=ulysses=4 --config.data.batch_size=1
-    python -m sora_jax.preflight --config=configs/wan_14b.py --topology=v5p:2x2x1 \
+    python -m sora_jax.preflight --config=configs/wan_14b.py --topology=v5p:2x2x1 \\
         --mesh=ulysses=4 --job=sample
     python -m sora_jax.preflight --config=configs/wan_14b.py --topology=v6e:4x4 --search
 
 Compiles a program for clips of the config's `sample` size with XLA's TPU compiler
-(libtpu, launch/requirements/tpu.txt) and prints the memory of a device by kind, the
-operations by formula and in the program, what devices exchange, and an estimate of the
-time, with the errors that such estimates have where times are published. The job:
+(libtpu, launch/requirements/tpu.txt); nothing is run. Prints the memory of a device by
+kind, the operations by formula and in the program, the communication between devices, and
+an estimate of the time, with the error of such estimates where times are published.
 
-  train   the train step
-  sample  a step of the sampler, as generate runs it, of which a clip takes
-          sample.num_inference_steps
-  vae     the decoding of a few latent frames; of a video VAE's config its train step
-
-`--search` tries layouts, remat policies and batch sizes of the train step by formula,
-compiles the best and ranks them. Nothing runs. Exit code 1: it does not fit, by how
-much, and what would.
+`--search` estimates layouts, remat policies and batch sizes of the train step by formula,
+compiles the best and ranks them. The exit code is 1 where the program does not fit; the
+message says by how much, and what would fit. It is 2 where the input is wrong.
 """
 
 import json
@@ -37,22 +32,28 @@ from sora_jax.generation import runs
 from sora_jax.training import recipe
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:2x2 or v5p:2x2x1.")
-_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of it.", lower_bound=1)
-_MESH = flags.DEFINE_string("mesh", None, job.MESH)
-_JOB = flags.DEFINE_enum("job", "train", ("train", "sample", "vae"), "See above.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice: v5e:2x2, v5p:2x2x1, ...")
+_SLICES = flags.DEFINE_integer("num_slices", 1, "Number of slices.", lower_bound=1)
+_MESH = flags.DEFINE_string("mesh", None, f"{job.MESH} Default: config.mesh.")
+_JOB = flags.DEFINE_enum(
+    "job", "train", ("train", "sample", "vae"),
+    "Program to compile: the train step, a step of the sampler, or the decoding of "
+    "latents (of a video VAE's config: its train step).",
+)  # fmt: skip
 _SEARCH = flags.DEFINE_bool("search", False, "Rank layouts of the train step.")
-_LIMIT = flags.DEFINE_integer("compile_limit", 3, "Layouts to compile.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "JSON file for what is printed.")
+_LIMIT = flags.DEFINE_integer(
+    "compile_limit", 3, "With --search: number of layouts to compile.", lower_bound=1
+)
+_OUT = flags.DEFINE_string("out", None, "JSON file to write the report to.")
 
 
 def _program(c):
-    """The program that is asked for."""
+    """The program that --job names."""
     if c.objective == "vae" and _JOB.value == "vae":
         return programs.vae_step
     if c.objective != "denoiser":
-        wanted = "of a denoiser" + ", nor is --job=vae given" * (c.objective == "vae")
-        raise ValueError(f"the config is of a {c.objective}, not {wanted}")
+        hint = "; add --job=vae" * (c.objective == "vae")
+        raise ValueError(f"the config is of a {c.objective}, not of a denoiser{hint}")
     return {
         "train": programs.train_step,
         "sample": programs.sample_step,
@@ -62,7 +63,7 @@ def _program(c):
 
 def _search(c, devices) -> tuple[str, list]:
     if _JOB.value != "train" or _MESH.value:
-        raise ValueError("--search is of the train step, and chooses the mesh itself")
+        raise ValueError("--search takes no --mesh, and no other --job than train")
     found = search.best(c, devices, _SLICES.value, _LIMIT.value, say=_say)
     return found.as_text(), found.to_json()
 
@@ -97,13 +98,13 @@ def main() -> None:
         paths.write_atomically(pathlib.Path(_OUT.value), written)
     print(text)
     if lacking > 0:
-        lacks = f"a device lacks {lacking / 2**30:.2f} GiB"
+        lacks = f"a device is short of {lacking / 2**30:.2f} GiB"
         needed = lacking + found.chip.hbm
         sys.exit(f"preflight: it does not fit: {lacks}{_advice(c, mesh, needed)}")
 
 
 def _advice(c, mesh, needed: float) -> str:
-    """What would fit, by formula, where a train step needs so many bytes."""
+    """What would fit, by formula, where a train step needs `needed` bytes."""
     if _JOB.value != "train" or _SEARCH.value:
         return ""
     refused = [(search.layout_of(c, mesh), needed)]

@@ -1,4 +1,4 @@
-"""Makes training data: the toy world or videos to shards, those to latents and states.
+"""Prepares training data: video shards, latents of the videos, states of the captions.
 
     python -m sora_jax.prepare --source toyworld:tw32 --num_clips 8000 --out shards
     python -m sora_jax.prepare --source folder:my_videos --size 64x64 --num_frames 17 \\
@@ -6,12 +6,15 @@
     python -m sora_jax.prepare --source shards:shards --vae runs/toy_vae --out latents
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
-A folder holds videos, or folders of numbered frames (clip/00001.jpg; --frames_fps says
-how many a second), and captions: clip.txt or clip.json beside clip.mp4, or a list:
-captions.csv or .jsonl (file,caption), metadata.csv or .jsonl (file_name,text), or
-prompts.txt and videos.txt. The same command again goes on where it was stopped, and later
-adds videos that are new. What is left out is listed, here and in OUT/report.json. With
---text_encoder the states of the captions are stored with the latents.
+The source is a tier of the toy world, a folder of videos, video shards, or latents. A
+folder holds videos, or folders of numbered frames (clip/00001.jpg, with --frames_fps),
+and captions: clip.txt or clip.json beside clip.mp4, or a list: captions.csv or .jsonl
+(file,caption), metadata.csv or .jsonl (file_name,text), or prompts.txt with videos.txt.
+
+The same command resumes an interrupted job, and later adds new videos. Videos that are
+left out are listed in the output and in OUT/report.json. With --text_encoder, the states
+of the captions are stored beside the latents. Several processes share the work; each uses
+its first device.
 """
 
 import os
@@ -22,66 +25,69 @@ import time
 from absl import flags
 
 from sora_jax.core import job
+from sora_jax.core import mesh as meshes
 from sora_jax.data import curate, reports, shards, toy_clips
 
 _SOURCE = flags.DEFINE_string(
-    "source", None, "toyworld:TIER, folder:, shards: or latents:DIR.", required=True
-)
-_OUT = flags.DEFINE_string("out", None, "The folder to write.")
+    "source", None,
+    "What to read: toyworld:TIER, folder:DIR, shards:DIR or latents:DIR.", required=True,
+)  # fmt: skip
+_OUT = flags.DEFINE_string("out", None, "Folder to write.")
 _WORKERS = flags.DEFINE_integer(
-    "workers", None, "Processes; default: one for each core.", lower_bound=0
+    "workers", None, "Worker processes; default: one per core.", lower_bound=0
 )
 _SPLIT = flags.DEFINE_string(
-    "split", "train", "Toy world: which split. Folder: its name."
+    "split", "train", "Toy world: split to draw. Folder: name of the split to write."
 )
-_NUM_CLIPS = flags.DEFINE_integer("num_clips", 8000, "Toy world: clips.")
+_NUM_CLIPS = flags.DEFINE_integer("num_clips", 8000, "Toy world: number of clips.")
 _FAMILIES = flags.DEFINE_string(
     "families", None, "Toy world: weights such as attribute:0.25,motion:0.75."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Toy world: seed.")
 _SIZE = flags.DEFINE_string("size", "64x64", "Folder: WIDTHxHEIGHT of the clips.")
-_NUM_FRAMES = flags.DEFINE_integer("num_frames", 17, "Folder: frames a clip, 1 + 4n.")
-_FPS = flags.DEFINE_float("fps", 8.0, "Folder: frames a second of the clips.")
+_NUM_FRAMES = flags.DEFINE_integer("num_frames", 17, "Folder: frames per clip, 1 + 4n.")
+_FPS = flags.DEFINE_float("fps", 8.0, "Folder: frames per second of the clips.")
 _FRAMES_FPS = flags.DEFINE_float(
-    "frames_fps",
-    None,
-    "Folder: frames a second in folders of numbered frames, which are "
-    "read where this is given.",
-)
+    "frames_fps", None,
+    "Folder: frames per second of folders of numbered frames; without it they are "
+    "not read.",
+)  # fmt: skip
 _COLOUR = flags.DEFINE_enum(
-    "colour", None, ["bt601", "bt709", "bt2020"], "Folder: matrix of untagged videos."
-)
-_LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: keep frames exactly.")
+    "colour", None, ["bt601", "bt709", "bt2020"],
+    "Folder: colour matrix of videos that do not state theirs.",
+)  # fmt: skip
+_LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: store frames losslessly.")
 _FOLLOW_LINKS = flags.DEFINE_boolean(
-    "follow_links", False, "Folder: read files and folders that links lead out to."
+    "follow_links", False, "Folder: follow links to files outside of it."
 )
-_MAX_GIB = flags.DEFINE_float("max_gib", 4, "Folder: the largest video, in GiB.")
+_MAX_GIB = flags.DEFINE_float("max_gib", 4, "Folder: skip larger videos, in GiB.")
 _MAX_SECONDS = flags.DEFINE_float(
-    "max_seconds", 21600, "Folder: the longest, in seconds."
+    "max_seconds", 21600, "Folder: skip longer videos, in seconds."
 )
 _MAX_SIDE = flags.DEFINE_integer(
     "max_side", None,
-    "Folder: most pixels on a side of a video; a frame may have their square.",
+    "Folder: skip videos that are wider or higher than this, in pixels, or have more "
+    "pixels per frame than its square.",
     lower_bound=1, upper_bound=10**9,
 )  # fmt: skip
-_VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of the video VAE.")
+_VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of a video VAE.")
 _TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "Shards, latents: run or folder of a text encoder."
 )
 _TEXT_TIERS = flags.DEFINE_list(
-    "text_tiers", None, "Text encoder: captions to encode; default: all tiers."
+    "text_tiers", None, "Text encoder: caption tiers to encode; default: all."
 )
 _TEXT_LENGTH = flags.DEFINE_integer(
-    "text_length", None, "Text encoder: tokens a caption; default: its run's, or 512."
+    "text_length", None, "Text encoder: tokens per caption; default: its run's, or 512."
 )
 _TEXT_CLEAN = flags.DEFINE_boolean(
-    "text_clean", None, "Text encoder: clean captions; default: as its run, or yes."
+    "text_clean", None, "Text encoder: clean captions; default: as its run, or true."
 )
 _TEXT_DTYPE = flags.DEFINE_enum(
     "text_dtype", "bfloat16", ["bfloat16", "float32"], "Text encoder: type of states."
 )
 
-# Which flags belong to which source; one that is given in vain is a mistake.
+# The flags of each source; the others are refused.
 _OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
 _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
@@ -93,7 +99,7 @@ _BELONGS = {
 
 
 def source_of(kind: str, name: str) -> shards.Source:
-    """Returns what --source names, with the flags that belong to it."""
+    """Returns the clips that --source names, with the settings of its flags."""
     if kind == "toyworld":
         return toy_clips.ToyClips(
             name,
@@ -127,22 +133,21 @@ def check_flags(kind: str, known: dict[str, set[str]]) -> None:
         if flags.FLAGS[name].present:
             raise ValueError(f"--{name} has no meaning for --source {kind}:...")
     if "out" in known[kind] and not _OUT.value:
-        raise ValueError("--out is not given: it names the folder to write")
+        raise ValueError("give --out, the folder to write")
     for name in sorted(_OF_TEXT):
         if flags.FLAGS[name].present and not _TEXT_ENCODER.value:
             raise ValueError(f"--{name} has no meaning without --text_encoder")
 
 
 def encode(kind: str, name: str) -> None:
-    """Makes latents of shards, and states of the captions where an encoder is given."""
-    needed, flag, what = {
+    """Encodes shards to latents and, with --text_encoder, captions to states."""
+    path, flag, what = {
         "shards": (_VAE.value, "vae", "a video VAE"),
         "latents": (_TEXT_ENCODER.value, "text_encoder", "a text encoder"),
     }[kind]
-    if not needed:
+    if not path:
         raise ValueError(f"--source {kind}:DIR needs --{flag}, the run of {what}")
-    from sora_jax.core import mesh as meshes  # brings in JAX
-    from sora_jax.training import encode_latents, encode_text
+    from sora_jax.training import encode_latents, encode_text  # slow to import
 
     meshes.initialize()
     folder, began = name if kind == "latents" else _OUT.value, time.monotonic()

@@ -6,10 +6,10 @@
     python -m sora_jax.train --config=configs/wan_1_3b.py --out=runs/tuned \\
         --config.data.latents=runs/latents --init Wan2.1-T2V-1.3B-Diffusers
 
-The same command again continues the run. SIGTERM and, in a run of one process, Ctrl-C
-save the state and exit with code 75. The state is saved before each evaluation. An
-evaluator that fails is reported, and the run goes on; if it fails at the last step the
-exit code is 1. Fields of the config are listed in configs/base.py.
+The same command resumes the run. On SIGTERM, and on Ctrl-C in a run of one process, the
+state is saved and the exit code is 75. The state is also saved before each evaluation. A
+failing evaluation is reported and the run continues; at the last step the exit code is
+then 1. configs/base.py lists the fields of the config.
 """
 
 import json
@@ -39,22 +39,20 @@ from sora_jax.training import (
     stopping,
 )
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the recipe", lock_config=True
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True)
 _OUT = flags.DEFINE_string("out", None, "Run folder.")
 _INIT = flags.DEFINE_string(
-    "init", None, "the weights to begin with: a run, or a folder in diffusers' layout"
+    "init", None, "Initial weights: a run, or a folder in diffusers' layout."
 )
-_MESH = flags.DEFINE_string("mesh", None, job.MESH)
+_MESH = flags.DEFINE_string("mesh", None, f"{job.MESH} Default: config.mesh.")
 _STRICT = flags.DEFINE_bool(
-    "strict", False, "refuse fields of an imported folder that are not known"
+    "strict", False, "Fail on unknown fields in imported configs."
 )
-_PROFILE = flags.DEFINE_list("profile", [], "first and last step to trace: 20,25")
+_PROFILE = flags.DEFINE_list("profile", [], "First and last step to trace: 20,25.")
 
 
 def evaluators(c, task: jobs.Job) -> dict[str, evaluation.Evaluator]:
-    """The run's evaluators: a video VAE is measured on clips that it is not trained on."""
+    """The run's evaluators: a video VAE is evaluated on clips outside of its training."""
     if c.objective != "vae" or not c.data.eval_shards:
         return {}
     clips = shards.open(c.data.eval_shards)
@@ -72,18 +70,18 @@ def evaluators(c, task: jobs.Job) -> dict[str, evaluation.Evaluator]:
 
 
 def tell_changes(folder: pathlib.Path, changed: list[str]) -> None:
-    """Reports which fields of the config have changed, and what depends on them."""
+    """Prints which fields of the config have changed, and what depends on them."""
     if not changed:
         return
     print(
-        f"train: the run goes on with a changed config: {'; '.join(changed)} "
+        f"train: resuming with a changed config: {'; '.join(changed)} "
         f"(recorded in {folder / run_folder.CHANGES})",
         file=sys.stderr,
     )
     if any(line.startswith("loop.num_steps:") for line in changed):
         print(
-            "train: from here on the learning rate, data.crops and "
-            "reconstruction.adversarial_start follow the new number of steps",
+            "train: the learning rate, data.crops and reconstruction.adversarial_start "
+            "follow the new number of steps from now on",
             file=sys.stderr,
         )
 

@@ -261,7 +261,7 @@ def test_the_published_files_of_lpips_become_one(tmp_path, job, peers_python, ca
     assert weights.config.network == "alexnet"
     assert f"SHA-256 {weights.sha256[:16]}" in capsys.readouterr().out
     for changed, message in (
-        ({}, "is there already"),
+        ({}, "exists: choose another file"),
         ({"license": "mit"}, "--license has no meaning for weights of LPIPS"),
         ({"lpips_heads": trunk}, "lin0.model.1.weight is missing"),
     ):

@@ -140,7 +140,7 @@ def test_nothing_is_overwritten_unasked(generate, tmp_path, capsys):
     with pytest.raises(SystemExit, match="in another way .seed was 3.*or add --over"):
         generate(**given | {"seed": -1})
     generate(**given)
-    assert "1 of 1 clips were finished before" in capsys.readouterr().out
+    assert "1 of 1 clips exist already" in capsys.readouterr().out
 
 
 def test_random_seeds_of_a_list_stay_when_it_goes_on(generate, tmp_path):
@@ -228,7 +228,7 @@ def test_a_list_is_made_once_and_goes_on_where_it_was(generate, tmp_path, capsys
     files[1].with_suffix(".json").unlink()  # as if it had been interrupted there
     capsys.readouterr()
     generate(prompts=str(prompts), out=str(out), seed=10, batch_size=2)
-    assert "2 of 3 clips were finished before" in capsys.readouterr().out
+    assert "2 of 3 clips exist already" in capsys.readouterr().out
     again = [f.stat().st_mtime_ns for f in files]
     assert (again[0], again[2]) == (times[0], times[2]) and again[1] > times[1]
     new = json.loads(files[1].with_suffix(".json").read_text())
@@ -330,7 +330,7 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
         ({"prompt": "a", "out": "folder.mp4"}, "cannot be written: it is a folder"),
         ({"prompt": "a", "seed": -2}, "or -1 for a random one, not -2"),
         ({"prompt": "a", "seed": 2**64}, "whole number in .0, 2.64., or -1"),
-        ({"prompt": "a", "size": "16x16", "width": 16}, "--size gives both: leave out"),
+        ({"prompt": "a", "size": "16x16", "width": 16}, "--size sets both: leave out"),
         (
             {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1.0},
             "negative_prompt is given, but guidance_scale is 1",
