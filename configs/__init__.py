@@ -1,1 +1,1 @@
-"""Recipes: `base` holds every field once, each child changes a few."""
+"""Recipes: `base` holds every field, each recipe sets its own."""

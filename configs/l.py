@@ -25,7 +25,7 @@ def get_config():
     c.data.batch_size = 64
     dit = c.model.dit
     dit.dim, dit.num_layers, dit.num_heads, dit.mlp_dim = 1536, 18, 12, 6144
-    c.noise.shift = 5.0  # larger clips bear more noise until nothing is seen
+    c.noise.shift = 5.0  # larger clips stay recognisable at more noise
     c.optim.learning_rate = 1e-4
     c.loop.num_steps = 300_000
     c.sample.num_frames, c.sample.height, c.sample.width = 49, 480, 832

@@ -16,8 +16,9 @@ core, two of which are a chip. Proposed meshes, not compiled:
 
     v5p-8 fsdp=4    v6e-8 fsdp=8    tpu7x-8 fsdp=8
 
-Unlike imported weights it hides the padding of text, counts time in seconds, so that
-frame rates mix, and learns to go on from a first frame. It has not been trained.
+Unlike Wan's weights, it masks the padding of text, measures time in seconds, so that
+clips of several frame rates can be mixed, and learns to continue from a first frame. It
+has not been trained.
 """
 
 from configs import wan_1_3b
@@ -28,7 +29,7 @@ def get_config():
     c = wan_1_3b.get_config()
     c.data.batch_size = 256
     dit = c.model.dit
-    # Heads of 128 are what the kernels of TPUs and GPUs are made for.
+    # Attention kernels of TPUs and GPUs are optimised for heads of 128.
     dit.dim, dit.num_layers, dit.num_heads, dit.mlp_dim = 512, 12, 4, 2048
     dit.mask_text = dit.known_embedding = dit.pooled_text = True
     dit.time_scale = 4.0  # a unit is a latent frame at 16 frames a second

@@ -1,4 +1,4 @@
-"""The toy video VAE: 4 x 4 x 4, 24 channels, on two CPU cores.
+"""The toy video VAE, for two CPU cores: 4 x 4 x 4 with 24 channels.
 
     python -m sora_jax.train --config=configs/toy_vae.py --out=runs/toy_vae \
         --config.data.shards=runs/shards

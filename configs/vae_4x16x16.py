@@ -1,7 +1,7 @@
-"""A video VAE from scratch: 4 x 16 x 16 with 48 channels, Wan 2.2's form made narrower.
+"""A video VAE from scratch: 4 x 16 x 16 with 48 channels, a narrower Wan 2.2 VAE.
 
-Images and short windows first, whole clips last, and then sharpness: the discriminator
-begins when the rest has settled. For an accelerator, on clips of 256 x 256:
+It trains on images and short windows first and on whole clips last; the discriminator
+joins late, for sharpness. For accelerators, on clips of 256 x 256:
 
     python -m sora_jax.prepare --source folder:my_videos --size 256x256 \
         --num_frames 33 --fps 16 --out runs/shards
@@ -38,7 +38,9 @@ def get_config():
     c.model.discriminator.dtype = "bfloat16"
 
     c.reconstruction.l1, c.reconstruction.bands = 1.0, 1.0
-    c.reconstruction.mse = 1.0  # absolute errors alone stay at a flat grey for long
+    c.reconstruction.mse = (
+        1.0  # with absolute errors alone the video stays flat grey for long
+    )
     c.reconstruction.adversarial, c.reconstruction.adversarial_start = 0.1, 0.6
 
     c.optim.learning_rate, c.optim.muon_learning_rate = 1e-3, 0.02

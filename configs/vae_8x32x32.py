@@ -1,8 +1,8 @@
 """An experiment: a video VAE of 8 x 32 x 32 with 128 channels.
 
-That is a quarter of the numbers that 4 x 8 x 8 with 16 channels keeps of a video, in an
-eighth of the tokens of 4 x 16 x 16. The form is that of vae_4x16x16.py with one level
-more. A latent frame stands for eight video frames, so clips have 1 + 8n:
+It keeps a quarter of the numbers of 4 x 8 x 8 with 16 channels, in an eighth of the
+tokens of 4 x 16 x 16. The architecture is that of vae_4x16x16.py with one more level. A
+latent frame stands for eight video frames, so clips have 1 + 8n frames:
 
     python -m sora_jax.prepare --source folder:my_videos --size 256x256 \
         --num_frames 33 --fps 16 --out runs/shards

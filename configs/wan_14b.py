@@ -3,8 +3,8 @@
     python -m sora_jax.train --config=configs/wan_14b.py --out=runs/tuned \
         --config.data.latents=latents --init Wan2.1-T2V-14B-Diffusers
 
-Compiled by preflight for these slices and run on none (launch/forecasts.md has seconds
-too), one clip a step, AdamW with moments in bfloat16, average and parameters in float32:
+Compiled by preflight for these slices, not run, with one clip a step, AdamW moments in
+bfloat16, EMA and parameters in float32 (launch/forecasts.md has estimated times too):
 
     81 frames of 720 x 1280   v5p-8    ulysses=4          81 % of a device's memory
                               v6e-16   ring=2,ulysses=8   66 %
@@ -14,8 +14,8 @@ too), one clip a step, AdamW with moments in bfloat16, average and parameters in
     961 of 480 x 832          v5p-128  ring=8,ulysses=8   14 %
     two of them               v6e-256  fsdp=2,ring=16,ulysses=8   21 %
 
-where offload is --config.model.dit.remat=offload. On v5e-4 it does not fit, whatever the
-clip: its state asks for 11 devices or more. MFU of the first row is said to be 45.6 %.
+where offload is --config.model.dit.remat=offload. It does not fit v5e-4 at any clip size:
+its state alone needs 11 devices or more. The estimated MFU of the first row is 45.6 %.
 """
 
 from configs import wan_1_3b

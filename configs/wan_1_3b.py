@@ -7,10 +7,10 @@
     python -m sora_jax.train --config=configs/wan_1_3b.py --out=runs/tuned \
         --config.data.latents=latents --init Wan2.1-T2V-1.3B-Diffusers
 
-From scratch, `--config.text.encoder=Wan2.1-T2V-1.3B-Diffusers` takes the place of
-`--init`. Other sizes of Wan are children of this one. Compiled by preflight, and not
-run, for v5e-4 with ulysses=4 and one clip of 81 frames of 480 x 832: 55 % of a device's
-memory.
+To train from scratch, replace `--init` by
+`--config.text.encoder=Wan2.1-T2V-1.3B-Diffusers`. The recipes of other sizes start from
+this one. Compiled by preflight, and not run, for v5e-4 with ulysses=4 and one clip of 81
+frames of 480 x 832: 55 % of a device's memory.
 """
 
 from configs import base

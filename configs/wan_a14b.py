@@ -1,4 +1,4 @@
-"""Wan 2.2 T2V A14B: one of its two experts, that of the levels above .875.
+"""Wan 2.2 T2V A14B: one of its two experts, for noise levels above 0.875.
 
     python -m sora_jax.train --config=configs/wan_a14b.py --out=runs/high \
         --config.data.latents=latents --init Wan2.2-T2V-A14B-Diffusers/transformer
