@@ -1,14 +1,14 @@
 # Sourced by launch/quickstart and launch/test: finds a Python and makes a virtual
-# environment with it. The system's Python is read, never changed.
+# environment with it. The system's Python is not changed.
 #
-#   SORA_ACCELERATOR  cpu, cuda or tpu, instead of what is found (launch/install.py)
+#   SORA_ACCELERATOR  cpu, cuda or tpu, instead of detecting it (launch/install.py)
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-# What these name is for another Python than the one in the environment.
+# These belong to another Python than that of the environment.
 unset PYTHONPATH PYTHONHOME
 
-# base_python PYTHON MINOR: prints the installation behind PYTHON where it is a
-# Python 3.MINOR that can make virtual environments, and fails where it is not.
+# base_python PYTHON MINOR: prints the base installation of PYTHON if that is a Python
+# 3.MINOR that can create virtual environments, and fails otherwise.
 base_python() {
   "$1" -I -c '
 import ensurepip, sys, venv
@@ -17,9 +17,9 @@ if sys.version_info[:2] != (3, int(sys.argv[1])):
 print(getattr(sys, "_base_executable", sys.executable))' "$2" 2>/dev/null
 }
 
-# find_python FOLDER MINOR...: prints the path of a Python 3.MINOR: the one that made
-# FOLDER, or else, the first MINOR first, one on PATH, in pyenv, or known to uv, which
-# fetches one as the last resort.
+# find_python FOLDER MINOR...: prints the path of a Python 3.MINOR: the one of FOLDER, or
+# else one on PATH, in pyenv or known to uv, preferring the first MINOR. As a last resort
+# uv installs one.
 find_python() {
   local folder=$1 minor candidate
   shift
@@ -37,9 +37,8 @@ find_python() {
 }
 
 # make_environment FOLDER MINORS ARGUMENT...: makes FOLDER a virtual environment of a
-# Python 3.MINOR that holds what the requirements files among the ARGUMENTs of
-# launch/install.py name. Where it is one already, this takes less than a tenth of a
-# second.
+# Python 3.MINOR by launch/install.py with these ARGUMENTs. If it is one already, this
+# takes less than a tenth of a second.
 make_environment() {
   local folder=$1 minors python
   read -ra minors <<<"$2"
@@ -58,8 +57,8 @@ make_environment() {
   "$python" -I "$root/launch/install.py" "$folder" "$@"
 }
 
-# The environment that everything but the peer libraries runs in. Python 3.12 comes
-# first: the results were measured with it.
+# The environment of everything but the peer libraries. Python 3.12 is preferred, since
+# the results were measured with it.
 make_main_environment() {
   local began=$SECONDS
   make_environment "$root/.venv" "12 13 14" --accelerator "$root/requirements.txt"

@@ -1,11 +1,10 @@
-"""Makes a virtual environment hold what requirements files name; instant when it does.
+"""Installs requirements files into a virtual environment, if they are not in it yet.
 
     python launch/install.py [--check] [--accelerator] FOLDER FILE...
 
-An environment that is finished holds a stamp: the hash of the files that it was made
-from. One whose installation was interrupted holds a marker instead, and is made anew,
-since pip takes a half-written package for an installed one; what was downloaded comes
-from pip's cache.
+A finished environment holds a stamp, the hash of its requirements files. An interrupted
+installation leaves a marker, and the environment is created again, since pip takes a
+half-written package for an installed one; downloads come from pip's cache.
 """
 
 import argparse
@@ -29,11 +28,11 @@ _TPU_DEVICES = "27 56 5e 62 63 6f 76 83 7c".split()
 
 
 class Failed(Exception):
-    """Says in one sentence why there is no environment."""
+    """Why there is no environment, in one sentence."""
 
 
 def accelerator(machine: pathlib.Path = pathlib.Path("/")) -> str:
-    """Returns cpu, cuda or tpu: what this machine's device files show.
+    """Returns cpu, cuda or tpu, by this machine's device files.
 
     Args:
       machine: the root of the file system.
@@ -64,19 +63,19 @@ def accelerator_files(kind: str) -> list[pathlib.Path]:
 
 
 def fitting_files(kind: str) -> list[pathlib.Path]:
-    """Returns those of the files that this machine's driver can be used with."""
+    """Returns the requirements files that fit this machine's driver."""
     files = accelerator_files(kind)
     if kind != "cuda":
         return files
     driver = nvidia_driver()
     if driver is None:
-        say("there is an NVIDIA device, but nvidia-smi fails: going on without it")
+        say("there is an NVIDIA device, but nvidia-smi fails: installing for CPU")
         return []
     return [file for file in files if (file.stem == "cuda12") == (driver < 580)]
 
 
 def nvidia_driver() -> int | None:
-    """Returns the major version of the NVIDIA driver, None where it does not work."""
+    """Returns the major version of the NVIDIA driver, None if it does not work."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -87,7 +86,7 @@ def nvidia_driver() -> int | None:
 
 
 def with_constraints(files: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """Returns the files and those that they name with -c or -r."""
+    """Returns the files and those that they include with -c or -r."""
     found = []
     for file in files:
         found.append(file)
@@ -97,7 +96,7 @@ def with_constraints(files: Iterable[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def stamp(files: list[pathlib.Path], kind: str) -> str:
-    """Returns what a finished environment's stamp says."""
+    """Returns the stamp of a finished environment."""
     digest = hashlib.sha256(kind.encode())
     for file in with_constraints(files + accelerator_files(kind)):
         digest.update(b"\0" + file.read_bytes())
@@ -105,7 +104,7 @@ def stamp(files: list[pathlib.Path], kind: str) -> str:
 
 
 def is_finished(folder: pathlib.Path, wanted: str) -> bool:
-    """Returns whether the environment is there and was made from these files."""
+    """Returns whether the environment exists and has this stamp."""
     try:
         return (folder / ".installed").read_text() == wanted
     except FileNotFoundError:
@@ -113,7 +112,7 @@ def is_finished(folder: pathlib.Path, wanted: str) -> bool:
 
 
 def install(folder: pathlib.Path, files: list[pathlib.Path], kind: str) -> None:
-    """Makes or completes the environment.
+    """Creates or completes the environment.
 
     Args:
       folder: the virtual environment.
@@ -125,8 +124,8 @@ def install(folder: pathlib.Path, files: list[pathlib.Path], kind: str) -> None:
     """
     wanted = stamp(files, kind)
     with open(files[0]) as lock:
-        # Two commands that start together: the second waits, and finds it done. pip
-        # holds the lock as well, so it stands until pip has ended, however we end.
+        # A second command that starts at the same time waits. pip holds the lock too,
+        # so that it lasts until pip has ended, even if this process is killed.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if is_finished(folder, wanted):
             return
@@ -141,7 +140,7 @@ def install(folder: pathlib.Path, files: list[pathlib.Path], kind: str) -> None:
 
 
 def _works(folder: pathlib.Path) -> bool:
-    """Returns whether there is an environment of our Python version that has pip."""
+    """Returns whether there is an environment with this Python version and pip."""
     program = "import pip, sys; sys.stdout.write('%d.%d' % sys.version_info[:2])"
     try:
         answer = subprocess.run(
@@ -155,18 +154,18 @@ def _works(folder: pathlib.Path) -> bool:
 
 
 def create(folder: pathlib.Path) -> None:
-    """Makes the folder an empty virtual environment of this Python.
+    """Creates an empty virtual environment of this Python.
 
     Raises:
-      Failed: with what venv said.
+      Failed: with the message of venv.
     """
     again = "again " if folder.exists() else ""
-    say(f"making {folder} {again}with Python {sys.version.split()[0]}")
+    say(f"creating {folder} {again}with Python {sys.version.split()[0]}")
     command = [sys.executable, "-m", "venv", "--clear", os.fspath(folder)]
     made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode:
         last = (made.stdout + made.stderr).strip().splitlines() or ["no output"]
-        raise Failed(f"{sys.executable} could not make {folder}: {last[-1]}")
+        raise Failed(f"{sys.executable} could not create {folder}: {last[-1]}")
 
 
 def _pip_install(folder: pathlib.Path, files: list[pathlib.Path], lock: int) -> None:
@@ -174,7 +173,7 @@ def _pip_install(folder: pathlib.Path, files: list[pathlib.Path], lock: int) -> 
     command += ["--disable-pip-version-check", "--progress-bar=off"]
     for file in files:
         command += ["-r", file]
-    # Settings of the user's that would install somewhere else.
+    # Settings of the user that would install somewhere else.
     elsewhere = ("PIP_TARGET", "PIP_PREFIX", "PIP_USER", "PIP_ROOT")
     environment = {k: v for k, v in os.environ.items() if k not in elsewhere}
     environment.setdefault("PIP_DEFAULT_TIMEOUT", "60")
@@ -213,9 +212,9 @@ def _show_progress(
     files: list[pathlib.Path],
     log: pathlib.Path,
 ) -> None:
-    """Writes one line that says how far pip is, until it ends.
+    """Shows pip's progress in one line until it ends.
 
-    Each package counts twice: when pip has fetched it, and when it is unpacked.
+    Each package counts twice: once when it is fetched, once when it is unpacked.
     """
     pins = "".join(file.read_text() for file in with_constraints(files))
     total = len(re.findall(r"(?m)^[\w.\[\]-]+==", pins))
@@ -252,17 +251,23 @@ def _show_progress(
 
 
 def say(sentence: str) -> None:
-    """Prints a line that says where it comes from."""
+    """Prints a line with the name of this program."""
     print(f"install: {sentence}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    """Runs the command of this file's head; returns its exit code."""
+    """Parses the command line and runs it; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only say, by exit code")
-    parser.add_argument("--accelerator", action="store_true", help="add its packages")
-    parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("files", type=pathlib.Path, nargs="+")
+    parser.add_argument(
+        "--check", action="store_true", help="exit code 0 if all is installed, else 1"
+    )
+    parser.add_argument(
+        "--accelerator",
+        action="store_true",
+        help="also install the packages of this machine's accelerator",
+    )
+    parser.add_argument("folder", type=pathlib.Path, help="virtual environment")
+    parser.add_argument("files", type=pathlib.Path, nargs="+", help="requirements")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -274,7 +279,7 @@ def main() -> int:
         say(str(failure))
         return 1
     except KeyboardInterrupt:
-        say("stopped; the same command starts again")
+        say("interrupted; run the same command again")
         return 130
     return 0
 

@@ -1,12 +1,12 @@
-"""Rehearses a pod on one machine: several processes with virtual CPU devices each.
+"""Simulates a pod on one machine: several processes, each with virtual CPU devices.
 
     python launch/local_pod.py --processes 2 --devices 4 -- \\
         python -m sora_jax.train --config=configs/toy.py --out=runs/toy ...
 
-The same command runs in every process, with what `sora_jax/core/mesh.py` reads to join
-them. Each line of output begins with the process's number. When one process fails the
-others are ended, as the scheduler of a real pod does; the exit code is that of the
-first that failed.
+Every process runs the same command, with the environment variables by which
+`sora_jax/core/mesh.py` joins them. Each line of output begins with the process's number.
+When one process fails, the others are terminated, as the scheduler of a real pod does;
+the exit code is that of the first that failed.
 """
 
 import argparse
@@ -19,26 +19,26 @@ import sys
 import threading
 import time
 
-# What a process that was told to end may take to save its state.
+# Time for a terminated process to save its state.
 GRACE_SECONDS = 60.0
 
 
 def free_port() -> int:
-    """Returns a port of 127.0.0.1 that nobody listens on at the moment."""
+    """Returns a free port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def environment(index: int, processes: int, devices: int, port: int) -> dict[str, str]:
-    """Returns what process `index` runs with."""
+    """Returns the environment variables of process `index`."""
     kept = re.sub(
         r"--xla_force_host_platform_device_count=\d+",
         "",
         os.environ.get("XLA_FLAGS", ""),
     )
-    # Only process 0 would find its programs in a cache on disk; while the others compile
-    # theirs it would wait for them at a first collective, whose time is 30 seconds.
+    # Only process 0 would find its programs in a cache on disk, and would wait at the
+    # first collective, which times out after 30 seconds, while the others compile.
     inherited = os.environ.keys() - {"JAX_COMPILATION_CACHE_DIR"}
     return {
         **{name: os.environ[name] for name in inherited},
@@ -52,9 +52,9 @@ def environment(index: int, processes: int, devices: int, port: int) -> dict[str
 
 
 def pass_on(index: int, process: subprocess.Popen) -> None:
-    """Copies a process's output, line by line, with its number before each."""
+    """Copies a process's output, with the process's number before each line."""
     for line in process.stdout:
-        # One write for each line, or the lines of two processes could mix.
+        # One write per line, so that lines of two processes do not mix.
         sys.stdout.buffer.write(b"[%d] " % index + line.rstrip(b"\r\n") + b"\n")
         sys.stdout.buffer.flush()
 
@@ -62,16 +62,16 @@ def pass_on(index: int, process: subprocess.Popen) -> None:
 def run(
     command: list[str], processes: int, devices: int, grace: float = GRACE_SECONDS
 ) -> int:
-    """Runs the command in every process; returns the first failure's exit code.
+    """Runs the command in every process; returns the exit code of the first failure.
 
-    A process that a signal ended counts as 128 + the signal's number, as in a shell.
+    For a process that a signal killed it is 128 + the signal's number, as in a shell.
     """
     port = free_port()
     pod: list[subprocess.Popen] = []
-    told: list[int] = []  # signals that were passed on
+    forwarded: list[int] = []  # signals
 
     def forward(number: int, frame: object) -> None:
-        told.append(number)
+        forwarded.append(number)
         for process in pod:
             if process.poll() is None:
                 process.send_signal(number)
@@ -86,7 +86,7 @@ def run(
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                process_group=0,  # Ctrl-C reaches it through us, once
+                process_group=0,  # it gets Ctrl-C from this process, once
             )
             pod.append(process)
         readers = [
@@ -95,7 +95,7 @@ def run(
         ]
         for reader in readers:
             reader.start()
-        return _wait(pod, readers, told, grace)
+        return _wait(pod, readers, forwarded, grace)
     finally:
         for process in pod:
             try:
@@ -107,10 +107,10 @@ def run(
 def _wait(
     pod: list[subprocess.Popen],
     readers: list[threading.Thread],
-    told: list[int],
+    forwarded: list[int],
     grace: float,
 ) -> int:
-    """Waits for all; after the first failure only as long as saving may take."""
+    """Waits for all processes; after the first failure, for the time of grace only."""
     failure, deadline = 0, float("inf")
     running = dict(enumerate(pod))
     while running:
@@ -122,7 +122,7 @@ def _wait(
             code = 128 - code if code < 0 else code
             if code and not failure:
                 failure, deadline = code, time.monotonic() + grace
-                if running and not told:
+                if running and not forwarded:
                     print(f"process {index} ended with {code}: ending the others")
                     for other in running.values():
                         other.terminate()
@@ -137,21 +137,23 @@ def _wait(
 
 
 def main() -> int:
-    """Runs the command of this file's head; returns its exit code."""
+    """Parses the command line and runs it; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--devices", type=int, default=4, help="of each process")
+    parser.add_argument("--processes", type=int, default=2, help="default: 2")
+    parser.add_argument(
+        "--devices", type=int, default=4, help="of each process; default: 4"
+    )
     parser.add_argument(
         "--grace",
         type=float,
         default=GRACE_SECONDS,
-        help="seconds that the others may save in after one has failed",
+        help="seconds for the others to save their state after one has failed",
     )
-    parser.add_argument("command", nargs="+", help="after --")
+    parser.add_argument("command", nargs="+", help="what to run, after --")
     args = parser.parse_args()
-    if args.command[0] == "python":  # that of this process, whatever PATH says
+    if args.command[0] == "python":  # the Python of this process
         args.command[0] = sys.executable
     if args.processes < 1 or args.devices < 1:
         parser.error("--processes and --devices are at least 1")

@@ -1,11 +1,10 @@
-"""The whole recipe on one machine, started by launch/quickstart inside .venv.
+"""Runs the whole recipe on one machine; launch/quickstart starts it inside .venv.
 
     shards -> video VAE -> latents -> text encoder -> denoiser -> videos -> scores -> report
 
-Each stage is one of the jobs of `sora_jax`, run as a person would run it; its command
-is printed, and all that it prints is kept in OUT/logs. A stage that has finished is not
-run again; one that was stopped goes on where it was. OUT/timing.json says what each
-stage took and how much memory was in use.
+Each stage is a job of `sora_jax`; its command is printed, and its output is kept in
+OUT/logs. The same command resumes: finished stages are skipped, and a stopped stage
+continues. OUT/timing.json holds the time of each stage and the peak memory.
 """
 
 import argparse
@@ -26,7 +25,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FAMILIES = "attribute:0.05,motion:0.3,relation:0.65"
-# What sora_jax/evaluate.py scores for these families, each with a flag for its size.
+# The suites that sora_jax/evaluate.py scores for these families; each has a flag.
 SUITES = tuple(
     family + kind
     for family in ("attribute", "motion", "relation")
@@ -44,8 +43,8 @@ PROMPTS = (
 )
 CONFIG, VAE_CONFIG = "configs/toy.py", "configs/toy_vae.py"
 TEXT_CONFIG = "configs/toy_text.py"
-# Large arrays in huge pages: on CPU a training step otherwise spends a fifth of its time
-# on page faults. C libraries that do not know the setting ignore it.
+# Huge pages for large arrays: otherwise a training step on CPU spends a fifth of its time
+# on page faults. Other C libraries than glibc ignore the setting.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 SMOKE = {
     "num_clips": 256,
@@ -54,13 +53,13 @@ SMOKE = {
     "denoiser_steps": 4,
     "num_scored": 4,
 }
-# Smaller networks for --smoke: most of its time is compilation, which grows with layers.
+# Smaller networks for --smoke, whose time is mostly compilation of layers.
 SMOKE_NETWORKS = {
     "config.model.vae.base_dim": 16,
     "config.model.text_encoder.num_layers": 1,
     "config.model.dit.num_layers": 1,
 }
-SAMPLE_SECONDS = 0.5  # between two looks at the memory
+SAMPLE_SECONDS = 0.5  # between two measurements of the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Stage:
     """One job of the recipe.
 
     Attributes:
-      name: what the user sees.
+      name: shown to the user.
       command: the arguments of Python.
       product: the file that the job writes last.
     """
@@ -79,7 +78,7 @@ class Stage:
 
 
 class Stopped(Exception):
-    """The user, or the system, asked to stop."""
+    """A signal asked to stop."""
 
 
 def stages(args: argparse.Namespace) -> list[Stage]:
@@ -88,9 +87,8 @@ def stages(args: argparse.Namespace) -> list[Stage]:
     networks = SMOKE_NETWORKS if args.smoke else {}
 
     def job(name: str, **flags: object) -> list[str]:
-        given = {flag: value for flag, value in flags.items() if value is not None}
         return ["-m", f"sora_jax.{name}"] + [
-            f"--{flag}={value}" for flag, value in given.items()
+            f"--{flag}={value}" for flag, value in flags.items() if value is not None
         ]
 
     def training(name, config, folder, steps, product, **fields: object) -> Stage:
@@ -175,7 +173,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
 
 
 class Record:
-    """What was done, kept in timing.json after each stage and each interruption."""
+    """Times and memory, written to timing.json after each stage and interruption."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -186,7 +184,7 @@ class Record:
     def begin(self, stages: list[Stage]) -> list[dict]:
         """Returns an entry for each stage; a new one where its command has changed.
 
-        Whether a job can go on with what other settings have made, it says itself.
+        The job itself checks whether it can resume what other settings have made.
         """
         before, self.data["stages"] = self.data["stages"], {}
         for stage in stages:
@@ -197,7 +195,7 @@ class Record:
         return list(self.data["stages"].values())
 
     def count_memory(self, sampled: int) -> None:
-        """Raises the peaks to what was seen."""
+        """Updates the peaks of memory."""
         largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         peaks = self.data["peak_bytes"]
         for name, value in (
@@ -207,12 +205,12 @@ class Record:
             peaks[name] = max(peaks.get(name, 0), value)
 
     def total_seconds(self) -> float:
-        """Returns the seconds of the installation and of all stages."""
+        """Returns the seconds that the installation and all stages took."""
         stages = self.data["stages"].values()
         return self.data["install_seconds"] + sum(entry["seconds"] for entry in stages)
 
     def write(self) -> None:
-        """Writes the file so that it is never half there."""
+        """Writes the file atomically."""
         self.data["total_seconds"] = round(self.total_seconds(), 1)
         temporary = self.path.with_suffix(".new")
         temporary.write_text(json.dumps(self.data, indent=2) + "\n")
@@ -220,11 +218,11 @@ class Record:
 
 
 class Child:
-    """A job whose output is shown and kept, and whose memory is measured.
+    """A job whose output is shown and logged, and whose memory is measured.
 
-    It has a process group of its own: Ctrl-C comes to us, and we ask it to save and
-    end. Where we write to a terminal it is given one too, so that its progress line is
-    rewritten in place.
+    It has its own process group, so that Ctrl-C reaches this process alone, which then
+    asks the job to save and exit. If the output is a terminal, the job gets a terminal
+    too, so that its progress line is rewritten in place.
     """
 
     def __init__(self, command: list[str], log: pathlib.Path):
@@ -256,24 +254,24 @@ class Child:
             if time.monotonic() - sampled >= SAMPLE_SECONDS:
                 self.peak_bytes = max(self.peak_bytes, resident_bytes(os.getpid()))
                 sampled = time.monotonic()
-            # After the end what is left is read, but a worker that outlives the job
-            # and holds the output open is not waited for.
+            # After the job has ended, read what is left, but do not wait for a worker
+            # that outlives the job and holds its output open.
             ready, _, _ = select.select([self.output], [], [], 0 if ended else 0.2)
             data = self._read() if ready else b""
             if data:
                 self._pass_on(data)
             elif ended:
                 return self.process.returncode
-            elif ready:  # the job has closed its output and has still to end
+            elif ready:  # the job has closed its output but is still running
                 time.sleep(0.05)
 
     def ask_to_stop(self) -> None:
-        """Sends SIGTERM to the job, which tells its own workers."""
+        """Sends SIGTERM to the job, which stops its own workers."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
 
     def close(self) -> None:
-        """Ends what is left of the job."""
+        """Kills what is left of the job."""
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -289,14 +287,14 @@ class Child:
     def _read(self) -> bytes:
         try:
             return os.read(self.output, 65536)
-        except OSError:  # a terminal's way to say that the other end was closed
+        except OSError:  # raised by a terminal whose other end is closed
             return b""
 
     def _pass_on(self, data: bytes) -> None:
         sys.stderr.buffer.write(data)
         sys.stderr.buffer.flush()
         *lines, self._line = (self._line + data).split(b"\n")
-        for line in lines:  # of a line that was rewritten, its last form
+        for line in lines:  # of a line that was rewritten in place, the last text
             self.log.write(line.rstrip(b"\r").split(b"\r")[-1].removeprefix(b"\x1b[K"))
             self.log.write(b"\n")
         self.log.flush()
@@ -305,15 +303,14 @@ class Child:
 def resident_bytes(root: int) -> int:
     """Returns the memory of a process and its descendants.
 
-    The sum of their resident sets: what two of them share counts twice. 0 where there
-    is no /proc.
+    It is the sum of their resident sets, so shared memory counts twice; 0 without /proc.
     """
     parents, sizes = {}, {}
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             pages = int((folder / "statm").read_text().split()[1])
-        except (OSError, IndexError):  # it has ended in between
+        except (OSError, IndexError):  # it has just ended
             continue
         parents[int(folder.name)], sizes[int(folder.name)] = parent, pages
     family = {root}
@@ -323,20 +320,20 @@ def resident_bytes(root: int) -> int:
 
 
 def run_stage(stage: Stage, entry: dict, record: Record, log: pathlib.Path) -> int:
-    """Runs a stage, keeps the record; returns its exit code.
+    """Runs a stage and records it; returns its exit code.
 
     Raises:
-      Stopped: it was asked to stop, and has saved what it had, or has just finished.
+      Stopped: it was asked to stop, and has saved its state or finished.
     """
     began = time.monotonic()
     child = Child([sys.executable, *stage.command], log)
     asked = []
 
     def stop(number, frame):
-        if asked:  # asked twice: at once
+        if asked:  # the second signal
             child.process.kill()
         asked.append(number)
-        say("stopping; the job saves what it has (once more to end it at once)")
+        say("stopping; the job saves its state (repeat to kill it)")
         child.ask_to_stop()
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -358,7 +355,7 @@ def run_stage(stage: Stage, entry: dict, record: Record, log: pathlib.Path) -> i
 
 
 def say(sentence: str) -> None:
-    """Prints a line that says where it comes from."""
+    """Prints a line with the name of this program."""
     print(f"quickstart: {sentence}", file=sys.stderr, flush=True)
 
 
@@ -368,15 +365,13 @@ def clock(seconds: float) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs what is left of the recipe, alone in its folder; returns the exit code."""
+    """Locks the folder and runs the remaining stages; returns the exit code."""
     (args.out / "logs").mkdir(parents=True, exist_ok=True)
     with open(args.out / "logs" / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(
-                f"another quickstart is at work in {args.out}; wait for it, or stop it."
-            )
+            say(f"another quickstart is running in {args.out}; wait for it or stop it")
             return 2
         return run_recipe(args)
 
@@ -392,7 +387,7 @@ def run_recipe(args: argparse.Namespace) -> int:
     for index, (stage, entry) in enumerate(zip(todo, entries, strict=True)):
         title = f"{index + 1}/{len(todo)} {stage.name}"
         if entry["finished"] and stage.product.exists():
-            say(f"{title}: finished before, in {clock(entry['seconds'])}")
+            say(f"{title}: skipped, finished earlier in {clock(entry['seconds'])}")
             continue
         for later in entries[index:]:
             later["finished"] = False
@@ -401,11 +396,11 @@ def run_recipe(args: argparse.Namespace) -> int:
         try:
             code = run_stage(stage, entry, record, log)
         except Stopped:
-            say(f"stopped during '{stage.name}'; to go on, run {again}")
+            say(f"stopped during '{stage.name}'; to resume, run {again}")
             return 130
         if not entry["finished"]:
-            what = f"exit code {code}" if code else f"it has not made {stage.product}"
-            say(f"'{stage.name}' failed ({what}); what it printed is in {log}.")
+            what = f"exit code {code}" if code else f"it did not write {stage.product}"
+            say(f"'{stage.name}' failed ({what}); its output is in {log}")
             return code or 1
         say(f"{title}: done in {clock(entry['seconds'])}")
     print_summary(record, args.out)
@@ -413,14 +408,14 @@ def run_recipe(args: argparse.Namespace) -> int:
 
 
 def print_summary(record: Record, out: pathlib.Path) -> None:
-    """Prints what it took and where the results are."""
+    """Prints the times, the peak memory and where the results are."""
     rows = {"install": record.data["install_seconds"]}
     rows |= {name: entry["seconds"] for name, entry in record.data["stages"].items()}
     peaks = {name: v / 2**30 for name, v in record.data["peak_bytes"].items()}
     for name, seconds in rows.items():
         print(f"  {name:<18} {clock(seconds):>7}")
     print(f"  {'total':<18} {clock(record.total_seconds()):>7}")
-    # One is sampled and may miss a moment; the other is of one process at a time.
+    # The sampled sum may miss a short peak; the other is of a single process.
     print(f"peak memory: {max(peaks.values()):.2f} GiB over all processes")
     print(f"videos: {out / 'videos'}")
     print(f"report: {out / 'scores' / 'report.html'}")
@@ -428,7 +423,7 @@ def print_summary(record: Record, out: pathlib.Path) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Returns the sizes that the command line asks for."""
+    """Returns the arguments of the command line."""
     parser = argparse.ArgumentParser(
         prog="launch/quickstart",
         description=__doc__,
@@ -436,22 +431,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     default = ROOT / "runs" / "quickstart"
     size = {"type": int, "metavar": "N"}
-    config = "; default: what %s says"
+    config = "; default: as in %s"
     parser.add_argument("--out", type=pathlib.Path, default=default, help="run folder")
+    parser.add_argument("--num_clips", **size, help="training clips; default: 20000")
     parser.add_argument(
-        "--num_clips", **size, help="clips to learn from; default: 20000"
-    )
-    parser.add_argument("--vae_steps", **size, help="steps" + config % VAE_CONFIG)
-    parser.add_argument("--text_steps", **size, help="steps" + config % TEXT_CONFIG)
-    parser.add_argument("--denoiser_steps", **size, help="steps" + config % CONFIG)
-    parser.add_argument(
-        "--num_scored", **size, help="prompts of each suite; default: several hundred"
+        "--vae_steps", **size, help="steps of the video VAE" + config % VAE_CONFIG
     )
     parser.add_argument(
-        "--workers", **size, help="processes that make shards; default: one a core"
+        "--text_steps", **size, help="steps of the text encoder" + config % TEXT_CONFIG
     )
     parser.add_argument(
-        "--smoke", action="store_true", help="runs all in little time, learns nothing"
+        "--denoiser_steps", **size, help="steps of the denoiser" + config % CONFIG
+    )
+    parser.add_argument(
+        "--num_scored", **size, help="prompts per suite; default: 48 to 256"
+    )
+    parser.add_argument(
+        "--workers", **size, help="processes that write shards; default: one per core"
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="run every stage briefly; nothing is learned",
     )
     args = parser.parse_args(arguments)
     args.out = args.out.absolute()

@@ -71,7 +71,10 @@ def test_finished_stages_are_skipped_and_later_ones_follow(jobs, tmp_path, capfd
     assert re.search(r"report: .*my runs/scores/report\.html", first.out)
     assert run(tmp_path) == 0
     again = capfd.readouterr()
-    assert "starting" not in again.err and again.err.count("finished before") == 2
+    assert (
+        "starting" not in again.err
+        and again.err.count("skipped, finished earlier") == 2
+    )
     # What a removed product was made into is made again as well.
     (tmp_path / "my runs" / "a" / "product").unlink()
     assert run(tmp_path) == 0
@@ -131,7 +134,7 @@ def test_a_stopped_stage_saves_and_goes_on(jobs, tmp_path, number):
     rest = process.communicate(timeout=30)[1]
     assert process.returncode == 130
     assert "saved" in rest and "Ctrl-C reached the job" not in rest
-    assert "stopped during 'a'; to go on, run ./launch/quickstart --out '" in rest
+    assert "stopped during 'a'; to resume, run ./launch/quickstart --out '" in rest
     step = int((tmp_path / "my runs" / "a" / "state").read_text())
     assert 0 < step < 20
 
@@ -145,14 +148,14 @@ def test_a_failure_is_one_sentence_with_the_log(jobs, tmp_path, capfd):
     jobs += [("a", "print('the reason'); raise SystemExit(3)", 1), ("b", JOB, 1)]
     assert run(tmp_path) == 3
     log = tmp_path / "my runs" / "logs" / "a.log"
-    sentence = f"quickstart: 'a' failed (exit code 3); what it printed is in {log}."
+    sentence = f"quickstart: 'a' failed (exit code 3); its output is in {log}"
     assert capfd.readouterr().err.splitlines()[-1] == sentence
     assert log.read_text() == "the reason\n"
     assert not (tmp_path / "my runs" / "b").exists()
     # A job that ends well without its product has not finished either.
     jobs[0] = ("c", "pass", 1)
     assert run(tmp_path) == 1
-    assert "has not made" in capfd.readouterr().err
+    assert "did not write" in capfd.readouterr().err
 
 
 def test_other_settings_are_put_to_the_job(jobs, tmp_path, capfd):
@@ -162,7 +165,10 @@ def test_other_settings_are_put_to_the_job(jobs, tmp_path, capfd):
     jobs[1] = ("b", JOB, 2)
     assert run(tmp_path) == 0
     printed = capfd.readouterr().err
-    assert printed.count("finished before") == 1 and printed.count("starting at 0") == 2
+    assert (
+        printed.count("skipped, finished earlier") == 1
+        and printed.count("starting at 0") == 2
+    )
     jobs[0] = ("a", "raise SystemExit('this was made with other settings')", 1)
     assert run(tmp_path) == 1
     assert "this was made with other settings" in capfd.readouterr().err
@@ -174,7 +180,7 @@ def test_two_do_not_work_in_one_folder(jobs, tmp_path, capfd):
     with open(tmp_path / "my runs" / "logs" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run(tmp_path) == 2
-    assert "another quickstart is at work" in capfd.readouterr().err
+    assert "another quickstart is running" in capfd.readouterr().err
     assert run(tmp_path) == 0
 
 

@@ -43,7 +43,7 @@ def test_the_recipe_runs_from_shards_to_report(tmp_path):
 
     # Run again, it has nothing to do.
     again = quickstart(out).stdout
-    assert again.count("finished before") == len(timing["stages"])
+    assert again.count("skipped, finished earlier") == len(timing["stages"])
 
     # The bench that reads a run.
     bench = [sys.executable, "-m", "experiments.bench.loader", "--rounds=1"]
