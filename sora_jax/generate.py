@@ -171,7 +171,7 @@ def main() -> None:
         return print(estimate.report(FLAGS.model, calls, strict=FLAGS.strict))
     if FLAGS.prompts and not FLAGS.calibrate_step_cache:
         job.lock_folder(FLAGS.out)
-    batches.settle_seeds(wanted, resume=bool(FLAGS.prompts) and not FLAGS.overwrite)
+    batches.draw_seeds(wanted, resume=bool(FLAGS.prompts) and not FLAGS.overwrite)
     pipe = pipeline.Pipeline.from_pretrained(
         FLAGS.model, FLAGS.dtype, not FLAGS.free_text_encoder, strict=FLAGS.strict
     )

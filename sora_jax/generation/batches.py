@@ -1,6 +1,6 @@
-"""Which clips of a list run in one call, and which are still to be made.
+"""Groups the clips of a list into calls, and leaves out those that exist.
 
-A clip is a dict of a call's arguments for one clip, and "file", where it is written.
+A clip is a dict of the arguments of a call for one clip, and the "file" to write.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from sora_jax.generation import request as requests
 
 
 def shared(clip: dict) -> tuple:
-    """What a clip must have in common with its neighbours to run in one call."""
+    """What the clips of one call must have in common."""
     return tuple(clip.get(name) for name in requests.SHARED) + ("image" in clip,)
 
 
@@ -32,25 +32,25 @@ def arguments(clips: Sequence[dict], batch_size: int | None) -> dict:
 
 
 def check_files(clips: Sequence[dict]) -> None:
-    """Raises OSError where the videos cannot be written; found before the hours of work.
+    """Raises OSError, before any work, if the videos cannot be written.
 
-    Those of a list are in one folder: the longest name stands for all.
+    Those of a list are in one folder, so only the longest name is tried.
     """
     file = max((clip["file"] for clip in clips), key=lambda file: len(str(file)))
     job.check_writable(file, recipes.sidecar_of(file))
 
 
-def settle_seeds(clips: Sequence[dict], resume: bool) -> None:
-    """Gives a seed to each clip that wants a random one.
+def draw_seeds(clips: Sequence[dict], resume: bool) -> None:
+    """Draws the seeds of clips that ask for a random one.
 
     Args:
-      clips: what is wanted.
-      resume: whether a clip that was made before keeps the seed that it has.
+      clips: those of the list.
+      resume: whether an existing clip keeps its seed.
     """
     for clip in clips:
         if clip["seed"] == requests.RANDOM:
-            found = recipes.found_beside(clip["file"]) if resume else None
-            clip["seed"] = requests.random_seed() if found is None else found["seed"]
+            recipe = recipes.existing(clip["file"]) if resume else None
+            clip["seed"] = requests.random_seed() if recipe is None else recipe["seed"]
 
 
 def plan(
@@ -60,22 +60,23 @@ def plan(
     batch_size: int | None,
     overwrite: bool,
 ) -> tuple[list[list[dict]], int, list[str]]:
-    """Batches of clips that are still to be made, their solver steps in all, and notes.
-
-    Everything is checked here, before anything is computed.
+    """Checks all clips, and groups those that are still to be made.
 
     Args:
       pipe: the model.
-      clips: what is wanted.
-      batch_size: clips that are computed at a time; None: the model's.
+      clips: those of the list.
+      batch_size: clips computed at a time; None: the model's.
       overwrite: see `recipes.is_finished`.
+
+    Returns:
+      The clips of each call, the number of solver steps of all, and notes for the user.
     """
-    found, steps, notes = [], 0, set()
+    groups, steps, notes = [], 0, set()
     size = batch_size or pipe.settings.batch_size
     by_kind = sorted(clips, key=lambda clip: repr(shared(clip)))
-    for _, group in itertools.groupby(by_kind, key=shared):
+    for _, alike in itertools.groupby(by_kind, key=shared):
         todo = []
-        for clip in group:
+        for clip in alike:
             file = pathlib.Path(clip["file"])
             try:
                 request = pipe.check_inputs(**arguments([clip], batch_size))
@@ -88,5 +89,5 @@ def plan(
             if not recipes.is_finished(file, pipe.recipe(request, 0), overwrite):
                 todo.append(clip)
                 steps += request.num_inference_steps
-        found += [todo[i : i + size] for i in range(0, len(todo), size)]
-    return found, steps, sorted(notes - {""})
+        groups += [todo[i : i + size] for i in range(0, len(todo), size)]
+    return groups, steps, sorted(notes - {""})

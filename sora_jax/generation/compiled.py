@@ -65,10 +65,10 @@ def start_cache(config: dits.Config, rows: int, grid: tuple[int, int, int], slot
 
 @functools.partial(jax.jit, static_argnames=("graph", "sampler", "guided"))
 def denoise_chunk(
-    graph, state, x_bthwc, memory, steps, text, null, given, scale, fps, known_tau,
+    graph, state, x_bthwc, memory, steps, text, null, fixed, scale, fps, known_tau,
     *, sampler: str, guided: bool, cache=None, rescale=None,
 ):  # fmt: skip
-    """Runs some solver steps; `given` is (known_bthw, values_bthwc) or None.
+    """Runs some solver steps; `fixed` is (known_bthw, values_bthwc) or None.
 
     `scale` and `rescale` are those of `guidance.guided`.
 
@@ -76,7 +76,7 @@ def denoise_chunk(
     for it. Returns x, the solver's memory and the cache.
     """
     dit = nnx.merge(graph, state)
-    known_bthw, values_bthwc = (None, None) if given is None else given
+    known_bthw, values_bthwc = (None, None) if fixed is None else fixed
     condition, empty = text | {"known": known_bthw}, null | {"known": known_bthw}
 
     def velocity(x, level, condition, cache=None, step=None):

@@ -1,4 +1,4 @@
-"""What a call would make and what it takes, from configs alone: no weights are read."""
+"""Estimates the cost of calls from configs alone, without reading weights."""
 
 import dataclasses
 import math
@@ -25,34 +25,34 @@ _GIB = 2**30
 @dataclasses.dataclass(frozen=True)
 class _Model:
     settings: requests.Settings
-    pieces: tokenizers.Tokenizer
+    tokenizer: tokenizers.Tokenizer
     dit: dits.Config
     vae: video_vae.Config
     weight_bytes: dict[str, int]  # as stored, by component
 
 
-def _look(folder: pathlib.Path, strict: bool) -> _Model:
+def _open(folder: pathlib.Path, strict: bool) -> _Model:
     if pretrained.is_folder(folder):
-        found = pretrained.open_folder(folder, strict=strict)
-        parts = found.components
+        opened = pretrained.open_folder(folder, strict=strict)
+        parts = opened.components
         return _Model(
-            wan.settings(found),
-            wan.read_tokenizer(found),
+            wan.settings(opened),
+            wan.read_tokenizer(opened),
             parts["transformer"].config,
             parts["vae"].config,
             {name: component.nbytes for name, component in parts.items()},
         )
     config = runs.read_config(folder)
-    pieces = runs.tokenizer(folder, config)
+    tokenizer = runs.load_tokenizer(folder, config)
     sizes = checkpoint.networks_in(folder)
     vae = pretrained.open_component(folder / "vae", "vae", strict=strict)
-    frozen = runs.frozen_text_encoder(folder, config, pieces, strict=strict)
+    frozen = runs.frozen_text_encoder(folder, config, tokenizer, strict=strict)
     if frozen is not None:
         sizes["text_encoder"] = frozen.nbytes
     sizes["vae"] = vae.nbytes
     return _Model(
         runs.settings(config),
-        pieces,
+        tokenizer,
         configs.build(dits.Config, config.model.dit, "model.dit"),
         vae.config,
         sizes,
@@ -62,17 +62,17 @@ def _look(folder: pathlib.Path, strict: bool) -> _Model:
 def report(
     folder: str | pathlib.Path, calls: Sequence[Mapping], *, strict: bool = False
 ) -> str:
-    """Resolves and checks calls, and says what each kind of clip takes.
+    """Checks calls, and describes the cost of each kind of clip.
 
     Args:
       folder: of the model.
-      calls: arguments of `Pipeline.__call__`, one clip each.
-      strict: as `from_pretrained`'s.
+      calls: arguments of `Pipeline.__call__`, for one clip each.
+      strict: see `Pipeline.from_pretrained`.
 
     Raises:
-      FileNotFoundError, ValueError: as `from_pretrained` and a call would.
+      FileNotFoundError, ValueError: as `from_pretrained` and a call do.
     """
-    model = _look(pathlib.Path(folder), strict)
+    model = _open(pathlib.Path(folder), strict)
     strides = requests.strides_of(model.vae, model.dit)
     calibration = pathlib.Path(folder) / cache_calibration.FILE
     kinds: dict[str, int] = {}
@@ -80,7 +80,7 @@ def report(
         request = requests.check(model.settings, strides, **call)
         requests.check_lengths(
             request.prompts + request.negative_prompts,
-            lambda text: len(model.pieces.ids(text)),
+            lambda text: len(model.tokenizer.ids(text)),
             model.settings.text_length,
         )
         drawn = requests.RANDOM in np.atleast_1d(call.get("seed", 0)).tolist()
@@ -97,7 +97,7 @@ def report(
         + ")"
     ]
     for text, count in kinds.items():
-        lines.append(f"{count} clip{'s' * (count != 1)} like this, estimated:\n{text}")
+        lines.append(f"{count} clip{'s' * (count != 1)} like this (estimates):\n{text}")
     return "\n".join(lines)
 
 
@@ -123,7 +123,7 @@ def _describe(model: _Model, request: requests.Request, drawn: bool) -> str:
     stream = rows * tokens * (8 * model.dit.dim + 2 * model.dit.mlp_dim) * width
     shape = rows, tokens, model.dit.num_heads, model.dit.head_dim
     queries, text = jax.ShapeDtypeStruct(shape, dtype), model.settings.text_length
-    held = max(  # one after the other: that of tokens, and that of the text
+    workspace = max(  # of self-attention and of cross-attention, one after the other
         attention.workspace_bytes(queries, tokens, False, platform),
         attention.workspace_bytes(queries, text, model.dit.mask_text, platform),
     )
@@ -139,12 +139,12 @@ def _describe(model: _Model, request: requests.Request, drawn: bool) -> str:
         f"  {request.num_inference_steps} steps, guidance {request.guidance_scale:g}"
         + (f" and {request.guidance_scale_2:g}" if request.guidance_scale_2 else ""),
         f"  latents {t} x {h} x {w} x {c}, {tokens} tokens; prompt "
-        f"{len(model.pieces.ids(request.prompts[0]))} of "
+        f"{len(model.tokenizer.ids(request.prompts[0]))} of "
         f"{model.settings.text_length} text tokens",
         f"  {forward / 1e12:.3g} TFLOP a pass, {evaluations} passes: "
         f"{forward * evaluations / 1e12:.4g} TFLOP a clip",
         f"  memory beside the weights, {request.batch_size} clips at a time: "
-        f"{(stream + held) / _GIB:.2f} GiB on one device, {held / _GIB:.2f} of it by "
-        f"attention on {platform.upper()}",
+        f"{(stream + workspace) / _GIB:.2f} GiB on one device, {workspace / _GIB:.2f} of "
+        f"it for attention on {platform.upper()}",
     ]
     return "\n".join(lines)

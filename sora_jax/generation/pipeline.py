@@ -1,14 +1,14 @@
-"""The generator: prompts, and what else is given, to videos.
+"""The pipeline: generates videos from prompts, and from an image.
 
     pipe = pipeline.Pipeline.from_pretrained("runs/toy")
     out = pipe("a red circle moves left", seed=3)
     out.frames  # [b, t, h, w, c] in [0, 1]
     out.export_to_video("clip.mp4")
 
-A call goes through the stages check_inputs, encode_prompt, prepare_latents, denoise and
-decode_latents, and takes the argument names of diffusers. Clips are computed in batches
-of one fixed size, filled up where there are fewer: a clip depends on its own prompt and
-seed, not on its company, and everything is compiled once.
+A call runs the stages check_inputs, encode_prompt, prepare_latents, denoise and
+decode_latents; its arguments have the names of diffusers. Clips are computed in batches
+of one fixed size, padded if there are fewer, so that a clip depends on its own prompt and
+seed only, and everything is compiled once.
 
 Letters: b clips of a batch, t, h, w time, height and width (of latents or of video), c
 channels, l text tokens, d text width.
@@ -51,9 +51,10 @@ from sora_jax.training import checkpoint, pretrained, trained_vae
 class Output:
     """What a call returns.
 
-    frames: float32 [b, t, h, w, c] in [0, 1]; with output_type "latent" the latents as
-    the denoiser sees them, [b, t, h, w, c] too. recipes: for each clip, all that is
-    needed to make it again.
+    Attributes:
+      frames: float32 [b, t, h, w, c] in [0, 1]; with output_type "latent" the normalised
+        latents, [b, t, h, w, c] too.
+      recipes: for each clip, all that is needed to make it again.
     """
 
     frames: np.ndarray
@@ -63,27 +64,27 @@ class Output:
         """Writes one clip with its recipe inside and beside it; see `recipes.save`."""
         if self.frames.shape[-1] != 3:
             raise ValueError(
-                f"frames of {self.frames.shape[-1]} channels are latents, no video"
+                f"frames of {self.frames.shape[-1]} channels are latents, not a video"
             )
         recipes.save(self.frames[index], path, self.recipes[index])
 
 
 class Pipeline:
-    """Text to video and image to video with one denoiser, or with two experts.
+    """Text to video and image to video, with one denoiser or two experts.
 
     Args:
-      dit, text_encoder, vae: the networks, with their weights; of the text encoder the
-        files will do, from which it is read.
+      dit, text_encoder, vae: the networks with their weights; the text encoder may be the
+        files that it is read from.
       tokenizer: turns prompts into ids for the text encoder.
-      settings: what a call uses where it says nothing.
-      source: what is known of the weights' origin, written into every recipe.
-      dit_2: the expert for levels below `settings.boundary`, of the same form.
-      keep_text_encoder: on the device; or else it is read from its files for the
-        prompts of each call, and freed before the first step.
-      calibration: of the step cache, or its file, which is read when it is asked for.
+      settings: the defaults of a call.
+      source: the origin of the weights, written into every recipe.
+      dit_2: the expert for noise levels below `settings.boundary`, of the same sizes.
+      keep_text_encoder: whether it stays on the device. Otherwise it is read from its
+        files for the prompts of each call, and freed before the first step.
+      calibration: of the step cache, or its file, which is read when needed.
 
-    Where a mesh is set (`jax.set_mesh`), the weights are laid out on it, the clips of a
-    batch are split over it, and calls must be made under the same mesh.
+    If a mesh is set (`jax.set_mesh`), the weights and the clips of a batch are sharded
+    over it, and calls must be made under the same mesh.
     """
 
     def __init__(
@@ -121,17 +122,16 @@ class Pipeline:
         *,
         strict: bool = False,
     ) -> "Pipeline":
-        """Reads a run folder, or a folder in diffusers' layout.
+        """Loads a run, or a folder in diffusers' layout.
 
         Args:
-          folder: a denoiser's run, of which the averaged weights are read; or Wan 2.1
-            or 2.2 text to video as diffusers stores it (`training/pretrained.py`).
-          dtype: of the weights and the arithmetic of the latter, but for the video VAE,
-            which is float32; None: float32 on CPU, bfloat16 elsewhere. A run computes
-            as its config says.
-          keep_text_encoder: see `Pipeline`; one that was trained along is kept.
-          strict: refuse fields of imported configs that are not known, instead of
-            warning of them.
+          folder: a denoiser's run, whose EMA weights are loaded; or Wan 2.1 or 2.2 text
+            to video as diffusers stores it (`training/pretrained.py`).
+          dtype: of the weights and the computation of imported networks, except for the
+            video VAE, which uses float32; None: float32 on CPU, else bfloat16. The dtype
+            of a run is in its config.
+          keep_text_encoder: see `Pipeline`; one that the run trained is always kept.
+          strict: raise an error for unknown fields in imported configs, not a warning.
 
         Raises:
           FileNotFoundError, ValueError: it is neither, or it is damaged.
@@ -140,8 +140,8 @@ class Pipeline:
             parts = wan.parts(pretrained.open_folder(folder, strict=strict), dtype)
         elif dtype is not None:
             raise ValueError(
-                f"dtype {dtype} is given, but {folder} is no folder of imported weights; "
-                "a run computes as its config says"
+                f"dtype {dtype} is given, but {folder} is a run, whose dtype is in its "
+                "config"
             )
         else:
             parts = runs.parts(runs.load(folder), strict=strict)
@@ -149,30 +149,30 @@ class Pipeline:
 
     @classmethod
     def from_run(cls, run: checkpoint.LoadedRun) -> "Pipeline":
-        """Makes the pipeline of a run; its parameters may be other than those saved."""
+        """Makes the pipeline of a loaded run, whose parameters may have been changed."""
         return cls(**runs.parts(run))
 
     @staticmethod
-    def _read_text_encoder(given: text_encoders.TextEncoder | pretrained.Component):
-        is_read = isinstance(given, nnx.Module)
-        return placement.split(given if is_read else given.module())
+    def _read_text_encoder(source: text_encoders.TextEncoder | pretrained.Component):
+        is_read = isinstance(source, nnx.Module)
+        return placement.split(source if is_read else source.module())
 
     def with_expert(self, other: "Pipeline", boundary: float) -> "Pipeline":
-        """This pipeline with the denoiser of another for levels below `boundary`.
+        """This pipeline with the denoiser of another for noise levels below `boundary`.
 
         Raises:
-          ValueError: the two denoisers have other sizes, or one has two experts.
+          ValueError: the two pipelines differ in sizes, or one has two experts already.
         """
         first, second = nnx.merge(*self._dit), nnx.merge(*other._dit)
         if self._dit_2 or other._dit_2:
-            raise ValueError("two experts are two single denoisers")
+            raise ValueError("each expert must be a single denoiser")
         if differ := pretrained.difference(first.config, second.config):
             raise ValueError(f"the experts differ in {'; '.join(differ)}")
         if (
             pretrained.difference(self._vae_config, other._vae_config)
             or self.tokenizer.digest != other.tokenizer.digest
         ):
-            raise ValueError("the experts have other video VAEs, or other tokenizers")
+            raise ValueError("the experts have different video VAEs or tokenizers")
         if not 0 < boundary < 1:
             raise ValueError(f"boundary is a noise level in (0, 1), not {boundary}")
         for pipe, wanted in ((self, (boundary, 1.0)), (other, (0.0, boundary))):
@@ -195,7 +195,7 @@ class Pipeline:
         """Writes a folder in diffusers' layout, with a model card; see `export`.
 
         Raises:
-          ValueError: what diffusers cannot express of this model, all of it by name.
+          ValueError: diffusers cannot express this model; the message says what.
         """
         requests.check_whole(self.settings)
         parts = {"transformer": self._dit, "vae": self._vae}
@@ -230,56 +230,57 @@ class Pipeline:
         callback_on_step_end: Callable | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Output:
-        """Makes videos. What is None is taken from `settings`.
+        """Generates videos. An argument that is None is taken from `settings`.
 
         Args:
-          prompt: what the video shows; one text or several.
-          negative_prompt: what guidance moves away from; the empty text is what
-            training drops captions to. Without guidance there is none.
-          height, width: pixels.
-          num_frames: 1 + 4 n for a video VAE of time stride 4.
+          prompt: description of the video; one or several.
+          negative_prompt: what guidance moves away from. The default is the null text of
+            training. It has no effect without guidance.
+          height, width: in pixels.
+          num_frames: 1 + 4 n for a video VAE with a time stride of 4.
           num_inference_steps: steps of the solver.
-          guidance_scale: 1 is none, and costs half.
-          guidance_scale_2: of the second expert, where there are two; as the first one
-            where that alone is given.
-          guidance_rescale: share, in [0, 1], by which a guided velocity is given the
-            deviation that it has without guidance; 0 is off.
-          shift: of the levels towards noise; the default is that of training.
-          num_videos_per_prompt: clips of one prompt, neighbours in the result.
-          seed: in [0, 2^64), clip i of the call has seed + i; or one seed for each clip.
-            -1 is one that is drawn, and written into the recipe.
+          guidance_scale: weight of the prompt; 1 is no guidance, at half the cost.
+          guidance_scale_2: of the second of two experts; default: guidance_scale if that
+            is given.
+          guidance_rescale: share, in [0, 1], by which the standard deviation of a guided
+            velocity is moved to that without guidance; 0 is off.
+          shift: of the noise levels towards noise.
+          num_videos_per_prompt: clips per prompt, adjacent in the result.
+          seed: in [0, 2^64); clip i of the call has seed + i. Or one seed for each clip.
+            -1 is a random one, which is written into the recipe.
           image: the first frame, uint8 or float in [0, 1], [h, w, 3]; one for all
             prompts or one for each. It is scaled and cropped to the video's size.
-          latents: the noise to begin with, one for each clip, in diffusers' order
-            [b, c, t, h, w]; seeds then do nothing.
+          latents: the initial noise of each clip, in diffusers' order [b, c, t, h, w];
+            seeds then have no effect.
           output_type: "np" or "latent".
           sampler: "euler", "heun" or "unipc".
-          fps: frames a second, which the denoiser is told where it counts seconds.
-          batch_size: clips that are computed at a time.
-          step_cache: evaluations of the denoiser reuse what its blocks last gave until
-            an error of that size, such as 0.1; 0 is off. It needs a calibration.
+          fps: frames per second; a denoiser with a time_scale is conditioned on it.
+          batch_size: clips computed at a time.
+          step_cache: error up to which evaluations of the denoiser are skipped and reuse
+            the last residual of its blocks, such as 0.1; 0 is off. It needs a calibration.
           callback_on_step_end: called as (pipe, step, tau, {"latents": ...}) after every
-            step of every batch, tau being the level that was reached. It may change the
-            latents in place, or return {"latents": ...} to go on from; given tokens stay
-            as they are. From changed latents the solver and the step cache begin anew:
-            UniPC's next step is of first order. An exception stops the call.
-          progress: told how many clip steps have been done since it was last called.
+            step of every batch, where tau is the noise level that was reached. It may
+            change the latents in place, or return new {"latents": ...}; known tokens are
+            not changed. Changed latents restart the solver and the step cache: UniPC's
+            next step is of first order. An exception stops the call.
+          progress: called with the number of clip steps since its last call.
 
         Raises:
-          ValueError: an argument cannot be met; the message says what could be.
+          ValueError: an argument is wrong; the message says what would be right.
           FloatingPointError: the weights give numbers that are not finite.
         """
-        arguments = locals().copy()  # those of the request: all but three
+        # All but these three are arguments of the request.
+        arguments = locals().copy()
         for name in ("self", "callback_on_step_end", "progress"):
             del arguments[name]
         request = self.check_inputs(**arguments)
         frames, batches = [], [*self.batches(request)]
-        with self._holding_text_encoder():
+        with self._with_text_encoder():
             encoded = [self.encode_prompt(request, rows) for rows in batches]
         for rows, (text, null) in zip(batches, encoded, strict=True):
-            noise_bthwc, given = self.prepare_latents(request, rows)
+            noise_bthwc, known = self.prepare_latents(request, rows)
             latents_bthwc = self.denoise(
-                request, rows, text, null, noise_bthwc, given,
+                request, rows, text, null, noise_bthwc, known,
                 callback_on_step_end, progress,
             )  # fmt: skip
             if output_type == "np":
@@ -294,7 +295,7 @@ class Pipeline:
         return Output(joined, written)
 
     def check_inputs(self, **arguments) -> requests.Request:
-        """Resolves and checks the arguments of a call, and computes nothing."""
+        """Resolves and checks the arguments of a call, without computing anything."""
         request = requests.check(self.settings, self.strides, **arguments)
         requests.check_lengths(
             request.prompts + request.negative_prompts,
@@ -328,12 +329,12 @@ class Pipeline:
             states_bld = compiled.encode_text(*self._text_encoder, ids_bl, mask_bl)
             return {"states": states_bld, "mask": mask_bl}
 
-        with self._holding_text_encoder():
+        with self._with_text_encoder():
             return encode(request.prompts), encode(request.negative_prompts)
 
     @contextlib.contextmanager
-    def _holding_text_encoder(self):
-        """Reads the text encoder where it is not kept, and frees it afterwards."""
+    def _with_text_encoder(self):
+        """Loads the text encoder if it is not kept, and frees it afterwards."""
         if self._text_encoder is not None:
             yield
             return
@@ -345,8 +346,8 @@ class Pipeline:
 
     def prepare_latents(
         self, request: requests.Request, rows: Sequence[int]
-    ) -> tuple[jax.Array, tasks.Given | None]:
-        """Draws every clip's noise from its own seed, and encodes what is given."""
+    ) -> tuple[jax.Array, tasks.KnownTokens | None]:
+        """Draws each clip's noise from its seed, and encodes the image, if any."""
         *grid, c = self._vae_config.latent_shape(
             request.num_frames, request.height, request.width
         )
@@ -358,11 +359,11 @@ class Pipeline:
             noise_bthwc = compiled.draw_noise(keys, (*grid, c))
         if request.images is None:
             return noise_bthwc, tasks.text_to_video()
-        pictures = [
-            tasks.fit_picture(request.images[row], request.height, request.width)
+        images = [
+            tasks.fit_image(request.images[row], request.height, request.width)
             for row in rows
         ]
-        video_b1hwc = placement.rows_to_device(np.stack(pictures)[:, None])
+        video_b1hwc = placement.rows_to_device(np.stack(images)[:, None])
         latents_b1hwc = compiled.encode_video(*self._vae, video_b1hwc)
         return noise_bthwc, tasks.image_to_video(latents_b1hwc, tuple(grid))
 
@@ -373,31 +374,33 @@ class Pipeline:
         text: dict,
         null: dict,
         noise_bthwc: jax.Array,
-        given: tasks.Given | None,
+        known: tasks.KnownTokens | None,
         callback_on_step_end: Callable | None = None,
         progress: Callable[[int], None] | None = None,
         record: Callable[[int, dict], None] | None = None,
     ) -> jax.Array:
         """Solves from noise to clean latents, in compiled chunks of steps.
 
-        Args, beyond those of a call and what the stages before have given:
-          record: told after each expert's steps how the residuals of its blocks have
-            changed: the branches of guidance, and the cache of `compiled.start_cache`.
+        Args:
+          rows: the clips of the batch; the other arguments are those of a call, and the
+            results of the stages before.
+          record: called after each expert's steps with the number of guidance branches
+            and the cache of `compiled.start_cache`, to calibrate the step cache.
         """
         settings, steps = self.settings, request.num_inference_steps
         size, padded = plans.sizes(request)
-        if size < padded:  # pairs of guidance divide over the devices, clips do not
-            text, null, noise_bthwc, given = placement.first_rows(
-                (text, null, noise_bthwc, given), size
+        if size < padded:  # guidance pairs divide over the devices, clips do not
+            text, null, noise_bthwc, known = placement.first_rows(
+                (text, null, noise_bthwc, known), size
             )
         chunk = 1 if callback_on_step_end else settings.chunk_steps
         real, done = len(set(rows)), 0
-        held = None
-        if given is not None:
-            known_bthw = placement.rows_to_device(given.known_bthw)
-            held = (
+        fixed = None
+        if known is not None:
+            known_bthw = placement.rows_to_device(known.known_bthw)
+            fixed = (
                 known_bthw,
-                flow.interpolate(given.latents_bthwc, noise_bthwc, settings.known_tau),
+                flow.interpolate(known.latents_bthwc, noise_bthwc, settings.known_tau),
             )
         x_bthwc = noise_bthwc
         memory = samplers.init_memory(x_bthwc, request.sampler)
@@ -417,7 +420,7 @@ class Pipeline:
             for first in range(0, len(part["tau"]), chunk):
                 plan = samplers.chunk(parts[stage], first, chunk)
                 x_bthwc, memory, cache = compiled.denoise_chunk(
-                    *network, x_bthwc, memory, plan, text, null, held,
+                    *network, x_bthwc, memory, plan, text, null, fixed,
                     np.float32(scale), np.float32(request.fps),
                     np.float32(settings.known_tau), sampler=request.sampler,
                     guided=scale != 1, cache=cache, rescale=rescale,
@@ -429,7 +432,7 @@ class Pipeline:
                     if edited is not None:
                         x_bthwc = edited
                         memory = samplers.init_memory(x_bthwc, request.sampler)
-                        parts = plans.anew(request.sampler, parts, done + 1)
+                        parts = plans.restart(request.sampler, parts, done + 1)
                 step = min(chunk, steps - done)
                 done += step
                 if progress:
@@ -437,8 +440,8 @@ class Pipeline:
                     progress(real * step)
             if record:
                 record(branches, cache)
-        if given is not None:  # the given tokens themselves, without their slight noise
-            x_bthwc = jnp.where(known_bthw[..., None], given.latents_bthwc, x_bthwc)
+        if known is not None:  # the known tokens themselves, without their slight noise
+            x_bthwc = jnp.where(known_bthw[..., None], known.latents_bthwc, x_bthwc)
         return x_bthwc if size == padded else placement.fill_rows(x_bthwc, padded)
 
     def _stages(self, request: requests.Request) -> list[tuple]:
@@ -448,7 +451,7 @@ class Pipeline:
         return [*zip((self._dit, self._dit_2), scales, found, strict=False)]
 
     def decode_latents(self, latents_bthwc: jax.Array) -> jax.Array | np.ndarray:
-        """Decodes to video, float32 [b, t, h, w, 3] in [0, 1]; a large one in chunks."""
+        """Decodes to video, float32 [b, t, h, w, 3] in [0, 1]; large ones in chunks."""
         b, t, h, w, _ = latents_bthwc.shape
         stride = self._vae_config.spatial_stride
         voxels = b * h * w * stride**2 * (1 + self.strides.time * (t - 1))
@@ -459,27 +462,27 @@ class Pipeline:
     def decode_stream(self, latents) -> Iterator[np.ndarray]:
         """Yields the video of latents in chunks of frames, float32 in [0, 1].
 
-        The device's memory follows the chunk, not the length: a minute can be written
-        to a file while it is decoded.
+        The memory of the device depends on the chunk, not on the length, so a minute of
+        video can be written to a file while it is decoded.
 
         Args:
-          latents: as `output_type="latent"` gives them, or an iterable of such parts.
+          latents: as `output_type="latent"` returns them, or an iterable of such parts.
         """
         vae = nnx.merge(*self._vae)
         parts = (latents,) if hasattr(latents, "shape") else latents
-        given = (np.asarray(vae.denormalize(placement.to_host(x))) for x in parts)
-        for video_bthwc in vae.decode_stream(given):
+        raw = (np.asarray(vae.denormalize(placement.to_host(x))) for x in parts)
+        for video_bthwc in vae.decode_stream(raw):
             yield np.clip(placement.to_host(video_bthwc) / 2 + 0.5, 0, 1)
 
     def batches(self, request: requests.Request) -> Iterator[list[int]]:
-        """Yields rows of the request, the last one repeated to fill the batch."""
+        """Yields the clips of each batch; the last clip is repeated to fill it."""
         size, padded = plans.sizes(request)
         for start in range(0, len(request), size):
             rows = list(range(start, min(start + size, len(request))))
             yield rows + rows[-1:] * (padded - len(rows))
 
     def recipe(self, request: requests.Request, index: int) -> dict:
-        """All that is needed to make one clip of a request again, as JSON holds it."""
+        """All that is needed to make one clip of a request again, as JSON values."""
         return request.recipe(index) | {
             "known_tau": self.settings.known_tau,
             **(

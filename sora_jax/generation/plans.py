@@ -13,11 +13,11 @@ from sora_jax.generation import request as requests
 
 
 def solver(settings: requests.Settings, sampler: str, steps: int, shift: float):
-    """The plan of a solver's steps, at the levels that a model places them.
+    """The plan of a solver's steps, at the noise levels of the model's schedule.
 
     Args:
       settings: the model's.
-      sampler, steps, shift: what is asked for.
+      sampler, steps, shift: arguments of the call.
     """
     if settings.levels == "diffusers":
         taus, levels = timesteps.diffusers_schedule(sampler, steps, shift)
@@ -34,9 +34,9 @@ def plans(
     """The plan of the one denoiser, or of the first and the second expert.
 
     Args:
-      request: what is asked for.
+      request: the call.
       settings: the model's.
-      calibration: where the request asks for a step cache.
+      calibration: used if the request has a step cache.
     """
     steps = request.num_inference_steps
     plan = solver(settings, request.sampler, steps, request.shift)
@@ -47,16 +47,16 @@ def plans(
         parts = samplers.split(plan, first)
     if not request.step_cache:
         return [*parts]
-    spared = calibration.rows(request, parts)
-    return [part | rows for part, rows in zip(parts, spared, strict=True)]
+    of_cache = calibration.rows(request, parts)
+    return [part | rows for part, rows in zip(parts, of_cache, strict=True)]
 
 
-def anew(
+def restart(
     sampler: str, parts: Sequence[samplers.Plan], done: int
 ) -> list[samplers.Plan]:
     """The plans of the experts for latents that were changed after `done` steps.
 
-    The solver begins anew from them, and so does the step cache.
+    The solver and the step cache restart from them.
     """
     names = parts[0].keys() - samplers.OF_CACHE
     whole = {n: np.concatenate([part[n] for part in parts]) for n in names}
@@ -77,10 +77,10 @@ def anew(
 
 
 def sizes(request: requests.Request) -> tuple[int, int]:
-    """Clips that are denoised at a time, and rows that the mesh divides, no fewer.
+    """Clips that are denoised at a time, and the rows that pad them to the mesh.
 
-    With guidance a clip is two rows of the denoiser, which may be on two devices: one
-    clip keeps two devices busy.
+    With guidance a clip is two rows of the denoiser, which may be on two devices, so one
+    clip occupies two devices.
     """
     mesh = jax.sharding.get_mesh()
     ways = 1 if mesh.empty else sharding.logical_axis_size(mesh, "batch")

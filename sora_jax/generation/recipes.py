@@ -1,8 +1,8 @@
-"""What a video was made of, inside the file and beside it, and back.
+"""Video files with recipes: what is needed to make a video again.
 
-A recipe is a JSON object: prompt, negative prompt, seed, sizes, solver, and which
-weights. It stands in the file's comment and beside it: clip.json of clip.mp4, or
-clip.webm.json and clip.gif.json.
+A recipe is a JSON object of the arguments of the call and digests of the weights. It is
+stored in the video file's comment and beside it: clip.json for clip.mp4, clip.webm.json
+and clip.gif.json.
 """
 
 import contextlib
@@ -19,29 +19,29 @@ from sora_jax.generation import request as requests
 
 FORMATS = ("mp4", "webm", "gif")
 
-# What names the weights; the rest is what a call was asked for.
+# Fields that identify the weights; the others are arguments of the call.
 WEIGHTS = ("config_digest", "step", "vae_digest", "text_encoder_digest", "weights")
 ARGUMENTS = ("prompt", "negative_prompt", "seed", *requests.SHARED)
 
 
 def format_of(path: pathlib.Path) -> str:
-    """The format that a video file's name says.
+    """The format of a video file, by its suffix.
 
     Raises:
-      ValueError: it is none of `FORMATS`.
+      ValueError: it is not one of `FORMATS`.
     """
-    found = path.suffix.lower().removeprefix(".")
-    if found not in FORMATS:
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
         endings = ", ".join(f".{name}" for name in FORMATS)
         raise ValueError(f"a video's file ends in one of {endings}, not {path.name!r}")
-    return found
+    return kind
 
 
 def check_format(path: pathlib.Path, num_frames: int, fps: float) -> str:
-    """Says where a format cannot keep the frame rate exactly; "" where it can.
+    """Returns a note if the format cannot keep the frame rate exactly, else "".
 
     Raises:
-      ValueError: it is no file of these formats, or cannot hold such a video.
+      ValueError: the suffix is unknown, or the format cannot hold such a video.
     """
     if format_of(path) != "gif":
         return ""
@@ -56,19 +56,19 @@ def check_format(path: pathlib.Path, num_frames: int, fps: float) -> str:
 
 
 def sidecar_of(path: pathlib.Path) -> pathlib.Path:
-    """The file beside a video that holds its recipe."""
+    """The recipe file of a video."""
     is_mp4 = format_of(path) == "mp4"
     return path.with_suffix(".json") if is_mp4 else path.with_name(path.name + ".json")
 
 
 def save(frames_thwc: np.ndarray, path: str | pathlib.Path, recipe: Mapping) -> None:
-    """Writes one clip in the format that the name says, its recipe inside and beside it.
+    """Writes one clip in the format of its suffix, with the recipe inside and beside it.
 
-    The recipe's file is written last, so where it stands the clip is whole.
+    The recipe file is written last: if it exists, the video is complete.
 
     Args:
       frames_thwc: float in [0, 1].
-      path: where to; ends in .mp4, .webm or .gif.
+      path: ends in .mp4, .webm or .gif.
       recipe: from `Output.recipes`.
     """
     path = pathlib.Path(path)
@@ -91,24 +91,24 @@ def read(path: str | pathlib.Path) -> dict:
     """Reads the recipe that a video carries.
 
     Raises:
-      ValueError: it is no video, or none of ours.
+      ValueError: it is not a video with a recipe.
     """
     recipe = _parse(video_io.read_comment(path) or "")
     if recipe is None:
-        raise ValueError(f"{path} was not made here: it carries no recipe")
+        raise ValueError(f"{path} contains no recipe: generate did not make it")
     try:
-        prompt_file.values_of(_given(recipe))
+        prompt_file.values_of(_arguments(recipe))
     except ValueError as error:
         raise ValueError(f"the recipe of {path} is damaged: {error}") from None
     return recipe
 
 
-def _given(recipe: Mapping) -> dict:
+def _arguments(recipe: Mapping) -> dict:
     return {n: recipe[n] for n in ARGUMENTS if recipe.get(n) is not None}
 
 
 def _parse(text: str) -> dict | None:
-    """A recipe; None where the text is something else."""
+    """A recipe, or None if the text is something else."""
     try:
         recipe = json.loads(text)
     except (ValueError, RecursionError):
@@ -123,25 +123,22 @@ def arguments(recipe: Mapping, image: str | None = None) -> dict:
 
     Args:
       recipe: the video's.
-      image: the picture that it is made from, where there is one.
+      image: the image that it was made from, if any.
 
     Raises:
-      ValueError: it was made from a picture or from given latents, which it does not
-        carry.
+      ValueError: it was made from an image or from latents, which it does not contain.
     """
     if recipe.get("image_sha256") and image is None:
         raise ValueError(
-            "the video was made from a picture, which it does not carry: give --image"
+            "the video was made from an image, which it does not contain: give --image"
         )
     if recipe.get("latents_sha256"):
-        raise ValueError(
-            "the video was made from given latents, which it does not carry"
-        )
-    return _given(recipe)
+        raise ValueError("the video was made from latents, which it does not contain")
+    return _arguments(recipe)
 
 
 def check_weights(recipe: Mapping, source: Mapping) -> None:
-    """Raises ValueError where a model has other weights than those of the recipe."""
+    """Raises ValueError if a model has other weights than those of the recipe."""
     other = [name for name in WEIGHTS if recipe.get(name) != source.get(name)]
     if other:
         raise ValueError(
@@ -151,25 +148,25 @@ def check_weights(recipe: Mapping, source: Mapping) -> None:
         )
 
 
-def found_beside(file: pathlib.Path) -> dict | None:
-    """The recipe of a clip that was made before: beside it or inside, if any."""
+def existing(file: pathlib.Path) -> dict | None:
+    """The recipe of an existing clip, from its recipe file or from inside, or None."""
     with contextlib.suppress(OSError, ValueError):
-        if (found := _parse(sidecar_of(file).read_text())) is not None:
-            return found
+        if (recipe := _parse(sidecar_of(file).read_text())) is not None:
+            return recipe
     with contextlib.suppress(OSError, ValueError):
         return read(file)
     return None
 
 
 def is_finished(file: pathlib.Path, recipe: Mapping, overwrite: bool = False) -> bool:
-    """Whether a clip was made before, in the same way; then it need not be made again.
+    """Whether a clip exists with the same recipe and need not be made again.
 
-    A clip that an interruption left half written is made again.
+    A half-written clip, left by an interruption, is made again.
 
     Args:
       file: of the clip.
-      recipe: how it is to be made now.
-      overwrite: whether a file of that name that was made otherwise may be replaced.
+      recipe: of the clip to make.
+      overwrite: whether a file with another recipe may be replaced.
 
     Raises:
       ValueError: there is such a file, and it may not be replaced.
@@ -177,18 +174,18 @@ def is_finished(file: pathlib.Path, recipe: Mapping, overwrite: bool = False) ->
     there = [path for path in (file, sidecar_of(file)) if path.exists()]
     if not there:
         return False
-    found, problem = found_beside(file), None
-    if found is None:
-        problem = "is there already, and was not made here"
+    before, problem = existing(file), None
+    if before is None:
+        problem = "exists and has no recipe"
     else:
         other = [
-            f"{name} was {found.get(name)!r} and is {value!r}"
+            f"{name} was {before.get(name)!r} and is {value!r}"
             for name, value in recipe.items()
-            if name != "versions" and found.get(name) != value
+            if name != "versions" and before.get(name) != value
         ]
-        digest = found.get("video_sha256")
+        digest = before.get("video_sha256")
         if other:
-            problem = f"is there already, made in another way ({'; '.join(other)})"
+            problem = f"exists with another recipe ({'; '.join(other)})"
         elif file.exists() and digest and paths.sha256_file(file) != digest:
             problem = "was changed after it was made"
     if problem and not overwrite:

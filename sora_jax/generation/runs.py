@@ -1,4 +1,4 @@
-"""What a pipeline takes from a run folder."""
+"""Reads the parts of a pipeline from a run folder."""
 
 import pathlib
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from sora_jax.training import state as states
 
 
 def settings(config: Mapping) -> requests.Settings:
-    """What a denoiser run's config says of its defaults."""
+    """The defaults of calls to a denoiser, from its run's config."""
     sample = dict(config.sample) | {
         "text_length": config.text.length,
         "shift": config.noise.shift,
@@ -40,35 +40,35 @@ def read_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
     """The config of a denoiser's run.
 
     Raises:
-      FileNotFoundError, ValueError: there is no run, or one of another objective.
+      FileNotFoundError, ValueError: there is no run, or it has another objective.
     """
     config = configs.read(folder)
     if config.objective != "denoiser":
         raise ValueError(
-            f"{folder} is a run of objective {config.objective}: name one of a denoiser"
+            f"{folder} is a run of objective {config.objective}, not of a denoiser"
         )
     return config
 
 
-def tokenizer(folder: pathlib.Path, config: Mapping) -> tokenizers.Tokenizer:
-    """The run's tokenizer."""
+def load_tokenizer(folder: pathlib.Path, config: Mapping) -> tokenizers.Tokenizer:
+    """Reads the run's tokenizer."""
     return tokenizers.load(folder, config.text.get("clean", False))
 
 
-def networks_of(config: Mapping, pieces: tokenizers.Tokenizer) -> states.Networks:
-    """The networks that the run's checkpoints hold: the denoiser, or two experts.
+def networks_of(config: Mapping, tokenizer: tokenizers.Tokenizer) -> states.Networks:
+    """The networks in the run's checkpoints.
 
-    And the text encoder, where it was trained along.
+    They are the denoiser, or two experts, and the text encoder where it was trained.
     """
-    dit_config, text_config = objectives.denoiser_configs(config, pieces.vocab_size)
+    dit_config, text_config = objectives.denoiser_configs(config, tokenizer.vocab_size)
 
     def make(rngs):
-        made = {"dit": dit.DiT(dit_config, rngs=rngs)}
+        networks = {"dit": dit.DiT(dit_config, rngs=rngs)}
         if config.sample.get("boundary") is not None:
-            made["dit_2"] = dit.DiT(dit_config, rngs=rngs)
+            networks["dit_2"] = dit.DiT(dit_config, rngs=rngs)
         if not config.text.get("frozen"):
-            made["text_encoder"] = text_encoder.TextEncoder(text_config, rngs=rngs)
-        return made
+            networks["text_encoder"] = text_encoder.TextEncoder(text_config, rngs=rngs)
+        return networks
 
     return states.Networks(make)
 
@@ -76,35 +76,35 @@ def networks_of(config: Mapping, pieces: tokenizers.Tokenizer) -> states.Network
 def frozen_text_encoder(
     folder: pathlib.Path,
     config: Mapping,
-    pieces: tokenizers.Tokenizer,
+    tokenizer: tokenizers.Tokenizer,
     *,
     strict: bool = False,
 ) -> pretrained.Component | None:
-    """The text encoder that the run used and did not train, where there is one."""
-    _, text_config = objectives.denoiser_configs(config, pieces.vocab_size)
+    """The text encoder that the run used but did not train, or None."""
+    _, text_config = objectives.denoiser_configs(config, tokenizer.vocab_size)
     return initial.frozen_text_encoder(config, folder, text_config, strict=strict)
 
 
 def load(
     folder: str | pathlib.Path, *, step: int | None = None
 ) -> checkpoint.LoadedRun:
-    """Reads a run's averaged weights onto the mesh that is set, or the first device.
+    """Loads a run's EMA weights onto the current mesh, or the first device.
 
     Args:
       folder: the run folder.
-      step: which checkpoint, by default the newest.
+      step: of the checkpoint; default: the newest.
     """
     folder = pathlib.Path(folder)
     config = read_config(folder)
-    networks = networks_of(config, tokenizer(folder, config))
+    networks = networks_of(config, load_tokenizer(folder, config))
     return checkpoint.load_run(folder, step=step, layouts=networks.layouts())
 
 
 def parts(run: checkpoint.LoadedRun, *, strict: bool = False) -> dict:
-    """The arguments of the pipeline of a run; strict: see `Pipeline.from_pretrained`."""
+    """The arguments of a run's `Pipeline`; strict: see `Pipeline.from_pretrained`."""
     config, folder = run.config, run.folder
-    pieces = tokenizer(folder, config)
-    made = networks_of(config, pieces).bind(run.params)
+    tokenizer = load_tokenizer(folder, config)
+    networks = networks_of(config, tokenizer).bind(run.params)
     source = {
         "model": folder.resolve().name,
         "step": run.step,
@@ -113,13 +113,13 @@ def parts(run: checkpoint.LoadedRun, *, strict: bool = False) -> dict:
     }
     if "weights" in config:  # converted, not trained
         source["weights"] = config.weights
-    frozen = frozen_text_encoder(folder, config, pieces, strict=strict)
+    frozen = frozen_text_encoder(folder, config, tokenizer, strict=strict)
     if frozen is not None:
-        made["text_encoder"] = frozen
+        networks["text_encoder"] = frozen
         source["text_encoder_digest"] = frozen.digest()
-    return made | {
+    return networks | {
         "vae": trained_vae.load(folder / "vae", strict=strict).module(),
-        "tokenizer": pieces,
+        "tokenizer": tokenizer,
         "settings": settings(config),
         "source": source,
         "calibration": folder / cache_calibration.FILE,

@@ -116,14 +116,16 @@ def test_a_video_of_other_weights_is_not_made_again(generate, run_folder, tmp_pa
     foreign = tmp_path / "foreign.mp4"
     frames = np.zeros((9, 16, 16, 3), np.uint8)
     foreign.write_bytes(video_io.encode_mp4(frames, 8.0))
-    with pytest.raises(SystemExit, match="was not made here: it carries no recipe"):
+    with pytest.raises(
+        SystemExit, match="contains no recipe: generate did not make it"
+    ):
         generate(**{"from": str(foreign)}, out=str(tmp_path / "a.mp4"))
     made = {"prompt": "a cat", "seed": 3, "fps": 8.0, "model": "x", "step": 9}
     recipes.save(frames / 1.0, foreign, made)
     with pytest.raises(SystemExit, match="was made by 'x' .*step 9.*step 7"):
         generate(**{"from": str(foreign)}, out=str(tmp_path / "a.mp4"))
     recipes.save(frames / 1.0, foreign, made | {"image_sha256": "f" * 64})
-    with pytest.raises(SystemExit, match="from a picture, which it does not carry"):
+    with pytest.raises(SystemExit, match="from an image, which it does not contain"):
         generate(**{"from": str(foreign)}, out=str(tmp_path / "a.mp4"))
 
 
@@ -131,13 +133,15 @@ def test_nothing_is_overwritten_unasked(generate, tmp_path, capsys):
     out = tmp_path / "clip.mp4"
     given = {"prompt": "a cat", "seed": 3, "num_inference_steps": 1, "out": str(out)}
     out.write_bytes(b"a film of somebody's")
-    with pytest.raises(SystemExit, match="clip.mp4 is there already, and was not made"):
+    with pytest.raises(SystemExit, match="clip.mp4 exists and has no recipe"):
         generate(**given)
     assert out.read_bytes() == b"a film of somebody's"
     generate(**given, overwrite=True)
     assert video_io.decode(out).frames.shape == (9, 16, 16, 3)
     capsys.readouterr()
-    with pytest.raises(SystemExit, match="in another way .seed was 3.*or add --over"):
+    with pytest.raises(
+        SystemExit, match="with another recipe .seed was 3.*or add --over"
+    ):
         generate(**given | {"seed": -1})
     generate(**given)
     assert "1 of 1 clips exist already" in capsys.readouterr().out
@@ -287,7 +291,7 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
     recipe = json.loads(out.with_suffix(".json").read_text())
     assert len(recipe["image_sha256"]) == 64
     again = tmp_path / "again.mp4"
-    with pytest.raises(SystemExit, match="which it does not carry: give --image"):
+    with pytest.raises(SystemExit, match="which it does not contain: give --image"):
         generate(**{"from": str(out)}, out=str(again))
     generate(**{"from": str(out)}, image=str(picture), out=str(again))
     assert again.read_bytes() == out.read_bytes()
@@ -344,7 +348,10 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
         ({"prompt": "a " * 60}, "tokens; this model reads 24"),
         ({"prompts": "none.txt"}, "none.txt"),
         ({"prompt": "a", "model": "nowhere"}, "nowhere"),
-        ({"prompt": "a", "dtype": "bfloat16"}, "a run computes as its config says"),
+        (
+            {"prompt": "a", "dtype": "bfloat16"},
+            "is a run, whose dtype is in its config",
+        ),
         ({"prompt": "a", "mesh": "8"}, "--mesh is like fsdp=4,tensor=2, not '8'"),
         ({"prompt": "a", "mesh": "data=8"}, "'data'.* unknown; there are"),
         (

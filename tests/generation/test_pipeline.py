@@ -278,7 +278,7 @@ def test_a_saved_clip_holds_its_recipe_inside_and_beside(tmp_path, pipe):
     with pytest.raises(ValueError, match="ends in one of .mp4, .webm, .gif"):
         recipes.save(output.frames[0], tmp_path / "clip.avi", output.recipes[0])
     latents = pipe("a cat", num_inference_steps=1, output_type="latent")
-    with pytest.raises(ValueError, match="are latents, no video"):
+    with pytest.raises(ValueError, match="are latents, not a video"):
         latents.export_to_video(path)
 
 

@@ -32,7 +32,7 @@ def test_an_expert_is_asked_about_its_own_levels_only(sampler):
 @pytest.mark.parametrize("done", [2, 5, 7, 9])
 def test_from_changed_latents_both_experts_go_on_with_a_new_solution(done):
     before = of("unipc")
-    after = plans.anew("unipc", before, done)
+    after = plans.restart("unipc", before, done)
     taus = np.append(np.concatenate([part["tau"] for part in before]), 0)
     fresh = samplers.plan("unipc", taus[done:]) if done < 9 else {}
     for name in before[0]:

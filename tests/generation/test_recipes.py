@@ -35,7 +35,7 @@ def test_a_clip_of_the_same_recipe_is_finished(file, tmp_path):
     assert not recipes.is_finished(tmp_path / "other.mp4", RECIPE)
     for change in ({"seed": 4}, {"prompt": "a dog"}, {"step": 8}, {"shift": 2.0}):
         name, value = next(iter(change.items()))
-        was = f"made in another way ({name} was {RECIPE.get(name)!r} and is {value!r})"
+        was = f"exists with another recipe ({name} was {RECIPE.get(name)!r} and is {value!r})"
         assert was in refusal(file, RECIPE | change)
 
 
@@ -56,11 +56,11 @@ def test_files_of_others_are_not_lost(file):
     sidecar = recipes.sidecar_of(file)
     sidecar.unlink()
     file.write_bytes(b"a film of somebody's")
-    assert f"{file} is there already, and was not made here" in refusal(file)
+    assert f"{file} exists and has no recipe" in refusal(file)
     file.unlink()
     for text in ('{"name": "a package"}', '{"prompt": "a"}', "[]", '"prompt"', "{", ""):
         sidecar.write_text(text)
-        assert f"{sidecar} is there already, and was not made here" in refusal(file)
+        assert f"{sidecar} exists and has no recipe" in refusal(file)
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,10 @@ def test_image_of_another_size_or_with_nothing_left_is_refused():
 
 def test_a_picture_that_fits_is_only_rescaled_to_the_range():
     picture = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
-    fitted = tasks.fit_picture(picture, 4, 6)
+    fitted = tasks.fit_image(picture, 4, 6)
     np.testing.assert_allclose(fitted, picture / 127.5 - 1, atol=1e-6)
     assert fitted.dtype == np.float32
-    same = tasks.fit_picture(picture.astype(np.float64) / 255, 4, 6)
+    same = tasks.fit_image(picture.astype(np.float64) / 255, 4, 6)
     np.testing.assert_allclose(same, fitted, atol=1e-6)
 
 
@@ -36,9 +36,9 @@ def test_a_picture_is_cropped_in_its_middle_and_never_stretched():
     picture = np.zeros((20, 60, 3), np.uint8)
     for channel in range(3):
         picture[:, 20 * channel : 20 * channel + 20, channel] = 255
-    middle = tasks.fit_picture(picture, 20, 20)
+    middle = tasks.fit_image(picture, 20, 20)
     np.testing.assert_allclose(middle, np.broadcast_to([-1.0, 1.0, -1.0], (20, 20, 3)))
-    small = tasks.fit_picture(picture, 10, 30)
+    small = tasks.fit_image(picture, 10, 30)
     red, blue = small[:, 3:7], small[:, 23:27]
     np.testing.assert_allclose(red, np.broadcast_to([1, -1, -1], red.shape), atol=1e-5)
     np.testing.assert_allclose(
@@ -58,4 +58,4 @@ def test_a_picture_is_cropped_in_its_middle_and_never_stretched():
 )
 def test_what_is_no_picture_is_refused(picture, message):
     with pytest.raises(ValueError, match=message):
-        tasks.fit_picture(picture, 4, 4)
+        tasks.fit_image(picture, 4, 4)

@@ -235,7 +235,9 @@ class Sampling:
 
     @functools.cached_property
     def _networks(self) -> state.Networks:
-        return runs.networks_of(self.config, runs.tokenizer(self.folder, self.config))
+        return runs.networks_of(
+            self.config, runs.load_tokenizer(self.folder, self.config)
+        )
 
     def saved(self, step: int) -> str | None:
         """What tells a checkpoint from another of its step; None where it has gone."""
