@@ -123,11 +123,11 @@ def proportion(successes: int, count: int) -> Estimate:
     Raises:
       ValueError: there are no samples, or more successes than samples.
     """
-    import scipy.stats  # here, since it takes a second that training does not need
+    from scipy import stats  # here, since importing it takes a second
 
     if count < 1 or not 0 <= successes <= count:
         raise ValueError(f"not a proportion: {successes} of {count}")
-    ends = scipy.stats.binomtest(successes, count).proportion_ci(_CONFIDENCE, "wilson")
+    ends = stats.binomtest(successes, count).proportion_ci(_CONFIDENCE, "wilson")
     return Estimate(successes / count, float(ends.low), float(ends.high), count)
 
 

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+import scipy.special
 
 from sora_jax.evals import statistics
 
@@ -186,8 +187,7 @@ def inception_score(logits_nk: np.ndarray, splits: int = 10) -> tuple[float, flo
       ValueError: fewer than two samples a split, or values that are not finite.
     """
     logits_nk = statistics.checked_features(logits_nk, least=2 * splits)
-    logits_nk = logits_nk - logits_nk.max(axis=1, keepdims=True)
-    log_nk = logits_nk - np.log(np.exp(logits_nk).sum(axis=1, keepdims=True))
+    log_nk = scipy.special.log_softmax(logits_nk, axis=1)
     scores = []
     for part_nk in np.array_split(log_nk, splits):
         mean_k = np.log(np.maximum(np.exp(part_nk).mean(axis=0), np.finfo(float).tiny))
