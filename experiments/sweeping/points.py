@@ -28,8 +28,6 @@ from sora_jax.training import checkpoint
 
 Point = dict[str, object]
 
-# In place of a checkpoint's step: a point for each checkpoint that the run has.
-EVERY = "every"
 # Flags of sora_jax.evaluate that change how a model is used, and so may be varied.
 VARIED = (
     "model",
@@ -210,8 +208,7 @@ def resolve(sweep: Sweep, given: Mapping[str, object]) -> list[Resolved]:
     Raises:
       ValueError: a setting is unknown (with the nearest one), missing, varied by the
         sweep although results would not be comparable, or given although varied.
-      FileNotFoundError: a recipe is not there, or a run without checkpoints is asked
-        for all of them.
+      FileNotFoundError: there is no such recipe.
     """
     if sweep.job not in ("train", "evaluate"):
         raise ValueError(f"a sweep's job is 'train' or 'evaluate', not {sweep.job!r}")
@@ -223,13 +220,11 @@ def resolve(sweep: Sweep, given: Mapping[str, object]) -> list[Resolved]:
     for point in sweep.points:
         everything = {**sweep.base, **given, **point}
         _check(sweep.job, everything, point)
-        for settings in _with_checkpoint(sweep.job, everything):
-            named = [
-                f"{key}={settings[key]}" for key in sweep.varied if key in settings
-            ]
-            plain = {key: _plain(value) for key, value in settings.items()}
-            resolved = Resolved(sweep.job, plain, " ".join(named))
-            found.setdefault(resolved.id, resolved)
+        settings = _with_checkpoint(sweep.job, everything)
+        named = [f"{key}={settings[key]}" for key in sweep.varied if key in settings]
+        plain = {key: _plain(value) for key, value in settings.items()}
+        resolved = Resolved(sweep.job, plain, " ".join(named))
+        found.setdefault(resolved.id, resolved)
     return [*found.values()]
 
 
@@ -242,18 +237,11 @@ def _plain(value: object) -> object:
     return value
 
 
-def _with_checkpoint(job: str, settings: Point) -> list[Point]:
-    if job != "evaluate":
-        return [settings]
-    asked = settings.get("checkpoints")
+def _with_checkpoint(job: str, settings: Point) -> Point:
+    if job != "evaluate" or "checkpoints" in settings:
+        return settings
     steps = checkpoint.steps(settings["model"])
-    if asked == EVERY and not steps:
-        raise FileNotFoundError(f"{settings['model']} holds no checkpoint yet")
-    if asked == EVERY:
-        return [settings | {"checkpoints": step} for step in steps]
-    return [
-        settings | {"checkpoints": steps[-1]} if steps and asked is None else settings
-    ]
+    return settings | ({"checkpoints": steps[-1]} if steps else {})
 
 
 def _check(job: str, settings: Point, varied: Point) -> None:
