@@ -1,4 +1,4 @@
-"""Moments that can be merged, and estimates with their 95 % intervals.
+"""Moments of features, and estimates with their 95 % intervals.
 
 Letters: n samples, d features, r resamples.
 """
@@ -39,12 +39,7 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """Count, mean and centred second moment of a set of feature vectors, in float64.
-
-    The second moment is kept centred, sum (x - mean)(x - mean)^T, and merged by the
-    formula of Chan, Golub and LeVeque (1979); a raw sum of x x^T would lose the
-    covariance of features whose mean is large.
-    """
+    """Count, mean and scatter sum (x - mean)(x - mean)^T of feature vectors, in float64."""
 
     count: int
     mean_d: np.ndarray
@@ -61,33 +56,6 @@ class Moments:
         mean_d = features_nd.mean(axis=0)
         centred_nd = features_nd - mean_d
         return cls(len(features_nd), mean_d, centred_nd.T @ centred_nd)
-
-    def merge(self, other: "Moments") -> "Moments":
-        """Returns the moments of the union of the two sets."""
-        if self.mean_d.shape != other.mean_d.shape:
-            raise ValueError(
-                f"moments of {self.mean_d.size} features cannot be merged with "
-                f"moments of {other.mean_d.size}"
-            )
-        count = self.count + other.count
-        gap_d = other.mean_d - self.mean_d
-        return Moments(
-            count,
-            self.mean_d + gap_d * (other.count / count),
-            self.scatter_dd
-            + other.scatter_dd
-            + np.outer(gap_d, gap_d) * (self.count * other.count / count),
-        )
-
-    def covariance(self) -> np.ndarray:
-        """Returns the unbiased covariance [d, d] (divided by n - 1).
-
-        Raises:
-          ValueError: there are fewer than two samples.
-        """
-        if self.count < 2:
-            raise ValueError(f"a covariance needs 2 samples or more, got {self.count}")
-        return self.scatter_dd / (self.count - 1)
 
 
 def checked_features(features_nd: np.ndarray, *, least: int) -> np.ndarray:

@@ -13,9 +13,7 @@ from sora_jax.evals import pixels
 
 
 def detect(video_bthwc: np.ndarray) -> list[list[int]]:
-    """Finds the first frames of new shots in each clip.
-
-    What a cut is, `data.cuts.find` says.
+    """Finds the first frame of each new shot, by the rule of `data.cuts.find`.
 
     Args:
       video_bthwc: uint8, or float32 in [-1, 1], 3 frames or more.
@@ -36,16 +34,16 @@ def detect(video_bthwc: np.ndarray) -> list[list[int]]:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Cuts that are where they were asked for, cuts found, and cuts asked for."""
+    """Numbers of cuts: right (found where they were asked for), found, asked for."""
 
     right: int
     found: int
-    given: int
+    asked: int
 
     @property
     def f1(self) -> float:
-        """2 right / (found + given); 1 where none was found and none given."""
-        both = self.found + self.given
+        """2 right / (found + asked); 1 where there is neither."""
+        both = self.found + self.asked
         return 2 * self.right / both if both else 1.0
 
     def __add__(self, other: "Match") -> "Match":
@@ -53,51 +51,47 @@ class Match:
         return Match(
             self.right + other.right,
             self.found + other.found,
-            self.given + other.given,
+            self.asked + other.asked,
         )
 
 
-def match(found: Sequence[int], given: Sequence[int], *, tolerance: int = 1) -> Match:
+def match(found: Sequence[int], asked: Sequence[int], *, tolerance: int = 1) -> Match:
     """Pairs the cuts that were found with those that were asked for, one to one.
 
     Args:
-      found, given: frames with which shots begin.
+      found, asked: frames with which shots begin.
       tolerance: frames by which a pair may differ.
 
     Raises:
-      ValueError: the tolerance is negative, or a time stands twice.
+      ValueError: the tolerance is negative, or a list has a cut twice.
     """
     if tolerance < 0:
         raise ValueError(f"tolerance is {tolerance}, it must not be negative")
-    for name, times in (("found", found), ("given", given)):
+    for name, times in (("found", found), ("asked", asked)):
         if len(set(times)) < len(times):
-            raise ValueError(f"a cut stands twice in {name}: {list(times)}")
-    # On a line, taking in order the first that is near enough pairs as many as can be.
-    left, right = sorted(given), 0
+            raise ValueError(f"a cut is listed twice in {name}: {list(times)}")
+    # Greedy in order of time: on a line this pairs as many as possible.
+    left, right = sorted(asked), 0
     for time in sorted(found):
-        near = next((g for g in left if abs(g - time) <= tolerance), None)
+        near = next((cut for cut in left if abs(cut - time) <= tolerance), None)
         if near is not None:
             left.remove(near)
             right += 1
-    return Match(right, len(found), len(given))
+    return Match(right, len(found), len(asked))
 
 
-def timing(
-    video_bthwc: np.ndarray, given: Sequence[Sequence[int]], *, tolerance: int = 1
-) -> list[Match]:
+def timing(video_bthwc: np.ndarray, asked: Sequence[Sequence[int]]) -> list[Match]:
     """Compares the cuts of each clip with those that it was asked to have.
 
-    The F1 of a set is that of the sum of its matches, not the mean of theirs.
+    The F1 of a set of clips is that of the sum of their matches.
 
     Args:
       video_bthwc: uint8, or float32 in [-1, 1].
-      given: for each clip the frames with which new shots should begin.
-      tolerance: frames by which a cut may be off.
+      asked: for each clip, the frames with which new shots should begin.
 
     Raises:
-      ValueError: as many times as clips are needed, or as `detect` and `match`.
+      ValueError: other than one list per clip, or as `detect` and `match`.
     """
-    if len(given) != len(video_bthwc):
-        raise ValueError(f"{len(given)} lists of cuts for {len(video_bthwc)} clips")
-    found = detect(video_bthwc)
-    return [match(f, g, tolerance=tolerance) for f, g in zip(found, given, strict=True)]
+    if len(asked) != len(video_bthwc):
+        raise ValueError(f"{len(asked)} lists of cuts for {len(video_bthwc)} clips")
+    return [match(f, a) for f, a in zip(detect(video_bthwc), asked, strict=True)]

@@ -6,9 +6,9 @@ FVD, arXiv 1812.01717) is
     |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2).
 
 With S = R^T R the last trace is the nuclear norm of R1 R2^T, so no matrix square root is
-needed, and the whole covariance part is the distance of two square roots after the best
-rotation, min_U |R1 - U R2|^2 (Bhatia, Jain and Lim 2019). Written that way it is a sum
-of squares: real and never negative, also for fewer samples than features.
+needed. The covariance part is the distance of two square roots after the best rotation,
+min_U |R1 - U R2|^2 (Bhatia, Jain and Lim 2019). This is a sum of squares, so it is real
+and never negative, also with fewer samples than features.
 
 Letters: n samples, d features, r rows of a square root (at most min(n, d)), or
 resamples.
@@ -21,35 +21,21 @@ import numpy as np
 
 from sora_jax.evals import statistics
 
-LEAST = 8  # samples of a set, for an extrapolation
+LEAST = 8  # samples per set, for an extrapolation
+_SIZES, _DRAWS = 8, 4  # of an extrapolation: sample sizes, and subsets for each
 
 
 def frechet(features1_nd: np.ndarray, features2_nd: np.ndarray) -> float:
     """Returns the Frechet distance of two sets of features [n, d], exactly.
 
-    The covariances are unbiased (n - 1). The sets may differ in size. Zero on a set and
-    itself.
+    The covariances are unbiased (n - 1). The sets may differ in size. The distance of a
+    set to itself is exactly zero.
 
     Raises:
       ValueError: unequal d, fewer than two samples, or values that are not finite.
     """
     (mean1_d, root1_rd), (mean2_d, root2_rd) = map(_root, (features1_nd, features2_nd))
     return _distance(mean1_d, root1_rd, mean2_d, root2_rd)
-
-
-def frechet_from_moments(
-    moments1: statistics.Moments, moments2: statistics.Moments
-) -> float:
-    """Returns the Frechet distance of two sets of which only the moments are kept.
-
-    Equal to `frechet` up to the rounding of the covariances: an eigenvalue below
-    d * 1e-16 of the largest is lost.
-    """
-    (mean1_d, root1_dd), (mean2_d, root2_dd) = (
-        (moments.mean_d, _eigen_root(moments.covariance()))
-        for moments in (moments1, moments2)
-    )
-    return _distance(mean1_d, root1_dd, mean2_d, root2_dd)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,25 +58,14 @@ class Extrapolation:
 
 
 def frechet_extrapolated(
-    features1_nd: np.ndarray,
-    features2_nd: np.ndarray,
-    *,
-    num_sizes: int = 8,
-    draws: int = 4,
-    seed: int = 0,
+    features1_nd: np.ndarray, features2_nd: np.ndarray
 ) -> Extrapolation:
     """Extrapolates the Frechet distance to infinitely many samples (arXiv 1911.07023).
 
     Both sets are subsampled without replacement to the same sizes, between half of the
     smaller set and all of it, and a line in 1 / n is fitted. The bias is linear in
-    1 / n only where n exceeds the number of features; with fewer samples the limit is
-    an underestimate of the bias, not a cure.
-
-    Args:
-      features1_nd, features2_nd: the two sets.
-      num_sizes: how many sizes are fitted.
-      draws: subsets drawn and averaged at each size.
-      seed: seed of the subsets.
+    1 / n only where n exceeds the number of features; with fewer samples some bias
+    remains in the limit.
 
     Raises:
       ValueError: a set holds fewer than `LEAST` samples, or as `frechet`.
@@ -98,10 +73,10 @@ def frechet_extrapolated(
     features1_nd = statistics.checked_features(features1_nd, least=LEAST)
     features2_nd = statistics.checked_features(features2_nd, least=LEAST)
     largest = min(len(features1_nd), len(features2_nd))
-    # Even steps in 1 / n, so that the fit does not lean on the large sizes.
-    inverse = np.linspace(2 / largest, 1 / largest, num_sizes)
+    # Even steps in 1 / n, so that large sizes do not dominate the fit.
+    inverse = np.linspace(2 / largest, 1 / largest, _SIZES)
     sizes = sorted({round(1 / value) for value in inverse})
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def subset_distance(size: int) -> float:
         subsets = (
@@ -110,7 +85,7 @@ def frechet_extrapolated(
         )
         return frechet(*subsets)
 
-    values = [np.mean([subset_distance(size) for _ in range(draws)]) for size in sizes]
+    values = [np.mean([subset_distance(size) for _ in range(_DRAWS)]) for size in sizes]
     _, intercept = np.polyfit(1 / np.array(sizes), values, 1)
     return Extrapolation(
         max(0.0, float(intercept)),
@@ -125,12 +100,11 @@ def frechet_estimate(
     features2_nd: np.ndarray,
     *,
     num_resamples: int = 100,
-    seed: int = 0,
     done: Callable[[], None] = lambda: None,
 ) -> statistics.Estimate:
     """Returns `frechet` with its bootstrap interval, both sets resampled.
 
-    `done` is called after each resample, of which a large one takes seconds.
+    `done` is called after each resample, since a large one takes seconds.
     """
     sets = [*map(np.asarray, (features1_nd, features2_nd))]
 
@@ -145,19 +119,18 @@ def frechet_estimate(
         once,
         frechet(*sets),
         num_resamples=num_resamples,
-        seed=seed,
     )
 
 
 def frechet_of_draws(
     features_nd: np.ndarray, reference_nd: np.ndarray, draws_rn: np.ndarray
 ) -> np.ndarray:
-    """Returns the distances of resamples of one set from another that stays: [r].
+    """Returns the distance of each resample of one set to a fixed set: [r].
 
     Args:
       features_nd: the set that is resampled.
-      reference_nd: the other.
-      draws_rn: for each resample the rows of the set that are in it.
+      reference_nd: the fixed set.
+      draws_rn: the rows of the set that each resample holds.
     """
     mean_d, root_rd = _root(reference_nd)
     features_nd = statistics.checked_features(features_nd, least=2)
@@ -182,16 +155,11 @@ def _root(features_nd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean_d, np.linalg.qr((features_nd - mean_d) / scale, mode="r")
 
 
-def _eigen_root(covariance_dd: np.ndarray) -> np.ndarray:
-    values_d, vectors_dd = np.linalg.eigh(covariance_dd)
-    return np.sqrt(np.clip(values_d, 0, None))[:, None] * vectors_dd.T
-
-
 def _distance(mean1_d, root1_rd, mean2_d, root2_rd) -> float:
     if mean1_d.shape != mean2_d.shape:
         raise ValueError(
-            f"the sets have {mean1_d.size} and {mean2_d.size} features: they were not "
-            "made by the same network"
+            f"the sets have {mean1_d.size} and {mean2_d.size} features: they come "
+            "from different networks"
         )
     rows = max(len(root1_rd), len(root2_rd))
     root1_rd, root2_rd = (
@@ -199,7 +167,7 @@ def _distance(mean1_d, root1_rd, mean2_d, root2_rd) -> float:
     )
     left_rr, _, right_rr = np.linalg.svd(root1_rd @ root2_rd.T)
     spread = np.square(root1_rd - left_rr @ right_rr @ root2_rd).sum()
-    # What lies below the rounding of the traces is no distance: zero on itself.
+    # Below the rounding of the traces it is zero, as for a set and itself.
     traces = np.square(root1_rd).sum() + np.square(root2_rd).sum()
     if spread <= 4 * rows * np.finfo(np.float64).eps * traces:
         spread = 0.0
