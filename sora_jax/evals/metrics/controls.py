@@ -1,7 +1,7 @@
-"""Clips spoilt on purpose: what every measure of video must rank below the clips.
+"""Controls: copies of clips spoilt on purpose, which every metric must rank below them.
 
-A measure that a still, shuffled or blurred video can win is worse than none, so tables
-show these controls beside the scores (`control_tables.py` builds one of any clips).
+A metric that a still, shuffled or blurred video can win is misleading, so tables show
+these controls beside the scores. `control_tables.py` builds such a table of any clips.
 
 Letters: b clips, t frames, h height, w width, c channels.
 """
@@ -10,17 +10,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-BLURRED, REVERSED, SHUFFLED, STILL = (
-    "blurred",
-    "time-reversed",
-    "frames shuffled",
-    "still",
-)
+BLURRED, REVERSED = "blurred", "time-reversed"
+SHUFFLED, STILL = "frames shuffled", "still"
 NOISE, DRIFT, LOOPED, CUT = "noise", "drift", "looped", "cut inserted"
 DROPPED, TWICE = "frame dropped", "frame twice"
 CORE = (BLURRED, REVERSED, SHUFFLED, STILL)
-LEAST_FRAMES = 4  # for a seam with something on both sides
-_FADE = 0.3
+LEAST_FRAMES = 4  # for a seam with two frames on each side
+_FADE, _FADE_LEVEL = 0.3, 190  # share in the last frame, and grey level, of a drift
+_NOISE = 12.0  # standard deviation, of 255
 
 
 def make(
@@ -31,42 +28,46 @@ def make(
     Args:
       video_bthwc: uint8.
       names: which of `CONTROLS`.
-      seed: of what is random in them.
+      seed: of those that are random.
 
     Raises:
-      ValueError: a name is none of them, or as the control.
+      ValueError: an unknown name, or a single clip for `with_cut`.
     """
     if unknown := sorted(set(names) - set(CONTROLS)):
-        raise ValueError(f"no control {unknown}; there are {', '.join(CONTROLS)}")
+        raise ValueError(f"unknown control {unknown}; known: {', '.join(CONTROLS)}")
     return {name: CONTROLS[name](video_bthwc, seed) for name in names}
 
 
 def seam_of(num_frames: int) -> int:
-    """The frame at which controls of one seam have it: the middle one."""
+    """Returns the frame of the seam in controls that have one: the middle frame."""
     return num_frames // 2
 
 
-def blurred(video_bthwc: np.ndarray, sigma: float = 0.7) -> np.ndarray:
-    """A mild Gaussian blur of every frame, uint8 to uint8; sigma in pixels."""
-    radius = max(1, round(3 * sigma))
+def blur(video: np.ndarray, sigma: float, radius: int) -> np.ndarray:
+    """Gaussian blur of frames [..., h, w, c] with edges repeated, in pixels: float32."""
     offsets = np.arange(-radius, radius + 1)
     kernel = np.exp(-0.5 * np.square(offsets / sigma))
     kernel /= kernel.sum()
-    result = video_bthwc.astype(np.float32)
-    for axis in (2, 3):
-        padding = [(0, 0)] * 5
+    result = video.astype(np.float32)
+    for axis in (video.ndim - 3, video.ndim - 2):
+        padding = [(0, 0)] * video.ndim
         padding[axis] = (radius, radius)
         padded = np.pad(result, padding, mode="edge")
-        size = result.shape[axis]
+        size = video.shape[axis]
         result = sum(
             np.float32(weight) * np.take(padded, range(i, i + size), axis=axis)
             for i, weight in enumerate(kernel)
         )
-    return np.round(result).astype(np.uint8)
+    return result
 
 
-def frames_shuffled(video_bthwc: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Each clip's frames in an order of their own, never the true one."""
+def blurred(video_bthwc: np.ndarray) -> np.ndarray:
+    """A mild Gaussian blur of every frame."""
+    return np.round(blur(video_bthwc, 0.7, 2)).astype(np.uint8)
+
+
+def frames_shuffled(video_bthwc: np.ndarray, seed: int) -> np.ndarray:
+    """The frames of each clip in a random order, never the original one."""
     rng = np.random.default_rng(seed)
     t = video_bthwc.shape[1]
     result = np.empty_like(video_bthwc)
@@ -78,36 +79,37 @@ def frames_shuffled(video_bthwc: np.ndarray, seed: int = 0) -> np.ndarray:
     return result
 
 
-def noised(video_bthwc: np.ndarray, seed: int = 0, sigma: float = 12.0) -> np.ndarray:
-    """Gaussian noise of that standard deviation (of 255), other in each frame."""
+def noised(video_bthwc: np.ndarray, seed: int) -> np.ndarray:
+    """Gaussian noise, independent in each frame."""
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal(video_bthwc.shape, np.float32)
-    return np.round(video_bthwc + sigma * noise).clip(0, 255).astype(np.uint8)
+    return np.round(video_bthwc + _NOISE * noise).clip(0, 255).astype(np.uint8)
 
 
-def drifting(video_bthwc: np.ndarray, fade: float = _FADE) -> np.ndarray:
-    """Clips that fade towards a light grey, linearly, by `fade` in the last frame.
+def drifting(video_bthwc: np.ndarray) -> np.ndarray:
+    """Clips that fade linearly towards a light grey, by 0.3 in the last frame.
 
-    Frame t is (1 - a) I + a 190 with a = fade t / (T - 1): brightness rises (what is
-    darker than 190), contrast, saturation and sharpness fall as 1 - a.
+    Frame t is (1 - a) I + 190 a with a = 0.3 t / (T - 1). Brightness below 190 rises;
+    contrast, saturation and sharpness fall as 1 - a.
     """
-    amount_t = fade * np.linspace(0, 1, video_bthwc.shape[1], dtype=np.float32)
+    amount_t = _FADE * np.linspace(0, 1, video_bthwc.shape[1], dtype=np.float32)
     amount = amount_t[:, None, None, None]
-    return np.round(video_bthwc * (1 - amount) + 190 * amount).astype(np.uint8)
+    faded = video_bthwc * (1 - amount) + _FADE_LEVEL * amount
+    return np.round(faded).astype(np.uint8)
 
 
 def looped(video_bthwc: np.ndarray) -> np.ndarray:
-    """The first half there and back, a seamless loop: 0, 1, ..., n, ..., 2, 1.
+    """The first half forwards and backwards, a seamless loop: 0, 1, ..., n, ..., 2, 1.
 
-    n is half the number of frames; where that is odd, frame n stands twice.
+    n is half the number of frames; if that number is odd, frame n is repeated.
     """
     t = video_bthwc.shape[1]
-    there = list(range(t // 2 + 1))
-    return video_bthwc[:, there + there[: t - t // 2][:0:-1]]
+    forwards = list(range(t // 2 + 1))
+    return video_bthwc[:, forwards + forwards[: t - t // 2][:0:-1]]
 
 
 def with_cut(video_bthwc: np.ndarray) -> np.ndarray:
-    """From the seam on, each clip goes on as the next one does: one cut.
+    """From the seam on, each clip continues as the next one does: one cut.
 
     Raises:
       ValueError: there is only one clip.
@@ -120,19 +122,19 @@ def with_cut(video_bthwc: np.ndarray) -> np.ndarray:
 
 
 def frame_dropped(video_bthwc: np.ndarray) -> np.ndarray:
-    """The frame at the seam is left out; the clips are a frame shorter."""
+    """The frame at the seam is dropped; the clips are a frame shorter."""
     return np.delete(video_bthwc, seam_of(video_bthwc.shape[1]), axis=1)
 
 
 def frame_twice(video_bthwc: np.ndarray) -> np.ndarray:
-    """At the seam the frame before stands once more; the last frame is left out."""
+    """The frame before the seam is repeated; the last frame is dropped."""
     t = video_bthwc.shape[1]
     order = np.arange(t)
     order[seam_of(t) :] -= 1
     return video_bthwc[:, order]
 
 
-# What each name does: (clips, seed) -> clips.
+# Name -> (clips, seed) -> clips.
 CONTROLS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     BLURRED: lambda video, seed: blurred(video),
     REVERSED: lambda video, seed: video[:, ::-1],

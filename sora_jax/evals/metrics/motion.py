@@ -1,13 +1,12 @@
 """How much a video moves, how smoothly, and how that differs between two sets of clips.
 
-A measure of steadiness is best on a still video. Here the amount of motion stands for
-itself (`dynamic_degree`), and smoothness is the share of the change between frames that
-steady motion explains: where nothing changes there is nothing to explain, so a still
-video has none of it. `histograms` are motion features of a clip for a Frechet distance,
-which, unlike one on the features of pictures, sees nothing but motion.
+A still video wins every measure of steadiness. So `dynamic_degree` measures the amount of
+motion, and `smoothness` is the share of the change between frames that steady motion
+explains: a still video has no change to explain and scores 0. `histograms` are motion
+features of a clip for a Frechet distance that depends on motion alone.
 
-Lengths are in short sides of the frame and times in seconds, so that values do not
-depend on the size of the frame nor on the frame rate.
+The unit of length is the short side of the frame and that of time the second, so that
+values depend neither on the frame size nor on the frame rate.
 
 Letters: b clips, t frames, p pairs of neighbouring frames (t - 1), h height, w width, c
 colour channels, x the two components of a displacement (right, down), d features.
@@ -23,42 +22,38 @@ from sora_jax.evals import pixels
 from sora_jax.evals.metrics import temporal
 
 # VBench's rule (arXiv 2311.17982): the fastest twentieth of the pixels moves by more
-# than 6 pixels of 256 between frames at 8 a second, in 4 of 16 pairs.
+# than 6 of 256 pixels between frames at 8 fps, in 4 of 16 pairs.
 FASTEST = 0.05
-THRESHOLD = 6 / 256 * 8  # short sides a second
+THRESHOLD = 6 / 256 * 8  # short sides per second
 _SHARE_OF_PAIRS = 4 / 16
-# Change of a pixel, of full scale, below which a clip does not change: a quarter of a
-# step of 8 bits, on the mean.
+# Mean change per pixel below which a clip counts as unchanged: a quarter of an 8-bit step.
 _NO_CHANGE = 0.25 / 255
-# Dynamic degree below which nothing moves: what estimates make of noise is less, and the
+# Dynamic degree below which nothing moves. Estimates on noise stay below it, and the
 # slowest zoom of the toy world is three times as fast.
-STILL = 0.05  # short sides a second
-# Reading between pixels averages noise away; less so where it has been already.
+STILL = 0.05  # short sides per second
+# Interpolation between pixels averages noise; less so in frames that are low-passed.
 _LOW_PASS = 1.5  # standard deviation, pixels
 DIRECTIONS = 8
 
 
-def dynamic_degree(
-    motion: temporal.Motion, *, fps: float, threshold: float = THRESHOLD
-) -> dict[str, np.ndarray]:
-    """How much the clips move.
+def dynamic_degree(motion: temporal.Motion, *, fps: float) -> dict[str, np.ndarray]:
+    """Returns how much the clips move.
 
     With F the flow and s the short side, a pair of frames moves at the speed
 
         m = fps / s * mean of the largest ceil(0.05 h w) of |F|,
 
-    where pixels that cannot be followed count as resting: else noise would move most.
+    where pixels that cannot be tracked count as still; otherwise noise would move most.
 
     Args:
       motion: of the clips, exact or estimated.
-      fps: frames a second.
-      threshold: speed above which a pair counts as moving.
+      fps: frames per second.
 
     Returns:
-      Two values a clip, float64 [b]: dynamic_degree, the mean of m over the pairs in
-      short sides a second; and dynamic, 1 where m is above the threshold in a quarter
-      of the pairs or more (rounded, but one at least), otherwise 0. A shuffled video
-      moves more than its original: smoothness tells them apart.
+      Two values per clip, float64 [b]: dynamic_degree, the mean of m over the pairs in
+      short sides per second; and dynamic, 1 where m exceeds `THRESHOLD` in a quarter of
+      the pairs or more (rounded, at least one), otherwise 0. A shuffled video moves
+      more than its original; smoothness tells them apart.
 
     Raises:
       ValueError: fps is not positive.
@@ -74,7 +69,7 @@ def dynamic_degree(
     least = max(1, round(_SHARE_OF_PAIRS * p))
     return {
         "dynamic_degree": speed_bp.mean(1),
-        "dynamic": ((speed_bp > threshold).sum(1) >= least).astype(np.float64),
+        "dynamic": ((speed_bp > THRESHOLD).sum(1) >= least).astype(np.float64),
     }
 
 
@@ -84,26 +79,26 @@ def smoothness(
     *,
     exact: bool = True,
 ) -> np.ndarray:
-    """Share of the change between frames that steady motion explains: float64 [b].
+    """Returns the share of the change that steady motion explains: float64 [b].
 
-    With B_t the flow from frame t back to frame t - 1, what is at x in frame t would go
-    on to x - B_t(x) in frame t + 1. Over the pixels that can be followed, and with I a
-    frame low-passed by a Gaussian of 1.5 pixels (as it is, where the motion is exact:
-    such a flow has sharp edges, across which a low pass would mix),
+    With B_t the flow from frame t back to frame t - 1, steady motion takes pixel x of
+    frame t to x - B_t(x) in frame t + 1. Over the pixels that can be tracked, with I a
+    frame low-passed by a Gaussian of 1.5 pixels (unfiltered where the motion is exact,
+    since an exact flow has sharp edges that a low pass would blend),
 
         smoothness = 1 - min(1, sum |I_{t+1}(x - B_t(x)) - I_t(x)|
                                 / sum |I_{t+1}(x) - I_t(x)|).
 
-    Frame t + 1 has no part in the flow, so no estimate can adapt to it; and reading
-    between pixels, which averages noise, gains nothing where they are smooth. One is
-    perfectly steady motion. A clip that does not change has 0, as has one of which
-    nothing can be followed. It cannot tell a clip from its reversal, nor a sharp one
-    from a blurred one (both sums scale with the contrast).
+    The flow is estimated without frame t + 1, so it cannot adapt to that frame. The low
+    pass keeps interpolation, which averages noise, from raising the score. 1 is perfectly
+    steady motion. A clip that does not change scores 0, as does one without a tracked
+    pixel. Smoothness cannot tell a clip from its reversal, nor a sharp clip from a
+    blurred one (both sums scale with the contrast).
 
     Args:
       video_bthwc: uint8, or float32 in [-1, 1], 3 frames or more.
       backward: the motion of the reversed clips; by default it is estimated.
-      exact: whether the given motion is the scene's own and not an estimate.
+      exact: whether the given motion is the scene's own rather than an estimate.
 
     Raises:
       ValueError: fewer than three frames, or the motion is of other clips.
@@ -118,7 +113,7 @@ def smoothness(
     expected = (len(video_bthwc), video_bthwc.shape[1] - 1, *video_bthwc.shape[2:4])
     if backward.followed_bphw.shape != expected:
         raise ValueError(
-            f"the motion is of shape {backward.followed_bphw.shape}, the clips need "
+            f"the motion has shape {backward.followed_bphw.shape}, the clips need "
             f"{expected}"
         )
     # Pair t - 1 of the clips in their own order: the flow from frame t to t - 1.
@@ -153,22 +148,21 @@ def _steady(here_phwc, next_phwc, back_phwx, low_pass):
 
 
 def histograms(motion: temporal.Motion, *, fps: float) -> np.ndarray:
-    """Motion features of clips for a Frechet distance, in the manner of FVMD.
+    """Returns motion features of clips for a Frechet distance, similar to FVMD.
 
-    Two histograms over eight directions (arXiv 2407.16124 takes them of point tracks):
-    of the velocity V = fps / s * F_t(x), and of its change along the path in a frame,
-    A = fps / s * (F_{t+1}(x + F_t(x)) - F_t(x)) / 2, by which each of the two steps
-    differs from their mean. A vector adds its length to the two
-    directions next to its own, in linear shares. Pixels that cannot be followed count
-    as resting. The sums are divided by the number of pixels; the root of that makes
-    the contrast of the histogram less one of the moving object's size.
+    Two histograms over eight directions (arXiv 2407.16124 builds them from point tracks):
+    of the velocity V = fps / s * F_t(x), and of its change along the path,
+    A = fps / s * (F_{t+1}(x + F_t(x)) - F_t(x)) / 2, by which each of two steps differs
+    from their mean. Each vector adds its length to the two nearest directions, in linear
+    shares. Pixels that cannot be tracked count as still. The sums are divided by the
+    number of pixels. Their square root weakens the effect of the moving object's size.
 
     Args:
       motion: of clips of 3 frames or more.
-      fps: frames a second.
+      fps: frames per second.
 
     Returns:
-      float64 [b, 16]. All zero for a still video.
+      float64 [b, 16]; all zero for a still video.
 
     Raises:
       ValueError: fewer than three frames, or fps is not positive.
@@ -192,7 +186,7 @@ def histograms(motion: temporal.Motion, *, fps: float) -> np.ndarray:
 
 @jax.jit
 def _along(velocity_phwx, scale):
-    """The velocity of the next pair where each pixel has gone by then."""
+    """The velocity of the next pair, at the position that each pixel has reached."""
     moved, _ = temporal.move_back(velocity_phwx[1:], velocity_phwx[:-1] / scale)
     return moved
 

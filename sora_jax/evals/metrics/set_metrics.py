@@ -1,12 +1,13 @@
-"""Kernel distances, neighbours and classes: what stands beside the Frechet distance.
+"""Kernel distance, precision and recall, and inception score, beside the Frechet distance.
 
 The kernel distance (MMD^2; KID, arXiv 1801.01401; KVD on features of videos) of sets X and
-Y under a kernel k is mean k(x, x') + mean k(y, y') - 2 mean k(x, y). With pairs of a
-sample and itself it is biased upwards by about c / n, without them it is unbiased and
-may be below zero: published code uses either, so both are computed and named apart.
+Y under a kernel k is mean k(x, x') + mean k(y, y') - 2 mean k(x, y). With the pairs of a
+sample and itself it is biased upwards by about c / n; without them it is unbiased and may
+be negative. Published code uses either, so both are computed under separate names.
 
-Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) ask whether
-samples lie in balls around the other set's, whose radii reach to the k-th neighbour.
+Precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797) test whether
+samples lie in balls around those of the other set, with the distance to the k-th
+neighbour as radius.
 
 Letters: n, m samples, d features, k classes, r subsets.
 """
@@ -19,9 +20,9 @@ import scipy.special
 
 from sora_jax.evals import statistics
 
-NEIGHBOURS = 5  # of the radii, as the public code of density and coverage has it
+NEIGHBOURS = 5  # k of the radii, as in the public code of density and coverage
 SUBSETS, LARGEST_SUBSET = 100, 1000
-_ROWS = 1024  # rows of a matrix of pairs that are held at a time
+_ROWS = 1024  # rows of a matrix of pairs in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def kernel_distance(
 
     Args:
       features1_nd, features2_md: the sets, which may differ in size.
-      kernel: how alike two samples are.
+      kernel: the kernel.
 
     Raises:
       ValueError: unequal d, fewer than two samples, or values that are not finite.
@@ -73,30 +74,25 @@ def kernel_distance_with_intervals(
     features1_nd: np.ndarray,
     features2_md: np.ndarray,
     kernel: Kernel = KID,
-    *,
-    num_subsets: int = SUBSETS,
-    seed: int = 0,
 ) -> KernelDistance:
-    """Returns the kernel distance with 95 % intervals from subsets of both sets.
+    """Returns the kernel distance with 95 % intervals from `SUBSETS` pairs of subsets.
 
-    Subsets are drawn without replacement, the same share s of each set: half, or what
-    `LARGEST_SUBSET` allows. Their distances spread around that of all samples with a
-    variance of (1 - s) / s times its own (Politis, Romano and Wolf 1999), so their
-    deviations from their mean are scaled by sqrt(s / (1 - s)). For equal distributions
-    the interval is too wide rather than too narrow.
+    Subsets are drawn without replacement, the same share s of each set: half, or less if
+    `LARGEST_SUBSET` requires it. Their distances vary around that of all samples with
+    (1 - s) / s times its variance (Politis, Romano and Wolf 1999), so their deviations
+    from the mean are scaled by sqrt(s / (1 - s)). For equal distributions the interval
+    is too wide rather than too narrow.
 
     Args:
       features1_nd, features2_md: the sets.
-      kernel: how alike two samples are.
-      num_subsets: how many pairs of subsets are drawn.
-      seed: of the subsets.
+      kernel: the kernel.
 
     Raises:
       ValueError: fewer than four samples, or as `kernel_distance`.
     """
     set1_nd, set2_md = _checked(features1_nd, features2_md, least=4)
     share = min(0.5, LARGEST_SUBSET / max(len(set1_nd), len(set2_md)))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def subset(set_nd: np.ndarray) -> np.ndarray:
         size = max(2, round(share * len(set_nd)))
@@ -104,7 +100,7 @@ def kernel_distance_with_intervals(
 
     found = [
         kernel_distance(subset(set1_nd), subset(set2_md), kernel)
-        for _ in range(num_subsets)
+        for _ in range(SUBSETS)
     ]
     point = kernel_distance(set1_nd, set2_md, kernel)
     scale = np.sqrt(share / (1 - share))
@@ -119,15 +115,15 @@ def kernel_distance_with_intervals(
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
-    """How two sets lie among each other.
+    """Overlap of two sets by nearest neighbours.
 
-    The intervals are of the samples that are counted; the other set is held fixed.
+    The intervals are over the samples that are counted; the other set is fixed.
 
     Attributes:
-      precision: share of samples that lie in some ball around the reference.
-      recall: share of the reference that lies in some ball around the samples.
-      density: in how many balls of the reference a sample lies, over k.
-      coverage: share of the reference's balls in which some sample lies.
+      precision: share of samples in at least one ball around the reference.
+      recall: share of the reference in at least one ball around the samples.
+      density: mean number of balls of the reference that hold a sample, divided by k.
+      coverage: share of the reference's balls that hold at least one sample.
     """
 
     precision: statistics.Estimate
@@ -141,22 +137,22 @@ def neighbours(
 ) -> Neighbours:
     """Returns precision, recall, density and coverage of samples.
 
-    A ball's rim belongs to it, so that copies of a sample are in its ball of radius 0.
+    Balls are closed, so that copies of a sample are in its ball of radius 0.
 
     Args:
-      samples_nd: features of what is judged.
-      reference_md: features of what it should be like.
-      k: which neighbour within its own set gives a ball its radius.
+      samples_nd: features of the generated clips.
+      reference_md: features of the reference.
+      k: the neighbour within its own set that gives a ball its radius.
 
     Raises:
-      ValueError: a set has no k-th neighbour, unequal d, or values that are not finite.
+      ValueError: k samples or fewer, unequal d, or values that are not finite.
     """
     samples_nd, reference_md = _checked(samples_nd, reference_md, least=k + 1)
-    # Distances do not change with the origin; near it their squares round least.
+    # Centred, since rounding of the squares grows with the distance from the origin.
     centre_d = reference_md.mean(axis=0)
     samples_nd, reference_md = samples_nd - centre_d, reference_md - centre_d
     radius_n, radius_m = _radii(samples_nd, k), _radii(reference_md, k)
-    balls_n = np.zeros(len(samples_nd), int)  # of the reference, around each sample
+    balls_n = np.zeros(len(samples_nd), int)  # of the reference that hold the sample
     covered_m = np.zeros(len(reference_md), bool)
     recalled_m = np.zeros(len(reference_md), bool)
     for rows, squares_rm in _squares(samples_nd, reference_md):
@@ -173,18 +169,18 @@ def neighbours(
 
 
 def inception_score(logits_nk: np.ndarray, splits: int = 10) -> tuple[float, float]:
-    """Returns exp mean KL(p(y|x) || p(y)) and its deviation over splits.
+    """Returns exp mean KL(p(y|x) || p(y)) and its standard deviation over splits.
 
     The score of arXiv 1606.03498: p(y) is the mean of p(y|x) over a split, splits are
-    samples in order, and the score is the mean over splits. It has no reference, and
-    counts only how sure and how various the classes are: 1 to k.
+    consecutive samples, and the score is the mean over splits. It needs no reference and
+    measures only how confident and how diverse the classes are; its range is 1 to k.
 
     Args:
       logits_nk: of a classifier, before its softmax.
-      splits: how many.
+      splits: number of splits.
 
     Raises:
-      ValueError: fewer than two samples a split, or values that are not finite.
+      ValueError: fewer than two samples per split, or values that are not finite.
     """
     logits_nk = statistics.checked_features(logits_nk, least=2 * splits)
     log_nk = scipy.special.log_softmax(logits_nk, axis=1)
@@ -202,7 +198,7 @@ def _checked(first_nd, second_md, *, least: int) -> tuple[np.ndarray, np.ndarray
     if first_nd.shape[1] != second_md.shape[1]:
         raise ValueError(
             f"the sets have {first_nd.shape[1]} and {second_md.shape[1]} features: they "
-            "were not made by the same network"
+            "come from different networks"
         )
     return first_nd, second_md
 
@@ -226,7 +222,7 @@ def _slices(count: int) -> list[slice]:
 
 
 def _squares(first_nd, second_md) -> Iterator[tuple[slice, np.ndarray]]:
-    """Squared distances [r, m] of some rows at a time; below rounding they are 0."""
+    """Squared distances [r, m], some rows at a time; 0 where below rounding."""
     length_m = np.einsum("md,md->m", second_md, second_md)
     for rows in _slices(len(first_nd)):
         part_rd = first_nd[rows]

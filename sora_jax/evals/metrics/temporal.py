@@ -1,11 +1,10 @@
-"""Does a video hold together over time: flicker and warping error along its motion.
+"""Temporal consistency: flicker and warping error along the motion of a video.
 
-Both compare a frame with the next one *after* moving it back along the optical flow, so
-that motion itself is not punished, as it is by a plain frame difference. The flow is
-exact where the scene is known and estimated (pyramidal Lucas-Kanade) elsewhere. A still
-video has no error at all; therefore `measure` always returns the amount of motion and
-the share of pixels that could be followed with the errors, and a table shows them
-together, beside still and shuffled controls.
+Both compare a frame with the next one moved back along the optical flow, so that motion
+itself is no error, as it is in a plain frame difference. The flow is exact where the
+scene is known, and estimated (pyramidal Lucas-Kanade) elsewhere. A still video has no
+error at all. So `measure` also returns the amount of motion and the share of pixels that
+could be tracked; tables show them together, beside still and shuffled controls.
 
 Letters: b clips, t frames, p pairs of neighbouring frames (t - 1), h height, w width,
 c colour channels, x the two components of a displacement (right, down) in pixels.
@@ -20,16 +19,16 @@ import numpy as np
 
 from sora_jax.evals import pixels
 
-# Where the brightness hardly changes there is nothing to follow: gradients well below
-# sqrt(1e-4) = 0.01 of full scale a pixel leave the flow of the coarser level as it is.
+# Flat areas have nothing to track: where gradients are well below sqrt(1e-4) = 0.01 of
+# full scale per pixel, the flow of the coarser level stays.
 _FLATNESS = 1e-4
 _WINDOW_SIGMA = 2.0
 _ITERATIONS = 5
 # Forward-backward check of Sundaram, Brox and Keutzer (2010), section 4.
 _CHECK_SCALE, _CHECK_OFFSET = 0.01, 0.5
-# What is worked on at once, so that memory does not follow the length of a clip.
-_PIXELS_AT_ONCE = 1 << 21
-_PAIRS_STEP = 16  # clips of any lengths share the few shapes that are compiled
+# Computed at a time, so that memory does not grow with the length of a clip.
+_PIXELS_AT_ONCE, _PAIRS_AT_ONCE = 1 << 21, 256
+_PAIRS_STEP = 16  # so that clips of all lengths share a few compiled shapes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,38 +37,35 @@ class Motion:
 
     Attributes:
       flow_bphwx: where each pixel of frame t is in frame t + 1, as a displacement.
-      followed_bphw: False where the pixel is hidden, leaves the frame, or where the
-        estimate contradicts itself.
+      followed_bphw: False where the pixel is occluded or leaves the frame, and where
+        forward and backward estimates contradict each other.
     """
 
     flow_bphwx: np.ndarray
     followed_bphw: np.ndarray
 
 
-def estimate(video_bthwc: np.ndarray, *, batch_size: int = 256) -> Motion:
-    """Estimates the motion by pyramidal Lucas-Kanade (Bouguet 2001), for each pixel.
+def estimate(video_bthwc: np.ndarray) -> Motion:
+    """Estimates the motion by dense pyramidal Lucas-Kanade (Bouguet 2001).
 
-    A Gaussian window of sigma 2 px around each pixel and all colour channels together
-    give one 2 x 2 system; levels of half the size down to 8 px give the start.
+    A Gaussian window of sigma 2 px around each pixel, over all colour channels, gives one
+    2 x 2 system. Levels of half the size, down to 8 px, give the initial flow.
 
     Args:
       video_bthwc: uint8, or float32 in [-1, 1].
-      batch_size: pairs of frames that are worked on at once, fewer of large ones.
     """
-    return _estimate(video_bthwc, batch_size, both=False)[0]
+    return _estimate(video_bthwc, both=False)[0]
 
 
-def estimate_both(
-    video_bthwc: np.ndarray, *, batch_size: int = 256
-) -> tuple[Motion, Motion]:
-    """Estimates the motion of clips and of their reversals, for the price of one.
+def estimate_both(video_bthwc: np.ndarray) -> tuple[Motion, Motion]:
+    """Estimates the motion of clips and of the reversed clips, at the cost of one.
 
-    The second is `estimate(video_bthwc[:, ::-1])`; takes what that takes.
+    The second is equal to `estimate(video_bthwc[:, ::-1])`.
     """
-    return _estimate(video_bthwc, batch_size, both=True)
+    return _estimate(video_bthwc, both=True)
 
 
-def _estimate(video_bthwc, batch_size: int, *, both: bool) -> tuple[Motion, ...]:
+def _estimate(video_bthwc, *, both: bool) -> tuple[Motion, ...]:
     video_bthwc = pixels.as_unit(video_bthwc)
     _check_pairs(video_bthwc)
     b, t, h, w, c = video_bthwc.shape
@@ -77,12 +73,12 @@ def _estimate(video_bthwc, batch_size: int, *, both: bool) -> tuple[Motion, ...]
         part.reshape(-1, h, w, c) for part in (video_bthwc[:, :-1], video_bthwc[:, 1:])
     )
     count = len(first)
-    most = max(1, min(batch_size, _PIXELS_AT_ONCE // (h * w)))
+    most = max(1, min(_PAIRS_AT_ONCE, _PIXELS_AT_ONCE // (h * w)))
     size = min(most, -(-count // _PAIRS_STEP) * _PAIRS_STEP)
     parts = []
     for start in range(0, count, size):
         pair = [frames[start : start + size] for frames in (first, second)]
-        # A short last chunk is filled up, so that one shape is compiled.
+        # A short last chunk is padded, so that one shape is compiled.
         fill = size - len(pair[0])
         padded = (np.concatenate([x, np.repeat(x[-1:], fill, axis=0)]) for x in pair)
         found = _estimate_pairs(*padded, both)
@@ -98,21 +94,20 @@ def _estimate(video_bthwc, batch_size: int, *, both: bool) -> tuple[Motion, ...]
 def measure(
     video_bthwc: np.ndarray, motion: Motion | None = None
 ) -> dict[str, np.ndarray]:
-    """Measures how well each clip agrees with its own motion.
+    """Measures how far each clip changes along its own motion.
 
     Args:
       video_bthwc: uint8, or float32 in [-1, 1].
       motion: the exact motion of the scene; by default it is estimated.
 
     Returns:
-      One value a clip, [b], brightness in units of full scale:
+      One value per clip, [b], brightness in units of full scale:
         warping_error: mean squared difference of frame t and frame t + 1 moved back
-          along the flow, over the pixels that can be followed (arXiv 1808.00449, eq. 8).
-        flicker: mean absolute difference of the same luminances.
-        motion: dynamic degree, the mean length of the flow in pixels a frame.
-        followed: share of pixels that could be followed.
-      Clips of which no pixel can be followed have NaN errors, which a mean must count
-      and not skip.
+          along the flow, over the pixels that can be tracked (arXiv 1808.00449, eq. 8).
+        flicker: mean absolute difference of their luminances.
+        motion: the mean length of the flow in pixels per frame.
+        followed: share of pixels that could be tracked.
+      Clips without a tracked pixel have NaN errors; callers must report these clips.
     """
     video_bthwc = pixels.as_unit(video_bthwc)
     _check_pairs(video_bthwc)
@@ -120,7 +115,7 @@ def measure(
     expected = (len(video_bthwc), video_bthwc.shape[1] - 1, *video_bthwc.shape[2:4])
     if motion.followed_bphw.shape != expected:
         raise ValueError(
-            f"the motion is of shape {motion.followed_bphw.shape}, the clips need "
+            f"the motion has shape {motion.followed_bphw.shape}, the clips need "
             f"{expected}"
         )
     most = _PIXELS_AT_ONCE // int(np.prod(video_bthwc.shape[1:4]))
@@ -149,16 +144,16 @@ def measure(
 def move_back(
     image_bhwc: jax.Array, flow_bhwx: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Reads an image at (pixel + flow), bilinearly.
+    """Samples an image at (pixel + flow), bilinearly.
 
     Returns:
-      the image [b, h, w, c] so read, beyond the edge that of the edge; and where the
-      place lies in the frame, bool [b, h, w].
+      The image [b, h, w, c], with edges repeated, and whether each position lies in the
+      frame, bool [b, h, w].
     """
     b, h, w, _ = image_bhwc.shape
     x = jnp.arange(w, dtype=jnp.float32) + flow_bhwx[..., 0]
     y = jnp.arange(h, dtype=jnp.float32)[:, None] + flow_bhwx[..., 1]
-    # Half a pixel beyond the last centre is still the last pixel.
+    # The last pixel reaches half a pixel beyond its centre.
     inside = (x >= -0.5) & (x <= w - 0.5) & (y >= -0.5) & (y <= h - 0.5)
     x, y = jnp.clip(x, 0, w - 1), jnp.clip(y, 0, h - 1)
     x0 = jnp.minimum(x.astype(jnp.int32), max(w - 2, 0))
@@ -209,7 +204,7 @@ def _slices(count: int, size: int) -> list[slice]:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _estimate_pairs(first_bhwc, second_bhwc, both):
-    """Flow and what can be followed, from the first to the second images (and back)."""
+    """Flow and tracked pixels from the first to the second images (and back)."""
     forward = _lucas_kanade(first_bhwc, second_bhwc)
     backward = _lucas_kanade(second_bhwc, first_bhwc)
     found = (forward, _followed(forward, backward))
@@ -264,13 +259,13 @@ def _refine(first_bhwc, second_bhwc, flow_bhwx):
         moved, inside = move_back(second_bhwc, flow)
         change = moved - first_bhwc
         forces = [(right * change).sum(-1), (down * change).sum(-1)]
-        # What has left the frame says nothing: it would only pull at its neighbours.
+        # Pixels that left the frame hold no information for their neighbours.
         terms = jnp.stack([*products, *forces], -1) * inside[..., None]
         xx, xy, yy, x, y = jnp.moveaxis(low_pass(terms, _WINDOW_SIGMA), -1, 0)
         xx, yy = xx + _FLATNESS, yy + _FLATNESS
         update = jnp.stack([yy * x - xy * y, xx * y - xy * x], -1)
         update = update / (xx * yy - xy * xy)[..., None]
-        # Beyond a pixel the linear model of the brightness no longer holds.
+        # The linear model of the brightness holds for a pixel at most.
         return flow - jnp.clip(update, -1, 1), None
 
     return jax.lax.scan(step, flow_bhwx, length=_ITERATIONS)[0]

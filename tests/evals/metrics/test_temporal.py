@@ -101,19 +101,22 @@ def test_flicker_is_seen_and_motion_is_not_punished():
     assert temporal.measure(clip, none)["flicker"][0] > 5 * steady
 
 
-def test_chunks_do_not_matter_and_inputs_are_alike():
+def test_chunks_and_types_do_not_change_the_flow(monkeypatch):
     clips = np.concatenate([drifting_texture((0.5, k * 0.3)) for k in range(5)])
     whole = temporal.estimate(clips)
-    chunked = temporal.estimate(clips, batch_size=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(temporal, "_PAIRS_AT_ONCE", 2)
+        chunked = temporal.estimate(clips)
     np.testing.assert_allclose(chunked.flow_bphwx, whole.flow_bphwx, atol=1e-5)
     as_float = temporal.estimate(clips.astype(np.float32) / 127.5 - 1)
     np.testing.assert_allclose(as_float.flow_bphwx, whole.flow_bphwx, atol=1e-3)
 
 
-def test_both_directions_are_those_of_the_reversed_clips():
+def test_both_directions_are_those_of_the_reversed_clips(monkeypatch):
     """Also where the pairs do not fill the last chunk."""
     clips = np.concatenate([drifting_texture((0.5, k * 0.3)) for k in range(3)])
-    found = temporal.estimate_both(clips, batch_size=5)
+    monkeypatch.setattr(temporal, "_PAIRS_AT_ONCE", 5)
+    found = temporal.estimate_both(clips)
     for motion, video in zip(found, (clips, clips[:, ::-1]), strict=True):
         wanted = temporal.estimate(video)
         np.testing.assert_allclose(motion.flow_bphwx, wanted.flow_bphwx, atol=1e-5)
