@@ -1,12 +1,11 @@
-"""Whether clips show what their captions say, by CLIP; beside it, what any caption gets.
+"""Agreement of clips with their captions, by CLIP, and with the captions of other clips.
 
     clip = agreement.Agreement("clip-vit-base-patch32")
     captions = agreement.read_captions(folder, names)
 
-CLIPSIM (arXiv 2104.14806): the mean over frames of the cosine of frame and caption, times
-100. The number alone says nothing, since any caption has some 20 with any picture: so
-each clip is also compared with the captions of the other clips, the mean over all
-orders in which the captions could be shuffled such that none keeps its own.
+CLIPSIM (arXiv 2104.14806) is the mean over frames of the cosine of frame and caption,
+times 100. Since any caption and any picture reach about 20, each clip is also compared
+with all captions of the other clips; their mean is the control.
 
 Letters: n clips, t frames, d features, l tokens.
 """
@@ -24,25 +23,23 @@ from sora_jax.evals.features import networks
 from sora_jax.evals.features.weight_folders import WrongWeights
 
 _SCALE = 100.0
-_AT_ONCE = 64  # texts
+_BATCH = 64  # texts
 _SUFFIXES = (".txt", ".json", ".jsonl", ".csv")
 
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """Captions of a folder's clips by their names, and what could not be read."""
+    """Captions of a folder's clips by name, and a sentence for what could not be read."""
 
     texts: Mapping[str, str]
     failures: tuple[str, ...]
 
 
 def read_captions(folder: pathlib.Path, names: Collection[str]) -> Captions:
-    """Reads what lies beside the clips of a folder: see `data.folders`.
+    """Reads the captions beside the clips of a folder: see `data.folders`.
 
-    What is named after a file of many clips is the caption of none of them; such a clip
-    may be named in a list, such as captions.csv.
-
-    Of several captions of a clip the first one of the first tier counts: the text that
+    For a file of many clips, captions must name the clip in a list such as captions.csv.
+    If a clip has several captions, the first one of the first tier is used: the text that
     it came with, or its recipe's prompt.
     """
     files = {
@@ -66,15 +63,16 @@ class Agreement:
     """CLIP's two networks and its tokenizer.
 
     Args:
-      folder: of a CLIP, as transformers stores it, tokenizer included.
+      folder: a CLIP in the layout of transformers, with its tokenizer.
 
     Attributes:
       network: features of frames and of texts.
-      tokenizer: makes the latter's token ids.
+      tokenizer: token ids of texts.
 
     Raises:
-      WrongWeights: there are none, or other ones, or the tokenizer is not theirs.
-      FileNotFoundError, ValueError: there is no tokenizer.
+      WrongWeights: the weights are missing or of another network, or the tokenizer does
+        not match them.
+      FileNotFoundError, ValueError: the tokenizer is missing or cannot be read.
     """
 
     def __init__(self, folder: str | pathlib.Path):
@@ -84,15 +82,15 @@ class Agreement:
         ours = self.tokenizer.vocab_size, self.tokenizer.end_id
         if ours != (config.vocab_size, config.end):
             raise WrongWeights(
-                f"{folder}: its tokenizer has {ours[0]} ids and ends texts with "
-                f"{ours[1]}, its network {config.vocab_size} and {config.end}"
+                f"{folder}: the tokenizer has {ours[0]} ids and the end token {ours[1]}, "
+                f"the network {config.vocab_size} ids and {config.end}"
             )
 
     def fit(self, frame_hwc: np.ndarray) -> np.ndarray:
-        """The middle of a frame uint8 at the network's size, as CLIP's own code makes it.
+        """Returns the centre crop of a frame uint8 at the network's size, as CLIP does.
 
-        The short side is brought to size by Pillow's bicubic filter and the middle is
-        cut out (`resize.resize`); a smaller frame is left to the network as it is.
+        The short side is resized by Pillow's bicubic filter. A smaller frame is returned
+        as it is; the network resizes it (`resize.resize`).
         """
         side, (h, w) = self.network.size, frame_hwc.shape[:2]
         short = min(h, w)
@@ -100,12 +98,12 @@ class Agreement:
             return frame_hwc
         size = side * w // short, side * h // short
         bicubic = PIL.Image.Resampling.BICUBIC
-        found = np.asarray(PIL.Image.fromarray(frame_hwc).resize(size, bicubic))
-        top, left = (round((of - side) / 2) for of in found.shape[:2])
-        return found[top : top + side, left : left + side]
+        resized = np.asarray(PIL.Image.fromarray(frame_hwc).resize(size, bicubic))
+        top, left = (round((length - side) / 2) for length in resized.shape[:2])
+        return resized[top : top + side, left : left + side]
 
     def to_json(self) -> dict[str, Any]:
-        """What agreements must have alike to be compared, as JSON values."""
+        """Returns the protocol of an agreement, as JSON values."""
         return {
             "frames": "all that are measured",
             "resize": self.network.resize,
@@ -122,15 +120,15 @@ class Agreement:
     def compare(
         self, frames_nd: np.ndarray, texts: Sequence[str]
     ) -> tuple[list[float], list[float | None]]:
-        """Agreement of each clip with its own text, and with the other texts.
+        """Returns the agreement of each clip with its own text, and with other texts.
 
         Args:
-          frames_nd: the mean over a clip's frames of their features of length one.
+          frames_nd: for each clip, the mean of its frames' features of unit length.
           texts: n of them.
 
         Returns:
-          100 times the cosine, and its mean over all texts that are not the clip's own
-          words; None where there is none.
+          100 times the cosine, and its mean over all texts that differ from the clip's
+          own; None where there is no such text.
         """
         if not len(texts):
             return [], []
@@ -138,8 +136,8 @@ class Agreement:
         text_nd = networks.unit(
             np.concatenate(
                 [
-                    self.network.texts(ids[start : start + _AT_ONCE])
-                    for start in range(0, len(ids), _AT_ONCE)
+                    self.network.texts(ids[start : start + _BATCH])
+                    for start in range(0, len(ids), _BATCH)
                 ]
             )
         )

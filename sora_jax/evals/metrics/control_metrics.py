@@ -1,12 +1,11 @@
-"""The temporal metrics by name, and the order in which each must put spoilt clips.
+"""The temporal metrics by name, and the order in which each must rank spoilt clips.
 
-A metric states chains of rows from best to worst, rows being clips as they are given
-and the controls made of them (`controls.py`); `control_tables.py` holds them against
-intervals. Where an order cannot hold the metric says why.
+Each metric lists chains of rows from best to worst. A row is the clips themselves or one
+of the controls made from them (`controls.py`). `control_tables.py` tests the chains
+against bootstrap intervals. Where a chain cannot hold, the metric says why.
 
-A still video is best at being steady. So in the metrics of steadiness a clip in which
-nothing moves (`motion.STILL`) counts with the metric's worst value, and so does one for
-which the metric is not defined.
+A still video wins metrics of steadiness. In these metrics a clip in which nothing moves
+(`motion.STILL`) gets the worst value, and so does one for which the metric is undefined.
 
 Letters: n clips, t frames, h height, w width, c channels, d features.
 """
@@ -34,12 +33,12 @@ Chain = tuple[str, ...]  # names of rows, the best first
 
 
 class Clips:
-    """The clips of a row, and what several metrics need of them.
+    """The clips of a row, with the quantities that several metrics share.
 
     Args:
       video_nthwc: uint8.
-      fps: frames a second.
-      seams: the frames at which the clips may have seams; the controls have one.
+      fps: frames per second.
+      seams: first frames of new chunks, where seams may be seen; controls have one.
     """
 
     def __init__(self, video_nthwc: np.ndarray, fps: float, seams: Sequence[int] = ()):
@@ -55,7 +54,7 @@ class Clips:
 
     @property
     def backward(self) -> temporal.Motion:
-        """That of the reversed clips."""
+        """The motion of the reversed clips."""
         return self._motions[1]
 
     @functools.cached_property
@@ -76,21 +75,21 @@ class Clips:
         return {name: np.abs(slope_n) for name, slope_n in found.items()}
 
     def cut_f1(self, asked: Sequence[int]) -> np.ndarray:
-        """F1 of each clip where it was asked for these cuts."""
+        """F1 of each clip's cuts against those that were asked for."""
         found = cuts.timing(self.video_nthwc, [asked] * len(self.video_nthwc))
         return np.array([match.f1 for match in found])
 
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric with one value a clip, and the orders that it must give.
+    """A metric with one value per clip, and the orders that it must give.
 
     Attributes:
-      name: for the table.
-      measure: values float64 [n].
-      orders: chains of rows; a clip set is `GIVEN` where it is not spoilt.
-      higher: whether more is better.
-      still_counts: value of a clip in which nothing moves; None: as it is measured.
+      name: shown in tables.
+      measure: returns values float64 [n].
+      orders: chains of rows, best first; `GIVEN` is the unspoilt clips.
+      higher: whether higher is better.
+      still_counts: value of a clip in which nothing moves; None: as measured.
       cannot: kind of set on which the orders cannot hold -> why.
       note: what the metric does not see.
     """
@@ -104,7 +103,7 @@ class Metric:
     note: str = ""
 
     def values(self, clips: Clips) -> np.ndarray:
-        """Values [n]; an undefined one counts as that of a still clip."""
+        """Returns values [n]; undefined ones count as that of a still clip."""
         values_n = np.asarray(self.measure(clips), np.float64)
         if self.still_counts is None:
             return values_n
@@ -115,7 +114,7 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """Other clips of the same kind, which set metrics compare with, and a network."""
+    """Other clips of the same kind, to which set metrics measure, and a network."""
 
     clips: Clips
     network: networks.ToyFeatures
@@ -126,10 +125,10 @@ class SetMetric:
     """A Frechet distance to other clips, and the orders that it must give.
 
     Attributes:
-      name, orders, cannot, note: as in `Metric`; less is better.
-      describe: features [n, d] of clips, given the network; None where they are too
-        short for it.
-      one_way: chains that hold where all clips move in the same direction.
+      name, orders, cannot, note: as in `Metric`; lower is better.
+      describe: returns features [n, d] of clips; None where they are too short for the
+        network.
+      one_way: chains that hold if all clips move in the same direction.
     """
 
     name: str
@@ -140,12 +139,8 @@ class SetMetric:
     note: str = ""
 
 
-def _of(function: Callable, **more) -> Callable[[Clips], np.ndarray]:
-    return lambda clips: function(clips.video_nthwc, **more)
-
-
 def _consistent(frame_features) -> Callable[[Clips], np.ndarray]:
-    """Of clips in no frame of which anything is found it is not defined."""
+    """Consistency; undefined for clips in which no frame has any features."""
 
     def measure(clips: Clips) -> np.ndarray:
         vectors_btd = consistency.of_frames(clips.video_nthwc, frame_features)
@@ -160,7 +155,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "warping error", lambda c: c.steadiness["warping_error"], _STILL_LAST,
         still_counts=1.0,
-        note="a blurred clip wins; what cannot be followed, as at a cut, is left out",
+        note="a blurred clip wins; pixels that cannot be tracked, as at a cut, are left out",
     ),
     Metric(
         "flicker", lambda c: c.steadiness["flicker"], _STILL_LAST,
@@ -181,7 +176,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "dynamic degree", lambda c: c.degree["dynamic_degree"],
         ((GIVEN, controls.STILL),), higher=True,
-        note="an amount, not a merit: a shuffled clip has more",
+        note="an amount, not a quality: a shuffled clip has more",
     ),
     Metric(
         "dynamic", lambda c: c.degree["dynamic"], ((GIVEN, controls.STILL),),
@@ -190,13 +185,13 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "subject consistency", _consistent(consistency.subject_colours),
         ((GIVEN, controls.CUT, controls.STILL),), higher=True, still_counts=0.0,
-        note="of colours: sees neither place nor order of the frames",
+        note="of colours: sees neither positions nor the order of frames",
     ),
     Metric(
         "background consistency", _consistent(consistency.background_greys),
         ((GIVEN, controls.CUT, controls.STILL),), higher=True, still_counts=0.0,
-        cannot={CAMERA: "a camera that moves changes the background, rightly"},
-        note="of greys in 16 cells: sees no order of the frames",
+        cannot={CAMERA: "a moving camera changes the background"},
+        note="of greys in 16 cells: does not see the order of frames",
     ),
     *(
         Metric(
@@ -204,7 +199,7 @@ METRICS: tuple[Metric, ...] = (
             ((GIVEN, controls.DRIFT, controls.STILL),), still_counts=1.0,
             cannot={CAMERA: "zoom changes how much of the frame a colour fills"}
             if name == "saturation" else {},
-            note="absolute slope a second; a shuffled clip has less",
+            note="absolute slope per second; a shuffled clip has less",
         )
         for name in long_video.SERIES
     ),
@@ -214,10 +209,10 @@ METRICS: tuple[Metric, ...] = (
             (GIVEN, name, controls.STILL)
             for name in (controls.DROPPED, controls.TWICE)
         ),
-        still_counts=1000.0, note="sees nothing but the seam",
+        still_counts=1000.0, note="sees the seam only",
     ),
     Metric(
-        "repetition", _of(long_video.repetition),
+        "repetition", lambda c: long_video.repetition(c.video_nthwc),
         ((GIVEN, controls.LOOPED, controls.STILL),),
         note="noise hides it",
     ),
@@ -225,7 +220,7 @@ METRICS: tuple[Metric, ...] = (
         "loop score",
         lambda c: long_video.loop_score(long_video.loop_ratio(c.video_nthwc)),
         ((controls.LOOPED, GIVEN, controls.STILL),), higher=True,
-        note="of a clip asked to loop: in a shuffled one every step is as large",
+        note="of a clip asked to loop; in a shuffled clip every step is as large",
     ),
     Metric(
         "cut where asked", lambda c: c.cut_f1(c.seams),
@@ -262,7 +257,7 @@ FVD = SetMetric(
         (GIVEN, controls.NOISE),
     ),
     one_way=((controls.BLURRED, controls.REVERSED),),
-    note="sees a reversal only where not every direction is as usual",
+    note="sees a reversal only if directions are not equally frequent",
 )
 MOTION_DISTANCE = SetMetric(
     "motion distance",
@@ -273,6 +268,6 @@ MOTION_DISTANCE = SetMetric(
         (controls.BLURRED, controls.SHUFFLED),
     ),
     one_way=((controls.BLURRED, controls.REVERSED),),
-    note="sees no picture, so a blur hardly counts; shuffled and still are as far away",
+    note="sees motion only, so a blur hardly counts; shuffled and still are as far away",
 )
 SETS = (FVD, MOTION_DISTANCE)

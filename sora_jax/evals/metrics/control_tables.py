@@ -1,17 +1,17 @@
-"""Control tables: what each temporal metric says of clips and of the same clips spoilt.
+"""Control tables: every temporal metric of clips and of their spoilt copies.
 
     table = control_tables.build(video_nthwc, fps=8)
     print(table.as_text())
 
-Each step of a metric's chains is held against the 95 % bootstrap interval of the
-difference of the two rows, in which a resample takes the same clips of both. Where a
-control beats the clips the table says so, with the metrics that give the control away:
-no control wins unnoticed.
+Each step of a metric's chains is tested by the 95 % bootstrap interval of the difference
+of two rows; a resample draws the same clips from both. The table names the controls that
+beat the clips, and for each control the metrics that expose it.
 
 Letters: n clips, t frames, h height, w width, c channels, d features, r resamples.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from sora_jax.evals import statistics
 from sora_jax.evals.metrics import control_metrics, controls, distances, long_video
 from sora_jax.evals.metrics.control_metrics import GIVEN, Clips, Metric, SetMetric
 
-# One frame is dropped, and a step across the seam is none of the others.
+# One frame is dropped, and the step across the seam is not among the others.
 LEAST_FOR_SEAMS = long_video.LEAST_OTHERS + 3
 _ROUNDING = 1e-6
 
@@ -33,7 +33,7 @@ _ROUNDING = 1e-6
 class Step:
     """One step of a chain: by how much a row is better than the next.
 
-    It holds where the whole interval is above zero.
+    It holds if the whole interval is above zero.
     """
 
     metric: str
@@ -55,12 +55,12 @@ class Table:
     """A control table.
 
     Attributes:
-      title, count: what clips, and how many.
+      title, count: what the clips are, and their number.
       cells: metric -> row -> value; None where the row is too short for the metric.
-      steps: the stated orders, step by step.
+      steps: all steps of the chains.
       not_asked: metric -> why its orders cannot hold on these clips.
-      winners: metric -> controls that beat the clips beyond the interval, but for
-        those that a chain puts before them.
+      winners: metric -> controls that beat the clips beyond the interval, except those
+        that a chain ranks above them.
       given_away: control -> metrics on which the clips beat it beyond the interval.
       notes: metric -> what it does not see.
     """
@@ -90,7 +90,7 @@ class Table:
         return vars(self) | more
 
     def as_text(self) -> str:
-        """The table in Markdown, a row a metric, and below it what holds and does not."""
+        """Returns the table in Markdown, one row per metric, and which steps hold."""
         rows = list(next(iter(self.cells.values())))
         lines = [
             f"{self.title}, {self.count} clips",
@@ -109,16 +109,16 @@ class Table:
                 if s.metric == metric
             ]
             if metric in self.not_asked:
-                said.append(f"order not asked: {self.not_asked[metric]}")
+                said.append(f"order not tested: {self.not_asked[metric]}")
             if self.winners[metric]:
                 said.append(f"won by {', '.join(self.winners[metric])}")
             if self.notes[metric]:
                 said.append(f"({self.notes[metric]})")
             lines.append(f"- {metric}: " + "; ".join(said))
-        lines += ["", "What gives each control away:"]
+        lines += ["", "Metrics that expose each control:"]
         lines += [
-            f"- {control}: {', '.join(found) or '!NOTHING!'}"
-            for control, found in self.given_away.items()
+            f"- {control}: {', '.join(metrics) or '!NONE!'}"
+            for control, metrics in self.given_away.items()
         ]
         return "\n".join(lines)
 
@@ -143,23 +143,23 @@ def build(
     seed: int = 0,
     num_resamples: int = 400,
 ) -> Table:
-    """Measures clips and their controls, and checks the orders.
+    """Measures clips and their controls, and tests the orders.
 
     Args:
-      video_nthwc: uint8 clips of `controls.LEAST_FRAMES` frames or more, 2 or more.
-      fps: frames a second.
+      video_nthwc: uint8, 2 clips or more of `controls.LEAST_FRAMES` frames or more.
+      fps: frames per second.
       title: of the table.
       kind: what the clips are, for `Metric.cannot`, such as "camera".
-      one_way: all clips move in the same direction.
-      reference: what set metrics compare with, not resampled; None leaves them out.
-        Their orders are not asked of fewer clips than there are features, where most
-        of a Frechet distance is its bias.
-      metrics: metrics with a value a clip. Where a row is too short for the seam score,
-        that is left out: of clips of fewer than `LEAST_FOR_SEAMS` frames.
+      one_way: whether all clips move in the same direction.
+      reference: for set metrics, and not resampled; None leaves them out. Their orders
+        are not tested with fewer clips than features, where most of a Frechet distance
+        is its bias.
+      metrics: metrics with a value per clip. The seam score is left out for clips of
+        fewer than `LEAST_FOR_SEAMS` frames.
       sets: metrics of the whole set.
       names: the controls.
       seed: of controls and resamples.
-      num_resamples: of the bootstrap; set metrics, which take long, have a quarter.
+      num_resamples: of the bootstrap; set metrics, which are slow, get a quarter.
 
     Raises:
       ValueError: too few clips or frames.
@@ -175,7 +175,7 @@ def build(
     draws_rn = np.random.default_rng(seed).integers(0, count, (num_resamples, count))
     sets = sets if reference else ()
     found = {metric.name: {} for metric in (*metrics, *sets)}
-    # A row at a time, since the motion of each takes more memory than its clips.
+    # One row at a time, since its motion takes more memory than its clips.
     for name in (GIVEN, *names):
         video = video_nthwc
         if name != GIVEN:
@@ -204,7 +204,7 @@ def build(
 
 
 def _distances(metric, described, reference, draws_rn):
-    """Row -> Frechet distance, and that of each resample of the row; and the features."""
+    """Returns row -> (Frechet distance, that of each resample), and the feature size."""
     reference_nd = metric.describe(reference.clips, reference.network)
     if reference_nd is None:
         raise ValueError(f"the reference clips are too short for {metric.name}")
@@ -218,10 +218,10 @@ def _distances(metric, described, reference, draws_rn):
 
 
 class _Builder:
-    """Puts a table together, metric by metric.
+    """Builds a table, metric by metric.
 
-    Rows are pairs: the value, and the values [r] on resamples, which are the same for
-    all rows; False where there is no value.
+    A row is a pair (value, values [r] on resamples); all rows have the same resamples.
+    It is False where there is no value.
     """
 
     def __init__(self, title: str, count: int, kind: str):
@@ -239,7 +239,7 @@ class _Builder:
             gap, gap_r = sign * (first - second), sign * (first_r - second_r)
             found = statistics.from_resamples(gap_r, gap)
             if abs(gap) <= _ROUNDING * max(abs(first), abs(second)):
-                # No difference but that of the order of a sum.
+                # Within the rounding of a sum.
                 found = dataclasses.replace(found, low=min(found.low, 0.0))
             return Step(metric.name, better, worse, found)
 
@@ -248,29 +248,28 @@ class _Builder:
             for name, row in rows.items()
         }
         self._notes[metric.name] = metric.note
-        there = {name for name, row in rows.items() if row}
+        present = {name for name, row in rows.items() if row}
         if why_not := metric.cannot.get(self._kind, why_not):
             self._not_asked[metric.name] = why_not
             orders = ()
-        meant = {
+        above = {
             name
             for chain in orders
             if GIVEN in chain
             for name in chain[: chain.index(GIVEN)]
         }
         for chain in orders:
-            known = [name for name in chain if name in there]
-            pairs = zip(known, known[1:], strict=False)
-            self._steps += [step(*pair) for pair in pairs]
-        spoilt = [name for name in rows if name != GIVEN and name in there]
+            ranked = [name for name in chain if name in present]
+            self._steps += [step(*pair) for pair in itertools.pairwise(ranked)]
+        spoilt = [name for name in rows if name != GIVEN and name in present]
         self._winners[metric.name] = tuple(
-            name for name in spoilt if name not in meant and step(name, GIVEN).holds
+            name for name in spoilt if name not in above and step(name, GIVEN).holds
         )
         for name in rows:
             if name != GIVEN:
-                away = self._given_away.setdefault(name, [])
-                if name in there and step(GIVEN, name).holds:
-                    away.append(metric.name)
+                exposing = self._given_away.setdefault(name, [])
+                if name in present and step(GIVEN, name).holds:
+                    exposing.append(metric.name)
 
     def table(self) -> Table:
         given_away = {name: tuple(found) for name, found in self._given_away.items()}

@@ -1,4 +1,4 @@
-"""How well a video VAE keeps a video, and what its latents are like.
+"""Reconstruction error of a video VAE, and statistics of its latents.
 
 Letters: n clips, t frames, h height, w width, c channels.
 """
@@ -14,16 +14,16 @@ from sora_jax.evals.metrics import distances
 from sora_jax.models import video_vae
 from sora_jax.training import perceptual, trained_vae
 
-# Of structural similarity (Wang et al. 2004): window, and what keeps quotients finite.
+# Of structural similarity (Wang et al. 2004): window, and stabilizing constants.
 _TAPS, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
-# Deviation, as a share of the median channel's, below which a channel says nothing.
+# A channel is dead if its deviation is below this share of the median channel's.
 _DEAD = 0.05
 
 
 def psnr(first_nthwc: np.ndarray, second_nthwc: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each clip in dB, for values in [0, 1]: float64 [n].
+    """Returns the PSNR of each clip in dB, for values in [0, 1]: float64 [n].
 
-    Equal clips have 100 dB.
+    It is at most 100 dB, that of equal clips.
     """
     difference = np.asarray(first_nthwc, np.float64) - second_nthwc
     error_n = np.mean(np.square(difference), axis=(1, 2, 3, 4))
@@ -32,10 +32,10 @@ def psnr(first_nthwc: np.ndarray, second_nthwc: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def ssim(first_nthwc: jax.Array, second_nthwc: jax.Array) -> jax.Array:
-    """Structural similarity of each clip (Wang et al. 2004), values in [0, 1]: [n].
+    """Returns the SSIM of each clip (Wang et al. 2004), for values in [0, 1]: [n].
 
-    The mean over frames, channels and all places where a Gaussian window of 11 x 11
-    pixels lies inside the frame; of smaller frames the window is cut.
+    The mean over frames, channels and all positions where a Gaussian window of 11 x 11
+    pixels lies inside the frame; in smaller frames the window is smaller.
     """
     taps = min(_TAPS, *(s - 1 + s % 2 for s in first_nthwc.shape[2:4]))
     offset = np.arange(taps) - taps // 2
@@ -62,9 +62,9 @@ def ssim(first_nthwc: jax.Array, second_nthwc: jax.Array) -> jax.Array:
 
 
 def flicker(first_nthwc: np.ndarray, second_nthwc: np.ndarray) -> np.ndarray:
-    """Mean absolute change in time that one clip has and the other has not: [n].
+    """Returns the mean absolute change over time of the error: [n].
 
-    A reconstruction whose error stands still has none; one of one frame has none.
+    It is zero for an error that is constant in time, and for clips of one frame.
     """
     error = np.asarray(second_nthwc, np.float64) - first_nthwc
     if error.shape[1] == 1:
@@ -76,7 +76,7 @@ class Lpips:
     """Perceptual distance of each clip (arXiv 1801.03924), the mean over its frames.
 
     Attributes:
-      weights: of the network, with their SHA-256 for the protocol.
+      weights: of the network, with the SHA-256 for the protocol.
     """
 
     def __init__(self, weights: perceptual.Weights):
@@ -91,9 +91,9 @@ class Lpips:
         self._of_frames, self._params = of_frames, None
 
     def __call__(self, first_nthwc: np.ndarray, second_nthwc: np.ndarray) -> np.ndarray:
-        """Distance of clips in [0, 1]: float64 [n]; 0 is equal.
+        """Returns the distance of clips in [0, 1]: float64 [n]; 0 for equal clips.
 
-        Frames pass in groups, so that memory does not grow with the clips' length.
+        Frames are computed in chunks, so that memory does not grow with their number.
 
         Raises:
           ValueError: the frames are too small for the network.
@@ -117,11 +117,11 @@ class Lpips:
 
 
 def describe_latents(latents_nthwc: np.ndarray) -> dict[str, float]:
-    """What a denoiser will find: scale, tails and dead channels of latent means.
+    """Returns scale, tails and dead channels of latent means, as a denoiser gets them.
 
     Returns:
-      std_least, std_most: of the channels. kurtosis: the mean of the channels' excess
-      over a normal distribution's. dead_channels: how many vary next to not at all.
+      std_least, std_most: of the channels. kurtosis: mean excess kurtosis of the
+      channels. dead_channels: number of channels that hardly vary.
     """
     flat_mc = np.asarray(latents_nthwc, np.float64).reshape(-1, latents_nthwc.shape[-1])
     std_c = flat_mc.std(0)
@@ -135,11 +135,10 @@ def describe_latents(latents_nthwc: np.ndarray) -> dict[str, float]:
 
 
 def round_trip(config: video_vae.Config, batch_size: int):
-    """Returns (params, uint8 clips [n, t, h, w, c]) -> the clips as they come back.
+    """Returns (params, uint8 clips [n, t, h, w, c]) -> (reconstructions, latent means).
 
-    They are float32 in [0, 1]; the latent means stand beside them. Fewer clips than
-    `batch_size` are padded to it, so that one program is compiled for a size of clip;
-    clips of more than `trained_vae.VOXELS_AT_ONCE` pass alone and in chunks.
+    Reconstructions are float32 in [0, 1]. Fewer clips than `batch_size` are padded, so
+    that one program is compiled per clip size; clips of more than `trained_vae.VOXELS_AT_ONCE` are passed one by one, in chunks.
     """
     networks = trained_vae.networks_of(config)
 
@@ -152,8 +151,8 @@ def round_trip(config: video_vae.Config, batch_size: int):
 
     def in_chunks(params, video_thwc):
         vae = networks.bind({"vae": params})["vae"]
-        pieces = np.array_split(video_thwc[None], len(video_thwc), axis=1)
-        parts = vae.encode_stream(np.float32(piece) / 127.5 - 1 for piece in pieces)
+        frames = np.array_split(video_thwc[None], len(video_thwc), axis=1)
+        parts = vae.encode_stream(np.float32(frame) / 127.5 - 1 for frame in frames)
         means = [np.asarray(mean) for mean, _ in parts]
         decoded = np.concatenate([*map(np.asarray, vae.decode_stream(means))], axis=1)
         return np.clip(decoded / 2 + 0.5, 0, 1), np.concatenate(means, axis=1)
@@ -175,12 +174,12 @@ def round_trip(config: video_vae.Config, batch_size: int):
 
 
 class Reconstruction:
-    """Measures a video VAE on some clips; the evaluator of its training.
+    """Measures a video VAE on held-out clips; the evaluator of its training.
 
     Args:
       config: of the VAE.
-      video_nthwc: the clips, uint8, which training should not have seen.
-      network: features for the Frechet distance between the clips and what comes back
+      video_nthwc: the clips, uint8.
+      network: features for the Frechet distance between clips and reconstructions
         (rFVD-toy); None leaves it out.
       lpips: the perceptual distance; None leaves it out.
       batch_size: clips at a time.
@@ -201,14 +200,14 @@ class Reconstruction:
             lpips.weights.config.check(*video_nthwc.shape[2:4])
         self.video_nthwc, self.network, self.lpips = video_nthwc, network, lpips
         self.batch_size = batch_size
-        self._there_and_back = round_trip(config, batch_size)
+        self._round_trip = round_trip(config, batch_size)
 
     def reconstruct(self, params: dict) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the clips as they come back, in [0, 1], and their latent means."""
-        return self._there_and_back(params, self.video_nthwc)
+        """Returns reconstructions in [0, 1], and latent means."""
+        return self._round_trip(params, self.video_nthwc)
 
     def run(self, params: dict) -> Iterator[tuple[str, float]]:
-        """Yields psnr, ssim, flicker, lpips and rfvd_toy where asked for, the latents'."""
+        """Yields psnr, ssim, flicker, lpips and rfvd_toy if set, and latent statistics."""
         frames, means = self.reconstruct(params["vae"])
         truth = self.video_nthwc.astype(np.float32) / 255
         yield "psnr", float(np.mean(psnr(truth, frames)))
@@ -217,11 +216,13 @@ class Reconstruction:
         if self.lpips is not None:
             yield "lpips", float(np.mean(self.lpips(truth, frames)))
         if self.network is not None and len(truth) >= distances.LEAST:
-            came_back = np.round(frames * 255).astype(np.uint8)
-            found = distances.frechet(
-                self.network(came_back), self.network(self.video_nthwc)
+            reconstructed = np.round(frames * 255).astype(np.uint8)
+            yield (
+                "rfvd_toy",
+                distances.frechet(
+                    self.network(reconstructed), self.network(self.video_nthwc)
+                ),
             )
-            yield "rfvd_toy", found
         for name, value in describe_latents(means).items():
             yield f"latent_{name}", value
 

@@ -113,7 +113,7 @@ def test_a_wrong_order_is_told():
     assert "as given !NOT BEFORE! still" in table.as_text()
     assert controls.STILL in table.winners["steps"]
     assert table.given_away[controls.STILL] == ()
-    assert "- still: !NOTHING!" in table.as_text()
+    assert "- still: !NONE!" in table.as_text()
 
 
 def test_what_does_not_move_counts_as_stated():
