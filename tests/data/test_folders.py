@@ -52,7 +52,7 @@ def test_captions_may_hold_line_ends_of_any_kind(folder):
 @pytest.mark.parametrize(
     "file, content, where, message",
     [
-        ("captions.jsonl", '{"file": "b.mp4", "short": "x"}', ":1", "no video of the"),
+        ("captions.jsonl", '{"file": "b.mp4", "short": "x"}', ":1", "not a video of the"),
         ("captions.jsonl", '{"caption": "x"}', ":1", "names no file"),
         ("captions.jsonl", '\n{"file": 3}', ":2", "names no file"),
         ("captions.jsonl", "[1]", ":1", "not an object"),
@@ -60,7 +60,7 @@ def test_captions_may_hold_line_ends_of_any_kind(folder):
         ("captions.jsonl", "[" * 100_000, ":1", "not JSON"),
         ("captions.jsonl", b"\xff\xfe", ":1", "UTF-16"),
         ("captions.csv", "file,caption\na.mp4,\n", ":2", "no caption"),
-        ("captions.csv", "file,caption\na.mp4,a, b\n", ":2", "comma in it in quotes"),
+        ("captions.csv", "file,caption\na.mp4,a, b\n", ":2", "comma in quotes"),
         ("captions.csv", "File,Caption\na.mp4,x\n", ":1", "'File', 'Caption', none"),
         ("captions.csv", "name\nx\n", ":1", "names no file: its fields are 'name'"),
         ("a.json", '{"descripton": "x"}', "", "no caption"),

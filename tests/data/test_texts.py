@@ -50,7 +50,7 @@ TABLE = [
     (
         "a,b\n1,x, y\n2,z\n",
         2,
-        "it has 3 fields, .* names 2: a, b; .*comma in it in quotes",
+        "it has 3 fields, .* names 2: a, b; .*comma in quotes",
         1,
     ),
     ("a,b\n1\n2,z\n", 2, "it has 1 field, and the header names 2: a, b$", 1),

@@ -91,8 +91,8 @@ def test_stages_share_the_steps():
     [
         (((0.5, ((0, 0, 0, 1),)),), "sum to 0.5, not 1"),
         (((1.0, ()),), "the stage with share 1 has no windows"),
-        (((1.0, ((5, 8, 8, 0),)),), "0 windows of 5 x 8 x 8 are none"),
-        (((1.0, ((-1, 8, 8, 1),)),), "windows of -1 x 8 x 8 are none"),
+        (((1.0, ((5, 8, 8, 0),)),), "0 windows of 5 x 8 x 8: sizes must"),
+        (((1.0, ((-1, 8, 8, 1),)),), "windows of -1 x 8 x 8: sizes must"),
         (((1.0, 5, 8, 8, 1),), r"a stage is \(share, kinds\)"),
         (((1.0, ((5, 8, 8),)),), r"a kind \(frames, height, width, windows a clip\)"),
     ],
