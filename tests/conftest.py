@@ -127,6 +127,24 @@ def run_job(module) -> None:
         module.main()
 
 
+def run_with_flags(module, **flags) -> None:
+    """Runs a job in this process with these flags."""
+    from absl.testing import flagsaver
+
+    with flagsaver.flagsaver():
+        for name, value in flags.items():
+            module.flags.FLAGS[name].parse(str(value))
+            module.flags.FLAGS[name].using_default_value = False
+        run_job(module)
+
+
+def refusal(module, **flags) -> str:
+    """Runs a job in this process, which must refuse these flags; returns its message."""
+    with pytest.raises(SystemExit) as caught:
+        run_with_flags(module, **flags)
+    return str(caught.value)
+
+
 @contextlib.contextmanager
 def lone_job(name: str):
     """Imports the job `sora_jax.<name>` while no other job's flags are defined.

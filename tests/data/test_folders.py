@@ -52,7 +52,12 @@ def test_captions_may_hold_line_ends_of_any_kind(folder):
 @pytest.mark.parametrize(
     "file, content, where, message",
     [
-        ("captions.jsonl", '{"file": "b.mp4", "short": "x"}', ":1", "not a video of the"),
+        (
+            "captions.jsonl",
+            '{"file": "b.mp4", "short": "x"}',
+            ":1",
+            "not a video of the",
+        ),
         ("captions.jsonl", '{"caption": "x"}', ":1", "names no file"),
         ("captions.jsonl", '\n{"file": 3}', ":2", "names no file"),
         ("captions.jsonl", "[1]", ":1", "not an object"),

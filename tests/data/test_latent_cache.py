@@ -204,16 +204,21 @@ def test_a_damaged_latent_is_reported(written, tmp_path):
         cache[int(hurt.id.removeprefix("clip-"))]
 
 
-def test_a_latent_that_changed_before_it_was_written_is_reported(
-    source, tmp_path, monkeypatch
-):
-    """Every hash of the file is right; only the checksum of the latents is not."""
+def damage_before_writing(monkeypatch):
+    """Flips a bit of each record's tensor, after its checksum has been computed."""
     save = safetensors.numpy.save
     monkeypatch.setattr(
         safetensors.numpy,
         "save",
         lambda *a: bytes([*(raw := save(*a))[:-1], raw[-1] ^ 1]),
     )
+
+
+def test_a_latent_that_changed_before_it_was_written_is_reported(
+    source, tmp_path, monkeypatch
+):
+    """Every hash of the file is right; only the checksum of the latents is not."""
+    damage_before_writing(monkeypatch)
     latent_cache.write(tmp_path / "out", source, encode, **STATED)
     with pytest.raises(records.CorruptRecord, match="clip-3.*SHA-256 of its latents"):
         latent_cache.open(tmp_path / "out")[3]

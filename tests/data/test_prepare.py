@@ -1,5 +1,6 @@
 """The command: what it makes, what it refuses, and that it goes on after a kill."""
 
+import functools
 import json
 import pathlib
 import signal
@@ -9,7 +10,6 @@ import time
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from sora_jax import prepare
 from sora_jax.core import paths
@@ -21,20 +21,8 @@ from tests.data.test_video_io import film, write
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def run(**changes):
-    """Runs the job in this process with these flags."""
-    with flagsaver.flagsaver():
-        for name, value in changes.items():
-            prepare.flags.FLAGS[name].parse(str(value))
-            prepare.flags.FLAGS[name].using_default_value = False
-        conftest.run_job(prepare)
-
-
-def refusal(**changes):
-    """Runs the job in this process; returns its last words."""
-    with pytest.raises(SystemExit) as caught:
-        run(**changes)
-    return str(caught.value)
+run = functools.partial(conftest.run_with_flags, prepare)
+refusal = functools.partial(conftest.refusal, prepare)
 
 
 def contents(folder):

@@ -9,7 +9,6 @@ import threading
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from sora_jax.data import (
     caches,
@@ -23,7 +22,7 @@ from sora_jax.data import (
 )
 from sora_jax.data import tokenizer as tokenizers
 from tests.data import clips
-from tests.data.test_latent_cache import STATED
+from tests.data.test_latent_cache import STATED, damage_before_writing
 from tests.data.test_latent_cache import encode as encode_clips
 
 LENGTH, DIM = 24, 6
@@ -166,12 +165,7 @@ def test_a_state_that_changed_before_it_was_written_is_reported(
     how, tmp_path, monkeypatch
 ):
     """Every hash of the file is right; only the checksum of the states is not."""
-    save = safetensors.numpy.save
-    monkeypatch.setattr(
-        safetensors.numpy,
-        "save",
-        lambda *a: bytes([*(raw := save(*a))[:-1], raw[-1] ^ 1]),
-    )
+    damage_before_writing(monkeypatch)
     text_cache.write(tmp_path / "out", **how)
     with pytest.raises(records.CorruptRecord, match="SHA-256 of its states"):
         text_cache.open(tmp_path / "out")[3]

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from sora_jax.core import digests, rng
 from sora_jax.core import mesh as meshes
@@ -36,10 +35,7 @@ HOW = {"data__batch_size": 8, "text__length": 24, "text__dropout": 0.5}
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Weights, and latents: alone, and with states of either type beside them."""
-    base = tmp_path_factory.mktemp("states")
-    tiny_folder.write(base / "folder")
-    shards.write(base / "shards", clips.Clips(num=16, per_part=8))
-    encode_latents.encode(base / "shards", base / "folder", base / "latents")
+    base = tiny_folder.write_with_latents(tmp_path_factory.mktemp("states"))
     for dtype in ("float32", "bfloat16"):
         (base / dtype).mkdir()
         shutil.copytree(base / "latents", base / dtype / "latents")
@@ -214,19 +210,15 @@ def test_another_text_encoder_or_other_captions_are_refused(made, tmp_path):
 
 
 def test_the_command(made, tmp_path, capsys, monkeypatch):
-    """After the latents or with them; refusals; nothing is read when all is there."""
+    """After the latents or with them; refusals; a finished cache reads no weights."""
 
-    def run(**given):
-        with conftest.lone_job("prepare") as prepare, flagsaver.flagsaver():
-            for name, value in given.items():
-                prepare.flags.FLAGS[name].parse(str(value))
-                prepare.flags.FLAGS[name].using_default_value = False
-            conftest.run_job(prepare)
+    def run(**flags):
+        with conftest.lone_job("prepare") as prepare:
+            conftest.run_with_flags(prepare, **flags)
 
-    def refusal(**given):
-        with pytest.raises(SystemExit) as caught:
-            run(**given)
-        return str(caught.value)
+    def refusal(**flags):
+        with conftest.lone_job("prepare") as prepare:
+            return conftest.refusal(prepare, **flags)
 
     def digest(folder):
         place = encode_text.cache_folder(folder)

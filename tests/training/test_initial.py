@@ -14,18 +14,15 @@ from configs import wan_1_3b
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import rng, trees
-from sora_jax.data import shards
 from sora_jax.generation import pipeline, wan
 from sora_jax.training import (
     checkpoint,
-    encode_latents,
     initial,
     jobs,
     loop,
     metrics,
     pretrained,
 )
-from tests.data import clips
 from tests.training import tiny_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -51,11 +48,7 @@ CALL = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder of weights, and latents that its own video VAE made."""
-    base = tmp_path_factory.mktemp("tune")
-    tiny_folder.write(base / "folder")
-    shards.write(base / "shards", clips.Clips(num=16, per_part=8))
-    encode_latents.encode(base / "shards", base / "folder", base / "latents")
-    return base
+    return tiny_folder.write_with_latents(tmp_path_factory.mktemp("tune"))
 
 
 def recipe(made, **changes):

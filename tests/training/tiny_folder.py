@@ -7,9 +7,10 @@ import pathlib
 import jax
 import numpy as np
 
-from sora_jax.data import tokenizer
+from sora_jax.data import shards, tokenizer
 from sora_jax.models import dit, text_encoder, video_vae
-from sora_jax.training import pretrained
+from sora_jax.training import encode_latents, pretrained
+from tests.data import clips
 
 DIT = dit.Config(
     in_channels=4, out_channels=4, dim=32, num_layers=2, num_heads=2, mlp_dim=48,
@@ -55,3 +56,11 @@ def write(folder: pathlib.Path, experts: int = 1) -> pathlib.Path:
     index |= {n: ["library", "Class"] for n in (*names, "scheduler", "tokenizer")}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+def write_with_latents(base: pathlib.Path) -> pathlib.Path:
+    """Writes `folder`, `shards`, and `latents` that the folder's own VAE made of them."""
+    write(base / "folder")
+    shards.write(base / "shards", clips.Clips(num=16, per_part=8))
+    encode_latents.encode(base / "shards", base / "folder", base / "latents")
+    return base
