@@ -2,16 +2,16 @@
 
 Letters: T frames, H height, W width, D = T - 1 pairs of neighbouring frames.
 
-Gauss-Newton alignment of each frame with the next under shift and zoom, on low-passed
-grey, leaving out what is coloured; all pairs at once. The motion of pairs is then put
-together to a path.
+Each frame is aligned with the next under shift and zoom by Gauss-Newton, on low-passed
+grey without the coloured pixels, for all pairs at once. The motions of the pairs form the
+camera's path.
 """
 
 import dataclasses
 
 import numpy as np
 
-LOW_CHROMA = 45.0  # Spread of a pixel's channels above which it is no background.
+LOW_CHROMA = 45.0  # Spread of a pixel's channels above which it is not background.
 FAINT = 2.0  # Standard deviation of grey (of 255) below which nothing can be tracked.
 _STEPS = 12
 _SMOOTH = 1.2  # Standard deviation of the low pass, pixels.
@@ -20,11 +20,11 @@ _EDGE = 2  # Pixels at the frame's edge that are left out.
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """What the camera does between frames, and how well that explains the texture.
+    """The camera's motion between frames, and how well it explains the texture.
 
-    `shift` float64[D, 2] is the camera's motion in pixels, `zoom` float64[D] the
-    change of log magnification, `error` float64[D] the share of the texture's change
-    that the motion leaves unexplained (1 where there is no texture).
+    `shift` float64[D, 2] is the motion in pixels, `zoom` float64[D] the change of log
+    magnification, `error` float64[D] the share of the texture's change that the motion
+    does not explain (1 without texture).
     """
 
     shift: np.ndarray
@@ -33,7 +33,7 @@ class Path:
 
 
 def _low_pass(grey: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smooths [T, H, W] over the pixels with weight only; also the smoothed weight."""
+    """Smooths [T, H, W] over the weighted pixels; also returns the smoothed weight."""
     reach = int(np.ceil(2.5 * _SMOOTH))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / _SMOOTH) ** 2)
     kernel = (kernel / kernel.sum()).astype(np.float32)
@@ -85,7 +85,7 @@ def track(video: np.ndarray) -> Path:
     first_seen[:, :, :_EDGE] = first_seen[:, :, -_EDGE:] = 0
     offset = np.arange(size, dtype=np.float32) + 0.5 - size / 2
     u, v = offset[None, None, :], offset[None, :, None]
-    # Content at offset p goes to exp(z) (p - shift); z is the zoom.
+    # Content at offset p moves to exp(z) (p - shift); z is the zoom.
     motion = np.zeros((frames - 1, 3))
     error = np.ones(frames - 1)
     for _ in range(_STEPS):

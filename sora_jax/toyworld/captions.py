@@ -1,10 +1,10 @@
-"""Captions of a scene in five tiers, and the way back from text to slots.
+"""Captions of a scene in five tiers, and parsing of texts into slots.
 
-`alt` is as noisy as captions found on the web, `short` names the main thing in a few
-words, `medium` says what it does, `dense` tells all there is to see, what matters
-first, and `structured` is a list of keys and values. The first four tell a relation of
-two objects from either one ("red left of blue", "blue right of red"); the last names
-the one at the left, or above, first, so that who is where can be read off the order.
+`alt` is as noisy as captions of the web, `short` names the main object in a few words,
+`medium` says what it does, `dense` describes everything, the most important first, and
+`structured` is a list of keys and values. The first four describe a relation of two
+objects from either one ("red left of blue", "blue right of red"); `structured` names the
+left or upper object first, so that the order gives the positions.
 """
 
 from sora_jax.toyworld import grammar
@@ -13,20 +13,20 @@ from sora_jax.toyworld.grammar import CAPTION_TIERS as TIERS
 from sora_jax.toyworld.grammar import parse
 from sora_jax.toyworld.scene import Draws, Scene, Slots
 
-VERSION = 2  # raise it when any caption changes: shards of another are made anew
+VERSION = 2  # Raise it when any caption changes: shards of other versions are refused.
 
 __all__ = ["TIERS", "VERSION", "caption", "captions", "parse", "stated"]
 
 
 def stated(scene: Scene, tier: str, variant: int = 0) -> tuple[str, Slots]:
-    """A caption and what it states (which for `alt` need not be true)."""
+    """A caption and the slots that it states (which may be wrong for `alt`)."""
     label = f"caption/{scene.tier}/{scene.split}/{scene.family}/{tier}/{variant}"
     draws = Draws(scene.seed, label, scene.index)
     return grammar.compose(scene.truth, FAMILIES[scene.family].wording, tier, draws)
 
 
 def caption(scene: Scene, tier: str, variant: int = 0) -> str:
-    """One of a scene's captions in a tier; each variant has one fixed text."""
+    """One of a scene's captions in a tier; a variant always has the same text."""
     return stated(scene, tier, variant)[0]
 
 

@@ -1,7 +1,7 @@
 """The registry of scene families, and everything that is drawn from it.
 
-A family is one entry: what can be true (`choose`), how it comes about (`lay_out`), how
-it is told (`wording`) and when a video shows it (`rule`).
+A family is one entry: which facts it draws (`choose`), which scene shows them (`lay_out`),
+how captions state them (`wording`) and when a video shows them (`rule`).
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from sora_jax.toyworld.scene import (
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One kind of scene; `rule` gives a verdict for each part and for "pass"."""
+    """One kind of scene; `rule` returns a verdict for each part and for "pass"."""
 
     choose: Callable[[Draws, Tier, str], Slots]
     lay_out: Callable[[Draws, Tier, str, Slots], Layout]
@@ -76,13 +76,13 @@ FAMILIES: dict[str, Family] = {
 }
 
 BASE, BASE_SPREAD = 128.0, 30.0
-# Each of three waves; their sum is as strong as one wave of amplitude 20 to 25, which
-# an autoencoder of 30 dB cannot afford to drop.
+# Of each of three waves; their sum is as strong as one wave of amplitude 20 to 25, which
+# an autoencoder cannot drop and still reach 30 dB.
 AMPLITUDE = (20 / math.sqrt(3), 25 / math.sqrt(3))
 
 
 def find_family(name: str) -> Family:
-    """The family of that name; ValueError names those that exist."""
+    """The family of that name; ValueError lists the known ones."""
     try:
         return FAMILIES[name]
     except KeyError:
@@ -93,18 +93,18 @@ def find_family(name: str) -> Family:
 @functools.lru_cache(maxsize=64)
 def _shares(weights: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
     """Cumulative shares in the registry's order."""
-    given = dict(weights)
-    for name, weight in given.items():
+    by_name = dict(weights)
+    for name, weight in by_name.items():
         find_family(name)
         if not (weight >= 0 and math.isfinite(weight)):
             raise ValueError(f"the weight of family {name!r} is {weight}, not >= 0")
-    total = sum(given.values())
+    total = sum(by_name.values())
     if total <= 0:
-        raise ValueError(f"family weights {given} have no positive sum")
+        raise ValueError(f"family weights {by_name} have no positive sum")
     shares, reached = [], 0.0
     for name in FAMILIES:
-        if given.get(name, 0.0) > 0:
-            reached += given[name] / total
+        if by_name.get(name, 0.0) > 0:
+            reached += by_name[name] / total
             shares.append((name, reached))
     return tuple(shares)
 
@@ -114,7 +114,7 @@ def _background(draws: Draws, size_class: Tier) -> tuple[str, Background]:
     waves = []
     turn = draws.uniform(0.0, math.pi)
     for k in range(3):
-        # Three ways across the plane, so that every motion of the camera shows.
+        # Three directions across the plane, so that every camera motion is visible.
         angle = turn + (k + draws.uniform(-0.25, 0.25)) * math.pi / 3
         number = 2 * math.pi / draws.uniform(*size_class.wavelength)
         wave = (
@@ -139,16 +139,15 @@ def scene(
 
     Args:
       tier: "tw16", "tw32" or "tw64".
-      split: one of `scene.SPLITS`. Train, val and test never join the held-out pairs;
-        `test_comp` always does; `test_ood` goes beyond the ranges of speed, number and
-        size; `test_len` has twice the time.
+      split: one of `scene.SPLITS`. Train, val and test never contain held-out pairs;
+        `test_comp` always does; `test_ood` exceeds the ranges of speed, number and
+        size; `test_len` is twice as long.
       index: any number >= 0.
-      families: weight by family, by which the index's family is drawn; all alike
-        when not given.
-      seed: another world of the same kind.
+      families: weight by family, from which the family is drawn; equal by default.
+      seed: of the scenes.
 
     Raises:
-      ValueError: for an unknown tier, split or family, or weights without a sum.
+      ValueError: an unknown tier, split or family, or weights without a positive sum.
     """
     size_class = find_tier(tier)
     if split not in SPLITS:
@@ -188,34 +187,34 @@ def prompts(
     held_out: bool = False,
     relations: Sequence[str] | None = None,
 ) -> list[tuple[str, Slots]]:
-    """Prompts of one family: distinct texts with what they state.
+    """Prompts of one family: distinct texts and the slots that they state.
 
-    They are worded like short and medium captions, in turn, and are drawn like them,
-    so they are as usual or unusual as captions are.
+    They alternate between the wordings of short and medium captions and have the same
+    distribution.
 
     Args:
-      exclude_texts: texts that may not be used (the captions of the training set).
-      held_out: only held-out combinations, in place of none.
+      exclude_texts: texts that must not be used (the captions of the training set).
+      held_out: use only held-out combinations; by default none of them.
       relations: allow only these (of "left", "right", "above", "below").
 
     Raises:
-      ValueError: for unknown names, or where the grammar has too few other texts.
+      ValueError: an unknown name, or the grammar has too few texts left.
     """
     size_class, entry = find_tier(tier), find_family(family)
     split = "test_comp" if held_out else "train"
-    found: dict[str, Slots] = {}
+    result: dict[str, Slots] = {}
     for index in range(40 * count + 1000):
-        if len(found) == count:
-            return list(found.items())
+        if len(result) == count:
+            return list(result.items())
         draws = Draws(seed, f"prompts/{tier}/{family}/{split}", index)
         slots = entry.choose(draws, size_class, split)
         if relations is not None and slots.relation not in relations:
             continue
-        style = ("short", "medium")[len(found) % 2]
+        style = ("short", "medium")[len(result) % 2]
         text, stated = compose(slots, entry.wording, style, draws)
         if text not in exclude_texts and stated.family == family:
-            found.setdefault(text, stated)
+            result.setdefault(text, stated)
     raise ValueError(
-        f"only {len(found)} of {count} distinct prompts of family {family!r} found "
-        f"that are none of the {len(exclude_texts)} excluded texts; ask for fewer"
+        f"only {len(result)} of {count} distinct prompts of family {family!r} are not "
+        f"among the {len(exclude_texts)} excluded texts; ask for fewer"
     )

@@ -1,7 +1,7 @@
-"""How scenes come about, family by family.
+"""Draws scenes, family by family.
 
-`choose_*` draws what is true (the slots that captions may state), `lay_out_*` draws
-sizes, places and paths that make it so. Objects stay inside the frame throughout.
+`choose_*` draws the facts (the slots that captions may state), `lay_out_*` draws sizes,
+positions and paths that realize them. Objects always stay inside the frame.
 """
 
 import dataclasses
@@ -26,13 +26,13 @@ from sora_jax.toyworld.scene import (
 
 MARGIN = 0.5  # Pixels between an object and the frame's edge.
 GAP = 2.0  # Least distance between two objects that share a frame.
-TRIES = 300  # For two paths that keep apart.
+TRIES = 300  # To find two paths that keep their distance.
 ZOOM_RADIUS = (0.35, 0.55)  # Within the radius range, so that zoomed sizes stay in it.
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Objects, where they start and go (pixels a frame), and how the camera goes."""
+    """Objects, their starts and velocities (pixels a frame), and the camera's rates."""
 
     objects: tuple[Object, ...]
     start: tuple[tuple[float, float], ...]

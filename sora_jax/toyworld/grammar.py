@@ -1,9 +1,9 @@
-"""From slots to sentences and back.
+"""Converts slots to sentences and back.
 
-A template is a `str.format` pattern over the fields of `Writer`; filling one in also
-records what has been said, so that parsing a caption can be held against exactly the
-slots that it states. The parser knows phrases, not templates, so it reads free text
-("a red circle moves left") as well.
+A template is a `str.format` pattern over the fields of `Writer`. Filling it also records
+what it states, so that tests can compare the parse of a caption with exactly these slots.
+The parser knows phrases, not templates, so it also reads free text ("a red circle moves
+left").
 """
 
 import dataclasses
@@ -37,13 +37,13 @@ UNRELATED = (
 
 @dataclasses.dataclass(frozen=True)
 class Wording:
-    """A family's templates: for each caption tier at least eight ways to say it.
+    """A family's templates: at least eight for each caption tier.
 
-    A dense caption is one of `main` followed by one of each group of `extras`, the
-    groups in any order: what matters comes first, so cutting the text short keeps it.
-    A structured caption joins the first entry of `structured` and then the others, in
-    any order, and tells a relation from the object at the left, or above. Fields are the
-    methods of `Writer`, with the subject's number behind.
+    A dense caption is one of `main` followed by one of each group of `extras`, in any
+    order: the main facts come first, so that they survive when the text is cut. A
+    structured caption joins the first entry of `structured` and then the others, in any
+    order, and states a relation from the left or upper object. Fields are the methods of
+    `Writer`, followed by the subject's number.
     """
 
     short: tuple[str, ...]
@@ -55,12 +55,12 @@ class Wording:
 
 
 class Writer:
-    """Fills templates with phrases for one set of slots, and notes what it says.
+    """Fills templates with phrases for one set of slots, and records what it states.
 
-    Fields: `a0 n0 the0` noun phrase of subject 0 with an indefinite, no, the definite
-    article; `s0` its plural; `dir0 way0` direction (`way` in a word or two); `speed0`,
+    Fields: `a0 n0 the0` noun phrase of subject 0 with the indefinite, no, or the definite
+    article; `s0` its plural; `dir0 way0` direction (`way` in one or two words); `speed0`,
     `place0`; `verb ing rest` fillers; `rel` relation of 0 to 1, `conv` of 1 to 0;
-    `num`, `total`, `camera`, `tone`. In brief texts colours come without adjectives.
+    `num`, `total`, `camera`, `tone`. Brief texts have colours without adjectives.
     """
 
     def __init__(self, slots: Slots, draws: Draws, brief: bool = False):
@@ -80,7 +80,7 @@ class Writer:
         return " ".join(template.format_map(self).split())
 
     def stated(self) -> Slots:
-        """What the filled templates say."""
+        """The slots that the filled templates state."""
         subjects = tuple(Subject(**self.said_of[k]) for k in sorted(self.named))
         return Slots(subjects, **self.said)
 
@@ -210,7 +210,7 @@ def compose(
 
 
 def _alt(slots: Slots, wording: Wording, draws: Draws) -> tuple[str, Slots]:
-    """As found on the web: attributes missing or wrong, or about something else."""
+    """Like captions of the web: attributes missing or wrong, or an unrelated text."""
     if draws.chance(_UNRELATED):
         return draws.choice(UNRELATED), Slots()
     subjects = list(slots.subjects)
@@ -233,7 +233,7 @@ def _alt(slots: Slots, wording: Wording, draws: Draws) -> tuple[str, Slots]:
 def _spoil(
     subject: Subject, others: list[Subject], held_out: bool, draws: Draws
 ) -> Subject:
-    """Loses or mistakes attributes, but never states a held-out pair by mistake."""
+    """Removes or changes attributes, but never creates a held-out pair."""
     values = {
         "colour": [c for c in lexicon.COLOURS if c not in {o.colour for o in others}],
         "shape": list(lexicon.SHAPES)[:4],
@@ -258,19 +258,19 @@ def _spoil(
 
 
 def _vocabulary() -> dict[str, tuple[str, object]]:
-    """Every phrase with the slot and value for which it stands."""
-    found: dict[str, tuple[str, object]] = {}
+    """Every phrase with its slot and value."""
+    result: dict[str, tuple[str, object]] = {}
 
     def add(kind: str, phrases: dict) -> None:
-        for value, forms in phrases.items():
-            for form in forms:
-                if found.setdefault(form, (kind, value)) != (kind, value):
-                    raise ValueError(f"the phrase {form!r} stands for two values")
+        for value, synonyms in phrases.items():
+            for phrase in synonyms:
+                if result.setdefault(phrase, (kind, value)) != (kind, value):
+                    raise ValueError(f"the phrase {phrase!r} has two meanings")
 
     add("colour", {name: (name,) for name in lexicon.COLOURS})
     add("shape", lexicon.SHAPES)
-    for name, forms in lexicon.SHAPES.items():
-        add("shape", {name: tuple(lexicon.plural(form) for form in forms)})
+    for name, nouns in lexicon.SHAPES.items():
+        add("shape", {name: tuple(lexicon.plural(noun) for noun in nouns)})
     add("thing", {None: lexicon.THING + ("things", "shapes")})
     add("object", {None: lexicon.OBJECT + ("objects", "items")})
     add("direction", lexicon.DIRECTION_PHRASES)
@@ -282,7 +282,7 @@ def _vocabulary() -> dict[str, tuple[str, object]]:
     add("camera", lexicon.CAMERA_PHRASES)
     add("tone", lexicon.TONES)
     add("place", lexicon.PLACE_PHRASES)
-    return found
+    return result
 
 
 VOCABULARY = _vocabulary()
@@ -294,12 +294,12 @@ _PATTERN = re.compile(
 
 
 class _Reader:
-    """Assembles phrases, in their order, into slots."""
+    """Assembles phrases, in order, into slots."""
 
     def __init__(self):
         self.subjects: list[dict[str, str]] = []
         self.found: dict[str, object] = {}
-        self.before: dict[str, str] = {}  # Said before the subject that it is about.
+        self.before: dict[str, str] = {}  # Stated before the subject that it describes.
         self.colour: str | None = None
         self.number: int | None = None
         self.current: dict[str, str] | None = None
@@ -379,10 +379,10 @@ class _Reader:
 
 
 def parse(text: str) -> Slots:
-    """What a text states, as far as the toy world has words for it.
+    """The slots that a text states, as far as the toy world has words for them.
 
-    The inverse of captioning: parsing any caption gives exactly what it says. Words
-    that state nothing are skipped; a text without any known phrase gives `Slots()`.
+    The inverse of captioning: parsing a caption gives exactly what it states. Unknown
+    words are skipped; a text without any known phrase gives `Slots()`.
     """
     reader = _Reader()
     for match in _PATTERN.finditer(" ".join(text.lower().split())):

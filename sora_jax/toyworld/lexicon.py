@@ -1,8 +1,8 @@
-"""The toy world's words: the phrases by which each value of each slot is said.
+"""The toy world's words: the phrases for each value of each slot.
 
-The first phrase of a value is its usual one and is drawn half of the time. No phrase
-may stand for two values, nor be hidden in the wording around the slots: the parser
-finds phrases, longest first, and ignores every other word.
+The first phrase of a value is the usual one and is drawn half of the time. No phrase may
+have two meanings or occur in the wording around the slots: the parser finds phrases,
+longest first, and ignores all other words.
 """
 
 from sora_jax.toyworld.scene import CAMERAS, DIRECTIONS, PALETTE, PLACES

@@ -1,7 +1,7 @@
-"""The judge of the toy world: does a video show what a scene or a text says?
+"""The toy world's oracle: does a video show what a scene or a text states?
 
-Scores come from the frames alone, by `reading` and the family's rule; they are exact on
-rendered clips and stay so under mild blur and noise (the control table of
+Verdicts come from the frames alone, by `reading` and the family's rule. They are exact on
+rendered clips, also under mild blur and noise (see the control table of
 `experiments/toyworld_controls.py`). What cannot be parsed counts as not shown.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["Reading", "read", "score", "score_slots"]
 def score_slots(
     slots: Slots, video: np.ndarray | Reading, family: str | None = None
 ) -> dict[str, bool]:
-    """Verdicts on what the slots state, by the rule of `family` (else of the slots).
+    """Verdicts on what the slots state, by the rule of `family` or the slots' own family.
 
     Slots that state nothing measurable give {"pass": False}.
     """
@@ -29,7 +29,7 @@ def score_slots(
 
 
 def score(scene: Scene, video: np.ndarray | Reading) -> dict[str, bool]:
-    """Verdicts on all that is true of the scene, for each part and "pass".
+    """Verdicts on all facts of the scene, for each part and "pass".
 
     `video` is uint8[T, H, W, 3] (or its reading). Parts by family: attribute colour,
     shape; count colour, count, shape; relation side, colours, shapes; motion colour,

@@ -1,13 +1,13 @@
-"""Perception: frames back to objects, tracks and camera motion, without any model.
+"""Perception: from frames to objects, tracks and camera motion, without a learned model.
 
 Letters: T frames, H height, W width, N pixels or blobs, S shapes, P patch side.
 
 Every pixel's colour is split into grey and chroma (its offset from the grey axis).
 Mixing with the neutral background shortens the chroma but keeps its hue, so the hue
-names the palette colour and the length gives the coverage, whatever lies behind.
-Covered pixels of one colour that touch (8 neighbours) are a blob. Its shape is the one
-whose drawing at the measured place and area overlaps it best. The camera is tracked on
-the grey texture where nothing coloured is (see `camera`).
+gives the palette colour and the length the coverage, whatever the background.
+Connected covered pixels of one colour (8 neighbours) are a blob. Its shape is the one
+whose drawing at the measured position and area overlaps it best. The camera is tracked on
+the grey texture outside of coloured objects (see `camera`).
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ _PALETTE_CHROMA = _RGB @ _CHROMA
 _LENGTH = np.linalg.norm(_PALETTE_CHROMA, axis=1)
 _HUES = _PALETTE_CHROMA / _LENGTH[:, None]
 
-COVERED = 0.4  # Coverage from which a pixel belongs to a blob,
-CORE = 0.75  # and from which its colour is taken as the blob's.
-REJECTION = 95.0  # Farthest that a blob's colour may lie from the palette's (of 255).
-PRESENT = 0.75  # Share of the frames in which something must be found.
+COVERED = 0.4  # Least coverage of a pixel that belongs to a blob,
+CORE = 0.75  # and of one whose colour counts for the blob's.
+REJECTION = 95.0  # Largest distance of a blob's colour from the palette's (of 255).
+PRESENT = 0.75  # Least share of the frames in which an object must be found.
 OVERLAP = 0.55  # Least overlap of a blob with the drawing of a shape.
 
 
@@ -52,7 +52,7 @@ class Track:
 
     @functools.cached_property
     def shape(self) -> str | None:
-        """The shape of most of the frames; None where nothing fits."""
+        """The shape in most frames; None if no shape fits."""
         scores = self.overlap[self.seen]
         if not len(scores) or scores.max(axis=1).mean() < OVERLAP:
             return None
@@ -75,7 +75,7 @@ class Track:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What is seen in a clip: one row for each blob, largest first in each frame.
+    """The blobs of a clip: one row for each, largest first in each frame.
 
     `frame, colour` int[N] (colour is an index of `COLOURS`), `rank` int[N] the place
     by area in its frame, `area` float64[N], `centre` float64[N, 2], `overlap`
@@ -97,7 +97,7 @@ class Reading:
 
     @functools.cached_property
     def camera(self) -> camera.Path:
-        """How the camera goes (tracked when first asked for)."""
+        """The camera's path, tracked on first use."""
         return camera.track(self.video)
 
     def counts(self, colour: str) -> np.ndarray:
@@ -106,7 +106,7 @@ class Reading:
         return np.bincount(chosen, minlength=self.num_frames)
 
     def track(self, colour: str, among: int) -> Track:
-        """The colour's largest blob where it is one of the frame's `among` largest."""
+        """The colour's largest blob in frames where it is among the `among` largest."""
         rows = np.flatnonzero(
             (self.colour == COLOURS.index(colour)) & (self.rank < among)
         )
@@ -122,14 +122,14 @@ class Reading:
         return Track(colour, seen, *fields)
 
     def tracks(self, among: int) -> list[Track]:
-        """The tracks that are present, those with most area first."""
-        found = [self.track(COLOURS[c], among) for c in np.unique(self.colour)]
-        found = [track for track in found if track.present]
-        return sorted(found, key=lambda track: -track.area.sum())
+        """The tracks that are present, those with the largest area first."""
+        tracks = [self.track(COLOURS[c], among) for c in np.unique(self.colour)]
+        tracks = [track for track in tracks if track.present]
+        return sorted(tracks, key=lambda track: -track.area.sum())
 
 
 def _cover(video: np.ndarray) -> np.ndarray:
-    """Coverage of each pixel if it shows that colour, float32[T, H, W, 7]."""
+    """Coverage of each pixel by each colour of the palette, float32[T, H, W, 7]."""
     chroma = video.reshape(-1, 3).astype(np.float32) @ _CHROMA
     return (chroma @ (_HUES / _LENGTH[:, None]).T).reshape(*video.shape[:3], -1)
 
@@ -137,9 +137,9 @@ def _cover(video: np.ndarray) -> np.ndarray:
 def _components(kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """8-connected parts of equal kind > 0 in int[T, H, W].
 
-    Returns the flat indices int[N] of all pixels that have a kind and the part int[N]
-    (0, 1, ...) of each. Every pixel points at a lower one of its part; pointers are
-    joined along edges and shortened until nothing changes.
+    Returns the flat indices int[N] of all pixels with kind > 0, and the part int[N]
+    (0, 1, ...) of each. Union-find: every pixel points at a lower one of its part;
+    pointers are merged along edges and shortened until nothing changes.
     """
     where = np.flatnonzero(kind)
     order = np.zeros(kind.size, np.int64)
@@ -187,10 +187,10 @@ def _grown(mask_npp: np.ndarray) -> np.ndarray:
 def _patches(
     coverage: np.ndarray, parts: np.ndarray, blobs: "_Blobs"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each blob's own coverage, and where nothing else is, both [N, P, P].
+    """Each blob's own coverage, and a mask without other blobs, both [N, P, P].
 
-    A blob's coverage goes two pixels beyond its edge, unclipped, so that neither blur
-    nor noise changes its sum; what touches another blob is left out.
+    A blob's coverage extends two pixels beyond its edge, unclipped, so that blur and
+    noise do not change its sum; pixels that touch another blob are left out.
     """
     half = int(np.ceil(0.9 * np.sqrt(blobs.area.max(initial=1.0)))) + 3
     border = ((0, 0), (half, half), (half, half))
@@ -209,8 +209,8 @@ def _patches(
 def _overlaps(shown_npp: np.ndarray, free_npp: np.ndarray, tier: Tier) -> np.ndarray:
     """Overlap (soft intersection over union) of blobs with each shape's drawing.
 
-    The drawing has the blob's area and centre; it is taken sharp and with two degrees
-    of blur, whichever fits best.
+    The drawing has the blob's area and centre; of a sharp one and two blurred ones, the
+    best fit counts.
     """
     area = np.maximum(shown_npp.sum(axis=(1, 2)), 1.0)
     side = np.arange(shown_npp.shape[-1], dtype=np.float32)
@@ -237,16 +237,16 @@ def _check(video: np.ndarray) -> Tier:
     video = np.asarray(video)
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
         raise ValueError(
-            f"a video is uint8[T, H, W, 3], not {video.dtype}{list(video.shape)}"
+            f"a video must be uint8[T, H, W, 3], not {video.dtype}{list(video.shape)}"
         )
     if video.shape[1] != video.shape[2] or not len(video):
-        raise ValueError(f"toy-world frames are square, not {video.shape[1:3]}")
+        raise ValueError(f"toy-world frames must be square, not {video.shape[1:3]}")
     return tier_of(video.shape[1])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Blobs:
-    """Rows of `Reading`, with the number of the part that each blob is."""
+    """Rows of `Reading`, with the number of each blob's connected part."""
 
     part: np.ndarray
     frame: np.ndarray
@@ -262,7 +262,7 @@ def _blobs(
     part: np.ndarray,
     tier: Tier,
 ) -> _Blobs:
-    """The parts that have an object's size and a palette colour, ordered."""
+    """The parts with an object's size and a palette colour, sorted."""
     size = tier.size
     y, x = np.divmod(where % (size * size), size)
     shown = coverage.reshape(-1, len(COLOURS))[where]
@@ -292,7 +292,7 @@ def _blobs(
 
 
 def read(video: np.ndarray) -> Reading:
-    """Reads a clip, uint8[T, H, W, 3] of a tier's size; ValueError for another."""
+    """Reads a clip, uint8[T, H, W, 3] of a tier's size; else raises ValueError."""
     tier = _check(video)
     coverage = _cover(video)
     kind = np.where(coverage.max(axis=3) >= COVERED, coverage.argmax(axis=3) + 1, 0)

@@ -1,12 +1,12 @@
-"""Pictures and optical flow of a scene.
+"""Rendering and optical flow of a scene.
 
 Letters: T frames, K objects, H height, W width, C = 3 colours. Shapes are drawn from
 signed distances (pixels, negative inside): alpha = clip(0.5 - distance * zoom, 0, 1),
 later objects over earlier ones.
 
-Bits are the same on every machine: transcendental functions run in float64 on the
-axes alone, and arrays meet only single IEEE operations (+ - * / sqrt min max), never a
-fused or reordered sum, in float32.
+Bits are the same on every machine: transcendental functions run in float64 and only on
+the axes; arrays use single float32 IEEE operations (+ - * / sqrt min max), never fused or
+reordered sums.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 
 from sora_jax.toyworld.scene import PALETTE, Scene
 
-# Proportions for radius 1, chosen for like areas: half side of the square, reach of the
+# Proportions for radius 1, chosen for similar areas: half side of the square, reach of the
 # triangle's corners, half width of the cross's arms, half width and middle of the ring.
 SQUARE, TRIANGLE, CROSS, RING = 0.9, 1.15, 0.34, (0.225, 0.775)
 
@@ -31,9 +31,9 @@ AREA = {
 def distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius) -> np.ndarray:
     """Signed distance in pixels of points (dx, dy) from a shape around the origin.
 
-    Exact for circle and ring, and on the flat sides of the others (whose corners are
-    the plain maximum of the half planes, so they stay sharp). ValueError for another
-    shape. `radius` broadcasts against `dx` and `dy`.
+    Exact for circle and ring, and on the flat sides of the others (corners are the
+    maximum of half planes, so they stay sharp). `radius` broadcasts against `dx` and
+    `dy`. Raises ValueError for an unknown shape.
     """
     if shape == "circle":
         return np.sqrt(dx * dx + dy * dy) - radius
@@ -79,7 +79,7 @@ def _background(scene: Scene, x_tw: np.ndarray, y_th: np.ndarray) -> np.ndarray:
 
 
 def _frames(scene: Scene, frames: slice) -> np.ndarray:
-    # Without camera motion one row of axes (and one background) serves all frames.
+    # Without camera motion, all frames share one row of axes and one background.
     seen = frames if (scene.camera != scene.camera[:1]).any() else slice(0, 1)
     x_tw, y_th, zoom = (axis[seen] for axis in _world_axes(scene))
     grey = _background(scene, x_tw, y_th)
@@ -123,11 +123,11 @@ def _owner(scene: Scene, t: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def flow(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Where the content of each pixel goes.
+    """Optical flow and occlusion.
 
     Returns displacement float32[T-1, H, W, 2] as (x, y) in pixels from frame t to
-    t + 1, and occluded bool[T-1, H, W]: true where the content is covered by something
-    else in the next frame or leaves it.
+    t + 1, and occluded bool[T-1, H, W]: true where the content is covered in the next
+    frame or leaves it.
     """
     x_tw, y_th, zoom = _world_axes(scene)
     size, steps = scene.size, scene.num_frames - 1
@@ -137,7 +137,7 @@ def flow(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     for t in range(steps):
         x, y = np.broadcast_arrays(x_tw[t][None, :], y_th[t][:, None])
         owner = _owner(scene, t, x, y)
-        # The last row stands for the background, which does not move in the world.
+        # The last row is the background, which does not move in the world.
         shift = np.concatenate([scene.pos[t + 1] - scene.pos[t], np.zeros((1, 2))])
         x, y = x + shift[owner, 0], y + shift[owner, 1]
         new_x = (x - scene.camera[t + 1, 0]) * zoom[t + 1] + size / 2

@@ -1,9 +1,9 @@
-"""When a video shows what is stated: one rule a family.
+"""Whether a video shows what is stated: one rule for each family.
 
-Each rule takes the stated slots and a reading, and gives a verdict for each part and
-"pass", their conjunction. What is not stated is not asked for; what cannot be read
-counts as not shown. An object must be among the largest of its frame, as many as are
-stated, in three quarters of the frames.
+Each rule takes the stated slots and a reading, and returns a verdict for each part and
+"pass", their conjunction. What is not stated is not checked; what cannot be read counts
+as not shown. If k objects are stated, each must be among the k largest of its frame in
+three quarters of the frames.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ MOVING = 0.3  # Pixels a frame.
 WANDER = 0.12  # RMS distance from a straight path, as a share of its length,
 JITTER = 0.02  # plus this share of the frame's size.
 APART = 3.0  # Least distance of the objects of a relation, pixels.
-STRAY = 0.6  # RMS distance from an even camera path, in paces, plus `WANDER`.
+STRAY = 0.6  # RMS distance from a uniform camera path, in paces, plus `WANDER`.
 STARTS = 0.35  # Least pace of a moving camera, as a share of the tier's slowest.
-UNEXPLAINED = 0.35  # Share of the texture's change that camera motion may leave.
+UNEXPLAINED = 0.35  # Most of the texture's change that camera motion may not explain.
 
 _CAMERA_ENDS = (
     ("pan-left", "pan-right"),
@@ -33,7 +33,7 @@ def _passed(parts: Verdict) -> Verdict:
 
 
 def _find(reading: Reading, subject: Subject, among: int) -> Track | None:
-    """The track that the words pick out: by colour, else by shape, else the largest."""
+    """The track that matches the subject: by colour, else by shape, else the largest."""
     if subject.colour is not None:
         track = reading.track(subject.colour, among)
         return track if track.present else None
@@ -52,7 +52,7 @@ def _shape(reading: Reading, subject: Subject, track: Track | None) -> bool:
 
 
 def _direction(reading: Reading, subject: Subject, track: Track | None) -> bool:
-    """Moves evenly, and nearer to the stated direction than to any other."""
+    """Whether it moves uniformly, closer to the stated direction than to any other."""
     if track is None:
         return False
     if subject.direction is None:
@@ -87,7 +87,7 @@ def attribute(slots: Slots, reading: Reading) -> Verdict:
 
 
 def count(slots: Slots, reading: Reading) -> Verdict:
-    """So many of the stated colour, and the shape, in three quarters of the frames."""
+    """The stated number and shape of a colour, in three quarters of the frames."""
     subject = slots.subjects[0] if slots.subjects else Subject()
     wanted = slots.count
     track = _find(reading, subject, max(wanted, 1))
@@ -104,7 +104,7 @@ def count(slots: Slots, reading: Reading) -> Verdict:
 
 
 def _pair(slots: Slots, reading: Reading) -> list[Track | None]:
-    """Two tracks; none for both where the words pick out one and the same."""
+    """Two tracks; None for both if both subjects match the same track."""
     tracks = [_find(reading, subject, 2) for subject in slots.subjects[:2]]
     if all(tracks) and tracks[0].colour == tracks[1].colour:
         return [None, None]
@@ -161,9 +161,9 @@ def motion_binding(slots: Slots, reading: Reading) -> Verdict:
 
 
 def camera_class(reading: Reading) -> str | None:
-    """What the camera does; None where nothing explains the clip's texture.
+    """The camera's motion; None if no motion explains the clip's texture.
 
-    Shifts and zooms are measured in units of the tier's slowest.
+    Shifts and zooms are measured in units of the tier's slowest motion.
     """
     path = reading.camera
     if not len(path.zoom) or np.median(path.error) > UNEXPLAINED:
@@ -177,7 +177,7 @@ def camera_class(reading: Reading) -> str | None:
     )
     mean = pace.mean(axis=0)
     axis = int(np.argmax(np.abs(mean)))
-    # How far the path strays from an even one.
+    # The distance of the path from a uniform one.
     stray = np.cumsum(pace - mean, axis=0)
     length = float(np.abs(mean[axis])) * len(pace)
     if np.sqrt((stray**2).sum(axis=1).mean()) > STRAY + WANDER * length:

@@ -1,7 +1,7 @@
 """Scenes of the toy world: tiers, palette, random draws and the state record.
 
 Letters: T frames, K objects, H height, W width. Coordinates are (x, y) in pixels,
-x to the right and y down; the centre of pixel i lies at i + 0.5. Speeds are in
+x to the right and y down; the centre of pixel i is at i + 0.5. Speeds are in
 pixels a frame. A camera row is (cx, cy, log_zoom, shot): the world point shown at
 the frame's centre, the natural logarithm of the magnification, the shot's number.
 """
@@ -66,7 +66,7 @@ SPLITS = ("train", "val", "test", "test_comp", "test_ood", "test_len")
 
 CONVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
-# Pairs that no training, validation or in-distribution test scene shows (or says).
+# Pairs that no training, validation or in-distribution test scene or caption contains.
 HELD_OUT_SHAPES = frozenset(
     {("red", "cross"), ("green", "square"), ("blue", "triangle"), ("magenta", "circle")}
 )
@@ -79,7 +79,7 @@ Range = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Tier:
-    """A size class: what fits into its frames and how fast things move there.
+    """A size class of scenes: what fits into its frames and how fast objects move.
 
     Radii are in pixels, speeds and pans in pixels a frame, zooms in log units a
     frame. Speeds are chosen so that every path ends inside the frame.
@@ -93,18 +93,18 @@ class Tier:
     directions: tuple[str, ...]
     radius: Range
     ood_radius: Range
-    small_radius: Range  # Where several objects share the frame.
+    small_radius: Range  # Of several objects in a frame.
     slow: Range
     fast: Range
     pan: Range
     zoom: Range
     wavelength: Range
-    shape_readable: bool = True  # Does the oracle ask for the shape here?
+    shape_readable: bool = True  # Whether the oracle checks shapes.
     fps: int = 8
 
     @property
     def speed_limit(self) -> float:
-        """The speed that divides slow from fast."""
+        """The speed that separates slow from fast."""
         return 0.5 * (self.slow[1] + self.fast[0])
 
     def frames(self, split: str) -> int:
@@ -167,7 +167,7 @@ TIERS: dict[str, Tier] = {
 
 
 def find_tier(name: str) -> Tier:
-    """The tier of that name; ValueError names those that exist."""
+    """The tier of that name; ValueError lists the known ones."""
     try:
         return TIERS[name]
     except KeyError:
@@ -176,7 +176,7 @@ def find_tier(name: str) -> Tier:
 
 
 def tier_of(size: int) -> Tier:
-    """The tier whose frames are `size` pixels wide; ValueError where there is none."""
+    """The tier whose frames are `size` pixels wide; ValueError if there is none."""
     for tier in TIERS.values():
         if tier.size == size:
             return tier
@@ -231,7 +231,7 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """One object as words give it; None is "not stated"."""
+    """One object as stated in words; None means "not stated"."""
 
     colour: str | None = None
     shape: str | None = None
@@ -242,10 +242,10 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """Everything that a text can state; None is "not stated".
+    """Everything that a text can state; None means "not stated".
 
-    `relation` is the place of the first subject as seen from the second. `count` is
-    the number of like objects ("three red circles"), `total` of all objects.
+    `relation` is the position of the first subject relative to the second. `count` is
+    the number of equal objects ("three red circles"), `total` of all objects.
     """
 
     subjects: tuple[Subject, ...] = ()
@@ -257,7 +257,7 @@ class Slots:
 
     @property
     def family(self) -> str | None:
-        """The family whose rule measures what is stated; None where nothing is."""
+        """The family whose rule checks what is stated; None if nothing is stated."""
         moving = sum(subject.direction is not None for subject in self.subjects)
         if self.relation is not None and len(self.subjects) == 2:
             return "relation"
@@ -274,7 +274,7 @@ class Slots:
         return None
 
     def held_out(self) -> bool:
-        """Whether some subject joins what training scenes never join."""
+        """Whether a subject has a combination that training scenes never have."""
         return any(
             (subject.colour, subject.shape) in HELD_OUT_SHAPES
             or (subject.colour, subject.direction) in HELD_OUT_DIRECTIONS
@@ -282,7 +282,7 @@ class Slots:
         )
 
     def by_place(self) -> "Slots":
-        """The same facts, told of the subject at the left, or above, first."""
+        """The same facts, with the left or upper subject first."""
         if self.relation not in ("right", "below"):
             return self
         return dataclasses.replace(
@@ -290,17 +290,17 @@ class Slots:
         )
 
     def factors(self) -> dict[str, Any]:
-        """JSON-ready form: one list for each subject field, nothing that is None."""
+        """As JSON values: one list for each subject field, without None."""
         names = (field.name for field in dataclasses.fields(Subject))
-        found: dict[str, Any] = {
+        lists: dict[str, Any] = {
             name + "s": [getattr(subject, name) for subject in self.subjects]
             for name in names
         }
-        found = {name: values for name, values in found.items() if any(values)}
+        factors = {name: values for name, values in lists.items() if any(values)}
         for name in ("count", "relation", "camera", "tone", "total"):
             if (value := getattr(self, name)) is not None:
-                found[name] = value
-        return found
+                factors[name] = value
+        return factors
 
     @classmethod
     def from_factors(cls, factors: Mapping[str, Any]) -> "Slots":
@@ -324,7 +324,7 @@ class Slots:
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """A thing in the world: what it is and how large (radius in pixels)."""
+    """An object in the world; its radius is in pixels."""
 
     id: int
     shape: str
@@ -345,10 +345,10 @@ class Background:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
-    """The exact state of one clip; pictures, captions and scores follow from it.
+    """The exact state of one clip, which determines its frames, captions and scores.
 
     `pos` and `vel` are float64[T, K, 2] in the world, `camera` float64[T, 4];
-    `factors` is `Slots.factors()` of what is true. Later objects cover earlier ones.
+    `factors` is `Slots.factors()` of its facts. Later objects cover earlier ones.
     """
 
     tier: str
@@ -373,11 +373,11 @@ class Scene:
 
     @property
     def truth(self) -> Slots:
-        """All that could be said of the scene."""
+        """All facts that could be stated of the scene."""
         return Slots.from_factors(self.factors)
 
     def to_json(self) -> str:
-        """Compact JSON; `from_json` gives the very same scene."""
+        """Compact JSON; `from_json` returns an equal scene."""
         record = dataclasses.asdict(self)
         for name in ("pos", "vel", "camera"):
             record[name] = getattr(self, name).tolist()
@@ -385,7 +385,7 @@ class Scene:
 
     @classmethod
     def from_json(cls, text: str) -> "Scene":
-        """The scene that `to_json` wrote; ValueError where `text` is not one."""
+        """The scene that `to_json` wrote; ValueError if `text` is not a scene's JSON."""
         try:
             record = json.loads(text)
             count = len(record["objects"])

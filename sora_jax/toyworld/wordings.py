@@ -1,4 +1,4 @@
-"""How each family's scenes are told: templates over the fields of `grammar.Writer`.
+"""Each family's caption templates, over the fields of `grammar.Writer`.
 
 The words around the fields must not contain a phrase of the lexicon.
 """
