@@ -182,7 +182,9 @@ def test_controls_are_made_of_clips_of_one_shape_that_move(folders, tmp_path):
     notes = "\n".join(found["notes"])
     assert "controls: 1 clips are still: 4.npy" in notes
     assert "1 clips are not 9 frames of 32 x 32 at 8 a second as most are: 5" in notes
-    assert "| warping error |" in printed and "Metrics that expose each control" in printed
+    assert (
+        "| warping error |" in printed and "Metrics that expose each control" in printed
+    )
     cells = table["cells"]["smoothness"]
     assert cells["frames shuffled"]["value"] < 0.5 * cells["as given"]["value"]
     assert (tmp_path / "controls.md").is_file()
