@@ -23,7 +23,7 @@ def test_tiers_are_drawn_by_weight():
         assert abs(counts[pair] / 4000 - share) < 0.03
 
 
-def test_missing_tiers_leave_their_share_to_the_others():
+def test_missing_tiers_scale_up_the_others():
     sampler = captions.CaptionSampler({"short": 0.2, "medium": 0.2, "dense": 0.6})
     counts = drawn(sampler, {"short": "s", "dense": "", "medium": "m", "alt": "a"})
     assert set(counts) == {("s", "short"), ("m", "medium")}
@@ -35,7 +35,7 @@ def test_a_clip_without_such_a_caption_has_no_text():
     assert drawn(sampler, {}, 5) == drawn(sampler, {"alt": "a"}, 5) == {("", "none"): 5}
 
 
-def test_several_captions_of_a_tier_are_as_likely():
+def test_captions_of_a_tier_are_equally_likely():
     sampler = captions.CaptionSampler({"alt": 1, "short": 3})
     counts = drawn(sampler, {"alt": "a\nb", "short": "s\nt\nu"})
     assert set(counts) == {
@@ -55,7 +55,7 @@ def test_captions_that_are_cut_are_counted(capsys):
     captions.warn_of_cut([], 24, "text.length")
 
 
-def test_one_number_is_drawn_whatever_the_clip_has():
+def test_picking_a_caption_draws_one_number():
     sampler = captions.CaptionSampler({"short": 1, "dense": 1})
     after = set()
     for clip in (ALL, {}, {"dense": "d"}):

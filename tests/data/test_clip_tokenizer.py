@@ -106,7 +106,7 @@ def test_a_text_begins_and_ends(tmp_path):
     )
 
 
-def test_files_that_are_no_tokenizer(tmp_path):
+def test_files_without_a_tokenizer_are_refused(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="has no tokenizer.json, nor vocab.json"
     ):

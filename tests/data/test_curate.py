@@ -75,7 +75,7 @@ def test_every_container_and_every_kind_of_caption(folder, tmp_path):
         assert (clip.num_frames, clip.height, clip.width, clip.fps) == (5, 24, 32, 5.0)
 
 
-def test_names_and_captions_that_are_no_unicode_do_not_stop_the_job(folder, tmp_path):
+def test_names_and_captions_outside_of_unicode_do_not_stop_the_job(folder, tmp_path):
     write(folder / "a.mp4", film(10))
     (folder / "a.json").write_text('{"caption": "half a \\ud83d smile"}')
     (folder / os.fsdecode(b"b\xff.mp4")).touch()
@@ -220,7 +220,7 @@ def test_items_change_with_the_videos_and_the_captions(folder):
         ({"fps": float("nan")}, "fps"),
     ],
 )
-def test_sizes_that_no_clip_has_are_refused(folder, changes, message):
+def test_impossible_sizes_are_refused(folder, changes, message):
     with pytest.raises(ValueError, match=message):
         folder_clips(folder, **changes)
     with pytest.raises(ValueError, match="no folder"):
@@ -246,7 +246,7 @@ def test_an_item_that_killed_its_process_is_left_out(folder):
     assert len(noted[1:-1]) > 10
 
 
-def test_what_is_wrong_with_a_whole_file_is_said_once(folder, tmp_path, monkeypatch):
+def test_an_error_of_a_whole_file_is_reported_once(folder, tmp_path, monkeypatch):
     write(folder / "a.mp4", film(10))
     write(folder / "large.mp4", film(60), crf="1")
     monkeypatch.setattr(curate, "_SLICE_BYTES", 2000)

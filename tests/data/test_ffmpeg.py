@@ -95,7 +95,7 @@ def by_ffmpeg(ffmpeg, path, size, chains):
         pytest.param(ALL, id="all", marks=pytest.mark.slow),
     ],
 )
-def test_both_doors_are_within_4_of_ffmpeg(ffmpeg, tmp_path, cases):
+def test_prepare_and_evaluate_are_within_4_of_ffmpeg(ffmpeg, tmp_path, cases):
     assert len(cases) == len(ALL) or len(cases) <= 20
     store_cases(tmp_path, cases)
     off = {}

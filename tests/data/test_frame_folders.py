@@ -30,7 +30,9 @@ def save(folder, frames_thwc, first=1, suffix="png", name="{:05d}", **options):
         ("webp", "take 2, {}b", {"lossless": True}, 0),
     ],
 )
-def test_both_doors_see_the_same_frames(tmp_path, suffix, name, options, error):
+def test_prepare_and_evaluate_see_the_same_frames(
+    tmp_path, suffix, name, options, error
+):
     """Numbers order them, not letters, and begin anywhere."""
     shown = film(12)
     save(tmp_path / "a" / "clip7", shown, 3, suffix, name, **options)
@@ -93,7 +95,7 @@ def damage(folder, what):
         ("no picture", "00004.png: it is not a PNG, JPEG"),
     ],
 )
-def test_what_is_no_clip_is_said_alike_at_both_doors(tmp_path, what, reason):
+def test_prepare_and_evaluate_refuse_with_the_same_words(tmp_path, what, reason):
     save(tmp_path / "good", film(5))
     damage(save(tmp_path / "bad", film(12)), what)
     clips, (left,) = prepared(tmp_path, (H, W), 5, 10.0, frames_fps=10.0)
@@ -168,7 +170,7 @@ def test_pictures_that_are_no_frames_are_listed(tmp_path):
     assert found.notes == ("4 files of other kinds are not read (.png, .txt)",)
 
 
-def test_a_folder_that_is_one_clip_is_refused_at_both_doors(tmp_path):
+def test_a_folder_of_one_clip_is_refused(tmp_path):
     save(tmp_path, film(5))
     for find in (folders.scan, clip_files.find):
         with pytest.raises(ValueError, match="name the folder in which each clip has"):

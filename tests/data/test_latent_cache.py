@@ -232,7 +232,7 @@ def test_a_latent_that_changed_before_it_was_written_is_reported(
         (lambda batch: encode(batch) * np.nan, "not finite"),
     ],
 )
-def test_latents_that_are_none_are_refused(source, tmp_path, give, message):
+def test_wrong_latents_are_refused(source, tmp_path, give, message):
     with pytest.raises(ValueError, match=message):
         latent_cache.write(tmp_path / "out", source, give, **STATED)
 

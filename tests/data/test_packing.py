@@ -53,7 +53,7 @@ def test_twenty_thousand_mixed_clips_fill_balanced_rows(groups, window, skips, c
     assert found.shapes <= 8
 
 
-def test_every_clip_comes_once_an_epoch_or_is_carried_on():
+def test_every_clip_comes_once_an_epoch_or_is_carried_over():
     lengths = mixed(500)
     plans = planner(lengths, groups=4, window=125)
     steps, carried = windows(plans, 8)  # two epochs
@@ -88,7 +88,7 @@ def test_a_plan_follows_from_seed_and_window_alone():
     ]
 
 
-def test_groups_of_a_step_share_dear_and_cheap_rows():
+def test_groups_of_a_step_share_expensive_and_cheap_rows():
     lengths = np.array([1000, 900, 500, 400])
     plans = packing.Planner(
         lengths, [packing.Shape(2, 1000, 1)],  # a clip a row, two rows a group
@@ -121,7 +121,7 @@ def test_clips_that_cannot_be_packed_are_named(lengths, message):
 
 
 @pytest.mark.parametrize("name", ["shapes", "unit", "clips"])
-def test_numbers_that_are_none_are_refused(name):
+def test_sizes_that_are_not_positive_are_refused(name):
     given = {"shapes": 2, "unit": 8, "clips": 4, name: 0}
     with pytest.raises(ValueError, match=f"positive sizes, not .*{name} 0"):
         packing.halved(100, **given)

@@ -57,7 +57,7 @@ def test_toy_clips_are_the_toy_world(tmp_path):
         ({"num_clips": 0}, "1 or more"),
     ],
 )
-def test_a_toy_world_that_is_none_is_refused(changes, message):
+def test_an_unknown_toy_world_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         toy_clips.ToyClips(**{"tier": "tw32", "num_clips": 4} | changes)
 

@@ -183,7 +183,7 @@ CASES = [
 ]
 
 
-def test_both_doors_see_what_players_show(tmp_path):
+def test_prepare_and_evaluate_see_what_players_show(tmp_path):
     pictures = store_cases(tmp_path, CASES)
     ours = {}
     for folder in tmp_path.iterdir():
@@ -393,7 +393,7 @@ def test_repeated_frames_are_counted(tmp_path):
     assert (repeated.file, repeated.frames) == ("slow.mp4", 45 - 10)
 
 
-def test_interlaced_frames_are_made_whole(tmp_path):
+def test_interlaced_frames_are_deinterlaced(tmp_path):
     """Fields of a bar that moves: a comb without deinterlacing."""
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         options = {"x264-params": "tff=1:qp=1", "preset": "ultrafast"}

@@ -336,7 +336,7 @@ def test_missing_and_damaged_parts_of_the_folder_are_named(folder):
         ({"caption_sources": {"tiny": "x"}}, "tiny"),
     ],
 )
-def test_a_record_that_is_none_is_refused(changes, message):
+def test_an_invalid_record_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         records.ClipRecord(**{**vars(clips.clip(0)), **changes})
 

@@ -155,7 +155,7 @@ def test_a_foreign_or_stale_cache_is_refused(how, tokenizer, tmp_path):
         (lambda states_bld: states_bld * np.float32(np.nan), "not finite"),
     ],
 )
-def test_states_that_are_none_are_refused(how, tmp_path, change, message):
+def test_wrong_states_are_refused(how, tmp_path, change, message):
     spoilt = how | {"encode": lambda *a: change(encode(*a)), "texts": []}
     with pytest.raises(ValueError, match=message):
         text_cache.write(tmp_path / "out", **spoilt)
@@ -249,7 +249,7 @@ def test_states_change_no_order_and_no_caption(both, tokenizer, num_workers):
             assert "text_ids" not in by_states
 
 
-def test_damaged_states_are_another_clips_turn(both, tokenizer, tmp_path):
+def test_a_clip_with_damaged_states_is_replaced(both, tokenizer, tmp_path):
     """As a damaged clip: named, counted, and the next one takes its place."""
     latents, cache = both
     folder = pathlib.Path(shutil.copytree(cache.folder, tmp_path / "text"))

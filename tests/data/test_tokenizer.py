@@ -58,7 +58,7 @@ def test_any_text_is_encoded_without_unknown_pieces(tokens, text):
     assert tokens.unk_id not in ids
 
 
-def test_a_text_comes_back(tokens):
+def test_decoding_returns_the_text(tokens):
     for text in (*TEXTS[:5], "wholly new words", "ein grüner Kreis: 漢字"):
         assert tokens.decode(tokens.encode([text], 100)[0][0]) == text
 
@@ -137,7 +137,9 @@ LOOKALIKES = [
 # Without "<": the marks' own names are marks there, as in every tokenizer of T5's.
 @given(st.text(alphabet="abcdelmorstv  \u2581\u00e9\u4f60>/\n", max_size=40))
 @settings(max_examples=200, deadline=None)
-def test_a_sentencepiece_model_leaves_with_the_same_ids(tmp_path_factory, tokens, text):
+def test_an_exported_sentencepiece_model_has_the_same_ids(
+    tmp_path_factory, tokens, text
+):
     folder = tmp_path_factory.getbasetemp() / "left"
     if not folder.exists():
         tokens.save(folder)
@@ -149,7 +151,7 @@ def test_a_sentencepiece_model_leaves_with_the_same_ids(tmp_path_factory, tokens
 
 
 @pytest.mark.peers
-def test_transformers_reads_what_leaves(tokens, tmp_path, peers_python):
+def test_transformers_reads_an_exported_tokenizer(tokens, tmp_path, peers_python):
     """The folder that an export writes, in the library that its users have."""
     tokens.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(export.TOKENIZER))

@@ -108,7 +108,7 @@ def test_lengths_by_tier(family):
     assert 30 <= np.mean(lengths["dense"]) <= 60
 
 
-def test_eight_ways_to_say_everything():
+def test_everything_has_eight_phrases():
     tables = (
         lexicon.COLOURS,
         lexicon.SHAPES,

@@ -144,7 +144,7 @@ def test_an_object_must_be_the_largest_of_its_frame():
     assert not score_text(f"a {small.colour} {small.shape}", video)["pass"]
 
 
-def test_motion_must_be_even():
+def test_motion_must_be_uniform():
     """Frames out of order, a jump, and standing still are no motion."""
     scene = families.scene("tw32", "test", 3, {"motion": 1.0})
     video = render.render(scene)

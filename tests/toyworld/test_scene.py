@@ -57,7 +57,7 @@ def test_scene_holds_together(where):
 
 @settings(max_examples=60, deadline=None)
 @given(anywhere)
-def test_geometry_says_what_the_slots_say(where):
+def test_geometry_agrees_with_the_slots(where):
     tier, split, index, family = where
     scene = families.scene(tier, split, index, {family: 1.0})
     truth, size_class = scene.truth, TIERS[tier]
@@ -129,7 +129,7 @@ def test_nothing_is_nearly_still_on_tw32():
     assert {scene.objects[0].shape for scene in scenes} == set(TIERS["tw32"].shapes)
 
 
-def test_training_never_joins_what_is_held_out():
+def test_training_never_shows_held_out_pairs():
     """Neither in its pictures nor, by the noise of `alt`, in its words."""
     for index in range(1500):
         scene = families.scene("tw32", "train", index)

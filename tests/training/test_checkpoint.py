@@ -98,7 +98,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
     meta.close()
 
 
-def test_of_0_all_checkpoints_stay(tmp_path):
+def test_keep_0_keeps_all_checkpoints(tmp_path):
     zero = np.zeros((), np.int32)
     params = {"network": {"kernel": np.zeros(2, np.float32)}}
     state = states.TrainState(params, params, (), zero, zero, zero)

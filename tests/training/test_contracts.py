@@ -117,7 +117,7 @@ def trace(c, mesh):
 
 @pytest.mark.parametrize("label", ["fsdp", "mixed"])
 @pytest.mark.parametrize("name", DENOISERS)
-def test_a_train_step_leaves_every_array_where_it_lies(name, label):
+def test_a_train_step_keeps_every_sharding(name, label):
     """On the most devices: what divides over them divides over fewer."""
     before, after, metrics = trace(recipe(name), layouts_on(COUNTS[-1])[label])
     assert metrics["loss"][0].shape == ()
@@ -134,7 +134,7 @@ WHOLE = {"toy_vae": 0.10, "toy_vae_4x16x16": 0.10, "vae_8x32x32": 0.05}
 
 
 @pytest.mark.parametrize("name", DENOISERS + SMALL + VAES)
-def test_hardly_a_parameter_is_whole_on_every_device(name):
+def test_few_parameters_are_replicated(name):
     shapes = trees.flatten(networks(name).abstract())
     total = sum(leaf.size for leaf in shapes.values())
     for devices in COUNTS if name in DENOISERS else (4, 8, 16):
@@ -160,7 +160,7 @@ def dump():
     return {", ".join(names): json.loads(text) for text, names in forms.items()}
 
 
-def test_parameters_lie_where_they_did():
+def test_parameters_have_the_golden_shardings():
     assert dump() == json.loads(GOLDEN.read_text())
 
 

@@ -306,7 +306,7 @@ def test_readers_take_the_newest_good_one_and_move_nothing(tmp_path, capsys):
     assert checkpoint.steps(tmp_path) == [1, 2]
 
 
-def test_one_that_a_run_deletes_meanwhile_is_not_damaged(tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_deleted_meanwhile_is_not_damaged(tmp_path, monkeypatch, capsys):
     """Of the newest one a file is gone already, and a newer one is there."""
     configs.write(tmp_path, {"seed": 0})
     save(tmp_path, [1])
@@ -339,7 +339,7 @@ def test_a_process_that_misses_a_checkpoint_still_agrees_with_the_others(
     assert len(told) == 1 and "missing" in told[0]
 
 
-def test_a_checkpoint_that_is_there_has_all_digests(tmp_path, monkeypatch):
+def test_a_finished_checkpoint_has_all_digests(tmp_path, monkeypatch):
     """The list is in it before it gets its name."""
     listed = checkpoint._list_digests
 

@@ -29,7 +29,7 @@ def test_an_evaluator_that_fails_does_not_keep_the_others(tmp_path, capsys):
     assert [*fine.run(8, {"x": 2.0})] and fine.failure == ""
 
 
-def test_of_several_processes_one_whose_evaluator_fails_ends(tmp_path, monkeypatch):
+def test_a_failed_evaluator_ends_a_run_of_several_processes(tmp_path, monkeypatch):
     """The others are in a computation that it would have to take part in."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for process in (1, 0):
@@ -53,7 +53,7 @@ def test_of_several_processes_one_whose_evaluator_fails_ends(tmp_path, monkeypat
         (None, 0, 9, []),
     ],
 )
-def test_a_trace_has_the_steps_that_a_run_comes_to(
+def test_a_trace_has_the_steps_that_a_run_takes(
     asked, start, num_steps, traced, tmp_path, monkeypatch, capsys
 ):
     on, found, calls = [False], [], []

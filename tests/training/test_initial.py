@@ -238,7 +238,7 @@ def test_latents_of_another_vae_are_refused(made, tmp_path):
         initial.from_model(c, tmp_path / "run", made / "latents" / "vae")
 
 
-def test_of_two_experts_one_is_named(made, tmp_path):
+def test_one_of_two_experts_must_be_named(made, tmp_path):
     folder = tiny_folder.write(tmp_path / "two", experts=2)
     vae = made / "latents" / "vae"
     with pytest.raises(ValueError, match="a run trains one: name .*/transformer"):
@@ -258,7 +258,7 @@ def test_of_two_experts_one_is_named(made, tmp_path):
         same(begun.params()["dit"], tiny_folder.weights(name, seed))
 
 
-def test_what_another_start_left_is_not_read(made, tmp_path):
+def test_files_of_another_start_are_not_read(made, tmp_path):
     """Files of another model, in a folder that no run has claimed yet."""
     run = tmp_path / "run"
     c = recipe(made, data__batch_size=8)
@@ -312,5 +312,5 @@ def test_a_component_of_ours_is_read_as_one_of_a_peer(tmp_path):
         pretrained.open_component(tmp_path, "text_encoder")
 
 
-def test_configs_tell_apart_what_a_run_is(made, tuned):
+def test_the_config_keeps_what_a_run_began_with(made, tuned):
     assert configs.read(tuned).init == str(made / "folder")

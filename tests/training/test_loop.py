@@ -222,7 +222,7 @@ def test_given_parameters_take_the_layout_of_random_ones():
     )
 
 
-def test_every_0_steps_is_only_at_the_end(tmp_path):
+def test_an_interval_of_0_means_only_at_the_end(tmp_path):
     class Steps:
         def run(self, params):
             yield "seen", 1.0

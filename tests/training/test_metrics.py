@@ -23,7 +23,7 @@ def filled(path, steps):
     return path.read_bytes()
 
 
-def test_a_restart_changes_nothing_that_stays(tmp_path, monkeypatch):
+def test_a_restart_keeps_earlier_rows(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     before = filled(path, 9)
 
@@ -41,7 +41,7 @@ def test_a_restart_changes_nothing_that_stays(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "torn", [b'{"step": 10, "lo', b"12\n", b"\x00\x00\xff", b'"step"\n', b""]
 )
-def test_rows_beyond_the_step_and_torn_ones_go(torn, tmp_path):
+def test_later_rows_and_torn_lines_are_dropped(torn, tmp_path):
     path = tmp_path / "metrics.jsonl"
     before = filled(path, 9)
     path.write_bytes(before + torn)

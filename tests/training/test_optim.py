@@ -114,7 +114,7 @@ def test_weight_decay_moves_kernels_and_nothing_else():
     )
 
 
-def test_a_norm_of_0_clips_nothing():
+def test_clip_norm_0_clips_nothing():
     """Clipping shows in Adam where the gradient's size changes from step to step."""
     config = optim.Config(warmup_steps=2, clip_norm=0.0)
 

@@ -13,7 +13,7 @@ from sora_jax.training import perceptual
 from tests.training import tiny_lpips
 
 
-def test_a_missing_file_says_from_where_it_comes(tmp_path):
+def test_a_missing_file_says_how_to_make_it(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         perceptual.open_weights(tmp_path / "none.safetensors")
     for part in ("vgg16-397923af.pth", "download.pytorch.org", "sora_jax.convert"):

@@ -352,9 +352,7 @@ def test_weights_have_one_name_however_they_are_computed(whole):
 
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("number", [np.nan, -np.inf, 1e38])
-def test_numbers_that_are_no_weights_are_found_when_they_are_read(
-    folder, number, stored
-):
+def test_impossible_weights_are_found_on_reading(folder, number, stored):
     """safetensors has no checksum: what can be seen of damage to numbers."""
     dtype = np.dtype(stored) if stored != "bfloat16" else jnp.bfloat16
 
@@ -370,7 +368,7 @@ def test_numbers_that_are_no_weights_are_found_when_they_are_read(
         component.load("bfloat16")
 
 
-def test_large_numbers_that_are_weights_are_taken():
+def test_large_weights_are_accepted():
     """And each number beyond, wherever it lies."""
     whole = np.full(3 * weight_files._AT_ONCE + 5, -weight_files.LIMIT / 2, np.float32)
     assert weight_files.find_impossible(whole) is None
@@ -381,7 +379,7 @@ def test_large_numbers_that_are_weights_are_taken():
 
 
 @pytest.mark.parametrize("name", tiny_folder.CONFIGS)
-def test_configs_go_there_and_back(name):
+def test_configs_round_trip(name):
     kind = pretrained.KINDS[name]
     written = json.loads(json.dumps(kind.write_config(tiny_folder.CONFIGS[name])))
     assert kind.read_config(written, "config") == tiny_folder.CONFIGS[name]

@@ -109,14 +109,14 @@ def test_distances_between_latents_are_those_between_pixels(begun):
     assert factors[0] == pytest.approx(factors[1], rel=0.02)
 
 
-def test_channels_vary_alike_and_by_one_on_the_mean(begun):
+def test_channels_have_similar_variances_with_mean_one(begun):
     rest = begun[3][:, 1:, ..., :10].reshape(-1, VAE.linear_channels)
     assert np.mean(np.square(rest)) == pytest.approx(1, abs=0.1)
     assert np.square(rest).mean(0).max() < 1.3
     assert np.square(rest).mean(0).min() > 0.7
 
 
-def test_the_network_has_the_channels_left_over_to_itself(begun):
+def test_the_network_alone_sets_the_other_channels(begun):
     """Empty at first; what stands there is no part of the linear codec's pixels."""
     params, _, frames, means = begun
     assert not means[..., 10:].any()
@@ -134,7 +134,7 @@ def test_more_linear_channels_than_there_are_is_refused(linear_channels):
 
 
 @pytest.mark.parametrize("k", [1, 2, 24])
-def test_a_rotation_evens_variances(k):
+def test_a_rotation_equalizes_variances(k):
     variance_k = np.exp(-0.5 * np.arange(k))
     rotation_kk = principal.equalize_variance(variance_k, np.random.default_rng(0))
     np.testing.assert_allclose(rotation_kk.T @ rotation_kk, np.eye(k), atol=1e-9)
@@ -142,7 +142,7 @@ def test_a_rotation_evens_variances(k):
     np.testing.assert_allclose(found, variance_k.mean(), rtol=1e-6)
 
 
-def test_a_video_that_stands_still_has_like_latents_all_along(begun):
+def test_a_still_video_has_constant_latents(begun):
     params = begun[0]
     still = np.stack([np.repeat(clip[:1], 9, axis=0) for clip in clips(seed=5)])
     _, means = evaluation.Reconstruction(VAE, still).reconstruct(params)
@@ -150,7 +150,7 @@ def test_a_video_that_stands_still_has_like_latents_all_along(begun):
     assert np.corrcoef(first.ravel(), rest.ravel())[0, 1] > 0.95
 
 
-def test_what_is_not_given_is_random(begun):
+def test_parameters_without_initial_values_are_random(begun):
     flat = trees.flatten(begun[0])
     assert np.asarray(flat["encoder.conv_in.kernel"]).std() > 0
     assert not np.asarray(flat["decoder.conv_out.kernel"]).any()

@@ -99,7 +99,7 @@ def build(config: dict) -> None:
     runs.settings(ml_collections.ConfigDict(config))
 
 
-def test_numbers_at_their_edges_are_refused_in_one_sentence_or_meant():
+def test_numbers_outside_of_their_range_are_refused_in_one_sentence():
     config = toy.get_config().copy_and_resolve_references().to_dict()
     config["optim"]["learning_rate_factors"] = (("^text_encoder", 0.1),)
     found = [*numbers(recipe.Recipe, config)]

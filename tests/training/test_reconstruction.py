@@ -146,7 +146,7 @@ def test_a_score_for_each_window_of_a_video_or_a_picture():
     assert judge(jnp.zeros((2, 1, 18, 17, 3))).shape == (2, 1, 4, 4)
 
 
-def test_a_gradient_that_is_no_number_is_skipped_and_counted(run):
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(run):
     step, state = run
     late = dataclasses.replace(state, step=jnp.asarray(STEPS - 1, jnp.int32))
     params = trees.map_paths(

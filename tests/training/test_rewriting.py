@@ -89,7 +89,7 @@ def test_losses_do_not_depend_on_the_mesh(name, one):
     )
 
 
-def test_a_token_is_told_by_those_before_it_alone(one):
+def test_a_token_depends_on_earlier_ones_only(one):
     _, state = one
     params = jax.tree.map(jnp.asarray, jax.device_get(state.params))
     modules = objectives.Rewriting(CONFIG).networks.bind(params)
@@ -103,7 +103,7 @@ def test_a_token_is_told_by_those_before_it_alone(one):
     assert np.abs(other - logits)[0].max(-1).min() > 1e-2  # all hear the mean
 
 
-def test_positions_tell_equal_bags_apart_at_once():
+def test_positions_distinguish_texts_of_equal_words():
     ids = jnp.array([[3, 9, 4], [4, 9, 3]])
     means = {}
     for absolute in (True, False):

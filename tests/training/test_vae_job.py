@@ -49,7 +49,7 @@ def test_every_step_of_a_stage_has_every_kind(folder):
         ((), "has no windows"),
     ],
 )
-def test_what_no_step_could_do_is_refused_before_the_first(folder, kinds, message):
+def test_impossible_crops_are_refused_before_the_first_step(folder, kinds, message):
     crops = ((0.9, (CLIPS,)), (0.1, kinds))
     with pytest.raises(ValueError, match=message) as refused:
         make(folder, crops)
