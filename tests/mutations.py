@@ -352,7 +352,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="part of the file or the test")
-    parser.add_argument("--workers", type=int, default=2, help="mutations at a time")
+    workers = min(4, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=workers, help="runs at a time")
     args = parser.parse_args()
     runs = [broken(entry) for entry in read()]
     runs = [r for r in runs if args.only in str(r.file) or args.only in r.tests[0]]
