@@ -47,7 +47,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/metrics.jsonl")
         (ValueError("--size is wrong"), 1, "x: --size is wrong\n"),
         (FloatingPointError("nan"), 1, "x: nan\n"),
         (KeyboardInterrupt(), 130, "x: interrupted; the same command resumes\n"),
-        (TOO_LARGE, 1, f"or take more devices ({TOO_LARGE})\n"),
+        (TOO_LARGE, 1, f"or more devices ({TOO_LARGE})\n"),
         (RuntimeError("a bug"), 1, "RuntimeError: a bug\n"),
     ],
 )

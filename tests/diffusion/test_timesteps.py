@@ -55,7 +55,7 @@ def test_an_expert_sees_its_own_levels_in_their_proportion():
 
     for level in (0.9, 0.93, 0.96, 0.99):
         assert abs((tau < level).mean() - cdf(level)) < 0.01
-    with pytest.raises(ValueError, match="levels are low < high"):
+    with pytest.raises(ValueError, match="levels must be low < high"):
         timesteps.Config(levels=(0.9, 0.2))
 
 
