@@ -38,10 +38,12 @@ Table = tuple[tuple[tuple[float, ...], ...], ...]  # [expert][evaluation][branch
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """How like the videos of a threshold are to those with everything computed.
+    """How similar the videos of a threshold are to those without a step cache.
 
-    computed of evaluations were computed; psnr in dB and ssim are means over the clips,
-    lowest_psnr is the worst clip's.
+    Attributes:
+      computed: number of evaluations that are computed, of `evaluations`.
+      psnr, ssim: means over the clips, psnr in dB.
+      lowest_psnr: that of the worst clip.
     """
 
     threshold: float
@@ -54,12 +56,13 @@ class Quality:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Ratios of successive residuals of one model, sampled in one way.
+    """Ratios of successive residuals of one model, for one way of sampling.
 
     Attributes:
-      model: what names its weights.
+      model: identifies its weights.
       sampling: the arguments on which the ratios depend.
-      clips: on what was measured: "clips", "num_frames", "height", "width".
+      clips: the number and size of the measured clips: "clips", "num_frames", "height",
+        "width".
       max_skips, retention: see `diffusion/step_cache.py`.
       ratio: of the norms of a token's residual, the mean over tokens and clips, by
         expert, evaluation and branch of guidance (with the text, without).
@@ -97,9 +100,9 @@ class Calibration:
             raise ValueError(f"retention is a share, not {self.retention!r}")
 
     def digest(self) -> str:
-        """16 hex digits that name all that decides a schedule."""
-        decides = [self.ratio, self.max_skips, self.retention]
-        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
+        """16 hex digits that identify all that determines a schedule."""
+        content = [self.ratio, self.max_skips, self.retention]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def save(self, path: pathlib.Path) -> None:
         """Writes the file."""
@@ -107,14 +110,14 @@ class Calibration:
         digests.store(path, text + "\n")
 
     def schedules(self, threshold: float) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The schedule of each expert's evaluations, which begin with none kept."""
+        """The schedule of each expert's evaluations; each begins with an empty cache."""
         policy = self.max_skips, self.retention
         return [step_cache.schedule(ratio, threshold, *policy) for ratio in self.ratio]
 
     def rows(
         self, request: requests.Request, plans: Sequence[samplers.Plan]
     ) -> list[samplers.Plan]:
-        """What the plan of each expert gets in addition."""
+        """What the step cache adds to the plan of each expert."""
         return [
             step_cache.plan_rows(request.sampler, plan, *schedule)
             for plan, schedule in zip(
@@ -123,23 +126,23 @@ class Calibration:
         ]
 
     def counts(self, threshold: float) -> tuple[int, int]:
-        """How many evaluations are computed, of how many."""
+        """The number of computed evaluations, and that of all."""
         reused = [reuse_e for reuse_e, _ in self.schedules(threshold)]
         total = sum(map(len, reused))
         return total - int(sum(np.sum(reuse_e) for reuse_e in reused)), total
 
     def alike(self, first: float, second: float) -> bool:
-        """Whether two thresholds spare the same evaluations."""
+        """Whether two thresholds skip the same evaluations."""
         pairs = zip(self.schedules(first), self.schedules(second), strict=True)
         return all(np.array_equal(a, b) for (a, _), (b, _) in pairs)
 
     def check(self, request: requests.Request, source: Mapping[str, Any]) -> None:
-        """Raises ValueError where it is of another model or another way of sampling."""
+        """Raises ValueError if it is of another model or another way of sampling."""
         _check_same(self.model, model_of(source))
         self.check_sampling(request)
 
     def check_sampling(self, request: requests.Request) -> None:
-        """Raises ValueError where it is of another way of sampling."""
+        """Raises ValueError if it is of another way of sampling."""
         _check_same(self.sampling, sampling_of(request))
         steps, experts = request.num_inference_steps, len(self.ratio)
         count = samplers.evaluations(request.sampler, steps, experts)
@@ -154,7 +157,7 @@ class Calibration:
             )
 
     def describe(self, threshold: float) -> str:
-        """What a threshold spares and costs, in a few lines."""
+        """The speed-up and quality of a threshold, as text for the user."""
         computed, total = self.counts(threshold)
         n, t, h, w = (
             self.clips[name] for name in ("clips", "num_frames", "height", "width")
@@ -192,11 +195,11 @@ def _check_same(was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def model_of(source: Mapping[str, Any]) -> dict[str, Any]:
-    """What names the weights of a pipeline, of both experts where there are two."""
-    found = {n: source[n] for n in recipes.WEIGHTS if source.get(n) is not None}
+    """The fields of a source that identify the weights of a pipeline's experts."""
+    model = {n: source[n] for n in recipes.WEIGHTS if source.get(n) is not None}
     if "expert_2" in source:
-        found["expert_2"] = json.dumps(model_of(source["expert_2"]), sort_keys=True)
-    return found
+        model["expert_2"] = json.dumps(model_of(source["expert_2"]), sort_keys=True)
+    return model
 
 
 def sampling_of(request: requests.Request) -> dict[str, Any]:
@@ -205,7 +208,7 @@ def sampling_of(request: requests.Request) -> dict[str, Any]:
 
 
 def check_recipe(recipe: Mapping[str, Any], calibration: Any) -> None:
-    """Raises ValueError where a video to make again had another calibration."""
+    """Raises ValueError if a video to be made again had another calibration."""
     was = recipe.get("step_cache_digest")
     if was and isinstance(calibration, Calibration) and calibration.digest() != was:
         raise ValueError(
@@ -214,16 +217,16 @@ def check_recipe(recipe: Mapping[str, Any], calibration: Any) -> None:
         )
 
 
-def read(given: Calibration | str | pathlib.Path | None) -> Calibration:
-    """The calibration that a pipeline has, read from its file.
+def read(source: Calibration | str | pathlib.Path | None) -> Calibration:
+    """The calibration of a pipeline, read from its file if it is not loaded yet.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: the file is damaged.
     """
-    if isinstance(given, Calibration):
-        return given
-    path = None if given is None else pathlib.Path(given)
+    if isinstance(source, Calibration):
+        return source
+    path = None if source is None else pathlib.Path(source)
     if path is None or not path.is_file():
         where = f": there is no {path}" if path else ""
         raise FileNotFoundError(
@@ -233,21 +236,23 @@ def read(given: Calibration | str | pathlib.Path | None) -> Calibration:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise ValueError(f"it is larger than {_LARGEST_FILE} bytes")
-        found = json.loads(digests.read(path), parse_constant=_refuse)
-        if not isinstance(found, dict):
-            raise ValueError("it holds no fields")
-        quality = found.pop("quality", [])
-        made = configs.build(Calibration, found, "step cache")
+        content = json.loads(digests.read(path), parse_constant=_refuse)
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
+        quality = content.pop("quality", [])
+        calibration = configs.build(Calibration, content, "step cache")
         measured = tuple(configs.build(Quality, one, "quality") for one in quality)
-        made = dataclasses.replace(made, quality=measured)
-        made.model.items(), made.sampling.items(), made.describe(0.0)
-        return made
+        calibration = dataclasses.replace(calibration, quality=measured)
+        # Fails here, not later, if these are of another type.
+        calibration.model.items(), calibration.sampling.items()
+        calibration.describe(0.0)
+        return calibration
     except _DAMAGED as error:
         raise ValueError(
-            f"{path} is no calibration of a step cache ({error}): calibrate it again "
+            f"{path} is not a calibration of a step cache ({error}): calibrate it again "
             "(generate --calibrate_step_cache)"
         ) from None
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")

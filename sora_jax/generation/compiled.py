@@ -1,4 +1,4 @@
-"""The compiled parts of a pipeline: pure functions of networks, as graph and state.
+"""The compiled functions of the pipeline; networks are passed as graph and state.
 
 Letters: b clips of a batch, t, h, w time, height and width (of latents or of video), c
 channels, l text tokens, d text width.
@@ -18,20 +18,20 @@ from sora_jax.models import dit as dits
 
 @functools.partial(jax.jit, static_argnames="shape")
 def draw_noise(keys_b: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """One clip's noise for each key: the values do not depend on batch or mesh."""
+    """Draws one clip's noise per key; the values do not depend on batch or mesh."""
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys_b)
     return sharding.reshard(noise, "batch", *(None,) * len(shape))
 
 
 @functools.partial(jax.jit, static_argnames="graph")
 def encode_text(graph, state, ids_bl, mask_bl) -> jax.Array:
-    """Token ids and their mask to states [b, l, d]."""
+    """Encodes token ids and their mask to states [b, l, d]."""
     return nnx.merge(graph, state)(ids_bl, mask_bl)
 
 
 @functools.partial(jax.jit, static_argnames="graph")
 def encode_video(graph, state, video_bthwc) -> jax.Array:
-    """Video in [-1, 1] to normalised latent means."""
+    """Encodes video in [-1, 1] to normalised latent means."""
     vae = nnx.merge(graph, state)
     mean_bthwc, _ = vae.encode(video_bthwc)
     return vae.normalize(mean_bthwc)
@@ -39,7 +39,7 @@ def encode_video(graph, state, video_bthwc) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="graph")
 def decode_video(graph, state, latents_bthwc) -> jax.Array:
-    """Normalised latents to video, float32 in [0, 1]."""
+    """Decodes normalised latents to video, float32 in [0, 1]."""
     vae = nnx.merge(graph, state)
     video_bthwc = vae.decode(vae.denormalize(latents_bthwc))
     return jnp.clip(video_bthwc.astype(jnp.float32) / 2 + 0.5, 0, 1)
@@ -47,13 +47,13 @@ def decode_video(graph, state, latents_bthwc) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=("config", "rows", "grid", "slots"))
 def start_cache(config: dits.Config, rows: int, grid: tuple[int, int, int], slots=0):
-    """A step cache before its first evaluation.
+    """An empty step cache.
 
     Args:
       config: the denoiser's.
-      rows: of a batch, both branches of guidance counted.
+      rows: of a batch, including both branches of guidance.
       grid: the latents' time, height and width.
-      slots: evaluations of which is recorded how the residual changes.
+      slots: number of evaluations whose change of the residual is recorded.
     """
     tokens = sharding.padded_size(math.prod(grid) // math.prod(config.patch), "tokens")
     residual_bnd = jnp.zeros((rows, tokens, config.dim), config.dtype)
@@ -68,12 +68,13 @@ def denoise_chunk(
     graph, state, x_bthwc, memory, steps, text, null, fixed, scale, fps, known_tau,
     *, sampler: str, guided: bool, cache=None, rescale=None,
 ):  # fmt: skip
-    """Runs some solver steps; `fixed` is (known_bthw, values_bthwc) or None.
+    """Runs some solver steps; returns x, the solver's memory and the step cache.
 
-    `scale` and `rescale` are those of `guidance.guided`.
-
-    `cache` is from `start_cache`, or from the chunk before, where the steps have rows
-    for it. Returns x, the solver's memory and the cache.
+    Args:
+      fixed: (known_bthw, values_bthwc), or None.
+      scale, rescale: of guidance, see `guidance.guided`.
+      cache: from `start_cache` or the chunk before, if the steps have rows for it.
+      The others are described in `diffusion/samplers.py`.
     """
     dit = nnx.merge(graph, state)
     known_bthw, values_bthwc = (None, None) if fixed is None else fixed

@@ -1,8 +1,8 @@
-"""A pipeline as a folder in diffusers' layout, with a model card.
+"""Writes a pipeline as a folder in diffusers' layout, with a model card.
 
     pipe.save_pretrained("out", export.Card(license="apache-2.0", ...))
 
-What diffusers' classes cannot express is named and refused before anything is written.
+If diffusers' classes cannot express something, the error names it and nothing is written.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ _CLASSES = {
     "text_encoder": ("transformers", "UMT5EncoderModel"),
     "vae": ("diffusers", "AutoencoderKLWan"),
 }
-# What transformers must be told of a tokenizer.json.
+# What transformers needs beside tokenizer.json.
 TOKENIZER = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "pad_token": "<pad>",
@@ -36,10 +36,12 @@ TOKENIZER = {
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What a reader of the weights must know, in the words of whoever publishes them.
+    """What a model card says, in the words of the publisher.
 
-    license: an identifier of the hub, such as "apache-2.0". base_model, datasets: names
-    on the hub, where there are such. training_data, intended_use, limits: sentences.
+    Attributes:
+      license: identifier on the hub, such as "apache-2.0".
+      base_model, datasets: names on the hub, if any.
+      training_data, intended_use, limits: sentences.
     """
 
     license: str
@@ -92,18 +94,19 @@ def write(
     source: Mapping,
     card: Card,
 ) -> None:
-    """Writes the folder; `model_index.json` last, so where it stands all is there.
+    """Writes the folder, with `model_index.json` last.
 
     Args:
-      folder: where to; it may not hold another model.
-      networks: by component: those of `pretrained.KINDS`. Files are copied as they are.
+      folder: to write; it must be empty or absent.
+      networks: by the components of `pretrained.KINDS`. Files are copied as they are.
       tokenizer: its file is copied.
       settings: for the scheduler, the boundary of two experts, and the card.
-      source: where the weights come from.
-      card: what is said of them.
+      source: origin of the weights.
+      card: the model card.
 
     Raises:
-      ValueError: what diffusers cannot express, all of it; or the folder is in use.
+      ValueError: diffusers cannot express the model (the message says what), or the
+        folder is not empty.
     """
     folder = pathlib.Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
@@ -124,7 +127,7 @@ def write(
         raise ValueError(f"diffusers cannot express {'; '.join(beyond)}")
     for name, network in networks.items():
         if name not in parameters and not network.is_ours:
-            # Without digests: peers' folders are for others, who may change them.
+            # Without digests: others may change the files of such a folder.
             for file in network.files:
                 digests.check(file, required=False)
                 paths.copy_atomically(file, folder / name / file.name)

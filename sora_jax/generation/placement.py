@@ -1,6 +1,6 @@
-"""Networks and rows on the mesh that is set, and back on the host.
+"""Moves networks and rows between the host and the current mesh.
 
-Where no mesh is set everything is on the default device.
+Without a mesh everything is on the default device.
 """
 
 import functools
@@ -17,10 +17,10 @@ from sora_jax.core import sharding
 
 
 def split(module: nnx.Module):
-    """A network as a static definition and arrays, the latter placed on the mesh.
+    """Splits a network into its static definition and arrays sharded over the mesh.
 
     Raises:
-      ValueError: a size of it does not divide over the mesh.
+      ValueError: one of its sizes does not divide over the mesh.
     """
     mesh = jax.sharding.get_mesh()
     if not mesh.empty and (sizes := getattr(module.config, "split", None)):
@@ -43,19 +43,19 @@ def split(module: nnx.Module):
 
 
 def to_device(value, layout: NamedSharding) -> jax.Array:
-    """Lays a whole array out; every process holds it, or it is on the mesh already."""
+    """Shards a whole array, which every process holds or which is on the mesh already."""
     if isinstance(value, jax.Array):
         if jax.process_count() == 1 or not value.is_fully_addressable:
             return jax.device_put(value, layout)
         value = np.asarray(value)
-    # Every process holds the whole value and gives its own devices their parts.
+    # Every process copies the shards of its own devices from the whole value.
     return jax.make_array_from_callback(value.shape, layout, lambda part: value[part])
 
 
 def rows_to_device(x: np.ndarray) -> jax.Array:
-    """A host array whose first axis is the clip, split over the mesh if there is one.
+    """Shards the first axis of a host array, the clips, over the mesh.
 
-    Rows that do not divide are whole on each device.
+    Rows that do not divide over it are replicated.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
@@ -67,19 +67,19 @@ def rows_to_device(x: np.ndarray) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="count")
 def first_rows(tree, count: int):
-    """The first rows of arrays that are split over the mesh, whole on each device."""
+    """Replicates the first rows of sharded arrays."""
     return jax.tree.map(lambda x: sharding.replicate(x)[:count], tree)
 
 
 @functools.partial(jax.jit, static_argnames="count")
 def fill_rows(x: jax.Array, count: int) -> jax.Array:
-    """Rows that are whole on each device, the last repeated, split over the mesh."""
+    """Shards replicated rows, padded to `count` with the last one."""
     filled = x[np.minimum(np.arange(count), len(x) - 1)]
     return sharding.reshard(filled, "batch", *(None,) * (x.ndim - 1))
 
 
 def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
-    """The whole of an array, on every process."""
+    """Gathers the whole array on every process."""
     if isinstance(x, np.ndarray) or x.is_fully_addressable:
         return np.asarray(x)
     return multihost_utils.process_allgather(x, tiled=True)
@@ -88,15 +88,15 @@ def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
 def edited(
     callback: Callable[[dict], Mapping | None], x: jax.Array, real: int
 ) -> jax.Array | None:
-    """Shows latents to a user's function; returns them where it has changed them.
+    """Passes latents to a user's callback; returns them if it changed them, else None.
 
     Args:
       callback: takes {"latents": ...}; changes them in place, or returns such a mapping.
       x: the latents.
-      real: how many of them it is shown; what fills the batch is not.
+      real: number of clips that it gets, without the padding of the batch.
 
     Raises:
-      ValueError: what it returns has another shape.
+      ValueError: it returns latents of another shape.
     """
     shown = to_host(x)
     tensors = {"latents": shown[:real].copy()}
@@ -110,5 +110,5 @@ def edited(
             f"not {shown[:real].shape}"
         )
     if np.array_equal(changed, shown[:real]):
-        return None  # it only looked
+        return None
     return rows_to_device(np.concatenate([changed, shown[real:]]))

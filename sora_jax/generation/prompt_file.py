@@ -1,11 +1,11 @@
-"""Lists of prompts: what a user writes to have many videos made at once.
+"""Files of prompts, for many videos in one job.
 
-    prompts.txt     one prompt a line
-    prompts.csv     a header, then a line a clip: prompt,seed,...
-    prompts.jsonl   one object a line: {"prompt": ..., "seed": ...}
+    prompts.txt     one prompt per line
+    prompts.csv     a header, then one row per clip: prompt,seed,...
+    prompts.jsonl   one object per line: {"prompt": ..., "seed": ...}
 
-Every line may set what a call can set; the rest is the same for all. An image is found
-from the folder of the list.
+A row may set any argument of a call; flags set the others for all rows. The path of an
+image is relative to the folder of the file.
 """
 
 import pathlib
@@ -21,11 +21,11 @@ FIELDS |= {name: argument.kind for name, argument in requests.SHARED.items()}
 
 
 def read(path: str | pathlib.Path) -> list[dict]:
-    """Reads the clips that a file asks for: one dict of call arguments each.
+    """Reads the clips of a file, each as a dict of the arguments of a call.
 
     Raises:
-      ValueError: the file, or one of its lines, is not one of the forms above, or two
-        lines ask for the same file; the message names file and line.
+      ValueError: the file or one of its lines has another format, or two lines would be
+        written to the same file; the message names file and line.
       FileNotFoundError: there is no such file.
     """
     path = pathlib.Path(path)
@@ -65,7 +65,7 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
     for number, row in texts.rows(path, _check_header):
         if isinstance(row, texts.BadLine):
             raise row
-        if path.suffix == ".csv":  # an empty field is one that is not given
+        if path.suffix == ".csv":  # an empty field is unset
             row = {name: text for name, text in row.items() if text}
         yield number, row
 
@@ -90,7 +90,7 @@ def _checked(line: int, row: dict) -> dict:
 
 
 def values_of(row: dict) -> dict:
-    """The call arguments of a line, or of a recipe, each of its type.
+    """The arguments of a call in a line or a recipe, converted to their types.
 
     Raises:
       ValueError: a field is unknown or has a value of another type.

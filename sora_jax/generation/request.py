@@ -212,15 +212,14 @@ def check_size(num_frames: int, height: int, width: int, strides: Strides) -> No
 
 def _texts(value: str | Sequence[str], name: str, empty_allowed: bool) -> list[str]:
     """The texts, normalised as captions are."""
-    given = [value] if isinstance(value, str) else list(value)
-    normal = list(given)
-    for index, text in enumerate(given):
-        where = name if len(given) == 1 else f"{name} {index}"
+    normal = [value] if isinstance(value, str) else list(value)
+    for index, text in enumerate(normal):
+        where = name if len(normal) == 1 else f"{name} {index}"
         if not isinstance(text, str):
             raise ValueError(f"{where} is text, not {type(text).__name__}")
         text = normal[index] = texts.normalise(text)
         if not empty_allowed and not text:
-            raise ValueError(f"{where} is empty: say what the video should show")
+            raise ValueError(f"{where} is empty: describe the video")
         if len(text) > texts.MAX_CHARACTERS:
             raise ValueError(
                 f"{where} has {len(text)} characters; at most "
@@ -232,7 +231,7 @@ def _texts(value: str | Sequence[str], name: str, empty_allowed: bool) -> list[s
 def check_lengths(
     texts: Sequence[str], count: Callable[[str], int], text_length: int
 ) -> None:
-    """Raises ValueError for a text of more tokens than the model was trained to read."""
+    """Raises ValueError for a text with more tokens than the model was trained on."""
     for text in dict.fromkeys(texts):
         if count(text) > text_length:
             raise ValueError(
@@ -242,7 +241,7 @@ def check_lengths(
 
 
 def check_whole(settings: Settings) -> None:
-    """Raises ValueError for one of two experts, which knows half of the levels."""
+    """Raises ValueError for one of two experts, which is trained on some levels only."""
     low, high = settings.trained_levels
     if (low, high) != (0.0, 1.0):
         raise ValueError(
@@ -252,7 +251,7 @@ def check_whole(settings: Settings) -> None:
 
 
 def _per_clip(values: list, count: int, name: str) -> tuple:
-    """One value for each clip, from one for all or one for each."""
+    """One value per clip, from one for all or one for each."""
     if len(values) == 1:
         values = values * count
     if len(values) != count:

@@ -1,7 +1,7 @@
-"""Wan's folders as pipelines and as runs, with the defaults of their own releases.
+"""Wan's folders in diffusers' layout as pipelines and as runs.
 
-A folder in diffusers' layout says how large its networks are and which scheduler it has,
-but not for which size and rate of video it was trained.
+A folder states the sizes of its networks and its scheduler, but not the size and frame
+rate of the videos that it was trained on; these are the defaults of Wan's releases.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ _EXPERTS = {"transformer": "dit", "transformer_2": "dit_2"}
 
 
 def settings(folder: pretrained.Folder) -> request.Settings:
-    """The settings of Wan 2.1 T2V, Wan 2.2 TI2V-5B or T2V-A14B, told by their form.
+    """The settings of Wan 2.1 T2V, Wan 2.2 TI2V-5B or T2V-A14B.
 
-    A pipeline of any size of network has them; tiny ones are asked for other videos.
+    Which of them it is follows from the experts and the scheduler, not from the sizes of
+    the networks.
     """
     video = {"num_frames": 81, "height": 480, "width": 832, "fps": 16.0}
     guidance = {"guidance_scale": 5.0}
@@ -47,29 +48,29 @@ def settings(folder: pretrained.Folder) -> request.Settings:
 
 
 def read_tokenizer(folder: pretrained.Folder) -> tokenizer.Tokenizer:
-    """The folder's tokenizer; ValueError where the text encoder lacks some of its ids."""
-    pieces = tokenizer.load(folder.tokenizer, clean_texts=True)
-    table = folder.components["text_encoder"].config.vocab_size
-    if pieces.vocab_size > table:
+    """Reads the tokenizer; ValueError if the text encoder has a smaller vocabulary."""
+    loaded = tokenizer.load(folder.tokenizer, clean_texts=True)
+    size = folder.components["text_encoder"].config.vocab_size
+    if loaded.vocab_size > size:
         raise ValueError(
-            f"{folder.tokenizer} has {pieces.vocab_size} pieces, but the text encoder "
-            f"knows {table}"
+            f"{folder.tokenizer} has {loaded.vocab_size} tokens, but the text encoder has "
+            f"{size}"
         )
-    return pieces
+    return loaded
 
 
 def parts(folder: pretrained.Folder, dtype: str | None) -> dict:
-    """The arguments of the pipeline of a folder; see `Pipeline.from_pretrained`."""
+    """The arguments of a folder's `Pipeline`; see `Pipeline.from_pretrained`."""
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    made = {
+    experts = {
         ours: folder.components[name].computing(dtype).module()
         for name, ours in _EXPERTS.items()
         if name in folder.components
     }
-    return made | {
+    return experts | {
         "text_encoder": folder.components["text_encoder"].computing(dtype),
-        # Decoding in less than float32 shows, and is a small part of the work.
+        # Decoding in less than float32 is visible, and decoding costs little.
         "vae": folder.components["vae"].computing("float32").module(),
         "tokenizer": read_tokenizer(folder),
         "settings": settings(folder),
@@ -79,7 +80,7 @@ def parts(folder: pretrained.Folder, dtype: str | None) -> dict:
 
 
 def run_config(folder: pretrained.Folder, dtype: str) -> dict:
-    """The config of the run that a folder becomes: what is needed to use it."""
+    """The config of the run that a folder becomes: the fields needed to use it."""
     text = dataclasses.asdict(folder.components["text_encoder"].config)
     sample = dataclasses.asdict(settings(folder))
     del text["dim"]  # the denoiser's text_dim
@@ -98,28 +99,27 @@ def run_config(folder: pretrained.Folder, dtype: str) -> dict:
         "noise": {"shift": shift, "levels": levels},
         "known": {"known_tau": known_tau},
         "sample": sample,
-        "weights": folder.digest(),  # what they are; no run of it trained them
+        "weights": folder.digest(),  # identifies weights that no run has trained
     }
 
 
 def to_run(
     folder: pretrained.Folder, target: pathlib.Path, dtype: str | None = None
 ) -> None:
-    """Writes a folder as a run at step 0: its config comes last, when all is there.
+    """Writes a folder as a run at step 0; the config is written last.
 
-    Each expert's weights pass through the mesh that is set; the other components are
-    copied as they are.
+    The experts' weights pass through the current mesh; the other components are copied.
 
     Args:
       folder: checked.
       target: the run folder.
-      dtype: of the experts' weights and the run's arithmetic; None: bfloat16, or float32
-        where they are stored so.
+      dtype: of the experts' weights and of the run's computation; None: bfloat16, or
+        float32 if the weights are stored so.
     """
     if dtype is None:
         stored = {v.dtype for v in folder.components["transformer"].tensors.values()}
         dtype = "float32" if stored == {np.dtype(np.float32)} else "bfloat16"
-    read_tokenizer(folder)  # a run whose tokenizer does not fit could not be opened
+    read_tokenizer(folder)  # raises if the run could not be opened
     config = run_config(folder, dtype)
     params = {
         ours: folder.components[name].load(dtype)

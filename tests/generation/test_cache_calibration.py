@@ -288,7 +288,9 @@ def test_damaged_files_are_refused_with_one_sentence(calibrated, tmp_path):
     ):  # fmt: skip
         text = damage if isinstance(damage, str) else json.dumps(whole | damage)
         path.write_text(text)
-        with pytest.raises(ValueError, match="no calibration of a step cache .*again"):
+        with pytest.raises(
+            ValueError, match="not a calibration of a step cache .*again"
+        ):
             cache_calibration.read(path)
 
 
