@@ -1,30 +1,29 @@
-"""How far estimates are from what others have published: the errors beside each of them.
+"""Compares estimates with published times; their errors are shown beside each estimate.
 
-`calibration.json` holds what the compiled programs of those settings ask of a device;
+`calibration.json` holds the work of the compiled programs for these settings;
 `python -m experiments.calibrate_preflight` compiles them again. The settings are those
 of MaxDiffusion (github.com/AI-Hypercomputer/maxdiffusion, README of 2026-08-21), for
-Wan 2.1 14B of 81 frames of 1280 x 720, 75,600 tokens:
+Wan 2.1 14B with 81 frames of 1280 x 720, 75,600 tokens:
 
-  training  36.0 s a step of one clip on v5p-8, four chips, that share its tokens; bf16
-            weights and AdamW, attention in tiles of 512 x 512 with a kernel for each of
-            two parts of its gradient. The command says HIDDEN_STATE_WITH_OFFLOAD (block
-            inputs and what attention gave lie in the host's memory), the text beside it
-            says full recomputation: both are estimated, and `Reached.kernels` is
-            fitted so that their mean is right.
-  sampling  249.3 s a clip of 50 steps with guidance, decoded, on v7x-8, eight cores,
-            of which four share the tokens of a row; tiles of 3024 x 2048. Not used for
-            fitting.
+  training  36.0 s per step of one clip on v5p-8, four chips, which share its tokens;
+            bf16 weights and AdamW; attention in tiles of 512 x 512, with one kernel for
+            each of two parts of its gradient. The command says HIDDEN_STATE_WITH_OFFLOAD
+            (block inputs and attention outputs in host memory), the text beside it says
+            full recomputation: both are estimated, and `Reached.kernels` is fitted to
+            their mean.
+  sampling  249.3 s per clip of 50 steps with guidance, decoded, on v7x-8, eight cores,
+            four of which share the tokens of a row; tiles of 3024 x 2048. It is not used
+            for fitting.
 
-What this says: the operations, exchanges and memory traffic are those of our own
-programs of the same model, compiled for those devices, not of theirs. They gather keys
-and values where ours exchange heads for tokens; theirs are other kernels on tpu7x; what
-half fills a multiplier of 256 x 256, as heads of 128 do, is not counted. So
-errors of the model of a chip and differences of the programs are not told apart, one
-number is fitted to one step, and other sizes, chips and layouts have been measured by
-nobody here. Nor is the form of the model free of what it was to predict: with the
-elementwise operations fitted in place of the share that kernels reach, the step is met
-as well and the sampling missed by 21 %; these were then counted, and the share fitted.
-Errors of other estimates may be larger.
+Limits: the operations, communication and memory traffic are those of our own programs of
+the same model, not of MaxDiffusion's, which all-gather keys and values where ours use an
+all-to-all, and have other kernels on tpu7x. Multipliers of 256 x 256 that heads of 128
+half fill are not modelled. So errors of the model of a chip cannot be told from
+differences between the programs. One number is fitted to one step; other sizes, chips and
+layouts are not measured here. The form of the model was chosen with knowledge of the
+results: with the elementwise operations fitted in place of the share that kernels reach,
+the step fits equally well and the sampling is off by 21 %; so those operations were
+counted, and the share was fitted. Errors of other estimates may be larger.
 """
 
 import dataclasses
@@ -50,15 +49,15 @@ PRODUCT_FLOPS, COPY_BYTES = 2.0 * 8192**3, 4.0 * 16384 * 8192
 
 
 def as_published(work: step_time.Work, tile: tuple[int, int]) -> step_time.Work:
-    """The work of our program with MaxDiffusion's kernels of attention in place of ours.
+    """The work of our program with the attention kernels of MaxDiffusion.
 
-    Theirs make the gradient in two parts, of 4 and 3 products a score, each with scores
-    of its own; ours make it in one, of 5, and the value of 2. What ours
-    move besides, a head at a time, stays in: some 2 % of the step.
+    Theirs compute the gradient in two parts, of 4 and 3 products per score, each with its
+    own scores; ours compute it in one part of 5 products, and the output with 2. The
+    additional memory traffic of ours, about 2 % of the step, is left in.
 
     Args:
-      work: of a program whose heads have 128 numbers, as those of Wan have.
-      tile: queries and keys of theirs.
+      work: of a program with heads of size 128, as Wan's.
+      tile: queries and keys of their tiles.
     """
     products = work.flops / (2 * 128)
     gradients = (products - 2 * work.scores) / 3
@@ -81,7 +80,7 @@ class Check:
 
     @property
     def error(self) -> float:
-        """The estimate's, as a share of what is published."""
+        """The error of the estimate, relative to the published time."""
         return self.estimated / self.published - 1
 
     def __str__(self) -> str:
@@ -93,44 +92,44 @@ class Check:
 
 @functools.cache
 def measured() -> dict[str, Mapping]:
-    """What `calibration.json` holds: name -> the fields of `step_time.Work` or cycles."""
+    """The content of `calibration.json`: name -> fields of `step_time.Work`, or cycles."""
     return json.loads(FILE.read_text())
 
 
-def _seconds(name: str, kind: str, reached: Reached, found: Mapping) -> float:
-    return step_time.Work(**found[name]).seconds(CHIPS[kind], reached)
+def _seconds(name: str, kind: str, reached: Reached, works: Mapping) -> float:
+    return step_time.Work(**works[name]).seconds(CHIPS[kind], reached)
 
 
 def checks(
-    reached: Reached = REACHED, found: Mapping | None = None
+    reached: Reached = REACHED, works: Mapping | None = None
 ) -> tuple[Check, Check, Check]:
-    """The two readings of the training step, and the sampling."""
-    found = measured() if found is None else found
-    sampling = SAMPLED_STEPS * _seconds("sample", "tpu7x", reached, found)
-    sampling /= found["sampled_clips"]
-    sampling += found["chunks"] * _seconds("decode", "tpu7x", reached, found)
+    """The two variants of the training step, and the sampling."""
+    works = measured() if works is None else works
+    sampling = SAMPLED_STEPS * _seconds("sample", "tpu7x", reached, works)
+    sampling /= works["sampled_clips"]
+    sampling += works["chunks"] * _seconds("decode", "tpu7x", reached, works)
     where = "Wan 14B 720p"
     return (
         Check(
             f"{where} training on v5p-8, attention offloaded (fitted)",
             TRAINING,
-            _seconds("offload", "v5p", reached, found),
+            _seconds("offload", "v5p", reached, works),
         ),
         Check(
             f"{where} training on v5p-8, full recomputation (fitted)",
             TRAINING,
-            _seconds("full", "v5p", reached, found),
+            _seconds("full", "v5p", reached, works),
         ),
         Check(f"{where} sampling on v7x-8 (not fitted)", SAMPLING, sampling),
     )
 
 
-def fit(found: Mapping) -> Reached:
-    """The table of `chips` that the measurements lead to.
+def fit(works: Mapping) -> Reached:
+    """The table `chips.REACHED` that follows from the measurements.
 
-    Shares are means over the chips. A forward kernel on v6e takes 4/3 as long with
-    tiles of 512 as with tiles of 1024 (`TILING`), so the time between two tiles is half
-    of what a small one takes; and the mean of the two readings of the training step is
+    Shares are means over the chips. A forward kernel on v6e takes 4/3 as long with tiles
+    of 512 as with tiles of 1024 (`TILING`), so the time between two tiles is half the
+    time of a small one; and the mean of the two variants of the training step must be
     right. Both depend linearly on one over the share that kernels reach.
     """
     kinds = list(PRODUCT)
@@ -140,7 +139,7 @@ def fit(found: Mapping) -> Reached:
         return sum(values) / len(values)
 
     def longer(kind, amount, rate, cycles) -> float:
-        """What is measured, in XLA's time."""
+        """The measured time, relative to XLA's estimate."""
         return amount / rate[kind] * CHIPS[kind].clock / cycles[kind]
 
     peak = mean(PRODUCT[kind] / CHIPS[kind].peak for kind in kinds)
@@ -152,10 +151,10 @@ def fit(found: Mapping) -> Reached:
             peak=peak,
             bandwidth=mean(COPY[kind] / CHIPS[kind].bandwidth for kind in kinds),
             xla_products=mean(
-                longer(kind, PRODUCT_FLOPS, PRODUCT, found["product"]) for kind in kinds
+                longer(kind, PRODUCT_FLOPS, PRODUCT, works["product"]) for kind in kinds
             ),
             xla_moves=mean(
-                longer(kind, COPY_BYTES, COPY, found["copy"]) for kind in kinds
+                longer(kind, COPY_BYTES, COPY, works["copy"]) for kind in kinds
             ),
             vector=REACHED.vector,
             kernels=1 / cost,
@@ -164,7 +163,7 @@ def fit(found: Mapping) -> Reached:
         )
 
     one, two = (
-        mean(check.estimated for check in checks(table(cost), found)[:2])
+        mean(check.estimated for check in checks(table(cost), works)[:2])
         for cost in (1.0, 2.0)
     )
     return table(1 + (TRAINING - one) / (two - one))

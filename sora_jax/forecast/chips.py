@@ -1,18 +1,18 @@
-"""What TPU devices are, and what of it programs reach: the only constants of estimates.
+"""Data of TPU devices, and the rates that programs reach: all constants of estimates.
 
-A device is what JAX calls one: a chip, but for tpu7x, where it is a core, half a chip.
+A device is what JAX calls one: a chip, except for tpu7x, where it is a core, half a chip.
 
 Sources, by field:
   peak, memory, bandwidth of v5e, v5p, v6e and tpu7x: docs.cloud.google.com/tpu/docs/v5e,
     /v5p, /v6e and /tpu7x (tpu7x: 2307 TFLOP/s, 192 GiB and 7380 GB/s a chip).
-  hbm: what XLA's TPU compiler says that a program may use.
-  clock: that at which peak follows from the multipliers that jax-ml.github.io/
-    scaling-book/tpus counts; with it XLA's cycles for large products, at this clock,
-    are 70 to 90 % of peak.
-  link, network, host: the same chapter, bytes a second in one direction of a link, out
-    of a chip's share of its host, and over PCIe. Of tpu7x the page above says 1200 GB/s
-    a chip over six links, both ways.
-  vector: lanes of 8 x 128 with 4 units each in a core, by the same chapter; a v5p has
+  hbm: the limit of XLA's TPU compiler for a program.
+  clock: follows from peak and the number of multipliers in jax-ml.github.io/
+    scaling-book/tpus; at this clock, XLA's cycles for large products are 70 to 90 % of
+    peak.
+  link, network, host: from the same chapter, bytes per second in one direction of a
+    link, out of a chip's share of its host, and over PCIe. For tpu7x, the page above
+    gives 1200 GB/s per chip over six links in both directions.
+  vector: lanes of 8 x 128 with 4 units each per core, from the same chapter; a v5p has
     two cores. XLA's cycles for long chains of elementwise operations agree with that.
 """
 
@@ -25,10 +25,15 @@ GIB = 2**30
 class Chip:
     """One device of a generation.
 
-    peak: bf16 FLOP/s. clock: cycles/s of XLA's estimates. hbm: bytes that a program may
-    use. bandwidth: of them, bytes/s. link: bytes/s over one link in one direction.
-    network: bytes/s to other slices. host: bytes/s to the host's memory. cores: that
-    share a kernel's tiles.
+    Attributes:
+      peak: bf16 FLOP/s.
+      clock: cycles/s of XLA's estimates.
+      hbm: bytes that a program may use.
+      bandwidth: of the HBM, bytes/s.
+      link: bytes/s over one link in one direction.
+      network: bytes/s to other slices.
+      host: bytes/s to the host's memory.
+      cores: that share a kernel's tiles.
     """
 
     peak: float
@@ -57,23 +62,26 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
-    """What programs reach of that: the one table behind every estimate.
+    """The rates that programs reach: the one table behind every estimate.
 
-    peak: share of `Chip.peak` in a kernel's products. bandwidth: share of
-    `Chip.bandwidth`. xla_products, xla_moves: what operations take in truth, in XLA's
-    cycles for them; of matrix products, and of all others. vector: elementwise
-    operations that a kernel of attention makes of one score, forward or backward, beside
-    its products. kernels: share of these rates that attention's kernels reach. tile:
-    seconds that a core spends between two tiles of a kernel.
-
-    The first four come from measurements of others, of 8192^3 bf16 products (v6e 827
-    TFLOP/s, tpu7x 956 a core) and of copies (v6e 1.36 TB/s, tpu7x 3.21 a core): GitHub,
-    AI-Hypercomputer/tpu-recipes, microbenchmarks. `vector` is counted in the source of
-    JAX's splash attention: two for the mask, a maximum or a product, a difference or
-    two, two for the exponential as XLA counts it, a sum and a cast. The last two solve
-    two equations: a published ratio of two sizes of tiles, and the one published
+    The first four come from published measurements of 8192^3 bf16 products (v6e 827
+    TFLOP/s, tpu7x 956 per core) and of copies (v6e 1.36 TB/s, tpu7x 3.21 per core):
+    GitHub, AI-Hypercomputer/tpu-recipes, microbenchmarks. `vector` is counted in the
+    source of JAX's splash attention: two for the mask, a maximum or a product, one or two
+    differences, two for the exponential as XLA counts it, a sum and a cast. The last two
+    solve two equations: a published ratio of two tile sizes, and the one published
     training step (`calibration.fit`). `python -m experiments.calibrate_preflight` prints
-    them all.
+    all of them.
+
+    Attributes:
+      peak: share of `Chip.peak` in the products of a kernel.
+      bandwidth: share of `Chip.bandwidth`.
+      xla_products, xla_moves: actual time of operations, relative to XLA's estimate in
+        cycles; of matrix products, and of all others.
+      vector: elementwise operations of an attention kernel per score, forward or
+        backward, in addition to its products.
+      kernels: share of these rates that attention kernels reach.
+      tile: seconds of a core between two tiles of a kernel.
     """
 
     peak: float
@@ -92,7 +100,7 @@ def kind_of(device) -> str:
     """The name of a device's kind in `CHIPS`.
 
     Raises:
-      ValueError: the kind is in no table.
+      ValueError: the kind is not in it.
     """
     kind = device.device_kind.lower().replace("tpu ", "").replace(" lite", "e")
     kind = {"v6elite": "v6e", "7x": "tpu7x", "v5": "v5p"}.get(kind, kind)

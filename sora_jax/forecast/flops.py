@@ -1,17 +1,17 @@
-"""Floating point operations of a traced program, loops by their length.
+"""Counts the floating point operations of a traced program, without compiling it.
 
-What is computed twice shows in it; nothing has been compiled.
+Recomputation is counted.
 """
 
 import math
 
 
 def flops_of(jaxpr, devices: int = 1) -> float:
-    """FLOPs of products and convolutions in a traced program, a loop's as often as it runs.
+    """FLOPs of products and convolutions in a traced program, times the trips of loops.
 
-    Of a choice by platform the form with a kernel is counted. A kernel of attention's
-    value counts 4 n m e a head, its gradient twice that (arXiv 2205.14135). What is
-    written for one device counts for all of them.
+    Of the branches of a platform switch, one with a kernel is counted. An attention kernel
+    counts 4 n m e per head forward, and twice that for the gradient (arXiv 2205.14135).
+    The FLOPs inside a shard_map count once for each device.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -35,7 +35,7 @@ def flops_of(jaxpr, devices: int = 1) -> float:
 
 
 def _inner(equation):
-    """The programs inside of an operation."""
+    """The programs inside an operation."""
     for value in equation.params.values():
         for one in value if isinstance(value, tuple | list) else (value,):
             one = getattr(one, "jaxpr", one)

@@ -1,8 +1,8 @@
-"""Programs as XLA has compiled them: what runs in which order, and how often.
+"""Parses programs that XLA has compiled: the order and number of their operations.
 
-The text of a compiled program is one list of operations a computation, in the order of
-their execution. The body of a loop and what operations are fused of are computations of
-their own, each of which stands there once.
+The text of a compiled program has one list of operations per computation, in the order
+of execution. The bodies of loops and the contents of fusions are computations of their
+own.
 """
 
 import dataclasses
@@ -35,8 +35,11 @@ _EXCHANGES = (
 class Operation:
     """One operation.
 
-    name: of its result. kind: such as "fusion". result: its type. rest: operands and
-    attributes, as they stand in the text.
+    Attributes:
+      name: of its result.
+      kind: such as "fusion".
+      result: type of the result.
+      rest: operands and attributes, as text.
     """
 
     name: str
@@ -46,31 +49,34 @@ class Operation:
 
     @functools.cached_property
     def operands(self) -> list[str]:
-        """Names of what it is given."""
+        """Names of its operands."""
         return re.findall(r"%([^\s,()]+)", self.rest.partition(")")[0])
 
     @functools.cached_property
     def called(self) -> list[str]:
-        """Names of the computations that it runs, without the condition of a loop."""
-        found = _CALLED.findall(self.rest)
+        """Names of the computations that it calls, without the condition of a loop."""
+        names = _CALLED.findall(self.rest)
         for branches in _BRANCHES.findall(self.rest):
-            found += re.findall(r"%([\w.\-]+)", branches)
-        return found
+            names += re.findall(r"%([\w.\-]+)", branches)
+        return names
 
     @property
     def cycles(self) -> int | None:
-        """What XLA believes that it takes; None where it does not say."""
-        found = _CYCLES.search(self.rest)
-        return int(found[1]) if found else None
+        """XLA's estimate, or None."""
+        match = _CYCLES.search(self.rest)
+        return int(match[1]) if match else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """What an operation moves between devices.
+    """A collective: communication between devices.
 
-    kind: such as "all-gather". axes: of the mesh, "devices" where that is not said.
-    members: devices that exchange with each other; 0 where that is not said. size:
-    bytes of the result on a device. whole: the same before it is scattered.
+    Attributes:
+      kind: such as "all-gather".
+      axes: of the mesh; "devices" if unknown.
+      members: devices of a group; 0 if unknown.
+      size: bytes of the result on a device.
+      whole: bytes of the result before it is scattered.
     """
 
     kind: str
@@ -86,13 +92,13 @@ class Exchange:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled program: its computations, and which of them it starts with."""
+    """A compiled program: its computations, and the name of the first."""
 
     entry: str
     computations: Mapping[str, list[Operation]]
 
     def trips(self, loop: Operation) -> int:
-        """How often a loop runs: what its condition compares the counter with."""
+        """The trip count of a loop: the constant in its condition."""
         condition = _LOOP.search(loop.rest)[1]
         bounds = [
             int(operation.rest.partition(")")[0])
@@ -102,14 +108,14 @@ class Program:
         return max([1, *bounds])
 
     def multiplies(self, operation: Operation) -> bool:
-        """Whether an operation, or what it is fused of, has a product of matrices."""
+        """Whether an operation, or a part of the fusion, is a matrix product."""
         if operation.kind in ("convolution", "dot"):
             return True
         inside = (self.computations.get(name, ()) for name in operation.called)
         return any(self.multiplies(one) for found in inside for one in found)
 
     def exchange(self, computation: str, operation: Operation) -> Exchange | None:
-        """What an operation moves between devices, where it does."""
+        """The collective of an operation, or None."""
         kind = operation.kind.removesuffix("-start")
         if kind not in _EXCHANGES:
             return None
@@ -120,7 +126,7 @@ class Program:
             members = math.prod(int(sizes[axis]) for axis in axes.split(","))
         elif group := _GROUP.search(operation.rest):
             members = int(group[2] or len(group[1].split(",")))
-        elif kind == "collective-permute":  # has pairs, and is what a ring is made of
+        elif kind == "collective-permute":  # it has pairs, and only rings use it
             axes = "ring"
         size = largest(operation.result)
         whole = size * members if kind == "reduce-scatter" and members else size
@@ -130,9 +136,9 @@ class Program:
         return Exchange(kind, axes, members, size, whole)
 
     def exchanges_in(self, computation: str) -> Iterator[tuple[str, Exchange]]:
-        """Yields (key, exchange) inside a computation and those it calls.
+        """Yields (key, exchange) inside a computation and those that it calls.
 
-        Of the parts that XLA has cut one operation into all have the same key.
+        The parts into which XLA splits one operation have the same key.
         """
         for operation in self.computations.get(computation, ()):
             if found := self.exchange(computation, operation):
@@ -142,36 +148,32 @@ class Program:
 
 
 def key_of(computation: str, operation: Operation) -> str:
-    """What the start, the steps and the end of one exchange have in common."""
+    """The key shared by the start, the updates and the end of one exchange."""
     channel = re.search(r"channel_id=(\d+)", operation.rest)
     return channel[1] if channel else f"{computation} {operation.name}"
 
 
 def parse(text: str) -> Program:
-    """Reads the text of a compiled program."""
+    """Parses the text of a compiled program."""
     computations, entry, here = {}, "", ""
     for line in text.splitlines():
         if start := _COMPUTATION.match(line):
             here = start[2]
             computations[here] = []
             entry = here if start[1] else entry
-        elif found := _OPERATION.match(line):
-            computations.setdefault(here, []).append(Operation(*_ordered(found)))
+        elif match := _OPERATION.match(line):
+            name, result, kind, rest = match.groups()
+            operation = Operation(name, kind, result, rest)
+            computations.setdefault(here, []).append(operation)
     return Program(entry or here, computations)
 
 
-def _ordered(found: re.Match) -> tuple[str, str, str, str]:
-    name, result, kind, rest = found.groups()
-    return name, kind, result, rest
-
-
 def arrays(types: str) -> list[tuple[float, tuple[int, ...]]]:
-    """(bytes of a number, sizes) of every array in a type."""
-    found = []
-    for _, bits, sizes in _ARRAY.findall(types):
-        shape = tuple(int(size) for size in sizes.split(",") if size)
-        found.append((int(bits or 8) / 8, shape))
-    return found
+    """(bytes of a number, shape) of every array in a type."""
+    return [
+        (int(bits or 8) / 8, tuple(int(size) for size in sizes.split(",") if size))
+        for _, bits, sizes in _ARRAY.findall(types)
+    ]
 
 
 def largest(types: str) -> float:
@@ -185,24 +187,24 @@ def total(types: str) -> float:
 
 
 def exchanges(program: Program) -> dict[str, tuple[float, float]]:
-    """Bytes of the results of exchanges between devices.
+    """Bytes of the results of collectives.
 
-    What stands in the body of a loop counts as often as the loop runs. An operation
-    that XLA has cut into a start, steps and an end counts once.
+    Operations in a loop count once per iteration. An operation that XLA has split into a
+    start, updates and an end counts once.
 
     Returns:
-      "operation over axes" -> (bytes on a device, those moved beside computation).
+      "operation over axes" -> (bytes on a device, those overlapped with computation).
     """
-    found: dict[str, tuple[str, float, bool]] = {}
+    moved: dict[str, tuple[str, float, bool]] = {}
 
     def walk(computation: str, times: int, hidden: bool) -> None:
         for operation in program.computations.get(computation, ()):
             if one := program.exchange(computation, operation):
                 key = key_of(computation, operation)
-                _, size, beside = found.get(key, ("", 0.0, False))
+                _, size, beside = moved.get(key, ("", 0.0, False))
                 begun = operation.kind.endswith("-start")
                 size = max(size, times * one.size)
-                found[key] = one.name, size, beside or hidden or begun
+                moved[key] = one.name, size, beside or hidden or begun
             trips = program.trips(operation) if operation.kind == "while" else 1
             beside = operation.name.startswith("async-collective")
             beside |= operation.kind == "call-start"
@@ -211,7 +213,7 @@ def exchanges(program: Program) -> dict[str, tuple[float, float]]:
 
     walk(program.entry, 1, False)
     result: dict[str, tuple[float, float]] = {}
-    for name, size, hidden in found.values():
+    for name, size, hidden in moved.values():
         if size:
             before = result.get(name, (0.0, 0.0))
             result[name] = before[0] + size, before[1] + size * hidden

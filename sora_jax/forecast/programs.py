@@ -1,7 +1,7 @@
-"""The programs of a config, compiled for a TPU slice that need not be there.
+"""Compiles the programs of a config for a TPU slice, without the slice.
 
-XLA compiles the very program that a job runs, for the named slice, on any host; what it
-says of memory is what a device must hold.
+XLA compiles the same program that a job runs, on any host; it reports the memory that a
+device must hold.
 
 Letters: b rows, t, h, w latent time, height and width, c channels, l text tokens, d
 text width.
@@ -42,11 +42,11 @@ from sora_jax.training import step as steps
 _IN_GIB = {"M": 2**-10, "G": 1, "T": 2**10}  # as libtpu writes sizes
 
 
-_FPS = 16.0  # of recipes that follow their data; no size depends on it
+_FPS = 16.0  # for recipes that take it from their data; no size depends on it
 
 
 class _EmptyText:
-    """A tokenizer of no words but the empty text: no run's data is at hand."""
+    """A tokenizer that encodes the empty text only, since there is no data."""
 
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
@@ -58,9 +58,9 @@ class _EmptyText:
 
 
 def denoiser_objective(c) -> objectives.Denoiser:
-    """The denoiser's objective of a config, without any data.
+    """The denoiser's objective of a config, without data.
 
-    A frozen text encoder is not held: its states are stored beside the latents.
+    A frozen text encoder is left out: its states are stored beside the latents.
     """
     null_states = None
     if c.text.frozen:
@@ -77,7 +77,7 @@ def vae_config(c) -> video_vae.Config:
 
 
 def latent_shape(c) -> tuple[int, int, int, int]:
-    """Latents [t, h, w, c] of the clips that `sample` names."""
+    """Latents [t, h, w, c] of a clip of `sample`'s size."""
     return vae_config(c).latent_shape(
         c.sample.num_frames, c.sample.height, c.sample.width
     )
@@ -90,7 +90,7 @@ def tokens_of(c) -> int:
 
 
 def begin(c, objective):
-    """A function that makes the state of a run, and the optimizer that steps it."""
+    """A function that initialises the state of a run, and its optimizer."""
     optimizer = optim.make(
         configs.build(optim.Config, c.optim, "optim"), c.loop.num_steps
     )
@@ -107,7 +107,7 @@ def _place(mesh, dtype, *size):
 
 
 def batch_of(c, mesh, objective: objectives.Denoiser) -> dict:
-    """A global batch of a denoiser's run, as shapes that lie on the mesh."""
+    """A global batch of a denoiser's run, as sharded shapes."""
     rows, length = c.data.batch_size, c.text.length
     batch = {
         "latents": _place(mesh, jnp.float32, rows, *latent_shape(c)),
@@ -120,7 +120,7 @@ def batch_of(c, mesh, objective: objectives.Denoiser) -> dict:
 
 
 def step_of(c, objective, optimizer):
-    """The function of a run's state and batch that takes one step."""
+    """The train step of a run, as a function of state and batch."""
     return steps.make_train_step(
         objective,
         optimizer,
@@ -139,8 +139,8 @@ def train_step(c, mesh: jax.sharding.Mesh) -> Forecast:
       mesh: of `meshes.compile_only` devices.
 
     Raises:
-      DoesNotFit: XLA refuses it for want of memory.
-      ValueError: sizes that do not divide over the mesh.
+      DoesNotFit: XLA fails to compile it for lack of memory.
+      ValueError: a size does not divide over the mesh.
     """
     objective = denoiser_objective(c)
     tokens = tokens_of(c)
@@ -156,25 +156,25 @@ def _step(c, mesh, objective, batch, model_flops, rows, tokens) -> Forecast:
     with jax.set_mesh(mesh):
         state = loop.abstract_state(make, mesh)
     step = step_of(c, objective, optimizer)
-    held = {
+    named = {
         "parameters": state.params,
         "average": state.ema,
         "optimizer": state.opt_state,
     }
-    said = f"a step of {rows} rows" + (f" of {tokens:,} tokens" if tokens else "")
+    what = f"a step of {rows} rows" + (f" of {tokens:,} tokens" if tokens else "")
     return _compile(
-        mesh, jax.jit(step, donate_argnums=0), (state, batch), held,
-        what=said, model_flops=model_flops, rows=rows, tokens=tokens,
+        mesh, jax.jit(step, donate_argnums=0), (state, batch), named,
+        what=what, model_flops=model_flops, rows=rows, tokens=tokens,
     )  # fmt: skip
 
 
 def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
-    """Compiles one step of the sampler, for a clip of `sample`'s size a group of devices.
+    """Compiles one step of the sampler, for one clip of `sample`'s size per row of devices.
 
-    As `generate` runs it, guidance included; a clip takes `sample.num_inference_steps`.
-    Weights are float32, as a run's are (imported ones in bfloat16 take half), of one
-    expert where there are two. The text encoder and the video VAE, which `generate`
-    holds as well, are counted by their weights alone.
+    It is the step of `generate`, with guidance; a clip takes `sample.num_inference_steps`
+    of them. Weights are float32, as those of a run (imported bfloat16 weights take half),
+    of one expert if there are two. Of the text encoder and the video VAE, which
+    `generate` keeps on the device, only the weights are counted.
 
     Raises:
       DoesNotFit, ValueError: see `train_step`.
@@ -204,7 +204,7 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
             ),
             "mask": _place(mesh, jnp.bool_, rows, c.text.length),
         }
-    given = (
+    arguments = (
         graph, weights, x, memory, plan, text, text, None,
         np.float32(settings.guidance_scale), np.float32(settings.fps or _FPS),
         np.float32(settings.known_tau),
@@ -212,18 +212,16 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     passes = samplers.evaluations(sampler, count) / count * (1 + guided)
     forward = cost.dit_forward_flops(config, tokens, c.text.length)
     return _compile(
-        mesh, compiled.denoise_chunk, given, {"parameters": weights},
-        named={"sampler": sampler, "guided": guided},
-        what=f"a sampler's step, the denoiser alone, of {rows} clips of {tokens:,} tokens",
+        mesh, compiled.denoise_chunk, arguments, {"parameters": weights},
+        keywords={"sampler": sampler, "guided": guided},
+        what=f"a step of the sampler (denoiser only) of {rows} clips of {tokens:,} tokens",
         model_flops=passes * rows * forward, rows=rows, tokens=tokens, runs=count,
-        beside={"text encoder": encoder, "video VAE": vae},
+        others={"text encoder": encoder, "video VAE": vae},
     )  # fmt: skip
 
 
 def decode_chunk(c, mesh: jax.sharding.Mesh) -> Forecast:
-    """Compiles the decoding of some latent frames of `sample`'s size, as a stream does.
-
-    A clip takes as many such chunks as its latent frames make.
+    """Compiles the streamed decoding of a chunk of latent frames of `sample`'s size.
 
     Raises:
       DoesNotFit, ValueError: see `train_step`.
@@ -255,9 +253,9 @@ def decode_chunk(c, mesh: jax.sharding.Mesh) -> Forecast:
 
 
 def vae_step(c, mesh: jax.sharding.Mesh) -> Forecast:
-    """Compiles a video VAE's train step, of the stage with the most voxels.
+    """Compiles a video VAE's train step, for the stage with the most voxels.
 
-    A window that has a clip's own size has that of `sample`. LPIPS is left out.
+    A window of the clip's own size has the size of `sample`. LPIPS is left out.
 
     Raises:
       DoesNotFit, ValueError: see `train_step`.
@@ -289,7 +287,7 @@ def vae_step(c, mesh: jax.sharding.Mesh) -> Forecast:
 
 
 def network(mesh, make):
-    """A network's definition, and its abstract weights laid out as `generate` does."""
+    """A network's definition, and its abstract weights sharded as `generate` does."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
 
     def place(variable):
@@ -305,8 +303,8 @@ def network(mesh, make):
     return graph, jax.tree.map(place, state, is_leaf=is_variable)
 
 
-def _abstract(mesh, function, *given):
-    """What a function gives, with the layouts of it."""
+def _abstract(mesh, function, *arguments):
+    """The results of a function as sharded shapes."""
 
     def one(leaf):
         layout = leaf.sharding.spec if leaf.sharding else jax.P()
@@ -314,32 +312,35 @@ def _abstract(mesh, function, *given):
             leaf.shape, leaf.dtype, sharding=jax.NamedSharding(mesh, layout)
         )
 
-    return jax.tree.map(one, jax.eval_shape(function, *given))
+    return jax.tree.map(one, jax.eval_shape(function, *arguments))
 
 
 def _compile(
-    mesh, function, given, held: Mapping[str, Any], *, what, rows, tokens,
-    named=None, model_flops=None, runs=1.0, beside=None,
+    mesh, function, arguments, named: Mapping[str, Any], *, what, rows, tokens,
+    keywords=None, model_flops=None, runs=1.0, others=None,
 ) -> Forecast:  # fmt: skip
-    """Compiles a function for a mesh; `held` names what it is given, to be listed.
+    """Compiles a function for a mesh.
 
-    `beside` names what a device holds that the function is not given.
+    Args:
+      named: the arguments whose memory is listed by name.
+      others: by name, what a device holds apart from the arguments.
+      The other arguments are those of the function and of `Forecast`.
     """
     kind = chips.kind_of(mesh.devices.flat[0])
     chip = chips.CHIPS[kind]
-    sizes = {name: bytes_of(tree) for name, tree in held.items()}
+    sizes = {name: bytes_of(tree) for name, tree in named.items()}
     needed = sum(sizes.values())
     if needed > chip.hbm:
         *first, last = sizes
         names = f"{', '.join(first)} and {last}" if first else last
         raise DoesNotFit(
             f"{names} alone take {needed / GIB:.1f} GiB of the {chip.hbm / GIB:.2f} of a "
-            f"device; split them over {math.ceil(needed * mesh.size / chip.hbm)} devices "
+            f"device; shard them over {math.ceil(needed * mesh.size / chip.hbm)} devices "
             "or more",
             needed,
         )
     with jax.set_mesh(mesh):
-        traced = function.trace(*given, **(named or {}))
+        traced = function.trace(*arguments, **(keywords or {}))
         began = time.monotonic()
         done = _finish(traced.lower())
     seconds = time.monotonic() - began
@@ -350,7 +351,7 @@ def _compile(
         what=what,
         kind=kind,
         memory=_memory(done, sizes)
-        | {name: bytes_of(tree) for name, tree in (beside or {}).items()},
+        | {name: bytes_of(tree) for name, tree in (others or {}).items()},
         model_flops=counted if model_flops is None else model_flops,
         program_flops=counted,
         collectives=hlo.exchanges(program),
@@ -376,7 +377,7 @@ def _finish(lowered):
                 f"a kernel does not fit into VMEM ({table}): "
                 f"{' '.join(text.split())[:400]}"
             ) from None
-        # What XLA calls temporaries here has the state in it.
+        # The temporaries in this message include the state.
         needed = re.search(r"\(([\d.]+)([MGT])\) exceeds", text)
         raise DoesNotFit(
             " ".join(text.splitlines()[0].split()),
@@ -393,18 +394,18 @@ def bytes_of(tree: Any) -> int:
 
 
 def _memory(done, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of a device by kind; what is handed on in place counts once.
+    """Bytes of a device by kind; donated arguments count once.
 
-    The compiler's own count of temporary bytes has what loops carry twice; what it sets
-    aside, by which it accepts or refuses a program, has it once.
+    The compiler's count of temporary bytes includes the carries of loops twice; its total
+    allocation, by which it accepts or rejects a program, includes them once.
     """
-    found = done.memory_analysis()
-    rest = found.argument_size_in_bytes - sum(sizes.values())
-    results = found.output_size_in_bytes - found.alias_size_in_bytes
-    given = found.argument_size_in_bytes + results
+    analysis = done.memory_analysis()
+    rest = analysis.argument_size_in_bytes - sum(sizes.values())
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    arguments = analysis.argument_size_in_bytes + results
     return dict(sizes) | {
         "batch": max(0, rest),
         "results": max(0, results),
-        "temporary": max(0, found.total_allocation_bytes - given),
-        "program": found.generated_code_size_in_bytes,
+        "temporary": max(0, analysis.total_allocation_bytes - arguments),
+        "program": analysis.generated_code_size_in_bytes,
     }

@@ -1,4 +1,4 @@
-"""What a program needs of each device of a slice, and how it is said."""
+"""The report on a compiled program: memory, operations, communication and time."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ class DoesNotFit(ValueError):
 
     Args:
       text: by how much.
-      needed: bytes that a device would hold, at least; 0 where nothing says so.
+      needed: least bytes that a device would have to hold; 0 if unknown.
     """
 
     def __init__(self, text: str, needed: float = 0.0):
@@ -22,26 +22,26 @@ class DoesNotFit(ValueError):
 
 
 class KernelDoesNotFit(ValueError):
-    """A core's own memory is too small for the tiles of a kernel."""
+    """The memory of a core (VMEM) is too small for the tiles of a kernel."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What was found, of one device and one run of a program.
+    """The report, for one device and one run of a program.
 
     Attributes:
-      what: such as "a train step of 1 rows of 75,600 tokens".
+      what: the program, such as "a step of 1 rows of 75,600 tokens".
       kind: of the device, in `chips.CHIPS`.
       memory: kind -> bytes.
-      model_flops: of the whole slice by formula, nothing computed twice; of a video VAE,
-        for which there is none, those of the program.
+      model_flops: of the whole slice by formula, without recomputation; for a video VAE,
+        which has no formula, those of the program.
       program_flops: of the whole slice in the traced program.
       collectives: "operation over axes" -> bytes of its results on a device, and how
-        many of them XLA moves while something else is computed.
+        many of them XLA overlaps with computation.
       work: of a device.
       compile_seconds: of XLA.
       rows, tokens: of the global batch, and of a row.
-      runs: of the program for all of these rows, such as the steps of a sampler.
+      runs: runs of the program for all of these rows, such as the steps of a sampler.
       devices: of the slice.
     """
 
@@ -64,22 +64,22 @@ class Forecast:
 
     @property
     def used(self) -> float:
-        """Share of the device's memory."""
+        """Share of the device's memory that is used."""
         return sum(self.memory.values()) / self.chip.hbm
 
     @property
     def excess(self) -> float:
-        """Bytes that a device lacks; negative where some are left."""
+        """Bytes by which the device's memory is exceeded; negative if it fits."""
         return sum(self.memory.values()) - self.chip.hbm
 
     @property
     def recompute(self) -> float:
-        """Operations of the program in those of the formula."""
+        """Operations of the program, relative to those of the formula."""
         return self.program_flops / self.model_flops
 
     @property
     def parts(self) -> dict[str, float]:
-        """Estimated seconds of a run by what takes them."""
+        """Estimated seconds of a run, by component."""
         return self.work.parts(self.chip, chips.REACHED)
 
     @property
@@ -94,32 +94,32 @@ class Forecast:
 
     @property
     def mfu(self) -> float:
-        """Operations of the formula, of those that the devices could do meanwhile."""
+        """Model FLOPs utilisation: the formula's operations over those at peak rate."""
         return self.model_flops / (self.devices * self.chip.peak * self.seconds)
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON values."""
+        """The report as JSON values."""
         more = ("used", "recompute", "parts", "seconds", "seconds_per_clip", "mfu")
-        found = dataclasses.asdict(self) | {name: getattr(self, name) for name in more}
-        return found | {
+        fields = dataclasses.asdict(self) | {name: getattr(self, name) for name in more}
+        return fields | {
             "hbm": self.chip.hbm,
             "estimate_errors": {one.name: one.error for one in calibration.checks()},
         }
 
     def as_text(self) -> str:
-        """The same as lines for people."""
-        lines = [f"one device of {self.devices}:"]
+        """The report as text."""
+        lines = [f"memory of one of {self.devices} devices:"]
         lines += [f"  {k:<12} {v / GIB:8.2f} GiB" for k, v in self.memory.items()]
         total, hbm = sum(self.memory.values()) / GIB, self.chip.hbm / GIB
-        lines.append(f"  {'in all':<12} {total:8.2f} GiB, {self.used:.0%} of {hbm:.2f}")
+        lines.append(f"  {'total':<12} {total:8.2f} GiB, {self.used:.0%} of {hbm:.2f}")
         lines.append(
             f"{self.what}: {self.model_flops / 1e12:,.0f} TFLOP by formula, "
             f"{self.program_flops / 1e12:,.0f} in the program ({self.recompute:.2f} times)"
         )
         for name, (size, hidden) in sorted(self.collectives.items()):
             lines.append(
-                f"  {name:<34} {size / GIB:8.2f} GiB a device, {hidden / size:4.0%} "
-                "beside computation"
+                f"  {name:<34} {size / GIB:8.2f} GiB per device, {hidden / size:4.0%} "
+                "overlapped with computation"
             )
         lines += self._time()
         lines.append(f"compiled in {self.compile_seconds:.0f} s")
@@ -129,13 +129,13 @@ class Forecast:
         parts = ", ".join(f"{name} {value:.3g}" for name, value in self.parts.items())
         lines = [
             f"estimated, not measured: {self.seconds:.3g} s ({parts}), "
-            f"{self.seconds_per_clip:.3g} s a clip, MFU {self.mfu:.0%}"
+            f"{self.seconds_per_clip:.3g} s per clip, MFU {self.mfu:.0%}"
         ]
         return lines + [f"  {one}" for one in calibration.checks()]
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Aligned columns, the first row above the others."""
+    """Aligned columns, with the first row as their heads."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))

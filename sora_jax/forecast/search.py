@@ -1,8 +1,8 @@
-"""Which layout of a train step fits, and which is fastest: by formula, then compiled.
+"""Searches the layouts of a train step that fit, and ranks them by time.
 
-Layouts are meshes, remat policies and rows of a batch. Formulas of memory and time, good
-to some tens of percent, leave out what cannot fit and put the rest in order; the first
-few are compiled, and ranked by what `step_time` says of them.
+A layout is a mesh, a remat policy and a number of rows. Formulas for memory and time,
+with errors of tens of percent, discard the layouts that cannot fit and sort the others;
+the first few are compiled, and ranked by the estimate of `step_time`.
 
 Letters of the formulas: n tokens of a device, d width, f hidden units, L layers, h
 heads.
@@ -24,14 +24,20 @@ from sora_jax.models import dit
 from sora_jax.training import cost, jobs
 
 REMAT = ("none", "attention", "offload", "full")
-_ROWS = (1, 2, 4)  # of a group of devices that share them
-_MARGIN = 1.15  # by how much a formula may exceed the memory before it is believed
+_ROWS = (1, 2, 4)  # per group of devices that share a row
+_MARGIN = 1.15  # a layout whose formula exceeds the memory by more is discarded
 _MOST_DEVICES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """sizes: of the mesh, by axis. remat: `model.dit.remat`. rows: of the batch."""
+    """A layout.
+
+    Attributes:
+      sizes: of the mesh, by axis.
+      remat: `model.dit.remat`.
+      rows: of the batch.
+    """
 
     sizes: tuple[tuple[str, int], ...]
     remat: str
@@ -39,7 +45,7 @@ class Layout:
 
     @property
     def mesh(self) -> str:
-        """As the flag gives it."""
+        """The value of --mesh."""
         used = [f"{axis}={size}" for axis, size in self.sizes if size > 1]
         return ",".join(used) or "fsdp=1"
 
@@ -49,7 +55,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
-    """What formulas say of a layout: bytes of a device, seconds of a clip."""
+    """The estimate of a layout by formula: bytes of a device, seconds per clip."""
 
     layout: Layout
     size: float
@@ -58,43 +64,44 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """Compiled layouts that fit, the fastest first, and how many were looked at."""
+    """Compiled layouts that fit, the fastest first, and how many were tried."""
 
-    found: Sequence[tuple[Layout, Forecast]]
+    layouts: Sequence[tuple[Layout, Forecast]]
     tried: int
     fitting: int
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The same as JSON values."""
+        """The ranking as JSON values."""
         return [
             dataclasses.asdict(layout) | {"mesh": layout.mesh, **forecast.to_json()}
-            for layout, forecast in self.found
+            for layout, forecast in self.layouts
         ]
 
     def as_text(self) -> str:
-        """The same as a table, and the first of them in full."""
-        rows = [("mesh", "remat", "rows", "memory", "s a step", "s a clip", "MFU")]
-        for layout, one in self.found:
+        """The ranking as a table, and the full report on the first layout."""
+        rows = [("mesh", "remat", "rows", "memory", "s/step", "s/clip", "MFU")]
+        for layout, one in self.layouts:
             rows.append(
                 (
                     layout.mesh, layout.remat, str(layout.rows), f"{one.used:.0%}",
                     f"{one.seconds:.3g}", f"{one.seconds_per_clip:.3g}", f"{one.mfu:.0%}",
                 )
             )  # fmt: skip
-        said = (
+        summary = (
             f"{self.tried} layouts, {self.fitting} of them fit by formula; times are "
             "estimates"
         )
-        return f"{table(rows)}\n{said}\nthe first:\n{self.found[0][1].as_text()}"
+        first = self.layouts[0][1].as_text()
+        return f"{table(rows)}\n{summary}\nthe first:\n{first}"
 
 
 class Formulas:
-    """Memory and time of a config's train step on devices of one kind.
+    """Formulas for memory and time of a config's train step on devices of one kind.
 
     Args:
       c: the config of a denoiser.
-      chip: what a device is.
-      slices: that a network joins.
+      chip: the kind of device.
+      slices: number of slices, joined by a network.
     """
 
     def __init__(self, c, chip: Chip, slices: int = 1):
@@ -110,14 +117,14 @@ class Formulas:
         )
 
     def layouts(self, devices: int) -> Iterator[Layout]:
-        """Every layout whose sizes divide."""
+        """Yields every layout whose sizes divide."""
         c = self._c.copy_and_resolve_references()
         for sizes in _factors(devices, len(meshes.AXES)):
             if sizes[0] % self._slices:
                 continue
             mesh = jax.sharding.AbstractMesh(sizes, meshes.AXES)
-            exchanged = mesh.shape["ulysses"] * mesh.shape["tensor"]
-            if self.config.kv_heads % exchanged:
+            groups = mesh.shape["ulysses"] * mesh.shape["tensor"]
+            if self.config.kv_heads % groups:
                 continue
             for rows in _ROWS:
                 batch = rows * sizes[0] * sizes[1] * c.loop.accumulation
@@ -137,7 +144,7 @@ class Formulas:
         return Guess(layout, self._bytes(layout), seconds)
 
     def _split(self, layout: Layout) -> tuple[int, int, float]:
-        """(devices that share parameters, of a layer's width, tokens of a device)."""
+        """(shards of the parameters, shards of a layer's width, tokens of a device)."""
         sizes = dict(layout.sizes)
         rows = layout.rows / self._c.loop.accumulation
         share = sizes["ring"] * sizes["ulysses"]
@@ -146,15 +153,16 @@ class Formulas:
         return whole, sizes["tensor"], tokens
 
     def _bytes(self, layout: Layout) -> float:
-        """State and gradients; what is kept of every block; what one block works with.
+        """Bytes of state and gradients, of saved activations, and of one block's backward.
 
-        Of a block's input 2 n d are kept, of its self-attention 2 (d + 4 h) n, of all of
-        it some 2 (14 d + 2 f) n; the gradient of one block holds 2 (20 d + 4 f) n.
+        The saved input of a block takes 2 n d, the output of its self-attention
+        2 (d + 4 h) n, all of its activations about 2 (14 d + 2 f) n; the backward pass of
+        one block takes 2 (20 d + 4 f) n.
         """
         whole, tensor, n = self._split(layout)
         d, f = self.config.dim, self.config.mlp_dim / tensor
         outputs = 2 * (d + 4 * self.config.num_heads) / tensor
-        kept = {
+        saved = {
             "full": 2 * d,
             "attention": 2 * d + outputs,
             "offload": outputs,
@@ -162,10 +170,10 @@ class Formulas:
             "none": 2 * (14 * d + 2 * f),
         }[layout.remat]
         state = (self.state_bytes + self.parameter_bytes) / whole
-        return state + n * (self.config.num_layers * kept + 2 * (20 * d + 4 * f))
+        return state + n * (self.config.num_layers * saved + 2 * (20 * d + 4 * f))
 
     def _seconds(self, layout: Layout) -> float:
-        """Products and kernels at the rates that are reached, memory, and links."""
+        """Seconds of products, kernels, memory traffic and communication."""
         c, chip, config = self._c, self._chip, self.config
         sizes = dict(layout.sizes)
         devices = math.prod(sizes.values())
@@ -178,8 +186,8 @@ class Formulas:
         full = layout.remat == "full"
         flops = (forward - attention) * (3 + again)
         seconds = flops / (devices * chip.peak * REACHED.peak)
-        # Kernels make 2 products forward and 7 for the gradient, and see the scores of
-        # each of three of them.
+        # Attention kernels compute 2 products forward and 7 for the gradient, and three
+        # of the kernels compute the scores.
         flops = attention * (4.5 + full)
         scores = layout.rows * config.num_layers * config.num_heads * pairs * (3 + full)
         kernels = flops / (chip.peak * REACHED.peak)
@@ -191,10 +199,11 @@ class Formulas:
         return seconds + c.loop.accumulation * self._links(sizes, n, layout.remat)
 
     def _links(self, sizes: dict[str, int], n: float, remat: str) -> float:
-        """Weights of every block, and what attention and split layers exchange.
+        """Seconds of communication: weights, attention and tensor-parallel layers.
 
-        A ring of r sends keys and values r - 1 times forward and r times back, there with
-        their gradients in float32, over one direction of a link.
+        A ring of r devices sends keys and values r - 1 times in the forward pass, and r
+        times in the backward pass with their float32 gradients, over one direction of a
+        link.
         """
         config, both_ways = self.config, 2 * self._chip.link
         passes, layers = 2 + (remat != "none"), config.num_layers
@@ -222,7 +231,7 @@ class Formulas:
 
 
 def _factors(number: int, count: int) -> Iterator[tuple[int, ...]]:
-    """Every tuple of so many whole numbers with this product."""
+    """Yields every tuple of `count` positive integers whose product is `number`."""
     if count == 1:
         yield (number,)
         return
@@ -235,17 +244,17 @@ def _factors(number: int, count: int) -> Iterator[tuple[int, ...]]:
 def best(
     c, devices: Sequence, slices: int, limit: int, say: Callable[[str], None] = print
 ) -> Ranking:
-    """Compiles the `limit` layouts that are best by formula, and ranks what fits.
+    """Compiles the `limit` layouts that are best by formula, and ranks those that fit.
 
     Args:
       c: the config of a denoiser.
       devices: of `meshes.compile_only`.
-      slices: that they lie on.
-      limit: programs to compile.
-      say: is told of each.
+      slices: number of slices of the devices.
+      limit: number of programs to compile.
+      say: is called with a line about each.
 
     Raises:
-      DoesNotFit: nothing fits; with the least excess, and what would fit.
+      DoesNotFit: nothing fits; the message has the least excess, and what would fit.
     """
     chip = chips.CHIPS[chips.kind_of(devices[0])]
     formulas = Formulas(c, chip, slices)
@@ -254,10 +263,10 @@ def best(
         raise ValueError(f"no layout of {len(devices)} devices divides the config")
     fitting = [one for one in guesses if one.size <= _MARGIN * chip.hbm]
     fitting.sort(key=lambda one: one.seconds)
-    found, refused, kernels = [], [], []
+    ranked, refused, kernels = [], [], []
     for guess in itertools.islice(fitting, limit):
         layout = guess.layout
-        say(f"compiling {layout}: {guess.seconds:.3g} s a clip by formula")
+        say(f"compiling {layout}: {guess.seconds:.3g} s per clip by formula")
         try:
             forecast = programs.train_step(_with(c, layout), _mesh(layout, devices))
         except DoesNotFit as error:
@@ -271,22 +280,24 @@ def best(
         if forecast.excess > 0:
             refused.append((layout, forecast.excess + chip.hbm))
         else:
-            found.append((layout, forecast))
-    if not found and kernels and not refused:
+            ranked.append((layout, forecast))
+    if not ranked and kernels and not refused:
         raise kernels[0]
-    if not found:
+    if not ranked:
         known = [one for one in refused if one[1]]
         if not fitting:
             smallest = min(guesses, key=lambda one: one.size)
             known = [(smallest.layout, smallest.size)]
-        said = f"none of {len(guesses)} layouts"
+        message = f"none of {len(guesses)} layouts"
         if known:
             layout, needed = min(known, key=lambda one: one[1])
             excess = (needed - chip.hbm) / GIB
-            said += f", the least excess is {excess:.2f} GiB a device with {layout}"
-        raise DoesNotFit(f"{said}; {advice(c, devices, slices, refused)}")
-    found.sort(key=lambda one: one[1].seconds_per_clip)
-    return Ranking(found, len(guesses), len(fitting))
+            message += (
+                f"; the least excess is {excess:.2f} GiB per device, with {layout}"
+            )
+        raise DoesNotFit(f"{message}; {advice(c, devices, slices, refused)}")
+    ranked.sort(key=lambda one: one[1].seconds_per_clip)
+    return Ranking(ranked, len(guesses), len(fitting))
 
 
 def _with(c, layout: Layout):
@@ -311,18 +322,18 @@ def advice(
     Args:
       c: the config of a denoiser.
       devices: of `meshes.compile_only`.
-      slices: that they lie on.
-      refused: layouts that were compiled, and the bytes that a device needs for each, 0
-        where nothing says; none of them is proposed, and where the formula says less, it
-        is corrected by as much for all.
+      slices: number of slices of the devices.
+      refused: layouts that do not fit, and the bytes that a device needs for each, or 0.
+        None of them is proposed. If the formula underestimates them, all its estimates
+        are raised by the same factor.
     """
     chip = chips.CHIPS[chips.kind_of(devices[0])]
     formulas = Formulas(c, chip, slices)
     low = max([1.0, *(size / formulas.guess(one).size for one, size in refused)])
-    gone = {layout for layout, _ in refused}
+    excluded = {layout for layout, _ in refused}
     count = len(devices)
     while count <= _MOST_DEVICES:
-        others = (one for one in formulas.layouts(count) if one not in gone)
+        others = (one for one in formulas.layouts(count) if one not in excluded)
         guesses = map(formulas.guess, others)
         fitting = [one for one in guesses if low * one.size <= chip.hbm]
         if fitting:

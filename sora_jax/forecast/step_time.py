@@ -1,26 +1,27 @@
-"""How long a compiled program takes on a device: an estimate, not a measurement.
+"""Estimates the time of a compiled program on a device.
 
-The operations of a program for TPUs stand in the order of their execution, so a clock
-that walks them knows what runs beside what.
+A TPU program lists its operations in the order of execution, so a clock that walks
+through them knows which of them overlap.
 
-  products cycles that XLA writes beside matrix products, over the clock, corrected.
-  moves    the same of all other operations; what has no cycles moves its result through
-           memory twice, once in and once out.
-  kernels  XLA knows nothing of them. Attention's make 2 and 5 products of 2 n m e FLOPs a
-           head (value; gradient) and touch n m scores, tile by tile; products and
-           elementwise work do not overlap:
+  products XLA's estimated cycles of matrix products, over the clock rate, corrected.
+  moves    the same for all other operations; an operation without cycles moves its
+           result through memory twice, once in and once out.
+  kernels  XLA gives no cycles for them. Attention kernels compute 2 (forward) or 5
+           (gradient) products of 2 n m e FLOPs per head and n m scores, tile by tile;
+           products and elementwise operations do not overlap:
            (FLOPs / peak + scores x operations / vector rate) / reached + tiles x s.
-  links    a ring over n devices of which each sends both ways, so with W the bytes/s
-           of two links and s the bytes of the result: (n - 1) / n s / W for
+  links    a ring over n devices, each of which sends in both directions. With W the
+           bytes/s of two links and s the bytes of the result: (n - 1) / n s / W for
            all-gather and reduce-scatter (of the whole), twice that for all-reduce,
-           n / 4 s / W for all-to-all (a quarter of the ring is the mean way), 2 s / W
-           for collective-permute (one way). Across slices the network takes W's place.
+           n / 4 s / W for all-to-all (the mean distance is a quarter of the ring),
+           2 s / W for collective-permute (one direction). Across slices, W is that of
+           the network.
   host     bytes over PCIe.
 
-What is begun and ended in two operations runs beside what stands between them: the end
-waits only for what is left of it. Transfers over the same wires run one after the other.
-An exchange that another core of the chip does ("call-start", -update, -done) begins when
-it is given its operand, and is taken to be as fast as the wires.
+An asynchronous operation overlaps with the operations between its start and its end; the
+end waits only for the rest of it. Transfers over the same links run one after another. A
+collective on another core of the chip ("call-start", -update, -done) starts when it gets
+its operand, and is assumed to be limited by the links.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from sora_jax.forecast.chips import Chip, Reached
 PRODUCTS = {"_fwd": 2, "_dkv": 5}
 _KERNEL = 'custom_call_target="tpu_custom_call"'
 _HOST = "S(5)"  # XLA's memory space of the host
-_CONTEXT = 64  # bytes at most of what a transfer carries beside its arrays
+_CONTEXT = 64  # most bytes of the context that a transfer carries beside its arrays
 _FUSED_END = "async-collective-done"
 _FREE = {
     "get-tuple-element", "bitcast", "constant", "parameter", "tuple", "partition-id",
@@ -44,11 +45,13 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a program asks of a device; what a loop repeats counts each time.
+    """The work of a program on a device, with the trips of loops.
 
-    products, moves: cycles by XLA. memory: bytes through memory of operations without
-    cycles. flops, scores, tiles: of kernels. links, host: seconds of waiting for what
-    nothing hides.
+    Attributes:
+      products, moves: XLA's cycles.
+      memory: bytes through memory of operations without cycles.
+      flops, scores, tiles: of kernels.
+      links, host: seconds of waiting for transfers that are not overlapped.
     """
 
     products: float = 0.0
@@ -68,7 +71,7 @@ class Work:
         return Work(*(times * value for value in dataclasses.astuple(self)))
 
     def parts(self, chip: Chip, reached: Reached) -> dict[str, float]:
-        """Seconds by what takes them."""
+        """Seconds by component."""
         kernels = self.flops / (chip.peak * reached.peak)
         kernels += self.scores * reached.vector / chip.vector
         kernels = kernels / reached.kernels + self.tiles * reached.tile / chip.cores
@@ -82,23 +85,23 @@ class Work:
         }
 
     def seconds(self, chip: Chip, reached: Reached) -> float:
-        """Seconds in all."""
+        """Seconds in total."""
         return sum(self.parts(chip, reached).values())
 
 
 def kernel(operation: hlo.Operation) -> Work:
-    """The work of one of attention's kernels, as JAX's splash names them.
+    """The work of one of the kernels of JAX's splash attention.
 
     Raises:
-      ValueError: what it computes is not known.
+      ValueError: it is another kernel.
     """
-    given = re.search(r"operand_layout_constraints=\{(.*)\}", operation.rest)
-    found = re.findall(r"(bf|[fsu])\d+\[([\d,]*)\]", given[1] if given else "")
+    match = re.search(r"operand_layout_constraints=\{(.*)\}", operation.rest)
+    operands = re.findall(r"(bf|[fsu])\d+\[([\d,]*)\]", match[1] if match else "")
     shapes = [
-        (kind, tuple(map(int, sizes.split(",")))) for kind, sizes in found if sizes
+        (kind, tuple(map(int, sizes.split(",")))) for kind, sizes in operands if sizes
     ]
     floats = [sizes for kind, sizes in shapes if kind in ("bf", "f")]
-    # What lies before the queries says which tiles there are: [..., rows, columns].
+    # An integer operand before the queries has the grid of tiles: [..., rows, columns].
     grid = shapes[0][1][-2:] if shapes and shapes[0][0] == "s" else ()
     for part, products in PRODUCTS.items():
         if part in operation.name and len(floats) > 1:
@@ -111,7 +114,7 @@ def kernel(operation: hlo.Operation) -> Work:
 
 
 def exchange_seconds(one: hlo.Exchange, devices: int, chip: Chip, slices: int) -> float:
-    """Seconds that an exchange takes where nothing else is on the wires."""
+    """Seconds of an exchange when nothing else uses the links."""
     n = one.members or devices
     across = slices > 1 and ("replica" in one.axes or one.axes == "devices")
     both_ways = chip.network if across else 2 * chip.link
@@ -129,7 +132,7 @@ def exchange_seconds(one: hlo.Exchange, devices: int, chip: Chip, slices: int) -
 
 
 class _Walk:
-    """One pass over a computation, with its clock and its wires."""
+    """One pass over a computation, with the time and when each kind of link is free."""
 
     def __init__(self, clock: "_Clock", computation: str):
         self._of, self._computation = clock, computation
@@ -141,7 +144,7 @@ class _Walk:
         self.work = Work()
 
     def run(self) -> Work:
-        """Goes through the operations in their order."""
+        """Walks through the operations in order."""
         for operation in self._of.program.computations.get(self._computation, ()):
             self._results[operation.name] = operation.result
             self._step(operation)
@@ -157,7 +160,7 @@ class _Walk:
             self._ready[name] = wires, self._free[wires]
 
     def _end(self, names) -> None:
-        """Waits; what was begun in an earlier pass of a loop is there."""
+        """Waits for transfers; those of an earlier iteration have finished."""
         for name in names:
             wires, ready = self._ready.pop(name, ("links", 0.0))
             left = max(0.0, ready - self._now)
@@ -200,10 +203,10 @@ class _Walk:
             self._compute(operation)
 
     def _call(self, operation: hlo.Operation) -> None:
-        """A computation on another core: known at its start, begun with an operand."""
+        """A collective on another core, which starts when it gets its operand."""
         first, *given = operation.operands or [""]
         moved = self._called.pop(first, None)
-        if first in self._ready:  # begun before: known by its last name
+        if first in self._ready:  # started before, under the name of its operand
             self._ready[operation.name] = self._ready.pop(first)
         if operation.kind == "call-start":
             inside = map(self._of.program.exchanges_in, operation.called)
@@ -218,7 +221,7 @@ class _Walk:
             self._called[operation.name] = moved
 
     def _moved(self, operation: hlo.Operation) -> list[tuple[str, hlo.Exchange]]:
-        """(key, exchange) of what an operation moves, itself or inside of a fusion."""
+        """(key, exchange) of an operation, or of those inside a fusion."""
         program = self._of.program
         if one := program.exchange(self._computation, operation):
             return [(hlo.key_of(self._computation, operation), one)]
@@ -231,7 +234,7 @@ class _Walk:
         """Bytes that a transfer moves."""
         if operation.kind.startswith("dynamic-update-slice"):
             return hlo.largest(self._results.get(operation.operands[1], ""))
-        # Of ((what is given), result, context) the smaller of the large ones.
+        # Of (operands, result, context): the smallest array that is not context.
         sizes = [
             width * math.prod(sizes) for width, sizes in hlo.arrays(operation.result)
         ]
@@ -240,7 +243,7 @@ class _Walk:
     def _compute(self, operation: hlo.Operation) -> None:
         of = self._of
         inside = (of.program.computations.get(name, ()) for name in operation.called)
-        # One that is given a part of an array is fused with what takes it out.
+        # A kernel that takes a slice of an array is fused with the slice.
         fused = [one for found in inside for one in found if _KERNEL in one.rest]
         if _KERNEL in operation.rest or fused:
             for one in fused or [operation]:
@@ -277,10 +280,10 @@ class _Clock:
 def work_of(
     program: hlo.Program, chip: Chip, reached: Reached, devices: int, slices: int = 1
 ) -> Work:
-    """What a program asks of each of `devices`, of `slices` that a network joins.
+    """The work of a program on each of `devices`, which lie on `slices`.
 
     Raises:
-      ValueError: it has a kernel of which nothing is known.
+      ValueError: it has an unknown kernel.
     """
     clock = _Clock(program, chip, reached, devices, slices)
     return clock.computation(program.entry)

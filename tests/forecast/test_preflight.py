@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_said_with_how_much_would(libtpu):
     flags = ["--config=configs/wan_14b.py", "--topology=v5e:2x2", "--mesh=ulysses=4"]
     code, _, errors = run(libtpu, *flags, data__batch_size=1)
     assert code == 1
-    assert "take 40.0 GiB of the 15.75 of a device; split them over 11" in errors
+    assert "take 40.0 GiB of the 15.75 of a device; shard them over 11" in errors
     assert "by formula it would fit on 32 devices with --mesh=" in errors
 
 

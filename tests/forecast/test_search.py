@@ -79,7 +79,7 @@ def test_what_is_compiled_is_ranked_by_it(monkeypatch):
     said = []
     c = config()
     found = search.best(c, [Device()] * 4, 1, 3, say=said.append)
-    assert [one.seconds for _, one in found.found] == [1.0, 2.0, 3.0]
+    assert [one.seconds for _, one in found.layouts] == [1.0, 2.0, 3.0]
     assert len(said) == 3 and len(given) == 3
     assert c.data.batch_size == 8  # the caller's is as it was
     rows = found.as_text().splitlines()
@@ -94,7 +94,7 @@ def test_where_nothing_fits_the_least_excess_is_said(monkeypatch):
     )
     monkeypatch.setattr(search, "_mesh", lambda layout, devices: None)
     with pytest.raises(
-        DoesNotFit, match="least excess is 2.00 GiB a device with --mesh"
+        DoesNotFit, match="least excess is 2.00 GiB per device, with --mesh"
     ):
         search.best(config(), [Device()] * 4, 1, 2, say=lambda text: None)
 
@@ -173,7 +173,7 @@ def test_a_kernel_that_does_not_fit_ends_no_search(monkeypatch):
     monkeypatch.setattr(search, "_mesh", lambda layout, devices: None)
     said = []
     ranking = search.best(config(), [Device()] * 4, 1, 2, say=said.append)
-    assert len(ranking.found) == 1 and "  a kernel" in said
+    assert len(ranking.layouts) == 1 and "  a kernel" in said
     with pytest.raises(KernelDoesNotFit):
         search.best(config(), [Device()] * 4, 1, 1, say=said.append)
 
