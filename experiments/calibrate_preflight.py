@@ -1,13 +1,13 @@
 """What stands behind preflight's estimates of time: compiles it all, and fits the table.
 
     python -m experiments.calibrate_preflight [--only=offload]
-    python -m experiments.calibrate_preflight --noprogram
+    python -m experiments.calibrate_preflight --skip_programs
 
 Compiles the published settings of `sora_jax/forecast/calibration.py` for the devices
 that they name, which takes some minutes on one core and about 10 GB of memory, writes
 what they ask of a device to sora_jax/forecast/calibration.json, and prints the table
 that follows; it is copied by hand into sora_jax/forecast/chips.py, with three digits.
-`--noprogram` compiles nothing and prints the same from the file. Needs libtpu.
+`--skip_programs` compiles nothing and prints the same from the file. Needs libtpu.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from sora_jax.core import paths
 from sora_jax.forecast import calibration, chips, hlo, programs
 
 _ONLY = flags.DEFINE_string("only", None, "One part, such as offload.")
-_PROGRAM = flags.DEFINE_bool("program", True, "Compile.")
+_SKIP = flags.DEFINE_bool("skip_programs", False, "Compile nothing.")
 # Queries and keys of a tile: the default of MaxDiffusion's config, with which it trains,
 # and what its README gives to generation.
 _TRAINED_TILE, _SAMPLED_TILE = (512, 512), (3024, 2048)
@@ -103,7 +103,7 @@ def main(_):
     found = dict(calibration.measured())
     if _ONLY.value and _ONLY.value not in PARTS:
         sys.exit(f"--only is one of {[*PARTS]}")
-    for name, part in PARTS.items() if _PROGRAM.value else ():
+    for name, part in () if _SKIP.value else PARTS.items():
         if _ONLY.value in (None, name):
             found |= part()
             text = json.dumps(found, indent=1, sort_keys=True) + "\n"
