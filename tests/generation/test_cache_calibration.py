@@ -246,8 +246,8 @@ def test_a_calibration_is_written_and_read(calibrated, tmp_path):
         ({"num_inference_steps": 9}, "num_inference_steps 8 and not 9"),
         ({"shift": 4.0}, "shift 3.0 and not 4.0"),
         ({"guidance_scale": 1.0}, "guidance_scale 2.0 and not 1.0"),
-        ({"step_cache": -1.0}, "step_cache is -1.0; it is a number in"),
-        ({"step_cache": float("nan")}, "step_cache is nan; it is a number in"),
+        ({"step_cache": -1.0}, "step_cache is -1.0; it must be a number in"),
+        ({"step_cache": float("nan")}, "step_cache is nan; it must be a number in"),
     ],
 )
 def test_what_it_was_not_calibrated_for_is_refused(calibrated, changes, message):

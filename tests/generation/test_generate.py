@@ -312,7 +312,7 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
         ({"prompt": "a", "out": "x.gif", "fps": 60.0}, "at most 50 frames a second"),
         (
             {"prompt": "a", "out": "x.gif", "fps": float("nan")},
-            "fps is nan; it is a number in",
+            "fps is nan; it must be a number in",
         ),
         ({"prompt": "a", "out": "x.gif", "fps": 0.01}, "a GIF is at most 655 seconds"),
         ({"prompt": "a", "calibrate_step_cache": True}, "no clips: leave out --out"),

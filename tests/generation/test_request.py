@@ -151,7 +151,7 @@ def test_impossible_sizes_name_the_nearest(size, message):
         ({"shift": 101.0}, "shift is 101.0; it must be a number in"),
         ({"step_cache": 101.0}, r"step_cache is 101.0; .* in \[0, 100\]"),
         ({"batch_size": 0}, "batch_size is 0; it must be a whole number in"),
-        ({"batch_size": 10**9}, "batch_size is 1000000000; it is a whole"),
+        ({"batch_size": 10**9}, "batch_size is 1000000000; it must be a whole"),
         ({"num_frames": 10**9 + 1}, "num_frames is at most 1000000, not 1000000001"),
         ({"height": 16 * 10**9}, "height is at most 1000000"),
         ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is at least 1"),
