@@ -123,7 +123,7 @@ def run_job(module) -> None:
     """Calls the main function of a job as `job.run` does, with the flags as they are."""
     from sora_jax.core import job
 
-    with job.concise_errors(module.__name__.rpartition(".")[2]), job._held:
+    with job.concise_errors(module.__name__.rpartition(".")[2]), job._locks:
         module.main()
 
 
