@@ -18,6 +18,7 @@ PyTorch files become the one file that LPIPS is measured with.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import shutil
 
@@ -73,8 +74,8 @@ flags.DEFINE_string(
 )  # fmt: skip
 
 _FILE_FLAGS = ("torch_python", "eps", "probe", "trust_torchscript", "sha256")
-_RUN_FLAGS = ("expert_2", "boundary", "license", "name", "base_model", "datasets")
-_RUN_FLAGS += ("training_data", "intended_use", "limits")
+_CARD_FLAGS = [field.name for field in dataclasses.fields(export.Card)]
+_RUN_FLAGS = ("expert_2", "boundary", *_CARD_FLAGS)
 
 
 def refuse(names: tuple[str, ...], why: str) -> None:
@@ -99,15 +100,7 @@ def to_diffusers(source: pathlib.Path, target: pathlib.Path) -> None:
     if FLAGS.expert_2:
         other = load(FLAGS.expert_2, keep_text_encoder=False)
         pipe = pipe.with_expert(other, FLAGS.boundary)
-    card = export.Card(
-        license=FLAGS.license,
-        name=FLAGS.name,
-        base_model=FLAGS.base_model,
-        datasets=tuple(FLAGS.datasets),
-        training_data=FLAGS.training_data,
-        intended_use=FLAGS.intended_use,
-        limits=FLAGS.limits,
-    )
+    card = export.Card(**{name: FLAGS[name].value for name in _CARD_FLAGS})
     pipe.save_pretrained(target, card)
 
 

@@ -8,7 +8,7 @@ If diffusers' classes cannot express something, the error names it and nothing i
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import nnx
@@ -47,7 +47,7 @@ class Card:
     license: str
     name: str = "A text-to-video model"
     base_model: str | None = None
-    datasets: tuple[str, ...] = ()
+    datasets: Sequence[str] = ()
     training_data: str = "Not stated."
     intended_use: str = "Research on video generation."
     limits: str = (
