@@ -1,8 +1,8 @@
 """Folders of clips: video files, folders of frames, arrays.
 
 A clip is a video file, a folder of numbered .jpg, .png or .webp frames, an array uint8
-[t, h, w, 3] in a .npy or .npz file, or one of an array [n, t, h, w, 3]. What cannot be
-used is said in one sentence and counted, whatever it is: no file is skipped in silence.
+[t, h, w, 3] in a .npy or .npz file, or one of an array [n, t, h, w, 3]. Every file that
+cannot be used is reported in one sentence and counted.
 
 Letters: n clips, t frames, h height, w width.
 """
@@ -18,31 +18,37 @@ import numpy as np
 
 from sora_jax.data import folders, frame_folders, video_io
 
-# What decides the pixels of a clip, for manifests.
-CODE = ("evals/videos/clip_files.py", "data/video_io.py", "data/containers.py")
-CODE += ("data/frames.py", "data/colour.py", "data/pictures.py")
-CODE += ("data/frame_folders.py",)
+# Sources that decide the pixels of a clip, for manifests.
+CODE = (
+    "evals/videos/clip_files.py",
+    "data/video_io.py",
+    "data/containers.py",
+    "data/frames.py",
+    "data/colour.py",
+    "data/pictures.py",
+    "data/frame_folders.py",
+)
 ARRAYS = (".npy", ".npz")
-_LIMITS = video_io.Limits(max_total_pixels=400_000_000)  # of a clip as used, 1.2 GB
+_LIMITS = video_io.Limits(max_total_pixels=400_000_000)  # per clip, 1.2 GB
 _BROKEN = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class UnusableClip(ValueError):
-    """A clip that cannot be read, or has not the frames that are needed."""
+    """A clip that cannot be read, or that has too few frames."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where one clip lies.
+    """Where one clip is stored.
 
     Attributes:
-      name: of the clip, from the folder on.
-      path: of its file, or of its folder of frames.
-      kind: suffix of its file; of frames the lossy one, where there is any.
-      member: of a .npz file.
+      name: path relative to the folder, with member and index.
+      path: the file, or the folder of frames.
+      kind: suffix of the file; of frames, the lossy suffix if there is one.
+      member: in a .npz file.
       index: in an array of many clips.
       colour: see `video_io.read`.
-      frames: names of the files in a folder of frames.
+      frames: file names in a folder of frames.
     """
 
     name: str
@@ -56,12 +62,12 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a folder holds.
+    """The clips of a folder.
 
     Attributes:
-      sources: the clips, in the order of files, and within one as they lie.
-      failures: one sentence for each file that holds none.
-      notes: one sentence for what is not read at all.
+      sources: the clips, sorted by file, member and index.
+      failures: one sentence for each file that cannot be used.
+      notes: one sentence for each kind of file that is not read.
     """
 
     sources: tuple[Source, ...]
@@ -71,10 +77,14 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """Frames uint8 [t, h, w, 3] of a clip, and whether it goes on after them.
+    """Frames uint8 [t, h, w, 3] of a clip.
 
-    `size` is (height, width) as seen. `fps` is of the file, before the stride; None
-    where it does not say. `notes` are those of `video_io.Video`.
+    Attributes:
+      video_thwc: the frames that are used.
+      longer: whether the clip has more frames after them.
+      size: (height, width) as displayed, before `shrink`.
+      fps: of the file, before the stride; None where it is not stored.
+      notes: those of `video_io.Video`.
     """
 
     video_thwc: np.ndarray
@@ -85,14 +95,14 @@ class Clip:
 
 
 def find(folder: pathlib.Path, colour: str | None = None) -> Found:
-    """Lists the clips of a folder and of the folders in it.
+    """Lists the clips of a folder and its subfolders.
 
-    Pictures that lie beside clips are no frames, and are not read. `colour` is for
-    videos that do not say how their colours are coded: see `video_io.read`.
+    Pictures beside clips are not frames and are not read. `colour` is for videos without
+    a colour tag: see `video_io.read`.
 
     Raises:
       FileNotFoundError: there is no such folder, or it is empty.
-      ValueError: it is one clip's folder of frames, or nothing in it can be a clip.
+      ValueError: it is the folder of frames of one clip, or holds no clips.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -135,15 +145,14 @@ def _suffix(name: str) -> str:
 def drawn(
     count: int, num_clips: int | None, usable: Callable[[], int], *, seed: int = 0
 ) -> Iterator[int]:
-    """Yields which of so many clips to read, whatever their names.
+    """Yields the indices of randomly drawn clips, replacing those that cannot be used.
 
-    They come in the order of names, since a file of arrays is read as a whole; those that
-    fail are replaced until there are as many as wanted.
+    Each round of draws is in ascending order, so that a file of arrays is read once.
 
     Args:
-      count: clips that there are.
-      num_clips: how many are wanted; None: all.
-      usable: says how many of those that were yielded can be used.
+      count: number of clips in the folder.
+      num_clips: number of usable clips wanted; None: all.
+      usable: returns how many of the yielded clips could be used.
       seed: of the draw.
     """
     if num_clips is None or num_clips >= count:
@@ -169,7 +178,7 @@ def _nothing(folder, failures, others) -> Exception:
 
 
 def _in_arrays(name: str, path: pathlib.Path) -> list[Source]:
-    """The clips of a file of arrays, by its headers alone."""
+    """Lists the clips in a file of arrays, reading its headers only."""
     shapes = {}
     try:
         if path.suffix.lower() == ".npy":
@@ -181,18 +190,18 @@ def _in_arrays(name: str, path: pathlib.Path) -> list[Source]:
                     with archive.open(member) as file:
                         shapes[member.removesuffix(".npy")] = _header(file)
     except _BROKEN as error:
-        raise UnusableClip(f"{name}: not an array that can be read: {error}") from None
+        raise UnusableClip(f"{name}: the array cannot be read: {error}") from None
     result = []
     for member, (shape, dtype) in shapes.items():
         label = name if member is None else f"{name}/{member}"
         if len(shape) not in (4, 5) or shape[-1] != 3:
             raise UnusableClip(
-                f"{label}: an array of shape {list(shape)}, and a clip is [t, h, w, 3]"
+                f"{label}: the array has shape {list(shape)}, a clip has [t, h, w, 3]"
             )
         if dtype != np.uint8:
             raise UnusableClip(
-                f"{label}: an array of {dtype}, and only uint8 says what is black and "
-                "what is white"
+                f"{label}: the array is {dtype}, only uint8 is accepted since its range is "
+                "known"
             )
         if len(shape) == 4:
             result.append(Source(label, path, path.suffix.lower(), member))
@@ -200,12 +209,12 @@ def _in_arrays(name: str, path: pathlib.Path) -> list[Source]:
             clip = f"{label}[{index}]"
             result.append(Source(clip, path, path.suffix.lower(), member, index))
     if not result:
-        raise UnusableClip(f"{name}: it holds no clips")
+        raise UnusableClip(f"{name}: the file holds no clips")
     return result
 
 
 def _header(file) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array in the .npy format; the values stay unread."""
+    """Returns shape and type of an array in .npy format without reading its values."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0
     if version != (1, 0):
@@ -214,23 +223,22 @@ def _header(file) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def told(notes: collections.Counter, count: int) -> list[str]:
-    """Sentences of what was done to how many of the clips."""
+def count_notes(notes: collections.Counter, count: int) -> list[str]:
+    """Returns sentences that say to how many of the clips each note applies."""
     return [f"{n} of {count} clips: {what}" for what, n in sorted(notes.items())]
 
 
 class Reader:
-    """Reads chosen frames of clips; keeps the last file of arrays open.
+    """Reads frames of clips; keeps the last file of arrays open.
 
     Args:
-      num_frames: how many frames of a clip are used.
-      least: how many a clip must have; None: as many as are used.
-      stride: one frame in so many.
-      start: "first", or "random" for a window somewhere in the clip, which its name
-        decides; videos are then decoded as a whole.
-      shrink: makes a frame uint8 [h, w, 3] smaller as it is read, so that no clip lies
-        in memory at its full size, but for an array that is compressed; None: frames
-        as they are.
+      num_frames: frames of a clip that are used.
+      stride: every stride-th frame is used.
+      start: "first", or "random" for a window whose position follows from the clip's
+        name; videos are then decoded completely.
+      least: frames that a clip must have; None: num_frames.
+      shrink: resizes a frame uint8 [h, w, 3] as it is read, so that clips other than
+        compressed arrays are never in memory at full size; None: no resizing.
     """
 
     def __init__(
@@ -252,7 +260,7 @@ class Reader:
         """Returns the frames that are used.
 
         Raises:
-          UnusableClip: with the sentence.
+          UnusableClip: the clip cannot be read or is too short; in one sentence.
         """
         try:
             if source.frames:
@@ -276,7 +284,7 @@ class Reader:
             raise UnusableClip(f"{source.name}: {reason}") from None
 
     def _used(self, source: Source, video_thwc, size, fps=None, shrink=None) -> Clip:
-        """The window of a clip, of which an array's frames are not made smaller yet."""
+        """Cuts the window out of a clip; `shrink` is for the frames of an array."""
         self._check_length(source, len(video_thwc))
         used_thwc = video_thwc[self._window(source, len(video_thwc))]
         if shrink:
@@ -285,7 +293,7 @@ class Reader:
         return Clip(np.ascontiguousarray(used_thwc), longer, size, fps)
 
     def _window(self, source: Source, length: int) -> slice:
-        """The frames of a clip that are used."""
+        """Returns the frames that are used."""
         first = 0
         if self._random:
             rng = np.random.default_rng(zlib.crc32(source.name.encode()))
@@ -294,16 +302,15 @@ class Reader:
 
     def _check_length(self, source: Source, length: int) -> None:
         if length < self._least:
-            some = f", of which one in {self._stride} is used" * (self._stride > 1)
+            stride = f" at a stride of {self._stride}" * (self._stride > 1)
             raise UnusableClip(
-                f"{source.name}: it has {length} frames, and {self._least} are "
-                f"needed{some}"
+                f"{source.name}: {length} frames, but {self._least} are needed{stride}"
             )
 
     def _array(self, source: Source) -> np.ndarray:
         key = source.path, source.member
         if self._opened[0] != key:
-            self._opened = (None, None)  # let the last one go before the next is read
+            self._opened = (None, None)  # free the last file before the next is read
             try:
                 mode = "r" if source.member is None else None
                 array = np.load(source.path, mmap_mode=mode, allow_pickle=False)

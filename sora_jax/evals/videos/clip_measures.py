@@ -1,15 +1,15 @@
-"""What each clip of a folder is like by itself: motion, steadiness, drift, cuts, captions.
+"""Measures of single clips: motion, steadiness, drift, cuts, agreement with captions.
 
     settings = clip_measures.Settings()
     measured = clip_measures.measure(clip_files.find(folder), settings)
     measured.estimate("warping error")
 
-One clip is in memory at a time, at a working size: where the short side of its frames is
-longer, each is made smaller as it is read, so that clips of any size are measured alike
-and memory does not follow their size (CLIP gets its own size). A still
-video is best at being steady: a clip in which nothing moves is in no mean of steadiness,
-it is counted and named, and so is one whose motion does not go on, as that of shuffled
-frames. Each measure says what it does not see.
+One clip is in memory at a time. Frames with a longer short side than `SHORT_SIDE` are
+resized as they are read, so that clips of all sizes are measured alike and memory does
+not grow with their size (CLIP gets frames of its own size). A still video wins measures
+of steadiness: clips in which nothing moves are left out of these means, counted and
+named. Clips that move without continuity, such as shuffled frames, are counted and named
+too. Each measure has a note on what it does not see.
 
 Letters: n clips, t frames, h height, w width, d features.
 """
@@ -38,9 +38,9 @@ SHORT_SIDE = 128  # pixels
 MOST_FRAMES, LEAST_FRAMES = 300, 4
 MOST_CLIPS = 256
 LEAST_SIDE = 8
-FPS = 8.0  # of clips whose files do not say
-# Smoothness of a clip that moves without going on. Of the toy world's clips none is
-# below, and of the same with their frames shuffled 86 to 98 % are.
+FPS = 8.0  # of clips without a stored frame rate
+# Smoothness below which motion has no continuity. No toy-world clip is below it, and with
+# shuffled frames 86 to 98 % are.
 UNSTEADY = 0.1
 
 STILL, JUMPS, CUTS = "still", "motion does not go on", "cuts"
@@ -49,30 +49,29 @@ FOLLOWED = "followed"
 FRAMES_ALIKE = "frame consistency, CLIP"
 AGREES, OTHERS = "agreement with caption", "agreement with other captions"
 ABOVE = "agreement above that"
-_OF_CLIP = (FRAMES_ALIKE, AGREES, OTHERS, ABOVE)
 _CODE = (
     "evals/videos/clip_measures.py",
     "evals/metrics/agreement.py",
     "data/clip_tokenizer.py",
-)
-_CODE += (
     "evals/metrics/motion.py",
     "evals/metrics/consistency.py",
     "evals/metrics/long_video.py",
+    "evals/metrics/cuts.py",
+    "evals/metrics/control_metrics.py",
+    *clip_files.CODE,
 )
-_CODE += ("evals/metrics/cuts.py", "evals/metrics/control_metrics.py", *clip_files.CODE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One measure with a value a clip.
+    """A measure with one value per clip.
 
     Attributes:
-      name: for tables; in files with underscores.
+      name: as in tables.
       better: "less", "more", or "" for an amount.
-      moving: whether clips in which nothing moves are in no mean.
+      moving: whether clips in which nothing moves are left out of the mean.
       share: whether each value is 0 or 1.
-      note: what it does not see.
+      note: what the measure does not see.
     """
 
     name: str
@@ -83,16 +82,17 @@ class Measure:
 
     @property
     def key(self) -> str:
+        """The name in files."""
         return self.name.replace(",", "").replace(" ", "_")
 
 
 _AMOUNTS = ("dynamic degree", "dynamic", "sharpness", "loop score")
-_ASKED = ("cut where asked", "no cut unasked")  # mean something only where asked
+_ASKED = ("cut where asked", "no cut unasked")  # need cuts that were asked for
 _TABLE = {m.name: m for m in control_metrics.METRICS if m.name not in _ASKED}
 MEASURES: Mapping[str, Measure] = {
     measure.name: measure
     for measure in (
-        Measure(STILL, "less", share=True, note="a slow zoom may count as still"),
+        Measure(STILL, "less", share=True, note="a slow zoom, which may count as still"),
         Measure(
             JUMPS, "less", True, True,
             note=f"one in ten shuffled clips has a smoothness above {UNSTEADY:g}",
@@ -109,12 +109,12 @@ MEASURES: Mapping[str, Measure] = {
         ),
         Measure(
             FOLLOWED, "more",
-            note="share of pixels with a partner in the next frame; a still clip has all",
+            note="share of pixels tracked to the next frame; in a still clip all are",
         ),
         Measure(CUTS, "", note="a dissolve, and a cut between shots that look alike"),
         Measure(FRAMES_ALIKE, "more", True, note="order of frames"),
         Measure(AGREES, "more", note="order of frames; 100 times the cosine (CLIPSIM)"),
-        Measure(OTHERS, "", note="the control: what any caption of the set would have"),
+        Measure(OTHERS, "", note="the control: agreement with the set's other captions"),
         Measure(ABOVE, "more", note="order of frames"),
     )
 }  # fmt: skip
@@ -125,12 +125,12 @@ class Settings:
     """How clips are measured.
 
     Attributes:
-      num_clips: draws so many; None: all, and `MOST_CLIPS` of more.
-      num_frames: first frames that are used; None: all, and `MOST_FRAMES` of more.
-      stride: one frame in so many is used.
-      chunk_frames: a new chunk of the generator begins at each multiple; None: the seam
-        score is left out.
-      fps: frames a second of clips whose files do not say.
+      num_clips: clips to draw; None: all, at most `MOST_CLIPS`.
+      num_frames: first frames that are used; None: all, at most `MOST_FRAMES`.
+      stride: every stride-th frame is used.
+      chunk_frames: length of the generator's chunks, for the seam score; None leaves the
+        score out.
+      fps: frames per second of clips without a stored frame rate.
       colour: see `clip_files.find`.
     """
 
@@ -148,15 +148,15 @@ class Settings:
                 f"not {self.num_frames}: --distances_only without --controls leaves them out"
             )
         if self.chunk_frames is not None and self.stride != 1:
-            raise ValueError("seams between chunks are seen at a stride of 1 only")
+            raise ValueError("seams between chunks are visible at a stride of 1 only")
 
     @property
     def most_clips(self) -> int:
-        """How many clips are measured at most."""
+        """The largest number of clips that are measured."""
         return self.num_clips or MOST_CLIPS
 
     def to_json(self, captions: agreement.Agreement | None) -> dict[str, Any]:
-        """What two sets of measures must have alike, as JSON values."""
+        """Returns the protocol of the measures, as JSON values."""
         return {
             "chunk_frames": self.chunk_frames,
             "clip": captions and captions.to_json(),
@@ -175,15 +175,15 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One clip.
+    """The measures of one clip.
 
     Attributes:
-      source: where it lies.
-      frames, size: that were measured, and (height, width) as seen.
-      fps: frames a second of those that were measured.
-      values: name -> value; None where it is not defined.
+      source: where the clip is stored.
+      frames, size: number of measured frames, and (height, width) as displayed.
+      fps: frames per second of the measured frames.
+      values: name -> value; None where undefined.
       cuts: seconds at which new shots begin.
-      caption: None where there is none, or none was asked for.
+      caption: None where there is none, or captions are not used.
     """
 
     source: clip_files.Source
@@ -199,28 +199,28 @@ class Measured:
         return self.source.name
 
     def counts(self, measure: Measure) -> bool:
-        """Whether the clip is in the mean of a measure."""
+        """Returns whether the clip is in the mean of a measure."""
         if self.values.get(measure.name) is None:
             return False
         return not (measure.moving and self.values[STILL])
 
     def to_json(self) -> dict[str, Any]:
-        """A line of clips.jsonl."""
-        found = {"clip": self.name, "frames": self.frames, "size": list(self.size)}
-        found |= {"fps": self.fps, "cut_seconds": list(self.cuts)}
-        found |= {MEASURES[name].key: x for name, x in self.values.items()}
-        return found | ({"caption": self.caption} if self.caption is not None else {})
+        """Returns a line of clips.jsonl."""
+        line = {"clip": self.name, "frames": self.frames, "size": list(self.size)}
+        line |= {"fps": self.fps, "cut_seconds": list(self.cuts)}
+        line |= {MEASURES[name].key: x for name, x in self.values.items()}
+        return line | ({"caption": self.caption} if self.caption is not None else {})
 
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """The clips of a folder.
+    """The measured clips of a folder.
 
     Attributes:
       clips: those that were measured.
-      found: how many there are.
+      found: number of clips in the folder.
       failures: one sentence for each clip or file that could not be measured.
-      notes: one sentence for what else is left out, or looks better than it is.
+      notes: one sentence for everything else that the numbers leave out or hide.
     """
 
     clips: tuple[Measured, ...]
@@ -229,14 +229,14 @@ class Set:
     notes: tuple[str, ...]
 
     def values(self, name: str) -> np.ndarray:
-        """Values of the clips that are in the mean of a measure, float64 [n]."""
+        """Returns values of the clips that are in the mean of a measure, float64 [n]."""
         measure = MEASURES[name]
         return np.array([c.values[name] for c in self.clips if c.counts(measure)])
 
     def estimate(self, name: str) -> statistics.Estimate | None:
-        """The mean of a measure, whose count is that of clips; None where no clip counts.
+        """Returns the mean of a measure; None where no clip is in it.
 
-        Fewer than two clips have no interval, except for a share.
+        The mean of a single clip has no interval, except for a share.
         """
         values_n = self.values(name)
         count = len(values_n)
@@ -247,33 +247,33 @@ class Set:
         if count == 1:
             return statistics.Estimate(float(values_n[0]), count=1)
         mean = statistics.bootstrap_mean(values_n)
-        # No mean of a resample is beyond the values.
+        # The shift of the percentiles may leave the range of the values.
         ends = np.clip([mean.low, mean.high], values_n.min(), values_n.max())
         return statistics.Estimate(mean.value, *ends.tolist(), count)
 
     def flagged(self, name: str) -> int:
-        """How many clips have the value 1 in a measure that is a share."""
+        """Returns how many clips have the value 1 in a measure that is a share."""
         return sum(bool(clip.values[name]) for clip in self.clips)
 
     def worst(self, name: str, count: int) -> list[Measured]:
-        """The clips with the worst values of a measure, worst first."""
+        """Returns the clips with the worst values of a measure, worst first."""
         measure = MEASURES[name]
-        there = [clip for clip in self.clips if clip.counts(measure)]
-        there.sort(key=lambda c: c.values[name], reverse=measure.better == "less")
-        return there[:count]
+        clips = [clip for clip in self.clips if clip.counts(measure)]
+        clips.sort(key=lambda c: c.values[name], reverse=measure.better == "less")
+        return clips[:count]
 
 
 def difference(first: Set, second: Set, name: str) -> statistics.Estimate | None:
-    """How much more the mean of the first set is, with its 95 % interval.
+    """Returns the mean of the first set minus that of the second, with its interval.
 
-    Newcombe's interval for shares; else each set is resampled by itself. None where a
-    set has fewer than two values.
+    Shares have Newcombe's interval; for other measures each set is resampled separately.
+    None where a set has fewer than two values.
     """
     values = first.values(name), second.values(name)
     if min(map(len, values)) < 2:
         return None
     if MEASURES[name].share:
-        return statistics.newcombe(*((int(of.sum()), len(of)) for of in values))
+        return statistics.newcombe(*((int(v.sum()), len(v)) for v in values))
     return statistics.bootstrap(
         lambda rng: np.subtract(*(statistics.resample(v, rng).mean() for v in values)),
         float(values[0].mean() - values[1].mean()),
@@ -282,18 +282,18 @@ def difference(first: Set, second: Set, name: str) -> statistics.Estimate | None
 
 
 def working_size(frame_hwc: np.ndarray) -> np.ndarray:
-    """A frame uint8 as it is measured."""
+    """Returns a frame uint8 at the size at which it is measured."""
     return shrink(frame_hwc, SHORT_SIDE)
 
 
 def shrink(frame_hwc: np.ndarray, short_side: int) -> np.ndarray:
-    """A frame uint8 whose short side is no longer than that, by an antialiased filter."""
+    """Returns a frame uint8 resized, with antialiasing, to at most that short side."""
     h, w = frame_hwc.shape[:2]
     if min(h, w) <= short_side:
         return frame_hwc
     scale = short_side / min(h, w)
     size = round(w * scale), round(h * scale)
-    bilinear = PIL.Image.Resampling.BILINEAR  # over a pixel's whole area in Pillow
+    bilinear = PIL.Image.Resampling.BILINEAR  # antialiased in Pillow
     return np.asarray(PIL.Image.fromarray(frame_hwc).resize(size, bilinear))
 
 
@@ -309,19 +309,19 @@ def measure(
 
     Args:
       found: the clips.
-      settings: how.
-      captions: what is said about them; with `clip`.
-      clip: the network that compares them with their captions.
-      tell: is called once for each clip that is done with.
+      settings: how they are measured.
+      captions: of the clips; with `clip`.
+      clip: compares clips with captions.
+      tell: is called after each clip.
 
     Raises:
-      ValueError: not one clip can be measured; the sentence says why.
+      ValueError: no clip can be measured; the sentence says why.
     """
     most = settings.num_frames or MOST_FRAMES
     read = clip_files.Reader(
         most, settings.stride, least=LEAST_FRAMES, shrink=working_size
     )
-    # A clip is read twice rather than kept at both sizes, or at its full one.
+    # Reading a clip twice takes less memory than keeping it at its full size.
     read_for_clip = clip and clip_files.Reader(
         most, settings.stride, least=LEAST_FRAMES, shrink=clip.fit
     )
@@ -356,15 +356,15 @@ def measure(
     notes += [
         f"{count} of {len(clips)} clips {what}"
         for count, what in (
-            (longer, f"go on after the {most} frames that are measured"),
-            (unsaid, f"do not say their frame rate: {settings.fps:g} is taken"),
+            (longer, f"have more than the {most} frames that are measured"),
+            (unsaid, f"have no stored frame rate: {settings.fps:g} is assumed"),
             (smaller, f"are measured at a short side of {SHORT_SIDE} pixels"),
         )
         if count
     ]
     if (left := len(found.sources) - len(clips)) > len(failures) - len(found.failures):
-        notes.append(f"{len(clips)} clips are drawn, {left} are not measured")
-    notes += clip_files.told(done, len(clips))
+        notes.append(f"{len(clips)} clips were drawn, {left} are not measured")
+    notes += clip_files.count_notes(done, len(clips))
     notes += _named(clips, captions)
     total = len(found.sources) + len(found.failures)
     return Set(tuple(clips), total, tuple(failures), tuple(notes))
@@ -374,8 +374,8 @@ def _measure(source, read: clip_files.Clip, settings, captions) -> Measured:
     size = read.size
     if min(size) < LEAST_SIDE:
         raise clip_files.UnusableClip(
-            f"{source.name}: its frames are {size[1]} x {size[0]}, and {LEAST_SIDE} "
-            "pixels a side are needed"
+            f"{source.name}: {size[1]}x{size[0]} pixels, but {LEAST_SIDE} per side are "
+            "needed"
         )
     video_1thwc = read.video_thwc[None]
     fps = (read.fps or settings.fps) / settings.stride
@@ -395,10 +395,10 @@ def _measure(source, read: clip_files.Clip, settings, captions) -> Measured:
 
 
 def _with_frames(one: Measured, video_thwc, clip) -> tuple[Measured, np.ndarray]:
-    """A clip with how alike CLIP finds its frames, and the mean of their features [d]."""
+    """Adds the consistency of CLIP's features; returns also their mean over frames [d]."""
     frames_td = networks.unit(clip.network.frames(video_thwc[None])[0])
-    alike = {FRAMES_ALIKE: float(consistency.similarity(frames_td[None])[0])}
-    one = dataclasses.replace(one, values=dict(one.values) | alike)
+    more = {FRAMES_ALIKE: float(consistency.similarity(frames_td[None])[0])}
+    one = dataclasses.replace(one, values=dict(one.values) | more)
     return one, frames_td.mean(axis=0)
 
 
@@ -418,13 +418,13 @@ def _seams_can_be_judged(view: control_metrics.Clips) -> bool:
 
 
 def _with_agreement(clips, vectors, clip: agreement.Agreement) -> list[Measured]:
-    """The clips with how they agree with their captions, and with those of others."""
-    told = [number for number, one in enumerate(clips) if one.caption is not None]
+    """Adds the agreement of clips with their captions, and with those of other clips."""
+    captioned = [number for number, one in enumerate(clips) if one.caption is not None]
     scores = clip.compare(
-        np.array([vectors[n] for n in told]), [clips[n].caption for n in told]
+        np.array([vectors[n] for n in captioned]), [clips[n].caption for n in captioned]
     )
     result = list(clips)
-    for n, own, others in zip(told, *scores, strict=True):
+    for n, own, others in zip(captioned, *scores, strict=True):
         values = {AGREES: own, OTHERS: others}
         values[ABOVE] = None if others is None else own - others
         values = dict(clips[n].values) | values
@@ -433,10 +433,10 @@ def _with_agreement(clips, vectors, clip: agreement.Agreement) -> list[Measured]
 
 
 def _named(clips: list[Measured], captions) -> Iterator[str]:
-    """Notes that name clips which a mean must not hide."""
+    """Yields notes that name the clips which means leave out or hide."""
     for name, what in (
-        (STILL, "are still and in no mean of steadiness"),
-        (JUMPS, "move without going on, as shuffled frames do"),
+        (STILL, "are still and left out of the means of steadiness"),
+        (JUMPS, "move without continuity, as shuffled frames do"),
     ):
         these = [one.name for one in clips if one.values[name]]
         if these:
@@ -449,12 +449,12 @@ def _named(clips: list[Measured], captions) -> Iterator[str]:
         silent = [one.name for one in clips if one.caption is None]
         if silent:
             yield (
-                f"{len(silent)} of {len(clips)} clips have no caption and are in no mean "
-                f"of agreement: {listed(silent)}"
+                f"{len(silent)} of {len(clips)} clips have no caption and are left out of "
+                f"the means of agreement: {listed(silent)}"
             )
 
 
-def listed(names: list[str], most: int = 8) -> str:
-    """The first of some names, and how many there are besides."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def listed(names: list[str]) -> str:
+    """Returns the first names, and how many more there are."""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more

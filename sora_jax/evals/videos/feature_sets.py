@@ -1,7 +1,7 @@
-"""Features of the clips of a folder, with how they were made; and the files that keep them.
+"""Features of the clips of a folder with their manifest, and files that store them.
 
-A file of statistics (.npz) holds the features, their moments, and the manifest: it stands for
-a folder as the reference, wherever all is measured as it was.
+A file of statistics (.npz) holds features, moments and manifest. It replaces the folder of
+a reference if everything else is measured the same way.
 
 Letters: n clips, t frames, h height, w width, d features.
 """
@@ -29,7 +29,7 @@ _CODE = (
     "evals/features/weight_folders.py",
     *clip_files.CODE,
 )
-# What of a manifest says how clips become features, whichever the clips are.
+# Fields of a manifest that say how features are computed, whatever the clips.
 MADE_WITH = (
     "features", "feature_weights", "resize", "num_frames", "stride", "start", "colour",
     "code",
@@ -43,10 +43,10 @@ class FeatureSet:
 
     Attributes:
       features_nd: float32.
-      manifest: how they were made, and a SHA-256 over the clips' pixels; JSON values.
-      found: clips that there are, usable or not.
+      manifest: how they were computed, and a SHA-256 over the clips' pixels; JSON values.
+      found: number of clips in the folder, usable or not.
       failures: one sentence for each clip or file that could not be used.
-      notes: one sentence for what else is left out.
+      notes: one sentence for everything else that is left out.
     """
 
     features_nd: np.ndarray
@@ -77,14 +77,12 @@ def made_with(
     }
 
 
-def take(
+def compute(
     found: clip_files.Found,
     network,
     fields: Mapping[str, Any],
     num_clips: int | None,
     tell: Callable[[], None],
-    *,
-    seed: int = 0,
 ) -> FeatureSet:
     """Computes the features of the clips of a folder.
 
@@ -92,11 +90,10 @@ def take(
 
     Args:
       found: the clips.
-      network: see `features.open`.
+      network: see `networks.open`.
       fields: what `made_with` returns.
-      num_clips: draws so many usable clips, whatever their names; None: all.
-      tell: is called once for each clip that is done with.
-      seed: of the draw.
+      num_clips: number of usable clips to draw; None: all.
+      tell: is called after each clip.
 
     Raises:
       ValueError: fewer than two clips can be used, or fewer than `num_clips`.
@@ -107,7 +104,7 @@ def take(
     failures, longer = {}, 0
     digests, sizes, kinds, rates = {}, set(), set(), set()
     done = collections.Counter()
-    for index in clip_files.drawn(count, num_clips, lambda: len(digests), seed=seed):
+    for index in clip_files.drawn(count, num_clips, lambda: len(digests)):
         source = found.sources[index]
         try:
             clip = reader(source)
@@ -126,7 +123,7 @@ def take(
     for index in sorted(features):
         if not np.isfinite(features[index]).all():
             name = found.sources[index].name
-            failures[index] = f"{name}: its features are NaN or infinity"
+            failures[index] = f"{name}: the features hold NaN or infinity"
             del features[index], digests[index]
     sentences = (*found.failures, *(failures[index] for index in sorted(failures)))
     _check_count(len(features), num_clips, sentences)
@@ -134,13 +131,13 @@ def take(
     if longer:
         notes.append(
             f"{longer} of {len(digests) + len(failures)} clips have more frames than "
-            f"the {fields['num_frames']} that are used, from a {fields['start']} one on"
+            f"the {fields['num_frames']} that are used (start: {fields['start']})"
         )
-    notes += clip_files.told(done, len(digests) + len(failures))
+    notes += clip_files.count_notes(done, len(digests) + len(failures))
     if len(rates) > 1:
-        notes.append(f"the clips have {len(rates)} frame rates, and none is changed")
+        notes.append(f"the clips have {len(rates)} frame rates and are not resampled")
     if len(sizes) > 1:
-        notes.append(f"the clips are of {len(sizes)} sizes, and each is resized")
+        notes.append(f"the clips have {len(sizes)} sizes; each is resized")
     manifest = dict(fields) | {
         "clips": protocol.text_digest(digests[index] for index in sorted(digests)),
         "fps": sorted(rates),
@@ -159,7 +156,7 @@ def _check_count(count: int, num_clips: int | None, failures: Sequence[str]) -> 
     if count < least:
         because = f" ({len(failures)} cannot: {failures[0]})" if failures else ""
         raise ValueError(
-            f"{least} clips or more are needed, and {count} can be used{because}"
+            f"{least} clips or more are needed, but {count} can be used{because}"
         )
 
 
@@ -169,7 +166,7 @@ def _digest(video_thwc: np.ndarray) -> str:
 
 
 class _Batches:
-    """Computes clips of one size together, and keeps few that wait for company."""
+    """Batches clips of equal shape; keeps less than two batches waiting."""
 
     def __init__(self, network, batch_size: int):
         self._network, self._batch_size = network, batch_size
@@ -190,7 +187,7 @@ class _Batches:
         self._features.update(zip(indices, rows, strict=True))
 
     def finish(self) -> dict[int, np.ndarray]:
-        """Computes what waits; returns the features of all clips by their indices."""
+        """Computes the waiting clips; returns the features of all clips by index."""
         for shape in list(self._waiting):
             self._compute(shape)
         return self._features
@@ -200,13 +197,13 @@ def save(file: pathlib.Path, reference: FeatureSet, *, force: bool = False) -> N
     """Writes a file of statistics.
 
     Raises:
-      UnequalProtocols: there is one that was made otherwise, and force is not set.
+      UnequalProtocols: the file exists with another manifest, and force is not set.
     """
     if file.exists() and not force:
         differing = _differing(load(file).manifest, reference.manifest)
         if differing:
             raise protocol.UnequalProtocols(
-                f"{file} holds statistics that were made otherwise ({differing}); "
+                f"{file} holds statistics with another manifest ({differing}); "
                 "--force replaces them"
             )
     moments = statistics.Moments.of(reference.features_nd)
@@ -227,7 +224,7 @@ def load(file: pathlib.Path) -> FeatureSet:
     """Reads a file of statistics.
 
     Raises:
-      ValueError: it is none, or its parts do not belong together.
+      ValueError: `save` did not write it, or its parts do not match.
     """
     try:
         with np.load(file, allow_pickle=False) as opened:
@@ -237,20 +234,19 @@ def load(file: pathlib.Path) -> FeatureSet:
         manifest = json.loads(str(arrays["manifest"]))
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{file} is no file that --save_statistics wrote: {error}"
+            f"{file} is not a file that --save_statistics wrote: {error}"
         ) from None
     if protocol.digest(manifest) != str(arrays["digest"]):
-        raise ValueError(f"{file}: its digest is not that of its manifest")
+        raise ValueError(f"{file}: the digest does not match the manifest")
     moments = statistics.Moments.of(arrays["features_nd"])
-    kept = arrays["mean_d"], arrays["scatter_dd"]
-    whole = (
+    match = (
         moments.count == arrays["count"] == manifest["num_clips"]
-        and kept[0].shape == moments.mean_d.shape
-        and np.allclose(kept[0], moments.mean_d)
-        and np.allclose(kept[1], moments.scatter_dd)
+        and arrays["mean_d"].shape == moments.mean_d.shape
+        and np.allclose(arrays["mean_d"], moments.mean_d)
+        and np.allclose(arrays["scatter_dd"], moments.scatter_dd)
     )
-    if not whole:
-        raise ValueError(f"{file}: its moments are not those of its features")
+    if not match:
+        raise ValueError(f"{file}: the moments do not match the features")
     return FeatureSet(arrays["features_nd"], manifest, moments.count)
 
 
@@ -261,23 +257,23 @@ def check(
     *,
     force: bool = False,
 ) -> FeatureSet:
-    """Returns the statistics of a file, where they are made with the given fields.
+    """Returns the statistics of a file after comparing them with manifest fields.
 
     Args:
-      file: which it is.
+      file: the file, for the message.
       reference: what `load` read.
-      fields: some of a manifest's, which must be the same.
-      force: only notes what differs.
+      fields: manifest fields that must be equal.
+      force: adds a note on differences instead of raising.
 
     Raises:
-      UnequalProtocols: something differs, and force is not set.
+      UnequalProtocols: a field differs, and force is not set.
     """
     differing = _differing({f: reference.manifest.get(f) for f in fields}, fields)
     if not differing:
         return reference
-    sentence = f"{file} was made otherwise than is asked now ({differing})"
+    sentence = f"{file} was made with other settings ({differing})"
     if not force:
-        raise protocol.UnequalProtocols(f"{sentence}; --force uses it nevertheless")
+        raise protocol.UnequalProtocols(f"{sentence}; --force uses it anyway")
     return dataclasses.replace(reference, notes=(*reference.notes, sentence))
 
 

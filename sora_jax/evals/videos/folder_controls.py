@@ -13,8 +13,8 @@ import numpy as np
 from sora_jax.evals.metrics import control_metrics, control_tables, controls, motion
 from sora_jax.evals.videos import clip_files, clip_measures
 
-CLIPS, FRAMES = 24, 24  # of a folder, of which each control is measured again
-_LOOKED_AT = 4  # times as many clips, to find those that move and have one shape
+CLIPS, FRAMES = 24, 24  # at most, since they are measured again for each control
+_DRAWN = 4  # times as many clips are read at most, to find those that can be used
 
 
 def measure(
@@ -23,19 +23,20 @@ def measure(
     *,
     metrics: Sequence[control_metrics.Metric] = control_metrics.METRICS,
 ) -> tuple[control_tables.Table, list[str]]:
-    """The control table of a folder's clips, and what it leaves out, in sentences.
+    """Returns the control table of a folder's clips, and sentences on what it leaves out.
 
-    Controls are made of clips that move and have one shape, the usual one of those that
-    are drawn: a clip that does not move, or has another shape, is replaced by one more,
-    until `_LOOKED_AT` times as many were drawn as are wanted.
+    The table uses clips that move and share the most frequent shape. A clip that is still
+    or has another shape is replaced by a further one, until `_DRAWN` times as many clips
+    were drawn as are wanted.
 
     Args:
-      folder: as `clip_files.find` reads it.
-      settings: how many clips (`CLIPS` at most) and frames (`FRAMES`) are used, and how.
-      metrics: as `build`.
+      folder: see `clip_files.find`.
+      settings: number of clips (`CLIPS` at most) and frames (`FRAMES`), and how they are
+        measured.
+      metrics: see `control_tables.build`.
 
     Raises:
-      FileNotFoundError, ValueError: there are not two such clips.
+      FileNotFoundError, ValueError: the folder has fewer than two such clips.
     """
     found = clip_files.find(folder, settings.colour)
     most = min(settings.num_frames or FRAMES, FRAMES)
@@ -53,7 +54,7 @@ def measure(
         return max(shapes.values(), default=0)
 
     drawn = clip_files.drawn(len(found.sources), wanted, usable)
-    for index in itertools.islice(drawn, _LOOKED_AT * wanted):
+    for index in itertools.islice(drawn, _DRAWN * wanted):
         source = found.sources[index]
         try:
             clip = reader(source)
@@ -61,7 +62,7 @@ def measure(
             left_out.append(str(error))
             continue
         fps = (clip.fps or settings.fps) / settings.stride
-        # What is still cannot be told from its still control.
+        # A still clip is equal to its still control.
         degree = control_metrics.Clips(clip.video_thwc[None], fps).degree[
             "dynamic_degree"
         ]
@@ -77,24 +78,24 @@ def measure(
         raise ValueError(f"{folder} has no clip for a control table: {left_out[0]}")
     if usable() < 2:
         raise ValueError(
-            f"a control table needs 2 clips of one shape that move, and {folder} has "
-            f"{usable()}: of {len(kept) + len(still)} that are looked at {len(still)} "
-            "are still"
+            f"a control table needs 2 clips of one shape that move, but {folder} has "
+            f"{usable()}: of {len(kept) + len(still)} that were read {len(still)} are "
+            "still"
         )
-    [(usual, _)] = shapes.most_common(1)
-    t, h, w, fps = usual
-    if others := [name for name, _, shape in kept if shape != usual]:
+    [(common, _)] = shapes.most_common(1)
+    t, h, w, fps = common
+    if others := [name for name, _, shape in kept if shape != common]:
         left_out.append(
-            f"{len(others)} clips are not {t} frames of {w} x {h} at {fps:g} a second as "
-            f"most are: {clip_measures.listed(others)}"
+            f"{len(others)} clips differ from the most common shape, {t} frames of {w}x{h} "
+            f"at {fps:g} fps: {clip_measures.listed(others)}"
         )
     if t < control_tables.LEAST_FOR_SEAMS:
         left_out.append(
-            f"the clips have {t} frames, too few for a {clip_measures.SEAM}, which needs "
+            f"the clips have {t} frames, but a {clip_measures.SEAM} needs "
             f"{control_tables.LEAST_FOR_SEAMS}"
         )
-    video_nthwc = np.stack([video for _, video, shape in kept if shape == usual])
-    title = f"{folder.resolve().name}, {t} frames of {w} x {h}"
+    video_nthwc = np.stack([video for _, video, shape in kept if shape == common])
+    title = f"{folder.resolve().name}, {t} frames of {w}x{h}"
     return control_tables.build(
         video_nthwc, fps=fps, title=title, metrics=metrics
     ), left_out

@@ -1,6 +1,6 @@
-"""One folder of videos against another: set distances, and what they were measured with.
+"""Distances between two folders of videos, with their protocol.
 
-    settings = published.settle("stylegan-v", {})
+    settings = published.resolve("stylegan-v", {})
     network = published.open_network(settings, "stylegan-v", weights, None)
     found = folder_distances.measure(videos, reference, settings, network)
 
@@ -22,8 +22,8 @@ from sora_jax.evals.metrics import distances, set_metrics
 from sora_jax.evals.videos import clip_files, feature_sets, published
 
 _RESAMPLES = 100
-_SPLITS = 10  # of the class score
-_LEAST = {  # clips of a set, for each group of scores
+_SPLITS = 10  # of the inception score
+_LEAST = {  # clips per set, for each group of scores
     "the interval of the kernel distance": 4,
     "precision, recall, density and coverage": set_metrics.NEIGHBOURS + 1,
     "the extrapolated Frechet distance": distances.LEAST,
@@ -32,15 +32,15 @@ _LEAST = {  # clips of a set, for each group of scores
 
 @dataclasses.dataclass(frozen=True)
 class Distances:
-    """What was measured.
+    """The distances between two sets.
 
     Attributes:
       scores: name -> value, with its interval where it has one.
-      protocol: how, as JSON values.
-      counts: set -> how many clips were found, used and failed.
+      protocol: how they were measured, as JSON values.
+      counts: set -> number of clips that were found, used, and failed.
       failures: one sentence for each clip or file that could not be used.
-      notes: one sentence for what the numbers leave out.
-      published: the name of the protocol and which score is its; None: no protocol.
+      notes: one sentence for everything that the numbers leave out.
+      published: name of the published protocol and of its score; None without one.
       reference: the features of the reference, which may be saved.
     """
 
@@ -67,16 +67,16 @@ def measure(
 
     Args:
       videos: the folder.
-      reference: another one, or a file that --save_statistics wrote.
-      settings: how.
+      reference: another folder, or a file that --save_statistics wrote.
+      settings: how they are measured.
       network: see `published.open_network`.
-      name: of the published protocol, where the settings are its.
-      force: uses statistics of the reference that were made otherwise, and says so.
+      name: of the published protocol that the settings come from.
+      force: accepts statistics of the reference with other settings, and notes it.
       colour: see `clip_files.find`.
 
     Raises:
-      FileNotFoundError, ValueError: there is nothing that can be compared, or it is not
-        what the protocol fixes; in one sentence.
+      FileNotFoundError, ValueError: clips or weights are missing, or contradict the
+        protocol; in one sentence.
     """
     num_frames = settings.num_frames or network.num_frames
     sides = {"videos": (videos, settings.stride)}
@@ -109,7 +109,7 @@ def measure(
     with progress.Progress(total, "features", "clips") as bar:
         for side, of in found.items():
             try:
-                sets[side] = feature_sets.take(
+                sets[side] = feature_sets.compute(
                     of, network, fields[side], settings.num_clips, bar.update
                 )
             except ValueError as error:
@@ -136,62 +136,64 @@ def measure(
 
 
 def _unlike(videos, reference, settings, name: str | None) -> list[str]:
-    """Notes on what differs between the sets beside what they show.
+    """Returns notes on differences between the sets other than their content.
 
     Raises:
-      NotTheProtocol: the protocol wants clips of one size.
+      NotTheProtocol: the protocol requires clips of one size.
     """
     notes, first, second = [], videos.manifest, reference.manifest
     sizes = first["sizes"], second["sizes"]
     if sizes[0] != sizes[1] or len(sizes[0]) > 1:
         sentence = (
-            f"the clips are of {_sizes(sizes[0])}, the reference of {_sizes(sizes[1])}"
+            f"the clips have {_sizes(sizes[0])}, the reference has {_sizes(sizes[1])}"
         )
         if settings.same_size:
             raise published.NotTheProtocol(
-                f"protocol {name} compares clips of one size, the data set's, and "
-                f"{sentence}: bring both to it first"
+                f"protocol {name} compares clips of one size, that of the data set, but "
+                f"{sentence} pixels: resize both first"
             )
-        notes.append(f"{sentence} pixels: resizing alone moves a distance")
+        notes.append(f"{sentence} pixels: resizing alone changes a distance")
     if first["kinds"] != second["kinds"]:
         kinds = (", ".join(manifest["kinds"]) for manifest in (first, second))
         notes.append(
-            "the clips are {} and the reference is {}: what a codec loses moves a "
+            "the clips are {} and the reference is {}: compression changes a "
             "distance".format(*kinds)
         )
-    paces = [
+    rates = [
         [rate / manifest["stride"] for rate in manifest["fps"]]
         for manifest in (first, second)
     ]
-    if all(paces) and paces[0] != paces[1]:
+    if all(rates) and rates[0] != rates[1]:
         notes.append(
-            "of the clips {} frames a second are used and of the reference {}: the pace "
-            "moves a distance".format(*(", ".join(f"{r:g}" for r in p) for p in paces))
+            "the clips are used at {} fps, the reference at {} fps: the frame rate "
+            "changes a distance".format(
+                *(", ".join(f"{r:g}" for r in s) for s in rates)
+            )
         )
     if first["clips"] == second["clips"]:
-        notes.append("the clips are those of the reference itself")
+        notes.append("the clips are identical to the reference")
     n, d = videos.features_nd.shape
     m = len(reference.features_nd)
     if min(n, m) < d:
         notes.append(
             f"{min(n, m)} clips are fewer than the {d} features: most of a Frechet "
-            "distance is then its bias, and its extrapolation only a guess"
+            "distance is then bias, and its extrapolation is unreliable"
         )
     return notes
 
 
 def _sizes(sizes) -> str:
-    shown = [f"{width} x {height}" for height, width in sizes[:3]]
+    shown = [f"{width}x{height}" for height, width in sizes[:3]]
     return ", ".join(shown) + (f" and {len(sizes) - 3} more" if sizes[3:] else "")
 
 
 def _scores(videos, reference, settings, notes) -> dict[str, statistics.Estimate]:
-    """Scores by name; what is left out is noted."""
+    """Returns scores by name; adds notes on those that are left out."""
     samples_nd, reference_md = videos.features_nd, reference.features_nd
     count = min(len(samples_nd), len(reference_md))
     for what, least in _LEAST.items():
         if count < least:
-            notes.append(f"{what} needs {least} clips of each set, there are {count}")
+            notes.append(f"{what} needs {least} clips per set, there are {count}")
     with progress.Progress(_RESAMPLES, "bootstrap", "resamples") as bar:
         frechet = distances.frechet_estimate(
             samples_nd, reference_md, num_resamples=_RESAMPLES, done=bar.update
@@ -202,9 +204,8 @@ def _scores(videos, reference, settings, notes) -> dict[str, statistics.Estimate
         scores["frechet_limit"] = statistics.Estimate(found.limit)
         if found.intercept < 0:
             notes.append(
-                f"the extrapolated Frechet distance came out at {found.intercept:.3g}, "
-                f"below 0, and is given as 0: {count} clips of each set are too few to "
-                "tell the sets apart by it"
+                f"the extrapolated Frechet distance is {found.intercept:.3g} and reported "
+                f"as 0: {count} clips per set are too few to tell the sets apart by it"
             )
     by_n = distances.frechet(*map(_by_n, (samples_nd, reference_md)))
     scores["frechet_n"] = statistics.Estimate(by_n)
@@ -229,7 +230,7 @@ def _scores(videos, reference, settings, notes) -> dict[str, statistics.Estimate
         score, _ = set_metrics.inception_score(samples_nd, _SPLITS)
         scores["inception_score_i3d"] = statistics.Estimate(score)
     elif settings.features == "i3d":
-        notes.append(f"the class score needs {2 * _SPLITS} clips")
+        notes.append(f"the inception score needs {2 * _SPLITS} clips")
     for label in scores.keys() & {"frechet", "kernel_biased", "jedi"}:
         # These are never negative, so their intervals end at zero.
         ends = scores[label].map(functools.partial(max, 0.0))
@@ -241,16 +242,16 @@ def _scores(videos, reference, settings, notes) -> dict[str, statistics.Estimate
 
 
 def _by_n(features_nd: np.ndarray) -> np.ndarray:
-    """Features whose covariance, divided by n - 1, is that of theirs divided by n."""
+    """Scales features so that dividing by n - 1 gives their covariance divided by n."""
     features_nd = statistics.checked_features(features_nd, least=2)
     n, mean_d = len(features_nd), features_nd.mean(axis=0)
     return mean_d + (features_nd - mean_d) * math.sqrt((n - 1) / n)
 
 
 def _manifest(videos, reference, name: str | None) -> dict[str, Any]:
-    """All that a comparison with another result must have alike, and the clips."""
+    """Returns how the sets were measured, with the digest of the reference clips."""
     shared, other = dict(videos.manifest), reference.manifest
-    del shared["clips"]  # what is judged is no part of how
+    del shared["clips"]  # the clips that are judged are not part of the protocol
     differing = {
         f"reference_{field}": value
         for field, value in other.items()

@@ -1,12 +1,12 @@
-"""What `evaluate --videos` does: measures a folder of videos, beside another one or alone.
+"""The work of `evaluate --videos`: measures a folder of videos, alone or against another.
 
     options = folder_report.Options(reference="real", clip="clip-vit-base-patch32")
     print(folder_report.run("clips", "out", options))
 
-Each clip is measured by itself (`clip_measures`), the set against the reference's
-(`folder_distances`), and a few clips beside spoilt ones (`control_tables`). Without a
-reference the distances are left out. OUT gets scores.json, clips.jsonl, report.html and,
-where controls are asked for, controls.json and controls.md.
+Each clip is measured by itself (`clip_measures`), the set against the reference
+(`folder_distances`), and a few clips beside spoilt copies (`control_tables`). Without a
+reference there are no distances. OUT gets scores.json, clips.jsonl and report.html, and
+with controls also controls.json and controls.md.
 """
 
 import dataclasses
@@ -38,18 +38,18 @@ _OF_MEASURES = ("clip", "chunk_frames")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a person asks for; None is not asked for.
+    """Flags of the job; None is not set.
 
     Attributes:
-      reference: another folder, or a file of statistics; without it there are no distances.
-      protocol: name of a published one.
+      reference: another folder, or a file of statistics; None: no distances.
+      protocol: name of a published protocol.
       features, weights: the network of the distances, and the folder of its weights.
       num_frames, stride, num_clips: see `published.Settings`, `clip_measures.Settings`.
-      batch_size: clips of which features are computed at a time.
-      save_statistics: file for the reference's.
+      batch_size: clips per batch of the feature network.
+      save_statistics: file for the statistics of the reference.
       force: see `folder_distances.measure` and `feature_sets.save`.
       distances_only: do not measure each clip by itself.
-      clip: folder of CLIP's weights, for the agreement with captions.
+      clip: folder of CLIP's weights, for agreement with captions.
       chunk_frames, fps, colour: see `clip_measures.Settings`.
       controls: make a control table.
     """
@@ -73,10 +73,10 @@ class Options:
 
     def __post_init__(self):
         if not self.reference:
-            self._refuse(_OF_DISTANCES, "compare with another folder: give --reference")
+            self._refuse(_OF_DISTANCES, "need --reference, a folder to compare with")
         if self.distances_only:
             self._refuse(
-                _OF_MEASURES, "are of single clips, which --distances_only leaves out"
+                _OF_MEASURES, "concern single clips, which --distances_only leaves out"
             )
             if not self.reference and not self.controls:
                 raise ValueError(
@@ -89,7 +89,7 @@ class Options:
             raise ValueError(f"{', '.join(given)} {why}")
 
     def measures(self) -> clip_measures.Settings:
-        """How single clips are measured, where any are."""
+        """Returns how single clips are measured."""
         if self.distances_only and not self.controls:
             return clip_measures.Settings()
         asked = ("num_clips", "num_frames", "stride", "chunk_frames", "fps", "colour")
@@ -103,18 +103,18 @@ OPTIONS = tuple(field.name for field in dataclasses.fields(Options))
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was measured.
+    """The measures of a folder.
 
     Attributes:
-      folders: set -> where it lies; "videos", and "reference" where there is one.
+      folders: set -> its folder; "videos" and, if there is one, "reference".
       settings: how single clips were measured.
-      sets: set -> its clips by themselves; empty where that was not asked for.
-      distances: of the sets; None without a reference.
-      controls: the control table; None where it was not asked for.
-      protocol: how all was measured, as JSON values.
+      sets: set -> measures of its single clips; empty with --distances_only.
+      distances: between the sets; None without a reference.
+      controls: the control table; None without --controls.
+      protocol: how everything was measured, as JSON values.
       failures: one sentence for each clip or file that could not be used.
-      notes: one sentence for what the numbers leave out or hide.
-      seconds: how long it took.
+      notes: one sentence for everything that the numbers leave out or hide.
+      seconds: run time.
     """
 
     folders: Mapping[str, str]
@@ -128,14 +128,14 @@ class Report:
     seconds: float
 
     def estimates(self) -> Iterator[tuple[str, str, statistics.Estimate]]:
-        """Set, measure and mean, of all that are defined."""
+        """Yields set, measure and mean of all measures that are defined."""
         for side, of in self.sets.items():
             for name in clip_measures.MEASURES:
                 if (found := of.estimate(name)) is not None:
                     yield side, name, found
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Set -> how many clips were found, used in distances, and measured."""
+        """Returns set -> number of clips that were found, used in distances, measured."""
         found = {side: dict(of) for side, of in self._of_distances().items()}
         for side, of in self.sets.items():
             base = {"found": of.found, "failed": len(of.failures)}
@@ -154,11 +154,11 @@ class Report:
 
 
 def run(videos: str, out: str, options: Options) -> str:
-    """Measures as a person asks for it, and writes; returns what to print.
+    """Measures a folder and writes the report; returns the text to print.
 
     Raises:
-      FileNotFoundError, ValueError: nothing can be measured, or what is asked for does not
-        go together; in one sentence.
+      FileNotFoundError, ValueError: nothing can be measured, or options contradict each
+        other; in one sentence.
     """
     report = measure(videos, options)
     if options.save_statistics:
@@ -181,7 +181,7 @@ def measure(videos: str, options: Options) -> Report:
     sets = {}
     for side, folder in () if options.distances_only else folders.items():
         if pathlib.Path(folder).is_file():
-            notes.append(f"{side}: it is a file, whose clips cannot be measured")
+            notes.append(f"{side}: a file of statistics, without clips to measure")
             continue
         sets[side], more = _clips(pathlib.Path(folder), settings, clip)
         failures += [f"{side}: {s}" for s in (*sets[side].failures, *more)]
@@ -195,7 +195,7 @@ def measure(videos: str, options: Options) -> Report:
         except ValueError as error:
             if not (sets or distances):
                 raise
-            more = [f"there are none, since {error}"]
+            more = [f"left out: {error}"]
         notes += [f"controls: {sentence}" for sentence in more]
     manifest = dict(distances.protocol) if distances else {"published": None}
     if sets:
@@ -210,7 +210,7 @@ def measure(videos: str, options: Options) -> Report:
 def _distances(folders, options: Options) -> folder_distances.Distances:
     asked = ("features", "num_frames", "stride", "num_clips")
     given = {name: getattr(options, name) for name in asked}
-    settings = published.settle(options.protocol, given)
+    settings = published.resolve(options.protocol, given)
     network = published.open_network(
         settings, options.protocol, options.weights, options.batch_size
     )
@@ -221,7 +221,7 @@ def _distances(folders, options: Options) -> folder_distances.Distances:
 
 
 def _clips(folder, settings, clip):
-    """The clips of a folder by themselves, and captions that could not be read."""
+    """Measures the clips of a folder; returns also captions that could not be read."""
     found, captions = clip_files.find(folder, settings.colour), None
     if clip:
         names = [source.name for source in found.sources]
@@ -241,38 +241,37 @@ def _of_captions(side: str, of: clip_measures.Set, clip) -> Iterator[str]:
     texts = [one.caption for one in of.clips if one.caption is not None]
     if clip and (count := clip.too_long(texts)):
         yield (
-            f"{side}: {count} of {len(texts)} captions have more tokens than CLIP reads, "
-            "and are cut"
+            f"{side}: {count} of {len(texts)} captions have more tokens than CLIP reads "
+            "and are truncated"
         )
     above = of.estimate(clip_measures.ABOVE)
     if above and (above.low is None or above.low <= 0):
         yield (
-            f"{side}: the agreement with captions is not above that with other captions "
-            "beyond its interval, so nothing says that the clips show what they should"
+            f"{side}: agreement with captions is not significantly above that with other "
+            "captions, so it does not show that the clips match their captions"
         )
 
 
 def _unlike(sets: Mapping[str, clip_measures.Set]) -> Iterator[str]:
-    """Notes on what differs between the sets beside what they show."""
+    """Yields notes on differences between the sets other than their content."""
     if len(sets) < 2:
         return
-    for what, moves in (("frames", "repetition and drift"), ("fps", "every step")):
-        usual = [
+    for what, affected in (("frames", "repetition and drift"), ("fps", "every step")):
+        medians = [
             float(np.median([getattr(one, what) for one in of.clips]))
             for of in sets.values()
         ]
-        if usual[0] != usual[1]:
-            unit = "frames" if what == "frames" else "frames a second"
+        if medians[0] != medians[1]:
             yield (
-                f"a usual clip has {usual[0]:g} {unit}, one of the reference "
-                f"{usual[1]:g}: that alone moves {moves}"
+                f"the median clip has {medians[0]:g} {what}, that of the reference "
+                f"{medians[1]:g}: this alone changes {affected}"
             )
 
 
 def write(out: pathlib.Path, report: Report) -> str:
     """Writes the files; returns the scores as text.
 
-    Everything in scores.json but "facts" is the same for the same clips.
+    All of scores.json except "facts" is the same for the same clips.
     """
     digest, distances = protocol.digest(report.protocol), report.distances
     facts = page.facts() | {"Seconds": round(report.seconds, 1)}

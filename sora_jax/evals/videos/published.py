@@ -1,7 +1,7 @@
-"""Protocols of published scores, by name: what their public code fixes.
+"""Protocols of published scores by name, as their public code fixes them.
 
-A preset is not a default. What is given beside one must be what it says, weights and
-numbers of clips included; a score under its name is otherwise another score.
+A preset is not a default: options beside it must agree with it, including weights and
+numbers of clips, since a score measured otherwise is a different score.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from sora_jax.evals.features import networks
 
 
 class NotTheProtocol(ValueError):
-    """What is given differs from what the named protocol fixes."""
+    """An option or the weights contradict the named protocol."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,17 +21,17 @@ class Settings:
 
     Attributes:
       features: the feature network's name, one of `networks.NAMES`.
-      num_frames: frames of a clip, from its first on; None: what the network takes.
-      stride: one frame in so many is used.
-      reference_stride: the same of the reference; None: as `stride`.
-      reference_start: "first", or "random" for a window somewhere in each clip.
-      resize: one of `resize.NAMES`; None: the network's usual one.
-      eps: of I3D's batch norms; None: what the weights say.
-      num_clips: of each set; None: all that there are.
-      score: the published one: "frechet" (covariances divided by n - 1), "frechet_n"
+      num_frames: frames of a clip; None: what the network takes.
+      stride: every stride-th frame is used.
+      reference_stride: stride of the reference; None: as `stride`.
+      resize: one of `resize.NAMES`; None: the network's default.
+      eps: of I3D's batch norms; None: that of the weights.
+      num_clips: clips per set; None: all.
+      same_size: whether all clips of both sets must have one size, because the public
+        code resizes them to that of the data set first.
+      score: the published score: "frechet" (covariances divided by n - 1), "frechet_n"
         (by n), or "jedi".
-      same_size: whether all clips of both sets must be of one size, because the code
-        brings them to the data set's size first.
+      reference_start: "first", or "random" for a window at a random position.
     """
 
     features: str = "toy"
@@ -68,14 +68,14 @@ PRESETS = {
     "stylegan-v-128f-subsample8f": dataclasses.replace(
         _STYLEGAN_V, stride=8, reference_stride=8
     ),
-    # Vchitect/Latte: the same, but real clips at the frame interval of training (issues
-    # 65, 94), which is 6 for Taichi-HD (issue 115).
+    # Vchitect/Latte: the same, with real clips at the frame interval of training (GitHub
+    # issues 65, 94), which is 6 for Taichi-HD (GitHub issue 115).
     "latte": dataclasses.replace(_STYLEGAN_V, reference_stride=3),
     "latte-taichi": dataclasses.replace(_STYLEGAN_V, reference_stride=6),
-    # VideoGPT's port of the network, its short side resized, and its middle cut out.
+    # VideoGPT's port of the network: short side resized, centre crop.
     "videogpt": _VIDEOGPT,
     "tats": dataclasses.replace(_VIDEOGPT, num_clips=2048),
-    # songweige/content-debiased-fvd with either network; frames are squeezed.
+    # songweige/content-debiased-fvd with either network; aspect ratio not kept.
     "cd-fvd": Settings(
         "videomae", 16, 1, 1, "half_pixel", None, 2048, score="frechet_n"
     ),
@@ -87,16 +87,16 @@ PRESETS = {
 }
 
 
-def settle(name: str | None, given: Mapping[str, Any]) -> Settings:
-    """Returns the settings of a preset, or those that are given.
+def resolve(name: str | None, given: Mapping[str, Any]) -> Settings:
+    """Returns the settings of a preset, or defaults with the given fields.
 
     Args:
       name: of the preset; None: no published protocol.
-      given: fields of `Settings` that a person asks for; None: not asked for.
+      given: fields of `Settings`; None is not set.
 
     Raises:
-      NotTheProtocol: a field is given that the preset has otherwise.
-      ValueError: no such preset, or no such features.
+      NotTheProtocol: a given field contradicts the preset.
+      ValueError: unknown preset or features.
     """
     asked = {field: value for field, value in given.items() if value is not None}
     if name is None:
@@ -115,31 +115,29 @@ def settle(name: str | None, given: Mapping[str, Any]) -> Settings:
     for field, value in asked.items():
         if getattr(preset, field) != value:
             raise NotTheProtocol(
-                f"protocol {name} has {field} {getattr(preset, field)}, and {value} is "
+                f"protocol {name} has {field} {getattr(preset, field)}, but {value} is "
                 "given: leave one of the two out"
             )
     return preset
 
 
 def open_network(settings: Settings, name: str | None, folder, batch_size: int | None):
-    """Opens the feature network as the settings want it.
+    """Opens the feature network with the settings of the protocol.
 
     Args:
-      settings: which, and how clips are brought to it.
-      name: of the preset, for what is said.
+      settings: the network, and how clips are passed to it.
+      name: of the preset, for messages.
       folder: of the weights.
-      batch_size: clips that are computed at a time; None: the network's own choice.
+      batch_size: clips per batch; None: the network's default.
 
     Raises:
-      NotTheProtocol: the weights' epsilon or number of frames is not the preset's.
-      ValueError: see `features.open`.
+      NotTheProtocol: epsilon or number of frames of the weights contradicts the preset.
+      ValueError: see `networks.open`.
     """
     options = {} if batch_size is None else {"batch_size": batch_size}
     if settings.features == "toy":
         if folder is not None or settings.resize is not None:
-            raise ValueError(
-                "the toy state network has weights and resizing of its own"
-            )
+            raise ValueError("the toy state network has its own weights and resizing")
     else:
         options["resize"] = settings.resize
     if settings.features == "i3d":
@@ -148,15 +146,15 @@ def open_network(settings: Settings, name: str | None, folder, batch_size: int |
     eps = getattr(network, "eps", None)
     if settings.eps is not None and eps != settings.eps:
         raise NotTheProtocol(
-            f"protocol {name} has I3D's epsilon {settings.eps:g}, and {folder} has "
-            f"{eps:g}: these are another file's weights"
+            f"protocol {name} has I3D's epsilon {settings.eps:g}, but {folder} has "
+            f"{eps:g}: these weights come from another file"
         )
     if settings.features != "clip" and (
         settings.num_frames not in (None, network.num_frames)
     ):
         whose = f"protocol {name}" if name else "--num_frames"
         raise NotTheProtocol(
-            f"{whose} has {settings.num_frames} frames, and the network of "
+            f"{whose} has {settings.num_frames} frames, but the network of "
             f"{settings.features} takes {network.num_frames}"
         )
     return network

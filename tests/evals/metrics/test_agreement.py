@@ -51,7 +51,7 @@ def test_scores_are_those_of_transformers(peers_python, tmp_path):
     assert clip.too_long(TEXTS) == 1
     assert found.clips[3].values.get(clip_measures.AGREES) is None
     assert 0 <= found.clips[3].values[clip_measures.FRAMES_ALIKE] <= 1
-    silent = "1 of 4 clips have no caption and are in no mean of agreement: silent.npy"
+    silent = "1 of 4 clips have no caption and are left out of the means of agreement: silent.npy"
     assert silent in found.notes
     settings = clip_measures.Settings().to_json(clip)
     assert settings["clip"]["tokenizer"] == clip.tokenizer.digest

@@ -82,7 +82,7 @@ def test_a_translation_has_its_speed_and_no_warping_error(tmp_path, monkeypatch)
     assert found.estimate("warping error").count == 4
     notes = "\n".join(found.notes)
     assert "1 of 4 clips are measured at a short side of 64 pixels" in notes
-    assert "3 of 4 clips do not say their frame rate: 8 is taken" in notes
+    assert "3 of 4 clips have no stored frame rate: 8 is assumed" in notes
 
 
 def test_still_and_shuffled_clips_are_named_and_win_nothing(tmp_path):
@@ -103,9 +103,12 @@ def test_still_and_shuffled_clips_are_named_and_win_nothing(tmp_path):
     notes = "\n".join(bad.notes)
     assert "nowhere.mp4: it is a broken link" in notes
     assert "1 files of other kinds are not read (.doc)" in notes
-    assert "1 of 9 clips are still and in no mean of steadiness: still.npy" in notes
     assert (
-        "2 of 9 clips move without going on, as shuffled frames do: s0.npy, s1.npy"
+        "1 of 9 clips are still and left out of the means of steadiness: still.npy"
+        in notes
+    )
+    assert (
+        "2 of 9 clips move without continuity, as shuffled frames do: s0.npy, s1.npy"
         in notes
     )
     assert "still" not in "\n".join(good.notes)
@@ -154,18 +157,18 @@ def test_sizes_and_lengths_differ_and_damage_is_named(tmp_path):
     assert found.found == 8 and len(found.failures) == 4
     said = "\n".join(found.failures)
     for reason in (
-        "short.npy: it has 3 frames, and 4 are needed",
-        "tiny.npy: its frames are 6 x 6, and 8 pixels a side are needed",
-        "grey.npy: an array of shape",
+        "short.npy: 3 frames, but 4 are needed",
+        "tiny.npy: 6x6 pixels, but 8 per side are needed",
+        "grey.npy: the array has shape",
         "damaged.mp4: ",
     ):
         assert reason in said
     notes = "\n".join(found.notes)
-    assert "1 of 4 clips go on after the 17 frames that are measured" in notes
+    assert "1 of 4 clips have more than the 17 frames that are measured" in notes
     (tmp_path / "only").mkdir()
     np.save(tmp_path / "only" / "short.npy", sliding((1, 0), frames=2))
     with pytest.raises(
-        ValueError, match="no clip can be measured: short.npy: it has 2"
+        ValueError, match="no clip can be measured: short.npy: 2 frames"
     ):
         measured(tmp_path / "only")
 

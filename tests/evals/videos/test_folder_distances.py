@@ -99,7 +99,7 @@ def test_scores_are_those_of_the_features(folders, tmp_path):
     assert scores["kernel_unbiased"] == pytest.approx(kernel.unbiased.value, rel=1e-4)
     near = set_metrics.neighbours(*sets)
     for name in ("precision", "recall", "density", "coverage"):
-        assert scores[name] == pytest.approx(getattr(near, name)[0])
+        assert scores[name] == pytest.approx(getattr(near, name).value)
     assert found["intervals"].keys() == scores.keys() - {"frechet_limit", "frechet_n"}
     for name, (low, high) in found["intervals"].items():
         assert low <= scores[name] <= high
@@ -109,7 +109,7 @@ def test_scores_are_those_of_the_features(folders, tmp_path):
     assert found["counts"]["videos"] == {"found": 12, "used": 12, "failed": 0}
     notes = "\n".join(found["notes"])
     assert (
-        "12 of 12 clips have more frames than the 9 that are used, from a first"
+        "12 of 12 clips have more frames than the 9 that are used (start: first)"
         in notes
     )
     assert "fewer than the" in notes and protocol.compare(found, found)["frechet"] == 0
@@ -131,7 +131,7 @@ def test_a_folder_and_itself(folders, tmp_path):
     found = measured(tmp_path, folders / "real", folders / "real")
     assert found["scores"]["frechet"] == 0
     assert found["scores"]["coverage"] == found["scores"]["precision"] == 1
-    assert "the clips are those of the reference itself" in found["notes"]
+    assert "the clips are identical to the reference" in found["notes"]
     assert found["scores"]["frechet_limit"] == 0
     said = (
         "is given as 0: 12 clips of each set are too few to tell the sets apart by it"
@@ -166,7 +166,7 @@ def test_all_kinds_of_files_are_one_set(folders, tmp_path):
     assert found["protocol"]["kinds"] == [".mp4", ".npy", ".npz", ".png"]
     notes = "\n".join(found["notes"])
     assert "1 files of other kinds are not read (.txt)" in notes
-    assert "what a codec loses" in notes
+    assert "compression changes a distance" in notes
 
 
 def test_what_cannot_be_used_is_named_and_counted(folders, tmp_path):
@@ -192,12 +192,12 @@ def test_what_cannot_be_used_is_named_and_counted(folders, tmp_path):
     assert found["counts"]["videos"] == {"found": 16, "used": 7, "failed": 9}
     sentences = found["failures"]
     for name, reason in {
-        "short.npy": "it has 5 frames, and 9 are needed",
-        "grey.npy": r"shape [10, 32, 32], and a clip is [t, h, w, 3]",
-        "float.npy": "float64, and only uint8",
+        "short.npy": "5 frames, but 9 are needed",
+        "grey.npy": r"shape [10, 32, 32], a clip has [t, h, w, 3]",
+        "float.npy": "float64, only uint8",
         "objects.npy": "shape [1]",
         "damaged.mp4": "",
-        "none.npz": "not an array that can be read",
+        "none.npz": "the array cannot be read",
         "gap": "2 of the frames 0 to 9 are missing, the first of them 3",
         "unreadable": "unreadable: frame_002.png: it is not a PNG",
         "unnumbered": "the frame first.png has no number",
@@ -246,15 +246,13 @@ def test_another_pace_is_told(folders, tmp_path):
     slow, fast = tmp_path / "slow", tmp_path / "fast"
     found = measured(tmp_path, fast, slow)
     assert (found["protocol"]["fps"], found["protocol"]["reference_fps"]) == ([16], [8])
-    sentence = (
-        "of the clips 16 frames a second are used and of the reference 8: the pace"
-    )
+    sentence = "the clips are used at 16 fps, the reference at 8 fps: the frame rate"
     assert any(note.startswith(sentence) for note in found["notes"])
     for pair in ((slow, slow, 1), (fast, slow, 2), (fast, folders / "real", 1)):
         same = measured(tmp_path, *pair[:2], stride=pair[2], reference_stride=1)
-        assert not any("the pace" in note for note in same["notes"])
+        assert not any("the frame rate" in note for note in same["notes"])
     both = measured(tmp_path, tmp_path / "both", slow)
-    assert "videos: the clips have 2 frame rates, and none is changed" in both["notes"]
+    assert "videos: the clips have 2 frame rates and are not resampled" in both["notes"]
 
 
 def test_pictures_beside_clips_are_no_clip(folders, tmp_path):
@@ -312,7 +310,7 @@ def test_folders_without_clips(folders, tmp_path):
         measured(tmp_path, tmp_path / "frames", folders / "real")
     (tmp_path / "one").mkdir()
     np.save(tmp_path / "one" / "a.npy", moving(1)[0])
-    with pytest.raises(ValueError, match="2 clips or more are needed, and 1 can be"):
+    with pytest.raises(ValueError, match="2 clips or more are needed, but 1 can be"):
         measured(tmp_path, tmp_path / "one", folders / "real")
 
 
@@ -329,7 +327,7 @@ def test_a_stride_takes_one_frame_in_so_many(folders, tmp_path):
         1,
     )
     with pytest.raises(
-        ValueError, match="10 frames, and 17 are needed, of which one in 2 "
+        ValueError, match="10 frames, but 17 are needed at a stride of 2"
     ):
         measured(tmp_path, slow, folders / "real", stride=2)
 
@@ -342,7 +340,7 @@ def test_a_number_of_clips_is_drawn_past_those_that_fail(folders, tmp_path):
     found = measured(tmp_path, some, folders / "real", num_clips=8)
     assert found["counts"]["videos"]["used"] == 8
     assert found["counts"]["reference"]["used"] == 8
-    with pytest.raises(ValueError, match="9 clips or more are needed, and 8 can be"):
+    with pytest.raises(ValueError, match="9 clips or more are needed, but 8 can be"):
         measured(tmp_path, some, folders / "real", num_clips=9)
 
 
@@ -387,26 +385,30 @@ def test_statistics_that_were_touched_are_refused(folders, tmp_path):
     feature_sets.save(file, report.reference)
     arrays = dict(np.load(file, allow_pickle=False))
     for name, value, reason in (
-        ("mean_d", arrays["mean_d"] + 1, "its moments are not those"),
-        ("manifest", str(arrays["manifest"]).replace("12", "13"), "its digest is not"),
+        ("mean_d", arrays["mean_d"] + 1, "the moments do not match"),
+        (
+            "manifest",
+            str(arrays["manifest"]).replace("12", "13"),
+            "the digest does not",
+        ),
         ("features_nd", arrays["features_nd"] * np.nan, "NaN"),
     ):
         np.savez(file, **(arrays | {name: value}))
         with pytest.raises(ValueError, match=reason):
             feature_sets.load(file)
     np.savez(file, mu=arrays["mean_d"])
-    with pytest.raises(ValueError, match="no file that --save_statistics wrote.*mu"):
+    with pytest.raises(ValueError, match="not a file that --save_statistics wrote.*mu"):
         feature_sets.load(file)
 
 
 @pytest.mark.parametrize("name", published.PRESETS)
 def test_presets_are_whole(name):
-    settings = published.settle(name, {})
-    assert settings == published.settle(name, {"features": settings.features})
+    settings = published.resolve(name, {})
+    assert settings == published.resolve(name, {"features": settings.features})
     assert settings.features in networks.NAMES and settings.num_frames
     assert (settings.eps is None) == (settings.features != "i3d")
-    with pytest.raises(published.NotTheProtocol, match=f"{name} has stride .*, and 5"):
-        published.settle(name, {"stride": 5})
+    with pytest.raises(published.NotTheProtocol, match=f"{name} has stride .*, but 5"):
+        published.resolve(name, {"stride": 5})
 
 
 def test_presets_differ_as_published():
@@ -445,15 +447,15 @@ def test_a_protocol_is_kept_or_refused(folders, tmp_path, monkeypatch):
     assert found["protocol"]["published"] == "tiny"
     line = next(line for line in printed.splitlines() if "<- tiny" in line)
     assert line.startswith("frechet_n")
-    with pytest.raises(published.NotTheProtocol, match="num_clips 10, and 12 is given"):
+    with pytest.raises(published.NotTheProtocol, match="num_clips 10, but 12 is given"):
         run(num_clips=12)
-    with pytest.raises(published.NotTheProtocol, match="features videomae, and toy"):
+    with pytest.raises(published.NotTheProtocol, match="features videomae, but toy"):
         run(features="toy")
     sized = folders / "sized"
     sized.mkdir(exist_ok=True)
     for number, clip in enumerate(moving(12, 5, size=40)):
         np.save(sized / f"{number:02}.npy", clip)
-    with pytest.raises(published.NotTheProtocol, match="40 x 40, the reference of 32"):
+    with pytest.raises(published.NotTheProtocol, match="40x40, the reference has 32"):
         run("sized")
     _, free = run("sized", None, features="videomae")
     assert any("resizing alone moves a distance" in note for note in free["notes"])
@@ -461,12 +463,12 @@ def test_a_protocol_is_kept_or_refused(folders, tmp_path, monkeypatch):
     monkeypatch.setitem(
         published.PRESETS, "tiny", dataclasses.replace(preset, num_frames=16)
     )
-    with pytest.raises(published.NotTheProtocol, match="16 frames, and the network"):
+    with pytest.raises(published.NotTheProtocol, match="16 frames, but the network"):
         run()
     monkeypatch.setitem(
         published.PRESETS, "tiny", dataclasses.replace(preset, num_clips=20)
     )
-    with pytest.raises(ValueError, match="20 clips or more are needed, and 12 can be"):
+    with pytest.raises(ValueError, match="20 clips or more are needed, but 12 can be"):
         run()
 
 
@@ -505,10 +507,10 @@ def test_scores_that_only_some_networks_have(tmp_path):
         "frechet", "frechet_n", "kernel_biased", "kernel_unbiased"
     }  # fmt: skip
     notes = "\n".join(few["notes"])
-    assert "class score needs 20 clips" in notes and "coverage needs 6 clips" in notes
     assert (
-        "extrapolated Frechet distance needs 8 clips of each set, there are 3" in notes
+        "inception score needs 20 clips" in notes and "coverage needs 6 clips" in notes
     )
+    assert "extrapolated Frechet distance needs 8 clips per set, there are 3" in notes
 
 
 def test_i3d_with_its_epsilon(tmp_path):
@@ -518,10 +520,10 @@ def test_i3d_with_its_epsilon(tmp_path):
         lambda name, array: abs(array) if name.endswith("variance") else array, params
     )
     weight_folders.save(tmp_path / "i3d", "i3d", config, params, {})
-    settings = published.settle("stylegan-v", {})
-    with pytest.raises(published.NotTheProtocol, match="epsilon 0.001, and .* 1e-05"):
+    settings = published.resolve("stylegan-v", {})
+    with pytest.raises(published.NotTheProtocol, match="epsilon 0.001, but .* 1e-05"):
         published.open_network(settings, "stylegan-v", tmp_path / "i3d", None)
-    settings = published.settle("cd-fvd-i3d", {})
+    settings = published.resolve("cd-fvd-i3d", {})
     network = published.open_network(settings, "cd-fvd-i3d", tmp_path / "i3d", 3)
     assert (network.num_frames, network.batch_size, network.eps) == (16, 3, 1e-5)
     for name in ("made", "real"):
@@ -538,7 +540,7 @@ def test_i3d_with_its_epsilon(tmp_path):
 
 
 def test_wrong_and_broken_weights_are_refused(folders, tmp_path):
-    kept = published.settle(None, {"features": "vjepa"})
+    kept = published.resolve(None, {"features": "vjepa"})
     with pytest.raises(weight_folders.WrongWeights, match="holds videomae, not vjepa"):
         published.open_network(kept, None, folders / "weights", None)
     params = test_video_features.draw(vit.VisionTransformer, TINY)

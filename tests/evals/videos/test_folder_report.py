@@ -67,7 +67,8 @@ def test_without_a_reference_there_are_no_distances(folders, tmp_path):
     assert low < found["scores"]["videos/smoothness"] < high
     assert found["failures"][0].startswith("videos: damaged.mp4: ")
     assert any(
-        "still and in no mean of steadiness: 03.mp4" in n for n in found["notes"]
+        "still and left out of the means of steadiness: 03.mp4" in n
+        for n in found["notes"]
     )
     lines = [json.loads(x) for x in (tmp_path / "clips.jsonl").read_text().splitlines()]
     assert len(lines) == 12 and lines[3]["still"] == 1 and lines[3]["set"] == "videos"
@@ -127,8 +128,8 @@ def test_other_lengths_and_rates_are_told(folders, tmp_path):
         folders / "made", tmp_path / "out", reference=tmp_path / "long", fps=16
     )
     notes = "\n".join(found["notes"])
-    assert "a usual clip has 9 frames, one of the reference 17" in notes
-    assert "has 8 frames a second, one of the reference 16" in notes
+    assert "the median clip has 9 frames, that of the reference 17" in notes
+    assert "has 8 fps, that of the reference 16" in notes
 
 
 def test_the_page_shows_clips_side_by_side(folders, tmp_path):
@@ -181,7 +182,7 @@ def test_controls_are_made_of_clips_of_one_shape_that_move(folders, tmp_path):
     assert table["count"] == 4 and "9 frames of 32 x 32" in table["title"]
     notes = "\n".join(found["notes"])
     assert "controls: 1 clips are still: 4.npy" in notes
-    assert "1 clips are not 9 frames of 32 x 32 at 8 a second as most are: 5" in notes
+    assert "the most common shape, 9 frames of 32x32 at 8 fps: 5" in notes
     assert (
         "| warping error |" in printed and "Metrics that expose each control" in printed
     )
@@ -231,7 +232,10 @@ def test_captions_and_what_others_get(folders, tmp_path, peers_python):
     _, found = run(made, tmp_path / "out", clip=clip)
     assert found["clips_in_mean"]["videos/agreement_with_caption"] == 4
     notes = "\n".join(found["notes"])
-    assert "1 of 5 clips have no caption and are in no mean of agreement: 00" in notes
+    assert (
+        "1 of 5 clips have no caption and are left out of the means of agreement: 00"
+        in notes
+    )
     assert any("00.json: it has no caption" in s for s in found["failures"])
 
 
@@ -239,16 +243,16 @@ def test_what_does_not_go_together_is_one_sentence(folders, tmp_path):
     for options, sentence in (
         (
             {"features": "toy"},
-            "--features compare with another folder: give --reference",
+            "--features need --reference",
         ),
-        ({"save_statistics": "x"}, "--save_statistics compare with another"),
+        ({"save_statistics": "x"}, "--save_statistics need --reference"),
         (
             {"distances_only": True},
             "--distances_only leaves nothing to do without --reference",
         ),
         (
             {"distances_only": True, "reference": "x", "clip": "y"},
-            "--clip are of single clips, which --distances_only leaves out",
+            "--clip concern single clips, which --distances_only leaves out",
         ),
         ({"chunk_frames": 4, "stride": 2}, "at a stride of 1 only"),
         ({"num_frames": 2}, "from 4 frames on, not 2"),
@@ -287,7 +291,7 @@ def test_the_job(folders, tmp_path, capsys):
         kept = {n: x for n, x in first["scores"].items() if "reference/" not in n}
         assert kept == second["scores"] and len(kept) < len(first["scores"])
         for wrong, sentence in (
-            ({"videos": folders / "made", "weights": "x"}, "give --reference"),
+            ({"videos": folders / "made", "weights": "x"}, "need --reference"),
             ({"shards": folders / "made"}, "give one of --model"),
             ({"samples": folders / "made"}, "give --shards"),
             ({"vae": "x", "protocol": "stylegan-v"}, "--protocol.*need --videos"),
