@@ -1,7 +1,7 @@
-"""Calibrates a model's step cache, and measures what it costs.
+"""Calibrates a model's step cache, and measures its loss of quality.
 
-The ratios are recorded while every evaluation is computed; then the same clips are made
-with the schedules that follow from them for a few thresholds, and compared with those.
+The ratios are recorded while every evaluation is computed. Then the same clips are sampled
+with the cache at a few thresholds, and compared.
 """
 
 import dataclasses
@@ -29,25 +29,25 @@ def calibrate(
     note: Callable[[int], None] | None = None,
     **arguments,
 ) -> cache_calibration.Calibration:
-    """Measures a model on the clips of a call. The pipeline keeps what is found.
+    """Measures a model on the clips of a call, and sets the pipeline's calibration.
 
     Args:
       pipe: the model, under its mesh.
       max_skips, retention: see `diffusion/step_cache.py`.
-      thresholds: those whose videos are compared.
-      note: told how many clip steps have been done.
+      thresholds: at which videos are compared.
+      note: takes the number of clip steps that were computed.
       **arguments: of a call of the pipeline; a few prompts are enough.
 
     Raises:
-      ValueError: as the call would; or pictures are given, or one of two experts has
-        no step.
+      ValueError: as the call would; or with images, or if one of two experts has no
+        step.
     """
     request = pipe.check_inputs(**arguments | {"step_cache": 0.0})
-    arguments["seed"] = request.seeds  # the same noise again, also where it is random
+    arguments["seed"] = request.seeds  # the same noise again, also for random seeds
     if request.images is not None:
-        raise ValueError("a step cache is calibrated on text alone, without --image")
+        raise ValueError("a step cache is calibrated on text only, without --image")
     if not all(len(p["tau"]) for p in plans.plans(request, pipe.settings, None)):
-        raise ValueError("with these steps and this shift one expert has nothing to do")
+        raise ValueError("with these steps and this shift one expert has no step")
     videos, changes = [], []
     for rows in pipe.batches(request):
         latents_bthwc, change_er3 = _measure(pipe, request, rows)
@@ -58,10 +58,10 @@ def calibrate(
         if note:
             note(real * request.num_inference_steps)
     dense = np.concatenate(videos)
-    # over the clips; by expert: [evaluation, branch, 3]
+    # Means over clips, for each expert: [evaluation, branch, 3].
     means = [np.concatenate(stage, 2).mean(2) for stage in zip(*changes, strict=True)]
     for mean_er3 in means:
-        mean_er3[0] = 1.0, 0.0, 0.0  # nothing came before
+        mean_er3[0] = 1.0, 0.0, 0.0  # no earlier evaluation
     tables = [
         tuple(tuple(map(tuple, mean_er3[..., i].tolist())) for mean_er3 in means)
         for i in range(3)
@@ -97,15 +97,15 @@ def calibrate(
 
 
 def run(pipe: pipeline.Pipeline, kinds: int, **arguments) -> str:
-    """Calibrates a model, writes the file into its folder, and says what was found.
+    """Calibrates a model, writes the file into its folder, and returns the text to print.
 
     Args:
-      pipe: the model, as it was read from its folder.
-      kinds: of clips that are asked for; there may be one.
+      pipe: the model, read from its folder.
+      kinds: number of kinds of clips in the call; must be 1.
       **arguments: of a call of the pipeline.
 
     Raises:
-      ValueError: something of this is not so.
+      ValueError: more kinds, a model without a folder, or as `calibrate`.
       OSError: the folder cannot be written to.
     """
     if kinds > 1:
@@ -127,7 +127,7 @@ def run(pipe: pipeline.Pipeline, kinds: int, **arguments) -> str:
 
 
 def _measure(pipe: pipeline.Pipeline, request: requests.Request, rows: list[int]):
-    """Latents with everything computed, and by expert the changes [e, branch, b, 3]."""
+    """Returns latents without a cache, and for each expert the changes [e, branch, b, 3]."""
     text, null = pipe.encode_prompt(request, rows)
     x_bthwc, _ = pipe.prepare_latents(request, rows)
     changes = []

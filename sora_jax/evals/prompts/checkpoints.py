@@ -1,7 +1,7 @@
-"""The checkpoints of a run: which are to be scored, and the clips that each makes.
+"""The checkpoints of a run: which are scored, and the clips that each one samples.
 
-A run that is still training writes checkpoints and deletes old ones while it is
-followed, so a checkpoint that was there a moment ago may be gone.
+A run that is still training writes checkpoints and deletes old ones meanwhile, so a
+checkpoint may disappear at any time.
 """
 
 import dataclasses
@@ -23,25 +23,25 @@ from sora_jax.generation import cache_calibration, pipeline, runs
 from sora_jax.training import checkpoint, run_folder, state
 
 ALL = "all"
-LOOK_SECONDS = 10.0  # between two looks at a run that is followed
-QUIET_MINUTES = 30  # after which a run that writes nothing is spoken of
-_GONE_SECONDS = 5.0  # what deleting a checkpoint may take
+POLL_SECONDS = 10.0  # of a run that is followed
+QUIET_MINUTES = 30  # without a written file, after which a warning is printed
+_DELETE_SECONDS = 5.0  # that deleting a checkpoint may take
 
 
 class Unreadable(ValueError):
-    """A checkpoint that is damaged, or that was deleted while it was read."""
+    """A checkpoint is damaged, or was deleted while it was read."""
 
 
 def chosen(folder: pathlib.Path, asked: Sequence[str]) -> list[int]:
-    """The steps that are asked for, oldest first.
+    """Returns the steps that --checkpoints selects, oldest first.
 
     Args:
       folder: the run folder.
-      asked: steps; `ALL` for each that is kept; nothing for the newest good one.
+      asked: steps, or `ALL`; empty for the newest undamaged checkpoint.
 
     Raises:
-      FileNotFoundError: the folder holds no run, or not these checkpoints.
-      ValueError: it is neither.
+      FileNotFoundError: the folder holds no run or no checkpoint.
+      ValueError: `asked` is neither steps nor `ALL`.
     """
     runs.read_config(folder)
     if not asked:
@@ -53,18 +53,20 @@ def chosen(folder: pathlib.Path, asked: Sequence[str]) -> list[int]:
         return kept
     if not all(step.isdigit() for step in asked):
         wrong = ",".join(asked)
-        raise ValueError(f"--checkpoints is all or 1000,2000 and the like, not {wrong}")
+        raise ValueError(
+            f"--checkpoints is all, or steps such as 1000,2000, not {wrong}"
+        )
     return sorted({int(step) for step in asked})
 
 
 def read_seeds(asked: Sequence[str]) -> tuple[int, ...]:
-    """The seeds that are asked for. None is random: an evaluation can be repeated.
+    """Returns the seeds of --seeds.
 
     Raises:
-      ValueError: there is none, or it is not a whole number below 2^64.
+      ValueError: there are none, or one is not a whole number from 0 to 2^64 - 1.
     """
-    right = [seed.isdecimal() and int(seed) < rng.SEEDS for seed in asked]
-    if not right or not all(right):
+    valid = [seed.isdecimal() and int(seed) < rng.SEEDS for seed in asked]
+    if not valid or not all(valid):
         raise ValueError(
             f"--seeds are whole numbers from 0, such as 0,1, not {','.join(asked)!r}"
         )
@@ -74,22 +76,22 @@ def read_seeds(asked: Sequence[str]) -> tuple[int, ...]:
 def follow(
     folder: pathlib.Path, is_scored: Callable[[int], bool], note: Callable[[str], None]
 ) -> Iterator[int]:
-    """Yields the steps that are not scored yet as they appear, oldest first.
+    """Yields steps that are not scored yet as they appear, oldest first.
 
-    It waits while there is none, and ends after the run's last step. A checkpoint that
-    came and was deleted unseen is told of, and so is a run that has stopped writing.
+    It polls until the run's last step. Checkpoints that were deleted before they could be
+    read are reported to `note`; a run that has stopped writing causes a warning.
 
     Args:
-      folder: the run folder; its first checkpoint may be still to come.
-      is_scored: whether a step was scored before.
+      folder: the run folder, possibly without a checkpoint yet.
+      is_scored: returns whether a step was scored before.
       note: takes a sentence for the user.
 
     Raises:
       FileNotFoundError: there is no such run.
     """
-    done, told = set(), False
+    done, warned = set(), False
     while True:
-        loop = configs.read(folder).loop  # a run that was resumed may have another
+        loop = configs.read(folder).loop  # may change when the run is resumed
         kept = checkpoint.steps(folder)
         newest = max(kept, default=0)
         every = loop.checkpoint_every or loop.num_steps
@@ -108,20 +110,20 @@ def follow(
         done.update(missing, waiting[:1] or kept)
         if waiting:
             yield waiting[0]
-            told = False
+            warned = False
         elif kept and newest >= loop.num_steps:
             return
         else:
             minutes = (time.time() - _last_written(folder)) / 60
-            if minutes > QUIET_MINUTES and not told:
+            if minutes > QUIET_MINUTES and not warned:
                 print(
                     f"evaluate: {folder} is at step {newest:,} of {loop.num_steps:,} and "
-                    f"has written nothing for {minutes:.0f} minutes; waiting for it "
-                    "(Ctrl-C ends this)",
+                    f"has written nothing for {minutes:.0f} minutes; still waiting "
+                    "(Ctrl-C to stop)",
                     file=sys.stderr,
                 )
-                told = True
-            time.sleep(LOOK_SECONDS)
+                warned = True
+            time.sleep(POLL_SECONDS)
 
 
 def _last_written(folder: pathlib.Path) -> float:
@@ -132,10 +134,10 @@ def _last_written(folder: pathlib.Path) -> float:
 
 
 def on_every_process(steps: Iterator[int]) -> Iterator[int]:
-    """Yields the steps of process 0's iterator on all of them.
+    """Yields the steps of process 0's iterator on all processes.
 
-    Where the iterator fails, or who goes through it and closes it, the others come to
-    the end, too.
+    If the iterator raises, or the caller closes this generator, it ends on the other
+    processes too.
     """
     if jax.process_count() == 1:
         yield from steps
@@ -144,43 +146,43 @@ def on_every_process(steps: Iterator[int]) -> Iterator[int]:
         try:
             mine = next(steps, -1) if jax.process_index() == 0 else -1
         except BaseException:
-            _of_the_first(-1)
+            _broadcast(-1)
             raise
-        if (step := _of_the_first(mine)) < 0:
+        if (step := _broadcast(mine)) < 0:
             return
         try:
             yield step
         except GeneratorExit:
-            _of_the_first(-1)
+            _broadcast(-1)
             raise
 
 
-def _of_the_first(value: int) -> int:
-    """Process 0's value."""
+def _broadcast(value: int) -> int:
+    """Returns process 0's value."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def _everywhere(fine: bool) -> bool:
-    """Whether all is fine on every process."""
+def _on_all(flag: bool) -> bool:
+    """Returns whether the flag is set on all processes."""
     if jax.process_count() == 1:
-        return fine
-    return bool(multihost_utils.process_allgather(np.bool_(fine)).all())
+        return flag
+    return bool(multihost_utils.process_allgather(np.bool_(flag)).all())
 
 
 def load(folder: pathlib.Path, step: int) -> checkpoint.LoadedRun:
-    """Reads a checkpoint's averaged weights onto the mesh that is set.
+    """Reads the averaged weights (EMA) of a checkpoint onto the current mesh.
 
     Raises:
-      FileNotFoundError: there is no such run, or not this checkpoint.
-      Unreadable: it is damaged, or was deleted meanwhile.
+      FileNotFoundError: there is no such run or checkpoint.
+      Unreadable: the checkpoint is damaged, or was deleted meanwhile.
     """
-    if not _everywhere(step in checkpoint.steps(folder)):
+    if not _on_all(step in checkpoint.steps(folder)):
         checkpoint.check_kept(folder, step)
         raise Unreadable(f"step {step:,}: deleted before all processes could read it")
     try:
         return runs.load(folder, step=step)
-    except Exception as error:  # readers of files that vanish raise all kinds of errors
-        until = time.monotonic() + _GONE_SECONDS
+    except Exception as error:  # deleted files cause errors of many types
+        until = time.monotonic() + _DELETE_SECONDS
         while step in checkpoint.steps(folder) and time.monotonic() < until:
             time.sleep(0.1)
         if step not in checkpoint.steps(folder):
@@ -195,19 +197,19 @@ def load(folder: pathlib.Path, step: int) -> checkpoint.LoadedRun:
 
 
 class Sampling:
-    """Makes the clips of a run's checkpoints for each seed, and of untrained weights.
+    """Samples clips with the checkpoints of a run, for each seed, and untrained weights.
 
-    The programs are compiled for the first checkpoint and used for all; untrained
-    weights make their clips once.
+    Programs are compiled for the first checkpoint and reused for all; clips of untrained
+    weights are sampled once.
 
     Args:
       folder: the run folder.
       suites: the prompts.
-      parts: where the clips of untrained weights are kept.
-      seeds: each makes a whole set of clips.
-      batch_size: clips computed at a time.
-      mesh: over which weights and clips are split.
-      asked: values by the names in `samples.MAKING`; what is None is the model's.
+      parts: folder that keeps the clips of untrained weights.
+      seeds: a set of clips is sampled for each.
+      batch_size: clips per batch.
+      mesh: over which weights and clips are sharded.
+      asked: values by the names in `samples.MAKING`; None: the model's own.
     """
 
     def __init__(
@@ -231,7 +233,7 @@ class Sampling:
             name: getattr(self.settings, name) if value is None else value
             for name, value in ((n, self._asked.get(n)) for n in samples.MAKING)
         }
-        self._spares = bool(self.making["step_cache"])
+        self._caches = bool(self.making["step_cache"])
 
     @functools.cached_property
     def _networks(self) -> state.Networks:
@@ -240,35 +242,35 @@ class Sampling:
         )
 
     def saved(self, step: int) -> str | None:
-        """What tells a checkpoint from another of its step; None where it has gone."""
+        """Returns an id that differs if the step is trained anew; None if deleted."""
         return checkpoint.saved(self.folder, step)
 
     def made_with(self) -> dict[str, object]:
-        """What decides the scores of a step, apart from its weights."""
+        """Returns what decides the scores of a step, apart from its weights."""
         return {
             "model": self.folder.resolve().name,
             "config": run_folder.digest(self.folder),
             "vae": checkpoint.weights_digest(self.folder / "vae"),
             "prompts": {s.name: protocol.text_digest(s.texts) for s in self.suites},
             "seeds": self.seeds,
-            # Scores of before there was a step cache are like those without it.
+            # Left out without a step cache, so that older scores stay comparable.
             "making": {
                 name: value
                 for name, value in self.making.items()
-                if self._spares or name != "step_cache"
+                if self._caches or name != "step_cache"
             },
             "code": protocol.code_version(),
         } | self._calibration()
 
     def _calibration(self) -> dict[str, str]:
-        """What decides which evaluations are spared, where some are."""
-        if not self._spares:
+        """Returns the digest of the step cache's calibration, if a cache is used."""
+        if not self._caches:
             return {}
         read = cache_calibration.read(self.folder / cache_calibration.FILE)
         return {"step_cache": read.digest()}
 
     def facts(self, *steps: int) -> dict[str, object]:
-        """For the head of a report on these steps."""
+        """Returns the facts at the head of a report on these steps."""
         shown = [f"{step:,}" for step in steps]
         if len(shown) > 8:
             shown[4:-3] = ["…"]
@@ -279,19 +281,19 @@ class Sampling:
             "Config": run_folder.digest(self.folder),
             "Sampler": "{sampler}, {num_inference_steps} steps, guidance "
             "{guidance_scale:g}, shift {shift:g}".format(**self.making)
-            + f", step cache {self.making['step_cache']:g}" * self._spares,
+            + f", step cache {self.making['step_cache']:g}" * self._caches,
             "Seeds": ", ".join(map(str, self.seeds)),
         }
 
     def material(self, step: int, parts: pathlib.Path) -> samples.Material:
-        """Makes the clips of a checkpoint, or finds those that were made before.
+        """Samples the clips of a checkpoint, or reads those that were sampled before.
 
         Args:
-          step: which checkpoint.
-          parts: where its clips are kept.
+          step: of the checkpoint.
+          parts: folder that keeps its clips.
 
         Raises:
-          FileNotFoundError, Unreadable: see `load`; or another process had to.
+          FileNotFoundError, Unreadable: see `load`; on this process or another one.
         """
         saved, run, error = checkpoint.saved(self.folder, step), None, None
         with jax.set_mesh(self._mesh):
@@ -299,8 +301,8 @@ class Sampling:
                 run = load(self.folder, step)
             except (FileNotFoundError, Unreadable) as raised:
                 error = raised
-            # None may sample, which takes them all, while another has given up.
-            if not _everywhere(run is not None):
+            # Sampling is collective: no process may start if another one has failed.
+            if not _on_all(run is not None):
                 raise error or Unreadable(
                     f"step {step:,}: another process could not read it, so it is not "
                     "scored"
@@ -336,6 +338,6 @@ class Sampling:
                 del pipe
                 pipe = pipeline.Pipeline.from_run(other)
                 args = (scoring.UNTRAINED, few, self.seeds[0], None)
-                # No calibration is of these weights.
+                # The step cache is not calibrated for untrained weights.
                 self._untrained = sample(self._parts, pipe, *args, step_cache=0.0)
         return videos | {scoring.UNTRAINED: self._untrained}

@@ -1,9 +1,8 @@
-"""The kinds of clips that are scored, the model's and those that explain its scores.
+"""Makes the clips that are scored: a model's samples, and baselines for its scores.
 
-A score is only a number beside others. The ground truth says what the oracle can read,
-its reconstruction by the video VAE what the decoder lets through (the ceiling),
-untrained weights and other clips' prompts what chance gives, and the training clip whose
-caption is nearest what memory alone would give.
+Ground truth shows what the oracle can read, its reconstruction by the video VAE what the
+decoder lets through (the ceiling), untrained weights and shuffled prompts the chance
+level, and the training clip with the nearest caption what memorizing would reach.
 
 Letters: n clips, t frames, h height, w width, c channels.
 """
@@ -27,24 +26,25 @@ from sora_jax.toyworld import scene as scenes
 from sora_jax.training import trained_vae
 
 Videos = dict[str, np.ndarray]  # suite -> uint8 [n, t, h, w, 3]
-UNTRAINED = 32  # prompts of a suite that untrained weights get: chance needs no more
+_BATCH = 32  # clips that the VAE takes at a time
+UNTRAINED = 32  # prompts per suite for untrained weights: enough for the chance level
 
 
 def clip_seed(seed: int, prompt: toyworld.Prompt) -> int:
-    """The seed of one clip of a set: a pure function of the set's seed and the text."""
+    """Returns the seed of one clip, a function of the set's seed and the prompt."""
     return zlib.crc32(f"{seed}/{prompt.text}".encode())
 
 
 def matching_scenes(
     suite: toyworld.Suite, *, tier: str, seed: int = 0
 ) -> list[scenes.Scene]:
-    """For each prompt, a test scene of which it is true; no scene is taken twice.
+    """Returns a test scene for each prompt, one that shows what the prompt states.
 
-    Scenes are drawn from the test split (`test_comp` for held-out prompts) until each
-    prompt has one, so they are what the data set would show for that text.
+    Scenes are drawn without repetition from the test split (`test_comp` for held-out
+    prompts), so they are distributed as the data set is for that text.
 
     Raises:
-      ValueError: a prompt is true of no scene of the tier.
+      ValueError: no scene of the tier shows what a prompt states.
     """
     split = "test_comp" if suite.held_out else "test"
     waiting = {n: facts(prompt.slots) for n, prompt in enumerate(suite.prompts)}
@@ -60,24 +60,24 @@ def matching_scenes(
             del waiting[number]
     missing = suite.prompts[next(iter(waiting))]
     raise ValueError(
-        f"{len(waiting)} prompts of suite {suite.name} are true of no {tier} scene, "
-        f"such as {missing.text!r}"
+        f"no {tier} scene shows {len(waiting)} prompts of suite {suite.name}, such as "
+        f"{missing.text!r}"
     )
 
 
 def facts(slots: scenes.Slots) -> frozenset[tuple]:
-    """All that is stated, as a set: a text is true of what has a superset of it."""
-    found = {
+    """Returns what is stated as a set; a scene shows a text if it has all its facts."""
+    stated = {
         (number, field.name, getattr(subject, field.name))
         for number, subject in enumerate(slots.subjects)
         for field in dataclasses.fields(scenes.Subject)
     }
-    found |= {
+    stated |= {
         (field.name, getattr(slots, field.name))
         for field in dataclasses.fields(scenes.Slots)
         if field.name != "subjects"
     }
-    return frozenset(fact for fact in found if fact[-1] is not None)
+    return frozenset(fact for fact in stated if fact[-1] is not None)
 
 
 def render_scenes(drawn: Mapping[str, Sequence[scenes.Scene]]) -> Videos:
@@ -89,18 +89,16 @@ def render_scenes(drawn: Mapping[str, Sequence[scenes.Scene]]) -> Videos:
 
 
 def exact_motion(drawn: Sequence[scenes.Scene]) -> temporal.Motion:
-    """The true optical flow of scenes."""
+    """Returns the exact optical flow of scenes."""
     flows, occluded = zip(*(render.flow(scene) for scene in drawn), strict=True)
     return temporal.Motion(np.stack(flows), ~np.stack(occluded))
 
 
-def reconstruct(
-    vae: trained_vae.LoadedVAE, videos: Videos, *, batch_size: int = 32
-) -> Videos:
-    """Encodes and decodes clips: what the best denoiser could show."""
-    there_and_back = reconstruction.round_trip(vae.config, batch_size)
+def reconstruct(vae: trained_vae.LoadedVAE, videos: Videos) -> Videos:
+    """Encodes and decodes clips: an upper bound for any denoiser."""
+    round_trip = reconstruction.round_trip(vae.config, _BATCH)
     return {
-        suite: to_uint8(there_and_back(vae.params, video_nthwc)[0])
+        suite: to_uint8(round_trip(vae.params, video_nthwc)[0])
         for suite, video_nthwc in videos.items()
     }
 
@@ -108,7 +106,7 @@ def reconstruct(
 def nearest_training_clips(
     suites: Sequence[toyworld.Suite], clips: shards.Shards
 ) -> Videos:
-    """For each prompt the training clip one of whose captions is nearest to it."""
+    """Returns for each prompt the training clip with the nearest caption."""
     known, owner = [], []
     for index in range(len(clips)):
         for text in records.captions_of(clips.captions(index), records.TIERS):
@@ -134,22 +132,22 @@ def sample(
     batch_size: int,
     **asked,
 ) -> Videos:
-    """Makes a clip for each prompt, or finds the suites that were finished before.
+    """Samples a clip for each prompt, or reads suites that were sampled before.
 
     Args:
-      store: where finished suites are kept.
-      pipe: the generator.
-      row: what the clips are, such as "seed 0"; part of the kept files' names.
+      store: keeps finished suites.
+      pipe: the pipeline.
+      row: name of the clips, such as "model, seed 0"; part of the stored files' names.
       suites: the prompts.
-      seed: seed of the whole set.
-      saved: tells the weights from others of the same run and step, so that clips of
-        a run that was trained anew are not taken for its own; None: nothing has to.
-      progress: told how many clip steps have been done.
-      batch_size: clips computed at a time.
-      **asked: the arguments of `samples.MAKING`; what is None is the model's.
+      seed: of the whole set.
+      saved: id of the weights, so that clips of a run that was trained anew are not
+        reused; None: not needed.
+      progress: takes the number of clip steps that were computed.
+      batch_size: clips per batch.
+      **asked: the arguments of `samples.MAKING`; None: the model's own.
     """
-    some = pipe.check_inputs(prompt=suites[0].texts[0], **asked) if suites else None
-    calibration = some and pipe.recipe(some, 0).get("step_cache_digest")
+    first = pipe.check_inputs(prompt=suites[0].texts[0], **asked) if suites else None
+    calibration = first and pipe.recipe(first, 0).get("step_cache_digest")
     steps = asked["num_inference_steps"] or pipe.settings.num_inference_steps
     videos = {}
     for suite in suites:
@@ -177,15 +175,15 @@ def sample(
         if calibration:
             made_with["step_cache"] = calibration
         name = f"{row}-{suite.name}".replace(" ", "-")
-        found, finished_before = store.get(name, made_with, make)
-        videos |= found
-        if finished_before:
+        clips, was_stored = store.get(name, made_with, make)
+        videos |= clips
+        if was_stored:
             progress(len(suite) * steps)
     return videos
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
-    """[0, 1] to uint8, rounded.
+    """Converts frames in [0, 1] to uint8, rounded.
 
     Raises:
       ValueError: values that are not finite.
@@ -196,17 +194,16 @@ def to_uint8(frames: np.ndarray) -> np.ndarray:
 
 
 def nearest_captions(texts: Sequence[str], known: Sequence[str]) -> list[int]:
-    """For each text the index of the known text with the most in common.
+    """Returns for each text the index of the most similar known text.
 
-    Words and pairs of neighbouring words are weighed by how rare they are among the
-    known texts (cosine of tf-idf); pairs keep "red left of blue" apart from "blue left
-    of red". The first of equals is taken.
+    By the cosine of tf-idf over words and bigrams; bigrams distinguish "red left of
+    blue" from "blue left of red". The first of equally similar texts is taken.
 
     Raises:
       ValueError: there are no known texts.
     """
     if not known:
-        raise ValueError("there are no captions to find a nearest one in")
+        raise ValueError("there are no captions to search")
     postings: dict[str, list[int]] = collections.defaultdict(list)
     for number, text in enumerate(known):
         for gram in _grams(text):

@@ -1,4 +1,4 @@
-"""Clips on disk: the finished parts of an evaluation, and folders of samples.
+"""Clips on disk: finished parts of an evaluation, and folders of samples.
 
 Letters: n clips, t frames, h height, w width, c channels.
 """
@@ -25,17 +25,17 @@ Parts = dict[str, np.ndarray]  # suite -> uint8 [n, t, h, w, 3]
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """What is to be scored, and how it was made.
+    """The clips to score, and how they were sampled.
 
     Attributes:
       suites: the prompts.
       videos: row -> suite -> clips (None: missing). The rows "model..." have all
         prompts, "untrained weights" the first ones.
-      making: the values of `MAKING`, for the protocol; None where not known.
+      making: the values of `MAKING`, for the protocol; None where unknown.
       facts: for the head of the report.
-      codec: what lies between the generator and the score.
-      seeds: the seeds of the model's rows.
-      failures: one sentence for each thing that could not be used.
+      codec: of the files from which the clips were read.
+      seeds: of the model's rows.
+      failures: one sentence for each clip or file that could not be used.
     """
 
     suites: list[toyworld.Suite]
@@ -48,12 +48,12 @@ class Material:
 
 
 class Store:
-    """Keeps what takes long to make, so that an interrupted evaluation goes on.
+    """Stores finished parts of an evaluation, so that it can be resumed.
 
-    A part is reused only where everything that made it is as it was.
+    A part is reused only if everything that decides its content is unchanged.
 
     Args:
-      folder: where the parts are kept.
+      folder: of the files.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -62,15 +62,15 @@ class Store:
     def get(
         self, name: str, made_with: Mapping[str, Any], make: Callable[[], Parts]
     ) -> tuple[Parts, bool]:
-        """Returns the part of that name, and whether it was finished before.
+        """Returns the part of that name, and whether it was stored before.
 
         Args:
           name: file name of the part.
           made_with: JSON values that decide its content.
-          make: makes it: suite -> clips.
+          make: returns it: suite -> clips.
         """
-        if (found := self.find(name, made_with)) is not None:
-            return found, True
+        if (stored := self.find(name, made_with)) is not None:
+            return stored, True
         parts = {suite: np.ascontiguousarray(clips) for suite, clips in make().items()}
         metadata = {"made_with": protocol.digest(made_with)}
         content = safetensors.numpy.save(parts, metadata=metadata)
@@ -79,10 +79,7 @@ class Store:
         return parts, False
 
     def find(self, name: str, made_with: Mapping[str, Any]) -> Parts | None:
-        """Returns the part of that name.
-
-        None where it is missing, made otherwise, or damaged: it is made anew then.
-        """
+        """Returns the stored part; None if it is missing, outdated or damaged."""
         file = self._file(name)
         if not file.is_file() or _key_of(file) != protocol.digest(made_with):
             return None
@@ -100,14 +97,14 @@ def _key_of(file: pathlib.Path) -> str | None:
         with safetensors.safe_open(file, "np") as opened:
             return (opened.metadata() or {}).get("made_with")
     except safetensors.SafetensorError:
-        return None  # not ours, or damaged: it is made anew
+        return None  # damaged
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A clip of a folder: its prompt, how it was made, and its frames.
+    """A clip of a folder: its prompt, recipe and frames.
 
-    `video_thwc` is None where the file could not be used.
+    `video_thwc` is None if the file could not be used.
     """
 
     file: str
@@ -118,10 +115,10 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What a folder of samples holds.
+    """A folder of samples.
 
     Attributes:
-      samples: every clip that has a prompt, in order of file names.
+      samples: every clip with a prompt, in order of file names.
       failures: one sentence for each file that could not be used.
     """
 
@@ -133,8 +130,8 @@ def read_folder(folder: pathlib.Path) -> Folder:
     """Reads the MP4 files of a folder with the recipes beside them.
 
     `clip.mp4` needs `clip.json` with a "prompt", as `sora_jax.generate` writes it. A
-    clip that cannot be decoded, or has another shape than most, stays in the list
-    without frames: it counts as wrong.
+    clip that cannot be decoded, or whose shape differs from the most common one, is
+    listed without frames and counts as wrong.
 
     Raises:
       FileNotFoundError: there is no such folder, or no clip with a recipe in it.
@@ -165,22 +162,22 @@ def read_folder(folder: pathlib.Path) -> Folder:
     shapes = [s.video_thwc.shape for s in samples if s.video_thwc is not None]
     if not shapes:
         raise FileNotFoundError(f"no .mp4 in {folder} can be decoded: {failures[0]}")
-    usual = max(set(shapes), key=shapes.count)
+    common = max(set(shapes), key=shapes.count)
     for number, sample in enumerate(samples):
-        if sample.video_thwc is not None and sample.video_thwc.shape != usual:
+        if sample.video_thwc is not None and sample.video_thwc.shape != common:
             failures.append(
-                f"{sample.file}: {sample.video_thwc.shape[:3]} frames, height and width "
-                f"where most clips have {usual[:3]}; it counts as wrong"
+                f"{sample.file}: frames, height and width are {sample.video_thwc.shape[:3]}"
+                f" but {common[:3]} in most clips; it counts as wrong"
             )
             samples[number] = dataclasses.replace(sample, video_thwc=None)
     return Folder(tuple(samples), tuple(failures))
 
 
 def read_material(folder: pathlib.Path) -> Material:
-    """Reads the clips of a folder and sorts them by what their prompts state.
+    """Reads the clips of a folder and groups them by what their prompts state.
 
     Raises:
-      FileNotFoundError, ValueError: there is nothing that can be scored.
+      FileNotFoundError, ValueError: no clip can be scored.
     """
     found = read_folder(folder)
     suites, order, unmeasured = toyworld.suites_of_texts(
@@ -202,7 +199,7 @@ def read_material(folder: pathlib.Path) -> Material:
     }
     making = {}
     for name in MAKING:
-        # Clips of before there was a step cache say nothing of it.
+        # Older recipes, without this field, used no step cache.
         absent = 0.0 if name == "step_cache" else None
         values = [sample.recipe.get(name, absent) for sample in chosen]
         making[name] = values[0] if values.count(values[0]) == len(values) else None

@@ -1,4 +1,4 @@
-"""From clips to numbers: what the oracle says of them, and how they look as video.
+"""Scores clips: by the oracle, and as video (FVD-toy, flicker, warping error, motion).
 
 Letters: n clips, t frames, h height, w width, c channels, d features.
 """
@@ -25,14 +25,14 @@ NEAREST = "nearest training clip"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one kind of clips scored.
+    """The scores of one kind of clips.
 
     Attributes:
       name: what the clips are.
       verdicts: suite -> for each clip, part -> right or wrong.
       shares: suite -> part -> share of right clips.
-      look: measures of the clips as video, such as flicker.
-      notes: one sentence for each thing that the numbers leave out.
+      look: measures of video quality, such as flicker.
+      notes: one sentence for everything that the numbers leave out.
     """
 
     name: str
@@ -49,7 +49,7 @@ def judge(
     suites: Sequence[toyworld.Suite],
     videos: Mapping[str, Sequence[np.ndarray | None]],
 ) -> Row:
-    """Asks the oracle what the clips of each suite show of their prompts."""
+    """Returns the oracle's verdicts on the clips of each suite."""
     verdicts = {s.name: toyworld.verdicts(s, videos[s.name]) for s in suites}
     shares = {suite: toyworld.summarize(found) for suite, found in verdicts.items()}
     return Row(name, verdicts, shares)
@@ -62,17 +62,15 @@ def look(
     reference_nd: np.ndarray | None,
     motion: temporal.Motion | None = None,
 ) -> Row:
-    """Adds how the clips look as video: FVD-toy, flicker, warping error, motion.
+    """Adds measures of video quality: FVD-toy, flicker, warping error, motion.
 
     Args:
-      row: whose clips they are.
-      videos: the clips by suite; those of held-out suites and missing ones are left
-        out.
+      row: the row of the clips.
+      videos: the clips by suite; held-out suites and missing clips are left out.
       network: the feature network.
       reference_nd: features of other ground truth clips of the same prompts; None
         leaves FVD-toy out.
-      motion: exact motion of those clips, where the scenes are known; then only what
-        depends on the motion is measured.
+      motion: exact motion of the clips, if known; FVD-toy is then left out.
     """
     video_nthwc, measured, notes = pooled(videos), {}, []
     if not len(video_nthwc):
@@ -80,8 +78,8 @@ def look(
     if motion is None and reference_nd is not None:
         if len(video_nthwc) < distances.LEAST:
             notes.append(
-                f"{row.name}: FVD-toy needs {distances.LEAST} clips or more, there are "
-                f"{len(video_nthwc)}"
+                f"{row.name}: FVD-toy needs {distances.LEAST} clips or more, but there "
+                f"are {len(video_nthwc)}"
             )
         else:
             measured |= _frechet(network(video_nthwc), reference_nd)
@@ -90,7 +88,7 @@ def look(
         if len(known_n) < len(values_n):
             notes.append(
                 f"{row.name}: {len(values_n) - len(known_n)} clips have no pixel that "
-                f"can be followed and are not in the mean of {measure}"
+                f"can be tracked and are left out of the mean of {measure}"
             )
         if len(known_n):
             measured[measure] = statistics.bootstrap_mean(known_n)
@@ -106,7 +104,7 @@ def _frechet(features_nd, reference_nd) -> dict[str, statistics.Estimate]:
 
 
 def pooled(videos: Mapping[str, Sequence[np.ndarray | None]]) -> np.ndarray:
-    """All clips that are there, of all suites but held-out ones: uint8 [n, t, h, w, 3]."""
+    """Returns all clips that are not missing or held out: uint8 [n, t, h, w, 3]."""
     kept = [
         video_thwc
         for suite, members in videos.items()
@@ -122,7 +120,7 @@ def _is_main(suite: str) -> bool:
 
 
 def worst_row(rows: Sequence[Row]) -> Row:
-    """The lowest share of each part, and the highest FVD-toy, over seeds."""
+    """Returns the lowest share of each part, and the highest FVD-toy, over seeds."""
     suites = dict.fromkeys(suite for row in rows for suite in row.shares)
     shares = {
         suite: toyworld.worst(
@@ -140,12 +138,12 @@ def worst_row(rows: Sequence[Row]) -> Row:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """All rows, the clips that a report shows, and what they were compared with.
+    """All rows, and the clips that a report shows.
 
     Attributes:
       rows: in the order of the tables.
-      videos: row -> suite -> clips, of the rows that are worth looking at.
-      reference: SHA-256 over the clips that FVD-toy compares with.
+      videos: row -> suite -> clips, of the rows that the report shows.
+      reference: SHA-256 over the reference clips of FVD-toy.
     """
 
     rows: list[Row]
@@ -155,12 +153,12 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What a model's clips are held against; the same for all of its checkpoints.
+    """What a model's clips are compared with; the same for all of its checkpoints.
 
     Attributes:
-      rows: name -> the scores of all kinds of clips but the model's.
-      videos: row -> suite -> clips, of the rows that are worth looking at.
-      features_nd: of other ground truth clips of the same prompts; None: too short.
+      rows: name -> scores of all kinds of clips except the model's.
+      videos: row -> suite -> clips, of the rows that the report shows.
+      features_nd: of other ground truth clips of the same prompts; None if too short.
       digest: SHA-256 over those clips.
     """
 
@@ -177,14 +175,14 @@ def make_reference(
     network: networks.ToyFeatures,
     vae: trained_vae.LoadedVAE | None,
 ) -> Reference:
-    """Makes and scores the clips that explain the scores of a model's.
+    """Makes and scores the clips that a model's clips are compared with.
 
     Args:
-      material: prompts, and clips of untrained weights where there are some.
+      material: prompts, and clips of untrained weights if there are any.
       clips: the training set.
       tier: the toy world's tier.
       network: features for FVD-toy.
-      vae: the model's video VAE, where there is one.
+      vae: the model's video VAE; None leaves reconstructions out.
     """
     suites, untrained = material.suites, material.videos.get(UNTRAINED, {})
     drawn = {s.name: rows.matching_scenes(s, tier=tier, seed=0) for s in suites}
@@ -210,11 +208,11 @@ def make_reference(
 def score(
     material: samples.Material, reference: Reference, network: networks.ToyFeatures
 ) -> Result:
-    """Scores the model's clips, beside all rows that explain the scores.
+    """Scores the model's clips; returns them with the rows of the reference.
 
     Args:
       material: prompts and clips.
-      reference: made for the same prompts.
+      reference: of the same prompts.
       network: features for FVD-toy.
     """
     suites = material.suites
@@ -237,9 +235,9 @@ def score(
 
 
 def _look_at_all(found, videos, drawn, network, others) -> np.ndarray | None:
-    """Adds how the clips of each row look, and rows of spoilt ground truth.
+    """Adds video quality to each row, and rows of spoilt ground truth.
 
-    Returns the features of other ground truth clips, where they are long enough.
+    Returns the features of other ground truth clips; None if they are too short.
     """
     others_nthwc, reference_nd = pooled(others), None
     if others_nthwc.shape[1] >= network.num_frames:
@@ -278,7 +276,7 @@ def manifest(
     network: networks.ToyFeatures,
     fps: float,
 ) -> protocol.Manifest:
-    """The protocol of a result."""
+    """Returns the protocol of a result."""
     by_suite = next(iter(result.videos.values()))
     clips = (clip for members in by_suite.values() for clip in members)
     frames, height, width, _ = next(clip.shape for clip in clips if clip is not None)

@@ -1,9 +1,9 @@
-"""Does the model do what the prompt says? Measured on the toy world, not judged.
+"""Prompt following on the toy world: suites of prompts, and verdicts on their clips.
 
-A suite is a list of prompts of one family whose texts are in no caption of the training
-set. The oracle reads the frames of a clip back into state, and each part of what the
-prompt states (colour, direction, side, ...) is right or wrong. What is not found, and a
-clip that is missing, counts as wrong.
+A suite is a list of prompts of one family that are not captions of the training set. The
+oracle reads the state of a scene from the frames of a clip, and each part of what the
+prompt states (colour, direction, side, ...) is right or wrong. Parts that are not found,
+and missing clips, count as wrong.
 
 Letters: n clips, t frames, h height, w width, c channels.
 """
@@ -18,7 +18,7 @@ from sora_jax.evals import statistics
 from sora_jax.toyworld import captions, families, oracle
 from sora_jax.toyworld import scene as scenes
 
-# The sizes that the figures in experiments/RESULTS.md are measured with.
+# As used for the figures in experiments/RESULTS.md.
 SIZES = {
     "motion": 256,
     "relation": 128,
@@ -31,7 +31,7 @@ HELD_OUT = "_held_out"
 RELATIONS = ("left", "right")  # the sides that relation suites ask for
 PASS = "pass"
 
-# Part of a verdict -> the field of a subject, or of the slots, that states it.
+# Part of a verdict -> the field that states it, of a subject or of the slots.
 _SUBJECT_PARTS = {
     "colour": "colour",
     "colours": "colour",
@@ -58,9 +58,9 @@ class Suite:
     """Prompts of one family.
 
     Attributes:
-      name: the family, with `_held_out` behind it where the prompts join what no
-        training clip joins.
-      family: the family whose rule is applied.
+      name: the family, with `_held_out` appended if the prompts combine attributes that
+        no training clip combines.
+      family: the family whose rule scores the clips.
       prompts: the prompts in order.
     """
 
@@ -80,7 +80,7 @@ class Suite:
         return self.name.endswith(HELD_OUT)
 
     def head(self, count: int) -> "Suite":
-        """The suite's first prompts."""
+        """Returns the suite with its first prompts only."""
         return dataclasses.replace(self, prompts=self.prompts[:count])
 
 
@@ -97,14 +97,14 @@ def make_suites(
     exclude_texts: Iterable[str],
     seed: int = 0,
 ) -> list[Suite]:
-    """Draws suites of distinct prompts that are in no training caption.
+    """Draws suites of distinct prompts that are not training captions.
 
     Args:
       sizes: suite name (a family, or a family with `_held_out`) -> number of prompts;
         zero leaves the suite out.
       tier: the toy world's tier.
       exclude_texts: the captions of the training set.
-      seed: another seed gives other prompts.
+      seed: of the draw.
 
     Raises:
       ValueError: an unknown name, or the grammar has too few other texts.
@@ -116,8 +116,8 @@ def make_suites(
         if family not in families.FAMILIES:
             possible = ", ".join(families.FAMILIES)
             raise ValueError(
-                f"suite {name!r} is unknown: a suite is one of {possible}, or that "
-                f"with {HELD_OUT} behind it"
+                f"suite {name!r} is unknown: a suite is one of {possible}, or one of these "
+                f"with {HELD_OUT} appended"
             )
         if count == 0:
             continue
@@ -136,11 +136,11 @@ def make_suites(
 
 
 def suites_of_texts(texts: Sequence[str]) -> tuple[list[Suite], list[int], list[int]]:
-    """Sorts the prompts of finished samples into suites by what they state.
+    """Groups the prompts of samples into suites by what they state.
 
     Returns:
-      The suites; for their prompts, one after the other, the index of the text; and
-      the indices of texts that state nothing the oracle can measure.
+      The suites; the index of the text of each of their prompts, in order; and the
+      indices of texts that state nothing that the oracle can measure.
     """
     members: dict[tuple[str, bool], list[int]] = collections.defaultdict(list)
     unmeasured = []
@@ -168,12 +168,12 @@ def suites_of_texts(texts: Sequence[str]) -> tuple[list[Suite], list[int], list[
 def verdicts(
     suite: Suite, videos: Sequence[np.ndarray | oracle.Reading | None]
 ) -> list[dict[str, bool]]:
-    """For each clip, what the prompt states and whether the frames show it.
+    """Returns for each clip: part that the prompt states -> whether the frames show it.
 
     Args:
       suite: the prompts.
-      videos: uint8 [t, h, w, 3] for each prompt, or its reading; None for a clip that
-        is missing, of which everything is wrong.
+      videos: uint8 [t, h, w, 3] for each prompt, or its reading; None for a missing
+        clip, of which every part is wrong.
     """
     if len(videos) != len(suite):
         raise ValueError(
@@ -192,9 +192,9 @@ def verdicts(
 
 
 def states(slots: scenes.Slots, part: str) -> bool:
-    """Whether the slots state a part; "pass" always is.
+    """Returns whether the slots state a part; "pass" always is.
 
-    The rules also give verdicts on what is not stated, which would count as right.
+    The rules also give verdicts on parts that are not stated, which would be right.
     """
     if part in _SUBJECT_PARTS:
         field = _SUBJECT_PARTS[part]
@@ -212,18 +212,16 @@ def _all_parts() -> tuple[str, ...]:
 
 
 def summarize(found: Sequence[Mapping[str, bool]]) -> Shares:
-    """Shares of right clips by part, over all clips whose prompt states the part."""
-    counts: dict[str, list[int]] = {}
+    """Returns the share of right clips by part, over clips whose prompt states it."""
+    values: dict[str, list[bool]] = {}
     for verdict in found:
         for part, right in verdict.items():
-            entry = counts.setdefault(part, [0, 0])
-            entry[0] += bool(right)
-            entry[1] += 1
-    return {part: statistics.proportion(*pair) for part, pair in counts.items()}
+            values.setdefault(part, []).append(bool(right))
+    return {part: statistics.proportion(sum(v), len(v)) for part, v in values.items()}
 
 
 def worst(rows: Sequence[Shares]) -> Shares:
-    """The lowest share of each part over rows (seeds), with that row's interval."""
+    """Returns the lowest share of each part over rows (seeds)."""
     parts = dict.fromkeys(part for row in rows for part in row)
     return {
         part: min((row[part] for row in rows if part in row), key=lambda s: s.value)
@@ -231,12 +229,12 @@ def worst(rows: Sequence[Shares]) -> Shares:
     }
 
 
-def permuted(suite: Suite, seed: int = 0) -> Suite:
-    """The suite with every prompt at another clip's place: one random cycle.
+def permuted(suite: Suite) -> Suite:
+    """Returns the suite with its prompts moved along one random cycle.
 
-    Scoring the clips of `suite` against it shows what is right by chance.
+    Scoring the clips of `suite` against it measures the chance level.
     """
-    order = np.random.default_rng(seed).permutation(len(suite))
+    order = np.random.default_rng(0).permutation(len(suite))
     prompts: list[Prompt] = [suite.prompts[0]] * len(suite)
     for here, there in zip(order, np.roll(order, 1), strict=True):
         prompts[here] = suite.prompts[there]

@@ -150,7 +150,7 @@ def looks(monkeypatch):
         left = iter(events)
 
         def sleep(seconds):
-            assert seconds == checkpoints.LOOK_SECONDS
+            assert seconds == checkpoints.POLL_SECONDS
             event = next(left, None)
             assert event is not None, "the run is waited for without end"
             event()
@@ -333,7 +333,7 @@ def test_one_that_vanishes_while_it_is_read(model, score, monkeypatch, capsys):
 
 
 def test_a_damaged_one_is_named(model, score, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoints, "_GONE_SECONDS", 0.2)
+    monkeypatch.setattr(checkpoints, "_DELETE_SECONDS", 0.2)
     for file in (model / "checkpoints" / "1").rglob("*"):
         if file.is_file():
             file.write_bytes(b"damaged")

@@ -140,7 +140,6 @@ def test_permutation_moves_every_prompt_and_keeps_all(suites):
         assert sorted(moved.texts) == sorted(suite.texts)
         pairs = zip(moved.texts, suite.texts, strict=True)
         assert all(here != there for here, there in pairs)
-    assert toyworld.permuted(suites[0], seed=1) != toyworld.permuted(suites[0])
 
 
 def test_worst_takes_each_part_from_its_own_seed():
