@@ -1,8 +1,8 @@
-"""What a score was measured with, so that only like is compared with like.
+"""The protocol of a score: everything that must be equal for two scores to be compared.
 
 Published scores of one model differ by factors because of resizing, stride, sample count
-and code. A `Manifest` names all of that; two results whose manifests have different
-digests are not compared unless a person insists.
+and code. A `Manifest` records all of these. Two results are compared only if the digests
+of their manifests are equal, or if forced.
 """
 
 import ast
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import sora_jax
 
-# Sources that decide a score; everything else may change without changing the digest.
+# Sources that decide a score. Changes elsewhere do not change the digest.
 _SCORING = (
     "evals/statistics.py",
     "evals/pixels.py",
@@ -28,20 +28,20 @@ _SCORING = (
     "models/feature_net.py",
     "models/i3d.py",
     "models/vit.py",
-    # What a prompt asks for, what a scene looks like, and when a video shows it.
+    # Prompts, rendering, and the oracle.
     "toyworld/*.py",
 )
 
 
 class Evaluator(Protocol):
-    """What training and `evaluate` call alike."""
+    """A measurement that training runs every `eval_every` steps."""
 
     def run(self, subject: Any) -> Iterator[tuple[str, float]]:
-        """Yields (name, value) for a train state or a folder of samples."""
+        """Yields (name, value) for the parameters of a model."""
 
 
 class UnequalProtocols(ValueError):
-    """Two results were measured in different ways."""
+    """Two results have different protocols."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,18 +49,17 @@ class Manifest:
     """How a set of scores was measured.
 
     Attributes:
-      num_samples: clips a seed, by suite.
-      num_frames, height, width, fps: the clips that were scored.
-      resize: how clips were brought to the size of the feature network.
+      num_samples: clips per seed, by suite.
+      num_frames, height, width, fps: of the clips.
+      resize: how clips were resized for the feature network.
       feature_weights: SHA-256 of the feature network's weights.
       reference: SHA-256 over the reference clips of the Frechet distance.
-      seeds: seeds of the samples, each a whole set.
+      seeds: of the samples; each gives a complete set.
       prompts: SHA-256 over the prompts in order.
-      sampler, num_inference_steps, guidance_scale, shift: how the clips were made;
-        None where they were given as files.
-      step_cache: the error up to which evaluations of the denoiser were spared.
-      codec: what lay between the generator and the score ("none", or the file's codec).
-      code: version and digest of the code that scores.
+      sampler, num_inference_steps, guidance_scale, shift: of sampling; None if unknown.
+      step_cache: error threshold of the step cache; 0 is no cache.
+      codec: of the files from which clips were read; "none" without files.
+      code: version and digest of the code that decides scores.
     """
 
     num_samples: Mapping[str, int]
@@ -85,7 +84,7 @@ class Manifest:
         """Returns the fields as JSON values, sorted by name."""
         fields = dataclasses.asdict(self) | {"seeds": list(self.seeds)}
         fields["num_samples"] = dict(sorted(self.num_samples.items()))
-        if fields["step_cache"] == 0:  # so that results of before it are like those now
+        if fields["step_cache"] == 0:  # as in results from before there was a cache
             del fields["step_cache"]
         return dict(sorted(fields.items()))
 
@@ -101,7 +100,7 @@ def digest(fields: Mapping[str, Any]) -> str:
 
 
 def text_digest(texts: Iterable[str]) -> str:
-    """Returns one SHA-256 over texts in order; where one ends and another starts counts."""
+    """Returns one SHA-256 over texts in order, with their lengths."""
     result = hashlib.sha256()
     for text in texts:
         encoded = text.encode()
@@ -110,20 +109,24 @@ def text_digest(texts: Iterable[str]) -> str:
 
 
 def code_version(*more: str) -> str:
-    """Returns the version and a digest of the code that decides scores, and of more.
+    """Returns the version and a digest of the code that decides scores.
 
-    Comments, docstrings and layout are left out, so that they do not make old results
-    incomparable and a changed threshold does.
+    Comments, docstrings and layout do not change the digest.
+
+    Args:
+      *more: further files, relative to the package; patterns are allowed.
 
     Raises:
-      FileNotFoundError: no file has one of the paths: it was moved, and the list was not.
+      FileNotFoundError: no file has such a path.
     """
     root = pathlib.Path(sora_jax.__file__).parent
     sources = []
     for pattern in (*_SCORING, *more):
         files = sorted(root.glob(pattern))
         if not files:
-            raise FileNotFoundError(f"sora_jax/{pattern}, whose code decides scores")
+            raise FileNotFoundError(
+                f"sora_jax/{pattern}, whose code decides scores, does not exist"
+            )
         sources += [bare_code(file.read_text()) for file in files]
     return f"{sora_jax.__version__}+{text_digest(sources)[:12]}"
 
@@ -134,19 +137,19 @@ def compare(
     """Returns the differences second - first of two results' scores.
 
     Args:
-      first, second: contents of two `scores.json`, each with "protocol" (the fields
-        of a manifest), "digest", and "scores" (name -> value).
-      force: compare although the protocols differ.
+      first, second: contents of two `scores.json`, with "protocol" (the fields of a
+        manifest), "digest" and "scores" (name -> value).
+      force: compare even if the protocols differ.
 
     Raises:
       UnequalProtocols: the digests differ and force is not set; the message names the
         fields.
-      ValueError: a digest is not that of its manifest.
+      ValueError: a digest does not match its manifest.
     """
     for result in (first, second):
         if digest(result["protocol"]) != result["digest"]:
             raise ValueError(
-                "a result's digest is not that of its protocol: it was edited by hand"
+                "the digest of a result does not match its protocol: it was edited"
             )
     if first["digest"] != second["digest"] and not force:
         protocols = first["protocol"], second["protocol"]
@@ -156,9 +159,9 @@ def compare(
             if protocols[0].get(name) != protocols[1].get(name)
         ]
         raise UnequalProtocols(
-            "the results were measured differently and cannot be compared ("
+            "the results have different protocols and cannot be compared ("
             + "; ".join(fields)
-            + "); force=True compares them nevertheless"
+            + "); force=True compares them anyway"
         )
     common = first["scores"].keys() & second["scores"].keys()
     return {

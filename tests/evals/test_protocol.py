@@ -79,7 +79,7 @@ def test_unequal_digests_are_not_compared_unless_forced():
 def test_an_edited_protocol_is_noticed():
     edited = result({"a": 1.0})
     edited["protocol"]["num_frames"] = 16
-    with pytest.raises(ValueError, match="edited by hand"):
+    with pytest.raises(ValueError, match="does not match its protocol"):
         protocol.compare(edited, edited)
 
 

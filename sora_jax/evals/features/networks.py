@@ -1,10 +1,11 @@
-"""Features for distances between videos, from networks whose weights are hashed.
+"""Feature networks for distances between videos.
 
-Built in is the toy state network ("toy"); the distance on its features is called FVD-toy,
-never FVD: it can only see what the toy world has. The others need weights that cannot be
-shipped (`weight_folders.py` reads them): "i3d" for FVD, "videomae" for content-debiased FVD
-(arXiv 2404.12391), "vjepa" for JEDi (2410.05203), "clip" for the agreement with texts. Each
-is fed as the public code of its score feeds it; what may differ goes into the protocol.
+The toy state network ("toy") is built in. The distance on its features is called FVD-toy,
+never FVD, since it sees only what occurs in the toy world. The others need weights that
+cannot be shipped (`weight_folders.py` reads them): "i3d" for FVD, "videomae" for
+content-debiased FVD (arXiv 2404.12391), "vjepa" for JEDi (arXiv 2410.05203), "clip" for
+agreement with texts. Clips are preprocessed as by the public code of each score; what can
+vary is recorded in the protocol.
 
 Letters: b clips, t frames, h height, w width, c colour channels, d features, l tokens.
 """
@@ -40,9 +41,9 @@ class ToyFeatures:
 
     Attributes:
       sha256: of the weights file.
-      resize: how clips are brought to size, for the protocol.
-      num_frames, size: what the network takes.
-      batch_size: clips that are computed at a time.
+      resize: how clips are resized, for the protocol.
+      num_frames, size: of the network's input.
+      batch_size: clips per batch.
     """
 
     resize = "bilinear, antialiased; first frames"
@@ -73,7 +74,7 @@ class ToyFeatures:
 
 
 def _in_batches(video_bthwc, num_frames, batch_size: int, name: str, forward):
-    """forward of the first frames, in [0, 1], of all clips; float32 [b, ...].
+    """Applies `forward` to the first frames of all clips, in [0, 1]: float32 [b, ...].
 
     Raises:
       ValueError: there are no clips, too few frames, or values that are not finite.
@@ -85,26 +86,25 @@ def _in_batches(video_bthwc, num_frames, batch_size: int, name: str, forward):
     features = []
     for start in range(0, len(video_bthwc), batch_size):
         chunk = pixels.as_unit(video_bthwc[start : start + batch_size, :num_frames])
-        # A short chunk is filled up, so that one shape is compiled.
+        # A short chunk is padded, so that one shape is compiled.
         fill = np.repeat(chunk[-1:], batch_size - len(chunk), axis=0)
         result = forward(np.concatenate([chunk, fill]))
         features.append(np.asarray(result)[: len(chunk)])
     if not features:
-        raise ValueError("there are no clips to take features of")
+        raise ValueError("there are no clips to compute features of")
     return np.concatenate(features)
 
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """How public code feeds one kind of network, and where its weights are.
+    """How public code preprocesses clips for a network, and where its weights are.
 
     Attributes:
       score: what is computed from its features.
       resize: one of `resize.NAMES`.
-      mean, deviation: of each channel of pixels in [0, 1]: they are subtracted and
-        divided by.
-      num_frames: the first frames that are used, where the network takes any number.
-      weights: which file, from where, and what makes a folder of it.
+      mean, deviation: per channel, by which pixels in [0, 1] are normalized.
+      weights: the file, its source, and how to convert it.
+      num_frames: first frames that are used, if the network takes any number.
     """
 
     score: str
@@ -132,7 +132,7 @@ KNOWN = {
     "videomae": Known(
         "content-debiased FVD",
         "half_pixel",
-        (0.0, 0.0, 0.0),  # CD-FVD's code feeds pixels in [0, 1] as they are
+        (0.0, 0.0, 0.0),  # CD-FVD's code does not normalize pixels
         (1.0, 1.0, 1.0),
         "vit_g_hybrid_pt_1200e_ssv2_ft.pth of OpenGVLab's InternVideoMAE_models on the "
         f"hub, {_CONVERTED}",
@@ -156,17 +156,17 @@ NAMES = ("toy", *KNOWN)
 
 
 def open(name: str, folder: str | pathlib.Path | None = None, **options):
-    """Returns the features of that name, as a function of clips.
+    """Returns a feature network as a function of clips.
 
     Args:
       name: one of NAMES.
-      folder: of the weights; the toy's are built in.
+      folder: of the weights; those of the toy are built in.
       options: see `VideoFeatures`.
 
     Raises:
-      WrongWeights: they are absent, and the sentence says which file, from where, and
-        what can be computed without; or they are another network's.
-      ValueError: no such name, or an option that the network has not.
+      WrongWeights: the weights are missing (the sentence names file and source), or are
+        those of another network.
+      ValueError: unknown name, or an option that the network does not have.
     """
     if name == "toy":
         return ToyFeatures(**options)
@@ -176,9 +176,9 @@ def open(name: str, folder: str | pathlib.Path | None = None, **options):
     if folder is None or not (pathlib.Path(folder) / "config.json").is_file():
         where = "no folder is named" if folder is None else f"{folder} has none"
         raise WrongWeights(
-            f"{known.score} needs weights that cannot be shipped, and {where}: take "
-            f"{known.weights}; without it FVD-toy, flicker, warping error, motion and "
-            "the oracle's scores can be computed"
+            f"{known.score} needs weights that cannot be shipped, and {where}: use "
+            f"{known.weights}; FVD-toy, flicker, warping error, motion and the oracle's "
+            "scores need none"
         )
     weights = load_weights(pathlib.Path(folder))
     if weights.kind != name:
@@ -189,24 +189,22 @@ def open(name: str, folder: str | pathlib.Path | None = None, **options):
 class VideoFeatures:
     """Maps clips to the features of a public network.
 
-    A clip's features do not depend on which clips are computed beside it.
+    The features of a clip do not depend on the other clips of a batch.
 
     Args:
       weights: of the network.
-      resize: one of `resize.NAMES`, in place of its score's.
-      num_frames: how many of a clip's first frames are used, for I3D.
+      resize: one of `resize.NAMES`; None: that of the network's score.
+      num_frames: first frames of a clip that are used, for I3D.
       output: "logits" or "pooled", for I3D.
-      batch_size: clips that are computed at a time; by default one on CPU, whose caches
-        are small, and 16 elsewhere.
+      batch_size: clips per batch; by default 1 on CPU, whose caches are small, else 16.
 
     Attributes:
       name: of the network.
       sha256: of the weights.
-      resize: how clips are brought to size, and what else is done to them, for the
-        protocol.
-      num_frames, size: what the network takes.
+      resize: all preprocessing of clips, for the protocol.
+      num_frames, size: of the network's input.
       eps: of I3D's batch norms; None for others.
-      batch_size: clips that are computed at a time.
+      batch_size: clips per batch.
     """
 
     def __init__(
@@ -223,7 +221,7 @@ class VideoFeatures:
         network = next(iter(weights.parts.values()))
         own = None if self.name == "i3d" else network.config.num_frames
         if self.name != "i3d" and (num_frames, output) != (None, None):
-            raise ValueError(f"{self.name} has one number of frames and one output")
+            raise ValueError(f"{self.name} has a fixed number of frames and one output")
         if output not in (None, "logits", "pooled"):
             raise ValueError(f"output is {output!r}, it must be logits or pooled")
         self.num_frames = num_frames or known.num_frames or own
@@ -245,14 +243,14 @@ class VideoFeatures:
         self._split = {part: nnx.split(net) for part, net in weights.parts.items()}
 
     def __call__(self, video_bthwc: np.ndarray) -> np.ndarray:
-        """Returns features [b, d], float32; takes and raises what `ToyFeatures` does."""
+        """Returns features [b, d], float32; arguments and errors as in `ToyFeatures`."""
         return _in_batches(
             video_bthwc, self.num_frames, self.batch_size, self.name, self._forward
         )
 
     def _forward(self, unit_bthwc: np.ndarray) -> jax.Array:
         graph, params = next(iter(self._split.values()))
-        with jax.default_matmul_precision("highest"):  # no short floats on accelerators
+        with jax.default_matmul_precision("highest"):  # full float32 on accelerators
             return _features(
                 graph, self._known, self.size, self._resize, self._output, params,
                 unit_bthwc,
@@ -260,12 +258,12 @@ class VideoFeatures:
 
 
 class ClipFeatures(VideoFeatures):
-    """Maps clips to the mean of CLIP's features of their frames, and to texts' agreement.
+    """Maps clips to the mean of CLIP's features of all frames, and texts to features.
 
-    All frames are used. Takes and raises what `VideoFeatures` does.
+    Arguments and errors as in `VideoFeatures`.
 
     Attributes:
-      text_config: of the network of texts, a `vit.TextConfig`.
+      text_config: of the text network, a `vit.TextConfig`.
     """
 
     def __init__(self, weights: Weights, **options):
@@ -282,16 +280,6 @@ class ClipFeatures(VideoFeatures):
         pictures = np.reshape(video_bthwc, (b * t, 1, *video_bthwc.shape[2:]))
         return super().__call__(pictures).reshape(b, t, -1)
 
-    def agreement(self, video_bthwc: np.ndarray, ids_bl: np.ndarray) -> np.ndarray:
-        """Returns the mean over frames of the cosine of frame and text: float32 [b].
-
-        Args:
-          video_bthwc: the clips.
-          ids_bl: token ids of one text for each, as CLIP's own tokenizer makes them.
-        """
-        frames_btd, text_bd = map(unit, (self.frames(video_bthwc), self.texts(ids_bl)))
-        return np.einsum("btd,bd->bt", frames_btd, text_bd).mean(axis=1)
-
     def texts(self, ids_bl: np.ndarray) -> np.ndarray:
         """Returns features [b, d] of texts, given as token ids."""
         graph, params = self._split["text"]
@@ -300,7 +288,7 @@ class ClipFeatures(VideoFeatures):
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Returns vectors of length one in the direction of those along the last axis."""
+    """Returns vectors normalized to unit length along the last axis."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
@@ -338,11 +326,11 @@ def save(network: feature_net.StateNetwork, folder: pathlib.Path, name: str) -> 
 
 
 def load(folder: pathlib.Path, name: str) -> tuple[feature_net.StateNetwork, str]:
-    """Reads a network that `save` wrote and its SHA-256.
+    """Reads a network that `save` wrote, and its SHA-256.
 
     Raises:
-      WrongWeights: a file is absent, its SHA-256 is not the one in the description, or
-        its tensors are not those of the configured network.
+      WrongWeights: a file is missing, its SHA-256 differs from the description, or its
+        tensors do not fit the configured network.
     """
     weights_file, json_file = (
         folder / f"{name}{end}" for end in (".safetensors", ".json")
@@ -350,8 +338,8 @@ def load(folder: pathlib.Path, name: str) -> tuple[feature_net.StateNetwork, str
     for file in (weights_file, json_file):
         if not file.is_file():
             raise WrongWeights(
-                f"{file} is missing; it is part of the repository, and "
-                "experiments/train_state_network.py makes it anew"
+                f"{file} is missing; it is part of the repository, and can be trained anew "
+                "by experiments/train_state_network.py"
             )
     try:
         description = json.loads(digests.read(json_file))
@@ -361,8 +349,8 @@ def load(folder: pathlib.Path, name: str) -> tuple[feature_net.StateNetwork, str
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != description["sha256"]:
         raise WrongWeights(
-            f"{weights_file} has SHA-256 {sha256[:12]}…, its description asks for "
-            f"{description['sha256'][:12]}…: scores made with it would not be comparable"
+            f"{weights_file} has SHA-256 {sha256[:12]}…, but its description has "
+            f"{description['sha256'][:12]}…: its scores would not be comparable"
         )
     arrays = safetensors.numpy.load(content)
     config = configs.build(feature_net.Config, description["config"])

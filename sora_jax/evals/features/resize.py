@@ -1,16 +1,16 @@
-"""Bringing clips to a network's size exactly as public code does.
+"""Resizing of clips exactly as in public code.
 
-Published distances differ by the interpolation alone, so each way has a name, which goes
-into the protocol. None of the bilinear ways smooths before it makes frames smaller.
+Published distances differ by the interpolation alone, so each method has a name, which is
+recorded in the protocol. The bilinear methods have no antialiasing.
 
   tf             TensorFlow 1's resize_bilinear: FVD as first published (arXiv 1812.01717)
-  align_corners  the same with align_corners, which is also torch's
+  align_corners  the same with align_corners, equal to torch's
   half_pixel     torch's F.interpolate with align_corners=False: StyleGAN-V, VideoGPT,
                  CD-FVD
-  bicubic        bicubic and smoothed, as Pillow does it: CLIP
+  bicubic        bicubic with antialiasing, as in Pillow: CLIP
 
-Frames are squeezed to a square, or, where the name ends in ", cropped", their short side
-is brought to size and the middle is cut out.
+Frames are stretched to a square. If the name ends in ", cropped", their short side is
+resized and the centre is cropped.
 
 Letters: b clips, t frames, h height, w width, c channels, i input and o output pixels.
 """
@@ -25,9 +25,9 @@ NAMES = tuple(f"{m}{c}" for m in (*BILINEAR, "bicubic") for c in ("", CROPPED))
 
 
 def places(method: str, i: int, o: int) -> np.ndarray:
-    """Where among i input pixels each of o output pixels is read: float32 [o].
+    """Returns the position among i input pixels of each of o output pixels: float32 [o].
 
-    Rounded as public code rounds it, since a place that is off by 1e-5 pixels shows.
+    Rounded as in public code, since an error of 1e-5 pixels is visible in scores.
     """
     at_o, half = np.arange(o, dtype=np.float32), np.float32(0.5)
     if method == "tf":
@@ -35,12 +35,12 @@ def places(method: str, i: int, o: int) -> np.ndarray:
     if method == "align_corners":
         return at_o * (np.float32(i - 1) / np.float32(max(o - 1, 1)))
     scale = np.float64(np.float32(i) / np.float32(o))
-    # One rounding after both operations: torch's are fused, on CPU and GPU alike.
+    # One rounding after both operations, which are fused in torch on CPU and GPU.
     return np.maximum(((at_o + half) * scale - 0.5).astype(np.float32), 0)
 
 
 def matrix(method: str, i: int, o: int) -> np.ndarray:
-    """The weights of i input pixels in o output pixels: float32 [o, i]."""
+    """Returns the weights of i input pixels in o output pixels: float32 [o, i]."""
     at_o = places(method, i, o)
     low_o = np.minimum(np.floor(at_o).astype(int), i - 1)
     high_o = np.minimum(low_o + 1, i - 1)
@@ -60,7 +60,7 @@ def resize(video_bthwc: jax.Array, size: int, name: str) -> jax.Array:
       name: one of NAMES.
 
     Raises:
-      ValueError: there is no such way.
+      ValueError: the name is unknown.
     """
     if name not in NAMES:
         raise ValueError(f"resize is {name!r}, it must be one of {', '.join(NAMES)}")
@@ -77,7 +77,7 @@ def resize(video_bthwc: jax.Array, size: int, name: str) -> jax.Array:
 
 
 def _interpolate(video_bthwc, new_h: int, new_w: int, method: str) -> jax.Array:
-    highest = jax.lax.Precision.HIGHEST  # an accelerator would round pixels to 8 bits
+    highest = jax.lax.Precision.HIGHEST  # accelerators round to bfloat16 by default
     b, t, h, w, c = video_bthwc.shape
     if method == "bicubic":
         shape = (b, t, new_h, new_w, c)

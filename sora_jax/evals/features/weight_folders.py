@@ -1,10 +1,10 @@
-"""Weights of feature networks: converted once, then read from a folder that says its hash.
+"""Weights of feature networks: converted once, then read from folders with a SHA-256.
 
-A folder of ours holds weights.safetensors and config.json (kind, config, the SHA-256 of
-the weights, and what file they come from). A folder as transformers stores it is read as
-it is. What torch wrote is turned by the peers' Python (`.peers`, which ./launch/test
-builds), since this environment has no torch: pickles with weights_only; TorchScript,
-which is a program, only where its SHA-256 is the one that was asked for.
+A converted folder holds weights.safetensors and config.json (kind, config, the SHA-256 of
+the weights, and their source file). Folders in the layout of transformers are read
+directly. Files of torch are converted by the Python of `.peers`, which ./launch/test
+builds, since this environment has no torch: pickles with weights_only; TorchScript files,
+which are programs, only if their SHA-256 is trusted.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from sora_jax.core import digests, paths, trees
 from sora_jax.models import exchange, i3d, i3d_exchange, vit, vit_exchange
 from sora_jax.training import torch_files, weight_files
 
-# StyleGAN-V's i3d_torchscript.pt, as many public scripts pin it.
+# SHA-256 of StyleGAN-V's i3d_torchscript.pt, as pinned by many public scripts.
 STYLEGAN_V = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
 KINDS = {
     "i3d": (i3d.Config, i3d.I3D),
@@ -36,7 +36,7 @@ KINDS = {
 
 
 class WrongWeights(ValueError):
-    """A weights file is absent, or not the one that its description names."""
+    """A weights file is missing, or does not match its description."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Weights:
 
 
 def build(make, config: Any, params: exchange.Tree) -> nnx.Module:
-    """Makes a network around parameters, without ever drawing its own.
+    """Builds a network with the given parameters, without initializing its own.
 
     Raises:
-      ValueError: some are not finite; they are named.
+      ValueError: a tensor is not finite; the message names one.
     """
     flat = trees.flatten(params)
     broken = [name for name, array in flat.items() if not np.isfinite(array).all()]
@@ -73,16 +73,16 @@ def build(make, config: Any, params: exchange.Tree) -> nnx.Module:
 
 
 def save(folder: pathlib.Path, kind: str, config: Any, params, source: Mapping) -> str:
-    """Writes a folder of ours; returns the SHA-256 of the weights.
+    """Writes a converted folder; returns the SHA-256 of the weights.
 
     Args:
-      folder: where to; it is made.
+      folder: is created.
       kind: one of KINDS.
       config: of the network.
       params: its parameters, nested dicts.
-      source: what they come from, for the description.
+      source: of the weights, for the description.
     """
-    # safetensors writes memory as it lies; these may be views with other strides.
+    # safetensors writes the buffer as it is, but these may be views with other strides.
     flat = {n: np.ascontiguousarray(a) for n, a in trees.flatten(params).items()}
     content = safetensors.numpy.save(flat)
     sha256 = hashlib.sha256(content).hexdigest()
@@ -99,11 +99,11 @@ def save(folder: pathlib.Path, kind: str, config: Any, params, source: Mapping) 
 
 
 def load(folder: pathlib.Path) -> Weights:
-    """Reads a folder of ours, or one as transformers stores it.
+    """Reads a converted folder, or one in the layout of transformers.
 
     Raises:
-      WrongWeights: a file is absent or not the described one, or the tensors are not
-        those of the network; all that are missing or unexpected are named.
+      WrongWeights: a file is missing or does not match its description, or the tensors
+        do not fit the network; all missing and unexpected tensors are named.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -142,8 +142,8 @@ def _load_ours(folder: pathlib.Path, description: Mapping) -> Weights:
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != description["sha256"]:
         raise ValueError(
-            f"weights.safetensors has SHA-256 {sha256[:12]}…, config.json asks for "
-            f"{description['sha256'][:12]}…: scores made with it would not be comparable"
+            f"weights.safetensors has SHA-256 {sha256[:12]}…, but config.json has "
+            f"{description['sha256'][:12]}…: its scores would not be comparable"
         )
     config_class, make = KINDS[kind]
     config = configs.build(config_class, description["config"])
@@ -167,7 +167,7 @@ def convert(
     trusted: str | None = None,
     python: str | pathlib.Path = torch_files.PEERS,
 ) -> str:
-    """Turns a known file of feature weights into a folder of ours.
+    """Converts a known file of feature weights into a folder.
 
     I3D: a .pt of either PyTorch port, an .npz of the TensorFlow-Hub variables, or
     StyleGAN-V's TorchScript. VideoMAE-v2-g: CD-FVD's .pth. V-JEPA-H: JEDi's encoder with
@@ -175,21 +175,21 @@ def convert(
 
     Args:
       source: the file.
-      folder: where to.
-      eps: I3D's epsilon. TensorFlow's variables and hassony2's port mean 1e-3. Files
-        under piergiaj's names are used with either, so it must be said. For a
-        TorchScript it is found by what the program computes.
+      folder: to write.
+      eps: I3D's epsilon. It is 1e-3 for TensorFlow's variables and hassony2's port. Files
+        with piergiaj's tensor names are used with two values, so it is required there.
+        For a TorchScript it follows from the program's output.
       probe: JEDi's attentive probe, with V-JEPA's encoder.
       trusted: SHA-256 of a TorchScript that may be run.
       python: of the peers' environment.
 
     Returns:
-      SHA-256 of the weights that were written.
+      SHA-256 of the converted weights.
 
     Raises:
-      ValueError: the file is of no known layout; tensors are missing, unexpected or
-        mis-shaped; a needed argument is absent; or a TorchScript is not the trusted one
-        or computes something else than the network that its tensors make.
+      ValueError: the file has an unknown layout; tensors are missing, unexpected or of
+        the wrong shape; a required argument is missing; or a TorchScript is not trusted,
+        or its output differs from the network with its tensors.
       FileNotFoundError: the file or the peers' Python does not exist.
     """
     about = {"file": source.name, "sha256": paths.sha256_file(source)}
@@ -198,8 +198,8 @@ def convert(
     if trusted is not None:
         if about["sha256"] != trusted:
             raise ValueError(
-                f"{source} has SHA-256 {about['sha256']}, and {trusted} is trusted: a "
-                "TorchScript is a program, and this is another one"
+                f"{source} has SHA-256 {about['sha256']}, but only {trusted} is trusted: a "
+                "TorchScript file is a program"
             )
         params, config = _from_script(source, python)
         return save(folder, "i3d", config, params, about)
@@ -223,8 +223,8 @@ def _recognise(tensors, eps, probe, python) -> tuple[str, Any, exchange.Tree]:
         if encoder:
             if probe is None:
                 raise ValueError(
-                    "these are V-JEPA's encoders; JEDi's features are what its probe "
-                    "makes of them: give --probe, the file ssv2-probe.pth.tar"
+                    "these are V-JEPA's encoders, but JEDi's features also need its probe: "
+                    "give --probe, the file ssv2-probe.pth.tar"
                 )
             pooler = _inside(torch_files.read(probe, python), "classifier.")
             params = vit_exchange.read_vjepa_1(encoder, pooler)
@@ -232,8 +232,8 @@ def _recognise(tensors, eps, probe, python) -> tuple[str, Any, exchange.Tree]:
     layout = i3d_exchange.i3d_layout(names)
     if layout is i3d_exchange.PIERGIAJ and eps is None:
         raise ValueError(
-            "files under piergiaj's names are used with two epsilons, which changes the "
-            "score: give --eps 1e-5 for i3d_pretrained_400.pt of VideoGPT, TATS and "
+            "files with piergiaj's tensor names are used with two epsilons, which changes "
+            "the score: give --eps 1e-5 for i3d_pretrained_400.pt of VideoGPT, TATS and "
             "CD-FVD, or --eps 1e-3 for piergiaj's rgb_imagenet.pt, another network"
         )
     config = i3d.Config(eps=1e-3 if eps is None else eps)
@@ -241,7 +241,7 @@ def _recognise(tensors, eps, probe, python) -> tuple[str, Any, exchange.Tree]:
 
 
 def _unwrapped(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without the dict "model" or "module" that some training code puts around them."""
+    """Removes the dict "model" or "module" in which some training code wraps tensors."""
     return _inside(tensors, "model.") or _inside(tensors, "module.") or tensors
 
 
@@ -250,7 +250,7 @@ def _inside(tensors: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _from_script(source: pathlib.Path, python) -> tuple[exchange.Tree, i3d.Config]:
-    """Parameters from a TorchScript, proved by running it beside what they make."""
+    """Reads parameters from a TorchScript, and checks them by running both networks."""
     rng = np.random.default_rng(0)
     video = rng.uniform(-1, 1, (1, 16, i3d.SIZE, i3d.SIZE, 3)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -259,17 +259,17 @@ def _from_script(source: pathlib.Path, python) -> tuple[exchange.Tree, i3d.Confi
         safetensors.numpy.save_file(theirs, file)
         tensors = torch_files.read(source, python, file)
     wanted = tensors.pop("probe")
-    apart = {}
+    errors = {}
     for eps in (1e-3, 1e-5):
         config = i3d.Config(eps=eps)
         params = i3d_exchange.read_i3d_in_order(tensors, config)
         network = build(i3d.I3D, config, params)
         with jax.default_matmul_precision("highest"):
             found = jax.jit(lambda network: network(video)["logits"])(network)
-        apart[eps] = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
-        if apart[eps] < 1e-4:
+        errors[eps] = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+        if errors[eps] < 1e-4:
             return params, config
     raise ValueError(
-        f"{source} computes something else than the network that its tensors make: the "
-        f"relative difference is {min(apart.values()):.1e}"
+        f"the output of {source} differs from that of the network with its tensors: the "
+        f"relative difference is {min(errors.values()):.1e}"
     )

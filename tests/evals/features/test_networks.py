@@ -48,7 +48,9 @@ def test_other_weights_are_refused(tmp_path):
     with pytest.raises(networks.WrongWeights, match="is damaged: its SHA-256 is"):
         networks.load(tmp_path, networks.TOY)
     digests.store(tmp_path / FILES[0], bytes(content))
-    with pytest.raises(networks.WrongWeights, match="SHA-256 .* asks for"):
+    with pytest.raises(
+        networks.WrongWeights, match="SHA-256 .* but its description has"
+    ):
         networks.load(tmp_path, networks.TOY)
     (tmp_path / FILES[0]).unlink()
     with pytest.raises(networks.WrongWeights, match="is missing"):

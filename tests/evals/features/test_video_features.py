@@ -119,7 +119,7 @@ def test_the_way_of_resizing_counts_and_is_told():
 
 
 def test_options_that_a_network_has_not():
-    with pytest.raises(ValueError, match="videomae has one number of frames"):
+    with pytest.raises(ValueError, match="videomae has a fixed number of frames"):
         networks.VideoFeatures(tiny("videomae"), num_frames=8)
     with pytest.raises(ValueError, match="videomae needs 4 frames, the clips have 3"):
         networks.VideoFeatures(tiny("videomae"))(clips(1, frames=3))
@@ -169,21 +169,18 @@ def clip_weights():
     return weight_folders.Weights("clip", parts, "0" * 64)
 
 
-def test_agreement_with_texts(clip_weights):
-    """The mean over frames of the cosine, which one clip's length does not change."""
+def test_features_of_frames_and_texts(clip_weights):
     network = networks.ClipFeatures(clip_weights)
     video = clips(3, frames=5)
     ids = np.array([[1, 2, 19, 0], [3, 19, 0, 0], [4, 5, 6, 19]])
-    found = network.agreement(video, ids)
     frames = network.frames(video)
     assert frames.shape == (3, 5, 6)
     np.testing.assert_allclose(network(video), frames.mean(axis=1), atol=1e-6)
-    text = np.asarray(clip_weights.parts["text"](ids))
-    for row in range(3):
-        cosines = [
-            frame @ text[row] / np.linalg.norm(frame) / np.linalg.norm(text[row])
-            for frame in frames[row]
-        ]
-        np.testing.assert_allclose(found[row], np.mean(cosines), atol=1e-6)
-    twice = np.concatenate([video, video], axis=1)
-    np.testing.assert_allclose(network.agreement(twice, ids), found, atol=1e-6)
+    alone = network.frames(video[1:2, 3:4])
+    np.testing.assert_allclose(alone[0, 0], frames[1, 3], atol=1e-6)
+    texts = network.texts(ids)
+    np.testing.assert_allclose(texts, clip_weights.parts["text"](ids), atol=1e-6)
+    units = networks.unit(texts)
+    lengths = np.linalg.norm(texts, axis=1, keepdims=True)
+    np.testing.assert_allclose(units * lengths, texts, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(units, axis=1), 1, atol=1e-6)
