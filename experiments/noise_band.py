@@ -1,23 +1,23 @@
-"""At which noise levels is decided what a caption says? Measures it, proposes a shift.
+"""Measures at which noise levels a caption's content is decided, and proposes a shift.
 
     python -m experiments.noise_band --latents runs/latents [--label direction]
 
-Above some noise level nothing about, say, the direction of motion can be read from the
-noised latent: there the denoiser can only take it from the text. Below another level
-the latent already shows it, and the text is not needed. What the text decides is learned
-in between, so training and sampling must spend enough of their levels there.
+Above some noise level the direction of motion, for example, cannot be read from the
+noised latent; the denoiser can only take it from the text. Below another level the latent
+already shows it, and the text is not needed. In between, the text decides, so training and
+sampling must spend enough of their levels there.
 
-For noised latents x = (1 - tau) x0 + tau noise of clips that were held out, this reads
-the label back in two ways and takes the better one at each tau:
+For noised latents x = (1 - tau) x0 + tau noise of held-out clips, labels are classified in
+two ways, of which the better one counts at each tau:
 
   linear     Gaussian classes of one covariance C (linear discriminant analysis), whose
              covariance at tau is (1 - tau)^2 C + tau^2 I in closed form;
   templates  Bayes' rule with the training clips as the only possible ones:
              p(class | x) ~ sum of exp(-|x - (1 - tau) x_i|^2 / (2 tau^2)) over its clips,
-             the optimum where noise is larger than the distance between neighbours.
+             the optimum if noise is larger than the distance between neighbours.
 
-Both are lower bounds of what can be read. The band goes from where the accuracy falls
-below .9 to where nine tenths of the way from perfect to chance are lost.
+Both are lower bounds of what can be read. The band begins where the accuracy falls below
+.9, and ends where nine tenths of the way from perfect accuracy to chance are lost.
 
 Letters: n clips, d numbers in a latent, k classes.
 """
@@ -41,17 +41,21 @@ from sora_jax.toyworld import captions, scene
 TAUS = tuple(float(odds / (1 + odds)) for odds in np.geomspace(0.25, 400, 25))
 READERS = ("linear", "templates")
 SHIFTS = tuple(range(1, 13))
-_MOST_NUMBERS = 2048  # of a latent; larger ones are projected
-_LEAST_CLIPS = 20  # of a class
-_READINGS = 2000  # at each noise level, at least
+_MOST_NUMBERS = 2048  # in a latent; larger ones are projected
+_LEAST_CLIPS = 20  # per class
+_READINGS = 2000  # per noise level, at least
+_STEPS = 25  # of the sampler in the table of shifts
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Clips with one label.
 
-    x_nd: normalised latents. class_n: index of the class. possible_nk: the classes that
-    the rest of the caption leaves open. names: of the classes.
+    Attributes:
+      x_nd: normalized latents.
+      class_n: index of the class.
+      possible_nk: the classes that the rest of the caption leaves open.
+      names: of the classes.
     """
 
     x_nd: np.ndarray
@@ -75,10 +79,10 @@ class Linear:
 
 
 def stated(slots: scene.Slots) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """What a text says, as {label: (value, values that the rest leaves open)}.
+    """Returns {label: (value, values that the rest of the text leaves open)}.
 
-    No values stand for "any". Where two things are named, their colours are known and
-    the text decides which of them is at the left, or above.
+    No values means any. If two objects are named, their colours are known, and the text
+    decides which one is on the left, or above.
     """
     found = {}
     subjects = slots.subjects
@@ -100,7 +104,7 @@ def stated(slots: scene.Slots) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def labels_of(state_json: str | None, texts: dict[str, str]) -> dict:
-    """The labels of one clip: from its state, or from its captions but the noisy one."""
+    """Returns the labels of a clip, from its state or its captions (except "alt")."""
     if state_json is not None:
         return stated(scene.Scene.from_json(state_json).truth)
     found = {}
@@ -111,7 +115,7 @@ def labels_of(state_json: str | None, texts: dict[str, str]) -> dict:
 
 
 def tasks(x_nd: np.ndarray, labels_n: list[dict]) -> dict[str, Task]:
-    """One task for each label that at least two classes of enough clips have."""
+    """Returns a task for each label with at least two classes of enough clips."""
     result = {}
     for label in sorted({name for labels in labels_n for name in labels}):
         rows = [row for row, labels in enumerate(labels_n) if label in labels]
@@ -135,9 +139,9 @@ def tasks(x_nd: np.ndarray, labels_n: list[dict]) -> dict[str, Task]:
 
 
 def project(x_nd: np.ndarray) -> np.ndarray:
-    """The leading principal components, where a latent has very many numbers.
+    """Projects large latents on their leading principal components.
 
-    The projection is orthonormal, so noise of unit variance stays what it is.
+    The projection is orthonormal, so that noise keeps its unit variance.
     """
     n, d = x_nd.shape
     if d <= _MOST_NUMBERS:
@@ -150,7 +154,7 @@ def project(x_nd: np.ndarray) -> np.ndarray:
 
 
 def fit(train: Task) -> Linear:
-    """Class means, and the covariance within classes, slightly shrunken."""
+    """Fits class means and the covariance within classes, with slight shrinkage."""
     means_kd = np.stack(
         [train.x_nd[train.class_n == k].mean(0) for k in range(len(train.names))]
     )
@@ -187,12 +191,12 @@ def accuracy(scores_nk: np.ndarray, task: Task) -> float:
     return float((open_nk.argmax(1) == task.class_n).mean())
 
 
-def read_out(task: Task, taus: Iterable[float], seed: int = 0) -> dict:
-    """Accuracies of both readers at each tau, on a quarter of clips that is held out."""
-    order = np.random.default_rng(seed).permutation(len(task.class_n))
+def read_out(task: Task, taus: Iterable[float]) -> dict:
+    """Returns accuracies of both readers at each tau, on a held-out quarter of clips."""
+    order = np.random.default_rng(0).permutation(len(task.class_n))
     held_out = max(1, len(order) // 4)
     test, train = task.part(order[:held_out]), task.part(order[held_out:])
-    # Few clips are read under several noises: near chance the noise decides, not the clip.
+    # Few clips are repeated with different noise, which dominates near the chance level.
     test = test.part(np.tile(np.arange(held_out), -(-_READINGS // held_out)))
     model = fit(train)
     one_hot_mk = np.eye(len(task.names), dtype=np.float32)[train.class_n]
@@ -206,7 +210,7 @@ def read_out(task: Task, taus: Iterable[float], seed: int = 0) -> dict:
         "templates": [],
     }
     for index, tau in enumerate(result["tau"]):
-        noise_nd = jax.random.normal(rng.key(seed, "band", index), test.x_nd.shape)
+        noise_nd = jax.random.normal(rng.key(0, "band", index), test.x_nd.shape)
         noised_nd = (1 - tau) * test.x_nd + tau * noise_nd
         scores = linear_scores(model, noised_nd, tau)
         result["linear"].append(accuracy(np.asarray(scores), test))
@@ -220,13 +224,13 @@ def read_out(task: Task, taus: Iterable[float], seed: int = 0) -> dict:
 def band(
     taus: Iterable[float], accuracies: Iterable[float], chance: float
 ) -> tuple[float, float] | None:
-    """From which tau to which the accuracy falls from .9 to (nearly) chance.
+    """Returns between which taus the accuracy falls from .9 to nearly chance.
 
-    None where it is below .9 even at the smallest tau, or does not fall at all.
+    None if it is below .9 at the smallest tau, or above that level at the largest.
     """
     taus = np.asarray(list(taus))
     falling = np.asarray(list(accuracies))
-    falling = np.maximum.accumulate(falling[::-1])[::-1]  # chance hits do not count
+    falling = np.maximum.accumulate(falling[::-1])[::-1]  # monotone, despite noise
     nearly_chance = chance + 0.1 * (1 - chance)
     if falling[0] < 0.9 or falling[-1] > nearly_chance:
         return None
@@ -241,10 +245,10 @@ def band(
 
 
 def describe(label: str, result: dict) -> str:
-    """The table of one label, as text."""
+    """Returns the table of one label as text."""
     lines = [
         f"\n{label}: {len(result['classes'])} classes ({', '.join(result['classes'])}), "
-        f"{result['train']} clips to learn from, {result['test']} to read, "
+        f"{result['train']} training clips, {result['test']} test clips, "
         f"chance {result['chance']:.2f}",
         "    tau  linear  templates",
     ]
@@ -253,8 +257,8 @@ def describe(label: str, result: dict) -> str:
     if result["band"] is None:
         first, last = (max(result[r][i] for r in READERS) for i in (0, -1))
         lines.append(
-            f"  no band: read back at {first:.2f} at the smallest tau and {last:.2f} at "
-            "the largest; it takes .9 (more clips help) and nearly chance"
+            f"  no band: accuracy {first:.2f} at the smallest tau and {last:.2f} at the "
+            "largest; it must be .9 (more clips help) and nearly chance"
         )
     else:
         low, high = result["band"]
@@ -262,14 +266,14 @@ def describe(label: str, result: dict) -> str:
     return "\n".join(lines)
 
 
-def steps_in_band(band: tuple[float, float], shift: float, num_steps: int = 25) -> int:
-    """How many of a sampler's levels lie in the band."""
-    taus = timesteps.schedule(num_steps, shift)
+def steps_in_band(band: tuple[float, float], shift: float) -> int:
+    """Returns how many of a sampler's 25 levels lie in the band."""
+    taus = timesteps.schedule(_STEPS, shift)
     return int(((taus >= band[0]) & (taus <= band[1])).sum())
 
 
 def describe_shifts(bands: dict[str, tuple[float, float]]) -> str:
-    """Share of training samples, and sampler steps of 25, in each band by shift."""
+    """Returns the share of training samples and the steps in each band, by shift."""
     lines = ["\nshare of logit-normal(0, 1) samples in the band / steps of 25 in it"]
     lines.append("  shift  " + "  ".join(f"{label:>12}" for label in bands))
     for shift in SHIFTS:
@@ -285,8 +289,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--latents", required=True, help="folder of a latent cache")
-    add("--label", action="append", help="what to read; by default all that there is")
-    add("--num_clips", type=int, default=8000, help="clips to use at most")
+    add("--label", action="append", help="label to measure; by default all of them")
+    add("--num_clips", type=int, default=8000, help="largest number of clips")
     add("--out", help="JSON file for the numbers")
     return parser.parse_args(argv)
 
@@ -295,7 +299,7 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     cache = latent_cache.open(args.latents)
     rows = cache.read(range(min(len(cache), args.num_clips)))
-    rows = [row for row in rows if hasattr(row, "latents")]  # damaged ones left out
+    rows = [row for row in rows if hasattr(row, "latents")]  # without damaged ones
     mean_c, std_c = cache.mean_std
     x_nd = np.stack([((r.latents - mean_c) / std_c).reshape(-1) for r in rows])
     found = tasks(project(x_nd), [labels_of(r.state_json, r.captions) for r in rows])

@@ -1,4 +1,4 @@
-"""Control tables of the toy world: what must pass, what must not, and what must lose.
+"""Control tables of the toy world: what the oracle and the metrics say of spoilt clips.
 
     python -m experiments.toyworld_controls --tier tw32 --clips 140
     python -m experiments.toyworld_controls --tables temporal --clips 96 --seed 11
@@ -6,19 +6,18 @@
 
 Prints Markdown tables to stdout.
 
-The oracle's: for each family the share of clips that pass when the video is the
-scene's own (plain, blurred and noised, through a linear autoencoder of about 30 dB) or
-is tampered with. Behind each tampered figure stands, in brackets, the level that it
-must have: the share of scenes that are still true of the tampered video (a mirrored
-clip of something that moves up still moves up). A figure that is off by more than the
-tolerance is marked with "!".
+The oracle's table has, for each family, the share of clips that pass: the scene's own
+video (plain, blurred and noised, or through a linear autoencoder of about 30 dB), and
+tampered videos. A tampered share is followed, in brackets, by its expected value: the
+share of scenes whose statements still hold (a mirrored clip of something that moves up
+still moves up). A share that differs by more than the tolerance is marked with "!".
 
-The temporal metrics': each metric of clips and of the same clips spoilt, with the
-orders that it must give (`sora_jax/evals/metrics/control_tables.py`); on families in which
-something moves, and on a set in which all moves right. With --model, clips that its
-checkpoints make of motion prompts take the place of the scenes' own.
+The temporal tables have each metric of clips and of their spoilt copies, with the orders
+that must hold (`sora_jax/evals/metrics/control_tables.py`), for families in which
+something moves and for a set in which everything moves to the right. With --model, the
+clips are samples of its checkpoints for motion prompts.
 
-The exit status is 1 where a level is missed or an order does not hold.
+The exit status is 1 if a share is off or an order does not hold.
 """
 
 import argparse
@@ -33,6 +32,7 @@ import numpy as np
 
 from sora_jax.evals.features import networks
 from sora_jax.evals.metrics import control_metrics, control_tables
+from sora_jax.evals.metrics import controls as spoilt
 from sora_jax.evals.prompts import rows as eval_rows
 from sora_jax.generation import pipeline
 from sora_jax.toyworld import families, oracle, render
@@ -41,6 +41,7 @@ from sora_jax.toyworld.scene import Scene, Slots, find_tier
 from sora_jax.training import checkpoint
 
 TOLERANCE = 0.03
+PSNR = 30.0  # of the linear autoencoder, dB
 FLOORS = {"truth": 0.995, "blur 1, noise 12": 0.98}
 SIDES = ("left", "right")
 
@@ -72,49 +73,30 @@ _REVERSED = {
 }
 
 
-# -- What is done to the pictures ------------------------------------------------------
-
-
-def blur(video: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of uint8[T, H, W, 3], edges repeated; float32."""
-    reach = int(np.ceil(3 * sigma))
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    kernel /= kernel.sum()
-    out = video.astype(np.float32)
-    for axis in (1, 2):
-        padding = [(0, 0)] * 4
-        padding[axis] = (reach, reach)
-        padded = np.pad(out, padding, mode="edge")
-        size = video.shape[axis]
-        out = sum(
-            np.float32(k) * np.take(padded, np.arange(i, i + size), axis)
-            for i, k in enumerate(kernel)
-        )
-    return out
+# -- Degraded videos -------------------------------------------------------------------
 
 
 def degrade(video: np.ndarray, sigma: float, noise: float, seed: int) -> np.ndarray:
     """Blur, then Gaussian noise of that standard deviation (of 255), as uint8."""
-    out = blur(video, sigma)
+    out = spoilt.blur(video, sigma, int(np.ceil(3 * sigma)))
     out += np.random.default_rng(seed).normal(0.0, noise, out.shape)
     return np.clip(np.rint(out), 0, 255).astype(np.uint8)
 
 
 class LinearAutoencoder:
-    """Principal components of patches: of the first frame's 8 x 8, then 4 x 8 x 8.
+    """Principal components of patches: 8 x 8 in the first frame, then 4 x 8 x 8.
 
-    As many components are kept as bring the clips that it is fitted on to the wanted
-    peak signal-to-noise ratio.
+    It keeps as many components as give the clips that it is fitted on 30 dB.
     """
 
-    def __init__(self, clips: list[np.ndarray], psnr: float = 30.0):
-        error = 255.0**2 / 10 ** (psnr / 10)
+    def __init__(self, clips: list[np.ndarray]):
+        error = 255.0**2 / 10 ** (PSNR / 10)
         self.codes = []
         for part in range(2):
             rows = np.concatenate([self._split(clip)[part] for clip in clips])
             mean = rows.mean(axis=0)
             values, vectors = np.linalg.eigh(np.cov(rows - mean, rowvar=False))
-            lost = np.cumsum(values) / rows.shape[1]  # When the least ones are dropped.
+            lost = np.cumsum(values) / rows.shape[1]  # if the smallest are dropped
             self.codes.append((mean, vectors[:, np.searchsorted(lost, error) :]))
 
     @staticmethod
@@ -144,7 +126,7 @@ class LinearAutoencoder:
 
 
 def shuffled(video: np.ndarray, seed: int) -> np.ndarray:
-    """The frames in a random order that has little to do with time."""
+    """The frames in a random order with little correlation to time."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(len(video))
@@ -152,7 +134,7 @@ def shuffled(video: np.ndarray, seed: int) -> np.ndarray:
             return video[order]
 
 
-# -- What stays true of it -------------------------------------------------------------
+# -- Which statements still hold -------------------------------------------------------
 
 
 def renamed(slots: Slots, names: dict[str, str]) -> Slots:
@@ -172,21 +154,22 @@ def renamed(slots: Slots, names: dict[str, str]) -> Slots:
 
 
 def stays_true(scene: Scene, control: str) -> bool:
-    """Whether the tampered video still shows all that is scored of the scene."""
+    """Whether all scored statements of the scene hold for the tampered video."""
     slots = scene.truth
     if control == "mirrored":
         return renamed(slots, _MIRRORED) == slots
     if control == "reversed":
-        relation = slots.relation  # A relation has no direction of time.
+        relation = slots.relation  # does not depend on time
         return (
             dataclasses.replace(renamed(slots, _REVERSED), relation=relation) == slots
         )
     moving = any(subject.direction for subject in slots.subjects)
-    return not moving and slots.camera in (None, "static")  # still, frames shuffled
+    # The other two controls: still, and frames shuffled.
+    return not moving and slots.camera in (None, "static")
 
 
 def same_claims(one: Scene, other: Scene) -> bool:
-    """Whether all that the family scores is the same in two scenes."""
+    """Whether all scored statements are the same in two scenes."""
     readable = find_tier(one.tier).shape_readable
 
     def claims(scene: Scene) -> Slots:
@@ -195,7 +178,7 @@ def same_claims(one: Scene, other: Scene) -> bool:
             for s in scene.truth.subjects
         ]
         relation = scene.truth.relation
-        # "A left of B" and "B right of A" are one claim, as are two motions.
+        # "A left of B" and "B right of A" are the same claim, as are two motions.
         if sorted(subjects, key=str) != subjects:
             subjects = subjects[::-1]
             relation = CONVERSE.get(relation)
@@ -206,7 +189,7 @@ def same_claims(one: Scene, other: Scene) -> bool:
     return claims(one) == claims(other)
 
 
-# -- The oracle's table -------------------------------------------------------------------------
+# -- The oracle's table ----------------------------------------------------------------
 
 TAMPERED: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "mirrored": lambda video, seed: video[:, :, ::-1],
@@ -224,9 +207,9 @@ def controls(
     autoencoder: Callable[[np.ndarray], np.ndarray] | None = None,
     keep: Callable[[Scene], bool] = lambda scene: True,
 ) -> dict[str, tuple[float, float | None]]:
-    """Pass rates with the level at which each must be (None: a ceiling to reach).
+    """Returns pass rates with their expected values (None: as high as possible).
 
-    Of the family's scenes the first ones for which `keep` is true.
+    Uses the first scenes of the family for which `keep` is true.
     """
     drawn = (families.scene(tier, split, i, {family: 1.0}) for i in itertools.count())
     scenes = list(itertools.islice(filter(keep, drawn), clips))
@@ -250,15 +233,9 @@ def controls(
     readings = [oracle.read(video) for video in videos]
     turned = readings[1:] + readings[:1]
     pairs = list(zip(scenes, scenes[1:] + scenes[:1], strict=True))
+    passed = map(oracle.score, scenes, turned)
     found["captions shuffled"] = (
-        float(
-            np.mean(
-                [
-                    oracle.score(pair[0], r)["pass"]
-                    for pair, r in zip(pairs, turned, strict=True)
-                ]
-            )
-        ),
+        float(np.mean([verdict["pass"] for verdict in passed])),
         float(np.mean([same_claims(*pair) for pair in pairs])),
     )
     for name, change in TAMPERED.items():
@@ -268,7 +245,7 @@ def controls(
 
 
 def print_oracle_table(tier: str, split: str, clips: int) -> int:
-    """Prints the table, a row a family; returns how many figures are off."""
+    """Prints the table, one row per family; returns how many shares are off."""
     fitted = [render.render(families.scene(tier, "train", i)) for i in range(300)]
     autoencoder = LinearAutoencoder(fitted)
     started = time.perf_counter()
@@ -305,7 +282,7 @@ def print_oracle_table(tier: str, split: str, clips: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """Clips of one kind: of a family and split, those of which `keep` is true."""
+    """Clips of a family and split for which `keep` is true."""
 
     family: str
     split: str = "test"
@@ -337,8 +314,8 @@ SETS = {
 }
 
 
-def given_clips(options) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yields title, name of the set, and clips: the scenes' own, or a model's."""
+def read_clips(options) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yields title, name of the set, and clips: rendered scenes, or a model's samples."""
     if options.model is None:
         for name, kind in SETS.items():
             video = kind.render(options.tier, options.clips, options.seed, kind.split)
@@ -348,7 +325,7 @@ def given_clips(options) -> Iterator[tuple[str, str, np.ndarray]]:
         run = checkpoint.load_run(options.model, step=int(step) if step else None)
         pipe = pipeline.Pipeline.from_run(run)
         for name in ("motion", RIGHT):
-            # A quarter goes to the right; more are drawn than would do.
+            # About a quarter moves to the right.
             wanted = options.clips * (6 if name == RIGHT else 1)
             drawn = families.prompts("motion", wanted, options.seed, options.tier)
             texts = [text for text, stated in drawn if SETS[name].keep(stated)]
@@ -358,10 +335,10 @@ def given_clips(options) -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def print_temporal_tables(options) -> int:
-    """Prints the tables; returns how many steps of the stated orders do not hold."""
+    """Prints the tables; returns how many steps of the orders do not hold."""
     network, tables = networks.ToyFeatures(), []
     fps = find_tier(options.tier).fps
-    for title, name, video_nthwc in given_clips(options):
+    for title, name, video_nthwc in read_clips(options):
         kind = SETS[name]
         reference = None
         if video_nthwc.shape[1] >= network.num_frames:
@@ -390,15 +367,19 @@ def main() -> int:
     flags.add_argument("--tables", default="oracle,temporal", help="which to print")
     flags.add_argument("--tier", default="tw32")
     flags.add_argument("--split", default="test", help="of the oracle's table")
-    flags.add_argument("--clips", type=int, default=140, help="of a row")
-    flags.add_argument("--seed", type=int, default=0, help="of temporal tables' clips")
-    flags.add_argument("--model", help="run folder whose clips replace the scenes' own")
+    flags.add_argument("--clips", type=int, default=140, help="per row")
+    flags.add_argument(
+        "--seed", type=int, default=0, help="of the clips of temporal tables"
+    )
+    flags.add_argument(
+        "--model", help="run folder, whose samples replace rendered scenes"
+    )
     flags.add_argument("--checkpoints", default="", help="its steps, such as 2000,4400")
     flags.add_argument("--out", help="folder for controls.json and controls.md")
     options = flags.parse_args()
     asked = options.tables.split(",")
     if unknown := set(asked) - {"oracle", "temporal"}:
-        flags.error(f"no table {sorted(unknown)}; there are oracle and temporal")
+        flags.error(f"unknown tables {sorted(unknown)}; there are oracle and temporal")
     wrong = 0
     if "oracle" in asked and options.model is None:
         wrong += print_oracle_table(options.tier, options.split, options.clips)

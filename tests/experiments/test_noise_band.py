@@ -56,7 +56,7 @@ def test_shuffled_labels_are_read_at_chance():
     result = noise_band.read_out(task, (0.3, 0.9))
     assert max(result["linear"] + result["templates"]) < 0.57
     assert result["band"] is None
-    assert "no band: read back at 0.5" in noise_band.describe("side", result)
+    assert "no band: accuracy 0.5" in noise_band.describe("side", result)
 
 
 def test_only_open_classes_count():
