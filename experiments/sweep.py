@@ -1,23 +1,23 @@
-"""Runs a sweep: many points of settings, one table and one plot.
+"""Runs a sweep: many points of settings, compared in one table and one plot.
 
     python -m experiments.sweep --sweep experiments/sweeps/guidance_by_steps.py \\
         --out runs/sweep --set model=runs/quickstart/model \\
         --set shards=runs/quickstart/shards --slots 2
 
-A sweep is a Python file whose `get_sweep()` says what is varied: settings of
+A sweep is a Python file whose `get_sweep()` lists what is varied: settings of
 sora_jax.evaluate, or fields of a config (`experiments/sweeping/points.py`). Every point
-has an id that follows from its settings and a folder OUT/points/ID. Started again, the
-points that have finished are not run again, those that failed are.
+has an id that follows from its settings, and a folder OUT/points/ID. The same command run
+again skips finished points and repeats failed ones.
 
-With --launcher the points run elsewhere: a command is started for each, which hands it
-on and ends, from the repository root, with OUT on a file system that both can see:
+With --launcher the points run elsewhere: for each point the command is run from the
+repository root, with OUT on a shared file system:
 
     --launcher "sbatch --job-name={id} --wrap={command}"
     --launcher "srun {command}"
 
-and `--collect` looks what has arrived. OUT/index.jsonl lists the points and their states;
-OUT/table.md, table.json and report.html compare those that have finished. The exit code
-is 1 where a point failed, and 130 after Ctrl-C.
+and `--collect` reads the results that have arrived. OUT/index.jsonl lists the points and
+their states; OUT/table.md, table.json and report.html compare the finished ones. The exit
+code is 1 if a point failed, and 130 after Ctrl-C.
 """
 
 import ast
@@ -34,23 +34,43 @@ from sora_jax.core import job
 
 _SWEEP = flags.DEFINE_string("sweep", None, "Python file with get_sweep().")
 _OUT = flags.DEFINE_string("out", None, "Folder of the sweep.")
-_SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE, for all points.")
-_SLOTS = flags.DEFINE_integer("slots", 1, "Points at a time.", lower_bound=1)
-_LAUNCHER = flags.DEFINE_string("launcher", None, 'Such as "srun {command}".')
-_COLLECT = flags.DEFINE_bool("collect", False, "Only look what has arrived.")
-_AGAIN = flags.DEFINE_bool("again", False, "Hand over once more what has not arrived.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only print the points.")
-_PYTHON = flags.DEFINE_string("python", sys.executable, "What starts a point's jobs.")
-_QUALITY = flags.DEFINE_string("quality", None, "Another measure to compare by.")
-_LOWER = flags.DEFINE_bool("lower_is_better", None, "Whether less of it is better.")
-_COST = flags.DEFINE_string("cost", None, "evaluations, seconds, or a setting's key.")
+_SET = flags.DEFINE_multi_string(
+    "set", [], "KEY=VALUE setting of all points; may be repeated."
+)
+_SLOTS = flags.DEFINE_integer(
+    "slots", 1, "Points that run at the same time.", lower_bound=1
+)
+_LAUNCHER = flags.DEFINE_string(
+    "launcher", None, 'Command that runs a point elsewhere, such as "srun {command}".'
+)
+_COLLECT = flags.DEFINE_bool(
+    "collect", False, "Only read results that have arrived; run nothing."
+)
+_AGAIN = flags.DEFINE_bool(
+    "again", False, "Submit points again whose results have not arrived."
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the points and their commands; run nothing."
+)
+_PYTHON = flags.DEFINE_string(
+    "python", sys.executable, "Python interpreter of the jobs."
+)
+_QUALITY = flags.DEFINE_string(
+    "quality", None, "Measure to compare by, in place of the sweep's."
+)
+_LOWER = flags.DEFINE_bool(
+    "lower_is_better", None, "Whether lower quality values are better."
+)
+_COST = flags.DEFINE_string(
+    "cost", None, "Cost: evaluations, seconds, or the key of a setting."
+)
 
 
 def settings(words: list[str]) -> dict[str, object]:
-    """KEY=VALUE words; a value that is a Python literal is read as one.
+    """Parses KEY=VALUE words; values that are Python literals are read as such.
 
     Raises:
-      ValueError: a word has no `=`, or a key comes twice.
+      ValueError: a word has no `=`, or a key occurs twice.
     """
     found: dict[str, object] = {}
     for word in words:
@@ -67,10 +87,10 @@ def settings(words: list[str]) -> dict[str, object]:
 
 
 def compared_by(sweep: points.Sweep) -> points.Sweep:
-    """The sweep with what the flags say of quality and cost.
+    """Returns the sweep with quality and cost of the flags.
 
     Raises:
-      ValueError: another quality is given, but not which way is better.
+      ValueError: --quality is given without its direction.
     """
     if _QUALITY.value and _LOWER.value is None:
         raise ValueError("--quality needs --lower_is_better or --nolower_is_better")
@@ -91,34 +111,34 @@ def show(index: indices.Index) -> None:
 
 
 def work(index: indices.Index, lock: int) -> None:
-    """Runs or hands over what is left, and collects what was handed over.
+    """Runs or submits the points that are left, and collects submitted ones.
 
     Raises:
-      runner.Stopped: it was asked to stop.
-      ValueError: the launcher's command says nothing of the point.
+      runner.Stopped: by a signal.
+      ValueError: the launcher's command has no placeholder for the point.
     """
-    for entry in index.in_state(indices.HANDED_OVER):
+    for entry in index.in_state(indices.SUBMITTED):
         runner.collect(entry)
-    # A job that was running when the sweep was killed has ended: the lock was free.
+    # Jobs that ran when the sweep was killed have ended, since the lock was free.
     for entry in index.in_state(indices.RUNNING):
         entry.state, entry.pid = indices.STOPPED, None
     index.write()
     if _COLLECT.value:
         return
     left = [indices.WAITING, indices.FAILED, indices.STOPPED]
-    todo = index.in_state(*left, *[indices.HANDED_OVER] * _AGAIN.value)
+    todo = index.in_state(*left, *[indices.SUBMITTED] * _AGAIN.value)
     runner.say(f"{len(todo)} of {len(index.entries)} points to run")
     if _LAUNCHER.value:
-        runner.hand_over(index, todo, _SLOTS.value, _LAUNCHER.value)
+        runner.submit(index, todo, _SLOTS.value, _LAUNCHER.value)
     else:
         runner.run(index, todo, _SLOTS.value, lock)
 
 
 def finish(out: pathlib.Path, sweep: points.Sweep, index: indices.Index) -> int:
-    """Writes and prints the table, names what failed; returns the exit code.
+    """Writes and prints the table, names failed points; returns the exit code.
 
     Raises:
-      ValueError: the points that have finished cannot be compared.
+      ValueError: the finished points cannot be compared.
     """
     failed = index.in_state(indices.FAILED)
     facts = {
@@ -130,7 +150,7 @@ def finish(out: pathlib.Path, sweep: points.Sweep, index: indices.Index) -> int:
             print(results.write(out, sweep, index, facts))
             print(f"{out / 'table.md'}, {out / 'table.json'}, {out / 'report.html'}")
     finally:
-        for state in (indices.HANDED_OVER, indices.WAITING, indices.STOPPED):
+        for state in (indices.SUBMITTED, indices.WAITING, indices.STOPPED):
             if number := len(index.in_state(state)):
                 runner.say(f"{number} points are {state}")
         for entry in failed:
@@ -139,7 +159,7 @@ def finish(out: pathlib.Path, sweep: points.Sweep, index: indices.Index) -> int:
 
 
 def main() -> None:
-    """Runs the sweep that the flags name."""
+    """Runs the sweep of the flags."""
     out = pathlib.Path(_OUT.value)
     try:
         sweep = compared_by(points.load(_SWEEP.value))
@@ -147,12 +167,12 @@ def main() -> None:
         if _DRY_RUN.value:
             show(indices.Index(out, resolved, _PYTHON.value))
             return
-        with runner.alone_in(out) as lock:
+        with runner.locked(out) as lock:
             index = indices.Index(out, resolved, _PYTHON.value)
             work(index, lock)
             code = finish(out, sweep, index)
     except runner.Stopped:
-        print("sweep: stopped; the same command goes on here", file=sys.stderr)
+        print("sweep: stopped; the same command continues it", file=sys.stderr)
         sys.exit(130)
     sys.exit(code)
 

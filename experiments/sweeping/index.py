@@ -1,7 +1,6 @@
-"""Which points have run: a line of OUT/index.jsonl each, always whole.
+"""The state of each point of a sweep: one line of OUT/index.jsonl, written atomically.
 
-The file is what a sweep is resumed from, and what a person greps. A point's results
-lie in OUT/points/ID.
+A sweep is resumed from this file. The results of a point are in OUT/points/ID.
 """
 
 import dataclasses
@@ -13,22 +12,22 @@ from experiments.sweeping import points
 from sora_jax.core import config as configs
 from sora_jax.core import paths
 
-WAITING, RUNNING, HANDED_OVER = "waiting", "running", "handed over"
+WAITING, RUNNING, SUBMITTED = "waiting", "running", "submitted"
 FINISHED, FAILED, STOPPED = "finished", "failed", "stopped"
 
 
 @dataclasses.dataclass
 class Entry:
-    """What is known of one point.
+    """The state of one point.
 
     Attributes:
       id, name, settings: of the point.
       state: one of the words above.
-      commands: what runs, one list of arguments a job.
-      seconds: of its jobs, over all attempts since it last failed.
-      exit_code: of the job that ended last; None before.
-      log: file of what they print.
-      pid: of the job that runs now.
+      commands: of its jobs, each a list of arguments.
+      log: file of their output.
+      seconds: run time of its jobs, over all attempts since the last failure.
+      exit_code: of the last job that ended; None before.
+      pid: of the running job.
     """
 
     id: str
@@ -43,20 +42,20 @@ class Entry:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the point's results lie."""
+        """The folder of the point's results."""
         return pathlib.Path(self.log).parent
 
 
 class Index:
-    """The entries of a sweep, in its order, on disk after every `write`.
+    """The entries of a sweep in its order, stored on disk by `write`.
 
-    What an earlier sweep in the same folder has finished stays finished where this one
-    has the same points. It may have more of them, never fewer: then it is another.
+    Points that an earlier run in the same folder has finished stay finished. A sweep may
+    gain points, but not lose any.
 
     Args:
       out: the sweep's folder.
       resolved: the points.
-      python: what starts a job.
+      python: interpreter of the jobs.
 
     Raises:
       ValueError: the folder belongs to another sweep; the message says what differs.
@@ -93,17 +92,17 @@ class Index:
             self.entries.append(entry)
 
     def write(self) -> None:
-        """Puts the file in step with the entries."""
+        """Writes the file."""
         lines = (json.dumps(dataclasses.asdict(entry)) for entry in self.entries)
         paths.write_atomically(self.path, "".join(f"{line}\n" for line in lines))
 
     def in_state(self, *states: str) -> list[Entry]:
-        """The entries in one of these states."""
+        """Returns the entries in one of these states."""
         return [entry for entry in self.entries if entry.state in states]
 
 
 def read(path: pathlib.Path) -> list[Entry]:
-    """The entries of an index; none where there is no file."""
+    """Returns the entries of an index file; none if there is no file."""
     if not path.is_file():
         return []
     return [Entry(**json.loads(line)) for line in path.read_text().splitlines()]
@@ -116,5 +115,5 @@ def _refusal(
     nearest = min(differences, key=len) or ["the job"]
     return (
         f"{out} holds another sweep, with a point {entry.id} ({entry.name}) that this one "
-        f"lacks; the nearest differs in {'; '.join(nearest)}. Give another --out"
+        f"lacks; the nearest point differs in {'; '.join(nearest)}. Use another --out"
     )

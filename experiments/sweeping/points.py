@@ -1,4 +1,4 @@
-"""The points of a sweep: what is varied, what stays, and the commands they become.
+"""The points of a sweep: what is varied, what is fixed, and their commands.
 
 A point is a dict of settings, and a set of points is a list of them:
 
@@ -6,8 +6,7 @@ A point is a dict of settings, and a set of points is a list of them:
     zipped(axis("loop.num_steps", [500, 1000]), axis("optim.warmup_steps", [20, 40]))  # 2
     chain(axis("guidance_scale", [1, 2]), axis("sampler", ["heun"]))  # 3
 
-What the results call them follows from their settings alone: the id of a point is a
-hash of its job and of every setting that it runs with.
+The id of a point is a hash of its job and of all settings that it runs with.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ from sora_jax.training import checkpoint
 
 Point = dict[str, object]
 
-# Flags of sora_jax.evaluate that change how a model is used, and so may be varied.
+# Flags of sora_jax.evaluate that change how a model is used; these may be varied.
 VARIED = (
     "model",
     "checkpoints",
@@ -39,17 +38,17 @@ VARIED = (
     "step_cache",
     "seeds",
 )
-# Those that decide what is asked: results with different ones are not compared.
+# Flags that decide what is measured; results with different ones cannot be compared.
 SHARED = ("shards", "suites", "prompt_seed", "batch_size", *toyworld.SIZES)
 
 
 def axis(key: str, values: Sequence) -> list[Point]:
-    """One point for each value of one key."""
+    """Returns one point for each value of a key."""
     return [{key: value} for value in values]
 
 
 def product(*parts: Sequence[Point]) -> list[Point]:
-    """Every point of each part with every point of the others; the last varies fastest.
+    """Returns every combination of points of the parts; the last varies fastest.
 
     Raises:
       ValueError: two parts set the same key.
@@ -58,7 +57,7 @@ def product(*parts: Sequence[Point]) -> list[Point]:
 
 
 def zipped(*parts: Sequence[Point]) -> list[Point]:
-    """The first points of all parts as one point, the second ones as the next, ...
+    """Joins the first points of all parts, then the second points, and so on.
 
     Raises:
       ValueError: the parts have different lengths, or two set the same key.
@@ -69,12 +68,12 @@ def zipped(*parts: Sequence[Point]) -> list[Point]:
 
 
 def chain(*parts: Sequence[Point]) -> list[Point]:
-    """The points of the first part, then those of the second, ..."""
+    """Returns the points of the first part, then those of the second, and so on."""
     return [dict(point) for part in parts for point in part]
 
 
 def prompts(**sizes: int) -> Point:
-    """Settings of an evaluation that asks so many prompts of these suites, no others."""
+    """Returns settings with these numbers of prompts by suite, and no other suites."""
     return dict.fromkeys(toyworld.SIZES, 0) | sizes
 
 
@@ -89,21 +88,21 @@ def _joined(points: Sequence[Point]) -> Point:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What a sweep's file returns.
+    """The definition of a sweep, returned by its file.
 
     Attributes:
-      job: "evaluate", with settings named as the flags of sora_jax.evaluate; or
-        "train", with the dotted fields of the config beside `config`, the recipe's
-        file, and `evaluate.` in front of the settings of an evaluation afterwards.
+      job: "evaluate", with settings named like the flags of sora_jax.evaluate; or
+        "train", with `config` (the recipe's file), dotted fields of the config, and
+        settings of a following evaluation prefixed by `evaluate.`.
       points: what is varied.
-      base: settings of all points, which --set may change.
       quality: the measure to compare by: a share such as "motion/direction", a measure
-        of the clips as video such as "FVD-toy", or, of a training run that is not
-        evaluated, a column of metrics.jsonl.
-      lower_is_better: of the quality.
+        of video quality such as "FVD-toy", or, for training without evaluation, a column
+        of metrics.jsonl.
+      base: settings of all points; --set overrides them.
+      lower_is_better: direction of the quality.
       cost: "evaluations" (of the network, per clip), "seconds" (of the point's jobs),
-        or the key of a setting that is a number.
-      columns: more measures to be shown.
+        or the key of a numeric setting.
+      columns: more measures for the table.
     """
 
     job: str
@@ -116,13 +115,13 @@ class Sweep:
 
     @property
     def varied(self) -> list[str]:
-        """The keys that points set, in order of their first appearance."""
+        """The keys that points set, in order of first appearance."""
         return list(dict.fromkeys(key for point in self.points for key in point))
 
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A point with every setting that it runs with, and its name and id."""
+    """A point with all settings that it runs with, its name and its id."""
 
     job: str
     settings: Mapping[str, object]
@@ -130,14 +129,14 @@ class Resolved:
 
     @property
     def id(self) -> str:
-        """Ten hex digits that follow from job and settings."""
+        """Ten hex digits of a hash of job and settings."""
         text = json.dumps([self.job, self.settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def commands(self, folder: pathlib.Path) -> list[list[str]]:
-        """Arguments of Python, one list a job, that leave the results in `folder`.
+        """Returns the commands of the jobs, as lists of arguments of Python.
 
-        An evaluation writes `scores.json` there; a training run is `folder`/run.
+        An evaluation writes `scores.json` to `folder`; a training run is `folder`/run.
         """
         settings = dict(self.settings)
         if self.job == "evaluate":
@@ -165,14 +164,14 @@ def _command(job: str, flags: Mapping[str, object]) -> list[str]:
 
 
 def _text(flag: str, value: object) -> str:
-    """A value as a flag takes it: seeds with commas, tuples of a config as literals."""
+    """Formats a value for a flag: lists with commas, tuples of a config as literals."""
     if isinstance(value, list | tuple) and not flag.startswith("config."):
         return ",".join(map(str, value))
     return str(value)
 
 
 def load(path: str | pathlib.Path) -> Sweep:
-    """Runs a sweep's file and returns what its `get_sweep()` returns.
+    """Runs a sweep's file and returns the result of its `get_sweep()`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -188,7 +187,7 @@ def load(path: str | pathlib.Path) -> Sweep:
 def _module(path: str | pathlib.Path, what: str):
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; {what} is a Python file")
+        raise FileNotFoundError(f"{path} does not exist; {what} is a Python file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -196,18 +195,18 @@ def _module(path: str | pathlib.Path, what: str):
 
 
 def resolve(sweep: Sweep, given: Mapping[str, object]) -> list[Resolved]:
-    """The points with all their settings, in order; the same one twice is one.
+    """Returns the points with all their settings, in order and without duplicates.
 
-    Where an evaluation says nothing of the checkpoint and the run is on this machine,
-    its newest step is written in, so that a point means the same weights tomorrow.
+    If an evaluation does not name a checkpoint and the run is on this machine, the newest
+    step is filled in, so that the point keeps its meaning while training continues.
 
     Args:
       sweep: from a sweep's file.
-      given: further settings of all points; they go before those of the file.
+      given: further settings of all points; they override the file's base.
 
     Raises:
-      ValueError: a setting is unknown (with the nearest one), missing, varied by the
-        sweep although results would not be comparable, or given although varied.
+      ValueError: a setting is unknown (with the nearest name), missing, both given and
+        varied, or varied although results would not be comparable.
       FileNotFoundError: there is no such recipe.
     """
     if sweep.job not in ("train", "evaluate"):
@@ -215,7 +214,7 @@ def resolve(sweep: Sweep, given: Mapping[str, object]) -> list[Resolved]:
     if not sweep.points:
         raise ValueError("the sweep has no points")
     if both := [key for key in sweep.varied if key in given]:
-        raise ValueError(f"{', '.join(both)}: varied by the sweep, so it cannot be set")
+        raise ValueError(f"{', '.join(both)}: varied by the sweep, cannot be set")
     found: dict[str, Resolved] = {}
     for point in sweep.points:
         everything = {**sweep.base, **given, **point}
@@ -229,7 +228,7 @@ def resolve(sweep: Sweep, given: Mapping[str, object]) -> list[Resolved]:
 
 
 def _plain(value: object) -> object:
-    """A value whose JSON does not depend on how it was written: 4.0 is 4."""
+    """Normalizes a value for JSON: 4.0 becomes 4."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list | tuple):
@@ -272,8 +271,8 @@ def _check_evaluation(settings: Point, varied: Point, prefix: str) -> None:
             raise ValueError(f"{prefix}{name} is missing: --set {prefix}{name}=...")
     if asked := [name for name in SHARED if name in varied]:
         raise ValueError(
-            f"{prefix}{asked[0]} decides what is asked: points that differ in it cannot "
-            f"be compared; what may be varied is {', '.join(VARIED)}"
+            f"{prefix}{asked[0]} decides what is measured: points that differ in it "
+            f"cannot be compared; only {', '.join(VARIED)} may be varied"
         )
 
 
@@ -281,11 +280,11 @@ def _check_known(settings: Point, known: Sequence[str], where: str) -> None:
     for name in settings:
         if name in known:
             continue
-        # The last part of a dotted key is what people remember.
+        # People often give the last part of a dotted key only.
         near = [key for key in known if key.split(".")[-1] == name]
         near = near or difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-        raise ValueError(f"{name!r} is no setting of {where}; {hint}")
+        raise ValueError(f"{name!r} is not a setting of {where}; {hint}")
 
 
 @functools.cache

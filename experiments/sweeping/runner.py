@@ -1,7 +1,7 @@
-"""Runs the points of a sweep here, some at a time, or hands them to a launcher.
+"""Runs the points of a sweep as local processes, or submits them by a launcher.
 
-A job has its own log and its own process group, so that Ctrl-C comes to the sweep
-alone: it asks its jobs to save and to end, and records how far they came.
+Each job has its own log and process group, so that only the sweep receives Ctrl-C: it
+asks its jobs to save and stop, and records their states.
 """
 
 import contextlib
@@ -20,39 +20,38 @@ from sora_jax.core import paths
 
 _POLL_SECONDS = 0.02
 SCORES = "scores.json"
-_ENDED = "ended"  # exit code and seconds of a point that a launcher was given
-# A word of a launcher's template that is the command, and what may stand inside one.
+_ENDED = "ended"  # file with exit code and seconds of a submitted point
 _COMMAND = "{command}"
-PLACES = ("command", "script", "id", "folder")
+_PLACEHOLDERS = ("command", "script", "id", "folder")  # of a launcher's command
 
 
 class Stopped(Exception):
-    """The user, or the system, asked to stop."""
+    """The sweep was stopped by a signal."""
 
 
 @dataclasses.dataclass
 class _Running:
     entry: indices.Entry
-    commands: list[list[str]]  # those that have still to be started
+    commands: list[list[str]]  # of jobs that are not started yet
     process: subprocess.Popen
     began: float
-    told: bool = False  # to stop
+    terminated: bool = False
 
 
 def say(sentence: str) -> None:
-    """Prints a line that says where it comes from."""
+    """Prints a line on stderr."""
     print(f"sweep: {sentence}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def alone_in(out: pathlib.Path) -> Iterator[int]:
-    """Holds the sweep's folder; yields the descriptor of the lock.
+def locked(out: pathlib.Path) -> Iterator[int]:
+    """Locks the sweep's folder; yields the descriptor of the lock.
 
-    The jobs inherit it, so that the folder is free only when they have ended too, even
-    if the sweep itself was killed.
+    Jobs inherit the descriptor, so that the folder stays locked until they have ended,
+    even if the sweep itself is killed.
 
     Raises:
-      ValueError: another sweep, or a job that one left behind, is at work there.
+      ValueError: another sweep, or a job of a killed sweep, runs in the folder.
     """
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "lock", "w") as lock:
@@ -61,48 +60,48 @@ def alone_in(out: pathlib.Path) -> Iterator[int]:
         except BlockingIOError:
             left = [e.pid for e in indices.read(out / "index.jsonl") if e.pid]
             raise ValueError(
-                f"another sweep, or a job that one left behind, is at work in {out} "
-                f"(jobs: {', '.join(map(str, left)) or 'none yet'}); wait for it"
+                f"another sweep, or a job of a killed one, runs in {out} (jobs: "
+                f"{', '.join(map(str, left)) or 'none yet'}); wait for it"
             ) from None
         yield lock.fileno()
 
 
 def run(index: indices.Index, todo: Sequence[indices.Entry], slots: int, lock: int):
-    """Runs points here until all have ended.
+    """Runs points as local processes until all have ended.
 
     Args:
       index: written after each change.
-      todo: entries of it.
-      slots: how many points run at a time.
+      todo: entries to run.
+      slots: number of points that run at the same time.
       lock: descriptor that the jobs inherit.
 
     Raises:
-      Stopped: it was asked to stop, and the jobs have ended.
+      Stopped: by a signal, after the jobs have ended.
     """
     for entry in todo:
-        if entry.state == indices.FAILED:  # its attempts are not those of this one
+        if entry.state == indices.FAILED:  # earlier attempts do not count
             entry.seconds = 0.0
         _prepare(entry)
     commands = {entry.id: entry.commands for entry in todo}
     _work(index, todo, commands, slots, (lock,))
 
 
-def hand_over(
+def submit(
     index: indices.Index, todo: Sequence[indices.Entry], slots: int, launcher: str
 ):
-    """Gives each point to a launcher; what it leaves is read by `collect`.
+    """Submits each point by a launcher; `collect` reads the results.
 
     Args:
       index: written after each change.
-      todo: entries of it.
-      slots: how many launchers run at a time.
-      launcher: a command. A word `{command}` becomes the words that run the point;
-        inside a longer word, `{command}` is their text, `{script}` the script that they
+      todo: entries to submit.
+      slots: number of launchers that run at the same time.
+      launcher: a command. A word `{command}` is replaced by the words that run the point.
+        Inside a longer word, `{command}` is their text, `{script}` the script that they
         run, `{id}` the point's id and `{folder}` its folder.
 
     Raises:
-      ValueError: the launcher mentions neither the command nor the script.
-      Stopped: it was asked to stop, and the launchers have ended.
+      ValueError: the launcher has neither `{command}` nor `{script}`.
+      Stopped: by a signal, after the launchers have ended.
     """
     commands = {entry.id: [launch_words(launcher, entry)] for entry in todo}
     for entry in todo:
@@ -113,9 +112,9 @@ def hand_over(
 
 
 def launch_words(launcher: str, entry: indices.Entry) -> list[str]:
-    """The words of a launcher's command for a point; see `hand_over`."""
+    """Returns the words of a launcher's command for a point; see `submit`."""
     if _COMMAND not in launcher and "{script}" not in launcher:
-        raise ValueError(f"the launcher {launcher!r} has no {_COMMAND} in it")
+        raise ValueError(f"the launcher {launcher!r} has no {_COMMAND}")
     command = ["sh", str(_script(entry))]
     values = (shlex.join(command), command[1], entry.id, str(entry.folder))
     words = []
@@ -123,8 +122,8 @@ def launch_words(launcher: str, entry: indices.Entry) -> list[str]:
         if word == _COMMAND:
             words += command
             continue
-        for place, value in zip(PLACES, values, strict=True):
-            word = word.replace(f"{{{place}}}", value)
+        for name, value in zip(_PLACEHOLDERS, values, strict=True):
+            word = word.replace(f"{{{name}}}", value)
         words.append(word)
     return words
 
@@ -134,7 +133,7 @@ def _script(entry: indices.Entry) -> pathlib.Path:
 
 
 def _script_text(entry: indices.Entry) -> str:
-    """Runs the point's jobs and writes how they ended; from the repository root."""
+    """Returns a shell script that runs the point's jobs and writes how they ended."""
     ended = shlex.quote(str(entry.folder / _ENDED))
     return (
         f"#!/bin/sh\n# Point {entry.id} of a sweep: {entry.name}\n"
@@ -149,25 +148,25 @@ def _script_text(entry: indices.Entry) -> str:
 
 def _prepare(entry: indices.Entry) -> None:
     entry.folder.mkdir(parents=True, exist_ok=True)
-    for name in (SCORES, _ENDED):  # those of an attempt that failed
+    for name in (SCORES, _ENDED):  # of a failed attempt
         (entry.folder / name).unlink(missing_ok=True)
 
 
-class _Crew:
-    """The jobs that run at the moment, what has become of them, and who asked to stop."""
+class _Jobs:
+    """The running jobs, and the signals that were received."""
 
     def __init__(self, index: indices.Index, inherited: Sequence[int], launched: bool):
         self.index, self.inherited, self.launched = index, inherited, launched
         self.running: list[_Running] = []
-        self.asked: list[int] = []  # signals that asked to stop
+        self.signals: list[int] = []
 
     def stop(self, number: int, frame: object) -> None:
-        """Takes a signal; the loop passes it on."""
-        say("stopping; the jobs save what they have (once more to end them at once)")
-        self.asked.append(number)
+        """Handles a signal; the loop forwards it."""
+        say("stopping; the jobs save their state (repeat to kill them)")
+        self.signals.append(number)
 
     def start(self, entry, commands, since: float | None = None) -> None:
-        """Starts the first of the commands; the others follow when it has succeeded."""
+        """Starts the first command; the others follow after it has succeeded."""
         log = entry.folder / "launcher.txt" if self.launched else entry.log
         with open(log, "ab") as file:
             process = subprocess.Popen(
@@ -183,57 +182,57 @@ class _Crew:
         self.running.append(_Running(entry, commands[1:], process, began))
         self.index.write()
 
-    def pass_on(self) -> None:
-        """Asks the jobs to save and to end, once; ends them where it is asked again."""
+    def forward_signals(self) -> None:
+        """Terminates the jobs after the first signal, kills them after the second."""
         for one in self.running:
-            if len(self.asked) > 1:
+            if len(self.signals) > 1:
                 one.process.kill()
-            elif self.asked and not one.told:
+            elif self.signals and not one.terminated:
                 one.process.terminate()
-                one.told = True
+                one.terminated = True
 
-    def see(self) -> None:
-        """Records what has ended, and goes on with what has more to do."""
+    def poll(self) -> None:
+        """Records jobs that have ended, and starts the next job of their points."""
         for one in [one for one in self.running if one.process.poll() is not None]:
             self.running.remove(one)
             code, entry, entries = one.process.returncode, one.entry, self.index.entries
-            if code == 0 and one.commands and not self.asked:
+            if code == 0 and one.commands and not self.signals:
                 self.start(entry, one.commands, one.began)
                 continue
-            _ended(one, code, bool(self.asked), self.launched)
+            _ended(one, code, bool(self.signals), self.launched)
             self.index.write()
-            place = f"{1 + entries.index(entry)}/{len(entries)}"
-            say(f"{place} {entry.name}: {describe(entry)}")
+            number = f"{1 + entries.index(entry)}/{len(entries)}"
+            say(f"{number} {entry.name}: {describe(entry)}")
 
 
 def _work(index, todo, commands, slots, inherited, launched=False) -> None:
-    """The loop: starts what there is room for, sees what has ended."""
-    crew, waiting = _Crew(index, inherited, launched), list(todo)
+    """Starts jobs while slots are free, until all have ended."""
+    jobs, waiting = _Jobs(index, inherited, launched), list(todo)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, crew.stop) for number in numbers}
+    before = {number: signal.signal(number, jobs.stop) for number in numbers}
     try:
-        while crew.running or (waiting and not crew.asked):
-            while waiting and len(crew.running) < slots and not crew.asked:
+        while jobs.running or (waiting and not jobs.signals):
+            while waiting and len(jobs.running) < slots and not jobs.signals:
                 entry = waiting.pop(0)
-                crew.start(entry, commands[entry.id])
-            crew.pass_on()
+                jobs.start(entry, commands[entry.id])
+            jobs.forward_signals()
             time.sleep(_POLL_SECONDS)
-            crew.see()
+            jobs.poll()
     finally:
-        for one in crew.running:  # only after an error of our own
+        for one in jobs.running:  # only after an exception
             one.process.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
-    if crew.asked:
+    if jobs.signals:
         raise Stopped
 
 
 def _ended(one: _Running, code: int, stopped: bool, launched: bool) -> None:
     entry = one.entry
     entry.pid = None
-    entry.exit_code = 128 - code if code < 0 else code  # as a shell counts signals
+    entry.exit_code = 128 - code if code < 0 else code  # signals as in a shell
     if launched and code == 0:
-        entry.state = indices.HANDED_OVER
+        entry.state = indices.SUBMITTED
         collect(entry)
         return
     entry.seconds = round(entry.seconds + time.monotonic() - one.began, 2)
@@ -247,25 +246,25 @@ def _ended(one: _Running, code: int, stopped: bool, launched: bool) -> None:
 
 
 def _has_results(entry: indices.Entry) -> bool:
-    """Whether the last job left what it should: scores, if it is an evaluation."""
+    """Returns whether the last job wrote its results: scores, if it is an evaluation."""
     evaluates = "sora_jax.evaluate" in entry.commands[-1]
     return not evaluates or (entry.folder / SCORES).is_file()
 
 
 def collect(entry: indices.Entry) -> None:
-    """Looks whether a point that was handed over has ended, and how."""
+    """Updates the state of a submitted point."""
     ended = entry.folder / _ENDED
     words = ended.read_text().split() if ended.is_file() else []
     if len(words) == 2:
         entry.exit_code, entry.seconds = int(words[0]), float(words[1])
         if entry.exit_code:
             entry.state = indices.FAILED
-        elif _has_results(entry):  # or else they are still on their way here
+        elif _has_results(entry):  # may arrive later on a network file system
             entry.state = indices.FINISHED
 
 
 def describe(entry: indices.Entry) -> str:
-    """The state of a point, for people."""
+    """Returns the state of a point as text."""
     if entry.state == indices.FINISHED:
         return f"finished in {entry.seconds:.0f} s"
     if entry.state == indices.FAILED:

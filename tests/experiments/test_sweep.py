@@ -82,7 +82,7 @@ class Bench:
         if resolved is None:
             resolved = points.resolve(points.load(self.folder / "sweep.py"), GIVEN)
         index = indices.Index(self.out, resolved, str(self.python))
-        with runner.alone_in(self.out) as lock:
+        with runner.locked(self.out) as lock:
             runner.run(index, index.entries, 2, lock)
         return index
 
@@ -148,9 +148,9 @@ def test_the_id_follows_from_all_settings_and_nothing_else():
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({"guidance_scal": 2}, "'guidance_scal' is no setting.*'guidance_scale'"),
-        ({"prompt_seed": 1}, "prompt_seed decides what is asked"),
-        ({"motion": 8}, "motion decides what is asked"),
+        ({"guidance_scal": 2}, "'guidance_scal' is not a setting.*'guidance_scale'"),
+        ({"prompt_seed": 1}, "prompt_seed decides what is measured"),
+        ({"motion": 8}, "motion decides what is measured"),
         ({"model": "other"}, "model: varied by the sweep"),
     ],
 )
@@ -172,7 +172,7 @@ def test_unknown_fields_of_a_config_are_refused_with_the_nearest():
         resolve({"seed": 3}, **{"evaluate.motion": 8})
     with pytest.raises(ValueError, match="evaluate.motion decides"):
         resolve({"evaluate.motion": 3}, **{"evaluate.shards": "s"})
-    with pytest.raises(FileNotFoundError, match="absent.py is not there"):
+    with pytest.raises(FileNotFoundError, match="absent.py does not exist"):
         resolve({"seed": 3}, config="absent.py")
     given = {"evaluate.shards": "s", "evaluate.seeds": (0, 1)}
     found = resolve({"optim.not_muon": ("a", "b"), "seed": 3}, **given)[0]
@@ -294,7 +294,7 @@ def test_ctrl_c_ends_the_jobs_and_the_sweep_goes_on_later(bench):
     bench.wait_for(indices.RUNNING)
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=30)
-    assert process.returncode == 130 and "the same command goes on here" in said
+    assert process.returncode == 130 and "the same command continues it" in said
     assert bench.states() == ["stopped", *["waiting"] * 5]
     bench.behave()
     assert bench.run()[0] == 0 and bench.states() == ["finished"] * 6
@@ -308,28 +308,28 @@ def test_a_sweep_that_was_killed_goes_on_when_its_jobs_have_ended(bench):
     process.communicate()
     pid = indices.read(bench.out / "index.jsonl")[0].pid
     code, _, said = bench.run("--collect")
-    assert code == 1 and f"at work in {bench.out} (jobs: {pid})" in said
+    assert code == 1 and f"runs in {bench.out} (jobs: {pid})" in said
     os.kill(pid, signal.SIGKILL)
     bench.behave()
     assert bench.run()[0] == 0 and bench.states() == ["finished"] * 6
     assert len(bench.calls()) == 7  # the first point twice
 
 
-def test_points_can_be_handed_to_a_launcher_and_collected(bench):
+def test_points_are_submitted_and_collected(bench):
     later = bench.folder / "later.sh"
     launcher = ["--launcher", f"sh -c 'echo \"{{command}}\" >> {later}'"]
     bench.behave(fail=["--num_inference_steps=20"])
     code, _, said = bench.run(*launcher)
-    assert code == 0 and bench.states() == ["handed over"] * 6, said
+    assert code == 0 and bench.states() == ["submitted"] * 6, said
     assert not bench.calls()
-    bench.run(*launcher)  # they are under way: none is handed over twice
+    bench.run(*launcher)  # submitted points are not submitted again
     todo = later.read_text().splitlines()
     assert len(todo) == 6
 
     for line in todo[:3]:
         subprocess.run(line, shell=True, cwd=ROOT, check=False)
     code, printed, said = bench.run("--collect")
-    assert bench.states() == ["finished", "finished", "failed", *["handed over"] * 3]
+    assert bench.states() == ["finished", "finished", "failed", *["submitted"] * 3]
     assert code == 1 and "exit code 3" in said and "2 of 6 finished" in printed
     bench.run(*launcher, "--again")
     assert len(later.read_text().splitlines()) == 6 + 4
