@@ -173,7 +173,7 @@ def test_pictures_that_are_no_frames_are_listed(tmp_path):
 def test_a_folder_of_one_clip_is_refused(tmp_path):
     save(tmp_path, film(5))
     for find in (folders.scan, clip_files.find):
-        with pytest.raises(ValueError, match="name the folder in which each clip has"):
+        with pytest.raises(ValueError, match="name the folder that holds the clips"):
             find(tmp_path)
 
 

@@ -272,7 +272,7 @@ DAMAGE = {
     leave_a_pickle_only: "model.bin is a pickle",
     index_a_missing_tensor: "encoder.more is not in model.safetensors",
     index_outside_of_the_folder: "a file of weights must be in the folder of the",
-    index_a_pickle: "ends in .safetensors",
+    index_a_pickle: "end in .safetensors",
     index_nothing: "index.json is damaged: it is not a JSON object",
     index_no_names: "is not an index of tensors",
     take_another_models_config: "of CogVideoXTransformer3DModel, not of Wan",

@@ -297,7 +297,7 @@ def test_folders_without_clips(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match="empty is empty"):
         measured(tmp_path, tmp_path / "empty", folders / "real")
     (tmp_path / "empty" / "a.mp4").symlink_to(tmp_path / "absent.mp4")
-    with pytest.raises(ValueError, match="be read: a.mp4: it is a link that leads now"):
+    with pytest.raises(ValueError, match="be read: a.mp4: it is a broken link"):
         measured(tmp_path, tmp_path / "empty", folders / "real")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         measured(tmp_path, tmp_path / "absent", folders / "real")
@@ -306,7 +306,7 @@ def test_folders_without_clips(folders, tmp_path):
     with pytest.raises(ValueError, match=r"only files of other kinds \(.txt\)"):
         measured(tmp_path, tmp_path / "texts", folders / "real")
     write_frames(tmp_path / "frames", moving(1)[0])
-    with pytest.raises(ValueError, match="name the folder in which each clip has one"):
+    with pytest.raises(ValueError, match="name the folder that holds the clips"):
         measured(tmp_path, tmp_path / "frames", folders / "real")
     (tmp_path / "one").mkdir()
     np.save(tmp_path / "one" / "a.npy", moving(1)[0])
