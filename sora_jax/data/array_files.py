@@ -155,8 +155,8 @@ def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) ->
     Raises:
       ShardsError: it was made with other settings, or holds other files.
     """
-    begun = out / ".partial" / "settings.json"
-    for place in (out / manifest_name, begun):
+    partial = out / ".partial" / "settings.json"
+    for place in (out / manifest_name, partial):
         if place.exists():
             existing = json.loads(digests.read(place))["settings"]
             if differences := _differences(existing, settings):
@@ -166,11 +166,11 @@ def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) ->
                 )
     if (out / manifest_name).exists():
         return True
-    if not begun.exists():
-        ours = {"report.json", digests.FILE, begun.parent.name, _REMOVED, paths.LOCK}
+    if not partial.exists():
+        ours = {"report.json", digests.FILE, partial.parent.name, _REMOVED, paths.LOCK}
         if out.exists() and {path.name for path in out.iterdir()} - ours:
             raise ShardsError(f"{out} is not empty, and its files are not shards")
-        digests.store(begun, json.dumps({"settings": settings}, indent=1))
+        digests.store(partial, json.dumps({"settings": settings}, indent=1))
     return False
 
 
@@ -241,9 +241,9 @@ def collect(
     summaries = [
         json.loads(digests.read(_part_summary(out, part))) for part in range(num_parts)
     ]
-    kept = [part for part in range(num_parts) if summaries[part]["index"]]
+    nonempty = [part for part in range(num_parts) if summaries[part]["index"]]
     files, seen = [], set()
-    for number, part in enumerate(kept, after):
+    for number, part in enumerate(nonempty, after):
         name = f"{prefix}.array_record-{number:05d}"
         if _part_file(out, part).exists():  # otherwise an interrupted run moved it
             os.replace(_part_file(out, part), out / name)

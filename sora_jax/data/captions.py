@@ -73,10 +73,12 @@ class CaptionSampler:
           ValueError: every example would be trained without text.
         """
         if not any(counts.get(tier) for tier in self.probabilities):
-            found = ", ".join(f"{tier} ({n})" for tier, n in counts.items()) or "none"
+            available = (
+                ", ".join(f"{tier} ({n})" for tier, n in counts.items()) or "none"
+            )
             raise ValueError(
                 f"no clip has a caption of the tiers {sorted(self.probabilities)} that "
-                f"{option} asks for; there are: {found}"
+                f"{option} asks for; there are: {available}"
             )
 
 

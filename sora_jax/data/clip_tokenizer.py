@@ -79,8 +79,8 @@ class ClipTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """Returns a text's ids with start and end, however many there are."""
-        found = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return [self.start_id, *found, self.end_id]
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [self.start_id, *ids, self.end_id]
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Returns ids int32 [b, l]; a text that is too long is cut before its end mark.
@@ -92,8 +92,8 @@ class ClipTokenizer:
         """
         ids_bl = np.full((len(texts), length), self.end_id, np.int32)
         for row, text in enumerate(texts):
-            kept = self.ids(text)[: length - 1]
-            ids_bl[row, : len(kept)] = kept
+            ids = self.ids(text)[: length - 1]
+            ids_bl[row, : len(ids)] = ids
         return ids_bl
 
 

@@ -384,12 +384,12 @@ def scan(
             videos[name] = (folder / name).stat().st_size
         else:
             files.add(name)
-    found = frame_folders.find(folder, names, videos)
-    for clip, frames in found.clips.items():
+    pictures = frame_folders.find(folder, names, videos)
+    for clip, frames in pictures.clips.items():
         of_clip = [f"{clip}/{frame}" for frame in frames]
         files.difference_update(of_clip)
         videos[clip] = sum((folder / name).stat().st_size for name in of_clip)
-    clips, unread = set(videos), {} if frames_fps else found.clips
+    clips, unread = set(videos), {} if frames_fps else pictures.clips
     texts_of, bad_captions = read_captions(folder, clips, files)
     for clip, frames in unread.items():
         reason = _UNREAD.format(len(frames), "s" * (len(frames) != 1))
@@ -398,12 +398,12 @@ def scan(
     stems = clips | set(map(_stem, clips))
     for name in sorted(files.difference(*_find_lists(files))):
         stem, _, suffix = name.rpartition(".")
-        if name in found.loose:
-            skipped.append(shards.Skipped(name, found.loose[name]))
+        if name in pictures.loose:
+            skipped.append(shards.Skipped(name, pictures.loose[name]))
         elif suffix not in ("txt", "json"):
             kinds = ", ".join(video_io.SUFFIXES)
             skipped.append(shards.Skipped(name, f"it is not a video ({kinds})"))
         elif stem not in stems:
             skipped.append(shards.Skipped(name, "there is no video of this name"))
     skipped += bad_captions
-    return Listing(videos, found.clips, frames_fps, texts_of, tuple(skipped))
+    return Listing(videos, pictures.clips, frames_fps, texts_of, tuple(skipped))

@@ -47,25 +47,25 @@ def find(
     Raises:
       ValueError: it holds nothing but pictures: it is the folder of a single clip.
     """
-    found = collections.defaultdict(list)
+    by_folder = collections.defaultdict(list)
     for name in names:
         path = pathlib.PurePosixPath(name)
         if path.suffix.lower() in pictures.SUFFIXES:
-            found[path.parent.as_posix()].append(path.name)
+            by_folder[path.parent.as_posix()].append(path.name)
     beside = {pathlib.PurePosixPath(name).parent.as_posix() for name in others}
-    if [*found] == ["."] and not others:
+    if [*by_folder] == ["."] and not others:
         raise ValueError(
             f"{folder} holds the frames of one clip: name the folder that holds the "
             "clips' folders"
         )
     loose = {}
-    for place in {".", *beside} & {*found}:
+    for place in {".", *beside} & {*by_folder}:
         where = "next to videos" if place in beside else "in the folder itself"
-        for name in found.pop(place):
+        for name in by_folder.pop(place):
             loose[posixpath.normpath(posixpath.join(place, name))] = _LOOSE.format(
                 where
             )
-    return Found({place: tuple(names) for place, names in found.items()}, loose)
+    return Found({place: tuple(names) for place, names in by_folder.items()}, loose)
 
 
 class FrameFolder:

@@ -167,10 +167,10 @@ class _Source:
         return size / len(items) * sum(map(len, batches))
 
     def describe(self, summaries):
-        kept = [summary for summary in summaries if summary.get("positions")]
-        positions = sum(summary["positions"] for summary in kept)
-        mean_c = sum(np.array(summary["sums"]) for summary in kept) / positions
-        square_c = sum(np.array(summary["squares"]) for summary in kept) / positions
+        nonempty = [summary for summary in summaries if summary.get("positions")]
+        positions = sum(summary["positions"] for summary in nonempty)
+        mean_c = sum(np.array(summary["sums"]) for summary in nonempty) / positions
+        square_c = sum(np.array(summary["squares"]) for summary in nonempty) / positions
         entries = [entry for summary in summaries for entry in summary["index"]]
         return {
             "dropped": [item for summary in summaries for item in summary["dropped"]],

@@ -166,9 +166,9 @@ class Batches:
         for _ in range(num):
             indices = permute(places[wanted], num, self.seed, epochs[wanted])
             again = []
-            found = self.source.read(indices.tolist())
+            loaded = self.source.read(indices.tolist())
             randoms = example_rngs(self.seed, step, np.array(rows)[wanted])
-            for i, record, random in zip(wanted.tolist(), found, randoms, strict=True):
+            for i, record, random in zip(wanted.tolist(), loaded, randoms, strict=True):
                 try:
                     if isinstance(record, records.CorruptRecord):
                         raise record

@@ -182,21 +182,21 @@ class Planner:
         Raises:
           ValueError: many windows in a row have not filled a single step.
         """
-        begun, held = self._starts, self._planned
-        while begun[-1][0] <= number:
-            first, carried = begun[-1]
-            held = len(begun) - 1, *self.plan(len(begun) - 1, carried)
-            begun.append((first + len(held[1]), held[2]))
-            if len(begun) > _PATIENCE and begun[-1 - _PATIENCE][0] == begun[-1][0]:
+        starts, planned = self._starts, self._planned
+        while starts[-1][0] <= number:
+            first, carried = starts[-1]
+            planned = len(starts) - 1, *self.plan(len(starts) - 1, carried)
+            starts.append((first + len(planned[1]), planned[2]))
+            if len(starts) > _PATIENCE and starts[-1 - _PATIENCE][0] == starts[-1][0]:
                 raise ValueError(
                     f"{_PATIENCE} windows of {self.window} clips have not filled one "
                     f"step of {self.groups} groups of {self.shapes[-1].rows} or more rows"
                 )
-        window = bisect.bisect_right(begun, number, key=lambda entry: entry[0]) - 1
-        if held is None or held[0] != window:
-            held = window, *self.plan(window, begun[window][1])
-        self._planned = held
-        return held[1][number - begun[window][0]]
+        window = bisect.bisect_right(starts, number, key=lambda entry: entry[0]) - 1
+        if planned is None or planned[0] != window:
+            planned = window, *self.plan(window, starts[window][1])
+        self._planned = planned
+        return planned[1][number - starts[window][0]]
 
     def plan(self, window: int, carried: Sequence[int]) -> tuple[list[Step], list[int]]:
         """The steps of a window.
@@ -238,9 +238,9 @@ class Planner:
         rows, kinds, free = [], [], []  # free: sorted (tokens, row), rows with room
         for place in np.argsort(-lengths, kind="stable").tolist():
             length = int(lengths[place])
-            found = bisect.bisect_left(free, (length, -1))
-            if found < len(free):
-                room, row = free.pop(found)
+            fit = bisect.bisect_left(free, (length, -1))
+            if fit < len(free):
+                room, row = free.pop(fit)
             else:
                 kind = bisect.bisect_left(ends, length)
                 room, row = ends[kind], len(rows)
@@ -384,12 +384,12 @@ class Batches:
         cells = [
             (row, place) for row in range(share) for place in range(len(rows[row]))
         ]
-        found = self.source.read([rows[row][place] for row, place in cells])
+        loaded = self.source.read([rows[row][place] for row, place in cells])
         numbers = [(first + row) * step.shape.clips + place for row, place in cells]
         randoms = loader.example_rngs(self.planner.seed, number, numbers)
         damaged: dict[str, str] = {}
         examples = {}
-        for cell, record, random in zip(cells, found, randoms, strict=True):
+        for cell, record, random in zip(cells, loaded, randoms, strict=True):
             try:
                 if isinstance(record, records.CorruptRecord):
                     raise record

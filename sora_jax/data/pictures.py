@@ -77,8 +77,10 @@ def _in_srgb(image: PIL.Image.Image, profile: bytes | None) -> PIL.Image.Image:
     if profile:
         srgb = PIL.ImageCms.createProfile("sRGB")
         try:
-            given = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return PIL.ImageCms.profileToProfile(image, given, srgb, outputMode="RGB")
+            embedded = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            return PIL.ImageCms.profileToProfile(
+                image, embedded, srgb, outputMode="RGB"
+            )
         except (PIL.ImageCms.PyCMSError, OSError):
             pass  # as browsers do
     return image.convert("RGB")

@@ -320,17 +320,17 @@ def _finish(
     out: pathlib.Path, source: Source, plan: dict, before: dict | None
 ) -> dict[str, Any]:
     """Adds the parts of a plan to the folder, after its existing files."""
-    kept, entries, done = [], [], {}
+    existing, entries, done = [], [], {}
     report = {"skipped_in_items": [], "cuts": {}, "remarks": []}
     if before is not None:
-        kept, old = before["files"], open(out)
+        existing, old = before["files"], open(out)
         entries = [old.entry(index) for index in range(len(old))]
         done = json.loads(digests.read(out / "items.json"))
         report = json.loads(digests.read(out / "report.json"))
     files, summaries = array_files.collect(
-        out, len(plan["parts"]), f"clips-{source.split}", after=len(kept)
+        out, len(plan["parts"]), f"clips-{source.split}", after=len(existing)
     )
-    files = [*kept, *files]
+    files = [*existing, *files]
     entries += [entry for summary in summaries for entry in summary["index"]]
     overview = _overview(entries)
     # The plan lists unusable files each time; entries about items remain valid.

@@ -244,10 +244,10 @@ def open(
     folder = pathlib.Path(folder)
     advice = "delete that folder, and prepare them again or train without them"
     manifest = caches.read_manifest(folder, _NAME, settings, advice)
-    stated = manifest["settings"]
-    if lacking := sorted(set(tiers) - set(stated.get("tiers", ()))):
+    stored = manifest["settings"]
+    if lacking := sorted(set(tiers) - set(stored.get("tiers", ()))):
         raise array_files.ShardsError(
             f"the text states in {folder} are of captions of the tiers "
-            f"{stated.get('tiers')}, without {lacking}: {advice}"
+            f"{stored.get('tiers')}, without {lacking}: {advice}"
         )
     return TextStates(folder, manifest, memory_bytes)

@@ -92,10 +92,10 @@ def lines(path: str | os.PathLike) -> list[str]:
     Raises:
       BadLine, ValueError: as `read_text`.
     """
-    found = re.split(_LINE_END, read_text(path))
-    while found and not found[-1].strip():
-        found.pop()
-    return found
+    result = re.split(_LINE_END, read_text(path))
+    while result and not result[-1].strip():
+        result.pop()
+    return result
 
 
 def rows(

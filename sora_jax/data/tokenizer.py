@@ -180,15 +180,15 @@ class Tokenizer:
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Returns a text's ids with the end mark, neither cut nor padded."""
-        found = self._ids.get(text)
-        if found is None:
+        ids = self._ids.get(text)
+        if ids is None:
             cleaned = clean(text) if self._clean_texts else text
-            found = (*self._encode(cleaned), self.eos_id)
+            ids = (*self._encode(cleaned), self.eos_id)
             with self._caching:
                 if len(self._ids) >= _CACHED_TEXTS:
                     self._ids.clear()
-                self._ids[text] = found
-        return found
+                self._ids[text] = ids
+        return ids
 
     def _encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
@@ -313,10 +313,12 @@ class JsonTokenizer(Tokenizer):
         self._processor.no_padding()
         self.digest = hashlib.sha256(model).hexdigest()
         self.vocab_size = 1 + max(self._processor.get_vocab().values())
-        found = [self._processor.token_to_id(t) for t in ("<pad>", "</s>", "<unk>")]
-        if None in found[:2]:
+        special_ids = [
+            self._processor.token_to_id(t) for t in ("<pad>", "</s>", "<unk>")
+        ]
+        if None in special_ids[:2]:
             raise ValueError(f"{name} has no <pad> or no </s>")
-        self.pad_id, self.eos_id, self.unk_id = found
+        self.pad_id, self.eos_id, self.unk_id = special_ids
         self._ids: dict[str, tuple[int, ...]] = {}
         self._caching = threading.Lock()
 

@@ -185,8 +185,8 @@ def _serve(connection, task: Task) -> None:
                 return
             except OSError as error:
                 known = error.errno is not None
-                found = (error.errno, error.strerror, str(error.filename or ""))
-                message = ("file error", found if known else (str(error),))
+                details = (error.errno, error.strerror, str(error.filename or ""))
+                message = ("file error", details if known else (str(error),))
             except Exception:
                 message = ("error", traceback.format_exc())
             connection.send(message)

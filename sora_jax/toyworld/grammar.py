@@ -298,7 +298,7 @@ class _Reader:
 
     def __init__(self):
         self.subjects: list[dict[str, str]] = []
-        self.found: dict[str, object] = {}
+        self.values: dict[str, object] = {}
         self.before: dict[str, str] = {}  # Stated before the subject that it describes.
         self.colour: str | None = None
         self.number: int | None = None
@@ -328,14 +328,14 @@ class _Reader:
             self.current = noun
             self.subjects.append(noun)
         if self.number is not None:
-            self.found.setdefault("count", self.number)
+            self.values.setdefault("count", self.number)
         for name, said in self.before.items():
             self.current.setdefault(name, said)
         self.before, self.colour, self.number = {}, None, None
 
     def object_(self, value: None) -> None:
         if self.number is not None and self.colour is None:
-            self.found.setdefault("total", self.number)
+            self.values.setdefault("total", self.number)
             self.number = None
         else:
             self.shape_(value)
@@ -357,14 +357,14 @@ class _Reader:
         self._about("place", value)
 
     def relation_(self, value: str) -> None:
-        self.inverted |= "relation" not in self.found and not self.subjects
-        self.found.setdefault("relation", value)
+        self.inverted |= "relation" not in self.values and not self.subjects
+        self.values.setdefault("relation", value)
 
     def camera_(self, value: str) -> None:
-        self.found.setdefault("camera", value)
+        self.values.setdefault("camera", value)
 
     def tone_(self, value: str) -> None:
-        self.found.setdefault("tone", value)
+        self.values.setdefault("tone", value)
 
     def slots(self) -> Slots:
         if self.colour is not None:  # A colour without a noun: "something red".
@@ -375,7 +375,7 @@ class _Reader:
         subjects = [Subject(**subject) for subject in self.subjects]
         if self.inverted:  # "to the left of a yellow cross is a blue square"
             subjects = subjects[1::-1] + subjects[2:]
-        return Slots(tuple(subjects), **self.found)
+        return Slots(tuple(subjects), **self.values)
 
 
 def parse(text: str) -> Slots:

@@ -87,9 +87,9 @@ _SIDES = {
 
 
 def _directions() -> Phrases:
-    found: Phrases = {}
+    phrases: Phrases = {}
     for name, (word, end, side, edge, wards, ward) in _SIDES.items():
-        found[name] = (
+        phrases[name] = (
             word,
             wards,
             ward,
@@ -104,7 +104,7 @@ def _directions() -> Phrases:
             continue
         rise, side = name.split("-")
         end = f"{_SIDES[rise][1]} {side}"
-        found[name] = (
+        phrases[name] = (
             f"{rise} and {side}",
             f"{rise} and to the {side}",
             f"diagonally {rise} and {side}",
@@ -114,7 +114,7 @@ def _directions() -> Phrases:
             f"to the {end} corner",
             f"towards the {end} corner",
         )
-    return found
+    return phrases
 
 
 DIRECTION_PHRASES = _directions()
@@ -251,11 +251,11 @@ def _cameras() -> Phrases:
         "the camera remains static",
         "the view remains static",
     )
-    found = {"static": (*static, "camera: static")}
+    phrases = {"static": (*static, "camera: static")}
     for name in CAMERAS[1:]:
         verb, way = name.split("-")
         if verb == "zoom":
-            found[name] = (
+            phrases[name] = (
                 f"the camera zooms {way}",
                 f"the view zooms {way}",
                 f"the camera slowly zooms {way}",
@@ -268,7 +268,7 @@ def _cameras() -> Phrases:
             )
             continue
         end = _SIDES[way][1]
-        found[name] = (
+        phrases[name] = (
             f"the camera {verb}s {way}",
             f"the camera {verb}s to the {end}",
             f"the camera {verb}s {way}ward",
@@ -279,7 +279,7 @@ def _cameras() -> Phrases:
             f"the shot {verb}s {way}",
             f"camera: {verb} {way}",
         )
-    return found
+    return phrases
 
 
 CAMERA_PHRASES = _cameras()
@@ -319,16 +319,16 @@ TONES: Phrases = {
 
 
 def _places() -> Phrases:
-    found: Phrases = {}
+    phrases: Phrases = {}
     for name in sum(PLACES, ()):
         if name == "centre":
             words = ("centre", "middle", "central part", "middle part")
-            found[name] = tuple(f"{p} the {w}" for p in ("in", "near") for w in words)
+            phrases[name] = tuple(f"{p} the {w}" for p in ("in", "near") for w in words)
             continue
         words = name.replace("-", " ")
         other = words.replace("top", "upper").replace("bottom", "lower")
         kind = "corner" if "-" in name else "edge"
-        found[name] = (
+        phrases[name] = (
             f"in the {other} part",
             f"near the {words}",
             f"at the {words}",
@@ -338,7 +338,7 @@ def _places() -> Phrases:
             f"in the {other} area",
             f"near the {other} area",
         )
-    return found
+    return phrases
 
 
 PLACE_PHRASES = _places()

@@ -93,11 +93,11 @@ def count(slots: Slots, reading: Reading) -> Verdict:
     track = _find(reading, subject, max(wanted, 1))
     if track is None:
         return {"colour": False, "count": False, "shape": False, "pass": False}
-    found = reading.counts(track.colour) == wanted
+    matches = reading.counts(track.colour) == wanted
     return _passed(
         {
             "colour": True,
-            "count": bool(found.mean() >= PRESENT),
+            "count": bool(matches.mean() >= PRESENT),
             "shape": _shape(reading, subject, track),
         }
     )
@@ -117,9 +117,9 @@ def relation(slots: Slots, reading: Reading) -> Verdict:
     The side is that of the larger component of their mean offset.
     """
     first, second = _pair(slots, reading)
-    found = first is not None and second is not None
+    shown = first is not None and second is not None
     side = False
-    if found:
+    if shown:
         both = first.seen & second.seen
         if both.mean() >= PRESENT:
             offset = (first.centre[both] - second.centre[both]).mean(axis=0)
@@ -130,7 +130,7 @@ def relation(slots: Slots, reading: Reading) -> Verdict:
         _shape(reading, subject, track)
         for subject, track in zip(slots.subjects, (first, second), strict=True)
     )
-    return _passed({"side": side, "colours": found, "shapes": shapes})
+    return _passed({"side": side, "colours": shown, "shapes": shapes})
 
 
 def motion(slots: Slots, reading: Reading) -> Verdict:

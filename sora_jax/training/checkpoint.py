@@ -70,8 +70,8 @@ async def _list_digests(folder: pathlib.Path) -> None:
     process, count = jax.process_index(), jax.process_count()
 
     def owner(name: str) -> int:
-        found = _OWNER.search(name)
-        return int(found[1]) if found else 0
+        match = _OWNER.search(name)
+        return int(match[1]) if match else 0
 
     mine = [name for name in digests.files_in(folder) if owner(name) == process]
     listed = await asyncio.to_thread(digests.hash_files, folder, mine)
@@ -163,8 +163,8 @@ class Checkpointer:
         rest = _fields(abstract)
         wanted = {"ema": rest.pop("ema"), "state": rest, "meta": None}
         with _context():
-            found = orbax.load_checkpointables(self._folder / str(self._latest), wanted)
-        return states.TrainState(ema=found["ema"], **found["state"]), found["meta"]
+            parts = orbax.load_checkpointables(self._folder / str(self._latest), wanted)
+        return states.TrainState(ema=parts["ema"], **parts["state"]), parts["meta"]
 
     def wait(self) -> None:
         """Waits for pending saves; raises NotSaved if one failed."""
@@ -388,10 +388,10 @@ def _choose(folder: pathlib.Path, step: int | None, *parts: str) -> int:
             check_kept(folder, step)
             raise
         return step
-    found = intact.newest(checkpoints, parts)
-    if found is None:
+    newest = intact.newest(checkpoints, parts)
+    if newest is None:
         raise FileNotFoundError(f"{folder} holds no checkpoint yet: train it first")
-    return found
+    return newest
 
 
 def _read(
@@ -412,11 +412,11 @@ def _read(
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
     with _context(partial_load=True):
-        found = orbax.checkpointables_metadata(checkpoint).metadata[part]
+        stored = orbax.checkpointables_metadata(checkpoint).metadata[part]
         if names is not None:
-            found = {name: found[name] for name in names}
+            stored = {name: stored[name] for name in names}
         if layouts is None:
-            wanted = jax.tree.map(on_host, found)
+            wanted = jax.tree.map(on_host, stored)
         else:
-            wanted = jax.tree.map(on_device, found, layouts)
+            wanted = jax.tree.map(on_device, stored, layouts)
         return orbax.load_checkpointables(checkpoint, {part: wanted})[part]

@@ -93,9 +93,9 @@ def from_text_encoder(c, folder: pathlib.Path) -> Initial:
       FileNotFoundError, ValueError: there is no text encoder, or it differs from the
         config's.
     """
-    given = pathlib.Path(c.text.encoder)
-    component = open_text_encoder(given, "text.encoder")
-    file, tokenizer = read_tokenizer(given, c.text.clean)
+    source = pathlib.Path(c.text.encoder)
+    component = open_text_encoder(source, "text.encoder")
+    file, tokenizer = read_tokenizer(source, c.text.clean)
     _, config = objectives.denoiser_configs(c, tokenizer.vocab_size)
     component = component.fitted(config)
     read = dict if c.text.frozen else lambda: {"text_encoder": component.load()}
@@ -103,31 +103,31 @@ def from_text_encoder(c, folder: pathlib.Path) -> Initial:
     return Initial(tokenizer, component.folder, read, keep)
 
 
-def open_text_encoder(given: pathlib.Path, option: str) -> pretrained.Component:
+def open_text_encoder(folder: pathlib.Path, option: str) -> pretrained.Component:
     """The text encoder of a run, or of a folder in diffusers' layout.
 
     Args:
-      given: the folder.
+      folder: of the run, or in diffusers' layout.
       option: that names the folder, for the message.
 
     Raises:
       FileNotFoundError, ValueError: there is no text encoder, or it is damaged.
     """
     try:
-        return pretrained.open_component(given / "text_encoder", "text_encoder")
+        return pretrained.open_component(folder / "text_encoder", "text_encoder")
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{option} {given} is neither a finished run of objective text_encoder nor "
+            f"{option} {folder} is neither a finished run of objective text_encoder nor "
             f"a folder in diffusers' layout: {error}"
         ) from None
 
 
 def read_tokenizer(
-    given: pathlib.Path, clean: bool
+    folder: pathlib.Path, clean: bool
 ) -> tuple[pathlib.Path, tokenizers.Tokenizer]:
     """The tokenizer of a run, or of a folder in diffusers' layout, and its file."""
-    inner = given / "tokenizer"
-    file = tokenizers.find(inner if inner.is_dir() else given)
+    inner = folder / "tokenizer"
+    file = tokenizers.find(inner if inner.is_dir() else folder)
     return file, tokenizers.load(file, clean)
 
 
@@ -145,10 +145,10 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
     """
     if c.text.encoder:
         raise ValueError("init brings a text encoder: leave text.encoder empty")
-    given = pathlib.Path(c.init)
-    if (given / "config.py.txt").is_file():
-        return _from_run(c, folder, given, vae)
-    source, name = _find_transformer(c, given)
+    path = pathlib.Path(c.init)
+    if (path / "config.py.txt").is_file():
+        return _from_run(c, folder, path, vae)
+    source, name = _find_transformer(c, path)
     _check_vae(source.components["vae"], vae)
     file, tokenizer = read_tokenizer(source.path, c.text.clean)
     dit_config, text_config = objectives.denoiser_configs(c, tokenizer.vocab_size)
@@ -162,27 +162,27 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
     return Initial(tokenizer, text.folder, read, _keeper(c, folder, file, text))
 
 
-def _find_transformer(c, given: pathlib.Path) -> tuple[pretrained.Folder, str]:
+def _find_transformer(c, path: pathlib.Path) -> tuple[pretrained.Folder, str]:
     """`FOLDER`, or `FOLDER/transformer_2` for one of two experts."""
     name = "transformer"
-    if given.name in _EXPERTS:
-        given, name = given.parent, given.name
-    if not pretrained.is_folder(given):
+    if path.name in _EXPERTS:
+        path, name = path.parent, path.name
+    if not pretrained.is_folder(path):
         raise FileNotFoundError(
-            f"init {given} is neither a run nor a folder with a model_index.json"
+            f"init {path} is neither a run nor a folder with a model_index.json"
         )
-    source = pretrained.open_folder(given)
+    source = pretrained.open_folder(path)
     if source.boundary is None:
         if name == "transformer_2":
-            raise ValueError(f"init {given} has one transformer and no transformer_2")
+            raise ValueError(f"init {path} has one transformer and no transformer_2")
         return source, name
     low, high = c.noise.levels
     wanted = (0.0, source.boundary) if name[-1] == "2" else (source.boundary, 1.0)
     if pathlib.Path(c.init).name != name or (low, high) != wanted:
         raise ValueError(
-            f"init {given} has two experts, and a run trains one: name "
-            f"{given}/transformer with noise.levels ({source.boundary:g}, 1.0), or "
-            f"{given}/transformer_2 with (0.0, {source.boundary:g})"
+            f"init {path} has two experts, and a run trains one: name "
+            f"{path}/transformer with noise.levels ({source.boundary:g}, 1.0), or "
+            f"{path}/transformer_2 with (0.0, {source.boundary:g})"
         )
     return source, name
 
@@ -196,47 +196,47 @@ def _check_vae(own: pretrained.Component, vae: pathlib.Path) -> None:
         )
 
 
-def _from_run(c, folder: pathlib.Path, given: pathlib.Path, vae: pathlib.Path):
-    other = configs.read(given)
-    if other.objective != "denoiser" or not checkpoint.has_any(given):
-        raise ValueError(f"init {given} is not a denoiser's run with a checkpoint")
+def _from_run(c, folder: pathlib.Path, path: pathlib.Path, vae: pathlib.Path):
+    other = configs.read(path)
+    if other.objective != "denoiser" or not checkpoint.has_any(path):
+        raise ValueError(f"init {path} is not a denoiser's run with a checkpoint")
     if other.sample.get("boundary") is not None:
         raise ValueError(
-            f"init {given} has two experts, and a run trains one: name one expert in "
+            f"init {path} has two experts, and a run trains one: name one expert in "
             "the folder in diffusers' layout"
         )
     if bool(other.text.get("frozen")) != c.text.frozen:
         raise ValueError(
-            f"text.frozen is {c.text.frozen}, but was {not c.text.frozen} for {given}: "
+            f"text.frozen is {c.text.frozen}, but was {not c.text.frozen} for {path}: "
             "keep its value"
         )
-    _check_vae(pretrained.open_component(given / "vae", "vae"), vae)
-    file, tokenizer = read_tokenizer(given, c.text.clean)
+    _check_vae(pretrained.open_component(path / "vae", "vae"), vae)
+    file, tokenizer = read_tokenizer(path, c.text.clean)
     wanted = objectives.denoiser_configs(c, tokenizer.vocab_size)
-    found = objectives.denoiser_configs(other, tokenizer.vocab_size)
+    stored = objectives.denoiser_configs(other, tokenizer.vocab_size)
     # Added parts start at zero, as they do where a peer's weights are read.
-    added = [n for n in exchange.TRANSFORMER.added if not getattr(found[0], n)]
-    for theirs, ours in zip(found, wanted, strict=True):
+    added = [n for n in exchange.TRANSFORMER.added if not getattr(stored[0], n)]
+    for theirs, ours in zip(stored, wanted, strict=True):
         if differ := pretrained.difference(theirs, ours, added):
             raise ValueError(
-                f"a network of {given} differs from the config's: {'; '.join(differ)}"
+                f"a network of {path} differs from the config's: {'; '.join(differ)}"
             )
-    text = frozen_text_encoder(other, given, wanted[1])
-    networks = (objectives.denoiser_networks(*sizes) for sizes in (found, wanted))
-    read = _reader(given, *networks)
+    text = frozen_text_encoder(other, path, wanted[1])
+    networks = (objectives.denoiser_networks(*sizes) for sizes in (stored, wanted))
+    read = _reader(path, *networks)
     where = None if text is None else text.folder
     return Initial(tokenizer, where, read, _keeper(c, folder, file, text))
 
 
-def _reader(given: pathlib.Path, found: states.Networks, wanted: states.Networks):
+def _reader(run: pathlib.Path, stored: states.Networks, wanted: states.Networks):
     """Reads a run's weights; those of `wanted` that it lacks are zeros."""
 
     def read():
-        held = checkpoint.networks_in(given)
-        layouts = {n: found.layouts()[n] for n in held}
-        flat = trees.flatten(checkpoint.load_run(given, layouts=layouts).params)
-        like = {n: wanted.abstract()[n] for n in held}
-        places = trees.flatten({n: wanted.layouts()[n] for n in held})
+        names = checkpoint.networks_in(run)
+        layouts = {n: stored.layouts()[n] for n in names}
+        flat = trees.flatten(checkpoint.load_run(run, layouts=layouts).params)
+        like = {n: wanted.abstract()[n] for n in names}
+        places = trees.flatten({n: wanted.layouts()[n] for n in names})
 
         def one(path, leaf):
             if path in flat:
@@ -254,13 +254,13 @@ def _keeper(c, folder: pathlib.Path, file: pathlib.Path, text) -> Callable[[], N
     def keep():
         run_folder.keep(folder, f"tokenizer{file.suffix}", file)
         target = folder / "text_encoder"
-        begun = run_folder.is_claimed(folder) and (target / "config.json").is_file()
-        if c.text.frozen and jax.process_index() == 0 and not begun:
+        copied = run_folder.is_claimed(folder) and (target / "config.json").is_file()
+        if c.text.frozen and jax.process_index() == 0 and not copied:
             text.copy_to(target)
         meshes.barrier("text encoder")
-        if (found := tokenizers.find(folder)).suffix != file.suffix:
+        if (existing := tokenizers.find(folder)).suffix != file.suffix:
             raise ValueError(
-                f"{found} belongs to another model: remove it, or choose another --out"
+                f"{existing} belongs to another model: remove it, or choose another --out"
             )
 
     return keep

@@ -24,8 +24,8 @@ _LONGEST = 1000  # bytes of an error message that processes exchange
 
 def steps(checkpoints: pathlib.Path) -> list[int]:
     """The steps of finished checkpoints, oldest first."""
-    found = (step.name for step in checkpoints.glob("*"))
-    return sorted(int(name) for name in found if name.isdigit())
+    names = (step.name for step in checkpoints.glob("*"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def check(checkpoints: pathlib.Path, step: int, parts: Sequence[str]) -> None:
@@ -59,9 +59,9 @@ def _of_any_process(text: str) -> str:
 def _check_meta(file: pathlib.Path) -> None:
     """Checks that Orbax's description of a checkpoint is readable."""
     try:
-        found = json.loads(file.read_bytes())
-        parts = {*found["item_handlers"]}
-        times = found["init_timestamp_nsecs"], found["commit_timestamp_nsecs"]
+        meta = json.loads(file.read_bytes())
+        parts = {*meta["item_handlers"]}
+        times = meta["init_timestamp_nsecs"], meta["commit_timestamp_nsecs"]
         fine = parts <= {*PARTS} and {*map(type, times)} == {int}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         fine = False

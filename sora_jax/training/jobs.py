@@ -180,8 +180,8 @@ def _latents(c) -> latent_cache.Latents | latent_cache.Joined:
 def _tokenizer(c, folder, source, tiers) -> tokenizers.Tokenizer:
     """The run's tokenizer, trained on the captions of those tiers where it is new."""
     spiece = folder / "tokenizer.model"
-    begun = run_folder.is_claimed(folder) and spiece.is_file()
-    if jax.process_index() == 0 and not begun:
+    exists = run_folder.is_claimed(folder) and spiece.is_file()
+    if jax.process_index() == 0 and not exists:
         texts = source.all_captions(tiers)
         if c.text.clean:
             texts = map(tokenizers.clean, texts)
@@ -208,10 +208,12 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     rows = _Rows(c, source)
     sampler = captions.CaptionSampler(dict(c.text.tiers))
     sampler.check(source.manifest["captions"], "text.tiers")
-    begun = _begin(c, folder, source, sampler.probabilities)
-    tokenizer = begun.tokenizer
+    initialization = _begin(c, folder, source, sampler.probabilities)
+    tokenizer = initialization.tokenizer
     _warn_of_cut(source, sampler.probabilities, tokenizer, c.text.length, "text.length")
-    cached = encode_text.states_of_run(c, folder, source, begun, sampler.probabilities)
+    cached = encode_text.states_of_run(
+        c, folder, source, initialization, sampler.probabilities
+    )
     null_states = None
     if cached is not None:
         null_states = cached.padded(
@@ -236,7 +238,7 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         c.sample.fps = rows.usual_fps
     for file in pretrained.open_component(source.folder / "vae", "vae").files:
         run_folder.keep(folder, f"vae/{file.name}", file)
-    begun.keep()
+    initialization.keep()
     encode_text.keep_manifest(folder, cached)
     flops = 0.0  # packed rows differ in it
     if not rows.packed:
@@ -251,7 +253,7 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
             return {}
         return initial.fixed(c, folder, objective.text_config)
 
-    return Job(objective, batches, flops, begun.params, fixed)
+    return Job(objective, batches, flops, initialization.params, fixed)
 
 
 def check_denoiser(mesh, c, objective: objectives.Denoiser, packed=()) -> None:
@@ -450,8 +452,10 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
 def _lpips(c, folder: pathlib.Path, sizes) -> perceptual.Weights:
     """LPIPS's weights: the run's own copy, or for a new run the file that is named."""
     copy = folder / _LPIPS
-    begun = run_folder.is_claimed(folder) and copy.is_file()
-    weights = perceptual.open_weights(copy if begun else c.reconstruction.lpips_weights)
+    has_copy = run_folder.is_claimed(folder) and copy.is_file()
+    weights = perceptual.open_weights(
+        copy if has_copy else c.reconstruction.lpips_weights
+    )
     for _, height, width in sizes:
         weights.config.check(height, width)
     return weights

@@ -31,8 +31,8 @@ class MetricsFile:
         if not write:
             return
         content = path.read_bytes() if path.is_file() else b""
-        kept = [row for row in _rows(content) if row["step"] <= start_step]
-        lines = "".join(map(_line, kept)).encode()
+        rows = [row for row in _rows(content) if row["step"] <= start_step]
+        lines = "".join(map(_line, rows)).encode()
         if lines != content:
             paths.write_atomically(path, lines)
         self._file = open(path, "ab", buffering=0)

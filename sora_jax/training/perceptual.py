@@ -125,8 +125,8 @@ def convert(
         raise ValueError(
             f"{trunk} is damaged: its SHA-256 does not start with {digits[1]}"
         )
-    found = [torch_files.read(file, python) for file in (trunk, heads)]
-    config = lpips.Config(lpips.network_of(found[0], "features.0.weight"))
-    arrays = lpips.from_torch(config, *found)
+    tensors = [torch_files.read(file, python) for file in (trunk, heads)]
+    config = lpips.Config(lpips.network_of(tensors[0], "features.0.weight"))
+    arrays = lpips.from_torch(config, *tensors)
     digests.store(target, safetensors.numpy.save(arrays))
     return open_weights(target)

@@ -209,10 +209,10 @@ class Component:
         )
 
         def read(path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
-            kept = any(name in path for name in _FLOAT32)
-            target = np.dtype(np.float32 if kept else dtype)
-            found = entries.get(path, [])
-            return _place(found, self.tensors, like.shape, target, layouts[path])
+            in_float32 = any(name in path for name in _FLOAT32)
+            target = np.dtype(np.float32 if in_float32 else dtype)
+            sources = entries.get(path, [])
+            return _place(sources, self.tensors, like.shape, target, layouts[path])
 
         flat = trees.flatten(shapes)
         with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
@@ -300,29 +300,29 @@ def open_component(
         wrong.
     """
     unknown: peer_configs.Unknown = {}
-    found = _open_component(pathlib.Path(folder), name, unknown)
+    component = _open_component(pathlib.Path(folder), name, unknown)
     _report(unknown, strict)
-    return found
+    return component
 
 
 def _open_component(
     folder: pathlib.Path, name: str, unknown: peer_configs.Unknown
 ) -> Component:
     kind, file = KINDS[name], folder / "config.json"
-    given = weight_files.read_json(file)
+    fields = weight_files.read_json(file)
     is_ours = weight_files.exist(folder, _OURS)
     if is_ours:
-        config = configs.build(kind.config, given, str(file))
+        config = configs.build(kind.config, fields, str(file))
     else:
-        config = kind.read_config(given, str(file), unknown)
-    found = weight_files.TensorFiles(folder, _OURS if is_ours else kind.stem)
-    component = Component(kind, config, found, (file, *found.paths), is_ours)
+        config = kind.read_config(fields, str(file), unknown)
+    files = weight_files.TensorFiles(folder, _OURS if is_ours else kind.stem)
+    component = Component(kind, config, files, (file, *files.paths), is_ours)
     if is_ours:
         shapes = component.networks.abstract()["component"]
-        checkpoint.unflatten(found, shapes, str(folder))
+        checkpoint.unflatten(files, shapes, str(folder))
         return component
     try:
-        tensors = kind.peer.resolve(found)
+        tensors = kind.peer.resolve(files)
         kind.peer.check(tensors, config)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
@@ -407,8 +407,8 @@ def open_folder(path: str | pathlib.Path, *, strict: bool = False) -> Folder:
 
     def read(file: pathlib.Path, reader: Callable) -> Any:
         # The folder may have a list of digests for its step-cache calibration alone.
-        given = weight_files.read_json(file, is_peers=True)
-        return reader(given, str(file), unknown)
+        fields = weight_files.read_json(file, is_peers=True)
+        return reader(fields, str(file), unknown)
 
     index = read(path / "model_index.json", peer_configs.read_index)
     present = [name for name in KINDS if name in index.parts]

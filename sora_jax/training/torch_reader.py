@@ -28,17 +28,17 @@ def flatten(tree, name: str = ""):
 def main(source: str, out: str, probe: str | None = None) -> None:
     if probe is None:
         tree = torch.load(source, map_location="cpu", weights_only=True)
-        found = dict(flatten(tree))
+        tensors = dict(flatten(tree))
     else:
         script = torch.jit.load(source, map_location="cpu").eval()
-        found = {**dict(script.named_parameters()), **dict(script.named_buffers())}
+        tensors = {**dict(script.named_parameters()), **dict(script.named_buffers())}
         video = safetensors.torch.load_file(probe)["video"]
         options = {"rescale": False, "resize": False, "return_features": True}
         with torch.inference_mode():
-            found["probe"] = script(video, **options)
+            tensors["probe"] = script(video, **options)
     # Copies, since safetensors refuses tensors that share memory.
-    found = {name: x.detach().clone().contiguous() for name, x in found.items()}
-    safetensors.torch.save_file(found, out)
+    tensors = {name: x.detach().clone().contiguous() for name, x in tensors.items()}
+    safetensors.torch.save_file(tensors, out)
 
 
 if __name__ == "__main__":

@@ -151,12 +151,12 @@ def read_json(path: pathlib.Path, *, is_peers: bool = False) -> dict:
         raise FileNotFoundError(f"{path} is missing")
     content = path.read_bytes() if is_peers else digests.read(path, required=False)
     try:
-        found = json.loads(content)
+        fields = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise ValueError(f"{path} is damaged: it is not a JSON object")
-    return found
+    return fields
 
 
 def exist(folder: pathlib.Path, stem: str) -> bool:
