@@ -30,7 +30,7 @@ def test_named_patterns_give_whole_latent_frames(pattern, kwargs, frames):
         ("first_frame", (1, 2, 2), {}, "at least 2 latent frames, not 1"),
         ("both", (2, 2, 2), {}, "at least 3 latent frames"),
         ("head", (3, 2, 2), {"head": 3}, "must leave at least one"),
-        ("tail", (3, 2, 2), {"tail": 0}, "give at least one"),
+        ("tail", (3, 2, 2), {"tail": 0}, "unknown, and one known"),
         ("random", (3, 2, 2), {}, "use sample_known"),
     ],
 )
