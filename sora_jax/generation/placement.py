@@ -23,7 +23,7 @@ def split(module: nnx.Module):
       ValueError: one of its sizes does not divide over the mesh.
     """
     mesh = jax.sharding.get_mesh()
-    if not mesh.empty and (sizes := getattr(module.config, "split", None)):
+    if not mesh.empty and (sizes := getattr(module.config, "sharded_sizes", None)):
         what = type(module).__name__
         named = {f"{name} of the {what}": size for name, size in sizes.items()}
         sharding.check_divisible(mesh, named)
