@@ -1,4 +1,4 @@
-"""Attention beside torch's scaled_dot_product_attention and JAX's stock operation.
+"""Times attention beside torch's scaled_dot_product_attention and jax.nn's.
 
     python -m experiments.bench.attention [--shapes 1x4096x6x64] [--json runs/attention.json]
     python -m experiments.bench.attention --forms reference,chunked \
@@ -6,17 +6,17 @@
     python -m experiments.bench.attention --dtype bfloat16 \
         --shapes 1x8192x12x128,1x32760x12x128,1x75600x40x128
 
-A shape is rows x tokens x heads x head size; values alone, and with the gradients of
-queries, keys and values. Every form is compared with ours before it is timed, and they
-take turns. Forms:
+A shape is rows x tokens x heads x head size. Each is timed forward, and with the gradients
+of queries, keys and values. Every form is first compared with ours; then all are timed in
+turns. Forms:
 
   stock      jax.nn.dot_product_attention
   cudnn      the same with cuDNN, on a GPU, in bfloat16
-  reference, chunked   of models/attention.py, which ours chooses from
+  reference, chunked   the two of models/attention.py from which ours chooses
   sdpa       torch's, in the peers' environment
   sdpa_cudnn torch's with cuDNN, on a GPU
 
-Memory is what our compiled programs ask for beside arguments and results.
+Memory is the temporary memory of our compiled programs.
 """
 
 import argparse
@@ -42,12 +42,12 @@ OURS = {
     "reference": attention.reference,
     "chunked": attention.chunked,
 }
-# What a form of the peer's adds to the name of its operation.
+# Forms of the peer, with the suffix of the operation's name.
 THEIRS = {"sdpa": "", "sdpa_cudnn": "_cudnn"}
 _SHAPE = re.compile("x".join([r"([1-9]\d*)"] * 4))
-# Relative errors of values and of gradients, above which nothing is timed.
+# Largest relative errors of values and of gradients.
 TOLERANCE = {"float32": (1e-5, 1e-4), "bfloat16": (1e-2, 3e-2)}
-# The least ratios in float32 on a CPU.
+# Smallest ratios to reach, in float32 on a CPU.
 BARS = {
     "forward": {"sdpa": 0.95, "stock": 2.0},
     "gradient": {"sdpa": 0.9, "stock": 2.0},
@@ -55,7 +55,7 @@ BARS = {
 
 
 def graded(form):
-    """A function of (q, k, v) that returns the gradients of all three, flat."""
+    """Returns a function of (q, k, v) that returns all three gradients, flat."""
 
     def loss(*qkv):
         return jnp.sum(jnp.sin(form(*qkv).astype(jnp.float32)))
@@ -72,7 +72,7 @@ def compare(
     """Times forms on one shape; returns a row for values and one for gradients.
 
     Raises:
-      ValueError: what two forms compute differs.
+      ValueError: the results of two forms differ.
     """
     rng = np.random.default_rng(0)
     drawn = {name: rng.standard_normal(shape, np.float32) for name in "qkv"}
@@ -106,7 +106,7 @@ def compare(
                 try:
                     peer.seconds(name)
                 except side_by_side.Refused as error:
-                    print(f"torch cannot do {form}: {error}")
+                    print(f"torch does not support {form}: {error}")
                     continue
                 found = peer.results()[name]
                 errors[form] = side_by_side.check(
@@ -125,7 +125,7 @@ def compare(
 
 
 def _our_calls(make, forms, qkv) -> tuple[dict[str, Callable], dict[str, int]]:
-    """Compiled forms, ours first, and the bytes that each asks for."""
+    """Returns compiled forms, ours first, and the bytes of their temporary memory."""
     calls, memory = {}, {}
     for form in dict.fromkeys([side_by_side.OURS, *forms]):
         program = jax.jit(make(OURS[form])).lower(*qkv).compile()
@@ -140,26 +140,28 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--shapes", default=default, help="rows x tokens x heads x size"
     )
-    parser.add_argument("--forms", help="by default stock and sdpa, on a GPU cuDNN's")
+    parser.add_argument(
+        "--forms", help="by default stock,sdpa; on a GPU cudnn,sdpa,sdpa_cudnn"
+    )
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer", default=side_by_side.PEERS)
-    parser.add_argument("--json", help="where the rows are written")
+    parser.add_argument("--json", help="output file for the rows")
     options = parser.parse_args(argv)
     if options.dtype not in TOLERANCE:
         parser.error(f"dtype is one of {', '.join(TOLERANCE)}")
-    # Two libraries share a GPU: neither may take all of its memory at once.
+    # Two libraries share the GPU, so none may allocate all memory in advance.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     default = "stock,sdpa"
-    if jax.default_backend() == "gpu":  # the stock operation holds all scores there
+    if jax.default_backend() == "gpu":  # there the stock operation stores all scores
         default = "cudnn,sdpa,sdpa_cudnn"
     forms, python = (options.forms or default).split(","), None
     if unknown := set(forms) - {*OURS, *THEIRS}:
-        parser.error(f"forms are of {', '.join((*OURS, *THEIRS))}; not {unknown}")
+        parser.error(f"forms are {', '.join((*OURS, *THEIRS))}; not {unknown}")
     if set(forms) & {*THEIRS}:
         python = options.peer
         if reason := side_by_side.missing(python, ["safetensors"]):
-            print(f"Only JAX's side is timed: {reason}")
+            print(f"Only our side is timed: {reason}")
             python = None
     shapes = [_SHAPE.fullmatch(text) for text in options.shapes.split(",")]
     if None in shapes:

@@ -1,11 +1,10 @@
-"""What data costs on this machine: making clips, decoding them, making batches.
+"""Times the data path: rendering and decoding clips, and making batches.
 
     python -m experiments.bench.data [--clips 2000]
 
-Prints processor time as well as wall time, since the first depends less on what else
-the machine does. The loader's bars: a batch of 64 cached latents of 6 KB with their
-captions in less than 3 ms of one core, 8,000 TW32 clips made on two cores in less than
-60 s.
+Prints CPU time beside wall time, since it depends less on other work of the machine. The
+bars: a batch of 64 cached latents of 6 KB with captions in less than 3 ms of one core, and
+8,000 TW32 clips rendered on two cores in less than 60 s.
 """
 
 import os
@@ -20,13 +19,13 @@ from absl import app, flags
 from sora_jax.data import captions, latent_cache, loader, shards, tokenizer, toy_clips
 from sora_jax.data import transforms as transforms_lib
 
-_CLIPS = flags.DEFINE_integer("clips", 2000, "Clips that are made.", lower_bound=640)
+_CLIPS = flags.DEFINE_integer("clips", 2000, "Number of clips.", lower_bound=640)
 _FAMILIES = {"attribute": 0.25, "motion": 0.6, "relation": 0.15}
 _BATCH = 64
 
 
 def processor_seconds() -> float:
-    """Returns the processor time of this process and of its finished children."""
+    """Returns the CPU time of this process and its finished children."""
     return sum(
         usage.ru_utime + usage.ru_stime
         for usage in (
@@ -37,7 +36,7 @@ def processor_seconds() -> float:
 
 
 class Stopwatch:
-    """Prints how long a `with` block took, as a whole and for each unit."""
+    """Prints the time of a `with` block, in total and per unit."""
 
     def __init__(self, what: str, units: int, unit: str):
         self.what, self.units, self.unit = what, units, unit
@@ -49,14 +48,14 @@ class Stopwatch:
         wall = time.perf_counter() - self.wall
         processor = processor_seconds() - self.processor
         print(
-            f"{self.what:44} {wall:7.2f} s wall, {processor:7.2f} s processor; "
-            f"a {self.unit}: {1e3 * wall / self.units:7.3f} ms wall, "
-            f"{1e3 * processor / self.units:7.3f} ms processor"
+            f"{self.what:44} {wall:7.2f} s wall, {processor:7.2f} s CPU; "
+            f"per {self.unit}: {1e3 * wall / self.units:7.3f} ms wall, "
+            f"{1e3 * processor / self.units:7.3f} ms CPU"
         )
 
 
 def steps_of(source, transform, num_steps, **arguments):
-    """Runs the loader for so many steps, after the first batch has come."""
+    """Runs the loader for a number of steps after the first batch."""
     with loader.make_loader(
         source,
         transform,

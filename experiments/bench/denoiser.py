@@ -1,24 +1,24 @@
-"""The denoiser beside diffusers' WanTransformer3DModel, with the same weights.
+"""Times the denoiser beside diffusers' WanTransformer3DModel, with the same weights.
 
     python -m experiments.bench.denoiser [--rows forward,train] [--json runs/denoiser.json]
     python -m experiments.bench.denoiser --dtype bfloat16
     python -m experiments.bench.denoiser --shape wan_1_3b --dtype bfloat16
 
-Random weights are written once for both, in diffusers' layout. What both compute is
-compared before anything is timed, and they take turns. Rows:
+Random weights are written once for both, in diffusers' layout. The results are compared
+first; then both are timed in turns. Rows:
 
   forward       the velocity of one clip
-  train         forward, backward and AdamW, nothing computed again that need not be
-  checkpointed  the same with blocks recomputed: `remat` "attention" beside diffusers'
-                gradient checkpointing; the peak memory of both processes is noted
-  sample        steps of Euler with guidance: our chunks of steps as `generate` runs
-                them, two rows a call, beside FlowMatchEulerDiscreteScheduler and two
-                calls a step, as WanPipeline does
+  train         forward, backward and AdamW, with as little recomputation as possible
+  checkpointed  the same with recomputed blocks: `remat` "attention" beside diffusers'
+                gradient checkpointing; the peak memory of both processes is recorded
+  sample        Euler steps with guidance: our chunks of steps as in `generate`, two rows
+                per call, beside FlowMatchEulerDiscreteScheduler with two calls per step,
+                as in WanPipeline
 
-diffusers runs as it comes and, with `--forms eager,compiled`, through torch.compile. On
-a GPU the same commands run there; where torch is absent or has no GPU, one sentence says
-so and only ours is timed. Utilisation is that of the model's operations by formula, of
-989 TFLOP/s on a GPU (bfloat16 of an H100 or H200), of a dense product's on a CPU.
+diffusers runs eagerly and, with `--forms eager,compiled`, by torch.compile. On a GPU the
+same commands run there. If torch is missing or has no GPU, only our side is timed.
+Utilisation is the model's FLOP/s by formula divided by 989 TFLOP/s on a GPU (bfloat16 of
+an H100 or H200), and by those of a dense matrix product on a CPU.
 """
 
 import argparse
@@ -50,8 +50,8 @@ SMALL = dit.Config(
 )
 WAN_1_3B = dit.Config(**WAN)
 WAN_14B = dit.Config(dim=5120, num_layers=4, num_heads=40, mlp_dim=13_824, **WAN)
-# Denoiser, latent frames, height and width, and tokens of text. The third and fourth
-# have 4 of Wan 14B's 40 blocks, which is what a GPU holds of its training.
+# Denoiser; latent frames, height and width; text tokens. The third and fourth have 4 of
+# the 40 blocks of Wan 14B, which is what fits in a GPU for training.
 SHAPES = {
     "small": (SMALL, (5, 48, 34), 64),
     "wan_1_3b": (WAN_1_3B, (21, 60, 104), 512),
@@ -60,18 +60,18 @@ SHAPES = {
 }
 LEVEL, SHIFT, GUIDANCE = 0.7, 3.0, 5.0
 GPU_PEAK = 989e12
-SAMPLE_ROUNDS = 3  # at most: one takes two minutes on two cores
-# Relative errors above which nothing is timed: of results, and of gradients.
+SAMPLE_ROUNDS = 3  # at most, since one takes two minutes on two cores
+# Largest relative errors of results and of gradients.
 TOLERANCE = {"float32": (1e-4, 1e-4), "bfloat16": (3e-2, 6e-2)}
-# The least ratio in float32 to diffusers as it comes.
+# Smallest ratios to reach, in float32 against eager diffusers.
 BARS = {"forward": 1.15, "train": 1.0, "checkpointed": 1.0, "sample": 1.15}
-# What the peer calls the rows, and what is compared for them.
+# The peer's names of rows, and the results that are compared for them.
 PEER_NAMES = {"checkpointed": "train_checkpointed"}
 COMPARED = {"train": "gradient", "checkpointed": "gradient_checkpointed"}
 
 
 def make(config: dit.Config) -> exchange.Tree:
-    """Random parameters, none of them at zero as some begin."""
+    """Returns random parameters; none is zero, as some initial values are."""
     rng = np.random.default_rng(0)
 
     def draw(path: str, leaf):
@@ -84,7 +84,7 @@ def make(config: dit.Config) -> exchange.Tree:
 
 
 def make_inputs(config: dit.Config, grid, text_tokens: int) -> dict[str, np.ndarray]:
-    """One clip's noised latents and target, and states of a text and of none."""
+    """Returns noised latents and target of a clip, and states of a text and of no text."""
     rng = np.random.default_rng(1)
     video, text = (1, *grid, config.in_channels), (1, text_tokens, config.text_dim)
     sizes = {"x": video, "target": video, "text": text, "null": text}
@@ -95,7 +95,7 @@ def make_inputs(config: dit.Config, grid, text_tokens: int) -> dict[str, np.ndar
 
 
 def compared_gradients(config: dit.Config) -> list[str]:
-    """Weights from the first layer to the last, by the peer's names."""
+    """Returns the peer's names of weights from the first layer to the last."""
     last = config.num_layers - 1
     return [
         "patch_embedding.weight",
@@ -109,7 +109,7 @@ def compared_gradients(config: dit.Config) -> list[str]:
 def our_operations(
     config: dit.Config, params, inputs, steps: int
 ) -> dict[str, Callable]:
-    """What is timed, and what is compared for it."""
+    """Returns the timed operations and those whose results are compared."""
     given = {name: jnp.asarray(x) for name, x in inputs.items()}
     mask = jnp.ones(given["text"].shape[:2], bool)
 
@@ -125,7 +125,7 @@ def our_operations(
         found = nnx.merge(graph, state).apply_video(x, level[:, None], None, text, mask)
         return found.astype(jnp.float32)
 
-    # Weights are in the type that is computed with, as in a pipeline, but for training.
+    # As in a pipeline, weights have the compute dtype; except in training.
     graph, fixed = network(config, config.dtype)
     forward = jax.jit(functools.partial(velocity, graph))
 
@@ -158,7 +158,7 @@ def our_operations(
 
 
 def _training(make_network, velocity, given, config):
-    """A train step, and the gradients that are compared; weights are made when asked."""
+    """Returns a train step and the compared gradients; weights are created lazily."""
     tx = optax.adamw(1e-4, weight_decay=0.01)
     names = compared_gradients(config)
 
@@ -193,7 +193,7 @@ def _training(make_network, velocity, given, config):
 
 
 def open_peer(python, folder: pathlib.Path, config, params, inputs, steps: int):
-    """The peer's process, with our weights as a folder that diffusers reads."""
+    """Starts the peer with our weights in a folder of diffusers' layout."""
     weights = folder / "transformer"
     flat = exchange.TRANSFORMER.export(params, config, lazily=True)
     weight_files.write(weights, "diffusion_pytorch_model", flat, 5 * 10**9)
@@ -208,7 +208,7 @@ def open_peer(python, folder: pathlib.Path, config, params, inputs, steps: int):
 
 
 def agree(peer, ours, rows, forms, dtype: str) -> dict[str, dict[str, float]]:
-    """Compares what is computed; returns the error of each form of a row that works.
+    """Compares results; returns row -> form -> error, for the forms that work.
 
     Raises:
       ValueError: a result differs.
@@ -224,10 +224,10 @@ def agree(peer, ours, rows, forms, dtype: str) -> dict[str, dict[str, float]]:
             try:
                 took = peer.seconds(theirs)
             except side_by_side.Refused as error:
-                print(f"diffusers {form} cannot do {row}: {error}")
+                print(f"diffusers {form} does not support {row}: {error}")
                 continue
             if form == "compiled":
-                print(f"{row}: torch compiles and runs in {took:.0f} s")
+                print(f"{row}: torch compiled and ran it in {took:.0f} s")
             expected = np.asarray(ours[name]()) if expected is None else expected
             found = peer.results()[theirs]
             found = np.moveaxis(found, 1, -1) if found.ndim == 5 else found
@@ -241,13 +241,13 @@ def compare(
     python: str | None, config: dit.Config, grid, text_tokens: int, rows, forms,
     rounds: int, steps: int, label: str,
 ) -> list[dict]:  # fmt: skip
-    """Times rows in turns with the peer, or alone where python is None.
+    """Times rows in turns with the peer, or alone if python is None.
 
     Returns:
-      The rows, as `side_by_side.row` makes them.
+      The rows, see `side_by_side.row`.
 
     Raises:
-      ValueError: what the two compute differs.
+      ValueError: the results differ.
     """
     params, inputs = make(config), make_inputs(config, grid, text_tokens)
     ours = our_operations(config, params, inputs, steps)
@@ -260,7 +260,7 @@ def compare(
 
     def run(peer, available):
         for row in rows:
-            ours[row]()  # compiled, and its weights made
+            ours[row]()  # compiles it and creates its weights
             run_row = functools.partial(side_by_side.seconds, ours[row])
             calls = {side_by_side.OURS: run_row}
             for form in available.get(row, ()):
@@ -293,7 +293,7 @@ def compare(
 
 
 def _memory(calls, peer) -> dict[str, int]:
-    """The most that each process holds while it does its work once, in bytes."""
+    """Returns the peak memory of each process during one run, in bytes."""
     found = {}
     for form, call in calls.items():
         process = "self" if form == side_by_side.OURS else peer.pid
@@ -306,24 +306,24 @@ def _memory(calls, peer) -> dict[str, int]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--rows", help="of forward,train,checkpointed,sample")
+    parser.add_argument("--rows", help="some of forward,train,checkpointed,sample")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
-    parser.add_argument("--forms", default="eager", help="eager,compiled of the peer")
+    parser.add_argument("--forms", default="eager", help="of the peer: eager,compiled")
     parser.add_argument("--remat", choices=dit.REMAT, help="of the row train")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20, help="of the row sample")
     parser.add_argument("--peer", default=side_by_side.PEERS)
-    parser.add_argument("--json", help="where the rows are written")
+    parser.add_argument("--json", help="output file for the rows")
     options = parser.parse_args(argv)
-    # Two libraries share a GPU: neither may take all of its memory at once.
+    # Two libraries share the GPU, so none may allocate all memory in advance.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     config, grid, text_tokens = SHAPES[options.shape]
-    # What is not recomputed of a long row does not fit into a GPU.
+    # Without recomputation, long rows do not fit in a GPU.
     small = options.shape == "small"
     default = "forward,train,checkpointed,sample" if small else "forward,checkpointed"
     rows = (options.rows or default).split(",")
     if unknown := set(rows) - set(BARS):
-        parser.error(f"rows are of {', '.join(BARS)}; not {', '.join(sorted(unknown))}")
+        parser.error(f"rows are {', '.join(BARS)}; not {', '.join(sorted(unknown))}")
     forms = options.forms.split(",")
     if unknown := set(forms) - {"eager", "compiled"}:
         parser.error(f"forms are eager and compiled; not {', '.join(sorted(unknown))}")

@@ -1,11 +1,11 @@
-"""I3D's features of clips, from small uint8 frames to logits, beside PyTorch's.
+"""Times I3D's features, from small uint8 frames to logits, beside PyTorch's.
 
     python -m experiments.bench.features [--clips 64] [--repeat 5]
 
-Both have the same random weights (epsilon 1e-5), the same number of threads, float32, and
-resize 16 x 64 x 64 to 224 as public FVD code does. What they compute is compared before
-anything is timed; then they take turns, in alternating order. The peer is timed in both
-of its memory layouts, one and four clips at a time, and its best form counts.
+Both use the same random weights (epsilon 1e-5), number of threads and float32, and resize
+16 x 64 x 64 to 224 as public FVD code does. The results are compared first; then both are
+timed in turns of alternating order. The peer is timed in both of its memory layouts, with
+one and with four clips per batch; its fastest form counts.
 """
 
 import argparse
@@ -27,25 +27,25 @@ FORMS = ("1 contiguous", "4 contiguous", "1 channels_last", "4 channels_last")
 
 
 def check(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Prints how far features are from the peer's.
+    """Compares features with the peer's.
 
     Raises:
-      ValueError: they are too far.
+      ValueError: they differ.
     """
     side_by_side.check(f"features of {len(theirs)} clips", ours, theirs, TOLERANCE)
 
 
 def compare(python: str, clips: int, repeat: int, forms=FORMS) -> dict[str, float]:
-    """Times both in turns; returns how many times each peer's time is ours.
+    """Times both in turns; returns the peer's time divided by ours, by form.
 
     Raises:
-      ValueError: what they compute differs.
+      ValueError: the results differ.
     """
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         given = {}, {"clips": clips}
         with side_by_side.Peer(python, "timed_i3d.py", folder, *given) as peer:
-            peer.versions()  # what it answers after it has written its clips
+            peer.versions()  # answered after it has written its clips
             case = load_file(folder / "clips.safetensors")
             config = i3d.Config(eps=1e-5)
             tensors = load_file(folder / "piergiaj.safetensors")

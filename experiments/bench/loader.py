@@ -1,10 +1,10 @@
-"""Does the denoiser wait for its data? Steps with the loader beside steps without.
+"""Measures whether training waits for data: steps with the loader and without.
 
     python -m experiments.bench.loader --model runs/quickstart/model \
         --latents runs/quickstart/latents [--rounds 6]
 
-Trains a copy of the run's recipe in memory, in turns of some steps: with batches from the
-loader, then with one fixed batch. Prints the speed of each turn and the ratio of the
+Trains the run's recipe from new weights, in alternating turns: with batches from the
+loader, and with one fixed batch. Prints the speed of each turn and the ratio of the
 medians; the bar is .97.
 """
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--model", type=pathlib.Path, required=True, help="run folder")
     parser.add_argument("--latents", type=pathlib.Path, required=True)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=40, help="of a turn")
+    parser.add_argument("--steps", type=int, default=40, help="per turn")
     args = parser.parse_args()
     c, source = configs.read(args.model), latent_cache.open(args.latents)
     tokenizer = tokenizers.Tokenizer(args.model / "tokenizer.model")
@@ -66,11 +66,11 @@ def main() -> None:
                 if kind == "loader":
                     batch = loop.to_device(next(rows), mesh)
                 before, (state, metrics) = metrics, train_step(state, batch)
-                jax.device_get(before)  # as the loop does: one step behind
+                jax.device_get(before)  # one step behind, as in the training loop
             jax.block_until_ready(metrics)
             seconds = time.perf_counter() - began
             speeds[kind].append(args.steps * c.data.batch_size / seconds)
-            print(f"{kind:10} {speeds[kind][-1]:8.1f} clips a second", flush=True)
+            print(f"{kind:10} {speeds[kind][-1]:8.1f} clips per second", flush=True)
     medians = {kind: statistics.median(values) for kind, values in speeds.items()}
     print(f"ratio of the medians {medians['loader'] / medians['one batch']:.3f}")
 

@@ -1,11 +1,11 @@
-"""How long a folder of weights takes to load, and what the host holds meanwhile.
+"""Measures time and host memory of loading a folder of weights.
 
     python -m experiments.bench.loading --gigabytes 4
 
-writes a synthetic transformer of that size in bfloat16, then reads it in processes of
-their own: with safetensors alone, tensor by tensor, as the floor; and onto eight
-virtual devices, fsdp = 8, in the stored type. The peak is of anonymous resident memory,
-sampled: pages of the files themselves can be dropped at any time and do not count.
+writes a synthetic transformer of that size in bfloat16, then reads it in separate
+processes: with safetensors alone, tensor by tensor, as a lower bound; and onto eight
+virtual devices, fsdp = 8, in the stored type. The peak is that of anonymous resident
+memory, sampled; cached pages of files can be dropped at any time and do not count.
 """
 
 import argparse
@@ -23,11 +23,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def anonymous_bytes(process: int | str = "self") -> int:
-    """The anonymous resident memory of a process, by default of this one."""
+    """Returns the anonymous resident memory of a process, by default of this one."""
     for line in pathlib.Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return 1024 * int(line.split()[1])
-    raise OSError("the kernel does not say how much anonymous memory there is")
+    raise OSError("the kernel does not report RssAnon")
 
 
 class Peak:
@@ -69,12 +69,11 @@ def write(folder: pathlib.Path, gigabytes: float) -> None:
     shapes = {name: leaf.shape for name, leaf in _exported_shapes(peer, config).items()}
 
     class Random(Mapping):
-        """Arrays that are made when they are asked for."""
+        """Arrays that are drawn on access."""
 
         def __getitem__(self, name: str):
             tile = np.random.default_rng(len(name)).normal(size=1 << 16)
-            flat = np.resize(tile.astype(jnp.bfloat16), shapes[name])
-            return flat
+            return np.resize(tile.astype(jnp.bfloat16), shapes[name])
 
         def __iter__(self) -> Iterator[str]:
             return iter(shapes)
@@ -94,12 +93,12 @@ def _exported_shapes(peer, config):
 
 
 def with_safetensors(folder: pathlib.Path) -> dict:
-    """Reads every tensor once, and lets it go: what no loader can be faster than."""
+    """Reads every tensor once without keeping it: a lower bound for any loader."""
     import safetensors
 
     began, total = time.perf_counter(), 0
     for path in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(path, "flax") as file:  # knows bfloat16
+        with safetensors.safe_open(path, "flax") as file:  # supports bfloat16
             for name in file.keys():
                 total += file.get_tensor(name).block_until_ready().nbytes
     return {"seconds": time.perf_counter() - began, "bytes": total}
@@ -134,7 +133,7 @@ MEASURES = {"safetensors": with_safetensors, "mesh": onto_the_mesh}
 
 
 def measure(name: str, folder: pathlib.Path) -> dict:
-    """Runs one measurement in a process of its own."""
+    """Runs one measurement in a separate process."""
     flags = "--xla_force_host_platform_device_count=8"
     run = subprocess.run(
         [sys.executable, "-m", "experiments.bench.loading", name, str(folder)],
@@ -161,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
             found = measure("mesh", folder)
             print(
                 f"{found['bytes'] / 1e9:.2f} GB on {found['devices']} devices: "
-                f"{found['seconds']:.2f} s ({found['opened']:.2f} s of it to check the "
+                f"{found['seconds']:.2f} s (of which {found['opened']:.2f} s to check the "
                 f"folder), safetensors alone {floor['seconds']:.2f} s; peak anonymous "
                 f"memory {found['peak'] / found['bytes']:.3f} of the weights"
             )

@@ -1,12 +1,12 @@
-"""The same work done by us and by a peer: compared first, and then timed in turns.
+"""Times the same work in our code and in a peer library, after comparing the results.
 
     python -m experiments.bench.side_by_side runs/denoiser.json
 
-prints the table of what a bench wrote with `--json`. A peer library runs in a process
-of its own (`.peers`, or the Python that `SORA_PEERS_PYTHON` names, with as many
-threads), which does one operation at a time as it is asked: tests/oracle/timed.py.
-A ratio is how many times our time the other one's is, the median over rounds; a row
-is noisy where times differ by more than 15 % of their median, and then no result.
+prints the table of a file that a bench wrote with `--json`. The peer runs in its own
+process (`.peers`, or the Python of `SORA_PEERS_PYTHON`, with as many threads), which does
+one operation per request: tests/oracle/timed.py. A ratio is the peer's time divided by
+ours, the median over rounds. A row is noisy, and no result, if times differ by more than
+15 % of their median.
 """
 
 import json
@@ -28,16 +28,16 @@ PEERS = os.environ.get("SORA_PEERS_PYTHON", str(ROOT / ".peers" / "bin" / "pytho
 THREADS = len(os.sched_getaffinity(0))
 NOISY = 0.15
 PAUSE = 0.3  # seconds before a turn
-TURN = 0.5  # seconds that a turn takes at least
+TURN = 0.5  # shortest turn, in seconds
 OURS = "ours"
 
 
 class Refused(ValueError):
-    """The peer cannot do what it was asked to."""
+    """The peer cannot do an operation."""
 
 
 def missing(python: str, modules: Sequence[str]) -> str | None:
-    """Why a peer cannot be run on the device that JAX uses; None where it can."""
+    """Returns why the peer cannot run on the device that JAX uses; None if it can."""
     if not pathlib.Path(python).exists():
         return f"{python} does not exist; ./launch/test builds the peers' environment"
     program = f"import torch, {', '.join(modules)}; print(torch.cuda.is_available())"
@@ -45,7 +45,7 @@ def missing(python: str, modules: Sequence[str]) -> str | None:
     if done.returncode:
         return f"{python}: {done.stderr.strip().splitlines()[-1]}"
     if jax.default_backend() == "gpu" and done.stdout.strip() != "True":
-        return f"torch of {python} has no GPU, and JAX has one"
+        return f"torch of {python} has no GPU, but JAX has one"
     return None
 
 
@@ -54,9 +54,10 @@ class Peer:
 
     Args:
       python: of its environment.
-      script: of tests/oracle.
-      folder: what is handed over lies there.
-      case: arrays by name; config: whatever else the script reads.
+      script: in tests/oracle.
+      folder: for files that both processes read and write.
+      case: arrays by name.
+      config: other inputs of the script.
     """
 
     def __init__(
@@ -78,10 +79,10 @@ class Peer:
         self.pid = self._process.pid
 
     def ask(self, line: str) -> str:
-        """Sends a line, returns the answer.
+        """Sends a line and returns the answer.
 
         Raises:
-          Refused: the operation failed, and the peer goes on.
+          Refused: the operation failed; the peer keeps running.
           RuntimeError: the peer has ended.
         """
         self._process.stdin.write(f"{line}\n")
@@ -94,15 +95,15 @@ class Peer:
         return answer
 
     def seconds(self, name: str, count: int = 1) -> float:
-        """How long an operation takes, done so many times."""
+        """Returns the seconds that an operation takes, the mean over a number of runs."""
         return float(self.ask(f"{name} {count}"))
 
     def versions(self) -> dict[str, str]:
-        """Of the libraries that it runs."""
+        """Returns the versions of the peer's libraries."""
         return json.loads(self.ask("versions"))
 
     def results(self) -> dict[str, np.ndarray]:
-        """What its operations gave the first time that each was asked for."""
+        """Returns the result of the first run of each operation."""
         self.ask("save")
         return load_file(self._folder / "peer.safetensors")
 
@@ -110,12 +111,12 @@ class Peer:
         return self
 
     def __exit__(self, *exception):
-        with self._process:  # closes what was open, and waits
+        with self._process:  # closes its files, and waits for it
             self._process.stdin.close()
 
 
 def seconds(operation: Callable, count: int = 1) -> float:
-    """How long an operation of ours takes, done so many times."""
+    """Returns the seconds that an operation takes, the mean over a number of runs."""
     began = time.perf_counter()
     for _ in range(count):
         jax.block_until_ready(operation())
@@ -125,15 +126,18 @@ def seconds(operation: Callable, count: int = 1) -> float:
 def take_turns(
     calls: Mapping[str, Callable[[int], float]], rounds: int
 ) -> dict[str, list[float]]:
-    """Calls each once a round, every other round from the last to the first.
+    """Calls each function once per round, in reverse order in every other round.
 
-    Before each, threads of the one before that spin in wait of more work fall asleep.
-    What is short is therefore done as often as takes half a second, or caches that are
-    cold and threads that sleep would be what is timed.
+    A pause before each turn lets idle worker threads of the previous one stop spinning.
+    Short work is repeated for half a second per turn, since otherwise cold caches and
+    sleeping threads would dominate its time.
 
     Args:
-      calls: by name, a function of how often the work is done, which returns the
-        seconds for each time.
+      calls: name -> function of the number of runs that returns the seconds per run.
+      rounds: number of rounds.
+
+    Returns:
+      name -> seconds per run, for each round.
     """
     counts = {name: math.ceil(TURN / call(1)) for name, call in calls.items()}
     times = {name: [] for name in calls}
@@ -145,16 +149,16 @@ def take_turns(
 
 
 def relative(a, b) -> float:
-    """|a - b| / |b|."""
+    """Returns |a - b| / |b|."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def check(name: str, ours, theirs, tolerance: float) -> float:
-    """Prints how far a result is from the peer's, and returns it.
+    """Prints and returns the relative error of a result with respect to the peer's.
 
     Raises:
-      ValueError: it is too far.
+      ValueError: the error exceeds the tolerance.
     """
     error = relative(ours, theirs)
     print(f"{name}: relative error {error:.1e}")
@@ -164,13 +168,13 @@ def check(name: str, ours, theirs, tolerance: float) -> float:
 
 
 def describe(times: Sequence[float]) -> str:
-    """Median, and the lowest and highest."""
+    """Returns median, lowest and highest time as text."""
     low, middle, high = (1e3 * np.quantile(times, q) for q in (0, 0.5, 1))
     return f"{middle:.4g} ms ({low:.4g}-{high:.4g})"
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many times our time theirs is: the median over rounds."""
+    """Returns their time divided by ours, the median over rounds."""
     return float(np.median(np.asarray(theirs) / np.asarray(ours)))
 
 
@@ -180,15 +184,15 @@ def row(
     bars: Mapping[str, float] | None = None,
     **more,
 ) -> dict:
-    """What a row is written as; prints it.
+    """Prints a row and returns it as JSON values.
 
     Args:
-      name: what was done.
-      times: seconds by form, `OURS` among them.
-      bars: the least ratio by form, where there is one.
-      more: anything else that JSON holds.
+      name: of the work.
+      times: seconds by form, including `OURS`.
+      bars: smallest ratio to reach, by form.
+      more: further JSON values.
     """
-    wide = [np.ptp(found) / np.median(found) for found in times.values()]
+    spreads = [np.ptp(found) / np.median(found) for found in times.values()]
     made = {
         "name": name,
         "times": {form: list(found) for form, found in times.items()},
@@ -198,7 +202,7 @@ def row(
             if form != OURS
         },
         "bars": dict(bars or {}),
-        "noisy": bool(max(wide) > NOISY),
+        "noisy": bool(max(spreads) > NOISY),
         "load": os.getloadavg()[0],
         **more,
     }
@@ -207,7 +211,7 @@ def row(
 
 
 def line(made: Mapping) -> str:
-    """A row as a line of the table."""
+    """Returns a row as a line of the table."""
     cells = [made["name"]]
     for form, found in made["times"].items():
         cell = f"{form} {describe(found)}"
@@ -227,7 +231,7 @@ def line(made: Mapping) -> str:
 
 
 def write(path: str | None, rows: Sequence[Mapping], **about) -> None:
-    """Writes rows, and where and with what they were measured, as JSON; None: nowhere."""
+    """Writes rows, with device and versions, as JSON; does nothing without a path."""
     if path is None:
         return
     command = ["git", "rev-parse", "--short", "HEAD"]
@@ -246,7 +250,7 @@ def write(path: str | None, rows: Sequence[Mapping], **about) -> None:
 
 
 def table(path: str) -> str:
-    """The lines of a file that `write` made."""
+    """Returns the lines of a file that `write` wrote."""
     found = json.loads(pathlib.Path(path).read_text())
     about = ", ".join(
         f"{name} {value}" for name, value in found.items() if name != "rows"

@@ -1,19 +1,18 @@
-"""The video VAE beside diffusers' AutoencoderKLWan, in chunks, and on a minute of video.
+"""Times the video VAE beside diffusers' AutoencoderKLWan, and in chunks.
 
     python -m experiments.bench.video_vae [--base_dim 32] [--video 17x128x128]
     python -m experiments.bench.video_vae --stream
     python -m experiments.bench.video_vae --minute --base_dim 8
     python -m experiments.bench.video_vae --tpu v5e:1x1 --base_dim 96
 
-The first writes random weights once for both, runs the peer in its own environment
-(`.peers`, the same number of threads, its feature cache on), compares what both compute
-before it times anything, and takes turns. `--stream` times chunk sizes against one
-pass. `--minute` decodes 961 frames of 480 x 832 in chunks and fails above `--bound`
-bytes of memory. `--tpu` compiles the passes over one latent of such a video for a slice
-that need not be there (libtpu), height and width split over it, in bfloat16, and prints
-the memory of a chip by kind; `JAX_OPTIMIZATION_LEVEL=O0` compiles ten times as fast, with
-nearly the same memory. The others are in float32. All in the layout of Wan 2.1 at a
-width of `--base_dim`.
+The first command writes random weights for both, runs the peer in its own environment
+(`.peers`, the same number of threads, its feature cache on), compares the results, and
+times both in turns. `--stream` times chunk sizes against one pass. `--minute` decodes 961
+frames of 832x480 in chunks and fails above `--bound` bytes of memory. `--tpu` compiles the
+passes over one latent of such a video for a TPU slice (with libtpu, without the slice),
+height and width sharded over it, in bfloat16, and prints the memory per chip by kind;
+`JAX_OPTIMIZATION_LEVEL=O0` compiles ten times as fast, with nearly the same memory. The
+others use float32. All have the layout of Wan 2.1 with a width of `--base_dim`.
 """
 
 import argparse
@@ -36,12 +35,12 @@ from sora_jax.core import job
 from sora_jax.core import mesh as meshes
 from sora_jax.models import conv, exchange, peer_configs, streaming, video_vae
 
-# Relative errors above which nothing is timed.
+# Largest relative errors.
 TOLERANCE = {"encode": 1e-5, "decode": 1e-5, "train": 1e-4}
 
 
 def make(config: video_vae.Config) -> dict:
-    """Random parameters, none of them at zero as some begin."""
+    """Returns random parameters; none is zero, as some initial values are."""
     rng = np.random.default_rng(0)
 
     def draw(path, shape):
@@ -55,7 +54,7 @@ def make(config: video_vae.Config) -> dict:
 
 
 def build(config: video_vae.Config, params: dict) -> video_vae.VideoVAE:
-    """Builds the network around parameters."""
+    """Builds the network with the given parameters."""
     vae = nnx.eval_shape(lambda: video_vae.VideoVAE(config, nnx.Rngs(0)))
     graph, state = nnx.split(vae)
     nnx.replace_by_pure_dict(state, jax.tree.map(jnp.asarray, params))
@@ -63,7 +62,7 @@ def build(config: video_vae.Config, params: dict) -> video_vae.VideoVAE:
 
 
 def make_inputs(config: video_vae.Config, size: tuple[int, int, int]) -> dict:
-    """A clip and latents of that size; the convolution is that of 64 channels."""
+    """Returns a clip and latents of that size, and inputs of a 64-channel convolution."""
     rng = np.random.default_rng(1)
     return {
         "video": rng.uniform(-1, 1, (1, *size, 3)).astype(np.float32),
@@ -74,7 +73,7 @@ def make_inputs(config: video_vae.Config, size: tuple[int, int, int]) -> dict:
 
 
 def our_operations(config, params, inputs) -> dict[str, Callable]:
-    """What is timed, by the peer's names for it; each returns what is compared."""
+    """Returns the timed operations by the peer's names; their results are compared."""
     graph, state = nnx.split(build(config, params))
     tx = optax.adamw(1e-4, weight_decay=0.01)
     inputs = jax.tree.map(jnp.asarray, inputs)
@@ -109,7 +108,7 @@ def our_operations(config, params, inputs) -> dict[str, Callable]:
 
 
 def open_peer(python, folder: pathlib.Path, config, params, inputs):
-    """The peer's process, with our weights and inputs in its layout."""
+    """Starts the peer with our weights and inputs in its layout."""
     flat = exchange.VAE.export(params, config)
     case = {f"weight/{name}": np.asarray(array) for name, array in flat.items()}
     for name, array in inputs.items():
@@ -120,10 +119,10 @@ def open_peer(python, folder: pathlib.Path, config, params, inputs):
 
 
 def check(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
-    """Prints how far results are from the peer's.
+    """Compares results with the peer's.
 
     Raises:
-      ValueError: one of them is too far.
+      ValueError: a result differs.
     """
     for name, array in theirs.items():
         found = ours[name.removesuffix("_channels_last")]
@@ -133,10 +132,10 @@ def check(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
 def compare(
     python: str, config, size, repeat: int, names=None, json_path: str | None = None
 ) -> dict[str, float]:
-    """Times both in turns; returns how many times our time the peer's is.
+    """Times both in turns; returns the peer's time divided by ours, by operation.
 
     Raises:
-      ValueError: what they compute differs.
+      ValueError: the results differ.
     """
     params, inputs = make(config), make_inputs(config, size)
     ours = our_operations(config, params, inputs)
@@ -170,7 +169,7 @@ def compare(
     return {k: v for made in rows for k, v in made["ratios"].items()}
 
 
-def stream(config, size, repeat: int, chunks=(1, 2, 4, 8)) -> None:
+def stream(config, size, repeat: int) -> None:
     """Times encoding and decoding in chunks of several sizes against one pass."""
     params, inputs = make(config), make_inputs(config, size)
     vae = build(config, params)
@@ -180,26 +179,27 @@ def stream(config, size, repeat: int, chunks=(1, 2, 4, 8)) -> None:
     def through(run, name, chunk):
         return lambda: [jax.block_until_ready(x) for x in run(inputs[name], chunk)]
 
-    for chunk in chunks:
+    for chunk in (1, 2, 4, 8):
         ways["encode", chunk] = through(vae.encode_stream, "video", chunk)
         ways["decode", chunk] = through(vae.decode_stream, "latents", chunk)
     calls = {
         way: functools.partial(side_by_side.seconds, run) for way, run in ways.items()
     }
     for call in calls.values():
-        call(1)  # compiled before it is known how long it takes
+        call(1)  # compiles it
     times = side_by_side.take_turns(calls, repeat)
     for (name, chunk), found in times.items():
         share = np.median(found) / np.median(times[name, 0])
-        what = f"{chunk} latents at a time" if chunk else "at once"
+        what = f"{chunk} latents at a time" if chunk else "in one pass"
         print(f"{name} {what}: {side_by_side.describe(found)}, {share:.3f} of one pass")
 
 
 def minute(config, num_frames: int, size, chunk: int, bound: float) -> None:
-    """Decodes a long video frame by frame and checks what memory it took.
+    """Decodes a long video in chunks and checks the memory.
 
     Raises:
-      ValueError: more than `bound` bytes of anonymous memory beyond the start.
+      ValueError: more than `bound` bytes of anonymous memory above the start, or a wrong
+        number of frames.
     """
     vae = build(config, make(config))
     t, h, w, c = config.latent_shape(num_frames, *size)
@@ -214,26 +214,26 @@ def minute(config, num_frames: int, size, chunk: int, bound: float) -> None:
     print(
         f"{count} frames of {size} in {took:.0f} s, {chunk} latents at a time; peak "
         f"{peaks[-1] / 1e9:.2f} GB above the start, {half / 1e9:.2f} GB at half the "
-        f"video; the video itself has {count * np.prod(size) * 12 / 1e9:.2f} GB"
+        f"video; the decoded video has {count * np.prod(size) * 12 / 1e9:.2f} GB"
     )
     if count != num_frames or peaks[-1] > bound:
         raise ValueError(f"{count} frames took {peaks[-1] / 1e9:.2f} GB")
 
 
 def tpu(config, topology: str, size, passes: list[str]) -> dict[str, dict]:
-    """Compiles passes over one latent for a TPU slice; prints a chip's bytes by kind.
+    """Compiles passes over one latent for a TPU slice; prints bytes per chip by kind.
 
     Args:
       config: of the video VAE, with its compute dtype.
-      topology: like "v5e:2x2"; height is split over its first side, width over its
+      topology: such as "v5e:2x2"; height is sharded over its first side, width over its
         second.
       size: height and width of the video.
-      passes: "encode", "decode": of a latent that is not the video's first, with the
-        state that the chunk before left; "first encode", "first decode".
+      passes: "first encode" and "first decode" of the first latent, "encode" and "decode"
+        of a later one, with the state of the previous chunk.
 
     Returns:
-      For each pass the bytes of a chip: arguments (state included), results, of them
-      those in place of arguments, and temporary.
+      Bytes per chip of each pass: arguments (with state), results, results in place of
+      arguments, and temporary memory.
     """
     devices = meshes.compile_only(topology)
     sides = [*map(int, topology.partition(":")[2].split("x"))]
@@ -275,7 +275,7 @@ def tpu(config, topology: str, size, passes: list[str]) -> dict[str, dict]:
                 "temporary": memory.temp_size_in_bytes,
             }
             kinds = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in found[name].items())
-            print(f"{topology} {name} {size}, GB a chip: {kinds} ({took:.0f} s)")
+            print(f"{topology} {name} {size}, GB per chip: {kinds} ({took:.0f} s)")
     return found
 
 
@@ -287,15 +287,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--operations", help="encode,decode,train,conv3d")
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--minute", action="store_true")
-    parser.add_argument("--tpu", help="a slice to compile for, like v5e:1x1")
+    parser.add_argument("--tpu", help="TPU slice to compile for, such as v5e:1x1")
     passes = "first encode,encode,first decode,decode"
-    parser.add_argument("--passes", default=passes, help="what --tpu compiles")
+    parser.add_argument("--passes", default=passes, help="passes that --tpu compiles")
     parser.add_argument("--num_frames", type=int, default=961)
     parser.add_argument("--size", default="832*480", help="width and height")
     parser.add_argument("--chunk", type=int, default=1)
     parser.add_argument("--bound", type=float, default=2.5e9)
     parser.add_argument("--peer", default=side_by_side.PEERS)
-    parser.add_argument("--json", help="where rows of the comparison are written")
+    parser.add_argument("--json", help="output file for the rows")
     options = parser.parse_args(argv)
     config = dataclasses.replace(video_vae.WAN_2_1, base_dim=options.base_dim)
     size = tuple(map(int, options.video.split("x")))
