@@ -30,10 +30,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from sora_jax.evals import pixels
 from sora_jax.evals.features import networks
 from sora_jax.evals.metrics import control_metrics, control_tables
 from sora_jax.evals.metrics import controls as spoilt
-from sora_jax.evals.prompts import rows as eval_rows
 from sora_jax.generation import pipeline
 from sora_jax.toyworld import families, oracle, render
 from sora_jax.toyworld.grammar import CONVERSE
@@ -331,7 +331,7 @@ def read_clips(options) -> Iterator[tuple[str, str, np.ndarray]]:
             texts = [text for text, stated in drawn if SETS[name].keep(stated)]
             texts = texts[: options.clips]
             frames = pipe(texts, seed=options.seed, batch_size=32).frames
-            yield f"step {run.step}, {name}", name, eval_rows.to_uint8(frames)
+            yield f"step {run.step}, {name}", name, pixels.to_uint8(frames)
 
 
 def print_temporal_tables(options) -> int:

@@ -25,7 +25,7 @@ from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
 from sora_jax.evals import vae_report
 from sora_jax.evals.features import networks
-from sora_jax.evals.prompts import checkpoints, course, results, samples, toyworld
+from sora_jax.evals.prompts import checkpoints, results, run_scores, samples, toyworld
 from sora_jax.evals.videos import folder_report, published
 from sora_jax.generation import request as requests
 
@@ -156,7 +156,7 @@ def score(sampling: checkpoints.Sampling, scorer: results.Scorer) -> None:
     if not FLAGS.follow and len(asked) < 2 and asked != [checkpoints.ALL]:
         (step,) = checkpoints.chosen(folder, asked)
         return finish(scorer, sampling.material(step, out / "parts"))
-    several = course.Course(out, sampling, scorer)
+    several = run_scores.RunScores(out, sampling, scorer)
     if FLAGS.follow:
         steps = checkpoints.follow(folder, several.has, several.skip)
     else:

@@ -193,7 +193,7 @@ def test_imports_go_downwards():
         ("sora_jax/evals/metrics/cuts.py", "from sora_jax.evals.html import page"),
         ("sora_jax/evals/pixels.py", "from sora_jax.evals.metrics import temporal"),
         (
-            "sora_jax/evals/prompts/rows.py",
+            "sora_jax/evals/prompts/make_clips.py",
             "from sora_jax.evals.videos import published",
         ),
         ("sora_jax/data/records.py", "import av"),

@@ -20,3 +20,14 @@ def as_unit(video_bthwc: np.ndarray) -> np.ndarray:
     if not np.isfinite(video_bthwc).all():
         raise ValueError("the clips hold NaN or infinity")
     return np.clip((video_bthwc.astype(np.float32) + 1) / 2, 0, 1)
+
+
+def to_uint8(unit: np.ndarray) -> np.ndarray:
+    """Converts frames in [0, 1] to uint8, rounded.
+
+    Raises:
+      ValueError: values that are not finite.
+    """
+    if not np.isfinite(unit).all():
+        raise ValueError("the frames hold NaN or infinity")
+    return np.round(np.clip(unit, 0, 1) * 255).astype(np.uint8)

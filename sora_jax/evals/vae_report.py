@@ -25,11 +25,11 @@ import numpy as np
 
 from sora_jax.core import paths, progress
 from sora_jax.data import records, shards
-from sora_jax.evals import protocol, statistics
+from sora_jax.evals import pixels, protocol, statistics
 from sora_jax.evals.features import networks
 from sora_jax.evals.html import page
 from sora_jax.evals.metrics import distances, reconstruction
-from sora_jax.evals.prompts import rows, scoring, summary, toyworld
+from sora_jax.evals.prompts import scoring, summary, toyworld
 from sora_jax.toyworld import oracle
 from sora_jax.toyworld import scene as scenes
 from sora_jax.training import perceptual, state, trained_vae
@@ -144,7 +144,7 @@ def measure(
             _, t, h, w, _ = before_nthwc.shape
             if lpips and min(h, w) >= lpips.weights.config.least:
                 found[LPIPS] = lpips(*pair)
-            after_nthwc = rows.to_uint8(after_nthwc)
+            after_nthwc = pixels.to_uint8(after_nthwc)
             if t >= network.num_frames:
                 pairs.append((network(before_nthwc), network(after_nthwc)))
             means.append(means_nthwc.reshape(-1, means_nthwc.shape[-1]))

@@ -15,7 +15,7 @@ import safetensors.numpy
 from sora_jax.core import mesh as meshes
 from sora_jax.core import xla_flags
 from sora_jax.evals import protocol
-from sora_jax.evals.prompts import rows, scoring, toyworld
+from sora_jax.evals.prompts import make_clips, scoring, toyworld
 from sora_jax.generation import pipeline, recipes
 from tests import conftest
 from tests.evals import tiny_run
@@ -195,8 +195,8 @@ def test_a_folder_of_samples(folder, capsys):
     )
     clips = folder / "clips"
     for suite in suites:
-        drawn = rows.matching_scenes(suite, tier="tw32", seed=9)
-        videos = rows.render_scenes({suite.name: drawn})[suite.name]
+        drawn = make_clips.matching_scenes(suite, tier="tw32", seed=9)
+        videos = make_clips.render_scenes({suite.name: drawn})[suite.name]
         for number, (text, video) in enumerate(zip(suite.texts, videos, strict=True)):
             # Twice the size would change the tier; the oracle bears the codec's loss.
             recipe = {"prompt": text, "fps": 8.0, "sampler": "euler", "seed": number}

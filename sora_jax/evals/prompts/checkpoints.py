@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from sora_jax.core import config as configs
 from sora_jax.core import progress, rng
 from sora_jax.evals import protocol
-from sora_jax.evals.prompts import rows, samples, scoring, toyworld
+from sora_jax.evals.prompts import make_clips, samples, scoring, toyworld
 from sora_jax.generation import cache_calibration, pipeline, runs
 from sora_jax.training import checkpoint, run_folder, state
 
@@ -226,7 +226,7 @@ class Sampling:
         self._mesh = mesh
         self.folder, self.suites, self.seeds = folder, [*suites], tuple(seeds)
         self._parts, self._batch_size, self._asked = parts, batch_size, dict(asked)
-        self._untrained: rows.Videos | None = None
+        self._untrained: make_clips.Videos | None = None
         self.config = runs.read_config(folder)
         self.settings = runs.settings(self.config)
         self.making = {
@@ -313,7 +313,7 @@ class Sampling:
         )
 
     def _sample(self, run: checkpoint.LoadedRun, saved: str | None, parts):
-        few = [s.head(rows.UNTRAINED) for s in self.suites if not s.held_out]
+        few = [s.head(make_clips.UNTRAINED) for s in self.suites if not s.held_out]
         count = len(self.seeds) * sum(map(len, self.suites))
         if self._untrained is None:
             count += sum(map(len, few))
@@ -321,7 +321,7 @@ class Sampling:
         with progress.Progress(count * steps, "sample", "clip steps") as bar:
 
             def sample(kept, pipe, row, suites, seed, saved, **other):
-                return rows.sample(
+                return make_clips.sample(
                     samples.Store(kept), pipe, row, suites, seed, saved=saved,
                     progress=bar.update, batch_size=self._batch_size,
                     **self._asked | other,

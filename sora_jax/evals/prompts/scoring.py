@@ -13,7 +13,7 @@ from sora_jax.data import shards
 from sora_jax.evals import protocol, statistics
 from sora_jax.evals.features import networks
 from sora_jax.evals.metrics import controls, distances, temporal
-from sora_jax.evals.prompts import rows, samples, toyworld
+from sora_jax.evals.prompts import make_clips, samples, toyworld
 from sora_jax.training import trained_vae
 
 FVD_TOY, FVD_TOY_LIMIT = "FVD-toy", "FVD-toy, n → ∞"
@@ -163,7 +163,7 @@ class Reference:
     """
 
     rows: dict[str, Row]
-    videos: dict[str, rows.Videos]
+    videos: dict[str, make_clips.Videos]
     features_nd: np.ndarray | None
     digest: str
 
@@ -185,16 +185,16 @@ def make_reference(
       vae: the model's video VAE; None leaves reconstructions out.
     """
     suites, untrained = material.suites, material.videos.get(UNTRAINED, {})
-    drawn = {s.name: rows.matching_scenes(s, tier=tier, seed=0) for s in suites}
-    videos = {GROUND_TRUTH: rows.render_scenes(drawn)}
+    drawn = {s.name: make_clips.matching_scenes(s, tier=tier, seed=0) for s in suites}
+    videos = {GROUND_TRUTH: make_clips.render_scenes(drawn)}
     main = [suite for suite in suites if not suite.held_out]
-    others = rows.render_scenes(
-        {s.name: rows.matching_scenes(s, tier=tier, seed=1) for s in main}
+    others = make_clips.render_scenes(
+        {s.name: make_clips.matching_scenes(s, tier=tier, seed=1) for s in main}
     )
     if vae is not None:
-        videos[RECONSTRUCTION] = rows.reconstruct(vae, videos[GROUND_TRUTH])
+        videos[RECONSTRUCTION] = make_clips.reconstruct(vae, videos[GROUND_TRUTH])
     shown = dict(videos)
-    videos[NEAREST] = rows.nearest_training_clips(suites, clips)
+    videos[NEAREST] = make_clips.nearest_training_clips(suites, clips)
     found = {name: judge(name, suites, clips_of) for name, clips_of in videos.items()}
     if untrained:
         few = [s.head(len(untrained[s.name])) for s in suites if s.name in untrained]
@@ -253,7 +253,7 @@ def _look_at_all(found, videos, drawn, network, others) -> np.ndarray | None:
     spoilt = controls.make(pooled(videos[GROUND_TRUTH]))
     kinds |= {f"{GROUND_TRUTH}, {name}": {"all": v} for name, v in spoilt.items()}
     scenes = [s for suite in drawn if _is_main(suite) for s in drawn[suite]]
-    exact = rows.exact_motion(scenes)
+    exact = make_clips.exact_motion(scenes)
     for name, clips_of in kinds.items():
         row = found.get(name, Row(name))
         found[name] = look(row, clips_of, network, reference_nd)
@@ -263,7 +263,7 @@ def _look_at_all(found, videos, drawn, network, others) -> np.ndarray | None:
     return reference_nd
 
 
-def _digest(videos: rows.Videos) -> str:
+def _digest(videos: make_clips.Videos) -> str:
     result = hashlib.sha256()
     for suite in videos:
         result.update(np.ascontiguousarray(videos[suite]).tobytes())

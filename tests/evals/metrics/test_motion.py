@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sora_jax.evals.metrics import controls, distances, motion, temporal
-from sora_jax.evals.prompts import rows
+from sora_jax.evals.prompts import make_clips
 from sora_jax.toyworld import families, render
 
 
@@ -60,10 +60,12 @@ def test_the_threshold_does_not_depend_on_size_or_rate():
 def test_estimated_degree_is_near_the_exact_one_and_steps_with_the_speed():
     scenes = moving_scenes(16)
     video = np.stack([render.render(scene) for scene in scenes])
-    exact = motion.dynamic_degree(rows.exact_motion(scenes), fps=8)["dynamic_degree"]
+    exact = motion.dynamic_degree(make_clips.exact_motion(scenes), fps=8)[
+        "dynamic_degree"
+    ]
     speed = np.array([np.linalg.norm(scene.vel[0, 0]) for scene in scenes])
     # Some objects fill less than a twentieth of the frame, 52 pixels.
-    known = rows.exact_motion(scenes)
+    known = make_clips.exact_motion(scenes)
     moving = (np.abs(known.flow_bphwx).max(-1) > 0) & known.followed_bphw
     share = np.minimum(1, moving.sum((2, 3)) / 52).mean(1)
     np.testing.assert_allclose(exact, 8 / 32 * speed * share, rtol=1e-3)
@@ -106,7 +108,7 @@ def test_exact_motion_backwards_explains_the_toy_world():
     for number, scene in enumerate(scenes):
         flow[number][coloured[number]] = -scene.vel[0, 0]
     # What the object is about to cover cannot be followed on.
-    stays = rows.exact_motion(scenes).followed_bphw[:, 1:]
+    stays = make_clips.exact_motion(scenes).followed_bphw[:, 1:]
     followed = np.ones(flow.shape[:-1], bool)
     followed[:, 1:] = stays[:, ::-1]  # pair k begins with frame 8 - k
     exact = temporal.Motion(flow, followed)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sora_jax.evals.metrics import controls, temporal
-from sora_jax.evals.prompts import rows
+from sora_jax.evals.prompts import make_clips
 from sora_jax.toyworld import families, render
 from tests.evals.metrics import textures
 
@@ -37,7 +37,7 @@ def motion_scenes(count):
 def test_estimate_agrees_with_the_renderer_inside_objects():
     scenes = motion_scenes(16)
     video = np.stack([render.render(scene) for scene in scenes])
-    exact, estimated = rows.exact_motion(scenes), temporal.estimate(video)
+    exact, estimated = make_clips.exact_motion(scenes), temporal.estimate(video)
     moving = np.linalg.norm(exact.flow_bphwx, axis=-1) > 0.5
     both = moving & exact.followed_bphw & estimated.followed_bphw
     gap = np.linalg.norm(exact.flow_bphwx - estimated.flow_bphwx, axis=-1)
@@ -51,7 +51,7 @@ def test_exact_flow_shows_what_is_spoilt():
     """Along the true motion a still video has an error, and a shuffled one more."""
     scenes = motion_scenes(12)
     video = np.stack([render.render(scene) for scene in scenes])
-    exact = rows.exact_motion(scenes)
+    exact = make_clips.exact_motion(scenes)
     spoilt = controls.make(video)
 
     def error(clips, name="warping_error"):

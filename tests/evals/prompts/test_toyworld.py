@@ -5,7 +5,7 @@ import pytest
 
 from sora_jax.evals import statistics
 from sora_jax.evals.metrics import controls
-from sora_jax.evals.prompts import rows, toyworld
+from sora_jax.evals.prompts import make_clips, toyworld
 from sora_jax.toyworld import captions, families, render
 from sora_jax.toyworld import scene as scenes
 
@@ -19,8 +19,8 @@ def suites():
 
 @pytest.fixture(scope="module")
 def truth(suites):
-    return rows.render_scenes(
-        {s.name: rows.matching_scenes(s, tier="tw32") for s in suites}
+    return make_clips.render_scenes(
+        {s.name: make_clips.matching_scenes(s, tier="tw32") for s in suites}
     )
 
 
@@ -41,7 +41,7 @@ def test_held_out_suites_hold_only_held_out_combinations(suites):
     assert [suite.name for suite in apart] == ["motion_held_out"]
     assert all(prompt.slots.held_out() for prompt in apart[0].prompts)
     assert not any(p.slots.held_out() for suite in suites for p in suite.prompts)
-    shown = rows.matching_scenes(apart[0], tier="tw32")
+    shown = make_clips.matching_scenes(apart[0], tier="tw32")
     assert all(scene.truth.held_out() for scene in shown)
 
 
@@ -52,7 +52,7 @@ def test_unknown_suite_is_named():
 
 def test_every_prompt_is_true_of_its_scene(suites):
     for suite in suites:
-        drawn = rows.matching_scenes(suite, tier="tw32")
+        drawn = make_clips.matching_scenes(suite, tier="tw32")
         assert len({scene.index for scene in drawn}) == len(drawn)
         for prompt, scene in zip(suite.prompts, drawn, strict=True):
             said, real = prompt.slots, scene.truth
@@ -61,8 +61,8 @@ def test_every_prompt_is_true_of_its_scene(suites):
                 assert (one.colour, one.shape) == (other.colour, other.shape)
                 assert one.direction == other.direction
                 assert one.speed in (None, other.speed)
-    other = rows.matching_scenes(suites[0], tier="tw32", seed=1)
-    assert other != rows.matching_scenes(suites[0], tier="tw32", seed=0)
+    other = make_clips.matching_scenes(suites[0], tier="tw32", seed=1)
+    assert other != make_clips.matching_scenes(suites[0], tier="tw32", seed=0)
 
 
 def table(suites, videos):
@@ -171,10 +171,10 @@ def test_texts_of_samples_become_suites():
 
 
 def test_clip_seeds_depend_on_seed_and_text_alone(suites):
-    seeds = [rows.clip_seed(0, prompt) for prompt in suites[0].prompts]
+    seeds = [make_clips.clip_seed(0, prompt) for prompt in suites[0].prompts]
     assert len(set(seeds)) == len(seeds)
-    assert seeds == [rows.clip_seed(0, p) for p in suites[0].head(24).prompts]
-    assert not set(seeds) & {rows.clip_seed(1, p) for p in suites[0].prompts}
+    assert seeds == [make_clips.clip_seed(0, p) for p in suites[0].head(24).prompts]
+    assert not set(seeds) & {make_clips.clip_seed(1, p) for p in suites[0].prompts}
 
 
 def test_nearest_caption_knows_who_is_left_of_whom():
@@ -185,21 +185,21 @@ def test_nearest_caption_knows_who_is_left_of_whom():
         "the red circle moves up",
     ]
     texts = ["one blue square left of a red circle", "green cross moving down"]
-    assert rows.nearest_captions(texts, known) == [1, 2]
+    assert make_clips.nearest_captions(texts, known) == [1, 2]
     with pytest.raises(ValueError, match="no captions"):
-        rows.nearest_captions(texts, [])
+        make_clips.nearest_captions(texts, [])
 
 
 def test_nearest_caption_of_a_scene_is_its_own():
     drawn = [families.scene("tw32", "train", i, {"motion": 1}) for i in range(60)]
     known = [captions.caption(scene, "medium") for scene in drawn]
-    found = rows.nearest_captions(known, known)
+    found = make_clips.nearest_captions(known, known)
     assert [known[i] for i in found] == known
 
 
 def test_exact_motion_is_that_of_the_renderer():
     scene = families.scene("tw32", "test", 0, {"motion": 1})
-    motion = rows.exact_motion([scene, scene])
+    motion = make_clips.exact_motion([scene, scene])
     flow, occluded = render.flow(scene)
     np.testing.assert_array_equal(motion.flow_bphwx[1], flow)
     np.testing.assert_array_equal(motion.followed_bphw[0], ~occluded)

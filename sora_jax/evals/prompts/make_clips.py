@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from sora_jax.data import records, shards
-from sora_jax.evals import protocol
+from sora_jax.evals import pixels, protocol
 from sora_jax.evals.metrics import reconstruction, temporal
 from sora_jax.evals.prompts import samples, toyworld
 from sora_jax.generation import pipeline
@@ -98,7 +98,7 @@ def reconstruct(vae: trained_vae.LoadedVAE, videos: Videos) -> Videos:
     """Encodes and decodes clips: an upper bound for any denoiser."""
     round_trip = reconstruction.round_trip(vae.config, _BATCH)
     return {
-        suite: to_uint8(round_trip(vae.params, video_nthwc)[0])
+        suite: pixels.to_uint8(round_trip(vae.params, video_nthwc)[0])
         for suite, video_nthwc in videos.items()
     }
 
@@ -161,7 +161,7 @@ def sample(
                 progress=progress,
                 **asked,
             )
-            return {suite.name: to_uint8(output.frames)}
+            return {suite.name: pixels.to_uint8(output.frames)}
 
         made_with = {
             "row": row,
@@ -180,17 +180,6 @@ def sample(
         if was_stored:
             progress(len(suite) * steps)
     return videos
-
-
-def to_uint8(frames: np.ndarray) -> np.ndarray:
-    """Converts frames in [0, 1] to uint8, rounded.
-
-    Raises:
-      ValueError: values that are not finite.
-    """
-    if not np.isfinite(frames).all():
-        raise ValueError("the frames hold NaN or infinity")
-    return np.round(np.clip(frames, 0, 1) * 255).astype(np.uint8)
 
 
 def nearest_captions(texts: Sequence[str], known: Sequence[str]) -> list[int]:

@@ -21,7 +21,7 @@ from sora_jax.evals import statistics
 from sora_jax.evals.prompts import (
     cached_sampling,
     checkpoints,
-    course,
+    run_scores,
     scoring,
 )
 from sora_jax.generation import cache_calibration, compiled, pipeline, runs
@@ -107,7 +107,7 @@ def read_once(monkeypatch, vaes):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """Shards, and a run of three steps that has saved at 0 and at 1."""
-    folder = tmp_path_factory.mktemp("course")
+    folder = tmp_path_factory.mktemp("scores")
     tiny_run.make_shards(folder / "shards")
     tiny_run.make_run(folder / "run", folder / "shards")
     set_config(folder / "run", num_steps=3, checkpoint_every=1, keep_checkpoints=2)
@@ -176,7 +176,7 @@ def never(*arguments, **named):
 def test_all_checkpoints_by_one_program(base, score, monkeypatch, capsys):
     """Each has the scores that it has alone; the reference is made once."""
     made, sizes = [], []
-    make_reference, add = scoring.make_reference, course.Course.add
+    make_reference, add = scoring.make_reference, run_scores.RunScores.add
 
     def counted(*arguments):
         made.append(1)
@@ -188,7 +188,7 @@ def test_all_checkpoints_by_one_program(base, score, monkeypatch, capsys):
         sizes.append([program._cache_size() for program in programs])
 
     monkeypatch.setattr(scoring, "make_reference", counted)
-    monkeypatch.setattr(course.Course, "add", measured)
+    monkeypatch.setattr(run_scores.RunScores, "add", measured)
     out = score(base / "run", checkpoints="all")
     assert scored_steps(out) == [0, 1] and len(made) == 1
     assert sizes[0] == sizes[1] and min(sizes[0]) > 0
@@ -515,10 +515,10 @@ def test_processes_go_through_the_steps_of_the_first(monkeypatch):
 
 
 def test_few_checkpoints_have_their_clips_read():
-    points = [course.Point(step, [], {}) for step in range(40)]
+    points = [run_scores.Point(step, [], {}) for step in range(40)]
     asked = []
-    course._entries(points, asked.append, [], 8)
-    assert len(asked) == course.COLUMNS
+    run_scores._entries(points, asked.append, [], 8)
+    assert len(asked) == run_scores.COLUMNS
     assert asked[0] is points[0] and asked[-1] is points[-1]
 
 
@@ -527,9 +527,9 @@ def test_curves_have_bands():
         shares = {"motion": {"pass": statistics.proportion(right, 10)}}
         look = {scoring.FVD_TOY: statistics.Estimate(5 - right, 4 - right, 7 - right)}
         row = scoring.Row(f"{scoring.MODEL}, seed 0", shares=shares, look=look)
-        return course.Point(step, [row], {})
+        return run_scores.Point(step, [row], {})
 
-    charts = course._curves([point(100, 1), point(200, 3)], (0,))
+    charts = run_scores._curves([point(100, 1), point(200, 3)], (0,))
     assert [chart.title for chart in charts] == [
         *("Motion by checkpoint", "FVD-toy by checkpoint")
     ]

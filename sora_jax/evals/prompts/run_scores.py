@@ -59,7 +59,7 @@ class Point:
         return dataclasses.replace(summary.model_row(self.rows), name=self.name)
 
 
-class Course:
+class RunScores:
     """Scores checkpoints of a run and stores the scores.
 
     Args:
