@@ -170,11 +170,11 @@ def score(sampling: checkpoints.Sampling, scorer: results.Scorer) -> None:
 def finish(scorer: results.Scorer, material: samples.Material) -> None:
     """Scores clips, writes the report and prints it."""
     if jax.process_index() == 0:
-        page, out = scorer.page(material), pathlib.Path(FLAGS.out)
-        print(page.write(out))
-        print("".join(f"\nnot used: {sentence}" for sentence in page.failures))
+        evaluation, out = scorer.score(material), pathlib.Path(FLAGS.out)
+        print(evaluation.write(out))
+        print("".join(f"\nnot used: {sentence}" for sentence in evaluation.failures))
         files = f"{out / 'scores.json'}, {out / 'report.html'}"
-        print(f"protocol {page.manifest.digest()[:16]}; {files}")
+        print(f"protocol {evaluation.manifest.digest()[:16]}; {files}")
 
 
 def compare() -> None:

@@ -60,7 +60,7 @@ class Runs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Page:
+class Evaluation:
     """A finished evaluation.
 
     Attributes:
@@ -144,7 +144,7 @@ class Scorer:
         digest = self._clips.manifest["digest"]
         return {"features": self._network.sha256, "shards": digest}
 
-    def page(self, material: samples.Material) -> Page:
+    def score(self, material: samples.Material) -> Evaluation:
         """Scores the clips."""
         if self._reference is None:
             vae = trained_vae.load(self.runs.source) if self.runs.is_run else None
@@ -153,4 +153,4 @@ class Scorer:
             )
         result = scoring.score(material, self._reference, self._network)
         manifest = scoring.manifest(material, result, self._network, self.fps)
-        return Page(material, result, manifest, self.runs)
+        return Evaluation(material, result, manifest, self.runs)

@@ -103,7 +103,7 @@ class RunScores:
                     self.skip(str(error))
                     continue
                 if jax.process_index() == 0:
-                    self.add(step, self._scorer.page(material), saved)
+                    self.add(step, self._scorer.score(material), saved)
                     print(_line(self.point(step)), flush=True)
                     text = self.write()
         if jax.process_index() == 0:
@@ -146,25 +146,25 @@ class RunScores:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def add(self, step: int, page: results.Page, saved: str | None) -> None:
+    def add(self, step: int, evaluation: results.Evaluation, saved: str | None) -> None:
         """Stores the scores of a step and writes its report.
 
         Args:
           step: the step.
-          page: its scores.
+          evaluation: its scores.
           saved: identifies the checkpoint of that step, see `Sampling.saved`.
         """
         store = samples.Store(self.parts(step))
         videos = {
             f"{row}/{suite}": np.stack(clips[:SHOWN])
-            for row, by_suite in page.result.videos.items()
+            for row, by_suite in evaluation.result.videos.items()
             for suite, clips in by_suite.items()
         }
         # scores.json is written last: a step counts as scored once it exists.
         (self.folder(step) / "scores.json").unlink(missing_ok=True)
         store.get("shown", self._of(step, saved), lambda: videos)
         more = {"made_with": self._key, "saved": saved}
-        page.write(self.folder(step), more)
+        evaluation.write(self.folder(step), more)
 
     def _of(self, step: int, saved: str | None) -> dict[str, Any]:
         return {"key": self._key, "step": step, "saved": saved}
