@@ -1,12 +1,12 @@
-"""Does the video VAE keep more of real footage than principal components of its size?
+"""Compares the video VAE with principal components of the same size on real footage.
 
     python -m experiments.real_footage --clips FOLDER --out runs/real [--num_steps 1500]
 
-Of every video of the folder the last second is held out. The VAE is trained on random
-crops of the rest; the principal components are those of the rest's blocks of the same
-size in time, height and width, and as many as the VAE has latent channels (blocks of
-one frame for the first frame, as in the VAE). Both give back the last second whole.
-Writes scores.json and side_by_side.png: truth, VAE, principal components.
+The last second of every video is held out. The VAE is trained on random crops of the rest.
+The principal components are fitted on blocks of the rest, of the size that a latent covers
+in time, height and width, and are as many as the VAE's latent channels (blocks of one
+frame for the first frame, as in the VAE). Both reconstruct the complete last second.
+Writes scores.json and side_by_side.png: original, VAE, principal components.
 
 Letters: n blocks, t time, h height, w width, c channels, k components.
 """
@@ -38,7 +38,7 @@ VAE = video_vae.Config(
 
 
 def read(folder: pathlib.Path, size: tuple[int, int]) -> list[np.ndarray]:
-    """The videos of a folder at FPS, uint8 [t, h, w, 3]; at most ten seconds of each."""
+    """Reads at most ten seconds of each video of a folder at FPS: uint8 [t, h, w, 3]."""
     found = []
     for path in sorted(folder.glob("*.mp4")):
         seconds = np.arange(0, min(video_io.probe(path).seconds, 10), 1 / FPS)
@@ -49,13 +49,13 @@ def read(folder: pathlib.Path, size: tuple[int, int]) -> list[np.ndarray]:
 
 
 def split(video_thwc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is trained on, and the last second: 1 + 4n frames."""
+    """Splits off the last second: 1 + 4n frames."""
     held = 1 + 4 * int((FPS - 1) // 4)
     return video_thwc[:-held], video_thwc[-held:]
 
 
 def by_components(train: list, held_thwc: np.ndarray, config) -> np.ndarray:
-    """The held-out second as principal components of the VAE's size give it back."""
+    """Reconstructs the held-out second from principal components of the VAE's size."""
     space, k, parts = config.spatial_stride, config.latent_channels, []
     for time, frames in ((1, held_thwc[:1]), (config.temporal_stride, held_thwc[1:])):
         sample = [
@@ -70,7 +70,7 @@ def by_components(train: list, held_thwc: np.ndarray, config) -> np.ndarray:
 
 
 def unblock(blocks_nm: np.ndarray, shape: tuple[int, ...], time: int) -> np.ndarray:
-    """Undoes `principal.blocks`."""
+    """Inverts `principal.blocks`."""
     t, h, w, c = shape
     space = math.isqrt(blocks_nm.shape[1] // (c * time))
     x = blocks_nm.reshape(t // time, h // space, w // space, c, time, space, space)
@@ -78,7 +78,7 @@ def unblock(blocks_nm: np.ndarray, shape: tuple[int, ...], time: int) -> np.ndar
 
 
 def crops(train: list, batch_size: int):
-    """What the loop takes: random crops, a function of the step."""
+    """Returns a source of batches for the loop: random crops, a function of the step."""
 
     def batches(start):
         def rows():
@@ -91,7 +91,7 @@ def crops(train: list, batch_size: int):
                     room = np.array(video.shape[:3]) - CROP + 1
                     t, h, w = random.integers(0, room)
                     crop = video[t : t + CROP[0], h : h + CROP[1], w : w + CROP[2]]
-                    # Mirrored and played backwards it is as good a video to rebuild.
+                    # Mirrored and reversed crops are valid videos too.
                     time, width = 1 - 2 * random.integers(0, 2, size=2)
                     picked.append(crop[::time, :, ::width])
                 yield {"video": np.stack(picked)}

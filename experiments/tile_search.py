@@ -1,15 +1,15 @@
-"""Which tiles of scores JAX's splash kernel takes on a device, and which are fastest.
+"""Finds the fastest tile sizes of JAX's splash attention kernel on a device.
 
     python -m experiments.tile_search [--head_size 128] [--write]
     python -m experiments.tile_search --topology v6e:2x2 [--write]
 
 On a TPU every candidate is timed. With `--topology` it is compiled for one device of a
-slice that need not be there (libtpu), and its time is the estimate of `preflight`: with
-what a core spends between two tiles it prefers the largest that fit. To fit, a tile leaves
-a part of VMEM free, since within a model the same kernel asks for up to a fifth more, and
-it does so both for rows of whole tiles and for others, whose rest is hidden. Value first,
-then the gradient with the best value. `--write` keeps the fastest in
-sora_jax/models/splash_tiles.json, from which attention takes them.
+slice (with libtpu, without the slice), and its time is estimated as in `preflight`; since
+this includes the time of a core between two tiles, the largest that fit are preferred. A
+tile must leave a part of VMEM free, since the same kernel needs up to a fifth more inside
+a model, both for rows of whole tiles and for rows with a masked remainder. The forward
+pass is searched first, then the gradient with the best forward tile. `--write` stores the
+fastest in sora_jax/models/splash_tiles.json, which attention reads.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from sora_jax.models import attention, splash_attention
 
 QUERIES, KEYS = (512, 1024, 2048, 4096), (512, 1024, 2048)
 ROUNDS = 5
-# What XLA lets a kernel take of VMEM, in KiB, and how much of it a tile may take here.
+# VMEM that XLA gives to a kernel, in KiB, and the share of it that a tile may use.
 VMEM = {"v5e": 16_384, "v5p": 16_384, "v6e": 32_768, "tpu7x": 32_768}
 SHARE = 0.75
 
 
 def program(tiles: splash_attention.Tiles, graded: bool):
-    """Attention with what its gradient keeps, or all three gradients, in these tiles."""
+    """Returns attention with its residuals, or all three gradients, with these tiles."""
 
     def attend(*qkv):
         return attention.splash(*qkv, tiles=tiles)
@@ -52,7 +52,7 @@ def program(tiles: splash_attention.Tiles, graded: bool):
 
 
 def seconds(compiled, device, qkv) -> float:
-    """The median of some runs; an estimate where the device is not there."""
+    """Returns the median of some runs; an estimate without the device."""
     if isinstance(qkv[0], jax.ShapeDtypeStruct):
         chip = chips.CHIPS[chips.kind_of(device)]
         work = step_time.work_of(hlo.parse(compiled.as_text()), chip, chips.REACHED, 1)
@@ -66,12 +66,14 @@ def seconds(compiled, device, qkv) -> float:
 
 
 def search(device, qkv, whole, graded: bool, best: splash_attention.Tiles):
-    """The fastest tile of value or gradient; prints each.
+    """Returns the fastest tile of value or gradient; prints each.
 
     Args:
-      device: that is searched for.
-      qkv: what attention is timed with; whole: shapes of whole tiles.
-      graded: whether the gradient is meant. best: tiles of all else.
+      device: the device.
+      qkv: inputs of attention, or their shapes.
+      whole: shapes of whole tiles.
+      graded: whether to search for the gradient's tile.
+      best: the other tiles.
     """
     found = {}
     most = int(SHARE * VMEM[chips.kind_of(device)])
@@ -93,8 +95,8 @@ def search(device, qkv, whole, graded: bool, best: splash_attention.Tiles):
         raise SystemExit("tile_search: no tile fits")
 
     def order(tile):
-        # What no digit tells apart: the squarer tile brings less into VMEM, and then that
-        # of more queries, for which keys are brought less often.
+        # For equal times: the squarer tile loads less into VMEM; then that with more
+        # queries, for which keys are loaded less often.
         return float(f"{found[tile]:.3g}"), abs(math.log(tile[0] / tile[1])), -tile[0]
 
     return min(found, key=order)
@@ -111,7 +113,9 @@ def main() -> None:
     args = parser.parse_args()
     largest = max(*QUERIES, *KEYS)
     if args.tokens < 2 * largest or args.heads < 1:
-        parser.error(f"tiles of {largest} ask for {2 * largest} tokens, and a head")
+        parser.error(
+            f"tiles of {largest} need {2 * largest} tokens and one head or more"
+        )
     xla_flags.set_defaults()
     if args.topology:
         try:
@@ -121,7 +125,7 @@ def main() -> None:
     else:
         device = jax.local_devices()[0]
     if device.platform != "tpu":
-        parser.error("this is no TPU; --topology compiles for one that is not there")
+        parser.error("this is not a TPU; --topology compiles without one")
     size = (1, args.tokens, args.heads, args.head_size)
     mesh = meshes.make_mesh({"fsdp": 1}, [device])
     with jax.set_mesh(mesh):

@@ -1,11 +1,10 @@
-"""Trains the toy state network whose features FVD-toy uses, and writes its weights.
+"""Trains the toy state network, whose features FVD-toy uses, and writes its weights.
 
     python -m experiments.train_state_network --out sora_jax/evals/features/weights
 
-takes about six minutes on two cores and prints, at the end, how well the state is read
-from scenes that were not trained on, clean and blurred. The weights in the repository
-were made by this command; since every FVD-toy depends on them, train anew only together
-with a new name.
+takes about six minutes on two cores. At the end it prints how well the state is read from
+test scenes, clean and blurred. The weights in the repository were trained by this command.
+Since every FVD-toy depends on them, new weights need a new name.
 
 Letters: b clips, t frames, h height, w width, c channels, k colours, m moments, x
 (right, down).
@@ -32,11 +31,11 @@ TIER = "tw32"
 COLOURS = tuple(scenes.PALETTE)
 SIDES = tuple(scenes.RELATIONS)
 BLUR, NOISE = 1.2, 12 / 127.5  # largest blur (pixels) and noise of the augmentation
-HELD_OUT_SHARE = 0.15  # the features must know what the model under test may not
+HELD_OUT_SHARE = 0.15  # scenes with combinations that are held out from denoisers
 
 
 def read_batch(split_seed: int, start: int, count: int) -> dict[str, np.ndarray]:
-    """Renders scenes start .. start + count with their targets."""
+    """Renders scenes start to start + count with their targets."""
     rows = []
     for index in range(start, start + count):
         held_out = (index * 0.618034) % 1 < HELD_OUT_SHARE
@@ -47,7 +46,7 @@ def read_batch(split_seed: int, start: int, count: int) -> dict[str, np.ndarray]
 
 
 def targets(scene: scenes.Scene) -> dict[str, np.ndarray]:
-    """The state as the heads of the network give it, with what is defined of it."""
+    """Returns the state of a scene in the format of the network's heads."""
     zoom_t = np.exp(scene.camera[:, 2])
     offset = scene.pos - scene.camera[:, None, :2]
     screen = offset * zoom_t[:, None, None] / scene.size  # frame widths from centre
@@ -69,7 +68,7 @@ def targets(scene: scenes.Scene) -> dict[str, np.ndarray]:
         found["velocity"][at] = (path_tx[-1] - path_tx[0]) * scene.size / last
         radius = np.mean([scene.objects[i].radius for i in members])
         found["radius"][at] = radius * zoom_t[last // 2]
-    # The background moves against the camera.
+    # The background moves opposite to the camera.
     shift = (scene.camera[0, :2] - scene.camera[-1, :2]) / last
     growth = scene.camera[-1, 2] - scene.camera[0, 2]
     found["camera"] = np.array([*shift, growth], np.float32)
@@ -87,7 +86,7 @@ def spoil(key: jax.Array, video_bthwc: jax.Array) -> tuple[jax.Array, jax.Array]
     """Blurs the first half of the clips and adds noise, as in generated video.
 
     Returns:
-      the clips, and the blur (pixels) and noise (of 1) of each: [b, 2].
+      The clips, and blur (pixels) and noise (standard deviation) of each: [b, 2].
     """
     keys = jax.random.split(key, 3)
     half = len(video_bthwc) // 2
@@ -102,12 +101,12 @@ def spoil(key: jax.Array, video_bthwc: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def gaussian_blur(video_bthwc: jax.Array, sigma_b: jax.Array) -> jax.Array:
-    """Blurs height and width of each clip with a sigma of its own, in pixels."""
+    """Blurs height and width of each clip with its own sigma, in pixels."""
     size = video_bthwc.shape[2]
     away = jnp.arange(size)[:, None] - jnp.arange(size)
     kernel = jnp.exp(-0.5 * jnp.square(away / jnp.maximum(sigma_b, 0.1)[:, None, None]))
     kernel = kernel / kernel.sum(2, keepdims=True)
-    # One product a side is several times faster on a CPU than shifted sums.
+    # One matrix product per axis is several times faster on a CPU than shifted sums.
     return jnp.einsum(
         "bij,bkl,btjlc->btikc", kernel, kernel, video_bthwc, optimize="optimal"
     )
@@ -116,7 +115,7 @@ def gaussian_blur(video_bthwc: jax.Array, sigma_b: jax.Array) -> jax.Array:
 def losses(
     read: Mapping[str, jax.Array], batch: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """One mean loss a head; what a clip does not have (a colour, a side) is not asked."""
+    """Returns the mean loss of each head, over clips that have its colour or side."""
     entropy = optax.softmax_cross_entropy_with_integer_labels
     there_bk = (batch["count"] > 0).astype(jnp.float32)
     sided_b = (batch["side"] >= 0).astype(jnp.float32)
@@ -144,7 +143,7 @@ def losses(
 
 
 def figures(read: Mapping, batch: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Shares that are right, and root mean squares of what is measured."""
+    """Returns accuracies of classes, and root mean square errors of measured values."""
     there, sided = batch["count"] > 0, batch["side"] >= 0
     right = {
         name: np.asarray(read[name]).argmax(-1) == batch[name]
@@ -196,7 +195,7 @@ def train(num_steps: int, batch_size: int, seed: int) -> feature_net.StateNetwor
 
     params = jax.jit(networks.init)(jax.random.key(seed))
     state = optimizer.init(params)
-    # The default generator would take a third of the time of a step on a CPU.
+    # The default generator takes a third of the time of a step on a CPU.
     root = jax.random.key(seed, impl="unsafe_rbg")
     with progress.Progress(num_steps, "train", "steps") as line:
         for number in range(num_steps):

@@ -1,11 +1,11 @@
-"""How many steps are worth their time, and how much guidance do they want?
+"""Numbers of sampling steps by guidance scales.
 
     python -m experiments.sweep --sweep experiments/sweeps/guidance_by_steps.py \\
         --out runs/guidance_by_steps --set model=runs/quickstart/model \\
         --set shards=runs/quickstart/shards
 
-Guidance asks the network twice a step, so that 20 steps without it cost what 10 with it
-do. Which of the two puts the named colours on the right sides more often?
+Guidance evaluates the network twice per step, so 20 steps without it cost as much as 10
+with it.
 """
 
 from experiments.sweeping.points import Sweep, axis, product, prompts

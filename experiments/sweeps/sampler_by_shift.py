@@ -1,12 +1,12 @@
-"""Which solver, and where along the noise levels should its steps lie?
+"""Solvers by shifts of the noise levels.
 
     python -m experiments.sweep --sweep experiments/sweeps/sampler_by_shift.py \\
         --out runs/sampler_by_shift --set model=runs/quickstart/model \\
         --set shards=runs/quickstart/shards
 
-A shift of 1 spaces the levels evenly; more of it spends the steps near pure noise, where
-the toy's captions are decided (experiments/noise_band.py). Heun asks the network twice
-a step but for the last, so it is given half the steps.
+A shift of 1 spaces the levels evenly; a larger one moves steps towards pure noise, where
+the toy's captions are decided (experiments/noise_band.py). Heun evaluates the network
+twice per step except in the last, so it gets half the steps.
 """
 
 from experiments.sweeping.points import Sweep, axis, product, prompts, zipped

@@ -55,11 +55,11 @@ def test_the_fastest_that_fits_is_found(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "given, said",
     [
-        (("--tokens", "1000"), "tiles of 4096 ask for 8192 tokens"),
+        (("--tokens", "1000"), "tiles of 4096 need 8192 tokens"),
         (("--heads", "0"), "and a head"),
         (("--head_size", "64"), "invalid choice: 64"),
         (("--topology", "v6e:9x9"), "v6e:9x9"),
-        ((), "this is no TPU"),
+        ((), "this is not a TPU"),
     ],
 )
 def test_what_cannot_be_searched_is_said(monkeypatch, capsys, given, said):
