@@ -83,12 +83,12 @@ def test_an_edited_protocol_is_noticed():
         protocol.compare(edited, edited)
 
 
-def test_text_digest_knows_where_a_text_ends():
+def test_text_digest_depends_on_where_texts_end():
     assert protocol.text_digest(["ab", "c"]) != protocol.text_digest(["a", "bc"])
     assert protocol.text_digest(["ab", "c"]) != protocol.text_digest(["c", "ab"])
 
 
-def test_code_digest_ignores_words_and_sees_numbers():
+def test_code_digest_ignores_comments_and_sees_numbers():
     code = '"""Doc."""\n\n\ndef f(x):\n    """Says."""\n    return x + 1  # why\n'
     reworded = '"""Other."""\ndef f(x):\n    return x + 1\n'
     assert protocol.bare_code(code) == protocol.bare_code(reworded)

@@ -7,13 +7,13 @@ from experiments.bench import features
 
 
 @pytest.mark.peers
-def test_both_compute_the_same_before_they_are_timed(peers_python):
+def test_results_are_compared_before_timing(peers_python):
     ratios = features.compare(peers_python, 1, 1, ("1 channels_last",))
     assert ratios.keys() == {"1 channels_last"} and ratios["1 channels_last"] > 0
 
 
 @pytest.mark.parametrize("wrong", [1.001, np.nan])
-def test_nothing_is_timed_that_differs(wrong):
+def test_different_results_are_not_timed(wrong):
     features.check(np.ones((2, 3)), np.ones((2, 3)))
     with pytest.raises(ValueError, match="features of 2 clips differs from the peer's"):
         features.check(wrong * np.ones((2, 3)), np.ones((2, 3)))

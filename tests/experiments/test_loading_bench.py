@@ -3,7 +3,7 @@
 from experiments.bench import loading
 
 
-def test_the_host_never_holds_the_weights_twice(tmp_path):
+def test_the_host_holds_the_weights_at_most_once(tmp_path):
     folder = tmp_path / "transformer"
     loading.write(folder, 0.2)
     floor = loading.measure("safetensors", folder)

@@ -38,7 +38,7 @@ def test_the_band_is_where_the_matched_filter_falls():
     assert abs(matched_filter(high) - 0.55) < 0.03
 
 
-def test_templates_read_what_no_line_can():
+def test_templates_separate_what_is_not_linear():
     # the class is whether two numbers have the same sign
     rng = np.random.default_rng(0)
     signs = rng.choice([-1, 1], (2000, 2)).astype(np.float32)

@@ -19,7 +19,7 @@ def compare(python, rows=ROWS, config=TINY):
 
 
 @pytest.mark.peers
-def test_the_denoiser_computes_what_diffusers_does_before_it_is_timed(peers_python):
+def test_the_denoiser_agrees_with_diffusers_before_timing(peers_python):
     rows = compare(peers_python)
     assert [made["name"] for made in rows] == [f"tiny float32 {row}" for row in ROWS]
     assert all(made["ratios"]["eager"] > 0 for made in rows)
@@ -27,7 +27,7 @@ def test_the_denoiser_computes_what_diffusers_does_before_it_is_timed(peers_pyth
 
 
 @pytest.mark.peers
-def test_no_ratio_where_results_differ(peers_python, monkeypatch):
+def test_no_ratio_if_results_differ(peers_python, monkeypatch):
     ours = denoiser.our_operations
 
     def other(config, params, inputs, steps):
@@ -46,7 +46,7 @@ def test_without_a_peer_only_ours_is_timed():
 
 
 @pytest.mark.peers
-def test_attention_is_torchs_and_the_stock_operations(peers_python, tmp_path):
+def test_attention_agrees_with_torch_and_jax(peers_python, tmp_path):
     forms = ["stock", "reference", "chunked", "sdpa"]
     rows = attention.compare((2, 40, 3, 8), "float32", forms, peers_python, 2)
     assert [set(made["ratios"]) for made in rows] == [{*forms}] * 2
@@ -72,7 +72,7 @@ def test_turns_alternate_and_a_ratio_is_the_median_of_rounds():
 
 
 @pytest.mark.parametrize("last, noisy", [(1.1, False), (1.3, True)])
-def test_times_that_differ_are_no_result(last, noisy):
+def test_times_that_vary_are_noisy(last, noisy):
     times = {"ours": [1.0, 1.0, last], "sdpa": [1.0, 1.0, 1.0]}
     made = side_by_side.row("a row", times, {"sdpa": 1.2})
     assert made["noisy"] is noisy
@@ -81,7 +81,7 @@ def test_times_that_differ_are_no_result(last, noisy):
 
 
 @pytest.mark.parametrize("wrong", [1.001, np.nan])
-def test_what_differs_is_refused(wrong):
+def test_different_results_are_refused(wrong):
     side_by_side.check("same", np.ones(3), np.ones(3), 1e-4)
     with pytest.raises(ValueError, match="other differs from the peer's"):
         side_by_side.check("other", wrong * np.ones(3), np.ones(3), 1e-4)

@@ -200,7 +200,7 @@ def test_settings_are_flags_of_the_job():
     assert sizes <= set(points.SHARED)
 
 
-def test_a_checkpoint_is_named_so_that_a_point_stays_what_it_is(tmp_path):
+def test_the_newest_checkpoint_is_filled_in(tmp_path):
     for step in (250, 1000, 500):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
     given = {"model": str(tmp_path), "shards": "shards"}
@@ -211,7 +211,7 @@ def test_a_checkpoint_is_named_so_that_a_point_stays_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_the_sweeps_that_come_along_can_be_run(file, tmp_path):
+def test_shipped_sweeps_can_be_run(file, tmp_path):
     (tmp_path / "checkpoints" / "500").mkdir(parents=True)
     sweep = points.load(file)
     found = points.resolve(sweep, {"model": str(tmp_path), "shards": "shards"})
@@ -251,7 +251,7 @@ def test_a_sweep_runs_all_its_points_once(bench):
     assert "holds another sweep" in said and "num_inference_steps: 20, now 30" in said
 
 
-def test_a_point_that_fails_stops_no_other_and_is_run_again(bench):
+def test_a_failed_point_is_run_again_and_stops_no_other(bench):
     bench.behave(fail=["--num_inference_steps=10"])
     code, printed, said = bench.run()
     assert code == 1 and len(bench.calls()) == 6
@@ -335,7 +335,7 @@ def test_points_are_submitted_and_collected(bench):
     assert len(later.read_text().splitlines()) == 6 + 4
 
 
-def test_the_words_of_a_launcher():
+def test_placeholders_of_a_launcher():
     entry = indices.Entry("id5", "", {}, "waiting", [], "out/points/id5/log.txt")
     words = ["sh", "out/points/id5/job.sh"]
     assert runner.launch_words("srun -n 1 {command}", entry) == [
@@ -355,7 +355,7 @@ def test_the_words_of_a_launcher():
 
 
 @pytest.mark.parametrize("lower_is_better", [False, True])
-def test_the_front_is_what_no_other_point_beats(lower_is_better):
+def test_the_pareto_front(lower_is_better):
     rng = random.Random(0)
     sign = -1 if lower_is_better else 1
     for _ in range(200):

@@ -62,7 +62,7 @@ def test_the_fastest_that_fits_is_found(monkeypatch, capsys):
         ((), "this is not a TPU"),
     ],
 )
-def test_what_cannot_be_searched_is_said(monkeypatch, capsys, given, said):
+def test_what_cannot_be_searched_is_refused(monkeypatch, capsys, given, said):
     monkeypatch.setattr("sys.argv", ["tile_search", *given])
     with pytest.raises(SystemExit) as ended:
         tile_search.main()
@@ -70,7 +70,7 @@ def test_what_cannot_be_searched_is_said(monkeypatch, capsys, given, said):
     assert ended.value.code == 2 and said in printed and "Traceback" not in printed
 
 
-def test_other_errors_are_not_taken_for_a_tile_that_does_not_fit(monkeypatch):
+def test_other_compiler_errors_are_raised(monkeypatch):
     fake(monkeypatch, word="INTERNAL")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         tile_search.search(Device(), (), (), False, splash_attention.Tiles())

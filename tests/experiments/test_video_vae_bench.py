@@ -18,7 +18,7 @@ TINY = dataclasses.replace(
 
 
 @pytest.mark.peers
-def test_both_compute_the_same_before_they_are_timed(peers_python):
+def test_results_are_compared_before_timing(peers_python):
     ratios = video_vae.compare(peers_python, TINY, (5, 16, 24), 1)
     names = ("encode", "decode", "train", "conv3d", "conv3d_channels_last")
     assert set(ratios) == set(names)
@@ -26,14 +26,14 @@ def test_both_compute_the_same_before_they_are_timed(peers_python):
 
 
 @pytest.mark.parametrize("wrong", [1.001, np.nan])
-def test_nothing_is_timed_that_differs(wrong):
+def test_different_results_are_not_timed(wrong):
     ours, theirs = {"conv3d": np.ones(3)}, {"conv3d_channels_last": np.ones(3)}
     video_vae.check(ours, theirs)
     with pytest.raises(ValueError, match="conv3d_channels_last differs"):
         video_vae.check({"conv3d": wrong * np.ones(3)}, theirs)
 
 
-def test_a_long_video_is_held_to_its_memory(capsys):
+def test_a_long_video_stays_within_its_memory(capsys):
     video_vae.minute(TINY, 9, (16, 24), 1, 2e9)
     assert "9 frames of (16, 24)" in capsys.readouterr().out
     with pytest.raises(ValueError, match="9 frames took"):

@@ -38,7 +38,7 @@ def test_resized_as_torch_does(torch_resized, method):
 
 
 @pytest.mark.peers
-def test_the_ways_differ(torch_resized):
+def test_resizing_methods_differ(torch_resized):
     """So that one under another's name would be seen."""
     case = torch_resized[0]
     for one in METHODS:
@@ -47,7 +47,7 @@ def test_the_ways_differ(torch_resized):
                 assert np.abs(case[one] - case[other]).max() > 5
 
 
-def test_where_pixels_are_read():
+def test_positions_of_output_pixels():
     """Two pixels made four, by hand."""
     assert resize.places("tf", 2, 4).tolist() == [0, 0.5, 1, 1.5]
     np.testing.assert_allclose(resize.places("align_corners", 2, 4) * 3, range(4))
@@ -56,7 +56,7 @@ def test_where_pixels_are_read():
         np.testing.assert_allclose(resize.matrix(method, 2, 4)[-1], [0, 1])
 
 
-def test_the_middle_is_cut_out():
+def test_the_centre_is_cropped():
     video = np.zeros((1, 1, 8, 16, 3), np.float32)
     video[:, :, :, 4:12] = 1
     cut = np.asarray(resize.resize(video, 8, "half_pixel, cropped"))
@@ -66,6 +66,6 @@ def test_the_middle_is_cut_out():
     assert resize.resize(video, 4, "tf, cropped").shape == (1, 1, 4, 4, 3)
 
 
-def test_an_unknown_way_is_named():
+def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match="'linear', it must be one of tf, tf, cropped"):
         resize.resize(np.zeros((1, 1, 2, 2, 3), np.float32), 4, "linear")

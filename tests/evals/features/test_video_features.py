@@ -105,7 +105,7 @@ def test_pixels_are_scaled_as_each_score_wants():
     np.testing.assert_allclose(seen["vjepa"], wanted, rtol=1e-5)
 
 
-def test_the_way_of_resizing_counts_and_is_told():
+def test_the_resizing_changes_features_and_is_recorded():
     video = clips(2)
     found = {}
     for name in ("half_pixel", "tf", "half_pixel, cropped"):
@@ -118,7 +118,7 @@ def test_the_way_of_resizing_counts_and_is_told():
         networks.VideoFeatures(tiny("videomae"), resize="area")
 
 
-def test_options_that_a_network_has_not():
+def test_options_that_a_network_does_not_have():
     with pytest.raises(ValueError, match="videomae has a fixed number of frames"):
         networks.VideoFeatures(tiny("videomae"), num_frames=8)
     with pytest.raises(ValueError, match="videomae needs 4 frames, the clips have 3"):
@@ -128,7 +128,7 @@ def test_options_that_a_network_has_not():
 
 
 @pytest.mark.parametrize("name", list(networks.KNOWN))
-def test_missing_weights_are_one_sentence(tmp_path, name):
+def test_missing_weights_are_named_in_one_sentence(tmp_path, name):
     """Which file, from where, how it is made ready, and what works without it."""
     known = networks.KNOWN[name]
     for folder, where in (
@@ -143,7 +143,7 @@ def test_missing_weights_are_one_sentence(tmp_path, name):
         assert "without it FVD-toy" in text and "can be computed" in text
 
 
-def test_the_toys_weights_are_built_in():
+def test_weights_of_the_toy_are_built_in():
     network = networks.open("toy", batch_size=4)
     assert network(clips(2, frames=9, size=32)).shape == (2, 96)
 

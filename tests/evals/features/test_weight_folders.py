@@ -102,7 +102,7 @@ def test_both_ports_files(files, tensors, convert, tmp_path, layout, eps):
 
 
 @pytest.mark.peers
-def test_an_epsilon_must_be_said(files, convert, tmp_path):
+def test_an_epsilon_is_required(files, convert, tmp_path):
     message = convert(files / "piergiaj.pt", tmp_path / "i3d")
     assert "two epsilons" in message and "--eps 1e-5" in message
     assert not (tmp_path / "i3d").exists()
@@ -142,7 +142,7 @@ def test_a_torchscript_needs_trust(files, tensors, convert, tmp_path, name):
 
 
 @pytest.mark.peers
-def test_a_torchscript_that_computes_something_else(files, convert, tmp_path):
+def test_a_torchscript_with_another_output_is_refused(files, convert, tmp_path):
     source = files / "other.pt"
     sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
     message = convert(source, tmp_path / "i3d", trust_torchscript=True, sha256=sha256)

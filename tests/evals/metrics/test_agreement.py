@@ -115,7 +115,7 @@ def test_the_control_is_what_other_captions_get(tmp_path):
     assert clip.compare(frames_nd[:0], []) == ([], [])
 
 
-def test_captions_lie_where_prepare_reads_them(tmp_path):
+def test_captions_are_found_as_in_prepare(tmp_path):
     names = ["a.mp4", "b.npy", "c", "d/e.mp4", "f.mp4", "g.mp4"]
     (tmp_path / "d").mkdir()
     (tmp_path / "a.json").write_text('{"prompt": "a recipe", "seed": 3}')

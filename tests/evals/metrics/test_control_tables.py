@@ -90,13 +90,13 @@ def test_motion_distance_of_a_set_in_which_all_moves_right(seed):
     assert len(table.steps) == 4
 
 
-def test_too_few_clips_for_the_features_are_asked_no_order():
+def test_orders_are_not_tested_with_fewer_clips_than_features():
     table = right_moving_table(0, 12, control_metrics.FVD, num_resamples=16)
     assert table.not_asked == {"FVD-toy": "12 clips are fewer than the 96 features"}
     assert not table.steps
 
 
-def test_a_wrong_order_is_told():
+def test_a_wrong_order_is_reported():
     video = clips("motion", 12, 0)
     wrong = control_metrics.Metric(
         "wrong", lambda c: c.video_nthwc.mean((1, 2, 3, 4)), ((GIVEN, controls.STILL),)
@@ -116,7 +116,7 @@ def test_a_wrong_order_is_told():
     assert "- still: !NONE!" in table.as_text()
 
 
-def test_what_does_not_move_counts_as_stated():
+def test_still_clips_count_as_stated():
     video = clips("motion", 4, 0)
     half = np.concatenate([video[:2], np.repeat(video[2:, :1], 9, axis=1)])
     metric = control_metrics.Metric(

@@ -15,7 +15,7 @@ def clips(count, family, seed=0):
 
 
 @pytest.mark.parametrize("family", ["motion", "motion_binding", "camera"])
-def test_joined_clips_and_whole_ones(family):
+def test_cuts_of_joined_clips_are_found(family):
     """Seeds 11 and 12 were not used for the limits."""
     for seed in (11, 12):
         video = clips(32, family, seed)
@@ -34,7 +34,7 @@ def test_joined_clips_and_whole_ones(family):
         assert pooled.asked == 32 and pooled.f1 >= 0.98
 
 
-def test_what_is_no_cut():
+def test_changes_that_are_not_cuts():
     video = clips(8, "motion")
     still = np.repeat(video[:, :1], 9, axis=1)
     assert cuts.detect(still) == [[]] * 8

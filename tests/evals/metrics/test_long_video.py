@@ -14,7 +14,7 @@ def clips(count, split="test_len", seed=0):
     return np.stack([render.render(scene) for scene in scenes])
 
 
-def test_constructed_slopes_come_back():
+def test_known_slopes_are_measured():
     """A still picture that fades: every series is a straight line that is known."""
     picture = clips(1)[:, :1].astype(np.float64) / 255
     fade = np.linspace(0, 0.4, 17)[None, :, None, None, None]
@@ -35,7 +35,7 @@ def test_an_outlying_frame_does_not_tilt_the_slope():
     assert long_video.slope(values) == pytest.approx(0.01)
 
 
-def test_motion_is_no_drift():
+def test_motion_is_not_drift():
     video = clips(8)
     fading = controls.make(video, names=[controls.DRIFT])[controls.DRIFT]
     true, faded = (long_video.drift(v, fps=8) for v in (video, fading))
@@ -44,7 +44,7 @@ def test_motion_is_no_drift():
     assert (faded["contrast"] < 0).all() and (faded["sharpness"] < 0).all()
 
 
-def test_a_seam_stands_out_where_it_is_and_nowhere_else():
+def test_only_frames_at_a_seam_score_high():
     video = clips(8)
     assert long_video.seam_score(video, [8]).max() < 2
     for spoil in (controls.frame_dropped, controls.frame_twice):
@@ -55,7 +55,7 @@ def test_a_seam_stands_out_where_it_is_and_nowhere_else():
     assert not long_video.seam_score(np.repeat(video[:, :1], 17, axis=1), [8]).any()
 
 
-def test_the_seam_score_is_what_it_says():
+def test_the_seam_score_has_its_formula():
     """Steps of 10, 12, 14, 40, 10, 12, 14 of 255: (40 - 12) / (1.4826 * 2)."""
     levels = np.cumsum([0, 10, 12, 14, 40, 10, 12, 14])
     video = np.broadcast_to(levels[None, :, None, None, None], (1, 8, 4, 4, 3)).astype(

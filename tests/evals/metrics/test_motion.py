@@ -155,7 +155,7 @@ def test_the_motion_distance_sees_a_reversal_and_no_blur():
     assert far["time-reversed"] > 10 * far["given"]
 
 
-def test_company_does_not_matter():
+def test_clips_are_measured_independently():
     video = np.concatenate([sliding(np.arange(6) * k / 3) for k in range(4)])
     together = motion.smoothness(video)
     alone = [motion.smoothness(clip[None])[0] for clip in video]

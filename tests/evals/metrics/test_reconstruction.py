@@ -44,7 +44,7 @@ def reference_ssim(a, b):
     return np.mean(values)
 
 
-def test_ssim_is_that_of_the_paper(clips):
+def test_ssim_agrees_with_the_paper(clips):
     random = np.random.default_rng(1)
     noisy = np.clip(clips + 0.1 * random.normal(size=clips.shape), 0, 1)
     found = reconstruction.ssim(clips, noisy.astype(np.float32))
@@ -59,7 +59,7 @@ def test_psnr_of_a_known_error(clips):
     np.testing.assert_allclose(reconstruction.psnr(clips, clips), 100)
 
 
-def test_flicker_is_what_changes_and_not_what_stands_still(clips):
+def test_a_constant_error_does_not_flicker(clips):
     steady = clips + 0.1
     flickers = clips + 0.1 * (-1.0) ** np.arange(5)[None, :, None, None, None]
     np.testing.assert_allclose(reconstruction.flicker(clips, steady), 0, atol=1e-6)
@@ -117,7 +117,7 @@ def test_lpips_is_measured_where_weights_are_given(tmp_path, monkeypatch):
     np.testing.assert_allclose(lpips(truth, frames), whole, rtol=1e-5)
 
 
-def test_large_clips_come_back_in_chunks_as_they_do_at_once(monkeypatch):
+def test_large_clips_are_the_same_in_chunks(monkeypatch):
     random = np.random.default_rng(0)
     video = random.integers(0, 256, (2, 9, 8, 8, 3), np.uint8)
     params = jax.jit(trained_vae.networks_of(VAE).init)(jax.random.key(0))["vae"]

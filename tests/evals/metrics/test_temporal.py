@@ -22,7 +22,7 @@ def test_estimated_flow_of_a_translation(velocity):
     assert motion.followed_bphw.mean() > 0.75
 
 
-def test_what_leaves_the_frame_is_not_followed():
+def test_pixels_that_leave_the_frame_are_not_tracked():
     motion = temporal.estimate(drifting_texture((2.5, 0.0)))
     assert not motion.followed_bphw[..., -2:].any()
     assert motion.followed_bphw[..., 4:-6].mean() > 0.9
@@ -47,7 +47,7 @@ def test_estimate_agrees_with_the_renderer_inside_objects():
     assert np.median(np.linalg.norm(estimated.flow_bphwx, axis=-1)[~moving]) < 0.2
 
 
-def test_exact_flow_shows_what_is_spoilt():
+def test_exact_flow_exposes_spoilt_clips():
     """Along the true motion a still video has an error, and a shuffled one more."""
     scenes = motion_scenes(12)
     video = np.stack([render.render(scene) for scene in scenes])
@@ -123,7 +123,7 @@ def test_both_directions_are_those_of_the_reversed_clips(monkeypatch):
         np.testing.assert_array_equal(motion.followed_bphw, wanted.followed_bphw)
 
 
-def test_nothing_followed_is_not_a_number_but_known():
+def test_clips_without_tracked_pixels_have_nan():
     clip = drifting_texture((0.0, 0.0))
     nothing = temporal.Motion(
         np.zeros((1, 4, 40, 40, 2), np.float32), np.zeros((1, 4, 40, 40), bool)

@@ -315,7 +315,9 @@ def test_a_stopped_evaluation_goes_on(model, score, looks, monkeypatch):
     assert "deleted before" in (out / "report.html").read_text()  # step 2
 
 
-def test_one_that_vanishes_while_it_is_read(model, score, monkeypatch, capsys):
+def test_a_checkpoint_that_is_deleted_while_it_is_read(
+    model, score, monkeypatch, capsys
+):
     tiny_run.add_checkpoint(model, 2)
     load = runs.load
 
@@ -332,7 +334,7 @@ def test_one_that_vanishes_while_it_is_read(model, score, monkeypatch, capsys):
     assert sentence in (out / "report.html").read_text()
 
 
-def test_a_damaged_one_is_named(model, score, monkeypatch, capsys):
+def test_a_damaged_checkpoint_is_named(model, score, monkeypatch, capsys):
     monkeypatch.setattr(checkpoints, "_DELETE_SECONDS", 0.2)
     for file in (model / "checkpoints" / "1").rglob("*"):
         if file.is_file():
@@ -346,7 +348,7 @@ def test_a_damaged_one_is_named(model, score, monkeypatch, capsys):
         score(model, "none", checkpoints="1,7")
 
 
-def test_a_run_that_has_stopped_is_spoken_of_once(model, score, looks, capsys):
+def test_a_stopped_run_is_warned_about_once(model, score, looks, capsys):
     long_ago = time.time() - 3 * 3600
     for file in ("config.py.txt", "metrics.jsonl", "checkpoints"):
         os.utime(model / file, (long_ago, long_ago))
@@ -431,7 +433,7 @@ def test_no_guidance_is_asked_for(base):
     assert sampling.making["shift"] == settings.shift
 
 
-def test_a_step_cache_is_of_one_checkpoint(base, model, score):
+def test_a_step_cache_needs_one_checkpoint(base, model, score):
     asked = {"num_inference_steps": 4, "step_cache": 100.0}
     with jax.set_mesh(MAKE_MESH(devices=jax.devices()[:1])):
         pipe = pipeline.Pipeline.from_pretrained(model)
@@ -459,7 +461,7 @@ def test_a_step_cache_is_of_one_checkpoint(base, model, score):
     assert made_with[2]["step_cache"] == cache_calibration.read(file).digest()
 
 
-def test_none_samples_where_another_could_not_read(base, monkeypatch):
+def test_no_process_samples_if_another_could_not_read(base, monkeypatch):
     sampling = checkpoints.Sampling(
         base / "run", [], base, seeds=(0,), batch_size=1, mesh=MAKE_MESH(), asked={}
     )
@@ -514,7 +516,7 @@ def test_processes_go_through_the_steps_of_the_first(monkeypatch):
     assert sent == [-1, 500, -1]
 
 
-def test_few_checkpoints_have_their_clips_read():
+def test_clips_of_few_checkpoints_are_read():
     points = [run_scores.Point(step, [], {}) for step in range(40)]
     asked = []
     run_scores._entries(points, asked.append, [], 8)

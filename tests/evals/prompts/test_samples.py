@@ -80,7 +80,7 @@ def test_nothing_usable_is_an_error(tmp_path):
         samples.read_folder(tmp_path)
 
 
-def test_store_keeps_what_was_made_in_the_same_way(tmp_path):
+def test_store_returns_only_parts_made_in_the_same_way(tmp_path):
     store, made = samples.Store(tmp_path), []
 
     def make():

@@ -177,7 +177,7 @@ def test_clip_seeds_depend_on_seed_and_text_alone(suites):
     assert not set(seeds) & {make_clips.clip_seed(1, p) for p in suites[0].prompts}
 
 
-def test_nearest_caption_knows_who_is_left_of_whom():
+def test_nearest_caption_depends_on_word_order():
     known = [
         "a red circle left of a blue square",
         "a blue square left of a red circle",

@@ -115,7 +115,7 @@ def test_scores_are_those_of_the_features(folders, tmp_path):
     assert "fewer than the" in notes and protocol.compare(found, found)["frechet"] == 0
 
 
-def test_the_same_twice_and_another_batch_size(folders, tmp_path):
+def test_runs_and_batch_sizes_give_the_same_scores(folders, tmp_path):
     first, again, other = (
         measured(tmp_path, folders / "made", folders / "real", toy(size))
         for size in (4, 4, 5)
@@ -127,7 +127,7 @@ def test_the_same_twice_and_another_batch_size(folders, tmp_path):
         assert other["scores"][name] == pytest.approx(value, rel=1e-6), name
 
 
-def test_a_folder_and_itself(folders, tmp_path):
+def test_a_folder_compared_with_itself(folders, tmp_path):
     found = measured(tmp_path, folders / "real", folders / "real")
     assert found["scores"]["frechet"] == 0
     assert found["scores"]["coverage"] == found["scores"]["precision"] == 1
@@ -149,7 +149,7 @@ def test_covariances_are_divided_as_published(folders, tmp_path):
     assert scores["frechet_n"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_all_kinds_of_files_are_one_set(folders, tmp_path):
+def test_a_set_may_mix_kinds_of_files(folders, tmp_path):
     """The same clips in files of every lossless kind have the same distance: zero."""
     clips, mixed = moving(12, 0), tmp_path / "mixed"
     (mixed / "inner").mkdir(parents=True)
@@ -208,7 +208,7 @@ def test_what_cannot_be_used_is_named_and_counted(folders, tmp_path):
     assert found["scores"]["frechet"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_random_start_is_a_window_that_the_name_decides(tmp_path):
+def test_a_random_start_follows_from_the_name(tmp_path):
     """Of every kind of file; frame t holds the value t."""
     video = np.broadcast_to(
         np.arange(60, dtype=np.uint8)[:, None, None, None], (60, 4, 4, 3)
@@ -234,7 +234,7 @@ def test_a_random_start_is_a_window_that_the_name_decides(tmp_path):
     assert again == firsts["random"]
 
 
-def test_another_pace_is_told(folders, tmp_path):
+def test_other_frame_rates_are_noted(folders, tmp_path):
     """Frames a second count after the stride; arrays have none."""
     for name, fps in (("slow", 8), ("fast", 16), ("both", 8)):
         (tmp_path / name).mkdir()
@@ -255,7 +255,7 @@ def test_another_pace_is_told(folders, tmp_path):
     assert "videos: the clips have 2 frame rates and are not resampled" in both["notes"]
 
 
-def test_pictures_beside_clips_are_no_clip(folders, tmp_path):
+def test_pictures_beside_clips_are_ignored(folders, tmp_path):
     for number, clip in enumerate(moving(3, 0)):
         np.save(tmp_path / f"{number}.npy", clip)
         PIL.Image.fromarray(clip[0]).save(tmp_path / f"{number}.png")
@@ -277,7 +277,7 @@ def test_linked_folders_are_read_and_loops_named(tmp_path):
     assert found.notes[1].startswith("turn: it is a broken link")
 
 
-def test_few_clips_wait_for_others_of_their_size():
+def test_few_clips_wait_for_their_batch():
     """Whatever the sizes, at most two batches of clips are kept."""
 
     class Mean:
@@ -314,7 +314,7 @@ def test_folders_without_clips(folders, tmp_path):
         measured(tmp_path, tmp_path / "one", folders / "real")
 
 
-def test_a_stride_takes_one_frame_in_so_many(folders, tmp_path):
+def test_a_stride_skips_frames(folders, tmp_path):
     """Slow clips at half their frames are the clips themselves."""
     slow = tmp_path / "slow"
     slow.mkdir()
@@ -332,7 +332,7 @@ def test_a_stride_takes_one_frame_in_so_many(folders, tmp_path):
         measured(tmp_path, slow, folders / "real", stride=2)
 
 
-def test_a_number_of_clips_is_drawn_past_those_that_fail(folders, tmp_path):
+def test_clips_that_fail_are_replaced_by_others(folders, tmp_path):
     some = tmp_path / "some"
     some.mkdir()
     for number, clip in enumerate(moving(12, 0)):
@@ -344,7 +344,7 @@ def test_a_number_of_clips_is_drawn_past_those_that_fail(folders, tmp_path):
         measured(tmp_path, some, folders / "real", num_clips=9)
 
 
-def test_statistics_stand_for_their_folder(folders, tmp_path):
+def test_statistics_replace_their_folder(folders, tmp_path):
     file = tmp_path / "real.npz"
     made, real = folders / "made", folders / "real"
     report = folder_distances.measure(made, real, published.Settings(), toy())
@@ -377,7 +377,7 @@ def test_statistics_stand_for_their_folder(folders, tmp_path):
     np.testing.assert_array_equal(kept.features_nd, other.reference.features_nd)
 
 
-def test_statistics_that_were_touched_are_refused(folders, tmp_path):
+def test_modified_statistics_are_refused(folders, tmp_path):
     file = tmp_path / "real.npz"
     report = folder_distances.measure(
         folders / "made", folders / "real", published.Settings(), toy()
@@ -402,7 +402,7 @@ def test_statistics_that_were_touched_are_refused(folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", published.PRESETS)
-def test_presets_are_whole(name):
+def test_presets_cannot_be_changed(name):
     settings = published.resolve(name, {})
     assert settings == published.resolve(name, {"features": settings.features})
     assert settings.features in networks.NAMES and settings.num_frames
@@ -553,7 +553,7 @@ def test_wrong_and_broken_weights_are_refused(folders, tmp_path):
     assert safetensors.numpy.load_file(tmp_path / "nan" / "weights.safetensors")
 
 
-def test_features_that_are_no_numbers_are_in_no_mean(folders, tmp_path):
+def test_features_that_are_not_finite_are_left_out(folders, tmp_path):
     class Sometimes:
         """Gives NaN for the clips whose first pixel is the last clip's."""
 

@@ -119,7 +119,7 @@ def test_a_file_of_statistics_has_no_clips_to_measure(folders, tmp_path):
     assert "reference/still" not in found["scores"] and "frechet" in found["scores"]
 
 
-def test_other_lengths_and_rates_are_told(folders, tmp_path):
+def test_other_lengths_and_frame_rates_are_noted(folders, tmp_path):
     write_clips(
         tmp_path / "long",
         **{f"c{i}": np.tile(toy(1)[0], (2, 1, 1, 1))[:17] for i in "ab"},
@@ -201,7 +201,7 @@ def test_controls_are_made_of_clips_of_one_shape_that_move(folders, tmp_path):
 
 
 @pytest.mark.peers
-def test_captions_and_what_others_get(folders, tmp_path, peers_python):
+def test_captions_beside_those_of_other_clips(folders, tmp_path, peers_python):
     """Random weights: the agreement is there, and is said to be no better than chance."""
     clip = tmp_path / "clip"
     test_clip_tokenizer.write_clip(clip)
@@ -239,7 +239,7 @@ def test_captions_and_what_others_get(folders, tmp_path, peers_python):
     assert any("00.json: it has no caption" in s for s in found["failures"])
 
 
-def test_what_does_not_go_together_is_one_sentence(folders, tmp_path):
+def test_options_that_contradict_each_other_are_refused(folders, tmp_path):
     for options, sentence in (
         (
             {"features": "toy"},
@@ -265,7 +265,7 @@ def test_what_does_not_go_together_is_one_sentence(folders, tmp_path):
         run(tmp_path / "absent", tmp_path / "out")
 
 
-def test_other_frames_where_no_clip_is_measured():
+def test_few_frames_without_measures_of_single_clips():
     given = {"reference": "x", "distances_only": True, "num_frames": 3}
     options = folder_report.Options(**given)
     assert options.measures() == clip_measures.Settings()
