@@ -81,7 +81,9 @@ class Exported:
         return np.asarray(self.entry.export(self.array), dtype, copy=copy)
 
 
-def linear(theirs: str, ours: str, bias: bool = True, **where) -> Iterator[Entry]:
+def linear_entries(
+    theirs: str, ours: str, bias: bool = True, **where
+) -> Iterator[Entry]:
     yield Entry(f"{theirs}.weight", f"{ours}.kernel", (1, 0), **where)
     if bias:
         where = {"layer": where.get("layer")}
@@ -102,10 +104,12 @@ def _transformer(config: dit.Config) -> Iterator[Entry]:
     yield Entry("patch_embedding.bias", "patch_embedding.bias", (0,))
     for part in ("time_embedder", "text_embedder"):
         for linear in ("linear_1", "linear_2"):
-            yield from linear(f"condition_embedder.{part}.{linear}", f"{part}.{linear}")
-    yield from linear("condition_embedder.time_proj", "time_proj")
+            yield from linear_entries(
+                f"condition_embedder.{part}.{linear}", f"{part}.{linear}"
+            )
+    yield from linear_entries("condition_embedder.time_proj", "time_proj")
     yield Entry("scale_shift_table", "scale_shift_table", (0, 1), (1, 0))
-    yield from linear("proj_out", "proj_out")
+    yield from linear_entries("proj_out", "proj_out")
     for layer in range(config.num_layers):
         theirs = f"blocks.{layer}"
         at = {"layer": layer}
@@ -113,10 +117,10 @@ def _transformer(config: dit.Config) -> Iterator[Entry]:
         yield Entry(f"{theirs}.{table}", f"blocks.{table}", (0, 1), (1, 0), **at)
         for name in ("attn1", "attn2"):
             for part in ("to_q", "to_k", "to_v"):
-                yield from linear(
+                yield from linear_entries(
                     f"{theirs}.{name}.{part}", f"blocks.{name}.{part}", **at
                 )
-            yield from linear(
+            yield from linear_entries(
                 f"{theirs}.{name}.to_out.0", f"blocks.{name}.to_out", **at
             )
             for part in ("norm_q", "norm_k"):
@@ -125,13 +129,13 @@ def _transformer(config: dit.Config) -> Iterator[Entry]:
         if config.cross_attn_norm:
             yield Entry(f"{theirs}.norm2.weight", "blocks.norm2.scale", (0,), **at)
             yield Entry(f"{theirs}.norm2.bias", "blocks.norm2.bias", (0,), **at)
-        yield from linear(f"{theirs}.ffn.net.0.proj", "blocks.ffn.up", **at)
-        yield from linear(f"{theirs}.ffn.net.2", "blocks.ffn.down", **at)
+        yield from linear_entries(f"{theirs}.ffn.net.0.proj", "blocks.ffn.up", **at)
+        yield from linear_entries(f"{theirs}.ffn.net.2", "blocks.ffn.down", **at)
 
 
 def _video_vae(config: video_vae.Config) -> Iterator[Entry]:
-    yield from linear("quant_conv", "quant_conv", ones=(0, 3))
-    yield from linear("post_quant_conv", "post_quant_conv", ones=(0, 3))
+    yield from linear_entries("quant_conv", "quant_conv", ones=(0, 3))
+    yield from linear_entries("post_quant_conv", "post_quant_conv", ones=(0, 3))
     levels = range(len(config.channel_multipliers))
     widths = {
         "encoder": config.widths(config.base_dim),
@@ -148,8 +152,10 @@ def _video_vae(config: video_vae.Config) -> Iterator[Entry]:
             )
         attention = f"{middle}.attentions.0"
         yield Entry(f"{attention}.norm.gamma", f"{attention}.norm.scale", (0,), (0, 2))
-        yield from linear(f"{attention}.to_qkv", f"{attention}.to_qkv", ones=(0, 2))
-        yield from linear(f"{attention}.proj", f"{attention}.proj", ones=(0, 2))
+        yield from linear_entries(
+            f"{attention}.to_qkv", f"{attention}.to_qkv", ones=(0, 2)
+        )
+        yield from linear_entries(f"{attention}.proj", f"{attention}.proj", ones=(0, 2))
     flat = 0  # Wan 2.1 numbers the encoder's blocks and downsamplers together
     for level in levels:
         ours = f"encoder.down_blocks.{level}"
@@ -186,7 +192,9 @@ def _res_block(theirs: str, ours: str, changes_width: bool) -> Iterator[Entry]:
         yield from _conv(f"{theirs}.conv{i}", f"{ours}.conv{i}", 3)
     if changes_width:
         shortcut = "conv_shortcut"
-        yield from linear(f"{theirs}.{shortcut}", f"{ours}.{shortcut}", ones=(0, 3))
+        yield from linear_entries(
+            f"{theirs}.{shortcut}", f"{ours}.{shortcut}", ones=(0, 3)
+        )
 
 
 def _resample(theirs: str, ours: str, temporal: bool) -> Iterator[Entry]:
@@ -206,14 +214,14 @@ def _text_encoder(config: text_encoder.Config) -> Iterator[Entry]:
             yield Entry(f"{theirs}.layer_norm.weight", norm, (0,), **at)
         theirs = f"{first}.SelfAttention"
         for part in "qkvo":
-            yield from linear(
+            yield from linear_entries(
                 f"{theirs}.{part}", f"blocks.attention.{part}", False, **at
             )
         bias = "blocks.attention.distance_bias"
         yield Entry(f"{theirs}.relative_attention_bias.weight", bias, (0, 1), **at)
         for part, ours in (("wi_0", "gate"), ("wi_1", "up"), ("wo", "down")):
             theirs = f"{second}.DenseReluDense.{part}"
-            yield from linear(theirs, f"blocks.mlp.{ours}", False, **at)
+            yield from linear_entries(theirs, f"blocks.mlp.{ours}", False, **at)
 
 
 @dataclasses.dataclass(frozen=True)

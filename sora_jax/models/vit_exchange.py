@@ -32,7 +32,7 @@ def _blocks(theirs, ours, count, parts: Mapping[str, str], key_bias=True):
     """Yields the entries of numbered blocks; `parts` maps our names to theirs."""
     for layer in range(count):
         for part, name in parts.items():
-            entry = _norm if part.startswith("norm") else exchange.linear
+            entry = _norm if part.startswith("norm") else exchange.linear_entries
             bias = {} if part != "attention.k" or key_bias else {"bias": False}
             place = f"{theirs}.{layer}.{name}", f"{ours}.{part}"
             yield from entry(*place, **bias, layer=layer)
@@ -100,7 +100,7 @@ def _vjepa(config: vit.Config) -> Iterator[exchange.Entry]:
         if part == "attention.o" and not config.pool_projection:
             continue
         name = name.replace("self_attn", "cross_attn")
-        entry = _norm if part.startswith("norm") else exchange.linear
+        entry = _norm if part.startswith("norm") else exchange.linear_entries
         yield from entry(f"{pooler}.{name}", f"pool.{part}")
 
 
@@ -115,7 +115,7 @@ def _clip_vision(config: vit.Config) -> Iterator[exchange.Entry]:
         f"{root}encoder.layers", "blocks", config.num_layers, _CLIP_BLOCK
     )
     yield from _norm(f"{root}post_layernorm", "pool_norm")
-    yield from exchange.linear("visual_projection", "projection", False)
+    yield from exchange.linear_entries("visual_projection", "projection", False)
 
 
 def _clip_text(config: vit.TextConfig) -> Iterator[exchange.Entry]:
@@ -129,7 +129,7 @@ def _clip_text(config: vit.TextConfig) -> Iterator[exchange.Entry]:
         f"{root}encoder.layers", "blocks", config.num_layers, _CLIP_BLOCK
     )
     yield from _norm(f"{root}final_layer_norm", "norm_out")
-    yield from exchange.linear("text_projection", "projection", False)
+    yield from exchange.linear_entries("text_projection", "projection", False)
 
 
 VIDEOMAE = exchange.Peer("VideoMAE", _videomae, vit.VisionTransformer)
