@@ -163,7 +163,7 @@ def _forecast(
 ) -> None:
     """Prints what making these files takes; OSError where the disk is too small."""
     batches = [batch for file in files for batch in file]
-    if len(batches) < _FEW:
+    if sum(map(len, batches)) < _FEW * max(map(len, batches), default=1):
         return
     sample = files[0][len(files[0]) // 2]
     items = source.read(sample, {})
