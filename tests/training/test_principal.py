@@ -129,7 +129,7 @@ def test_the_network_alone_sets_the_other_channels(begun):
 
 @pytest.mark.parametrize("linear_channels", [-1, 13])
 def test_more_linear_channels_than_there_are_is_refused(linear_channels):
-    with pytest.raises(ValueError, match="a part or all of the 12 latent channels"):
+    with pytest.raises(ValueError, match="it must be from 0 to the 12 latent channels"):
         dataclasses.replace(VAE, linear_channels=linear_channels)
 
 
