@@ -239,7 +239,7 @@ def _set_environment(folder: str) -> None:
     # compiled; conftest.py makes no folder for them in a worker of a session.
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/programs"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["PYTEST_XDIST_WORKER"] = "mutations"
 
 
@@ -268,7 +268,9 @@ def _pytest(root: pathlib.Path, tests: list[str], log: pathlib.Path) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]  # this package lies in another tree
     pytest = importlib.import_module("pytest")
-    code = pytest.main(["-x", "-p", "no:cacheprovider", *tests])
+    # Without the plugins that are installed, which take two seconds to import.
+    options = ["-x", "-p", "no:cacheprovider", "--disable-plugin-autoload"]
+    code = pytest.main([*options, *tests])
     sys.exit(_FROM_PYTEST + code)
 
 
