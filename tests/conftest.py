@@ -34,6 +34,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sora_jax_tests_")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# Threads of torch that wait for each other spin, which other tests' processes pay for.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Model hubs are never asked; a peer library that tries fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

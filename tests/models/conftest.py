@@ -1,7 +1,9 @@
 """What the peer libraries compute, as files: one process of theirs for all tests."""
 
 import dataclasses
+import fcntl
 import json
+import os
 import pathlib
 import subprocess
 
@@ -29,8 +31,14 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def goldens(peers_python, tmp_path_factory) -> dict[str, Golden]:
-    out = tmp_path_factory.mktemp("golden")
-    subprocess.run([peers_python, ORACLE / "golden.py", out], check=True)
+    out = tmp_path_factory.getbasetemp()
+    out = (out.parent if "PYTEST_XDIST_WORKER" in os.environ else out) / "golden"
+    with out.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first of a session's processes computes
+        if not out.exists():
+            made = tmp_path_factory.mktemp("golden")
+            subprocess.run([peers_python, ORACLE / "golden.py", made], check=True)
+            made.rename(out)
     loaded = {}
     for name, case in json.loads((ORACLE / "cases.json").read_text()).items():
         groups = {"weight": {}, "in": {}, "out": {}}
