@@ -32,7 +32,7 @@ import numpy as np
 
 from sora_jax.evals import pixels
 from sora_jax.evals.features import networks
-from sora_jax.evals.metrics import control_metrics, control_tables
+from sora_jax.evals.metrics import control_tables, temporal_metrics
 from sora_jax.evals.metrics import controls as spoilt
 from sora_jax.generation import pipeline
 from sora_jax.toyworld import families, oracle, render
@@ -344,8 +344,8 @@ def print_temporal_tables(options) -> int:
         if video_nthwc.shape[1] >= network.num_frames:
             count, seed = 4 * options.clips, options.seed + 1
             others = kind.render(options.tier, count, seed, kind.split)
-            clips = control_metrics.Clips(others, fps)
-            reference = control_metrics.Reference(clips, network)
+            clips = temporal_metrics.Clips(others, fps)
+            reference = temporal_metrics.Reference(clips, network)
         table = control_tables.build(
             video_nthwc,
             fps=fps,

@@ -21,8 +21,8 @@ import numpy as np
 
 from sora_jax.core import paths
 from sora_jax.evals import statistics
-from sora_jax.evals.metrics import control_metrics, controls, distances, long_video
-from sora_jax.evals.metrics.control_metrics import GIVEN, Clips, Metric, SetMetric
+from sora_jax.evals.metrics import controls, distances, long_video, temporal_metrics
+from sora_jax.evals.metrics.temporal_metrics import GIVEN, Clips, Metric, SetMetric
 
 # One frame is dropped, and the step across the seam is not among the others.
 LEAST_FOR_SEAMS = long_video.LEAST_OTHERS + 3
@@ -136,9 +136,9 @@ def build(
     title: str = "clips",
     kind: str = "",
     one_way: bool = False,
-    reference: control_metrics.Reference | None = None,
-    metrics: Sequence[Metric] = control_metrics.METRICS,
-    sets: Sequence[SetMetric] = control_metrics.SETS,
+    reference: temporal_metrics.Reference | None = None,
+    metrics: Sequence[Metric] = temporal_metrics.METRICS,
+    sets: Sequence[SetMetric] = temporal_metrics.SETS,
     names: Sequence[str] = tuple(controls.CONTROLS),
     seed: int = 0,
     num_resamples: int = 400,
@@ -170,7 +170,7 @@ def build(
             f"got shape {video_nthwc.shape}"
         )
     if video_nthwc.shape[1] < LEAST_FOR_SEAMS:
-        metrics = [one for one in metrics if one.name != control_metrics.SEAM]
+        metrics = [one for one in metrics if one.name != temporal_metrics.SEAM]
     seam, count = controls.seam_of(video_nthwc.shape[1]), len(video_nthwc)
     draws_rn = np.random.default_rng(seed).integers(0, count, (num_resamples, count))
     sets = sets if reference else ()

@@ -27,10 +27,10 @@ from sora_jax.evals.features import networks
 from sora_jax.evals.metrics import (
     agreement,
     consistency,
-    control_metrics,
     cuts,
     long_video,
     motion,
+    temporal_metrics,
 )
 from sora_jax.evals.videos import clip_files
 
@@ -44,7 +44,7 @@ FPS = 8.0  # of clips without a stored frame rate
 UNSTEADY = 0.1
 
 STILL, JUMPS, CUTS = "still", "motion does not go on", "cuts"
-SEAM = control_metrics.SEAM
+SEAM = temporal_metrics.SEAM
 FOLLOWED = "followed"
 FRAMES_ALIKE = "frame consistency, CLIP"
 AGREES, OTHERS = "agreement with caption", "agreement with other captions"
@@ -57,7 +57,7 @@ _CODE = (
     "evals/metrics/consistency.py",
     "evals/metrics/long_video.py",
     "evals/metrics/cuts.py",
-    "evals/metrics/control_metrics.py",
+    "evals/metrics/temporal_metrics.py",
     *clip_files.CODE,
 )
 
@@ -88,7 +88,7 @@ class Measure:
 
 _AMOUNTS = ("dynamic degree", "dynamic", "sharpness", "loop score")
 _ASKED = ("cut where asked", "no cut unasked")  # need cuts that were asked for
-_TABLE = {m.name: m for m in control_metrics.METRICS if m.name not in _ASKED}
+_TABLE = {m.name: m for m in temporal_metrics.METRICS if m.name not in _ASKED}
 MEASURES: Mapping[str, Measure] = {
     measure.name: measure
     for measure in (
@@ -381,7 +381,7 @@ def _measure(source, read: clip_files.Clip, settings, captions) -> Measured:
     fps = (read.fps or settings.fps) / settings.stride
     length = len(read.video_thwc)
     seams = range(length)[:: settings.chunk_frames][1:] if settings.chunk_frames else ()
-    view = control_metrics.Clips(video_1thwc, fps, seams)
+    view = temporal_metrics.Clips(video_1thwc, fps, seams)
     values = dict(_values(view))
     [times] = cuts.detect(video_1thwc)
     values[CUTS] = float(len(times))
@@ -402,7 +402,7 @@ def _with_frames(one: Measured, video_thwc, clip) -> tuple[Measured, np.ndarray]
     return one, frames_td.mean(axis=0)
 
 
-def _values(view: control_metrics.Clips) -> Iterator[tuple[str, float | None]]:
+def _values(view: temporal_metrics.Clips) -> Iterator[tuple[str, float | None]]:
     for name, metric in _TABLE.items():
         if name == SEAM and not _seams_can_be_judged(view):
             if view.seams:
@@ -412,7 +412,7 @@ def _values(view: control_metrics.Clips) -> Iterator[tuple[str, float | None]]:
         yield name, value if np.isfinite(value) else None
 
 
-def _seams_can_be_judged(view: control_metrics.Clips) -> bool:
+def _seams_can_be_judged(view: temporal_metrics.Clips) -> bool:
     steps = view.video_nthwc.shape[1] - 1
     return bool(view.seams) and steps - len(view.seams) >= long_video.LEAST_OTHERS
 

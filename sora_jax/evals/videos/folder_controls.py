@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sora_jax.evals.metrics import control_metrics, control_tables, controls, motion
+from sora_jax.evals.metrics import control_tables, controls, motion, temporal_metrics
 from sora_jax.evals.videos import clip_files, clip_measures
 
 CLIPS, FRAMES = 24, 24  # at most, since they are measured again for each control
@@ -21,7 +21,7 @@ def measure(
     folder: pathlib.Path,
     settings: clip_measures.Settings,
     *,
-    metrics: Sequence[control_metrics.Metric] = control_metrics.METRICS,
+    metrics: Sequence[temporal_metrics.Metric] = temporal_metrics.METRICS,
 ) -> tuple[control_tables.Table, list[str]]:
     """Returns the control table of a folder's clips, and sentences on what it leaves out.
 
@@ -63,7 +63,7 @@ def measure(
             continue
         fps = (clip.fps or settings.fps) / settings.stride
         # A still clip is equal to its still control.
-        degree = control_metrics.Clips(clip.video_thwc[None], fps).degree[
+        degree = temporal_metrics.Clips(clip.video_thwc[None], fps).degree[
             "dynamic_degree"
         ]
         if degree[0] <= motion.STILL:

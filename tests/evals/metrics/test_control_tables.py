@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sora_jax.evals.features import networks
-from sora_jax.evals.metrics import control_metrics, control_tables, controls
-from sora_jax.evals.metrics.control_metrics import GIVEN
+from sora_jax.evals.metrics import control_tables, controls, temporal_metrics
+from sora_jax.evals.metrics.temporal_metrics import GIVEN
 from sora_jax.toyworld import families, render
 
 SEEDS = (11, pytest.param(12, marks=pytest.mark.slow))
@@ -57,7 +57,7 @@ def test_orders_of_metrics_of_a_clip(family, seed):
     table = control_tables.build(video, fps=8, kind=family)
     check(table, unseen={controls.REVERSED})
     asked = {step.metric for step in table.steps} | set(table.not_asked)
-    assert asked == {metric.name for metric in control_metrics.METRICS}
+    assert asked == {metric.name for metric in temporal_metrics.METRICS}
     assert bool(table.not_asked) == (family == "camera")
 
 
@@ -66,8 +66,8 @@ def right_moving_table(seed, count, metric, **more):
     others = clips("motion", 3 * count, 100 + seed, "train", moves_right)
     return control_tables.build(
         clips("motion", count, seed, keep=moves_right), fps=8, one_way=True,
-        reference=control_metrics.Reference(
-            control_metrics.Clips(others, 8), network()
+        reference=temporal_metrics.Reference(
+            temporal_metrics.Clips(others, 8), network()
         ),
         metrics=(), sets=(metric,), names=(*controls.CORE, controls.NOISE), **more,
     )  # fmt: skip
@@ -76,7 +76,7 @@ def right_moving_table(seed, count, metric, **more):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_fvd_toy_of_a_set_in_which_all_moves_right(seed):
     """Given < blurred < shuffled, still, and a reversal is worse than a mild blur."""
-    table = right_moving_table(seed, 128, control_metrics.FVD, num_resamples=200)
+    table = right_moving_table(seed, 128, temporal_metrics.FVD, num_resamples=200)
     check(table)
     value = {name: cell.value for name, cell in table.cells["FVD-toy"].items()}
     assert value[controls.REVERSED] > value[controls.BLURRED] > value[GIVEN]
@@ -85,23 +85,23 @@ def test_fvd_toy_of_a_set_in_which_all_moves_right(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_motion_distance_of_a_set_in_which_all_moves_right(seed):
     """Given < shuffled, still, and a blur is nothing beside a reversal."""
-    table = right_moving_table(seed, 24, control_metrics.MOTION_DISTANCE)
+    table = right_moving_table(seed, 24, temporal_metrics.MOTION_DISTANCE)
     check(table, unseen={controls.BLURRED})
     assert len(table.steps) == 4
 
 
 def test_orders_are_not_tested_with_fewer_clips_than_features():
-    table = right_moving_table(0, 12, control_metrics.FVD, num_resamples=16)
+    table = right_moving_table(0, 12, temporal_metrics.FVD, num_resamples=16)
     assert table.not_asked == {"FVD-toy": "12 clips are fewer than the 96 features"}
     assert not table.steps
 
 
 def test_a_wrong_order_is_reported():
     video = clips("motion", 12, 0)
-    wrong = control_metrics.Metric(
+    wrong = temporal_metrics.Metric(
         "wrong", lambda c: c.video_nthwc.mean((1, 2, 3, 4)), ((GIVEN, controls.STILL),)
     )
-    still_wins = control_metrics.Metric(
+    still_wins = temporal_metrics.Metric(
         "steps",
         lambda c: np.abs(np.diff(c.video_nthwc.astype(int), axis=1)).mean((1, 2, 3, 4)),
         ((GIVEN, controls.SHUFFLED),),
@@ -119,10 +119,10 @@ def test_a_wrong_order_is_reported():
 def test_still_clips_count_as_stated():
     video = clips("motion", 4, 0)
     half = np.concatenate([video[:2], np.repeat(video[2:, :1], 9, axis=1)])
-    metric = control_metrics.Metric(
+    metric = temporal_metrics.Metric(
         "one", lambda c: np.array([1.0, np.nan, 1.0, 1.0]), (), still_counts=-3.0
     )
-    values = metric.values(control_metrics.Clips(half, 8))
+    values = metric.values(temporal_metrics.Clips(half, 8))
     assert values.tolist() == [1, -3, -3, -3]
 
 
@@ -137,7 +137,7 @@ def test_intervals_pair_the_clips():
         still = (c.video_nthwc[:, 0] == c.video_nthwc[:, -1]).all()
         return scatter + offset[controls.STILL if still else GIVEN]
 
-    metric = control_metrics.Metric("m", measure, ((GIVEN, controls.STILL),))
+    metric = temporal_metrics.Metric("m", measure, ((GIVEN, controls.STILL),))
     table = control_tables.build(
         video, fps=8, metrics=(metric,), names=[controls.STILL]
     )
@@ -151,6 +151,6 @@ def test_errors_name_the_fault():
     with pytest.raises(ValueError, match="2 clips of 4 frames or more"):
         control_tables.build(np.zeros((2, 3, 16, 16, 3), np.uint8), fps=8)
     short = np.zeros((2, 5, 32, 32, 3), np.uint8)
-    reference = control_metrics.Reference(control_metrics.Clips(short, 8), network())
+    reference = temporal_metrics.Reference(temporal_metrics.Clips(short, 8), network())
     with pytest.raises(ValueError, match="too short for FVD-toy"):
         control_tables.build(short, fps=8, metrics=(), reference=reference)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from sora_jax.data import video_io
-from sora_jax.evals.metrics import control_metrics, control_tables, controls
+from sora_jax.evals.metrics import control_tables, controls, temporal_metrics
 from sora_jax.evals.videos import clip_measures, folder_controls
 from tests.evals.metrics.test_control_tables import clips
 
@@ -16,7 +16,7 @@ def test_a_folder_of_clips_and_what_is_written(tmp_path):
         file.write_bytes(video_io.encode_mp4(video_thwc, 8))
     (tmp_path / "4.mp4").write_bytes(b"nothing")
     chosen = [
-        m for m in control_metrics.METRICS if m.name in ("sharpness", "repetition")
+        m for m in temporal_metrics.METRICS if m.name in ("sharpness", "repetition")
     ]
     table, left_out = folder_controls.measure(
         tmp_path, clip_measures.Settings(), metrics=chosen
@@ -42,7 +42,7 @@ def test_clips_of_few_frames_have_no_seam_score(tmp_path):
         for number, video_thwc in enumerate(video):
             np.save(folder / f"{number}.npy", video_thwc[:count])
         table, left_out = folder_controls.measure(folder, clip_measures.Settings())
-        names = {metric.name for metric in control_metrics.METRICS}
+        names = {metric.name for metric in temporal_metrics.METRICS}
         assert names - set(table.cells) == {"seam score"}
         assert any("but a seam score needs 7" in x for x in left_out)
     seven = control_tables.build(video[:, :7], fps=8, names=controls.CONTROLS)
@@ -56,7 +56,7 @@ def test_clips_that_cannot_be_used_are_replaced(tmp_path):
     for number in range(12):
         one = video[number // 3] if number % 3 == 1 else still
         np.save(tmp_path / f"{number:02}.npy", one)
-    chosen = [m for m in control_metrics.METRICS if m.name == "sharpness"]
+    chosen = [m for m in temporal_metrics.METRICS if m.name == "sharpness"]
     for wanted in (2, 3):
         settings = clip_measures.Settings(num_clips=wanted)
         table, left_out = folder_controls.measure(tmp_path, settings, metrics=chosen)
