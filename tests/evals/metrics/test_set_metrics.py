@@ -127,12 +127,12 @@ def test_disjoint_sets_and_a_set_and_itself():
 def test_one_mode_of_two_is_precise_and_covers_half():
     modes = np.concatenate([draw(30, seed=1), draw(30, seed=2, mean=30.0)])
     found = set_metrics.neighbours(draw(60, seed=3), modes)
-    assert found.precision[0] > 0.8 and found.recall[0] <= 0.5
-    assert 0.35 < found.coverage[0] <= 0.5
+    assert found.precision.value > 0.8 and found.recall.value <= 0.5
+    assert 0.35 < found.coverage.value <= 0.5
     copies = np.repeat(draw(1, seed=1), 60, axis=0)  # the same sample again and again
     collapsed = set_metrics.neighbours(copies, modes)
-    assert collapsed.precision[0] == 1 and collapsed.coverage[0] < 0.4
-    assert collapsed.recall[0] == pytest.approx(1 / 60)
+    assert collapsed.precision.value == 1 and collapsed.coverage.value < 0.4
+    assert collapsed.recall.value == pytest.approx(1 / 60)
 
 
 def test_inception_score():
