@@ -4,11 +4,11 @@ import jax
 import pytest
 
 from configs import toy
-from sora_jax import train
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, jobs, trained_vae
+from tests import conftest
 from tests.data import clips
 from tests.training import test_train_job
 
@@ -48,6 +48,7 @@ def test_a_run_is_measured_on_clips_of_the_whole_set(made, monkeypatch):
     c = toy.get_config()
     c.objective, c.data.eval_shards, c.data.eval_clips = "vae", str(made / "shards"), 4
     measured = lambda config, video, lpips: video[:, 0, 0, 0, 0].tolist()  # noqa: E731
-    monkeypatch.setattr(train.reconstruction, "Reconstruction", measured)
-    found = train.evaluators(c, jobs.Job(None, None))
-    assert found == {"reconstruction": [0, 7, 15, 23]}
+    with conftest.lone_job("train") as train:
+        monkeypatch.setattr(train.reconstruction, "Reconstruction", measured)
+        evaluators = train.evaluators(c, jobs.Job(None, None))
+    assert evaluators == {"reconstruction": [0, 7, 15, 23]}
