@@ -278,7 +278,7 @@ DAMAGE = {
     take_another_models_config: "of CogVideoXTransformer3DModel, not of Wan",
     contradict_what_is_computed: "text_encoder/config.json: dense_act_fn is 'silu'",
     ask_for_an_image_encoder: "image-to-video model .36 input channels",
-    name_another_pipeline: "is of a 'WanImageToVideoPipeline'; there is support for Wan",
+    name_another_pipeline: "is of a 'WanImageToVideoPipeline'; only WanPipeline is supported",
     name_a_boundary_alone: "boundary_ratio 0.9 and no transformer_2",
     schedule_noise: "prediction_type is 'epsilon'; .* 'flow_prediction' only",
     take_another_scheduler: "is a 'DDIMScheduler'",
