@@ -231,7 +231,9 @@ def fill_mesh(config: ml_collections.ConfigDict, mesh: str) -> None:
     overrides = config_flags.get_override_values(flags.FLAGS["config"])
     for axis in shape:
         if axis not in meshes.AXES:
-            raise ValueError(f"--mesh: {axis!r} is unknown; there are {meshes.AXES}")
+            raise ValueError(
+                f"--mesh: axis {axis!r} is unknown; choose from {', '.join(meshes.AXES)}"
+            )
         if f"mesh.{axis}" in overrides:
             raise ValueError(f"give either --mesh={axis}=... or --config.mesh.{axis}")
     for axis in meshes.AXES:

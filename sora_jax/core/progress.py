@@ -12,10 +12,14 @@ import tqdm
 class _Lines:
     """Standard error for tqdm, with a line of its own for each state of the bar."""
 
+    _last = ""
+
     def write(self, text: str) -> None:
-        if text.strip():
+        text, before = text.strip(), self._last
+        self._last = text or before
+        if text and text != before:
             with contextlib.suppress(OSError):  # a log on a full disk, a closed pipe
-                print(text.strip(), file=sys.stderr, flush=True)
+                print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
         pass  # `write` does
@@ -53,6 +57,8 @@ class Progress(tqdm.tqdm):
             mininterval=0.2 if terminal else 15.0,
             miniters=1,
             dynamic_ncols=terminal,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, "
+            "{rate_noinv_fmt}{postfix}]",
             position=0,
             disable=process_index != 0,
         )

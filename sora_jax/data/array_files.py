@@ -181,7 +181,7 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
             inner = f"{name}.{key}" if name else key
             lines += _differences(old.get(key), new.get(key), inner)
         return lines
-    return [] if old == new else [f"{name}: {old} there, {new} asked for"]
+    return [] if old == new else [f"{name}: was {old}, is {new}"]
 
 
 def plain(value: Any) -> Any:

@@ -322,6 +322,8 @@ def check(
     Raises:
       ValueError: one sentence: which argument, what it was, what would be right.
     """
+    if unknown := shared.keys() - SHARED.keys():
+        raise TypeError(f"unknown argument {min(unknown)!r}")
     check_whole(settings)
     named = {name: value for name, value in shared.items() if value is not None}
     named |= {n: v.item() for n, v in named.items() if isinstance(v, np.generic)}
@@ -362,7 +364,7 @@ def check(
     if {request.guidance_scale, request.guidance_scale_2} <= {1, None}:
         of_guidance = {
             "negative_prompt": any(negatives),
-            "guidance_rescale": request.guidance_rescale,
+            "guidance_rescale": named.get("guidance_rescale"),
         }
         for name in (n for n, value in of_guidance.items() if value):
             raise ValueError(

@@ -178,7 +178,7 @@ def train(
             values["mfu"] = values["clips_per_second"] * row_flops / peak_flops
         values["seconds"] = sum(chrono.seconds.values())
         log.write(step, values)
-        bar.set_postfix(loss=values["loss"], refresh=False)
+        bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
         rows_since_log, seconds_at_log = 0, dict(chrono.seconds)
 
     def save(step: int) -> None:

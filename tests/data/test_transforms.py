@@ -109,7 +109,7 @@ def test_windows_must_fit_into_every_clip():
     for crop, message in (
         (transforms.Crop(9, 8, 8), "9 x 8 x 8 is larger than a clip whose num_frames"),
         (transforms.Crop(5, 8, 32), "larger than a clip whose width is 16"),
-        (transforms.Crop(0, 8, 8), ", but they have from 5 to 9"),
+        (transforms.Crop(0, 8, 8), "equal num_frames, but they have from 5 to 9"),
     ):
         with pytest.raises(ValueError, match=message):
             transforms.window_size(crop, clips)

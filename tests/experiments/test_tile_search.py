@@ -56,7 +56,7 @@ def test_the_fastest_that_fits_is_found(monkeypatch, capsys):
     "given, said",
     [
         (("--tokens", "1000"), "tiles of 4096 need 8192 tokens"),
-        (("--heads", "0"), "and a head"),
+        (("--heads", "0"), "and one head or more"),
         (("--head_size", "64"), "invalid choice: 64"),
         (("--topology", "v6e:9x9"), "v6e:9x9"),
         ((), "this is not a TPU"),

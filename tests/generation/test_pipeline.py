@@ -289,7 +289,7 @@ def test_a_large_video_is_decoded_in_chunks(pipe, monkeypatch):
     chunks = [*pipe.decode_stream(latents)]
     assert len(chunks) > 1
     np.testing.assert_allclose(np.concatenate(chunks, 1), whole, atol=1e-5)
-    monkeypatch.setattr(pipeline.vae_latents, "VOXELS_AT_ONCE", 1)
+    monkeypatch.setattr(pipeline.trained_vae, "VOXELS_AT_ONCE", 1)
     found = pipe.decode_latents(latents)
     assert isinstance(found, np.ndarray)
     np.testing.assert_allclose(found, whole, atol=1e-5)

@@ -360,7 +360,7 @@ def test_a_video_vae_learns_from_lpips(tmp_path):
     tiny_lpips.write(weights)
     small = recipe | {"data__crops": "((1.0,((5,16,32,1),)),)"}
     code, output = run_job(command(tmp_path, run, **small))
-    assert code == 1 and "these have 16 x 32" in output and not run.exists()
+    assert code == 1 and "pixels, not 16 x 32" in output and not run.exists()
     code, output = run_job(command(tmp_path, run, **recipe))
     assert code == 0, output
     assert checkpoint.networks_in(run).keys() == {"vae"}

@@ -149,7 +149,7 @@ KNOWN = {
         "bicubic, cropped",
         (0.48145466, 0.4578275, 0.40821073),
         (0.26862954, 0.26130258, 0.27577711),
-        "the folder openai/clip-vit-base-patch32 of the hub as it is",
+        "the folder openai/clip-vit-base-patch32 of the hub, unchanged",
     ),
 }
 NAMES = ("toy", *KNOWN)
@@ -338,8 +338,8 @@ def load(folder: pathlib.Path, name: str) -> tuple[feature_net.StateNetwork, str
     for file in (weights_file, json_file):
         if not file.is_file():
             raise WrongWeights(
-                f"{file} is missing; it is part of the repository, and can be trained anew "
-                "by experiments/train_state_network.py"
+                f"{file} is missing; it is part of the repository, and can be retrained "
+                "with experiments/train_state_network.py"
             )
     try:
         description = json.loads(digests.read(json_file))

@@ -237,7 +237,10 @@ def _svg(
             line.set_gid(".grid")
         axes.spines["bottom"].set_gid(".axis")
         whole.savefig(file, format="svg")
-    return _inline(file.getvalue(), label)
+    # XML has no control characters, and a name may hold one.
+    return _inline(
+        re.sub(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]", b"", file.getvalue()), label
+    )
 
 
 def _inline(svg: bytes, label: str) -> str:

@@ -124,7 +124,7 @@ def test_still_and_shuffled_clips_are_named_and_win_nothing(tmp_path):
     assert by_name(bad)["still"]["repetition"] == 1
     only = measured(tmp_path / "bad", num_clips=2)
     assert len(only.clips) == 2
-    assert "2 clips are drawn, 7 are not measured" in only.notes
+    assert "2 clips were drawn, 7 are not measured" in only.notes
 
 
 def test_a_folder_of_still_clips_has_no_steadiness(tmp_path):

@@ -133,9 +133,7 @@ def test_a_folder_compared_with_itself(folders, tmp_path):
     assert found["scores"]["coverage"] == found["scores"]["precision"] == 1
     assert "the clips are identical to the reference" in found["notes"]
     assert found["scores"]["frechet_limit"] == 0
-    said = (
-        "is given as 0: 12 clips of each set are too few to tell the sets apart by it"
-    )
+    said = "reported as 0: 12 clips per set are too few to tell the sets apart by it"
     assert said in " ".join(found["notes"])
 
 
@@ -458,7 +456,7 @@ def test_a_protocol_is_kept_or_refused(folders, tmp_path, monkeypatch):
     with pytest.raises(published.NotTheProtocol, match="40x40, the reference has 32"):
         run("sized")
     _, free = run("sized", None, features="videomae")
-    assert any("resizing alone moves a distance" in note for note in free["notes"])
+    assert any("resizing alone changes a distance" in note for note in free["notes"])
     assert free["published"] is None
     monkeypatch.setitem(
         published.PRESETS, "tiny", dataclasses.replace(preset, num_frames=16)
@@ -566,4 +564,4 @@ def test_features_that_are_not_finite_are_left_out(folders, tmp_path):
 
     found = measured(tmp_path, folders / "made", folders / "real", Sometimes())
     assert found["counts"]["videos"]["used"] == 11
-    assert found["failures"] == ["videos: 11.npy: its features are NaN or infinity"]
+    assert found["failures"] == ["videos: 11.npy: the features hold NaN or infinity"]

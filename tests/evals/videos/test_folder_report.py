@@ -115,7 +115,7 @@ def test_a_file_of_statistics_has_no_clips_to_measure(folders, tmp_path):
     file, real = tmp_path / "real.npz", folders / "real"
     run(folders / "made", tmp_path / "a", reference=real, save_statistics=file)
     _, found = run(folders / "made", tmp_path / "b", reference=file)
-    assert "reference: it is a file, whose clips cannot be measured" in found["notes"]
+    assert "reference: a file of statistics, without clips to measure" in found["notes"]
     assert "reference/still" not in found["scores"] and "frechet" in found["scores"]
 
 
@@ -193,10 +193,8 @@ def test_controls_are_made_of_clips_of_one_shape_that_move(folders, tmp_path):
     write_clips(still, a=np.repeat(video[0][:1], 9, 0), b=np.repeat(video[1][:1], 9, 0))
     _, found = run(still, tmp_path / "none", controls=True)
     assert not (tmp_path / "none" / "controls.json").exists()
-    assert any("there are none, since a control table" in n for n in found["notes"])
-    with pytest.raises(
-        ValueError, match="2 clips of one shape that move, and .* has 0"
-    ):
+    assert any("left out: a control table" in n for n in found["notes"])
+    with pytest.raises(ValueError, match="that move, but .* has 0"):
         folder_controls.measure(still, clip_measures.Settings())
 
 
@@ -225,7 +223,9 @@ def test_captions_beside_those_of_other_clips(folders, tmp_path, peers_python):
     assert found["clips_in_mean"]["videos/agreement_with_caption"] == 5
     assert "agreement with other captions" in printed
     above = found["intervals"]["videos/agreement_above_that"]
-    said = any("is not above that with other captions" in n for n in found["notes"])
+    said = any(
+        "not significantly above that with other captions" in n for n in found["notes"]
+    )
     assert said == (above[0] <= 0)
     assert "thing 3" in (tmp_path / "out" / "report.html").read_text()
     (made / "00.json").write_text("{}")
