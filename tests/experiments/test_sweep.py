@@ -18,6 +18,7 @@ from experiments.sweeping import index as indices
 from experiments.sweeping import points, results, runner
 from experiments.sweeping.points import axis, chain, product, prompts, zipped
 from sora_jax.evals import protocol, statistics
+from sora_jax.evals.prompts import samples
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "experiments" / "sweeps").glob("*.py"))
@@ -195,6 +196,7 @@ def test_settings_are_flags_of_the_job():
         and getattr(call.func, "attr", "").startswith("DEFINE")
         and isinstance(call.args[0], ast.Constant)
     }
+    defined |= set(samples.MAKING)  # in a loop, from the arguments of a call
     sizes = set(prompts())
     assert {*points.VARIED, *points.SHARED} - sizes <= defined
     assert sizes <= set(points.SHARED)
