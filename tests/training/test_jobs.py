@@ -10,7 +10,7 @@ from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, jobs, trained_vae
 from tests import conftest
 from tests.data import clips
-from tests.training import test_train_job
+from tests.training import tiny_job
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def made(tmp_path_factory):
     """A latent cache of 24 clips with captions of some 10 tokens."""
     out = tmp_path_factory.mktemp("jobs")
     shards.write(out / "shards", clips.Clips(num=24, per_part=12))
-    test_train_job.write_latents(out / "latents", out / "shards", (2, 2, 2))
+    tiny_job.write_latents(out / "latents", out / "shards", (2, 2, 2))
     config = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
     params = jax.jit(trained_vae.networks_of(config).init)(jax.random.key(0))["vae"]
     checkpoint.save_weights(out / "latents" / "vae", jax.device_get(params), config)

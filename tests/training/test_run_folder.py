@@ -1,9 +1,7 @@
 """A run folder belongs to one run, which may go on elsewhere, and longer."""
 
 import math
-from unittest import mock
 
-import jax
 import pytest
 
 from configs import toy
@@ -11,10 +9,9 @@ from sora_jax.core import config as configs
 from sora_jax.data import shards
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, run_folder, trained_vae
-from tests import conftest
 from tests.data import clips
 from tests.evals import tiny_run
-from tests.training.test_train_job import TINY, write_latents
+from tests.training.tiny_job import write_latents
 
 
 def recipe(**changes):
@@ -89,27 +86,6 @@ def test_other_data_under_any_path_is_refused(tmp_path):
     run_folder.keep_data(tmp_path, "data.latents", ["a", "b"])
     with pytest.raises(ValueError, match="data.latents names other data than the run"):
         run_folder.keep_data(tmp_path, "data.latents", ["b", "a"])
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Starts the job `train` up to its first step; returns what the loop is given."""
-    with (
-        conftest.lone_job("train") as job,
-        mock.patch.object(job.loop, "train") as begun,
-    ):
-        tiny = TINY | {"optim.learning_rate_factors": ()}
-
-        def call(run, **changes):
-            c = recipe(**{n.replace(".", "__"): v for n, v in tiny.items()} | changes)
-            given = {"_CONFIG": c, "_OUT": tmp_path / run}
-            flags = {name: mock.Mock(value=value) for name, value in given.items()}
-            mesh = jax.sharding.get_mesh()  # the job sets its own
-            with mock.patch.multiple(job, **flags), jax.set_mesh(mesh):
-                conftest.run_job(job)
-            return begun.call_args
-
-        yield call
 
 
 def test_the_job_tells_what_has_changed_and_what_follows(tmp_path, start, capsys):

@@ -15,36 +15,14 @@ import numpy as np
 import pytest
 
 from sora_jax.core import trees
-from sora_jax.data import latent_cache, shards, toy_clips
+from sora_jax.data import shards, toy_clips
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, metrics, stopping, trained_vae, weight_files
 from tests.data import clips
 from tests.training import tiny_lpips
+from tests.training.tiny_job import STEPS, TINY, write_latents
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 20
-TINY = {
-    "model.dit.dim": 32, "model.dit.num_heads": 2, "model.dit.num_layers": 1,
-    "model.dit.mlp_dim": 32, "model.dit.text_dim": 16, "model.dit.freq_dim": 16,
-    "model.dit.in_channels": 4, "model.dit.out_channels": 4,
-    "model.text_encoder.num_layers": 1, "model.text_encoder.num_heads": 2,
-    "model.text_encoder.head_dim": 8, "model.text_encoder.mlp_dim": 16,
-    "text.vocab_size": 300, "optim.learning_rate_factors": "()", "data.batch_size": 8, "loop.num_steps": STEPS,
-    "loop.log_every": 1, "loop.checkpoint_every": 4,
-}  # fmt: skip
-
-
-def write_latents(out, shards_folder, grid):
-    """A cache of made-up latents of four channels."""
-
-    def encode(batch):
-        numbers = np.array([clip.frames()[0, 0, 0, 0] for clip in batch])
-        noise = np.random.default_rng(numbers.tolist()).normal(size=(*grid, 4))
-        return (noise + numbers[:, None, None, None, None] / 24).astype(np.float32)
-
-    latent_cache.write(
-        out, shards.open(shards_folder), encode, vae_digest="tiny", preprocessing={}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -219,10 +197,10 @@ def test_a_pod_that_loses_a_process_goes_on_exactly(folder, uninterrupted_pod):
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-def test_another_config_is_refused_with_the_difference(folder, uninterrupted):
-    changed = command(folder, uninterrupted, optim__learning_rate=0.5)
-    code, output = run_job(changed)
-    assert code == 1 and "optim.learning_rate: 0.003, now 0.5" in output
+def test_another_config_is_refused_with_the_difference(folder, uninterrupted, start):
+    given = {"data__latents": folder / "latents", "optim__learning_rate": 0.5}
+    with pytest.raises(SystemExit, match="optim.learning_rate: 0.003, now 0.5"):
+        start(uninterrupted, **given)
 
 
 @pytest.mark.parametrize(
@@ -254,35 +232,32 @@ def test_a_recipe_that_is_not_there_is_one_sentence_also_where_none_of_it_is_cha
     assert "Traceback" not in output and not (folder / "typo").exists()
 
 
-def test_patches_that_do_not_divide_are_named_before_a_run_begins(folder):
-    arguments = command(folder, folder / "patch", model__dit__patch="(1,4,4)")
-    code, output = run_job(arguments)
-    assert code == 1 and "do not divide into patches of 1 x 4 x 4" in output
-    assert not (folder / "patch" / "config.py.txt").exists()
-
-
-def test_what_does_not_divide_is_named(folder):
-    arguments = command(folder, folder / "odd", data__batch_size=6, mesh__fsdp=4)
-    code, output = run_job(arguments, devices=4)
-    assert code == 1 and "data.batch_size is 6, which does not divide" in output
-
-
-def test_clips_without_the_captions_asked_for_are_refused(folder):
-    tiers = {f"text__tiers__{tier}": 0 for tier in ("short", "medium")}
-    arguments = command(folder, folder / "mute", **tiers, text__tiers__alt=1)
-    code, output = run_job(arguments)
-    assert code == 1 and "no clip has a caption of the tiers ['alt']" in output
-    # What was refused has not begun: the same folder takes the right command.
-    code, output = run_job(command(folder, folder / "mute", loop__num_steps=1))
-    assert code == 0, output
-
-
-def test_a_random_text_encoder_is_not_trained_at_the_rate_of_a_trained_one(folder):
-    slow = '(("^text_encoder",0.1),)'
-    arguments = command(folder, folder / "slow", optim__learning_rate_factors=slow)
-    code, output = run_job(arguments)
-    assert code == 1 and "text.encoder names no trained text encoder" in output
-    assert "Traceback" not in output
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model__dit__patch": (1, 4, 4)}, "do not divide into patches of 1 x 4 x 4"),
+        ({"data__batch_size": 6}, "data.batch_size is 6, which does not divide"),
+        (
+            {"optim__learning_rate_factors": (("^text_encoder", 0.1),)},
+            "text.encoder names no trained text encoder",
+        ),
+        (
+            {
+                f"text__tiers__{tier}": tier == "alt"
+                for tier in ("short", "medium", "alt")
+            },
+            r"no clip has a caption of the tiers \['alt'\]",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_named_before_a_run_begins(
+    folder, start, tmp_path, changes, message
+):
+    latents = {"data__latents": folder / "latents"}
+    with pytest.raises(SystemExit, match=message):
+        start("run", **latents, **changes)
+    assert not (tmp_path / "run" / "config.py.txt").exists()
+    start("run", **latents)  # the same folder takes the right command
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +270,7 @@ def text_run(folder):
     return run
 
 
-def test_a_run_goes_on_with_what_it_began_with(folder, text_run, tmp_path):
+def test_a_run_goes_on_with_what_it_began_with(folder, text_run, start, tmp_path):
     """Neither the text encoder that it began with nor other latents are needed."""
     text, run, base = (tmp_path / name for name in ("text", "run", "base"))
     shutil.copytree(text_run, text)
@@ -308,12 +283,13 @@ def test_a_run_goes_on_with_what_it_began_with(folder, text_run, tmp_path):
     assert code == 0, output
     weights = base / "latents" / "vae" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
-    code, output = run_job(arguments)
-    assert code == 1 and "another file now" in output and "Traceback" not in output
+    given = {"data__latents": base / "latents", "text__encoder": text}
+    with pytest.raises(SystemExit, match="another file now"):
+        start(run, **given, loop__num_steps=4)
 
 
 def test_a_denoiser_begins_with_the_text_encoder_it_is_given(
-    folder, text_run, tmp_path
+    folder, text_run, start, tmp_path
 ):
     text, run = text_run, tmp_path / "run"
     given = weight_files.TensorFiles(text / "text_encoder", "weights")
@@ -329,19 +305,14 @@ def test_a_denoiser_begins_with_the_text_encoder_it_is_given(
         text / "tokenizer.model"
     ).read_bytes()
 
-    other = command(
-        folder, tmp_path / "other", text__encoder=text, model__text_encoder__head_dim=4
-    )
-    code, output = run_job(other)
-    assert code == 1 and "head_dim: 8, now 4" in output
-    code, output = run_job(
-        command(folder, tmp_path / "none", text__encoder=tmp_path / "nothing")
-    )
-    assert code == 1 and "is neither a finished run of objective text_encoder" in output
-    assert "Traceback" not in output
+    latents = {"data__latents": folder / "latents"}
+    with pytest.raises(SystemExit, match="head_dim: 8, now 4"):
+        start("other", **latents, text__encoder=text, model__text_encoder__head_dim=4)
+    with pytest.raises(SystemExit, match="is neither a finished run of objective text"):
+        start("none", **latents, text__encoder=tmp_path / "nothing")
 
 
-def test_a_video_vae_learns_from_lpips(tmp_path):
+def test_a_video_vae_learns_from_lpips(start, tmp_path):
     """The file is copied, is in no checkpoint, and the run goes on without it."""
     shards.write(tmp_path / "shards", toy_clips.ToyClips("tw32", 8))
     weights, run = tmp_path / "lpips.safetensors", tmp_path / "run"
@@ -351,16 +322,16 @@ def test_a_video_vae_learns_from_lpips(tmp_path):
         "model__vae__base_dim": 8, "model__vae__latent_channels": 4,
         "reconstruction__lpips": 0.5, "loop__num_steps": 2,
     }  # fmt: skip
-    code, output = run_job(command(tmp_path, run, **recipe))
-    assert code == 1 and "names no file of weights" in output
+    with pytest.raises(SystemExit, match="names no file of weights"):
+        start(run, **recipe)
     recipe["reconstruction__lpips_weights"] = weights
-    code, output = run_job(command(tmp_path, run, **recipe))
-    assert code == 1 and "without it everything but LPIPS is computed" in output
-    assert "Traceback" not in output and not run.exists()
+    with pytest.raises(SystemExit, match="without it everything but LPIPS is computed"):
+        start(run, **recipe)
+    assert not run.exists()
     tiny_lpips.write(weights)
-    small = recipe | {"data__crops": "((1.0,((5,16,32,1),)),)"}
-    code, output = run_job(command(tmp_path, run, **small))
-    assert code == 1 and "pixels, not 16 x 32" in output and not run.exists()
+    with pytest.raises(SystemExit, match="at least 31 x 31 pixels, not 16 x 32"):
+        start(run, **recipe, data__crops=((1.0, ((5, 16, 32, 1),)),))
+    assert not run.exists()
     code, output = run_job(command(tmp_path, run, **recipe))
     assert code == 0, output
     assert checkpoint.networks_in(run).keys() == {"vae"}
@@ -373,25 +344,28 @@ def test_a_video_vae_learns_from_lpips(tmp_path):
     assert code == 0, output
 
 
-def test_clips_of_several_sizes_train_in_packed_rows(folder, tmp_path):
+@pytest.fixture(scope="module")
+def packed(folder, tmp_path_factory):
+    """The recipe of rows of clips of four sizes, and its run on one device."""
+    base = tmp_path_factory.mktemp("packed")
     caches = [folder / "latents"]
     for number, grid in enumerate([(1, 2, 2), (3, 2, 4), (4, 4, 4)]):
-        caches.append(tmp_path / f"latents{number}")
+        caches.append(base / f"latents{number}")
         write_latents(caches[-1], folder / "shards", grid)
-    packed = {
+    recipe = {
         "data.latents": ",".join(map(str, caches)), "data.batch_size": 8,
         "packing.shapes": 3, "packing.unit": 8, "packing.clips": 10,
         "packing.window": 960, "loop.num_steps": 12,
     }  # fmt: skip
-    found = {}
-    for devices in (1, 4):
-        run = tmp_path / f"on{devices}"
-        code, output = run_job(command(folder, run, **packed), devices=devices)
-        assert code == 0, output
-        assert "packing: rows of 1 x 16, 2 x 8 tokens a group" in output
-        found[devices] = losses(run)
-    assert len(found[1]) == 12
-    np.testing.assert_allclose(found[4], found[1], rtol=2e-4)
+    code, output = run_job(command(folder, base / "run", **recipe))
+    assert code == 0, output
+    assert "packing: rows of 1 x 16, 2 x 8 tokens a group" in output
+    return recipe, base / "run"
+
+
+def test_clips_of_several_sizes_train_in_packed_rows(packed, start, tmp_path):
+    recipe, run = packed
+    assert len(losses(run)) == 12
     row = metrics.read(run / "metrics.jsonl")[-1]
     assert 0 <= row["padding"] < 0.05 and row["clips_per_row"] >= 1
     # More padding than allowed, and sizes without packing, end before a run begins.
@@ -399,7 +373,15 @@ def test_clips_of_several_sizes_train_in_packed_rows(folder, tmp_path):
         ({"packing.clips": 1}, "padding, more than packing.max_padding"),
         ({"packing.shapes": 0}, "4 folders: rows of several need packing.shapes"),
     ):
-        code, output = run_job(command(folder, tmp_path / "no", **packed | changes))
-        assert code == 1 and message in output
+        with pytest.raises(SystemExit, match=message):
+            start("no", **recipe | changes)
         assert not (tmp_path / "no" / "checkpoints").exists()
         assert not (tmp_path / "no" / "vae").exists()
+
+
+@pytest.mark.slow
+def test_packed_rows_are_the_same_on_four_devices(folder, packed, tmp_path):
+    recipe, run = packed
+    code, output = run_job(command(folder, tmp_path / "four", **recipe), devices=4)
+    assert code == 0, output
+    np.testing.assert_allclose(losses(tmp_path / "four"), losses(run), rtol=2e-4)

@@ -1,0 +1,35 @@
+"""The job `train` in this process."""
+
+import pathlib
+from unittest import mock
+
+import jax
+import pytest
+
+from configs import toy
+from tests import conftest
+from tests.training.tiny_job import TINY
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts the job `train` up to its first step; returns what the loop is given."""
+    with (
+        conftest.lone_job("train") as job,
+        mock.patch.object(job.loop, "train") as begun,
+    ):
+
+        def call(run, **changes):
+            values = TINY | {n.replace("__", "."): v for n, v in changes.items()}
+            for name, value in values.items():
+                values[name] = str(value) if isinstance(value, pathlib.Path) else value
+            c = toy.get_config()
+            c.update_from_flattened_dict(values)
+            given = {"_CONFIG": c, "_OUT": tmp_path / run}
+            flags = {name: mock.Mock(value=value) for name, value in given.items()}
+            mesh = jax.sharding.get_mesh()  # the job sets its own
+            with mock.patch.multiple(job, **flags), jax.set_mesh(mesh):
+                conftest.run_job(job)
+            return begun.call_args
+
+        yield call
