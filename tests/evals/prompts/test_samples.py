@@ -47,7 +47,9 @@ def test_a_folder_with_faults(tmp_path):
     told = "\n".join(found.failures)
     assert len(found.failures) == 3
     assert (
-        "b.mp4: (5, 32, 32)" in told and "c.mp4" in told and "d.mp4: no recipe" in told
+        "b.mp4: frames, height and width are (5, 32, 32)" in told
+        and "c.mp4" in told
+        and "d.mp4: no recipe" in told
     )
 
     material = samples.read_material(tmp_path)

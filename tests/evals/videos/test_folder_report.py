@@ -179,7 +179,7 @@ def test_controls_are_made_of_clips_of_one_shape_that_move(folders, tmp_path):
         np.save(tmp_path / "mixed" / f"{number}.npy", clip)
     printed, found = run(tmp_path / "mixed", tmp_path, controls=True)
     [table] = json.loads((tmp_path / "controls.json").read_text())
-    assert table["count"] == 4 and "9 frames of 32 x 32" in table["title"]
+    assert table["count"] == 4 and "9 frames of 32x32" in table["title"]
     notes = "\n".join(found["notes"])
     assert "controls: 1 clips are still: 4.npy" in notes
     assert "the most common shape, 9 frames of 32x32 at 8 fps: 5" in notes
