@@ -132,7 +132,9 @@ def test_a_calibration_records_ratios_and_quality(calibrated):
     assert "  0 (8 computed)" in between and "  0.3 (" in between
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun", "unipc"])
+@pytest.mark.parametrize(
+    "sampler", ["euler", pytest.param("heun", marks=pytest.mark.slow), "unipc"]
+)
 def test_sampling_is_that_of_a_loop_by_hand(calibrated, sampler):
     made = calibrated.calibration
     count = samplers.evaluations(sampler, 8)

@@ -52,7 +52,13 @@ print(json.dumps({
 # The scores of two heads alone would be 2 GB.
 @pytest.mark.tpu
 @pytest.mark.parametrize(
-    "shape", [{"ulysses": 4}, {"ring": 4}, {"ring": 2, "ulysses": 2}], ids=str
+    "shape",
+    [
+        pytest.param({"ulysses": 4}, marks=pytest.mark.slow),
+        pytest.param({"ring": 4}, marks=pytest.mark.slow),
+        {"ring": 2, "ulysses": 2},
+    ],
+    ids=str,
 )
 def test_four_chips_share_a_row(libtpu, shape):
     environment = {
