@@ -31,10 +31,15 @@ from sora_jax.training import loop, optim, principal, reconstruction
 FPS = 24.0
 CROP = (21, 48, 48)  # frames, height, width
 VAE = video_vae.Config(
-    latent_channels=16, patch_size=4, base_dim=64, channel_multipliers=(1, 1, 1),
-    num_res_blocks=1, temporal_downsample=(True, True), spatial_downsample=(False, True),
+    latent_channels=16,
+    patch_size=4,
+    base_dim=64,
+    channel_multipliers=(1, 1, 1),
+    num_res_blocks=1,
+    temporal_downsample=(True, True),
+    spatial_downsample=(False, True),
     linear_channels=16,
-)  # fmt: skip
+)
 
 
 def read(folder: pathlib.Path, size: tuple[int, int]) -> list[np.ndarray]:
@@ -128,8 +133,11 @@ def main() -> None:
                 checkpoint_every=250,
             ),
             optim.Config(
-                learning_rate=5e-3, muon_learning_rate=0.03, momentum=0.9,
-                warmup_steps=20, ema_decay=0.99,
+                learning_rate=5e-3,
+                muon_learning_rate=0.03,
+                momentum=0.9,
+                warmup_steps=20,
+                ema_decay=0.99,
                 learning_rate_factors=(("^vae.linear", 0.0),),
             ),
             objective,
@@ -139,7 +147,7 @@ def main() -> None:
             mesh=mesh,
             initial=lambda: {"vae": {"linear": principal.linear_codec(train, VAE)}},
             evaluators={"held_out": evaluator},
-        )  # fmt: skip
+        )
         vae = evaluator.reconstruct(state.ema["vae"])[0]
     truth = held.astype(np.float32) / 255
     train = [video.astype(np.float32) / 255 for video in train]

@@ -175,11 +175,14 @@ def train(num_steps: int, batch_size: int, seed: int) -> feature_net.StateNetwor
     )
     optimizer = optim.make(
         optim.Config(
-            learning_rate=2e-3, muon_learning_rate=0.02, not_muon=("heads",),
-            warmup_steps=50, final_fraction=0.01,
+            learning_rate=2e-3,
+            muon_learning_rate=0.02,
+            not_muon=("heads",),
+            warmup_steps=50,
+            final_fraction=0.01,
         ),
         num_steps,
-    )  # fmt: skip
+    )
 
     @jax.jit
     def step(params, state, batch, key):

@@ -26,10 +26,12 @@ _OFFLOAD = {"model.dit.remat": "offload"}
 # On latents of Wan 2.2's video VAE, 4 x 16 x 16 with 48 channels.
 _COARSE = {"model.dit.in_channels": 48, "model.dit.out_channels": 48}
 _COARSE |= {
-    "model.vae.latent_channels": 48, "model.vae.patch_size": 2, "model.vae.base_dim": 160,
+    "model.vae.latent_channels": 48,
+    "model.vae.patch_size": 2,
+    "model.vae.base_dim": 160,
     "model.vae.residual_shortcuts": True,
     "model.vae.temporal_downsample": "(False,True,True)",
-}  # fmt: skip
+}
 # Recipe, job, slice, mesh, rows of a step, changed fields of the config.
 ROWS = [
     ("s", "train", "v5e:4x4", "fsdp=16", 256, {}),

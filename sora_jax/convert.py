@@ -39,9 +39,11 @@ flags.DEFINE_string(
     "out", None, "Folder to write; with --lpips_heads, a file.", required=True
 )
 flags.DEFINE_enum(
-    "dtype", None, pretrained.DTYPES,
+    "dtype",
+    None,
+    pretrained.DTYPES,
     "Type of the run's weights; default: bfloat16, or float32 if stored as such.",
-)  # fmt: skip
+)
 flags.DEFINE_bool("strict", False, "Fail on unknown fields in diffusers' configs.")
 flags.DEFINE_string("mesh", "fsdp=-1", job.MESH)
 flags.DEFINE_string(
@@ -65,13 +67,15 @@ flags.DEFINE_string(
 flags.DEFINE_float("eps", None, "Feature network: epsilon of I3D, 1e-3 or 1e-5.")
 flags.DEFINE_string("probe", None, "Feature network: JEDi's probe for V-JEPA.")
 flags.DEFINE_bool(
-    "trust_torchscript", False,
+    "trust_torchscript",
+    False,
     "Feature network: run --from, which is a TorchScript program, to read its weights.",
-)  # fmt: skip
+)
 flags.DEFINE_string(
-    "sha256", weight_folders.STYLEGAN_V,
+    "sha256",
+    weight_folders.STYLEGAN_V,
     "Feature network: SHA-256 of the TorchScript program that may run.",
-)  # fmt: skip
+)
 
 _FILE_FLAGS = ("torch_python", "eps", "probe", "trust_torchscript", "sha256")
 _CARD_FLAGS = [field.name for field in dataclasses.fields(export.Card)]

@@ -36,9 +36,10 @@ flags.DEFINE_string("vae", None, "What to evaluate: run or folder of a video VAE
 flags.DEFINE_string("videos", None, "What to evaluate: folder of videos or arrays.")
 flags.DEFINE_string("out", None, "Folder for scores and report.", required=True)
 flags.DEFINE_string(
-    "shards", None,
+    "shards",
+    None,
     "Video shards; with --model, those that it was trained on. Required except with --videos.",
-)  # fmt: skip
+)
 flags.DEFINE_string("lpips", None, "VAE: LPIPS weights that convert wrote.")
 flags.DEFINE_integer(
     "num_clips", 256, "VAE, videos: number of clips to use.", lower_bound=1
@@ -61,9 +62,10 @@ flags.DEFINE_string(
     "save_statistics", None, "Videos: file (.npz) for the statistics of --reference."
 )
 flags.DEFINE_bool(
-    "force", False,
+    "force",
+    False,
     "Videos: use saved statistics of other settings, and overwrite --save_statistics.",
-)  # fmt: skip
+)
 flags.DEFINE_bool(
     "distances_only", False, "Videos: compare the sets, and measure no single clips."
 )
@@ -71,17 +73,23 @@ flags.DEFINE_string(
     "clip", None, "Videos: folder of CLIP, for the agreement with captions."
 )
 flags.DEFINE_integer(
-    "chunk_frames", None, "Videos: frames per generated chunk, to look for seams.",
+    "chunk_frames",
+    None,
+    "Videos: frames per generated chunk, to look for seams.",
     lower_bound=1,
-)  # fmt: skip
+)
 flags.DEFINE_float(
-    "fps", None, "Videos: frames per second of files that do not state it.",
+    "fps",
+    None,
+    "Videos: frames per second of files that do not state it.",
     lower_bound=0.01,
-)  # fmt: skip
+)
 flags.DEFINE_enum(
-    "colour", None, ["bt601", "bt709", "bt2020"],
+    "colour",
+    None,
+    ["bt601", "bt709", "bt2020"],
     "Videos: colour matrix of files that do not state it.",
-)  # fmt: skip
+)
 flags.DEFINE_bool("controls", False, "Videos: also measure degraded copies of some.")
 for _name, _size in toyworld.SIZES.items():
     flags.DEFINE_integer(

@@ -65,9 +65,11 @@ flags.DEFINE_bool(
 )
 flags.DEFINE_string("size", None, "WIDTHxHEIGHT, such as 832x480 (or 832*480).")
 flags.DEFINE_enum(
-    "dtype", None, pretrained.DTYPES,
+    "dtype",
+    None,
+    pretrained.DTYPES,
     "Type of imported weights; default: float32 on CPU, else bfloat16.",
-)  # fmt: skip
+)
 flags.DEFINE_bool(
     "free_text_encoder", False, "Free the text encoder's memory before sampling."
 )
@@ -78,11 +80,15 @@ flags.DEFINE_integer(
 flags.DEFINE_string("mesh", "replica=-1", job.MESH)
 
 _NAMES_OF_WAN = {
-    "frame_num": "num_frames", "base_seed": "seed", "save_file": "out",
-    "sample_steps": "num_inference_steps", "sample_shift": "shift",
-    "sample_guide_scale": "guidance_scale", "sample_solver": "sampler",
+    "frame_num": "num_frames",
+    "base_seed": "seed",
+    "save_file": "out",
+    "sample_steps": "num_inference_steps",
+    "sample_shift": "shift",
+    "sample_guide_scale": "guidance_scale",
+    "sample_solver": "sampler",
     "ckpt_dir": "model",
-}  # fmt: skip
+}
 for _alias, _name in _NAMES_OF_WAN.items():
     flags.DEFINE_alias(_alias, _name)
 

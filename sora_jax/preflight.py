@@ -36,10 +36,12 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "TPU slice: v5e:2x2, v5p:2x2x1
 _SLICES = flags.DEFINE_integer("num_slices", 1, "Number of slices.", lower_bound=1)
 _MESH = flags.DEFINE_string("mesh", None, f"{job.MESH} Default: config.mesh.")
 _JOB = flags.DEFINE_enum(
-    "job", "train", ("train", "sample", "vae"),
+    "job",
+    "train",
+    ("train", "sample", "vae"),
     "Program to compile: the train step, a step of the sampler, or the decoding of "
     "latents (of a video VAE's config: its train step).",
-)  # fmt: skip
+)
 _SEARCH = flags.DEFINE_bool("search", False, "Rank layouts of the train step.")
 _LIMIT = flags.DEFINE_integer(
     "compile_limit", 3, "With --search: number of layouts to compile.", lower_bound=1

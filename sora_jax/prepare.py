@@ -29,9 +29,11 @@ from sora_jax.core import mesh as meshes
 from sora_jax.data import curate, reports, shards, toy_clips
 
 _SOURCE = flags.DEFINE_string(
-    "source", None,
-    "What to read: toyworld:TIER, folder:DIR, shards:DIR or latents:DIR.", required=True,
-)  # fmt: skip
+    "source",
+    None,
+    "What to read: toyworld:TIER, folder:DIR, shards:DIR or latents:DIR.",
+    required=True,
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Worker processes; default: one per core.", lower_bound=0
@@ -48,14 +50,17 @@ _SIZE = flags.DEFINE_string("size", "64x64", "Folder: WIDTHxHEIGHT of the clips.
 _NUM_FRAMES = flags.DEFINE_integer("num_frames", 17, "Folder: frames per clip, 1 + 4n.")
 _FPS = flags.DEFINE_float("fps", 8.0, "Folder: frames per second of the clips.")
 _FRAMES_FPS = flags.DEFINE_float(
-    "frames_fps", None,
+    "frames_fps",
+    None,
     "Folder: frames per second of folders of numbered frames; without it they are "
     "not read.",
-)  # fmt: skip
+)
 _COLOUR = flags.DEFINE_enum(
-    "colour", None, ["bt601", "bt709", "bt2020"],
+    "colour",
+    None,
+    ["bt601", "bt709", "bt2020"],
     "Folder: colour matrix of videos that do not state theirs.",
-)  # fmt: skip
+)
 _LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: store frames losslessly.")
 _FOLLOW_LINKS = flags.DEFINE_boolean(
     "follow_links", False, "Folder: follow links to files outside of it."
@@ -65,11 +70,13 @@ _MAX_SECONDS = flags.DEFINE_float(
     "max_seconds", 21600, "Folder: skip longer videos, in seconds."
 )
 _MAX_SIDE = flags.DEFINE_integer(
-    "max_side", None,
+    "max_side",
+    None,
     "Folder: skip videos that are wider or higher than this, in pixels, or have more "
     "pixels per frame than its square.",
-    lower_bound=1, upper_bound=10**9,
-)  # fmt: skip
+    lower_bound=1,
+    upper_bound=10**9,
+)
 _VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of a video VAE.")
 _TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "Shards, latents: run or folder of a text encoder."

@@ -138,10 +138,20 @@ def our_operations(
         )
         for part in samplers.chunks(plan, request.Settings.chunk_steps):
             x, memory, _ = compiled.denoise_chunk(
-                graph, fixed, x, memory, part, text, null, None,
-                np.float32(GUIDANCE), np.float32(16), np.float32(0),
-                sampler="euler", guided=True,
-            )  # fmt: skip
+                graph,
+                fixed,
+                x,
+                memory,
+                part,
+                text,
+                null,
+                None,
+                np.float32(GUIDANCE),
+                np.float32(16),
+                np.float32(0),
+                sampler="euler",
+                guided=True,
+            )
         return x
 
     found = {
@@ -238,9 +248,16 @@ def agree(peer, ours, rows, forms, dtype: str) -> dict[str, dict[str, float]]:
 
 
 def compare(
-    python: str | None, config: dit.Config, grid, text_tokens: int, rows, forms,
-    rounds: int, steps: int, label: str,
-) -> list[dict]:  # fmt: skip
+    python: str | None,
+    config: dit.Config,
+    grid,
+    text_tokens: int,
+    rows,
+    forms,
+    rounds: int,
+    steps: int,
+    label: str,
+) -> list[dict]:
     """Times rows in turns with the peer, or alone if python is None.
 
     Returns:
@@ -337,9 +354,16 @@ def main(argv: list[str] | None = None) -> None:
         python = None
     print(f"{side_by_side.THREADS} cores, load {os.getloadavg()[0]:.1f}")
     made = compare(
-        python, config, grid, text_tokens, rows, forms,
-        options.rounds, options.steps, options.shape,
-    )  # fmt: skip
+        python,
+        config,
+        grid,
+        text_tokens,
+        rows,
+        forms,
+        options.rounds,
+        options.steps,
+        options.shape,
+    )
     about = {"bench": "denoiser", "shape": options.shape, "remat": remat}
     side_by_side.write(options.json, made, **about)
 

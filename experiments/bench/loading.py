@@ -62,9 +62,14 @@ def write(folder: pathlib.Path, gigabytes: float) -> None:
     dim, mlp = 2048, 8192
     layers = max(1, round(gigabytes * 1e9 / 2 / (8 * dim**2 + 2 * dim * mlp)))
     config = dit.Config(
-        dim=dim, num_heads=16, mlp_dim=mlp, num_layers=layers, mask_text=False,
-        known_embedding=False, pooled_text=False,
-    )  # fmt: skip
+        dim=dim,
+        num_heads=16,
+        mlp_dim=mlp,
+        num_layers=layers,
+        mask_text=False,
+        known_embedding=False,
+        pooled_text=False,
+    )
     peer = pretrained.KINDS["transformer"].peer
     shapes = {name: leaf.shape for name, leaf in _exported_shapes(peer, config).items()}
 
@@ -137,9 +142,12 @@ def measure(name: str, folder: pathlib.Path) -> dict:
     flags = "--xla_force_host_platform_device_count=8"
     run = subprocess.run(
         [sys.executable, "-m", "experiments.bench.loading", name, str(folder)],
-        cwd=ROOT, env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return json.loads(run.stdout.splitlines()[-1])
 
 

@@ -74,8 +74,10 @@ class Peer:
         (folder / "config.json").write_text(json.dumps(config))
         self._process = subprocess.Popen(
             [python, ORACLE / script, folder, str(THREADS)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.pid = self._process.pid
 
     def ask(self, line: str) -> str:

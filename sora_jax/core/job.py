@@ -20,9 +20,11 @@ from sora_jax.core import mesh as meshes
 from sora_jax.core import paths, xla_flags
 
 _PROFILE = flags.DEFINE_enum(
-    "xla_profile", "default", [*xla_flags.PROFILES],
+    "xla_profile",
+    "default",
+    [*xla_flags.PROFILES],
     "Which flags of XLA to set; see sora_jax/core/xla_flags.py.",
-)  # fmt: skip
+)
 MESH = "Devices on each mesh axis, such as fsdp=4,tensor=2; -1: all that are left."
 _locks, _locked_folders = contextlib.ExitStack(), set()  # of this job
 

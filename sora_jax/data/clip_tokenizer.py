@@ -47,9 +47,13 @@ class ClipTokenizer:
         try:
             vocab, merges = _read(folder)
             model = tokenizers.models.BPE(
-                vocab, merges, unk_token=END, continuing_subword_prefix="",
-                end_of_word_suffix="</w>", fuse_unk=False,
-            )  # fmt: skip
+                vocab,
+                merges,
+                unk_token=END,
+                continuing_subword_prefix="",
+                end_of_word_suffix="</w>",
+                fuse_unk=False,
+            )
             missing = [token for token in (START, END) if token not in vocab]
             if missing:
                 raise ValueError(f"its vocabulary has no {' and no '.join(missing)}")

@@ -145,9 +145,13 @@ class View:
 
     def _plan(self, frame) -> "_Plan":
         key = (
-            frame.format.name, frame.width, frame.height, frame.colorspace,
-            frame.color_primaries, frame.color_trc,
-        )  # fmt: skip
+            frame.format.name,
+            frame.width,
+            frame.height,
+            frame.colorspace,
+            frame.color_primaries,
+            frame.color_trc,
+        )
         if key not in self._plans:
             self._plans[key] = self._new_plan(frame)
         return self._plans[key]
@@ -185,8 +189,13 @@ class View:
 _BICUBIC, _AREA, _EXACT = 4, 0x20, 0x40000 | 0x2000
 # Names of matrices for FFmpeg's scaler, whose numbers differ from H.273's.
 _SWSCALE = {
-    1: "ITU709", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "SMPTE240M", 9: "BT2020",
-}  # fmt: skip
+    1: "ITU709",
+    4: "FCC",
+    5: "ITU601",
+    6: "ITU601",
+    7: "SMPTE240M",
+    9: "BT2020",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,8 +66,12 @@ def encode(frames_thwc: np.ndarray, fps: float, comment: str = "") -> bytes:
     )
     file = io.BytesIO()
     first.save(
-        file, "GIF", save_all=True, append_images=others, loop=0,
+        file,
+        "GIF",
+        save_all=True,
+        append_images=others,
+        loop=0,
         duration=[10 * hundredths for hundredths in durations(t, fps)],
         comment=comment.encode("ascii"),
-    )  # fmt: skip
+    )
     return file.getvalue()

@@ -29,9 +29,19 @@ from sora_jax.data.pictures import read_image as read_image
 
 # Suffixes of videos in a folder; a file's format is detected from its first bytes.
 SUFFIXES = (
-    ".mp4", ".mov", ".m4v", ".webm", ".mkv", ".gif", ".avi", ".ts", ".m2ts", ".mts",
-    ".mpg", ".mpeg",
-)  # fmt: skip
+    ".mp4",
+    ".mov",
+    ".m4v",
+    ".webm",
+    ".mkv",
+    ".gif",
+    ".avi",
+    ".ts",
+    ".m2ts",
+    ".mts",
+    ".mpg",
+    ".mpeg",
+)
 # Seconds; Matroska's time stamps are whole milliseconds, so frames may start late.
 _SLACK = 1e-3
 # Seconds; for later times it is worth seeking the key frame before them.
@@ -433,9 +443,15 @@ def encode_webm(
     options = {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4"}
     file = io.BytesIO()
     _encode(
-        file, frames_thwc, fps, "libvpx-vp9", "yuv420p", options, metadata,
+        file,
+        frames_thwc,
+        fps,
+        "libvpx-vp9",
+        "yuv420p",
+        options,
+        metadata,
         container="webm",
-    )  # fmt: skip
+    )
     return file.getvalue()
 
 

@@ -163,9 +163,15 @@ def _step(c, mesh, objective, batch, model_flops, rows, tokens) -> Forecast:
     }
     what = f"a step of {rows} rows" + (f" of {tokens:,} tokens" if tokens else "")
     return _compile(
-        mesh, jax.jit(step, donate_argnums=0), (state, batch), named,
-        what=what, model_flops=model_flops, rows=rows, tokens=tokens,
-    )  # fmt: skip
+        mesh,
+        jax.jit(step, donate_argnums=0),
+        (state, batch),
+        named,
+        what=what,
+        model_flops=model_flops,
+        rows=rows,
+        tokens=tokens,
+    )
 
 
 def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
@@ -205,19 +211,33 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
             "mask": _place(mesh, jnp.bool_, rows, c.text.length),
         }
     arguments = (
-        graph, weights, x, memory, plan, text, text, None,
-        np.float32(settings.guidance_scale), np.float32(settings.fps or _FPS),
+        graph,
+        weights,
+        x,
+        memory,
+        plan,
+        text,
+        text,
+        None,
+        np.float32(settings.guidance_scale),
+        np.float32(settings.fps or _FPS),
         np.float32(settings.known_tau),
-    )  # fmt: skip
+    )
     passes = samplers.evaluations(sampler, count) / count * (1 + guided)
     forward = cost.dit_forward_flops(config, tokens, c.text.length)
     return _compile(
-        mesh, compiled.denoise_chunk, arguments, {"parameters": weights},
+        mesh,
+        compiled.denoise_chunk,
+        arguments,
+        {"parameters": weights},
         keywords={"sampler": sampler, "guided": guided},
         what=f"a step of the sampler (denoiser only) of {rows} clips of {tokens:,} tokens",
-        model_flops=passes * rows * forward, rows=rows, tokens=tokens, runs=count,
+        model_flops=passes * rows * forward,
+        rows=rows,
+        tokens=tokens,
+        runs=count,
         others={"text encoder": encoder, "video VAE": vae},
-    )  # fmt: skip
+    )
 
 
 def decode_chunk(c, mesh: jax.sharding.Mesh) -> Forecast:
@@ -245,11 +265,15 @@ def decode_chunk(c, mesh: jax.sharding.Mesh) -> Forecast:
 
         state = _abstract(mesh, first, weights, latents)
     return _compile(
-        mesh, streaming.decode_chunk, (graph, weights, latents, state),
+        mesh,
+        streaming.decode_chunk,
+        (graph, weights, latents, state),
         {"parameters": weights, "past": state},
         what=f"the decoding of {size} latent frames of {rows} clips",
-        rows=rows, tokens=size * h * w, runs=t / size,
-    )  # fmt: skip
+        rows=rows,
+        tokens=size * h * w,
+        runs=t / size,
+    )
 
 
 def vae_step(c, mesh: jax.sharding.Mesh) -> Forecast:
@@ -316,9 +340,19 @@ def _abstract(mesh, function, *arguments):
 
 
 def _compile(
-    mesh, function, arguments, named: Mapping[str, Any], *, what, rows, tokens,
-    keywords=None, model_flops=None, runs=1.0, others=None,
-) -> Forecast:  # fmt: skip
+    mesh,
+    function,
+    arguments,
+    named: Mapping[str, Any],
+    *,
+    what,
+    rows,
+    tokens,
+    keywords=None,
+    model_flops=None,
+    runs=1.0,
+    others=None,
+) -> Forecast:
     """Compiles a function for a mesh.
 
     Args:

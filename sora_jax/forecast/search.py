@@ -83,10 +83,15 @@ class Ranking:
         for layout, one in self.layouts:
             rows.append(
                 (
-                    layout.mesh, layout.remat, str(layout.rows), f"{one.used:.0%}",
-                    f"{one.seconds:.3g}", f"{one.seconds_per_clip:.3g}", f"{one.mfu:.0%}",
+                    layout.mesh,
+                    layout.remat,
+                    str(layout.rows),
+                    f"{one.used:.0%}",
+                    f"{one.seconds:.3g}",
+                    f"{one.seconds_per_clip:.3g}",
+                    f"{one.mfu:.0%}",
                 )
-            )  # fmt: skip
+            )
         summary = (
             f"{self.tried} layouts, {self.fitting} of them fit by formula; times are "
             "estimates"

@@ -38,9 +38,16 @@ _HOST = "S(5)"  # XLA's memory space of the host
 _CONTEXT = 64  # most bytes of the context that a transfer carries beside its arrays
 _FUSED_END = "async-collective-done"
 _FREE = {
-    "get-tuple-element", "bitcast", "constant", "parameter", "tuple", "partition-id",
-    "after-all", "iota", "opt-barrier",
-}  # fmt: skip
+    "get-tuple-element",
+    "bitcast",
+    "constant",
+    "parameter",
+    "tuple",
+    "partition-id",
+    "after-all",
+    "iota",
+    "opt-barrier",
+}
 
 
 @dataclasses.dataclass(frozen=True)

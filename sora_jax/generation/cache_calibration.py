@@ -30,9 +30,13 @@ _DAMAGED = (
 )
 _LARGEST_FILE = 1 << 24
 _SAMPLING = (
-    "sampler", "num_inference_steps", "shift", "guidance_scale", "guidance_scale_2",
+    "sampler",
+    "num_inference_steps",
+    "shift",
+    "guidance_scale",
+    "guidance_scale_2",
     "guidance_rescale",
-)  # fmt: skip
+)
 Table = tuple[tuple[tuple[float, ...], ...], ...]  # [expert][evaluation][branch]
 
 

@@ -65,9 +65,23 @@ def start_cache(config: dits.Config, rows: int, grid: tuple[int, int, int], slot
 
 @functools.partial(jax.jit, static_argnames=("graph", "sampler", "guided"))
 def denoise_chunk(
-    graph, state, x_bthwc, memory, steps, text, null, fixed, scale, fps, known_tau,
-    *, sampler: str, guided: bool, cache=None, rescale=None,
-):  # fmt: skip
+    graph,
+    state,
+    x_bthwc,
+    memory,
+    steps,
+    text,
+    null,
+    fixed,
+    scale,
+    fps,
+    known_tau,
+    *,
+    sampler: str,
+    guided: bool,
+    cache=None,
+    rescale=None,
+):
     """Runs some solver steps; returns x, the solver's memory and the step cache.
 
     Args:

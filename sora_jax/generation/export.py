@@ -72,18 +72,37 @@ class Card:
         origin = ", ".join(f"{name} {value}" for name, value in source.items())
         return "\n".join(
             [
-                "---", *lines, "---", "", f"# {self.name}", "",
-                f"Written by sora_jax {sora_jax.__version__} from {origin}.", "",
-                "```python", "from diffusers import WanPipeline", "",
+                "---",
+                *lines,
+                "---",
+                "",
+                f"# {self.name}",
+                "",
+                f"Written by sora_jax {sora_jax.__version__} from {origin}.",
+                "",
+                "```python",
+                "from diffusers import WanPipeline",
+                "",
                 'pipe = WanPipeline.from_pretrained("PATH")',
                 'video = pipe("...", num_frames='
                 f"{settings.num_frames}, height={settings.height}, "
-                f"width={settings.width}).frames", "```", "",
-                "## Training data", "", self.training_data, "",
-                "## Intended use", "", self.intended_use, "",
-                "## Limits", "", self.limits, "",
+                f"width={settings.width}).frames",
+                "```",
+                "",
+                "## Training data",
+                "",
+                self.training_data,
+                "",
+                "## Intended use",
+                "",
+                self.intended_use,
+                "",
+                "## Limits",
+                "",
+                self.limits,
+                "",
             ]
-        )  # fmt: skip
+        )
 
 
 def write(

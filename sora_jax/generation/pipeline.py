@@ -187,9 +187,15 @@ class Pipeline:
         text = self._text_files or nnx.merge(*self._text_encoder)
         source = self.source | {"expert_2": other.source}
         return Pipeline(
-            first, text, nnx.merge(*self._vae), self.tokenizer, settings, source, second,
+            first,
+            text,
+            nnx.merge(*self._vae),
+            self.tokenizer,
+            settings,
+            source,
+            second,
             keep_text_encoder=self._text_encoder is not None,
-        )  # fmt: skip
+        )
 
     def save_pretrained(self, folder: str | pathlib.Path, card: export.Card) -> None:
         """Writes a folder in diffusers' layout, with a model card; see `export`.
@@ -280,9 +286,15 @@ class Pipeline:
         for rows, (text, null) in zip(batches, encoded, strict=True):
             noise_bthwc, known = self.prepare_latents(request, rows)
             latents_bthwc = self.denoise(
-                request, rows, text, null, noise_bthwc, known,
-                callback_on_step_end, progress,
-            )  # fmt: skip
+                request,
+                rows,
+                text,
+                null,
+                noise_bthwc,
+                known,
+                callback_on_step_end,
+                progress,
+            )
             if output_type == "np":
                 latents_bthwc = self.decode_latents(latents_bthwc)
             frames.append(placement.to_host(latents_bthwc)[: len(set(rows))])
@@ -420,11 +432,21 @@ class Pipeline:
             for first in range(0, len(part["tau"]), chunk):
                 plan = samplers.chunk(parts[stage], first, chunk)
                 x_bthwc, memory, cache = compiled.denoise_chunk(
-                    *network, x_bthwc, memory, plan, text, null, fixed,
-                    np.float32(scale), np.float32(request.fps),
-                    np.float32(settings.known_tau), sampler=request.sampler,
-                    guided=scale != 1, cache=cache, rescale=rescale,
-                )  # fmt: skip
+                    *network,
+                    x_bthwc,
+                    memory,
+                    plan,
+                    text,
+                    null,
+                    fixed,
+                    np.float32(scale),
+                    np.float32(request.fps),
+                    np.float32(settings.known_tau),
+                    sampler=request.sampler,
+                    guided=scale != 1,
+                    cache=cache,
+                    rescale=rescale,
+                )
                 if callback_on_step_end:
                     tau = float(plan["next"][0])
                     call = functools.partial(callback_on_step_end, self, done, tau)

@@ -29,9 +29,13 @@ class CaptionDecoder(nnx.Module):
         self.block = text_encoder.Block(config, rngs=rngs)
         self.norm_out = layers.RMSNorm(d, rngs=rngs)
         self.head = layers.Linear(
-            d, v, axes=("embed", None), bias=False, init=nnx.initializers.zeros,
+            d,
+            v,
+            axes=("embed", None),
+            bias=False,
+            init=nnx.initializers.zeros,
             rngs=rngs,
-        )  # fmt: skip
+        )
 
     def __call__(self, mean_bd: jax.Array, ids_bl: jax.Array) -> jax.Array:
         """Returns logits_blv of each token, float32.

@@ -439,9 +439,16 @@ class DiT(nnx.Module):
             }
         x_bnc, index_bn, known_bn, pos_1n3 = of_tokens
         output = self(
-            x_bnc, levels_bk, index_bn, known_bn, pos_1n3, text_bld, text_mask_bl,
-            **segments, reuse=reuse,
-        )  # fmt: skip
+            x_bnc,
+            levels_bk,
+            index_bn,
+            known_bn,
+            pos_1n3,
+            text_bld,
+            text_mask_bl,
+            **segments,
+            reuse=reuse,
+        )
         velocity_bnc, *residual_bnd = (output,) if reuse is None else output
         if more:
             velocity_bnc = sharding.reshard(velocity_bnc, "batch", None, None)[:, :n]

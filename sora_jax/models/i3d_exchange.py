@@ -32,10 +32,17 @@ _STEM = dict(
 _HASSONY2_PARTS = dict(
     zip(
         i3d.PARTS,
-        ("branch_0", "branch_1.0", "branch_1.1", "branch_2.0", "branch_2.1", "branch_3.1"),
+        (
+            "branch_0",
+            "branch_1.0",
+            "branch_1.1",
+            "branch_2.0",
+            "branch_2.1",
+            "branch_3.1",
+        ),
         strict=True,
     )
-)  # fmt: skip
+)
 _TF_PARTS = dict(
     zip(
         i3d.PARTS,

@@ -247,16 +247,22 @@ def from_torch(
         shape = (layer.outputs, layer.inputs, layer.size, layer.size)
         theirs, ours = f"features.{layer.theirs}", f"convs.{number}"
         take(
-            trunk, f"{theirs}.weight", shape, f"{ours}.kernel",
+            trunk,
+            f"{theirs}.weight",
+            shape,
+            f"{ours}.kernel",
             lambda array: array.transpose(2, 3, 1, 0),
-        )  # fmt: skip
+        )
         take(trunk, f"{theirs}.bias", shape[:1], f"{ours}.bias", np.asarray)
     for number, depth in enumerate(depths):
         width = depth[-1].outputs
         take(
-            heads, f"lin{number}.model.1.weight", (1, width, 1, 1),
-            f"heads.{number}.weight", np.ravel,
-        )  # fmt: skip
+            heads,
+            f"lin{number}.model.1.weight",
+            (1, width, 1, 1),
+            f"heads.{number}.weight",
+            np.ravel,
+        )
     extra = sorted((trunk.keys() | heads.keys()) - expected)
     problems += [f"{name} is unexpected" for name in extra]
     if problems:

@@ -268,13 +268,31 @@ def write_transformer(config: dit.Config) -> dict:
 # Fields of transformers' configs that only affect generation, the tokenizer, the decoder
 # or files.
 _UMT5_IGNORED = (
-    "architectures", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout",
-    "decoder_start_token_id", "dropout_rate", "eos_token_id", "id2label",
-    "initializer_factor", "is_decoder", "is_encoder_decoder", "label2id",
-    "num_decoder_layers", "output_attentions", "output_hidden_states", "output_past",
-    "pad_token_id", "problem_type", "return_dict", "scalable_attention",
-    "scale_decoder_outputs", "tie_word_embeddings", "tokenizer_class", "use_cache",
-)  # fmt: skip
+    "architectures",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "classifier_dropout",
+    "decoder_start_token_id",
+    "dropout_rate",
+    "eos_token_id",
+    "id2label",
+    "initializer_factor",
+    "is_decoder",
+    "is_encoder_decoder",
+    "label2id",
+    "num_decoder_layers",
+    "output_attentions",
+    "output_hidden_states",
+    "output_past",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "scalable_attention",
+    "scale_decoder_outputs",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "use_cache",
+)
 
 
 def read_text_encoder(
@@ -285,9 +303,12 @@ def read_text_encoder(
     unseen = distance, "layer_norm_epsilon", "feed_forward_proj"
     fields = Fields(theirs, where, "UMT5EncoderModel", unseen)
     fields.only(
-        model_type="umt5", feed_forward_proj="gated-gelu", layer_norm_epsilon=1e-6,
-        is_gated_act=True, dense_act_fn="gelu_new",
-    )  # fmt: skip
+        model_type="umt5",
+        feed_forward_proj="gated-gelu",
+        layer_norm_epsilon=1e-6,
+        is_gated_act=True,
+        dense_act_fn="gelu_new",
+    )
     fields.ignore(*_UMT5_IGNORED)
     return fields.build(
         text_encoder.Config,
@@ -400,25 +421,46 @@ _SCHEDULERS = {
         "unipc",
         "flow_shift",
         {
-            "prediction_type": "flow_prediction", "use_flow_sigmas": True,
-            "predict_x0": True, "solver_order": 2, "solver_type": "bh2",
-            "lower_order_final": True, "thresholding": False, "disable_corrector": [],
-            "final_sigmas_type": "zero", "solver_p": None,
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+            "predict_x0": True,
+            "solver_order": 2,
+            "solver_type": "bh2",
+            "lower_order_final": True,
+            "thresholding": False,
+            "disable_corrector": [],
+            "final_sigmas_type": "zero",
+            "solver_p": None,
         },
         # The scheduler's own defaults, where they differ from the values above.
         {"prediction_type": "epsilon", "use_flow_sigmas": False},
     ),
     "FlowMatchEulerDiscreteScheduler": (
-        "euler", "shift", {"invert_sigmas": False, "stochastic_sampling": False}, {}
+        "euler",
+        "shift",
+        {"invert_sigmas": False, "stochastic_sampling": False},
+        {},
     ),
-}  # fmt: skip
+}
 # Fields of both that have no effect with the settings above.
 _SCHEDULERS_IGNORE = (
-    "base_image_seq_len", "base_shift", "beta_end", "beta_schedule", "beta_start",
-    "dynamic_thresholding_ratio", "max_image_seq_len", "max_shift",
-    "rescale_betas_zero_snr", "sample_max_value", "sigma_max", "sigma_min",
-    "steps_offset", "time_shift_type", "timestep_spacing", "trained_betas",
-)  # fmt: skip
+    "base_image_seq_len",
+    "base_shift",
+    "beta_end",
+    "beta_schedule",
+    "beta_start",
+    "dynamic_thresholding_ratio",
+    "max_image_seq_len",
+    "max_shift",
+    "rescale_betas_zero_snr",
+    "sample_max_value",
+    "sigma_max",
+    "sigma_min",
+    "steps_offset",
+    "time_shift_type",
+    "timestep_spacing",
+    "trained_betas",
+)
 
 
 def read_scheduler(
@@ -439,10 +481,14 @@ def read_scheduler(
     sampler, shift, required, defaults = _SCHEDULERS[named]
     fields = Fields(defaults | dict(theirs), where, named, (shift,))
     fields.only(
-        **required, num_train_timesteps=1000, use_dynamic_shifting=False,
-        use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False,
+        **required,
+        num_train_timesteps=1000,
+        use_dynamic_shifting=False,
+        use_karras_sigmas=False,
+        use_exponential_sigmas=False,
+        use_beta_sigmas=False,
         shift_terminal=None,
-    )  # fmt: skip
+    )
     fields.ignore(*_SCHEDULERS_IGNORE)
     return fields.build(
         Scheduler, unknown, sampler=sampler, shift=fields.take(shift, _FACTOR, 1.0)
@@ -463,8 +509,13 @@ class Index:
 
 
 _PARTS = (
-    "transformer", "transformer_2", "text_encoder", "vae", "scheduler", "tokenizer",
-)  # fmt: skip
+    "transformer",
+    "transformer_2",
+    "text_encoder",
+    "vae",
+    "scheduler",
+    "tokenizer",
+)
 _PART = Type(
     "the two names of a library and a class",
     lambda value: (

@@ -34,10 +34,16 @@ class Blocks(Protocol):
         """
 
     def backward(
-        self, q_bnhe: jax.Array, k_bmhe: jax.Array, v_bmhe: jax.Array,
-        y_bnhe: jax.Array, top_bnh: jax.Array, sum_bnh: jax.Array, dy_bnhe: jax.Array,
+        self,
+        q_bnhe: jax.Array,
+        k_bmhe: jax.Array,
+        v_bmhe: jax.Array,
+        y_bnhe: jax.Array,
+        top_bnh: jax.Array,
+        sum_bnh: jax.Array,
+        dy_bnhe: jax.Array,
         masks: Masks,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns the block's part of the gradients of q, k and v, float32; result,
         largest score and sum are those of all blocks.
         """

@@ -177,15 +177,19 @@ def _kernel(
     kernel = splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask(mask),
         block_sizes=splash_attention.BlockSizes(
-            block_q=tile_n, block_kv=fetched * tile_m, block_kv_compute=tile_m,
-            block_q_dkv=tile_n, block_kv_dkv=fetched * tile_m,
-            block_kv_dkv_compute=tile_m, use_fused_bwd_kernel=True,
+            block_q=tile_n,
+            block_kv=fetched * tile_m,
+            block_kv_compute=tile_m,
+            block_q_dkv=tile_n,
+            block_kv_dkv=fetched * tile_m,
+            block_kv_dkv_compute=tile_m,
+            use_fused_bwd_kernel=True,
         ),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
         **options,
-    )  # fmt: skip
+    )
     qkv = zip((q_bnhe, k_bmhe, v_bmhe), (all_n, all_m, all_m), strict=True)
     return kernel, (*(_heads_first(*pair) for pair in qkv), ids)
 
@@ -216,7 +220,14 @@ class Blocks:
         tile = (self.tiles or tiles_for(q_bnhe.shape[-1])).gradient
         log_sum_bnh = top_bnh + jnp.log(sum_bnh)
         gradients = _backward(
-            q_bnhe, k_bmhe, v_bmhe, y_bnhe, log_sum_bnh, dy_bnhe, masks,
-            tile, self.interpret,
-        )  # fmt: skip
+            q_bnhe,
+            k_bmhe,
+            v_bmhe,
+            y_bnhe,
+            log_sum_bnh,
+            dy_bnhe,
+            masks,
+            tile,
+            self.interpret,
+        )
         return tuple(x.astype(jnp.float32) for x in gradients)

@@ -109,9 +109,11 @@ def mean_states(states_bld: jax.Array, seen_bkl: jax.Array) -> jax.Array:
     """Returns `mean_state` of several sets of tokens of a row: [b, k, d]."""
     weight_bkl = seen_bkl.astype(jnp.float32)
     total_bkd = jnp.einsum(
-        "bkl,bld->bkd", weight_bkl, states_bld.astype(jnp.float32),
+        "bkl,bld->bkd",
+        weight_bkl,
+        states_bld.astype(jnp.float32),
         precision=layers.EXACT,
-    )  # fmt: skip
+    )
     return total_bkd / jnp.maximum(jnp.sum(weight_bkl, -1, keepdims=True), 1)
 
 

@@ -157,8 +157,14 @@ _RENAMED = {
         (r"patch_embed\.proj", "videomae.embeddings.patch_embeddings.projection"),
         (r"blocks\.(\d+)\.norm1", r"videomae.encoder.layer.\1.layernorm_before"),
         (r"blocks\.(\d+)\.norm2", r"videomae.encoder.layer.\1.layernorm_after"),
-        (r"blocks\.(\d+)\.attn\.proj", r"videomae.encoder.layer.\1.attention.output.dense"),
-        (r"blocks\.(\d+)\.attn\.(query|key|value)", r"videomae.encoder.layer.\1.attention.attention.\2"),
+        (
+            r"blocks\.(\d+)\.attn\.proj",
+            r"videomae.encoder.layer.\1.attention.output.dense",
+        ),
+        (
+            r"blocks\.(\d+)\.attn\.(query|key|value)",
+            r"videomae.encoder.layer.\1.attention.attention.\2",
+        ),
         (r"blocks\.(\d+)\.mlp\.fc1", r"videomae.encoder.layer.\1.intermediate.dense"),
         (r"blocks\.(\d+)\.mlp\.fc2", r"videomae.encoder.layer.\1.output.dense"),
     ),
@@ -170,14 +176,29 @@ _RENAMED = {
         (r"norm\.", "vjepa2.encoder.layernorm."),
     ),
     "vjepa_probe": (
-        (r"pooler\.cross_attention_block\.norm(\d)", r"pooler.cross_attention_layer.layer_norm\1"),
+        (
+            r"pooler\.cross_attention_block\.norm(\d)",
+            r"pooler.cross_attention_layer.layer_norm\1",
+        ),
         (r"pooler\.cross_attention_block\.mlp", "pooler.cross_attention_layer.mlp"),
-        (r"pooler\.cross_attention_block\.xattn\.q\.", "pooler.cross_attention_layer.cross_attn.q_proj."),
-        (r"pooler\.cross_attention_block\.xattn\.key\.", "pooler.cross_attention_layer.cross_attn.k_proj."),
-        (r"pooler\.cross_attention_block\.xattn\.value\.", "pooler.cross_attention_layer.cross_attn.v_proj."),
-        (r"pooler\.cross_attention_block\.xattn\.proj", "pooler.cross_attention_layer.cross_attn.out_proj"),
+        (
+            r"pooler\.cross_attention_block\.xattn\.q\.",
+            "pooler.cross_attention_layer.cross_attn.q_proj.",
+        ),
+        (
+            r"pooler\.cross_attention_block\.xattn\.key\.",
+            "pooler.cross_attention_layer.cross_attn.k_proj.",
+        ),
+        (
+            r"pooler\.cross_attention_block\.xattn\.value\.",
+            "pooler.cross_attention_layer.cross_attn.v_proj.",
+        ),
+        (
+            r"pooler\.cross_attention_block\.xattn\.proj",
+            "pooler.cross_attention_layer.cross_attn.out_proj",
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def _rename(tensors: Mapping[str, Any], file: str) -> dict[str, Any]:

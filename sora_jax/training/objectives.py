@@ -147,11 +147,12 @@ class Denoiser:
         drop_b = jax.random.uniform(drop_key, (b,)) < self.text_dropout
         drawn["drop"] = sharding.reshard(drop_b, "batch")
         drawn["known"] = sharding.reshard(
-            known.sample_known(
-                known_key, b, tuple(grid), self.known.probabilities
-            ),
-            "batch", None, None, None,
-        )  # fmt: skip
+            known.sample_known(known_key, b, tuple(grid), self.known.probabilities),
+            "batch",
+            None,
+            None,
+            None,
+        )
         return drawn
 
     def _text(self, modules, batch):

@@ -68,8 +68,10 @@ def linear_codec(videos: Iterable[np.ndarray], config: video_vae.Config) -> dict
     """
     videos, random = list(videos), np.random.default_rng(0)
     k, space, time = (
-        config.linear_channels, config.spatial_stride, config.temporal_stride,
-    )  # fmt: skip
+        config.linear_channels,
+        config.spatial_stride,
+        config.temporal_stride,
+    )
     firsts_nm, rests_nm = (_sample(videos, t, space, k, random) for t in (1, time))
     mean_first_m, first_mk, _ = components(firsts_nm, k)
     mean_rest_m, rest_mk, std_k = components(rests_nm, k)

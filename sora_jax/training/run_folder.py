@@ -22,21 +22,43 @@ from sora_jax.training import checkpoint
 # learns. All other fields define the run.
 INCIDENTAL = frozenset(
     {
-        "mesh.replica", "mesh.fsdp", "mesh.ring", "mesh.ulysses", "mesh.tensor",
+        "mesh.replica",
+        "mesh.fsdp",
+        "mesh.ring",
+        "mesh.ulysses",
+        "mesh.tensor",
         "model.dit.remat",
         # Paths of the data; its digest is compared instead.
-        "data.shards", "data.latents", "data.eval_shards", "data.eval_clips",
-        "data.num_workers", "data.max_corrupt_share", "packing.max_padding",
+        "data.shards",
+        "data.latents",
+        "data.eval_shards",
+        "data.eval_clips",
+        "data.num_workers",
+        "data.max_corrupt_share",
+        "packing.max_padding",
         "reconstruction.lpips_weights",  # the run has a copy
-        "loop.num_steps", "loop.accumulation", "loop.log_every", "loop.eval_every",
-        "loop.checkpoint_every", "loop.keep_checkpoints", "loop.max_skipped_in_a_row",
+        "loop.num_steps",
+        "loop.accumulation",
+        "loop.log_every",
+        "loop.eval_every",
+        "loop.checkpoint_every",
+        "loop.keep_checkpoints",
+        "loop.max_skipped_in_a_row",
         # Defaults that each call can override.
-        "sample.num_frames", "sample.height", "sample.width", "sample.fps",
-        "sample.num_inference_steps", "sample.guidance_scale", "sample.sampler",
-        "sample.takes_images", "sample.batch_size", "sample.chunk_steps",
-        "sample.step_cache", "sample.guidance_rescale",
+        "sample.num_frames",
+        "sample.height",
+        "sample.width",
+        "sample.fps",
+        "sample.num_inference_steps",
+        "sample.guidance_scale",
+        "sample.sampler",
+        "sample.takes_images",
+        "sample.batch_size",
+        "sample.chunk_steps",
+        "sample.step_cache",
+        "sample.guidance_rescale",
     }
-)  # fmt: skip
+)
 # Fields that are not used once there is a checkpoint.
 READ_ONCE = frozenset({"init", "text.encoder"})
 

@@ -68,9 +68,12 @@ class ToyFeatures:
         """
         forward = functools.partial(_forward, self._graph, self.size, self._params)
         return _in_batches(
-            video_bthwc, self.num_frames, self.batch_size, "the toy state network",
+            video_bthwc,
+            self.num_frames,
+            self.batch_size,
+            "the toy state network",
             lambda chunk_bthwc: forward(chunk_bthwc * 2 - 1),
-        )  # fmt: skip
+        )
 
 
 def _in_batches(video_bthwc, num_frames, batch_size: int, name: str, forward):
@@ -252,9 +255,14 @@ class VideoFeatures:
         graph, params = next(iter(self._split.values()))
         with jax.default_matmul_precision("highest"):  # full float32 on accelerators
             return _features(
-                graph, self._known, self.size, self._resize, self._output, params,
+                graph,
+                self._known,
+                self.size,
+                self._resize,
+                self._output,
+                params,
                 unit_bthwc,
-            )  # fmt: skip
+            )
 
 
 class ClipFeatures(VideoFeatures):

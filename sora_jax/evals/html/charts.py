@@ -91,7 +91,7 @@ def line_chart(
                 axes.fill(x, y, color=colour, alpha=0.16, linewidth=0, gid=".band")
             axes.plot(
                 x_n, y_n, color=colour, marker="o", markevery=[-1], gid=f".line {name}"
-            )  # fmt: skip
+            )
         axes.set_xlabel(x_label, labelpad=10)
         axes.set_ylabel(y_label, rotation_mode="anchor")
         axes.yaxis.set_label_coords(14 / _WIDTH, 0.5, axes.get_figure().transFigure)

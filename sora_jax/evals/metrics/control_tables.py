@@ -274,9 +274,15 @@ class _Builder:
     def table(self) -> Table:
         given_away = {name: tuple(found) for name, found in self._given_away.items()}
         return Table(
-            self._title, self._count, self._cells, tuple(self._steps), self._not_asked,
-            self._winners, given_away, self._notes,
-        )  # fmt: skip
+            self._title,
+            self._count,
+            self._cells,
+            tuple(self._steps),
+            self._not_asked,
+            self._winners,
+            given_away,
+            self._notes,
+        )
 
 
 def write(tables: Sequence[Table], out: pathlib.Path) -> None:

@@ -207,9 +207,11 @@ def _sums(first_nd, second_md, kernel: Kernel) -> float:
     """The sum of the kernel over all pairs."""
     d = first_nd.shape[1]
     return sum(
-        float(((first_nd[rows] @ second_md.T / d + kernel.offset) ** kernel.degree).sum())
+        float(
+            ((first_nd[rows] @ second_md.T / d + kernel.offset) ** kernel.degree).sum()
+        )
         for rows in _slices(len(first_nd))
-    )  # fmt: skip
+    )
 
 
 def _diagonal(set_nd: np.ndarray, kernel: Kernel) -> float:

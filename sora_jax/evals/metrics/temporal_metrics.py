@@ -153,20 +153,29 @@ def _consistent(frame_features) -> Callable[[Clips], np.ndarray]:
 _STILL_LAST = ((GIVEN, controls.SHUFFLED, controls.STILL),)
 METRICS: tuple[Metric, ...] = (
     Metric(
-        "warping error", lambda c: c.steadiness["warping_error"], _STILL_LAST,
+        "warping error",
+        lambda c: c.steadiness["warping_error"],
+        _STILL_LAST,
         still_counts=1.0,
         note="a blurred clip wins; pixels that cannot be tracked, as at a cut, are left out",
     ),
     Metric(
-        "flicker", lambda c: c.steadiness["flicker"], _STILL_LAST,
-        still_counts=1.0, note="a blurred clip wins",
+        "flicker",
+        lambda c: c.steadiness["flicker"],
+        _STILL_LAST,
+        still_counts=1.0,
+        note="a blurred clip wins",
     ),
     Metric(
-        "smoothness", lambda c: c.smoothness,
+        "smoothness",
+        lambda c: c.smoothness,
         tuple(
             (GIVEN, name)
             for name in (
-                controls.SHUFFLED, controls.STILL, controls.NOISE, controls.TWICE,
+                controls.SHUFFLED,
+                controls.STILL,
+                controls.NOISE,
+                controls.TWICE,
                 controls.CUT,
             )
         ),
@@ -174,72 +183,96 @@ METRICS: tuple[Metric, ...] = (
         note="a reversed clip is as smooth; a blurred or fading one wins",
     ),
     Metric(
-        "dynamic degree", lambda c: c.degree["dynamic_degree"],
-        ((GIVEN, controls.STILL),), higher=True,
+        "dynamic degree",
+        lambda c: c.degree["dynamic_degree"],
+        ((GIVEN, controls.STILL),),
+        higher=True,
         note="an amount, not a quality: a shuffled clip has more",
     ),
     Metric(
-        "dynamic", lambda c: c.degree["dynamic"], ((GIVEN, controls.STILL),),
-        higher=True, note="share of clips that move",
+        "dynamic",
+        lambda c: c.degree["dynamic"],
+        ((GIVEN, controls.STILL),),
+        higher=True,
+        note="share of clips that move",
     ),
     Metric(
-        "subject consistency", _consistent(consistency.subject_colours),
-        ((GIVEN, controls.CUT, controls.STILL),), higher=True, still_counts=0.0,
+        "subject consistency",
+        _consistent(consistency.subject_colours),
+        ((GIVEN, controls.CUT, controls.STILL),),
+        higher=True,
+        still_counts=0.0,
         note="of colours: sees neither positions nor the order of frames",
     ),
     Metric(
-        "background consistency", _consistent(consistency.background_greys),
-        ((GIVEN, controls.CUT, controls.STILL),), higher=True, still_counts=0.0,
+        "background consistency",
+        _consistent(consistency.background_greys),
+        ((GIVEN, controls.CUT, controls.STILL),),
+        higher=True,
+        still_counts=0.0,
         cannot={CAMERA: "a moving camera changes the background"},
         note="of greys in 16 cells: does not see the order of frames",
     ),
     *(
         Metric(
-            f"{name} drift", lambda c, name=name: c.drift[name],
-            ((GIVEN, controls.DRIFT, controls.STILL),), still_counts=1.0,
+            f"{name} drift",
+            lambda c, name=name: c.drift[name],
+            ((GIVEN, controls.DRIFT, controls.STILL),),
+            still_counts=1.0,
             cannot={CAMERA: "zoom changes how much of the frame a colour fills"}
-            if name == "saturation" else {},
+            if name == "saturation"
+            else {},
             note="absolute slope per second; a shuffled clip has less",
         )
         for name in long_video.SERIES
     ),
     Metric(
-        SEAM, lambda c: long_video.seam_score(c.video_nthwc, c.seams),
+        SEAM,
+        lambda c: long_video.seam_score(c.video_nthwc, c.seams),
         tuple(
-            (GIVEN, name, controls.STILL)
-            for name in (controls.DROPPED, controls.TWICE)
+            (GIVEN, name, controls.STILL) for name in (controls.DROPPED, controls.TWICE)
         ),
-        still_counts=1000.0, note="sees the seam only",
+        still_counts=1000.0,
+        note="sees the seam only",
     ),
     Metric(
-        "repetition", lambda c: long_video.repetition(c.video_nthwc),
+        "repetition",
+        lambda c: long_video.repetition(c.video_nthwc),
         ((GIVEN, controls.LOOPED, controls.STILL),),
         note="noise hides it",
     ),
     Metric(
         "loop score",
         lambda c: long_video.loop_score(long_video.loop_ratio(c.video_nthwc)),
-        ((controls.LOOPED, GIVEN, controls.STILL),), higher=True,
+        ((controls.LOOPED, GIVEN, controls.STILL),),
+        higher=True,
         note="of a clip asked to loop; in a shuffled clip every step is as large",
     ),
     Metric(
-        "cut where asked", lambda c: c.cut_f1(c.seams),
+        "cut where asked",
+        lambda c: c.cut_f1(c.seams),
         tuple(
-            (controls.CUT, name)
-            for name in (GIVEN, controls.STILL, controls.SHUFFLED)
+            (controls.CUT, name) for name in (GIVEN, controls.STILL, controls.SHUFFLED)
         ),
-        higher=True, note="F1, of clips asked to cut at the seam",
+        higher=True,
+        note="F1, of clips asked to cut at the seam",
     ),
     Metric(
-        "no cut unasked", lambda c: c.cut_f1([]),
-        ((GIVEN, controls.CUT, controls.STILL),), higher=True, still_counts=-1.0,
+        "no cut unasked",
+        lambda c: c.cut_f1([]),
+        ((GIVEN, controls.CUT, controls.STILL),),
+        higher=True,
+        still_counts=-1.0,
         note="F1, of clips asked to be one shot",
     ),
     Metric(
-        "sharpness", lambda c: long_video.series(c.video_nthwc)["sharpness"].mean(1),
-        ((GIVEN, controls.BLURRED),), higher=True, note="a noised clip has more",
+        "sharpness",
+        lambda c: long_video.series(c.video_nthwc)["sharpness"].mean(1),
+        ((GIVEN, controls.BLURRED),),
+        higher=True,
+        note="a noised clip has more",
     ),
-)  # fmt: skip
+)
 
 
 def _network_features(clips: Clips, network: networks.ToyFeatures) -> np.ndarray | None:

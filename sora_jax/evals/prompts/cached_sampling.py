@@ -70,12 +70,17 @@ def calibrate(
         model=cache_calibration.model_of(pipe.source),
         sampling=cache_calibration.sampling_of(request),
         clips={
-            "clips": len(request), "num_frames": request.num_frames,
-            "height": request.height, "width": request.width,
+            "clips": len(request),
+            "num_frames": request.num_frames,
+            "height": request.height,
+            "width": request.width,
         },
-        max_skips=max_skips, retention=retention,
-        ratio=tables[0], deviation=tables[1], distance=tables[2],
-    )  # fmt: skip
+        max_skips=max_skips,
+        retention=retention,
+        ratio=tables[0],
+        deviation=tables[1],
+        distance=tables[2],
+    )
     pipe.calibration = made
     for threshold in sorted(thresholds):
         same = [one for one in made.quality if made.alike(one.threshold, threshold)]

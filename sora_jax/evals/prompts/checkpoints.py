@@ -322,10 +322,16 @@ class Sampling:
 
             def sample(kept, pipe, row, suites, seed, saved, **other):
                 return make_clips.sample(
-                    samples.Store(kept), pipe, row, suites, seed, saved=saved,
-                    progress=bar.update, batch_size=self._batch_size,
+                    samples.Store(kept),
+                    pipe,
+                    row,
+                    suites,
+                    seed,
+                    saved=saved,
+                    progress=bar.update,
+                    batch_size=self._batch_size,
                     **self._asked | other,
-                )  # fmt: skip
+                )
 
             pipe = pipeline.Pipeline.from_run(run)
             videos = {}

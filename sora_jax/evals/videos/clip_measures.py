@@ -92,9 +92,14 @@ _TABLE = {m.name: m for m in temporal_metrics.METRICS if m.name not in _ASKED}
 MEASURES: Mapping[str, Measure] = {
     measure.name: measure
     for measure in (
-        Measure(STILL, "less", share=True, note="a slow zoom, which may count as still"),
         Measure(
-            JUMPS, "less", True, True,
+            STILL, "less", share=True, note="a slow zoom, which may count as still"
+        ),
+        Measure(
+            JUMPS,
+            "less",
+            True,
+            True,
             note=f"one in ten shuffled clips has a smoothness above {UNSTEADY:g}",
         ),
         *(
@@ -108,16 +113,19 @@ MEASURES: Mapping[str, Measure] = {
             for name, metric in _TABLE.items()
         ),
         Measure(
-            FOLLOWED, "more",
+            FOLLOWED,
+            "more",
             note="share of pixels tracked to the next frame; in a still clip all are",
         ),
         Measure(CUTS, "", note="a dissolve, and a cut between shots that look alike"),
         Measure(FRAMES_ALIKE, "more", True, note="order of frames"),
         Measure(AGREES, "more", note="order of frames; 100 times the cosine (CLIPSIM)"),
-        Measure(OTHERS, "", note="the control: agreement with the set's other captions"),
+        Measure(
+            OTHERS, "", note="the control: agreement with the set's other captions"
+        ),
         Measure(ABOVE, "more", note="order of frames"),
     )
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)

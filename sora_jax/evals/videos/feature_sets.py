@@ -31,9 +31,15 @@ _CODE = (
 )
 # Fields of a manifest that say how features are computed, whatever the clips.
 MADE_WITH = (
-    "features", "feature_weights", "resize", "num_frames", "stride", "start", "colour",
+    "features",
+    "feature_weights",
+    "resize",
+    "num_frames",
+    "stride",
+    "start",
+    "colour",
     "code",
-)  # fmt: skip
+)
 _ARRAYS = {"features_nd", "count", "mean_d", "scatter_dd", "manifest", "digest"}
 
 

@@ -258,9 +258,13 @@ def _manifest(videos, reference, name: str | None) -> dict[str, Any]:
         if field in ("clips", "fps", "kinds", "num_clips", "sizes", "start", "stride")
         or value != shared[field]  # where it was forced
     }
-    return shared | differing | {
-        "intervals": f"bootstrap of {_RESAMPLES}, {set_metrics.SUBSETS} subsets",
-        "kernel": "(x . y / d + 1)^3",
-        "neighbours": set_metrics.NEIGHBOURS,
-        "published": name,
-    }  # fmt: skip
+    return (
+        shared
+        | differing
+        | {
+            "intervals": f"bootstrap of {_RESAMPLES}, {set_metrics.SUBSETS} subsets",
+            "kernel": "(x . y / d + 1)^3",
+            "neighbours": set_metrics.NEIGHBOURS,
+            "published": name,
+        }
+    )

@@ -18,12 +18,20 @@ _SHORT_SIDE, _FRAMES = 192, 96  # of clips on the page
 _FIRST, _WORST = 6, 3
 # Measures that have a strip chart, and those whose worst clips are shown.
 _STRIPS = (
-    "dynamic degree", "smoothness", "warping error", "subject consistency", "repetition",
+    "dynamic degree",
+    "smoothness",
+    "warping error",
+    "subject consistency",
+    "repetition",
     clip_measures.ABOVE,
-)  # fmt: skip
+)
 _WORST_OF = (
-    "warping error", "smoothness", "repetition", clip_measures.SEAM, clip_measures.ABOVE,
-)  # fmt: skip
+    "warping error",
+    "smoothness",
+    "repetition",
+    clip_measures.SEAM,
+    clip_measures.ABOVE,
+)
 _NOTE = (
     "Means over clips with 95 % bootstrap intervals (Wilson intervals for shares), and the "
     "number of clips in each mean. Still clips are left out of the measures of steadiness, "

@@ -201,10 +201,16 @@ def measure(videos: str, options: Options) -> Report:
     if sets:
         manifest["measures"] = settings.to_json(clip)
     return Report(
-        folders, settings, sets, distances, table, manifest,
-        list(dict.fromkeys(failures)), list(dict.fromkeys(notes)),
+        folders,
+        settings,
+        sets,
+        distances,
+        table,
+        manifest,
+        list(dict.fromkeys(failures)),
+        list(dict.fromkeys(notes)),
         time.monotonic() - began,
-    )  # fmt: skip
+    )
 
 
 def _distances(folders, options: Options) -> folder_distances.Distances:
@@ -215,9 +221,13 @@ def _distances(folders, options: Options) -> folder_distances.Distances:
         settings, options.protocol, options.weights, options.batch_size
     )
     return folder_distances.measure(
-        *map(pathlib.Path, folders.values()), settings, network,
-        name=options.protocol, force=options.force, colour=options.colour,
-    )  # fmt: skip
+        *map(pathlib.Path, folders.values()),
+        settings,
+        network,
+        name=options.protocol,
+        force=options.force,
+        colour=options.colour,
+    )
 
 
 def _clips(folder, settings, clip):
@@ -308,10 +318,15 @@ def write(out: pathlib.Path, report: Report) -> str:
     if report.controls:
         control_tables.write([report.controls], out)
     html = folder_page.make(
-        report.folders, report.settings, report.sets, distances, report.controls,
-        protocol=report.protocol | {"digest": digest}, facts=facts,
+        report.folders,
+        report.settings,
+        report.sets,
+        distances,
+        report.controls,
+        protocol=report.protocol | {"digest": digest},
+        facts=facts,
         failures=[*report.failures, *report.notes],
-    )  # fmt: skip
+    )
     paths.write_atomically(out / "report.html", html)
     return _as_text(out, report, digest)
 
