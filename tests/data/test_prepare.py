@@ -103,7 +103,7 @@ def test_a_folder_of_videos(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[0] == said[0]
     assert stamps == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     difference = refusal(**asked | {"fps": 5})
-    assert "fps: 6.0 there, 5.0 asked for" in difference
+    assert "fps: was 6.0, is 5.0" in difference
 
 
 def test_the_same_command_adds_the_videos_that_are_new(tmp_path, capsys, monkeypatch):
@@ -129,7 +129,7 @@ def test_the_same_command_adds_the_videos_that_are_new(tmp_path, capsys, monkeyp
     (folder / "a.txt").write_text("another caption")
     (folder / "gone.mp4").unlink()
     (folder / "notes.doc").unlink()
-    assert "fps: 5.0 there, 6.0 asked for" in refusal(**asked | {"fps": 6})
+    assert "fps: was 5.0, is 6.0" in refusal(**asked | {"fps": 6})
     # Interrupted at the worst moment, the folder is what it was.
     with monkeypatch.context() as patched:
         patched.setattr(shards, "_write_tfds_metadata", lambda *arguments: 1 / 0)

@@ -127,8 +127,8 @@ def test_other_settings_are_refused_with_the_difference(folder, tmp_path, where)
     before = contents(folder)
     with pytest.raises(shards.ShardsError) as caught:
         shards.write(folder, clips.Clips(num=8, per_part=2))
-    assert "num: 12 there, 8 asked for" in str(caught.value)
-    assert "more.per_part: 4 there, 2 asked for" in str(caught.value)
+    assert "num: was 12, is 8" in str(caught.value)
+    assert "more.per_part: was 4, is 2" in str(caught.value)
     assert contents(folder) == before
 
 

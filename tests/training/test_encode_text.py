@@ -236,7 +236,7 @@ def test_the_command(made, tmp_path, capsys, monkeypatch):
     assert digest(tmp_path / "after") == wanted
     monkeypatch.setattr(pretrained.Component, "load", None)
     run(**after, **encoder, text_length=24)
-    assert "length: 24 there, 512 asked for" in refusal(**after, **encoder)
+    assert "length: was 24, is 512" in refusal(**after, **encoder)
     assert "needs --text_encoder" in refusal(**after)
     assert "--out has no meaning" in refusal(**after, **encoder, out="x")
     assert "without --text_encoder" in refusal(**shards_source, out="x", text_length=9)
