@@ -142,7 +142,7 @@ def test_the_mesh_flag_fills_the_config(monkeypatch):
         ValueError, match="either --mesh=fsdp=... or --config.mesh.fsdp"
     ):
         filled("fsdp=4", "--config.mesh.fsdp=4")
-    with pytest.raises(ValueError, match="'fdsp' is unknown; there are .*'fsdp'"):
+    with pytest.raises(ValueError, match="'fdsp' is unknown; choose from .*, fsdp"):
         filled("fdsp=4")
 
 
