@@ -56,7 +56,7 @@ def one_device(job):
     """The test process has eight, over which networks this small do not divide."""
     with pytest.MonkeyPatch.context() as patch:
         mesh = meshes.make_mesh(devices=jax.devices()[:1])
-        patch.setattr(meshes, "make_mesh", lambda: mesh)
+        patch.setattr(meshes, "make_mesh", lambda shape: mesh)
         yield
 
 

@@ -54,7 +54,7 @@ def job():
 def one_device(monkeypatch):
     """Most of these tests are not about meshes."""
     mesh = MAKE_MESH(devices=jax.devices()[:1])
-    monkeypatch.setattr(meshes, "make_mesh", lambda: mesh)
+    monkeypatch.setattr(meshes, "make_mesh", lambda shape: mesh)
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +395,7 @@ def test_eight_devices_make_the_same_clips(base, score, monkeypatch):
     """Weights are read onto the mesh in parts, and clips are split over it."""
     one = score(base / "run")
     mesh = MAKE_MESH({"fsdp": 8})
-    monkeypatch.setattr(meshes, "make_mesh", lambda: mesh)
+    monkeypatch.setattr(meshes, "make_mesh", lambda shape: mesh)
     found, load = [], runs.load
 
     def watched(folder, step):
