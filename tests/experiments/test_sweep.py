@@ -1,6 +1,5 @@
 """Sweeps: their points, what runs and runs again, the table. Jobs are stand-ins."""
 
-import ast
 import dataclasses
 import json
 import os
@@ -13,12 +12,13 @@ import sys
 import time
 
 import pytest
+from absl import flags
 
 from experiments.sweeping import index as indices
 from experiments.sweeping import points, results, runner
 from experiments.sweeping.points import axis, chain, product, prompts, zipped
 from sora_jax.evals import protocol, statistics
-from sora_jax.evals.prompts import samples
+from tests import conftest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHIPPED = sorted((ROOT / "experiments" / "sweeps").glob("*.py"))
@@ -187,19 +187,13 @@ def test_unknown_fields_of_a_config_are_refused_with_the_nearest():
 
 
 def test_settings_are_flags_of_the_job():
-    """The names that points may use, against the source of the job itself."""
-    tree = ast.parse((ROOT / "sora_jax" / "evaluate.py").read_text())
-    defined = {
-        call.args[0].value
-        for call in ast.walk(tree)
-        if isinstance(call, ast.Call)
-        and getattr(call.func, "attr", "").startswith("DEFINE")
-        and isinstance(call.args[0], ast.Constant)
-    }
-    defined |= set(samples.MAKING)  # in a loop, from the arguments of a call
+    """The names that points may use, against the flags that the job defines."""
+    with conftest.lone_job("evaluate") as job:
+        modules = flags.FLAGS.flags_by_module_dict()
+        defined = {flag.name for flag in modules[job.__name__]}
     sizes = set(prompts())
     assert {*points.VARIED, *points.SHARED} - sizes <= defined
-    assert sizes <= set(points.SHARED)
+    assert sizes <= set(points.SHARED) and sizes <= defined
 
 
 def test_the_newest_checkpoint_is_filled_in(tmp_path):
