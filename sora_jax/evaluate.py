@@ -100,13 +100,8 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("seeds", ["0"], "Model: seeds; each makes a whole set of clips.")
 flags.DEFINE_integer("prompt_seed", 0, "Model: seed of the prompts.")
-_DEFINE = {
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-}
 for _name in samples.MAKING:
-    _DEFINE[requests.SHARED[_name].kind](_name, None, requests.SHARED[_name].help)
+    job.DEFINE[requests.SHARED[_name].kind](_name, None, requests.SHARED[_name].help)
 flags.DEFINE_list("checkpoints", [], "Model: steps, or all; default: the newest.")
 flags.DEFINE_bool(
     "follow", False, "Model: score each new checkpoint until the run's last."

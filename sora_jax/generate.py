@@ -53,13 +53,8 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("negative_prompt", None, "What guidance moves away from.")
 flags.DEFINE_string("image", None, "Image file that becomes the first frame.")
-_DEFINE = {
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-}
 for _name, (_kind, _help) in requests.SHARED.items():
-    _DEFINE[_kind](_name, None, _help)
+    job.DEFINE[_kind](_name, None, _help)
 flags.DEFINE_bool(
     "calibrate_step_cache", False, "Calibrate the step cache, and make no videos."
 )

@@ -25,6 +25,12 @@ _PROFILE = flags.DEFINE_enum(
     [*xla_flags.PROFILES],
     "Which flags of XLA to set; see sora_jax/core/xla_flags.py.",
 )
+# How a flag of each type is defined.
+DEFINE = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 MESH = "Devices on each mesh axis, such as fsdp=4,tensor=2; -1: all that are left."
 _locks, _locked_folders = contextlib.ExitStack(), set()  # of this job
 
