@@ -32,6 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.shards = ""  # folder of video shards (objective "vae")
     c.data.eval_shards = ""  # folder of video shards to evaluate on
     c.data.eval_clips = 64  # clips of eval_shards that are used, evenly spaced
+    # Clips by which a denoiser of the toy world measures how much of its captions it reads
+    # (evals/prompts/loss_gap.py), for each attribute; 0: off.
+    c.data.gap_clips = 0
     # Folder of a latent cache (the other objectives); with packing, several folders
     # separated by commas.
     c.data.latents = ""
@@ -131,6 +134,11 @@ def get_config() -> ml_collections.ConfigDict:
     # Latent channels that are initialised to the principal components of the clips.
     c.model.vae.linear_channels = 0
     c.model.vae.dtype = "float32"
+
+    # Objective "vae": how far its latents are whitened at the end (training/
+    # trained_vae.py: whitened). 0: each channel is only scaled, as in open VAEs; 1: all
+    # directions of the latent space get the same variance.
+    c.model.latent_whitening = 0.0
 
     c.model.discriminator = ml_collections.ConfigDict()  # models/discriminator.py
     c.model.discriminator.base_dim = 32

@@ -26,6 +26,7 @@ from sora_jax.core import digests, job, paths, versions
 from sora_jax.core import mesh as meshes
 from sora_jax.data import loader, records, samples, shards
 from sora_jax.evals.metrics import reconstruction
+from sora_jax.evals.prompts import loss_gap
 from sora_jax.generation import runs
 from sora_jax.models import video_vae
 from sora_jax.training import (
@@ -51,8 +52,15 @@ _STRICT = flags.DEFINE_bool(
 _PROFILE = flags.DEFINE_list("profile", [], "First and last step to trace: 20,25.")
 
 
-def evaluators(c, task: jobs.Job) -> dict[str, evaluation.Evaluator]:
-    """The run's evaluators: a video VAE is evaluated on clips outside of its training."""
+def evaluators(c, task: jobs.Job, mesh) -> dict[str, evaluation.Evaluator]:
+    """The run's evaluators.
+
+    A video VAE is evaluated on clips outside of its training. A denoiser of the toy world
+    tells how much of its captions it reads.
+    """
+    if c.objective == "denoiser":
+        gap = loss_gap.of_run(c, task.objective, task.latents, task.tokenizer, mesh)
+        return {} if gap is None else {"loss_gap": gap}
     if c.objective != "vae" or not c.data.eval_shards:
         return {}
     clips = shards.open(c.data.eval_shards)
@@ -112,7 +120,7 @@ def main() -> None:
     if _STRICT.value:
         initial.check_fields(c)
     task = jobs.JOBS[c.objective](c, folder, mesh)
-    measured = evaluators(c, task)
+    measured = evaluators(c, task, mesh)
     tell_changes(folder, run_folder.claim(folder, c))
     meshes.barrier("config")
     if jax.process_index() == 0:

@@ -161,6 +161,19 @@ def band_share(
     return below(high) - below(low)
 
 
+def training_share(band: tuple[float, float], config: Config) -> float:
+    """Returns the share of the training levels that fall in a band of tau."""
+
+    def bell(low: float, high: float) -> float:
+        return band_share((low, high), config.shift, config.mean, config.std)
+
+    low, high = (min(max(edge, config.levels[0]), config.levels[1]) for edge in band)
+    share, whole = config.logit_normal, config.levels[1] - config.levels[0]
+    return share * bell(low, high) / bell(*config.levels) + (1 - share) * (
+        (high - low) / whole
+    )
+
+
 def propose_shift(
     bands: Sequence[tuple[float, float]],
     mean: float = 0.0,

@@ -7,22 +7,58 @@ objects from either one ("red left of blue", "blue right of red"); `structured` 
 left or upper object first, so that the order gives the positions.
 """
 
+import dataclasses
+
 from sora_jax.toyworld import grammar
 from sora_jax.toyworld.families import FAMILIES
 from sora_jax.toyworld.grammar import CAPTION_TIERS as TIERS
 from sora_jax.toyworld.grammar import parse
-from sora_jax.toyworld.scene import Draws, Scene, Slots
+from sora_jax.toyworld.scene import (
+    CAMERAS,
+    CONVERSE,
+    SPEEDS,
+    Draws,
+    Scene,
+    Slots,
+    find_tier,
+)
 
 VERSION = 2  # Raise it when any caption changes: shards of other versions are refused.
 
-__all__ = ["TIERS", "VERSION", "caption", "captions", "parse", "stated"]
+# What a caption can state of a scene; "binding" is which of two subjects moves where.
+ATTRIBUTES = (
+    "colour",
+    "shape",
+    "direction",
+    "speed",
+    "side",
+    "count",
+    "camera",
+    "binding",
+)
+
+__all__ = [
+    "ATTRIBUTES",
+    "TIERS",
+    "VERSION",
+    "caption",
+    "captions",
+    "exchanged",
+    "parse",
+    "stated",
+]
 
 
 def stated(scene: Scene, tier: str, variant: int = 0) -> tuple[str, Slots]:
     """A caption and the slots that it states (which may be wrong for `alt`)."""
+    return _worded(scene, scene.truth, tier, variant)
+
+
+def _worded(scene: Scene, slots: Slots, tier: str, variant: int) -> tuple[str, Slots]:
+    """Words the slots as the scene's own are worded."""
     label = f"caption/{scene.tier}/{scene.split}/{scene.family}/{tier}/{variant}"
     draws = Draws(scene.seed, label, scene.index)
-    return grammar.compose(scene.truth, FAMILIES[scene.family].wording, tier, draws)
+    return grammar.compose(slots, FAMILIES[scene.family].wording, tier, draws)
 
 
 def caption(scene: Scene, tier: str, variant: int = 0) -> str:
@@ -33,3 +69,76 @@ def caption(scene: Scene, tier: str, variant: int = 0) -> str:
 def captions(scene: Scene) -> dict[str, str]:
     """The scene's captions by tier."""
     return {tier: caption(scene, tier) for tier in TIERS}
+
+
+def exchanged(scene: Scene, tier: str, attribute: str, variant: int = 0) -> str | None:
+    """A scene's caption with another value of one attribute in the same words.
+
+    Args:
+      scene: the scene, which the result describes wrongly.
+      tier: of the caption, any but "alt".
+      attribute: one of `ATTRIBUTES`.
+      variant: of the caption.
+
+    Returns:
+      The caption; None where the caption does not state the attribute, or where any
+      other value would make a held-out combination.
+    """
+    label = f"exchange/{scene.tier}/{scene.split}/{attribute}/{tier}/{variant}"
+    draws = Draws(scene.seed, label, scene.index)
+    others = [
+        slots
+        for slots in _others(scene, attribute)
+        if slots.held_out() == scene.truth.held_out()
+    ]
+    if not others:
+        return None
+    text, _ = _worded(scene, draws.choice(others), tier, variant)
+    return None if text == caption(scene, tier, variant) else text
+
+
+def _others(scene: Scene, attribute: str) -> list[Slots]:
+    """The scene's slots with each other value of one attribute."""
+    slots, size_class = scene.truth, find_tier(scene.tier)
+    if attribute == "side":
+        if slots.relation is None:
+            return []
+        return [dataclasses.replace(slots, relation=CONVERSE[slots.relation])]
+    if attribute == "count":
+        if slots.count is None:
+            return []
+        numbers = {1, 2, 3, 4} - {slots.count}
+        return [dataclasses.replace(slots, count=n, total=n) for n in sorted(numbers)]
+    if attribute == "camera":
+        if scene.family != "camera":
+            return []
+        names = [name for name in CAMERAS if name != slots.camera]
+        return [dataclasses.replace(slots, camera=name) for name in names]
+    if attribute == "binding":
+        ways = [subject.direction for subject in slots.subjects]
+        if len(ways) != 2 or None in ways or ways[0] == ways[1]:
+            return []
+        subjects = [
+            dataclasses.replace(subject, direction=way)
+            for subject, way in zip(slots.subjects, ways[::-1], strict=True)
+        ]
+        return [dataclasses.replace(slots, subjects=tuple(subjects))]
+    values = {
+        "colour": size_class.colours,
+        "shape": size_class.shapes,
+        "direction": size_class.directions,
+        "speed": SPEEDS,
+    }[attribute]
+    found = []
+    for k, subject in enumerate(slots.subjects):
+        taken = {getattr(subject, attribute)}
+        if None in taken:
+            continue
+        if attribute == "colour":  # which also tells subjects apart
+            taken |= {other.colour for other in slots.subjects}
+        for value in values:
+            if value not in taken:
+                subjects = list(slots.subjects)
+                subjects[k] = dataclasses.replace(subject, **{attribute: value})
+                found.append(dataclasses.replace(slots, subjects=tuple(subjects)))
+    return found

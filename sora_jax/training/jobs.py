@@ -59,7 +59,8 @@ class Job:
     batches: start step -> context manager and iterator. row_flops: of training on one
     row; 0 if unknown. initial, fixed: read the parameters that a new run starts from,
     and those of networks that are not trained (`loop.train`). finish: writes the run's
-    result, given the averaged parameters. lpips: weights for evaluation.
+    result, given the averaged parameters. For evaluation: lpips, weights; latents and
+    tokenizer, those of a denoiser.
     """
 
     objective: Any
@@ -69,6 +70,8 @@ class Job:
     fixed: Callable[[], dict] = dict
     finish: Callable[[Mapping], None] | None = None
     lpips: perceptual.Weights | None = None
+    latents: latent_cache.Latents | latent_cache.Joined | None = None
+    tokenizer: tokenizers.Tokenizer | None = None
 
 
 def _required(path: str, option: str, what: str) -> pathlib.Path:
@@ -253,7 +256,15 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
             return {}
         return initial.fixed(c, folder, objective.text_config)
 
-    return Job(objective, batches, flops, initialization.params, fixed)
+    return Job(
+        objective,
+        batches,
+        flops,
+        initialization.params,
+        fixed,
+        latents=source,
+        tokenizer=tokenizer,
+    )
 
 
 def check_denoiser(mesh, c, objective: objectives.Denoiser, packed=()) -> None:
@@ -402,6 +413,7 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     )
     for size in sizes:
         _check_window(objective.config, size)
+    trained_vae.check_whitening(objective.config, c.model.latent_whitening)
 
     @contextlib.contextmanager
     def batches(start):
@@ -430,7 +442,11 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     def finish(params):
         if not ended or not (folder / "vae" / "config.json").is_file():
             trained_vae.gather_and_save(
-                folder / "vae", params["vae"], objective.config, clips
+                folder / "vae",
+                params["vae"],
+                objective.config,
+                clips,
+                c.model.latent_whitening,
             )
 
     def fixed():

@@ -170,6 +170,11 @@ class Denoiser:
         return modules["text_encoder"](text["ids"], text["mask"]), text["mask"]
 
     def loss(self, modules, batch):
+        loss_b = self.row_losses(modules, batch)
+        return self._summed(loss_b, jnp.ones_like(loss_b), batch["tau"])
+
+    def row_losses(self, modules, batch) -> jax.Array:
+        """The loss of each row, [b], of a batch that `draw` has completed."""
         states_bld, text_mask_bl = self._text(modules, batch)
         x0, noise, is_known = batch["latents"], batch["noise"], batch["known"]
         tau_bthw = known.token_tau(batch["tau"], is_known, self.known.known_tau)
@@ -184,11 +189,9 @@ class Denoiser:
         )
         error_bthw = jnp.mean(jnp.square(velocity - flow.velocity(x0, noise)), -1)
         unknown_bthw = 1.0 - is_known
-        loss_b = jnp.sum(error_bthw * unknown_bthw, (1, 2, 3)) / jnp.sum(
+        return jnp.sum(error_bthw * unknown_bthw, (1, 2, 3)) / jnp.sum(
             unknown_bthw, (1, 2, 3)
         )
-        weight_b = jnp.ones_like(loss_b)
-        return self._summed(loss_b, weight_b, batch["tau"])
 
     def _summed(self, loss_b, weight_b, tau_b):
         """Sums the losses of clips, in total and by band of noise level."""

@@ -39,6 +39,7 @@ class Data:
     shards: str
     eval_shards: str
     eval_clips: configs.Size
+    gap_clips: Annotated[int, configs.Range("[1, 1e6]", 0, "off")]
     latents: str
     batch_size: configs.Size
     num_workers: Annotated[int, configs.Range("[1, 1024]", 0, "threads")]
@@ -84,6 +85,7 @@ class Model:
     text_encoder: text_encoder.Config
     vae: video_vae.Config
     discriminator: discriminator.Config
+    latent_whitening: configs.Share
 
 
 @dataclasses.dataclass(frozen=True)

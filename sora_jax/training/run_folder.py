@@ -33,6 +33,7 @@ INCIDENTAL = frozenset(
         "data.latents",
         "data.eval_shards",
         "data.eval_clips",
+        "data.gap_clips",
         "data.num_workers",
         "data.max_corrupt_share",
         "packing.max_padding",

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,17 @@ def test_band_share_is_that_of_the_training_levels(shift):
     for low, high in ((0.85, 0.98), (0.0, 0.5), (0.5, 1.0)):
         share = timesteps.band_share((low, high), shift, 0.2, 0.9)
         assert abs(((tau >= low) & (tau < high)).mean() - share) < 2e-3
+
+
+@pytest.mark.parametrize("levels", [(0.0, 1.0), (0.875, 1.0), (0.0, 0.9)])
+def test_training_share_is_that_of_the_mixture(levels):
+    config = timesteps.Config(
+        logit_normal=0.7, mean=0.2, std=0.9, shift=4.0, levels=levels
+    )
+    tau = np.asarray(timesteps.sample_tau(jax.random.key(0), 20_000, config))
+    for low, high in itertools.pairwise((0.0, 0.3, 0.8, 0.9, 0.97, 1.0)):
+        share = timesteps.training_share((low, high), config)
+        assert share == pytest.approx(np.mean((tau >= low) & (tau < high)), abs=2e-3)
 
 
 def test_the_known_shares_of_the_motion_band():

@@ -1,6 +1,7 @@
 """Captions: what they say, that it is true, and the way back."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
@@ -254,3 +255,50 @@ def test_too_few_prompts_is_an_error():
         families.prompts("gravity", 1)
     with pytest.raises(ValueError, match="no caption tier"):
         captions.caption(families.scene("tw32", "train", 0), "long")
+
+
+def facts(slots: Slots, first: Slots) -> dict[str, object]:
+    """All that slots state, with the subjects in the order of `first`."""
+    colours = [[s.colour for s in x.subjects] for x in (slots, first)]
+    if len(slots.subjects) == 2 and colours[0] == colours[1][::-1]:
+        relation = slots.relation and captions.CONVERSE[slots.relation]
+        slots = dataclasses.replace(
+            slots, subjects=slots.subjects[::-1], relation=relation
+        )
+    values = {"side": slots.relation, "count": slots.count, "camera": slots.camera}
+    for name in ("colour", "shape", "direction", "speed", "place"):
+        values[name] = [getattr(subject, name) for subject in slots.subjects]
+    return values | {"tone": slots.tone}
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [families.scene("tw32", "train", index) for index in range(300)]
+
+
+@pytest.mark.parametrize("caption_tier", captions.TIERS[1:])
+def test_an_exchanged_caption_differs_in_that_attribute_alone(scenes, caption_tier):
+    found = dict.fromkeys(captions.ATTRIBUTES, 0)
+    for scene, attribute in itertools.product(scenes, captions.ATTRIBUTES):
+        text = captions.exchanged(scene, caption_tier, attribute)
+        if text is None:
+            continue
+        found[attribute] += 1
+        was, stated = captions.stated(scene, caption_tier)
+        assert text == captions.exchanged(scene, caption_tier, attribute)
+        is_now = captions.parse(text)
+        assert not is_now.held_out()
+        before, after = facts(stated, stated), facts(is_now, stated)
+        changed = {name for name in before if before[name] != after[name]}
+        assert changed == {"direction" if attribute == "binding" else attribute}, text
+        # The words around the value stay.
+        assert abs(len(text.split()) - len(was.split())) <= 6
+    if caption_tier == "short":
+        assert found.pop("speed") == 0
+    assert min(found.values()) >= 10, found
+
+
+def test_what_a_scene_lacks_cannot_be_exchanged():
+    scene = families.scene("tw32", "train", 0, {"attribute": 1.0})
+    for attribute in ("direction", "speed", "side", "count", "camera", "binding"):
+        assert captions.exchanged(scene, "dense", attribute) is None
