@@ -11,7 +11,10 @@ def get_config():
     """Returns the config."""
     c = base.get_config()
     c.data.batch_size = 32
-    c.text.length, c.text.vocab_size = 24, 640
+    c.data.gap_clips = 32
+    c.text.length, c.text.vocab_size = 36, 640
+    # Short captions do not say how fast something moves; structured ones say all.
+    c.text.tiers.short, c.text.tiers.medium, c.text.tiers.structured = 0.25, 0.55, 0.2
 
     dit = c.model.dit
     dit.in_channels = dit.out_channels = 24
@@ -42,7 +45,7 @@ def get_config():
     # needs the full rate: ().
     c.optim.learning_rate_factors = (("^text_encoder", 0.1),)
     c.optim.warmup_steps, c.optim.ema_decay = 50, 0.998
-    c.loop.num_steps, c.loop.checkpoint_every = 4400, 500
+    c.loop.num_steps, c.loop.checkpoint_every, c.loop.eval_every = 4400, 500, 500
 
     c.sample.num_frames, c.sample.height, c.sample.width = 9, 32, 32
     c.sample.num_inference_steps, c.sample.guidance_scale = 20, 3.5

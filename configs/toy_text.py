@@ -20,4 +20,5 @@ def get_config():
     c.optim.ema_decay = 0.98
     c.loop.num_steps = 1500
     c.loop.checkpoint_every = 500
+    c.loop.eval_every = 0
     return c

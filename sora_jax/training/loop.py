@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from sora_jax.core import config as configs
-from sora_jax.core import progress, rng, sharding
+from sora_jax.core import progress, sharding
 from sora_jax.training import checkpoint, evaluation, optim, stopping
 from sora_jax.training import metrics as run_metrics
 from sora_jax.training import state as states
@@ -110,13 +110,7 @@ def train(
     chrono = run_metrics.Chrono()
     fixed_params = fixed()
     make_state = jax.jit(
-        lambda initial: states.init(
-            objective.networks,
-            optimizer,
-            rng.key(seed, "init"),
-            initial,
-            fixed_params.keys(),
-        )
+        states.make_init(objective.networks, optimizer, seed, tuple(fixed_params))
     )
     saver = checkpoint.Checkpointer(
         folder / "checkpoints", keep=config.keep_checkpoints

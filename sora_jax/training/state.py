@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from sora_jax.core import sharding, trees
+from sora_jax.core import rng, sharding, trees
 
 Params = dict
 Modules = dict[str, nnx.Module]
@@ -155,6 +155,20 @@ def init(
         skipped=zero,
         skipped_in_a_row=zero,
     )
+
+
+def make_init(
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    fixed: Collection[str] = (),
+) -> Callable[[Mapping[str, Params]], TrainState]:
+    """Builds `init` as a function of the initial parameters; the caller jits it."""
+
+    def make_state(initial):
+        return init(networks, optimizer, rng.key(seed, "init"), initial, fixed)
+
+    return make_state
 
 
 def update_ema(ema: Params, params: Params, decay: float, step: jax.Array) -> Params:

@@ -6,6 +6,7 @@ import pytest
 from experiments.bench import features
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 def test_results_are_compared_before_timing(peers_python):
     ratios = features.compare(peers_python, 1, 1, ("1 channels_last",))

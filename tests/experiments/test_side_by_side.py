@@ -18,6 +18,7 @@ def compare(python, rows=ROWS, config=TINY):
     return denoiser.compare(python, config, (2, 4, 6), 5, rows, ["eager"], 2, 3, "tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 def test_the_denoiser_agrees_with_diffusers_before_timing(peers_python):
     rows = compare(peers_python)
@@ -45,6 +46,7 @@ def test_without_a_peer_only_ours_is_timed():
     assert "does not exist" in side_by_side.missing("/no/python", ["diffusers"])
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 def test_attention_agrees_with_torch_and_jax(peers_python, tmp_path):
     forms = ["stock", "reference", "chunked", "sdpa"]

@@ -17,6 +17,7 @@ TINY = dataclasses.replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 def test_results_are_compared_before_timing(peers_python):
     ratios = video_vae.compare(peers_python, TINY, (5, 16, 24), 1)

@@ -75,7 +75,11 @@ def test_a_step_of_the_sampler_is_compiled(libtpu, tmp_path):
 
 @pytest.mark.tpu
 @pytest.mark.parametrize(
-    "config, what", [("toy", "decoding of 3"), ("toy_vae", "step")]
+    "config, what",
+    [
+        ("toy", "decoding of 3"),
+        pytest.param("toy_vae", "step", marks=pytest.mark.slow),
+    ],
 )
 def test_a_video_vae_is_compiled(libtpu, config, what):
     flags = [f"--config=configs/{config}.py", "--topology=v5e:2x2", "--job=vae"]
@@ -85,6 +89,7 @@ def test_a_video_vae_is_compiled(libtpu, config, what):
     assert what in output and "estimated, not measured" in output
 
 
+@pytest.mark.slow
 @pytest.mark.tpu
 def test_layouts_are_ranked(libtpu, tmp_path):
     flags = ["--config=configs/wan_1_3b.py", "--topology=v5e:2x2", "--search"]

@@ -56,7 +56,7 @@ def clip(features, name) -> np.ndarray:
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("frames", [16, 32, 9])
+@pytest.mark.parametrize("frames", [16, pytest.param(32, marks=pytest.mark.slow), 9])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_ports_features(weights, features, network, close, layout, frames):
     """Odd lengths are padded unevenly, and a frame more in front would show."""

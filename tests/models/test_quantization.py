@@ -190,7 +190,11 @@ def test_what_is_recomputed_changes_no_gradient(make, given, remat):
     assert max(map(error, grads, wanted_grads)) < 1e-3
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [SHAPES[0], pytest.param(SHAPES[1], marks=pytest.mark.slow)],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", TYPES)
 def test_eight_devices_give_the_values_of_one(make, given, kind, shape):
     wanted, wanted_grads = both(make(quantization=kind), given)

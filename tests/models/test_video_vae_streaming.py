@@ -158,7 +158,10 @@ def test_a_video_that_ends_in_between_is_refused(make, frames, chunk, message):
         ("no shortcuts", {"ring": 1}, jax.P(None, None, "ring", "tensor")),
         ("no shortcuts", {"ring": 2}, None),
         ("shortcuts", {"fsdp": 2, "tensor": 2}, jax.P(None, None, "tensor", "fsdp")),
-        ("no shortcuts", {"fsdp": 2, "ring": 4}, jax.P("fsdp", None, "ring")),
+        pytest.param(
+            *("no shortcuts", {"fsdp": 2, "ring": 4}, jax.P("fsdp", None, "ring")),
+            marks=pytest.mark.slow,
+        ),
         ("linear path", {"fsdp": 2, "ring": 4}, jax.P("fsdp", None, "ring")),
     ],
 )

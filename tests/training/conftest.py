@@ -1,5 +1,6 @@
 """The job `train` in this process."""
 
+import functools
 import pathlib
 from unittest import mock
 
@@ -7,8 +8,22 @@ import jax
 import pytest
 
 from configs import toy
+from sora_jax.training import optim, state, step
 from tests import conftest
 from tests.training.tiny_job import TINY
+
+
+@pytest.fixture(scope="session", autouse=True)
+def equal_programs_are_traced_once():
+    """Runs of equal settings share their step: the time of most is that of tracing it."""
+    with (
+        mock.patch.object(optim, "make", functools.cache(optim.make)),
+        mock.patch.object(state, "make_init", functools.cache(state.make_init)),
+        mock.patch.object(
+            step, "make_train_step", functools.cache(step.make_train_step)
+        ),
+    ):
+        yield
 
 
 @pytest.fixture

@@ -134,6 +134,7 @@ def tuned(made):
     return run
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing(made, tuned):
     run = made / "spread"
     code, output = train(made, run, mesh__fsdp=2, mesh__tensor=2, mesh__replica=2)

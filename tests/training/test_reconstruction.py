@@ -1,6 +1,7 @@
 """The video VAE's loss: bands, the discriminator's late and scaled say, bad numbers."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 
 from sora_jax.core import mesh as meshes
-from sora_jax.core import rng, trees
+from sora_jax.core import trees
 from sora_jax.models import discriminator, video_vae
 from sora_jax.training import loop, optim, perceptual, reconstruction
 from sora_jax.training import state as states
@@ -42,9 +43,7 @@ def objective():
 def run(objective):
     """(step function, state of step 0) on one device."""
     optimizer = optim.make(OPTIM, STEPS)
-    state = jax.jit(
-        lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
-    )()
+    state = jax.jit(states.make_init(objective.networks, optimizer, 0))({})
     step = steps.make_train_step(
         objective, optimizer, seed=0, num_steps=STEPS, ema_decay=0.9
     )
@@ -88,30 +87,31 @@ def test_the_discriminator_begins_late_and_then_both_learn(run):
     assert float(metrics["discriminator"][0]) > 0
 
 
-def gradient(objective, state, video, **weights):
-    """The summed loss's gradient, and what the decoder's output gets."""
-    changed = reconstruction.Reconstruction(
-        VAE, dataclasses.replace(WEIGHTS, **weights), JUDGE
-    )
-    batch = changed.draw(jax.random.key(1), {"video": video}, 0.9)
-
-    @jax.jit
-    def of(params):
-        return changed.loss(changed.networks.bind(params), batch)[0]
-
-    names = changed.networks.abstract()
-    return jax.grad(of)({name: state.params[name] for name in names})
-
-
-def test_the_judgement_is_scaled_to_its_share_of_the_gradient(objective, run):
-    """At the output layer's bias the share is exact in direction and nearly in size."""
+@pytest.fixture(scope="module")
+def gradient(run):
+    """The gradient of the summed loss, with other weights."""
     _, state = run
-    video = clips()
-    plain = gradient(objective, state, video, adversarial=0.0)["vae"]
-    small, large = (
-        gradient(objective, state, video, adversarial=share)["vae"]
-        for share in (0.1, 0.2)
-    )
+
+    @functools.cache
+    def call(**weights):
+        changed = reconstruction.Reconstruction(
+            VAE, dataclasses.replace(WEIGHTS, **weights), JUDGE
+        )
+        batch = changed.draw(jax.random.key(1), {"video": clips()}, 0.9)
+
+        def of(params):
+            return changed.loss(changed.networks.bind(params), batch)[0]
+
+        names = changed.networks.abstract()
+        return jax.jit(jax.grad(of))({name: state.params[name] for name in names})
+
+    return call
+
+
+def test_the_judgement_is_scaled_to_its_share_of_the_gradient(gradient):
+    """At the output layer's bias the share is exact in direction and nearly in size."""
+    plain = gradient(adversarial=0.0)["vae"]
+    small, large = (gradient(adversarial=share)["vae"] for share in (0.1, 0.2))
     a, b = (
         np.concatenate(
             [np.ravel(x - y) for x, y in zip(*map(jax.tree.leaves, pair), strict=True)]
@@ -122,17 +122,15 @@ def test_the_judgement_is_scaled_to_its_share_of_the_gradient(objective, run):
     np.testing.assert_allclose(b, 2 * a, rtol=0.05, atol=0.02 * np.abs(b).max())
 
 
-def test_the_vae_does_not_move_the_discriminator_nor_the_other_way_round(
-    objective, run
-):
+def test_the_vae_does_not_move_the_discriminator_nor_the_other_way_round(gradient):
     """Its gradient is that of its own hinge loss alone."""
-    _, state = run
-    video = clips()
-    one = gradient(objective, state, video, adversarial=0.1)["discriminator"]
-    two = gradient(objective, state, video, adversarial=5.0)["discriminator"]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, two)
-    doubled = gradient(objective, state, video, disc_learning=2.0)
-    base = gradient(objective, state, video)
+    base, other = gradient(adversarial=0.1), gradient(adversarial=0.2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+        base["discriminator"],
+        other["discriminator"],
+    )
+    doubled = gradient(adversarial=0.1, disc_learning=2.0)
     for name, factor in (("discriminator", 2), ("vae", 1)):
         for a, b in zip(
             *map(jax.tree.leaves, (doubled[name], base[name])), strict=True
@@ -159,6 +157,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(run):
     assert moved(broken, after)["vae"] is False
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_the_same(objective, run):
     step, state = run
     late = dataclasses.replace(state, step=jnp.asarray(STEPS // 2, jnp.int32))
@@ -166,9 +165,7 @@ def test_eight_devices_learn_the_same(objective, run):
     mesh = meshes.make_mesh({"fsdp": 8})
     optimizer = optim.make(OPTIM, STEPS)
     with jax.set_mesh(mesh):
-        begun = jax.jit(
-            lambda: states.init(objective.networks, optimizer, rng.key(0, "init"), {})
-        )()
+        begun = jax.jit(states.make_init(objective.networks, optimizer, 0))({})
         begun = dataclasses.replace(begun, step=late.step)
         one = steps.make_train_step(
             objective, optimizer, seed=0, num_steps=STEPS, ema_decay=0.9
@@ -191,11 +188,8 @@ def perception(tmp_path_factory):
 def one_step(objective, fixed):
     """A judged step on clips of 32 pixels: (state before, after, metrics)."""
     optimizer = optim.make(OPTIM, STEPS)
-    state = jax.jit(
-        lambda: states.init(
-            objective.networks, optimizer, rng.key(0, "init"), {}, fixed.keys()
-        )
-    )()
+    begin = states.make_init(objective.networks, optimizer, 0, tuple(fixed))
+    state = jax.jit(begin)({})
     late = jnp.full_like(state.step, STEPS // 2)
     state = dataclasses.replace(state, step=late, fixed=fixed)
     step = steps.make_train_step(
@@ -235,15 +229,19 @@ def test_lpips_moves_the_vae_and_nothing_moves_lpips(perception):
     assert gap == pytest.approx(2 * value, rel=0.2)
 
 
-def test_eight_devices_see_the_same_lpips(perception):
+@pytest.mark.parametrize(
+    "axes",
+    [{"fsdp": 2, "ring": 4}, pytest.param({"fsdp": 8}, marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_eight_devices_see_the_same_lpips(perception, axes):
     objective, seen = perception
     _, _, wanted = one_step(objective, {perceptual.NAME: seen.load()})
-    for axes in ({"fsdp": 8}, {"fsdp": 2, "ring": 4}):
-        with jax.set_mesh(meshes.make_mesh(axes)):
-            _, _, found = one_step(objective, {perceptual.NAME: seen.load()})
-        for name in ("loss", "lpips", "grad_norm"):
-            a, b = (float(m[name][0] / m[name][1]) for m in (wanted, found))
-            assert a == pytest.approx(b, rel=1e-4), name
+    with jax.set_mesh(meshes.make_mesh(axes)):
+        _, _, found = one_step(objective, {perceptual.NAME: seen.load()})
+    for name in ("loss", "lpips", "discriminator", "grad_norm"):
+        a, b = (float(m[name][0] / m[name][1]) for m in (wanted, found))
+        assert a == pytest.approx(b, rel=1e-4), name
 
 
 def test_a_weight_without_a_file_is_refused():
@@ -316,14 +314,14 @@ def test_images_alone_do_not_move_the_time_taps(run):
 def test_a_mix_is_learned_the_same_on_eight_devices():
     """And in two parts of each kind as in one."""
     given = {name: np.repeat(video, 2, axis=0) for name, video in mix().items()}
-    optimizer, key = optim.make(OPTIM, STEPS), rng.key(0, "init")
+    optimizer = optim.make(OPTIM, STEPS)
 
     def learn(batch, accumulation):
         step = steps.make_train_step(
             PLAIN, optimizer, seed=0, num_steps=STEPS, ema_decay=0.9,
             accumulation=accumulation,
         )  # fmt: skip
-        begun = jax.jit(lambda: states.init(PLAIN.networks, optimizer, key, {}))()
+        begun = jax.jit(states.make_init(PLAIN.networks, optimizer, 0))({})
         return jax.jit(step)(begun, batch)[1]
 
     wanted = learn(given, 1)

@@ -78,7 +78,9 @@ def test_who_is_named_first_stays_in_the_mean_of_the_states(one):
     assert ratio(metrics[-1], "loss") < 0.1
 
 
-@pytest.mark.parametrize("name", ["fsdp 8", "2 x 2 x 2"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("fsdp 8", marks=pytest.mark.slow), "2 x 2 x 2"]
+)
 def test_losses_do_not_depend_on_the_mesh(name, one):
     found, _ = train(test_loop.make_mesh(test_loop.MESHES[name]), 5)
     other, _ = train(test_loop.make_mesh({"fsdp": 1}), 5)

@@ -312,6 +312,7 @@ def test_a_denoiser_begins_with_the_text_encoder_it_is_given(
         start("none", **latents, text__encoder=tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_a_video_vae_learns_from_lpips(start, tmp_path):
     """The file is copied, is in no checkpoint, and the run goes on without it."""
     shards.write(tmp_path / "shards", toy_clips.ToyClips("tw32", 8))

@@ -1,7 +1,9 @@
 """A denoiser of a few thousand parameters, and batches that are a function of the step."""
 
 import contextlib
+import functools
 
+import jax
 import numpy as np
 
 from sora_jax.diffusion import known, timesteps
@@ -21,7 +23,13 @@ OPTIM = optim.Config(
 
 
 def objective(config: dit.Config = DIT) -> objectives.Denoiser:
-    """A denoiser's objective that uses text dropout and known tokens."""
+    """A denoiser's objective that uses text dropout and known tokens; one per mesh."""
+    return _objective(config, jax.sharding.get_abstract_mesh())
+
+
+@functools.cache
+def _objective(config, mesh) -> objectives.Denoiser:
+    del mesh  # on which its arrays lie
     return objectives.Denoiser(
         config,
         TEXT,

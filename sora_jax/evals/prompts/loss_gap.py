@@ -68,7 +68,10 @@ def find_pairs(
             shape = shape or record.latents.shape
             if record.latents.shape != shape:
                 continue
-            drawn = scene.Scene.from_json(text)
+            try:
+                drawn = scene.Scene.from_json(text)
+            except ValueError:  # the state of another world
+                continue
             for name, pairs in found.items():
                 if len(pairs) < clips and (pair := _pair(record, drawn, name, order)):
                     pairs.append(pair)

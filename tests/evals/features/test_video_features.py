@@ -46,6 +46,7 @@ def clips(count: int, frames: int = 4, size: int = 20, seed: int = 3) -> np.ndar
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 def test_i3d_end_to_end(peers_python, tmp_path):
     """Small clips, resized and scaled, beside torch's own on the same weights."""

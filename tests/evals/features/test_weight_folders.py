@@ -124,7 +124,9 @@ def test_tensorflows_variables(tensors, convert, tmp_path):
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("name", ["named.pt", "ordered.pt"])
+@pytest.mark.parametrize(
+    "name", ["named.pt", pytest.param("ordered.pt", marks=pytest.mark.slow)]
+)
 def test_a_torchscript_needs_trust(files, tensors, convert, tmp_path, name):
     """It runs only with its own hash, and is then compared with the converted network."""
     source, target = files / name, tmp_path / "i3d"

@@ -50,7 +50,16 @@ def check(table, unseen=()):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("family", ["motion", "motion_binding", "camera"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "motion",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("motion_binding", "camera")
+        ),
+    ],
+)
 def test_orders_of_metrics_of_a_clip(family, seed):
     keep = camera_moves if family == "camera" else lambda truth: True
     video = clips(family, 24, seed, keep=keep)

@@ -391,6 +391,7 @@ def test_configs_of_other_runs_are_compared(base, model, score):
     assert "Config differences" not in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_same_clips(base, score, monkeypatch):
     """Weights are read onto the mesh in parts, and clips are split over it."""
     one = score(base / "run")
