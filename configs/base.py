@@ -135,8 +135,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.vae.linear_channels = 0
     c.model.vae.dtype = "float32"
 
-    # Objective "vae": how far its latents are whitened at the end (training/
-    # trained_vae.py: whitened). 0: each channel is only scaled, as in open VAEs; 1: all
+    # Objective "vae": how far its latents are whitened at the end
+    # (training/whitening.py). 0: each channel is only scaled, as in open VAEs; 1: all
     # directions of the latent space get the same variance.
     c.model.latent_whitening = 0.0
 
@@ -157,6 +157,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.known = ml_collections.ConfigDict()  # diffusion/known.py: Config
     c.known.probabilities = ml_collections.ConfigDict({"none": 1.0, "first_frame": 0.0})
     c.known.known_tau = 0.02  # noise level of known tokens
+
+    # training/objectives.py: StateLoss, a second task of a denoiser of the toy world.
+    c.state_loss = ml_collections.ConfigDict()
+    c.state_loss.weight = 0.0  # 0: off
+    c.state_loss.after = 3  # blocks
 
     # training/reconstruction.py: Weights of the terms of the loss.
     c.reconstruction = ml_collections.ConfigDict()

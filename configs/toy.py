@@ -40,6 +40,8 @@ def get_config():
     c.noise.shift = 12.0
     c.known.probabilities.none, c.known.probabilities.first_frame = 0.9, 0.1
 
+    c.state_loss.weight = 0.1
+
     c.optim.learning_rate, c.optim.muon_learning_rate = 3e-3, 0.02
     # A trained text encoder (text.encoder) already knows what words mean; a random one
     # needs the full rate: ().

@@ -10,7 +10,6 @@ import pytest
 from configs import toy
 from tests import conftest
 
-
 # ml_collections loads a config file in a way that Python will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 

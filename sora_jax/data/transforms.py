@@ -14,6 +14,7 @@ import numpy as np
 
 from sora_jax.data import captions, records, text_cache
 from sora_jax.data import tokenizer as tokenizers
+from sora_jax.toyworld import scene, tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +117,13 @@ class LatentsAndText:
     states; the choice of the caption is the same for both.
     """
 
-    def __init__(self, text: Tokenize, states: text_cache.TextStates | None = None):
-        self.text, self.states = text, states
+    def __init__(
+        self,
+        text: Tokenize,
+        states: text_cache.TextStates | None = None,
+        shown: "Shown | None" = None,
+    ):
+        self.text, self.states, self.shown = text, states, shown
 
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
         text = self.text(record, random)
@@ -125,7 +131,44 @@ class LatentsAndText:
             ids_l, mask_l = text["text_ids"], text["text_mask"]
             states_ld = self.states.padded(ids_l, mask_l)
             text = {"text_states": states_ld, "text_mask": mask_l}
-        return {"latents": record.latents} | text
+        more = {} if self.shown is None else self.shown(record)
+        return {"latents": record.latents} | text | more
+
+
+class Shown:
+    """What the tokens of a toy-world clip show: `shown_shape`, `shown_motion`.
+
+    Of a clip without a state, every shape is -1.
+
+    Args:
+      grid: tokens along time, height and width.
+      temporal_stride: video frames per latent frame, except for the first.
+    """
+
+    def __init__(self, grid: tuple[int, int, int], temporal_stride: int):
+        self.grid, self.temporal_stride = grid, temporal_stride
+        self._seen: dict[str, dict[str, np.ndarray]] = {}
+
+    def __call__(self, record) -> dict[str, np.ndarray]:
+        if record.id not in self._seen:
+            if len(self._seen) >= 200_000:  # bounds the cache's memory
+                self._seen.clear()
+            self._seen[record.id] = self._of(record.state_json)
+        return self._seen[record.id]
+
+    def _of(self, state_json: str | None) -> dict[str, np.ndarray]:
+        count = int(np.prod(self.grid))
+        shape_n = np.full(count, -1, np.int8)
+        motion_n2 = np.zeros((count, 2), np.float32)
+        if state_json is not None:
+            found = tokens.shown(
+                scene.Scene.from_json(state_json), self.grid, self.temporal_stride
+            )
+            shape_n, motion_n2 = (
+                found.shape_thw.ravel(),
+                found.motion_thw2.reshape(-1, 2),
+            )
+        return {"shown_shape": shape_n, "shown_motion": motion_n2}
 
 
 class TwoCaptions:

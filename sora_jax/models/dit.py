@@ -286,6 +286,7 @@ class DiT(nnx.Module):
         text_segments_bl: jax.Array | None = None,
         level_segments_bk: jax.Array | None = None,
         reuse: Reuse | None = None,
+        hidden_after: int = 0,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Predicts the velocity noise - clean of every token.
 
@@ -302,10 +303,11 @@ class DiT(nnx.Module):
             row, the clip of each token, text token and noise level; other ids are
             padding.
           reuse: a step cache, which may replace running the blocks.
+          hidden_after: also return the hidden states after so many blocks; 0: do not.
 
         Returns:
           velocity_bnc, float32; with `reuse` also the residual of the blocks, for the
-          next evaluation.
+          next evaluation; with `hidden_after` also hidden_bnd.
         """
         config = self.config
         dtype = jnp.dtype(config.dtype)
@@ -368,6 +370,12 @@ class DiT(nnx.Module):
         def run(x_bnd):
             return jax.lax.scan(body, x_bnd, self.blocks)[0]
 
+        def run_in_two(x_bnd):
+            first = jax.tree.map(lambda leaf: leaf[:hidden_after], self.blocks)
+            rest = jax.tree.map(lambda leaf: leaf[hidden_after:], self.blocks)
+            hidden_bnd = jax.lax.scan(body, x_bnd, first)[0]
+            return jax.lax.scan(body, hidden_bnd, rest)[0], hidden_bnd
+
         def run_and_store(x_bnd):
             y_bnd = run(x_bnd)
             return y_bnd, y_bnd - x_bnd
@@ -376,7 +384,10 @@ class DiT(nnx.Module):
             residual_bnd = reuse.gain_b[:, None, None] * reuse.residual_bnd
             return x_bnd + residual_bnd.astype(dtype), reuse.residual_bnd
 
-        if reuse is None:
+        hidden_bnd = None
+        if hidden_after:
+            x_bnd, hidden_bnd = run_in_two(x_bnd)
+        elif reuse is None:
             x_bnd = run(x_bnd)
         else:
             x_bnd, residual_bnd = jax.lax.cond(reuse.now, skip, run_and_store, x_bnd)
@@ -388,6 +399,8 @@ class DiT(nnx.Module):
         if config.input_skip:
             gain = pick(linear_guess(levels_bk)[..., None])
             velocity_bnc = velocity_bnc + gain * x_bnc
+        if hidden_after:
+            return velocity_bnc, hidden_bnd
         return velocity_bnc if reuse is None else (velocity_bnc, residual_bnd)
 
     def apply_video(
@@ -399,6 +412,7 @@ class DiT(nnx.Module):
         text_mask_bl: jax.Array,
         fps: float | jax.Array | None = None,
         reuse: Reuse | None = None,
+        hidden_after: int = 0,
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Predicts the velocity of whole latent videos of one size.
 
@@ -410,10 +424,11 @@ class DiT(nnx.Module):
             voxels are.
           text_bld, text_mask_bl: states and mask of the text encoder.
           fps: frames per second of the video, where positions are in seconds.
-          reuse: a step cache; see `__call__`.
+          reuse, hidden_after: see `__call__`.
 
         Returns:
-          velocity_bthwc, float32; with `reuse` also the residual of the blocks.
+          velocity_bthwc, float32; with `reuse` also the residual of the blocks; with
+          `hidden_after` also hidden_bnd, [b, n, d].
         """
         grid = latents_bthwc.shape[1:4]
         x_bnc = patches.patchify(latents_bthwc, self.config.patch)
@@ -448,12 +463,16 @@ class DiT(nnx.Module):
             text_mask_bl,
             **segments,
             reuse=reuse,
+            hidden_after=hidden_after,
         )
-        velocity_bnc, *residual_bnd = (output,) if reuse is None else output
+        alone = reuse is None and not hidden_after
+        velocity_bnc, *others = (output,) if alone else output
         if more:
             velocity_bnc = sharding.reshard(velocity_bnc, "batch", None, None)[:, :n]
+        if hidden_after:
+            others = [sharding.reshard(others[0], "batch", None, None)[:, :n]]
         video_bthwc = patches.unpatchify(velocity_bnc, grid, self.config.patch)
-        return video_bthwc if reuse is None else (video_bthwc, *residual_bnd)
+        return video_bthwc if alone else (video_bthwc, *others)
 
 
 def _pad_tokens(x_bn: jax.Array, more: int, value: int = 0) -> jax.Array:

@@ -1,6 +1,7 @@
 """The toy world's oracle: does a video show what a scene or a text states?
 
-Verdicts come from the frames alone, by `reading` and the family's rule. They are exact on
+Verdicts come from the frames alone: `reading.py` finds what is there, and the family's rule
+in `rules.py` decides. They are exact on
 rendered clips, also under mild blur and noise (see the control table of
 `experiments/toyworld_controls.py`). What cannot be parsed counts as not shown.
 """

@@ -413,7 +413,8 @@ def _read(
 
     with _context(partial_load=True):
         stored = orbax.checkpointables_metadata(checkpoint).metadata[part]
-        if names is not None:
+        names = layouts if names is None else names
+        if names is not None:  # a run may have trained networks that are not used
             stored = {name: stored[name] for name in names}
         if layouts is None:
             wanted = jax.tree.map(on_host, stored)

@@ -44,6 +44,7 @@ from sora_jax.training import (
     reconstruction,
     run_folder,
     trained_vae,
+    whitening,
 )
 from sora_jax.training import state as states
 
@@ -222,16 +223,23 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         null_states = cached.padded(
             *(a[0] for a in tokenizer.encode([""], c.text.length))
         )
+    if c.state_loss.weight and rows.packed:
+        raise ValueError("state_loss.weight needs rows of one clip: packing.shapes=0")
     objective = objectives.denoiser(
         c,
         tokenizer,
         fps=rows.fps,
         most_frames=rows.most_frames,
         null_states=null_states,
+        state_loss=c.state_loss.weight > 0,
     )
     dit_config = objective.dit_config
+    shown = None
+    if objective.state_loss:
+        grid = [n // p for n, p in zip(source.shape, dit_config.patch, strict=False)]
+        shown = transforms.Shown(tuple(grid), dit_config.temporal_stride)
     transform = transforms.LatentsAndText(
-        transforms.Tokenize(sampler, tokenizer, c.text.length), cached
+        transforms.Tokenize(sampler, tokenizer, c.text.length), cached, shown
     )
     check_denoiser(mesh, c, objective, rows.tokens if rows.packed else ())
     planner = rows.planner(cost.packed_row_cost(dit_config)) if rows.packed else None
@@ -413,7 +421,7 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     )
     for size in sizes:
         _check_window(objective.config, size)
-    trained_vae.check_whitening(objective.config, c.model.latent_whitening)
+    whitening.check(objective.config, c.model.latent_whitening)
 
     @contextlib.contextmanager
     def batches(start):

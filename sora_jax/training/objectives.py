@@ -4,7 +4,9 @@ Letters: b rows, t, h, w latent time, height and width, c channels, l text token
 text width; of packed rows n tokens, k clips, c numbers of a token.
 """
 
+import dataclasses
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,8 @@ import jax.numpy as jnp
 from sora_jax.core import config as configs
 from sora_jax.core import sharding
 from sora_jax.diffusion import flow, guidance, known, timesteps
-from sora_jax.models import caption_decoder, dit, text_encoder
+from sora_jax.models import caption_decoder, dit, layers, text_encoder
+from sora_jax.toyworld import tokens as toy_tokens
 from sora_jax.training import state as states
 
 _exactly = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -20,6 +23,22 @@ _exactly = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 def _rows(*names_after) -> jax.P | None:
     return sharding.out_sharding("batch", *names_after)
+
+
+@dataclasses.dataclass(frozen=True)
+class StateLoss:
+    """A second task of a denoiser of the toy world: to say what each token shows.
+
+    From the hidden states after block `after` a linear layer predicts the shape that a
+    token shows, if any, and its motion. To do so the network must carry what the text
+    says to where the thing is. The layer is not used in sampling. Compare REPA
+    (arXiv 2410.06940), which aligns hidden states with those of another network.
+    """
+
+    weight: configs.Factor = (
+        0.0  # of the cross entropy and of the motion's error; 0: off
+    )
+    after: Annotated[int, configs.Range("[1, 1e4]")] = 3  # blocks
 
 
 def denoiser_configs(c, vocab_size: int) -> tuple[dit.Config, text_encoder.Config]:
@@ -58,8 +77,17 @@ def denoiser_networks(
     )
 
 
+STATE_HEAD = "state_head"  # the network of `StateLoss`
+
+
 def denoiser(
-    c, tokenizer, *, fps: float | None = None, most_frames: int = 0, null_states=None
+    c,
+    tokenizer,
+    *,
+    fps: float | None = None,
+    most_frames: int = 0,
+    null_states=None,
+    state_loss: bool = False,
 ) -> "Denoiser":
     """The objective of a denoiser's run.
 
@@ -69,11 +97,14 @@ def denoiser(
       fps: frames a second of the training clips, if rows are not packed.
       most_frames: frames of tokens of the longest clip, if rows are packed; else 0.
       null_states: see `Denoiser`.
+      state_loss: whether batches say what tokens show, for `StateLoss`.
     """
     null_ids, _ = tokenizer.encode([""], c.text.length)
     kind, sizes = Denoiser, {"fps": fps}
     if most_frames:
         kind, sizes = PackedDenoiser, {"most_frames": most_frames}
+    if state_loss:
+        sizes["state_loss"] = configs.build(StateLoss, c.state_loss, "state_loss")
     return kind(
         *denoiser_configs(c, tokenizer.vocab_size),
         configs.build(timesteps.Config, c.noise, "noise"),
@@ -101,9 +132,12 @@ class Denoiser:
       fps: frames a second of the training clips.
       null_states: the text encoder's states of the null text, [l, d], if batches hold
         cached states; the text encoder is then not one of the networks.
+      state_loss: a second task on the exact state of the toy world.
 
     Batches: `latents` float32 [b, t, h, w, c] normalised to unit variance, `text_mask`
-    bool [b, l], and `text_ids` int32 [b, l] or `text_states` [b, l, d] in any type.
+    bool [b, l], and `text_ids` int32 [b, l] or `text_states` [b, l, d] in any type; with
+    `state_loss` also `shown_shape` int [b, n], -1 where unknown, and `shown_motion`
+    float32 [b, n, 2].
     """
 
     def __init__(
@@ -117,20 +151,35 @@ class Denoiser:
         null_ids,
         fps: float | None,
         null_states=None,
+        state_loss: StateLoss | None = None,
     ):
         self.dit_config, self.text_config, self.fps = dit_config, text_config, fps
+        self.state_loss = state_loss
         self.noise, self.known = noise, known_config
         self.text_dropout = text_dropout
         self.null_ids_1l = jnp.asarray(null_ids, jnp.int32)[None]
         self.null_states_1ld = (
             None if null_states is None else jnp.asarray(null_states)[None]
         )
-        if null_states is None:
-            self.networks = denoiser_networks(dit_config, text_config)
-        else:
-            self.networks = states.Networks(
-                lambda rngs: {"dit": dit.DiT(dit_config, rngs=rngs)}
+        if state_loss and state_loss.after >= dit_config.num_layers:
+            raise ValueError(
+                f"state_loss.after is {state_loss.after}, but it must be less than "
+                f"model.dit.num_layers, {dit_config.num_layers}"
             )
+
+        def make(rngs):
+            networks = {"dit": dit.DiT(dit_config, rngs=rngs)}
+            if null_states is None:
+                networks["text_encoder"] = text_encoder.TextEncoder(
+                    text_config, rngs=rngs
+                )
+            if state_loss:
+                networks[STATE_HEAD] = layers.Linear(
+                    dit_config.dim, toy_tokens.CLASSES + 2, rngs=rngs
+                )
+            return networks
+
+        self.networks = states.Networks(make)
         self.metric_names = {"loss_band": timesteps.band_names(noise.band_edges)}
 
     def draw(self, key, batch, share):
@@ -170,11 +219,51 @@ class Denoiser:
         return modules["text_encoder"](text["ids"], text["mask"]), text["mask"]
 
     def loss(self, modules, batch):
-        loss_b = self.row_losses(modules, batch)
-        return self._summed(loss_b, jnp.ones_like(loss_b), batch["tau"])
+        if not self.state_loss:
+            loss_b = self.row_losses(modules, batch)
+            return self._summed(loss_b, jnp.ones_like(loss_b), batch["tau"])
+        hidden = self.state_loss.after
+        loss_b, hidden_bnd = self.row_losses(modules, batch, hidden_after=hidden)
+        total, weight, metrics = self._summed(
+            loss_b, jnp.ones_like(loss_b), batch["tau"]
+        )
+        more, of_state = self._state_loss(modules, batch, hidden_bnd)
+        return total + self.state_loss.weight * more, weight, metrics | of_state
 
-    def row_losses(self, modules, batch) -> jax.Array:
-        """The loss of each row, [b], of a batch that `draw` has completed."""
+    def _state_loss(self, modules, batch, hidden_bnd):
+        """The loss of what tokens show, summed over rows, and its metrics.
+
+        Tokens that show an object weigh as much together as those that show none.
+        """
+        found_bnc = modules[STATE_HEAD](hidden_bnd.astype(jnp.float32))
+        shape_bn, classes = batch["shown_shape"], toy_tokens.CLASSES
+        chosen_bnk = jax.nn.one_hot(shape_bn, classes)
+        nats_bn = -jnp.sum(
+            jax.nn.log_softmax(found_bnc[..., :classes]) * chosen_bnk, -1
+        )
+        error_bn = jnp.mean(
+            jnp.square(found_bnc[..., classes:] - batch["shown_motion"]), -1
+        )
+        right_bn = jnp.argmax(found_bnc[..., :classes], -1) == shape_bn
+        thing_bn = (shape_bn > toy_tokens.NOTHING).astype(jnp.float32)
+        none_bn = (shape_bn == toy_tokens.NOTHING).astype(jnp.float32)
+        weight_bn = sum(
+            part_bn / jnp.maximum(jnp.sum(part_bn, 1, keepdims=True), 1)
+            for part_bn in (thing_bn, none_bn)
+        )
+        rows = jnp.sum(jnp.ones_like(weight_bn[:, 0]))
+        things = jnp.sum(thing_bn)
+        return jnp.sum(weight_bn * (nats_bn + error_bn)), {
+            "state_loss": (jnp.sum(weight_bn * (nats_bn + error_bn)), rows),
+            "shown_shape_right": (jnp.sum(right_bn * thing_bn), things),
+            "shown_motion_error": (jnp.sum(error_bn * thing_bn), things),
+        }
+
+    def row_losses(self, modules, batch, hidden_after: int = 0):
+        """The loss of each row, [b], of a batch that `draw` has completed.
+
+        With `hidden_after` also the denoiser's hidden states, [b, n, d].
+        """
         states_bld, text_mask_bl = self._text(modules, batch)
         x0, noise, is_known = batch["latents"], batch["noise"], batch["known"]
         tau_bthw = known.token_tau(batch["tau"], is_known, self.known.known_tau)
@@ -186,12 +275,15 @@ class Denoiser:
             states_bld,
             text_mask_bl,
             self.fps,
+            hidden_after=hidden_after,
         )
+        velocity, *hidden_bnd = velocity if hidden_after else (velocity,)
         error_bthw = jnp.mean(jnp.square(velocity - flow.velocity(x0, noise)), -1)
         unknown_bthw = 1.0 - is_known
-        return jnp.sum(error_bthw * unknown_bthw, (1, 2, 3)) / jnp.sum(
+        loss_b = jnp.sum(error_bthw * unknown_bthw, (1, 2, 3)) / jnp.sum(
             unknown_bthw, (1, 2, 3)
         )
+        return (loss_b, *hidden_bnd) if hidden_after else loss_b
 
     def _summed(self, loss_b, weight_b, tau_b):
         """Sums the losses of clips, in total and by band of noise level."""

@@ -12,7 +12,7 @@ from sora_jax.core import config as configs
 from sora_jax.data import transforms
 from sora_jax.diffusion import known, timesteps
 from sora_jax.models import discriminator, dit, text_encoder, video_vae
-from sora_jax.training import loop, optim, reconstruction
+from sora_jax.training import loop, objectives, optim, reconstruction
 
 _Axis = Annotated[int, configs.Range("[1, 1e6]", -1, "all remaining devices")]
 _Own = Annotated[int, configs.Range("[1, 1e6]", 0, "the clip's own")]
@@ -102,6 +102,7 @@ class Recipe:
     model: Model
     noise: timesteps.Config
     known: known.Config
+    state_loss: objectives.StateLoss
     reconstruction: reconstruction.Weights
     optim: optim.Config
     loop: loop.Config

@@ -15,7 +15,7 @@ import numpy as np
 from sora_jax.core import mesh as meshes
 from sora_jax.data import records, samples, shards
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, pretrained
+from sora_jax.training import checkpoint, pretrained, whitening
 from sora_jax.training import state as states
 
 _MEASURED_CLIPS = 512
@@ -101,7 +101,7 @@ def save(
     config: video_vae.Config,
     clips: shards.Shards,
     batch_size: int = 32,
-    whitening: float = 0.0,
+    whitening_share: float = 0.0,
 ) -> video_vae.Config:
     """Measures the latent channels, whitens them if asked, and writes the component.
 
@@ -111,7 +111,7 @@ def save(
       config: its sizes.
       clips: to measure on; 512 of them are used, spread evenly.
       batch_size: clips encoded at once.
-      whitening: see `whitened`. With 0 each channel is scaled to deviation 1.
+      whitening_share: see `whitening.whitened`. With 0 each channel is scaled to deviation 1.
 
     Returns:
       The config with `latent_mean` and `latent_std`.
@@ -135,8 +135,10 @@ def save(
     mean_c = total_c / count
     covariance_cc = square_cc / count - np.outer(mean_c, mean_c)
     std_c = np.sqrt(np.maximum(np.diag(covariance_cc), 1e-8))
-    if whitening:
-        params, map_cc, std = whitened(params, config, covariance_cc, whitening)
+    if whitening_share:
+        params, map_cc, std = whitening.whitened(
+            params, config, covariance_cc, whitening_share
+        )
         mean_c, std_c = map_cc @ mean_c, np.full_like(std_c, std)
     config = dataclasses.replace(
         config,
@@ -147,62 +149,12 @@ def save(
     return config
 
 
-def check_whitening(config: video_vae.Config, share: float) -> None:
-    """Raises ValueError where latents cannot be whitened."""
-    if share and config.linear_channels:
-        raise ValueError(
-            f"model.latent_whitening is {share:g}, but the channels of a linear codec "
-            "(model.vae.linear_channels) are decoded as they are: set one of them to 0"
-        )
-
-
-def whitened(
-    params: Mapping, config: video_vae.Config, covariance_cc: np.ndarray, share: float
-) -> tuple[dict, np.ndarray, float]:
-    """Evens out the variances of the latent space, without changing what is decoded.
-
-    The eigenvalues of the latents' covariance C can differ by a factor of hundreds, and
-    what the small ones hold, such as shapes, then weighs little in a denoiser's loss.
-    Latents z become C^(-share / 2) z, whose covariance is C^(1 - share). The map and its
-    inverse are multiplied into the 1 x 1 convolutions at the two ends of the latents, so
-    the VAE keeps its architecture. The log variances stay those of the old channels;
-    only training samples with them.
-
-    Args:
-      params: the VAE's parameters.
-      config: its sizes.
-      covariance_cc: of the latents.
-      share: 1: all directions get the same variance.
-
-    Returns:
-      The new parameters, the map, and the root mean square of the new deviations.
-    """
-    check_whitening(config, share)
-    c = config.latent_channels
-    values_c, basis_cc = np.linalg.eigh(covariance_cc)
-    values_c = np.maximum(values_c, 1e-8 * values_c.max())
-    map_cc = (basis_cc * values_c ** (-share / 2)) @ basis_cc.T
-    inverse_cc = (basis_cc * values_c ** (share / 2)) @ basis_cc.T
-    quant, post = (
-        {name: np.asarray(leaf, np.float64) for name, leaf in params[layer].items()}
-        for layer in ("quant_conv", "post_quant_conv")
-    )
-    # y = x W + b for row vectors; the first c outputs are the means.
-    quant["kernel"][:, :c] = quant["kernel"][:, :c] @ map_cc.T
-    quant["bias"][:c] = map_cc @ quant["bias"][:c]
-    post["kernel"] = inverse_cc.T @ post["kernel"]
-    changed = {"quant_conv": quant, "post_quant_conv": post}
-    changed = jax.tree.map(lambda leaf: leaf.astype(np.float32), changed)
-    std = float(np.sqrt(np.mean(values_c ** (1 - share))))
-    return dict(params) | changed, map_cc, std
-
-
 def gather_and_save(
     folder: pathlib.Path,
     params: Mapping,
     config: video_vae.Config,
     clips: shards.Shards,
-    whitening: float = 0.0,
+    whitening_share: float = 0.0,
 ) -> None:
     """Saves a VAE whose parameters are sharded over a mesh.
 
@@ -211,4 +163,4 @@ def gather_and_save(
     whole = states.gather(params)
     if jax.process_index() == 0:
         with jax.set_mesh(meshes.make_mesh(devices=jax.local_devices()[:1])):
-            save(folder, whole, config, clips, whitening=whitening)
+            save(folder, whole, config, clips, whitening_share=whitening_share)

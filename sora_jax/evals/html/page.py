@@ -3,6 +3,9 @@
 The file needs no network and no other file: videos are data URIs, charts are SVG, the only
 script is inline, and a content security policy forbids everything else. Jinja2 escapes all
 text; if that failed, the policy would still keep a prompt from running or fetching anything.
+
+What a page shows is put together by the owner of the report: prompts/summary.py and
+prompts/run_scores.py, videos/folder_page.py, and vae_report.py.
 """
 
 import base64

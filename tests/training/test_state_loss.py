@@ -1,0 +1,198 @@
+"""The denoiser's second task: what it adds, what it leaves alone, what it learns from."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import toy
+from sora_jax.core import mesh as meshes
+from sora_jax.data import latent_cache, shards, toy_clips, transforms
+from sora_jax.diffusion import known, timesteps
+from sora_jax.models import video_vae
+from sora_jax.toyworld import scene, tokens
+from sora_jax.training import checkpoint, jobs, loop, objectives, trained_vae
+from tests.training import tiny, tiny_job
+
+DIT = dataclasses.replace(tiny.DIT, num_layers=2)
+
+
+@functools.cache
+def objective(weight=0.5, mesh=None):
+    del mesh
+    return objectives.Denoiser(
+        DIT, tiny.TEXT, timesteps.Config(shift=3.0), known.Config({"none": 1.0}),
+        text_dropout=0.2, null_ids=[1] + [0] * 5, fps=8.0,
+        state_loss=objectives.StateLoss(weight, 1) if weight else None,
+    )  # fmt: skip
+
+
+def batch(rows=8):
+    random = np.random.default_rng(3)
+    shape = random.integers(0, tokens.CLASSES, (rows, 32)).astype(np.int8)
+    shape[0], shape[1] = -1, tokens.NOTHING  # a clip without a state, and an empty one
+    return tiny.batch(1, rows) | {
+        "shown_shape": shape,
+        "shown_motion": random.normal(size=(rows, 32, 2)).astype(np.float32),
+    }
+
+
+def params_of(made):
+    params = jax.jit(made.networks.init)(jax.random.key(0))
+    random = np.random.default_rng(5)  # nothing stays at the zero that it begins with
+    return jax.tree.map(
+        lambda leaf: leaf + 0.1 * random.standard_normal(leaf.shape, np.float32), params
+    )
+
+
+def graded(made, params, given):
+    def total(params, given):
+        found = made.loss(made.networks.bind(params), given)
+        return found[0], found[1:]
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))(params, given)
+
+
+def test_the_loss_is_the_velocitys_and_a_weighted_sum_of_both_errors():
+    made, plain = objective(), objective(0.0)
+    params = params_of(made)
+    given = jax.jit(made.draw)(jax.random.key(7), batch(), jnp.zeros(()))
+    (total, (weight, metrics)), gradient = graded(made, params, given)
+    names = ("dit", "text_encoder")
+    (alone, _), of_plain = graded(plain, {n: params[n] for n in names}, given)
+
+    @jax.jit
+    def hidden(params):
+        modules = made.networks.bind(params)
+        return made.row_losses(modules, given, hidden_after=1)
+
+    _, states = hidden(params)
+    head = jax.device_get(params[objectives.STATE_HEAD])
+    found = np.asarray(states, np.float64) @ head["kernel"] + head["bias"]
+    logits, motion = found[..., : tokens.CLASSES], found[..., tokens.CLASSES :]
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    wanted, rights, things = 0.0, 0, 0
+    for row in range(8):
+        shape = np.asarray(given["shown_shape"][row])
+        for part in (shape == 0, shape > 0):
+            if part.any():
+                of_class = logs[row, part, shape[part]]
+                off = np.mean((motion[row] - given["shown_motion"][row]) ** 2, -1)
+                wanted += np.mean(-of_class + off[part])
+        rights += np.sum((logits[row].argmax(-1) == shape) & (shape > 0))
+        things += np.sum(shape > 0)
+    assert float(weight) == 8
+    assert float(total - alone) == pytest.approx(0.5 * float(wanted), rel=1e-4)
+    assert float(metrics["state_loss"][0]) == pytest.approx(float(wanted), rel=1e-4)
+    assert [float(x) for x in metrics["shown_shape_right"]] == [rights, things]
+    # Blocks after the tapped one learn from the velocity alone, those before from both.
+    kernel = gradient["dit"]["blocks"]["ffn"]["up"]["kernel"]
+    before = of_plain["dit"]["blocks"]["ffn"]["up"]["kernel"]
+    np.testing.assert_allclose(kernel[1], before[1], rtol=1e-3, atol=1e-5)
+    assert np.abs(kernel[0] - before[0]).max() > 1e-3
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["state_head"]))
+
+
+def test_the_velocity_is_the_same_with_hidden_states():
+    made = objective()
+    params = params_of(made)
+    given = jax.jit(made.draw)(jax.random.key(7), batch(), jnp.zeros(()))
+
+    @jax.jit
+    def both(params):
+        modules = made.networks.bind(params)
+        return made.row_losses(modules, given, 1)[0], made.row_losses(modules, given)
+
+    np.testing.assert_allclose(*both(params), rtol=1e-6)
+
+
+def test_a_mesh_changes_nothing():
+    made = objective()
+    params = params_of(made)
+    drawn = jax.jit(made.draw)(jax.random.key(7), batch(), jnp.zeros(()))
+    (total, _), gradient = graded(made, params, drawn)
+    mesh = meshes.make_mesh({"fsdp": 2, "ulysses": 2, "tensor": 2})
+    with jax.set_mesh(mesh):
+        made = objective(mesh=mesh)
+        rows = loop.to_device(batch(), mesh)
+        drawn = jax.jit(made.draw)(jax.random.key(7), rows, jnp.zeros(()))
+        there = jax.device_put(params, made.networks.layouts())
+        (found, _), of_mesh = graded(made, there, drawn)
+    assert float(found) == pytest.approx(float(total), rel=1e-5)
+    for ours, theirs in zip(
+        jax.tree.leaves(of_mesh), jax.tree.leaves(gradient), strict=True
+    ):
+        error = np.linalg.norm(np.asarray(ours) - theirs)
+        assert error <= 1e-4 * max(np.linalg.norm(theirs), 1e-6)
+
+
+def test_a_block_that_is_not_there_is_refused():
+    with pytest.raises(
+        ValueError, match="state_loss.after is 2, .* less than .*num_layers, 2"
+    ):
+        objectives.Denoiser(
+            DIT, tiny.TEXT, timesteps.Config(), known.Config(), text_dropout=0.0,
+            null_ids=[1], fps=8.0, state_loss=objectives.StateLoss(0.1, 2),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    out = tmp_path_factory.mktemp("state")
+    shards.write(out / "shards", toy_clips.ToyClips("tw16", 16))
+    tiny_job.write_latents(out / "latents", out / "shards", (2, 4, 4))
+    config = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
+    params = jax.jit(trained_vae.networks_of(config).init)(jax.random.key(0))["vae"]
+    checkpoint.save_weights(out / "latents" / "vae", jax.device_get(params), config)
+    return out / "latents"
+
+
+def test_rows_say_what_their_clips_tokens_show(latents, tmp_path):
+    c = toy.get_config()
+    c.update_from_flattened_dict(tiny_job.TINY)
+    c.model.dit.num_layers, c.state_loss.after = 2, 1
+    c.data.latents = str(latents)
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        task = jobs.denoiser(c, tmp_path, mesh)
+        with task.batches(0) as rows:
+            found = next(rows)
+    assert task.objective.state_loss.weight == 0.1
+    by_latents = {
+        record.latents.tobytes(): record
+        for record in latent_cache.open(latents).read(range(16))
+    }
+    for row in range(8):
+        record = by_latents[found["latents"][row].tobytes()]
+        drawn = scene.Scene.from_json(record.state_json)
+        shown = tokens.shown(drawn, (2, 2, 2), 4)
+        np.testing.assert_array_equal(
+            found["shown_shape"][row], shown.shape_thw.ravel()
+        )
+        np.testing.assert_array_equal(
+            found["shown_motion"][row], shown.motion_thw2.reshape(-1, 2)
+        )
+
+
+def test_a_clip_without_a_state_says_so():
+    shown = transforms.Shown((2, 2, 2), 4)
+
+    class Record:
+        id, state_json = "clip", None
+
+    found = shown(Record())
+    assert (
+        set(found["shown_shape"].tolist()) == {-1} and len(found["shown_motion"]) == 8
+    )
+
+
+def test_packed_rows_have_no_second_task(latents, tmp_path):
+    c = toy.get_config()
+    c.update_from_flattened_dict(tiny_job.TINY)
+    c.data.latents, c.packing.shapes, c.packing.unit = str(latents), 1, 8
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="needs rows of one clip"):
+        jobs.denoiser(c, tmp_path, mesh)
