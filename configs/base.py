@@ -161,7 +161,7 @@ def get_config() -> ml_collections.ConfigDict:
     # training/objectives.py: StateLoss, a second task of a denoiser of the toy world.
     c.state_loss = ml_collections.ConfigDict()
     c.state_loss.weight = 0.0  # 0: off
-    c.state_loss.after = 3  # blocks
+    c.state_loss.depth = 0.6  # share of the blocks
 
     # training/reconstruction.py: Weights of the terms of the loss.
     c.reconstruction = ml_collections.ConfigDict()

@@ -6,7 +6,6 @@ text width; of packed rows n tokens, k clips, c numbers of a token.
 
 import dataclasses
 import functools
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,7 @@ def _rows(*names_after) -> jax.P | None:
 class StateLoss:
     """A second task of a denoiser of the toy world: to say what each token shows.
 
-    From the hidden states after block `after` a linear layer predicts the shape that a
+    From the hidden states after a share of the blocks a linear layer predicts the shape that a
     token shows, if any, and its motion. To do so the network must carry what the text
     says to where the thing is. The layer is not used in sampling. Compare REPA
     (arXiv 2410.06940), which aligns hidden states with those of another network.
@@ -38,7 +37,11 @@ class StateLoss:
     weight: configs.Factor = (
         0.0  # of the cross entropy and of the motion's error; 0: off
     )
-    after: Annotated[int, configs.Range("[1, 1e4]")] = 3  # blocks
+    depth: configs.Share = 0.6  # of the blocks, at least one
+
+    def after(self, num_layers: int) -> int:
+        """The number of blocks that come before."""
+        return max(1, round(self.depth * num_layers))
 
 
 def denoiser_configs(c, vocab_size: int) -> tuple[dit.Config, text_encoder.Config]:
@@ -161,11 +164,6 @@ class Denoiser:
         self.null_states_1ld = (
             None if null_states is None else jnp.asarray(null_states)[None]
         )
-        if state_loss and state_loss.after >= dit_config.num_layers:
-            raise ValueError(
-                f"state_loss.after is {state_loss.after}, but it must be less than "
-                f"model.dit.num_layers, {dit_config.num_layers}"
-            )
 
         def make(rngs):
             networks = {"dit": dit.DiT(dit_config, rngs=rngs)}
@@ -222,7 +220,7 @@ class Denoiser:
         if not self.state_loss:
             loss_b = self.row_losses(modules, batch)
             return self._summed(loss_b, jnp.ones_like(loss_b), batch["tau"])
-        hidden = self.state_loss.after
+        hidden = self.state_loss.after(self.dit_config.num_layers)
         loss_b, hidden_bnd = self.row_losses(modules, batch, hidden_after=hidden)
         total, weight, metrics = self._summed(
             loss_b, jnp.ones_like(loss_b), batch["tau"]
