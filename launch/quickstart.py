@@ -24,12 +24,14 @@ import termios
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FAMILIES = "attribute:0.05,motion:0.3,relation:0.65"
+FAMILIES = (
+    "attribute:0.15,count:0.1,relation:0.25,motion:0.3,motion_binding:0.1,camera:0.1"
+)
 # The suites that sora_jax/evaluate.py scores for these families; each has a flag.
-SUITES = tuple(
-    family + kind
-    for family in ("attribute", "motion", "relation")
-    for kind in ("", "_held_out")
+SUITES = (
+    *("motion", "relation", "attribute"),
+    *("motion_held_out", "relation_held_out", "attribute_held_out"),
+    *("count", "motion_binding", "camera"),
 )
 PROMPTS = (
     "a red circle moves left",

@@ -95,9 +95,7 @@ for _name, _size in toyworld.SIZES.items():
     flags.DEFINE_integer(
         _name, _size, f"Model: number of prompts of suite {_name}.", lower_bound=0
     )
-flags.DEFINE_list(
-    "suites", [], "Model: more suites, such as count:64,camera_held_out:32."
-)
+flags.DEFINE_list("suites", [], "Model: more suites, such as camera_held_out:32.")
 flags.DEFINE_list("seeds", ["0"], "Model: seeds; each makes a whole set of clips.")
 flags.DEFINE_integer("prompt_seed", 0, "Model: seed of the prompts.")
 for _name in samples.MAKING:
@@ -129,7 +127,9 @@ def asked_sizes(families) -> dict[str, int]:
     for item in FLAGS.suites:
         name, _, number = item.partition(":")
         if not number.isdigit():
-            raise ValueError(f"--suites takes NAME:NUMBER such as count:64, not {item}")
+            raise ValueError(
+                f"--suites takes NAME:NUMBER such as camera_held_out:32, not {item}"
+            )
         sizes[name] = int(number)
     return sizes
 

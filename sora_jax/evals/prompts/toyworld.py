@@ -26,6 +26,9 @@ SIZES = {
     "motion_held_out": 64,
     "relation_held_out": 64,
     "attribute_held_out": 48,
+    "count": 64,
+    "motion_binding": 64,
+    "camera": 64,
 }
 HELD_OUT = "_held_out"
 RELATIONS = ("left", "right")  # the sides that relation suites ask for
