@@ -222,7 +222,13 @@ def _from_run(c, folder: pathlib.Path, path: pathlib.Path, vae: pathlib.Path):
                 f"a network of {path} differs from the config's: {'; '.join(differ)}"
             )
     text = frozen_text_encoder(other, path, wanted[1])
-    networks = (objectives.denoiser_networks(*sizes) for sizes in (stored, wanted))
+    has_head = objectives.STATE_HEAD in checkpoint.networks_in(path)
+    networks = (
+        objectives.denoiser_networks(
+            *sizes, has_state_head=has_head and c.state_loss.weight > 0
+        )
+        for sizes in (stored, wanted)
+    )
     read = _reader(path, *networks)
     where = None if text is None else text.folder
     return Initial(tokenizer, where, read, _keeper(c, folder, file, text))
@@ -232,7 +238,7 @@ def _reader(run: pathlib.Path, stored: states.Networks, wanted: states.Networks)
     """Reads a run's weights; those of `wanted` that it lacks are zeros."""
 
     def read():
-        names = checkpoint.networks_in(run)
+        names = wanted.abstract().keys() & checkpoint.networks_in(run).keys()
         layouts = {n: stored.layouts()[n] for n in names}
         flat = trees.flatten(checkpoint.load_run(run, layouts=layouts).params)
         like = {n: wanted.abstract()[n] for n in names}

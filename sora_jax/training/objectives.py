@@ -68,19 +68,29 @@ def denoiser_configs(c, vocab_size: int) -> tuple[dit.Config, text_encoder.Confi
     return dit_config, text_config
 
 
-def denoiser_networks(
-    dit_config: dit.Config, text_config: text_encoder.Config
-) -> states.Networks:
-    """The networks {"dit", "text_encoder"}."""
-    return states.Networks(
-        lambda rngs: {
-            "dit": dit.DiT(dit_config, rngs=rngs),
-            "text_encoder": text_encoder.TextEncoder(text_config, rngs=rngs),
-        }
-    )
-
-
 STATE_HEAD = "state_head"  # the network of `StateLoss`
+
+
+def denoiser_networks(
+    dit_config: dit.Config,
+    text_config: text_encoder.Config,
+    *,
+    has_text: bool = True,
+    has_state_head: bool = False,
+) -> states.Networks:
+    """The networks "dit" and, if asked for, "text_encoder" and `STATE_HEAD`."""
+
+    def make(rngs):
+        networks = {"dit": dit.DiT(dit_config, rngs=rngs)}
+        if has_text:
+            networks["text_encoder"] = text_encoder.TextEncoder(text_config, rngs=rngs)
+        if has_state_head:
+            networks[STATE_HEAD] = layers.Linear(
+                dit_config.dim, toy_tokens.CLASSES + 2, rngs=rngs
+            )
+        return networks
+
+    return states.Networks(make)
 
 
 def denoiser(
@@ -165,19 +175,12 @@ class Denoiser:
             None if null_states is None else jnp.asarray(null_states)[None]
         )
 
-        def make(rngs):
-            networks = {"dit": dit.DiT(dit_config, rngs=rngs)}
-            if null_states is None:
-                networks["text_encoder"] = text_encoder.TextEncoder(
-                    text_config, rngs=rngs
-                )
-            if state_loss:
-                networks[STATE_HEAD] = layers.Linear(
-                    dit_config.dim, toy_tokens.CLASSES + 2, rngs=rngs
-                )
-            return networks
-
-        self.networks = states.Networks(make)
+        self.networks = denoiser_networks(
+            dit_config,
+            text_config,
+            has_text=null_states is None,
+            has_state_head=state_loss is not None,
+        )
         self.metric_names = {"loss_band": timesteps.band_names(noise.band_edges)}
 
     def draw(self, key, batch, share):

@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 
 from configs import toy
+from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.data import latent_cache, shards, toy_clips, transforms
 from sora_jax.diffusion import known, timesteps
 from sora_jax.models import video_vae
 from sora_jax.toyworld import scene, tokens
-from sora_jax.training import checkpoint, jobs, loop, objectives, trained_vae
+from sora_jax.training import (
+    checkpoint,
+    initial,
+    jobs,
+    loop,
+    objectives,
+    trained_vae,
+)
 from tests.training import tiny, tiny_job
 
 DIT = dataclasses.replace(tiny.DIT, num_layers=2)
@@ -203,3 +211,18 @@ def test_packed_rows_have_no_second_task(latents, tmp_path):
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="needs rows of one clip"):
         jobs.denoiser(c, tmp_path, mesh)
+
+
+def test_others_read_a_run_without_its_head_and_runs_begin_with_it(tmp_path):
+    made, plain = objective(), objective(0.0)
+    params = jax.device_get(params_of(made))
+    configs.write(tmp_path, toy.get_config())
+    checkpoint.save_run(tmp_path, params)
+    run = checkpoint.load_run(tmp_path, layouts=plain.networks.layouts())
+    assert run.params.keys() == {"dit", "text_encoder"}
+    for has_head in (False, True):
+        networks = objectives.denoiser_networks(DIT, tiny.TEXT, has_state_head=has_head)
+        found = initial._reader(tmp_path, networks, networks)()
+        assert (objectives.STATE_HEAD in found) == has_head
+        for name, network in found.items():
+            jax.tree.map(np.testing.assert_array_equal, network, params[name])
