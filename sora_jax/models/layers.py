@@ -27,6 +27,10 @@ def param(rngs: nnx.Rngs, init, shape: tuple[int, ...], axes: Axes) -> nnx.Param
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
+class AdapterParam(nnx.Param):
+    """A parameter of an adapter, which is trained while its network's own are not."""
+
+
 def fan_in_normal(fan_in: int, scale: float = 1.0):
     """Returns a normal initializer of standard deviation scale / sqrt(fan_in)."""
     return nnx.initializers.normal(scale / fan_in**0.5)
@@ -68,8 +72,43 @@ def matmul(
     return jnp.reshape(y_ro, (*x.shape[:-1], o), out_sharding=spec)
 
 
+class Adapter(nnx.Module):
+    """s (x A) B, which is added to a layer's output; see models/lora.py.
+
+    Args:
+      shape: of the layer's kernel, [i, o] or stacked.
+      axes: logical names of the kernel's two axes.
+      rank: r, the width between A [i, r] and B [r, o].
+      scale: s.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        axes: Axes,
+        rank: int,
+        scale: float,
+        rngs: nnx.Rngs,
+    ):
+        *stacked, i, o = shape
+        random = fan_in_normal(i)(rngs.params(), (*stacked, i, rank), jnp.float32)
+        self.a = AdapterParam(random, axes=(axes[0], None))
+        zero = jnp.zeros((*stacked, rank, o), jnp.float32)
+        self.b = AdapterParam(zero, axes=(None, axes[1]))
+        self.scale = scale
+
+    def __call__(self, x: jax.Array, out: str | None, precision) -> jax.Array:
+        """Args: x: [..., i]; out, precision: see `matmul`."""
+        a_ir, b_ro = (
+            sharding.gather_weight(m[...].astype(x.dtype), m.get_metadata("axes"))
+            for m in (self.a, self.b)
+        )
+        x = matmul(x, a_ir, None, precision=precision)
+        return matmul(x, b_ro, out, precision=precision) * self.scale
+
+
 class Linear(nnx.Module):
-    """y = x W + b over the last axis.
+    """y = x W + b over the last axis, and what an adapter adds to it.
 
     Args:
       i, o: input and output width.
@@ -98,6 +137,12 @@ class Linear(nnx.Module):
         out = None if axes[1] == "embed" else axes[1]
         self.bias = param(rngs, nnx.initializers.zeros, (o,), (out,)) if bias else None
         self.kind, self.precision = kind, precision
+        self.adapter: Adapter | None = nnx.data(None)
+
+    def add_adapter(self, rank: int, scale: float, rngs: nnx.Rngs) -> None:
+        """Adds s (x A) B to the output, of layers that may be stacked; see `Adapter`."""
+        axes = self.kernel.get_metadata("axes")
+        self.adapter = Adapter(self.kernel.shape, axes, rank, scale, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         axes = self.kernel.get_metadata("axes")
@@ -106,6 +151,8 @@ class Linear(nnx.Module):
         y = matmul(x, kernel_io, out, self.kind, self.precision)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype)
+        if self.adapter is not None:
+            y = y + self.adapter(x, out, self.precision)
         return y
 
 

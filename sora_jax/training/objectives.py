@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sora_jax.core import config as configs
 from sora_jax.core import sharding
 from sora_jax.diffusion import flow, guidance, known, timesteps
-from sora_jax.models import caption_decoder, dit, layers, text_encoder
+from sora_jax.models import caption_decoder, dit, layers, lora, text_encoder
 from sora_jax.toyworld import tokens as toy_tokens
 from sora_jax.training import state as states
 
@@ -73,16 +73,20 @@ STATE_HEAD = "state_head"  # the network of `StateLoss`
 
 def denoiser_networks(
     dit_config: dit.Config,
-    text_config: text_encoder.Config,
+    text_config: text_encoder.Config | None,
+    lora_config: lora.Config = lora.Config(),
     *,
-    has_text: bool = True,
     has_state_head: bool = False,
 ) -> states.Networks:
-    """The networks "dit" and, if asked for, "text_encoder" and `STATE_HEAD`."""
+    """The networks "dit" and, with its sizes, "text_encoder"; if asked, `STATE_HEAD`.
+
+    lora_config: the adapters of the denoiser, if any.
+    """
 
     def make(rngs):
-        networks = {"dit": dit.DiT(dit_config, rngs=rngs)}
-        if has_text:
+        denoiser = dit.DiT(dit_config, rngs=rngs)
+        networks = {"dit": lora.adapt(denoiser, "dit", lora_config, rngs)}
+        if text_config is not None:
             networks["text_encoder"] = text_encoder.TextEncoder(text_config, rngs=rngs)
         if has_state_head:
             networks[STATE_HEAD] = layers.Linear(
@@ -146,6 +150,7 @@ class Denoiser:
       null_states: the text encoder's states of the null text, [l, d], if batches hold
         cached states; the text encoder is then not one of the networks.
       state_loss: a second task on the exact state of the toy world.
+      lora_config: adapters of the denoiser, which are trained in its place.
 
     Batches: `latents` float32 [b, t, h, w, c] normalised to unit variance, `text_mask`
     bool [b, l], and `text_ids` int32 [b, l] or `text_states` [b, l, d] in any type; with
@@ -165,6 +170,7 @@ class Denoiser:
         fps: float | None,
         null_states=None,
         state_loss: StateLoss | None = None,
+        lora_config: lora.Config = lora.Config(),
     ):
         self.dit_config, self.text_config, self.fps = dit_config, text_config, fps
         self.state_loss = state_loss
@@ -174,13 +180,12 @@ class Denoiser:
         self.null_states_1ld = (
             None if null_states is None else jnp.asarray(null_states)[None]
         )
-
+        held = text_config if null_states is None else None
         self.networks = denoiser_networks(
-            dit_config,
-            text_config,
-            has_text=null_states is None,
-            has_state_head=state_loss is not None,
+            dit_config, held, lora_config, has_state_head=state_loss is not None
         )
+        if lora_config.rank:
+            self.networks.abstract()  # raises where it names layers that are not there
         self.metric_names = {"loss_band": timesteps.band_names(noise.band_edges)}
 
     def draw(self, key, batch, share):

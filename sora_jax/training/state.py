@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from sora_jax.core import rng, sharding, trees
+from sora_jax.models import layers, lora
 
 Params = dict
 Modules = dict[str, nnx.Module]
@@ -44,6 +45,10 @@ class TrainState:
 class Networks:
     """Networks without arrays: `bind` puts parameters in, `init` makes them.
 
+    Parameters are nested dicts by network. Those of adapters (models/lora.py) are apart
+    from those of their network, as {"lora": {network: ...}}, since they are trained and
+    saved without it.
+
     Args:
       make: builds the modules from `nnx.Rngs`; run only under tracing.
     """
@@ -51,7 +56,9 @@ class Networks:
     make: Callable[[nnx.Rngs], Modules]
 
     def _split(self, modules: Modules):
-        return {name: nnx.split(module, nnx.Param) for name, module in modules.items()}
+        """Of each network: its definition, its adapters, its other parameters."""
+        kinds = layers.AdapterParam, nnx.Param
+        return {name: nnx.split(module, *kinds) for name, module in modules.items()}
 
     def _abstract(self):
         # Built without arrays; the definitions hold names, shapes and metadata.
@@ -60,17 +67,16 @@ class Networks:
     def bind(self, params: Params) -> Modules:
         """Returns modules that compute with `params` (arrays or tracers)."""
         modules = {}
-        for name, (graph, state) in self._abstract().items():
+        for name, (graph, adapters, state) in self._abstract().items():
             nnx.replace_by_pure_dict(state, params[name])
-            modules[name] = nnx.merge(graph, state)
+            if adapters:
+                nnx.replace_by_pure_dict(adapters, params[lora.PART][name])
+            modules[name] = nnx.merge(graph, adapters, state)
         return modules
 
     def abstract(self) -> Params:
         """Shapes and dtypes of all parameters, as `jax.ShapeDtypeStruct`."""
-        return {
-            name: nnx.to_pure_dict(state)
-            for name, (_, state) in self._abstract().items()
-        }
+        return _by_network(self._abstract())
 
     def partitions(self) -> Params:
         """The layout of every parameter, from the logical names of its axes."""
@@ -79,13 +85,16 @@ class Networks:
             shape = variable.get_value().shape
             return sharding.parameter_spec(variable.get_metadata("axes"), shape)
 
-        result = {}
-        for name, (_, state) in self._abstract().items():
-            layouts = jax.tree.map(
-                one, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
-            )
-            result[name] = nnx.to_pure_dict(layouts)
-        return result
+        def of_all(state):
+            is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
+            return jax.tree.map(one, state, is_leaf=is_variable)
+
+        return _by_network(
+            {
+                name: (graph, of_all(adapters), of_all(state))
+                for name, (graph, adapters, state) in self._abstract().items()
+            }
+        )
 
     def layouts(self) -> Params:
         """The sharding of every parameter on the current mesh, or on one device."""
@@ -98,11 +107,13 @@ class Networks:
     def init(self, key: jax.Array) -> Params:
         """Makes parameters in their layout; call it under `jax.jit`."""
         modules = self.make(nnx.Rngs(params=key))
-        params = {
-            name: nnx.to_pure_dict(state)
-            for name, (_, state) in self._split(modules).items()
-        }
-        return _place(params, self.partitions())
+        return _place(_by_network(self._split(modules)), self.partitions())
+
+
+def _by_network(split: Mapping) -> Params:
+    params = {name: nnx.to_pure_dict(state) for name, (_, _, state) in split.items()}
+    adapters = {name: nnx.to_pure_dict(a) for name, (_, a, _) in split.items() if a}
+    return params | {lora.PART: adapters} if adapters else params
 
 
 def _place(params: Params, layouts: Params) -> Params:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from sora_jax.diffusion import known, timesteps
-from sora_jax.models import dit, text_encoder
+from sora_jax.models import dit, lora, text_encoder
 from sora_jax.training import loop, objectives, optim
 
 DIT = dit.Config(
@@ -22,13 +22,15 @@ OPTIM = optim.Config(
 )
 
 
-def objective(config: dit.Config = DIT) -> objectives.Denoiser:
+def objective(
+    config: dit.Config = DIT, lora_config: lora.Config = lora.Config()
+) -> objectives.Denoiser:
     """A denoiser's objective that uses text dropout and known tokens; one per mesh."""
-    return _objective(config, jax.sharding.get_abstract_mesh())
+    return _objective(config, lora_config, jax.sharding.get_abstract_mesh())
 
 
 @functools.cache
-def _objective(config, mesh) -> objectives.Denoiser:
+def _objective(config, lora_config, mesh) -> objectives.Denoiser:
     del mesh  # on which its arrays lie
     return objectives.Denoiser(
         config,
@@ -38,6 +40,7 @@ def _objective(config, mesh) -> objectives.Denoiser:
         text_dropout=0.2,
         null_ids=[1] + [0] * 5,
         fps=8.0,
+        lora_config=lora_config,
     )
 
 
