@@ -177,6 +177,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.reconstruction.adversarial_start = 0.5  # share of the run
     c.reconstruction.disc_learning = 1.0  # weight of the discriminator's own loss
 
+    # models/lora.py: Config. With a rank, a denoiser's run trains adapters of init's
+    # weights, which stay as they are.
+    c.lora = ml_collections.ConfigDict()
+    c.lora.rank = 0  # width of the adapters; 0: none, all weights are trained
+    c.lora.alpha = 0.0  # adapters are scaled by alpha / rank; 0: by 1
+    # Regular expressions of the layers with adapters, such as dit.blocks.ffn.up.
+    c.lora.layers = (r"\.attn[12]\.to_(q|k|v|out)$",)
+
     c.optim = ml_collections.ConfigDict()  # training/optim.py: Config
     c.optim.learning_rate = 1e-3  # of AdamW
     c.optim.muon_learning_rate = 0.0  # of kernels; 0: AdamW for all parameters

@@ -105,6 +105,8 @@ def main() -> None:
     if c.init and c.objective != "denoiser":
         raise ValueError(f"init is for a denoiser; the objective is {c.objective}")
     built = configs.build(recipe.Recipe, c, "")
+    if built.lora.rank and c.objective != "denoiser":
+        raise ValueError(f"lora.rank is for a denoiser; the objective is {c.objective}")
     runs.settings(c)  # checks the section `sample`
     warmup = built.optim.warmup_steps
     if warmup >= built.loop.num_steps and jax.process_index() == 0:

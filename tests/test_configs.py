@@ -90,7 +90,7 @@ def test_a_network_has_one_default():
     """A network's dataclass and configs/base.py give the same values."""
     values, compared = configs.flatten(recipe("base")), 0
     for name, field in fields(recipes.Recipe):
-        if name.startswith(("model.", "noise.", "sample.")) and name in values:
+        if name.startswith(("model.", "noise.", "sample.", "lora.")) and name in values:
             if field.default is dataclasses.MISSING or name in IN_RECIPES:
                 continue
             assert values[name] == field.default, name

@@ -15,9 +15,9 @@ from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import samplers
 from sora_jax.generation import cache_calibration, plans, runs, wan
 from sora_jax.generation import request as requests
-from sora_jax.models import attention, video_vae
+from sora_jax.models import attention, lora, video_vae
 from sora_jax.models import dit as dits
-from sora_jax.training import checkpoint, cost, pretrained
+from sora_jax.training import adapters, checkpoint, cost, pretrained
 
 _GIB = 2**30
 
@@ -44,7 +44,10 @@ def _open(folder: pathlib.Path, strict: bool) -> _Model:
         )
     config = runs.read_config(folder)
     tokenizer = runs.load_tokenizer(folder, config)
+    dit_config = configs.build(dits.Config, config.model.dit, "model.dit")
     sizes = checkpoint.networks_in(folder)
+    if lora.PART in sizes:
+        sizes["dit"] = adapters.base(folder, dit_config, strict=strict).nbytes
     vae = pretrained.open_component(folder / "vae", "vae", strict=strict)
     frozen = runs.frozen_text_encoder(folder, config, tokenizer, strict=strict)
     if frozen is not None:
@@ -53,14 +56,17 @@ def _open(folder: pathlib.Path, strict: bool) -> _Model:
     return _Model(
         runs.settings(config),
         tokenizer,
-        configs.build(dits.Config, config.model.dit, "model.dit"),
+        dit_config,
         vae.config,
         sizes,
     )
 
 
 def report(
-    folder: str | pathlib.Path, calls: Sequence[Mapping], *, strict: bool = False
+    folder: str | pathlib.Path,
+    calls: Sequence[Mapping],
+    *,
+    strict: bool = False,
 ) -> str:
     """Checks calls, and describes the cost of each kind of clip.
 

@@ -12,6 +12,7 @@ from sora_jax.generation import cache_calibration
 from sora_jax.generation import request as requests
 from sora_jax.models import dit, text_encoder
 from sora_jax.training import (
+    adapters,
     checkpoint,
     initial,
     objectives,
@@ -90,14 +91,18 @@ def load(
 ) -> checkpoint.LoadedRun:
     """Loads a run's EMA weights onto the current mesh, or the first device.
 
+    Adapters (LoRA) are merged into the weights that they adapt.
+
     Args:
       folder: the run folder.
       step: of the checkpoint; default: the newest.
     """
     folder = pathlib.Path(folder)
     config = read_config(folder)
-    networks = networks_of(config, load_tokenizer(folder, config))
-    return checkpoint.load_run(folder, step=step, layouts=networks.layouts())
+    tokenizer = load_tokenizer(folder, config)
+    dit_config, _ = objectives.denoiser_configs(config, tokenizer.vocab_size)
+    layouts = networks_of(config, tokenizer).layouts()
+    return adapters.load_run(folder, dit_config, layouts, step=step)
 
 
 def parts(run: checkpoint.LoadedRun, *, strict: bool = False) -> dict:
@@ -113,6 +118,8 @@ def parts(run: checkpoint.LoadedRun, *, strict: bool = False) -> dict:
     }
     if "weights" in config:  # converted, not trained
         source["weights"] = config.weights
+    if adapters.config_of(config).rank:  # its weights are loaded by now
+        adapters.base(folder, networks["dit"].config, strict=strict)
     frozen = frozen_text_encoder(folder, config, tokenizer, strict=strict)
     if frozen is not None:
         networks["text_encoder"] = frozen

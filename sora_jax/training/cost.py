@@ -25,6 +25,22 @@ def dit_forward_flops(config: dit.Config, tokens: int, text_tokens: int) -> int:
     return config.num_layers * block + ends
 
 
+def dit_train_flops(
+    config: dit.Config, tokens: int, text_tokens: int, *, adapted: bool = False
+) -> int:
+    """FLOPs of training the denoiser on one row.
+
+    The gradient takes twice the forward pass: half of it is of activations, half of
+    weights. With `adapted`, weights have none; LoRA's own products are left out.
+    """
+    forward = dit_forward_flops(config, tokens, text_tokens)
+    if not adapted:
+        return 3 * forward
+    pairs = tokens * (tokens + text_tokens)
+    attention = 4 * config.num_layers * pairs * config.dim
+    return 2 * forward + attention
+
+
 def packed_row_cost(config: dit.Config) -> packing.Cost:
     """The cost of a packed row: FLOPs of its tokens, and of all pairs of them.
 

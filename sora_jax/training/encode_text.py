@@ -120,7 +120,8 @@ def states_of_run(
     """The text states that a run trains with; None: it runs its text encoder.
 
     A new run whose text encoder is frozen uses the states stored with its latents, if
-    any; a resumed run does what it did before.
+    any; a resumed run does what it did before. A text encoder that another run trained
+    with its denoiser has no stored states.
 
     Args:
       c, folder: the run's config and folder.
@@ -136,7 +137,8 @@ def states_of_run(
     if run_folder.is_claimed(folder):
         used = (folder / text_cache.MANIFEST).is_file()
     else:
-        used = c.text.frozen and place.is_dir()
+        has_files = start.text_encoder is not None
+        used = c.text.frozen and has_files and place.is_dir()
     if not used:
         return None
     if isinstance(source, latent_cache.Joined):

@@ -1,8 +1,9 @@
 """What a denoiser's run begins with: a trained text encoder, or a whole trained model.
 
-A frozen text encoder (`text.frozen`) is copied into the run folder once, as the video
-VAE is, and read from there; the checkpoints do not hold it. Nothing is copied until
-everything has been checked (`Initial.keep`).
+A frozen text encoder (`text.frozen`), and the weights that a run with LoRA adapts
+(`lora.rank`), are copied into the run folder once, as the video VAE is, and read from
+there; the checkpoints do not hold them. Nothing is copied until everything has been
+checked (`Initial.keep`).
 """
 
 import dataclasses
@@ -16,11 +17,19 @@ from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import trees
 from sora_jax.data import tokenizer as tokenizers
-from sora_jax.models import exchange, text_encoder
-from sora_jax.training import checkpoint, objectives, pretrained, run_folder
+from sora_jax.models import dit, exchange, identity, text_encoder
+from sora_jax.training import (
+    adapters,
+    checkpoint,
+    objectives,
+    pretrained,
+    run_folder,
+)
 from sora_jax.training import state as states
 
 _EXPERTS = ("transformer", "transformer_2")
+# The networks that may be fixed, by the folder that then holds them.
+_FIXED = {adapters.FOLDER: "dit", "text_encoder": "text_encoder"}
 Read = Callable[[], Mapping[str, states.Params]]
 
 
@@ -58,10 +67,24 @@ def frozen_text_encoder(
     return component.fitted(config)
 
 
-def fixed(c, folder: pathlib.Path, config: text_encoder.Config) -> dict:
-    """Reads the run's frozen networks, in the type that they compute in."""
-    component = frozen_text_encoder(c, folder, config)
-    return {} if component is None else {"text_encoder": component.load(config.dtype)}
+def fixed(
+    c,
+    folder: pathlib.Path,
+    dit_config: dit.Config,
+    text_config: text_encoder.Config | None,
+) -> dict:
+    """Reads the run's networks that are not trained, in the type that they compute in.
+
+    Args:
+      c, folder: the run's config and folder.
+      dit_config, text_config: of its networks; None: it does not run its text encoder.
+    """
+    found = {}
+    if adapters.config_of(c).rank:
+        found["dit"] = adapters.base(folder, dit_config)
+    if text_config is not None:
+        found["text_encoder"] = frozen_text_encoder(c, folder, text_config)
+    return {name: part.load(part.config.dtype) for name, part in found.items() if part}
 
 
 def check_fields(c) -> None:
@@ -78,7 +101,7 @@ def check_fields(c) -> None:
         if pretrained.is_folder(folder):
             pretrained.open_folder(folder, strict=True)
         else:
-            components.append((folder / "text_encoder", "text_encoder"))
+            components += [(folder / name, name) for name in _FIXED]
     for folder, name in components:
         if folder.is_dir():
             pretrained.open_component(folder, name, strict=True)
@@ -99,7 +122,8 @@ def from_text_encoder(c, folder: pathlib.Path) -> Initial:
     _, config = objectives.denoiser_configs(c, tokenizer.vocab_size)
     component = component.fitted(config)
     read = dict if c.text.frozen else lambda: {"text_encoder": component.load()}
-    keep = _keeper(c, folder, file, component)
+    frozen = {"text_encoder": component} if c.text.frozen else {}
+    keep = _keeper(folder, file, frozen)
     return Initial(tokenizer, component.folder, read, keep)
 
 
@@ -141,10 +165,15 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
 
     Raises:
       FileNotFoundError, ValueError: it is neither, or its networks or its video VAE
-        differ.
+        differ; or `lora` does not fit the rest of the config.
     """
     if c.text.encoder:
         raise ValueError("init brings a text encoder: leave text.encoder empty")
+    if c.lora.rank and not c.text.frozen:
+        raise ValueError(
+            f"lora.rank is {c.lora.rank}, and adapters of the denoiser are all that a "
+            "run with LoRA trains: add --config.text.frozen=True"
+        )
     path = pathlib.Path(c.init)
     if (path / "config.py.txt").is_file():
         return _from_run(c, folder, path, vae)
@@ -154,12 +183,20 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
     dit_config, text_config = objectives.denoiser_configs(c, tokenizer.vocab_size)
     transformer = source.components[name].fitted(dit_config)
     text = source.components["text_encoder"].fitted(text_config)
+    components = {adapters.FOLDER: transformer, "text_encoder": text}
+    frozen = {name: components[name] for name in _fixed_folders(c)}
 
     def read():
-        params = {"dit": transformer.load()}
-        return params if c.text.frozen else params | {"text_encoder": text.load()}
+        trained = components.keys() - frozen.keys()
+        return {_FIXED[name]: components[name].load() for name in trained}
 
-    return Initial(tokenizer, text.folder, read, _keeper(c, folder, file, text))
+    return Initial(tokenizer, text.folder, read, _keeper(folder, file, frozen))
+
+
+def _fixed_folders(c) -> list[str]:
+    """The folders of the networks that a run does not train."""
+    is_fixed = {adapters.FOLDER: c.lora.rank > 0, "text_encoder": c.text.frozen}
+    return [name for name in _FIXED if is_fixed[name]]
 
 
 def _find_transformer(c, path: pathlib.Path) -> tuple[pretrained.Folder, str]:
@@ -205,11 +242,6 @@ def _from_run(c, folder: pathlib.Path, path: pathlib.Path, vae: pathlib.Path):
             f"init {path} has two experts, and a run trains one: name one expert in "
             "the folder in diffusers' layout"
         )
-    if bool(other.text.get("frozen")) != c.text.frozen:
-        raise ValueError(
-            f"text.frozen is {c.text.frozen}, but was {not c.text.frozen} for {path}: "
-            "keep its value"
-        )
     _check_vae(pretrained.open_component(path / "vae", "vae"), vae)
     file, tokenizer = read_tokenizer(path, c.text.clean)
     wanted = objectives.denoiser_configs(c, tokenizer.vocab_size)
@@ -223,26 +255,54 @@ def _from_run(c, folder: pathlib.Path, path: pathlib.Path, vae: pathlib.Path):
             )
     text = frozen_text_encoder(other, path, wanted[1])
     has_head = objectives.STATE_HEAD in checkpoint.networks_in(path)
+    has_head &= c.state_loss.weight > 0
     networks = (
-        objectives.denoiser_networks(
-            *sizes, has_state_head=has_head and c.state_loss.weight > 0
-        )
+        objectives.denoiser_networks(*sizes, has_state_head=has_head)
         for sizes in (stored, wanted)
     )
-    read = _reader(path, *networks)
-    where = None if text is None else text.folder
-    return Initial(tokenizer, where, read, _keeper(c, folder, file, text))
-
-
-def _reader(run: pathlib.Path, stored: states.Networks, wanted: states.Networks):
-    """Reads a run's weights; those of `wanted` that it lacks are zeros."""
+    read_all = _reader(path, stored[0], *networks)
+    fixed_folders = _fixed_folders(c)
+    copied = {"text_encoder": text} if text and c.text.frozen else {}
+    sizes = dict(zip(_FIXED, wanted, strict=True))
+    written = {n: sizes[n] for n in fixed_folders if n not in copied}
 
     def read():
-        names = wanted.abstract().keys() & checkpoint.networks_in(run).keys()
-        layouts = {n: stored.layouts()[n] for n in names}
-        flat = trees.flatten(checkpoint.load_run(run, layouts=layouts).params)
-        like = {n: wanted.abstract()[n] for n in names}
-        places = trees.flatten({n: wanted.layouts()[n] for n in names})
+        trained = {_FIXED[name] for name in _FIXED if name not in fixed_folders}
+        if has_head:
+            trained.add(objectives.STATE_HEAD)
+        params = read_all() if trained else {}
+        if text is not None and not c.text.frozen:
+            params |= {"text_encoder": text.load()}
+        return {name: params[name] for name in params.keys() & trained}
+
+    where = None if text is None else text.folder
+    keep = _keeper(folder, file, copied, written, read_all)
+    return Initial(tokenizer, where, read, keep)
+
+
+def _reader(
+    run: pathlib.Path,
+    config: dit.Config,
+    stored: states.Networks,
+    wanted: states.Networks,
+) -> Read:
+    """Returns a function that reads the weights in a run's checkpoint.
+
+    Args:
+      run: its folder.
+      config: of its denoiser.
+      stored, wanted: its networks, and those to read them for; what these have beyond
+        the run's is zero.
+    """
+
+    def read():
+        there = stored.layouts()
+        names = checkpoint.networks_in(run).keys() & there.keys()
+        layouts = {name: there[name] for name in names}
+        params = adapters.load_run(run, config, layouts).params
+        flat = trees.flatten(params)
+        like = {name: wanted.abstract()[name] for name in params}
+        places = trees.flatten({name: wanted.layouts()[name] for name in params})
 
         def one(path, leaf):
             if path in flat:
@@ -254,16 +314,41 @@ def _reader(run: pathlib.Path, stored: states.Networks, wanted: states.Networks)
     return read
 
 
-def _keeper(c, folder: pathlib.Path, file: pathlib.Path, text) -> Callable[[], None]:
-    """Returns a function that copies the tokenizer, and the text encoder if frozen."""
+def _keeper(
+    folder: pathlib.Path,
+    file: pathlib.Path,
+    copied: Mapping[str, pretrained.Component],
+    written: Mapping[str, identity.Config] | None = None,
+    read: Read = dict,
+) -> Callable[[], None]:
+    """Returns a function that puts the tokenizer and the fixed networks into a run.
+
+    Args:
+      folder: of the run.
+      file: of the tokenizer.
+      copied: components whose files are copied, by the folder that they get.
+      written: configs of networks of another run, likewise.
+      read: reads that run's weights.
+    """
+    written = written or {}
 
     def keep():
         run_folder.keep(folder, f"tokenizer{file.suffix}", file)
-        target = folder / "text_encoder"
-        copied = run_folder.is_claimed(folder) and (target / "config.json").is_file()
-        if c.text.frozen and jax.process_index() == 0 and not copied:
-            text.copy_to(target)
-        meshes.barrier("text encoder")
+        claimed, first = run_folder.is_claimed(folder), jax.process_index() == 0
+
+        def is_missing(name) -> bool:
+            return not (claimed and (folder / name / "config.json").is_file())
+
+        if first:
+            for name in filter(is_missing, copied):
+                copied[name].copy_to(folder / name)
+        if missing := [*filter(is_missing, written)]:
+            params = read()
+            for name in missing:
+                whole = states.gather(params[_FIXED[name]])
+                if first:
+                    checkpoint.save_weights(folder / name, whole, written[name])
+        meshes.barrier("fixed networks")
         if (existing := tokenizers.find(folder)).suffix != file.suffix:
             raise ValueError(
                 f"{existing} belongs to another model: remove it, or choose another --out"

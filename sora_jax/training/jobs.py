@@ -253,16 +253,17 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     encode_text.keep_manifest(folder, cached)
     flops = 0.0  # packed rows differ in it
     if not rows.packed:
-        flops = 3 * cost.dit_forward_flops(dit_config, rows.tokens[0], c.text.length)
+        flops = cost.dit_train_flops(
+            dit_config, rows.tokens[0], c.text.length, adapted=c.lora.rank > 0
+        )
 
     def batches(start):
         steps = c.loop.num_steps - start
         return read_ahead(c, mesh, source, transform, start, steps, planner)
 
     def fixed():
-        if cached is not None:
-            return {}
-        return initial.fixed(c, folder, objective.text_config)
+        text_config = objective.text_config if cached is None else None
+        return initial.fixed(c, folder, dit_config, text_config)
 
     return Job(
         objective,
@@ -377,6 +378,11 @@ def _begin(c, folder: pathlib.Path, source, tiers) -> initial.Initial:
         return initial.Initial(tokenizer, folder / "text_encoder")
     if c.init:
         return initial.from_model(c, folder, source.folder / "vae")
+    if c.lora.rank:
+        raise ValueError(
+            f"lora.rank is {c.lora.rank}, but there are no weights to adapt: name them "
+            "with --init"
+        )
     if c.text.encoder:
         return initial.from_text_encoder(c, folder)
     _check_rate(c)

@@ -129,6 +129,7 @@ def denoiser(
         text_dropout=c.text.dropout,
         null_ids=null_ids[0],
         null_states=null_states,
+        lora_config=configs.build(lora.Config, c.lora, "lora"),
         **sizes,
     )
 

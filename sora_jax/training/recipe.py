@@ -11,7 +11,7 @@ from typing import Annotated
 from sora_jax.core import config as configs
 from sora_jax.data import transforms
 from sora_jax.diffusion import known, timesteps
-from sora_jax.models import discriminator, dit, text_encoder, video_vae
+from sora_jax.models import discriminator, dit, lora, text_encoder, video_vae
 from sora_jax.training import loop, objectives, optim, reconstruction
 
 _Axis = Annotated[int, configs.Range("[1, 1e6]", -1, "all remaining devices")]
@@ -104,6 +104,7 @@ class Recipe:
     known: known.Config
     state_loss: objectives.StateLoss
     reconstruction: reconstruction.Weights
+    lora: lora.Config
     optim: optim.Config
     loop: loop.Config
     sample: Mapping[str, object]

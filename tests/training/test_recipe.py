@@ -30,7 +30,7 @@ MEANT = {
     "model.vae.linear_channels": {0}, "model.discriminator.num_layers": {0},
     "noise.logit_normal": {0}, "noise.mean": {0, -1}, "noise.levels[0]": {0},
     "noise.band_edges[0]": {0},
-    "known.known_tau": {0},
+    "known.known_tau": {0}, "lora.rank": {0}, "lora.alpha": {0},
     "reconstruction.l1": {0}, "reconstruction.bands": {0}, "reconstruction.kl": {0},
     "reconstruction.lpips": {0}, "reconstruction.adversarial": {0},
     "reconstruction.adversarial_start": {0}, "reconstruction.disc_learning": {0},

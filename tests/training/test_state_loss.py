@@ -222,7 +222,7 @@ def test_others_read_a_run_without_its_head_and_runs_begin_with_it(tmp_path):
     assert run.params.keys() == {"dit", "text_encoder"}
     for has_head in (False, True):
         networks = objectives.denoiser_networks(DIT, tiny.TEXT, has_state_head=has_head)
-        found = initial._reader(tmp_path, networks, networks)()
+        found = initial._reader(tmp_path, DIT, networks, networks)()
         assert (objectives.STATE_HEAD in found) == has_head
         for name, network in found.items():
             jax.tree.map(np.testing.assert_array_equal, network, params[name])
