@@ -3,6 +3,7 @@
     python -m sora_jax.convert --from Wan2.1-T2V-1.3B-Diffusers --out runs/wan_1_3b
     python -m sora_jax.convert --from runs/toy --out toy-diffusers --license apache-2.0 \\
         --name "Toy" --training_data "Eight thousand clips of the toy world."
+    python -m sora_jax.convert --from runs/toy_lora --out toy_lora.safetensors
     python -m sora_jax.convert --from i3d_pretrained_400.pt --eps 1e-5 --out weights/i3d
     python -m sora_jax.convert --from i3d_torchscript.pt --trust_torchscript \\
         --out weights/i3d
@@ -11,10 +12,11 @@
 
 The direction follows from --from. A folder in diffusers' layout becomes a run at step 0,
 which can generate, be evaluated, and initialise other runs (`train --init`). A run
-becomes a folder in diffusers' layout with a model card. If the other format cannot
-express something, the error names it and nothing is written. A file (.pt, .pth, .pth.tar,
-.npz) holds a feature network for distances between videos; with --lpips_heads, two
-PyTorch files become the one file that LPIPS is measured with.
+becomes a folder in diffusers' layout with a model card; adapters (LoRA) are merged into
+the weights there, or written alone where --out is a .safetensors file. If the other
+format cannot express something, the error names it and nothing is written. A file (.pt,
+.pth, .pth.tar, .npz) holds a feature network for distances between videos; with
+--lpips_heads, two PyTorch files become the one file that LPIPS is measured with.
 """
 
 import contextlib
@@ -29,14 +31,17 @@ from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
 from sora_jax.evals.features import weight_folders
 from sora_jax.generation import export, pipeline, wan
-from sora_jax.training import perceptual, pretrained, torch_files
+from sora_jax.training import lora_files, perceptual, pretrained, torch_files
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "from", None, "Run, folder in diffusers' layout, or weight file.", required=True
 )
 flags.DEFINE_string(
-    "out", None, "Folder to write; with --lpips_heads, a file.", required=True
+    "out",
+    None,
+    "Folder to write; with --lpips_heads, or for the adapters of a run, a file.",
+    required=True,
 )
 flags.DEFINE_enum(
     "dtype",
@@ -119,6 +124,16 @@ def lpips(trunk: pathlib.Path, target: pathlib.Path) -> None:
     print(f"{target} written: {network.config.network}, SHA-256 {network.sha256[:16]}")
 
 
+def to_lora(run: pathlib.Path, target: pathlib.Path) -> None:
+    """Writes the adapters of a run as a LoRA file."""
+    refuse((*_RUN_FLAGS, *_FILE_FLAGS, "dtype", "strict", "mesh"), "for a LoRA file")
+    if target.exists():
+        raise ValueError(f"{target} exists: choose another file")
+    paths.check_writable(target)
+    lora_files.write_run(target, run)
+    print(f"{target} written")
+
+
 def to_features(source: pathlib.Path, target: pathlib.Path) -> None:
     """Turns a file of feature weights into a folder."""
     refuse(("dtype", "strict", *_RUN_FLAGS), "for a file of feature weights")
@@ -138,6 +153,8 @@ def main() -> None:
     source, target = pathlib.Path(FLAGS["from"].value), pathlib.Path(FLAGS.out)
     if FLAGS.lpips_heads:
         return lpips(source, target)
+    if target.suffix == lora_files.SUFFIX:
+        return to_lora(source, target)
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file: --out names the folder to write")
     if target.is_dir() and any(target.iterdir()):

@@ -35,6 +35,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "model", None, "Run, or folder in diffusers' layout.", required=True
 )
+flags.DEFINE_string("lora", None, "LoRA file that is merged into the denoiser.")
+flags.DEFINE_string("lora_2", None, "The same for the second of two experts.")
 flags.DEFINE_string("prompt", None, "Description of the video.")
 flags.DEFINE_string("prompts", None, "File of prompts: .txt, .csv or .jsonl.")
 flags.DEFINE_string("from", None, "Video with a recipe, to be made again.")
@@ -169,12 +171,19 @@ def main() -> None:
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
     if FLAGS.dry_run:
         calls = [arguments([clip]) for clip in wanted]
-        return print(estimate.report(FLAGS.model, calls, strict=FLAGS.strict))
+        loras = [*filter(None, (FLAGS.lora, FLAGS.lora_2))]
+        report = estimate.report(FLAGS.model, calls, loras=loras, strict=FLAGS.strict)
+        return print(report)
     if FLAGS.prompts and not FLAGS.calibrate_step_cache:
         job.lock_folder(FLAGS.out)
     batches.draw_seeds(wanted, resume=bool(FLAGS.prompts) and not FLAGS.overwrite)
     pipe = pipeline.Pipeline.from_pretrained(
-        FLAGS.model, FLAGS.dtype, not FLAGS.free_text_encoder, strict=FLAGS.strict
+        FLAGS.model,
+        FLAGS.dtype,
+        not FLAGS.free_text_encoder,
+        lora=FLAGS.lora,
+        lora_2=FLAGS.lora_2,
+        strict=FLAGS.strict,
     )
     if recipe is not None:
         recipes.check_weights(recipe, pipe.source)

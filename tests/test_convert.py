@@ -8,15 +8,17 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from flax import nnx
 from safetensors.numpy import load_file
 
 from configs import toy
 from sora_jax.core import config as configs
 from sora_jax.core import digests, mesh, trees
 from sora_jax.generation import estimate, export, pipeline
-from sora_jax.training import checkpoint, initial, perceptual, pretrained
+from sora_jax.models import lora
+from sora_jax.training import checkpoint, initial, lora_files, perceptual, pretrained
 from tests import conftest
-from tests.training import tiny_folder
+from tests.training import tiny_folder, tiny_lora
 
 CALL = {
     "prompt": "a red &amp; blue circle", "num_frames": 5, "height": 16, "width": 16,
@@ -148,6 +150,39 @@ def test_two_runs_become_two_experts(tmp_path, job):
         wanted = trees.flatten(tiny_folder.weights(name, seed))
         for path, array in trees.flatten(found.components[name].load()).items():
             np.testing.assert_array_equal(array, wanted[path], err_msg=path)
+
+
+def test_adapters_leave_merged_in_a_folder_or_alone_in_a_file(tmp_path, job, capsys):
+    folder, run = tiny_folder.write(tmp_path / "folder"), tmp_path / "run"
+    adapted = lora.Config(rank=2, alpha=1.0, layers=("^dit",))
+    tiny_lora.write_run(folder, run, adapted)
+    whole, alone = tmp_path / "whole", tmp_path / "alone.safetensors"
+    job(run, whole, license="mit")
+    job(run, alone)
+    assert f"{alone} written" in capsys.readouterr().out
+    component = pretrained.open_component(folder / "transformer", "transformer")
+    begun = trees.flatten(component.load())
+    wanted = lora_files.merged(alone, component.module())
+    wanted = trees.flatten(nnx.to_pure_dict(nnx.state(wanted, nnx.Param)))
+    found = pretrained.open_component(whole / "transformer", "transformer").load()
+    for path, array in trees.flatten(found).items():
+        np.testing.assert_allclose(array, wanted[path], atol=1e-6, err_msg=path)
+        assert np.any(array != begun[path]) == path.endswith("kernel"), path
+    for source, flags, message in (
+        (run, {}, "exists: choose another file"),
+        (run, {"license": "mit"}, "--license has no meaning for a LoRA file"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            job(source, alone, **flags)
+    plain = tmp_path / "plain"
+    job(folder, plain)
+    for source, message in (
+        (plain, "was trained without LoRA, so it has no adapters to write"),
+        (folder, "is not a run folder"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            job(source, tmp_path / "none.safetensors")
+    assert not (tmp_path / "none.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from sora_jax.generation import cache_calibration, plans, runs, wan
 from sora_jax.generation import request as requests
 from sora_jax.models import attention, lora, video_vae
 from sora_jax.models import dit as dits
-from sora_jax.training import adapters, checkpoint, cost, pretrained
+from sora_jax.training import adapters, checkpoint, cost, lora_files, pretrained
 
 _GIB = 2**30
 
@@ -66,6 +66,7 @@ def report(
     folder: str | pathlib.Path,
     calls: Sequence[Mapping],
     *,
+    loras: Sequence[str | pathlib.Path] = (),
     strict: bool = False,
 ) -> str:
     """Checks calls, and describes the cost of each kind of clip.
@@ -73,12 +74,15 @@ def report(
     Args:
       folder: of the model.
       calls: arguments of `Pipeline.__call__`, for one clip each.
+      loras: files of adapters, which are only checked: merged ones cost nothing.
       strict: see `Pipeline.from_pretrained`.
 
     Raises:
       FileNotFoundError, ValueError: as `from_pretrained` and a call do.
     """
     model = _open(pathlib.Path(folder), strict)
+    for file in loras:
+        lora_files.read(file, model.dit)
     strides = requests.strides_of(model.vae, model.dit)
     calibration = pathlib.Path(folder) / cache_calibration.FILE
     kinds: dict[str, int] = {}

@@ -44,7 +44,7 @@ from sora_jax.generation import request as requests
 from sora_jax.models import dit as dits
 from sora_jax.models import text_encoder as text_encoders
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, pretrained, trained_vae
+from sora_jax.training import checkpoint, lora_files, pretrained, trained_vae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +120,8 @@ class Pipeline:
         dtype: str | None = None,
         keep_text_encoder: bool = True,
         *,
+        lora: str | pathlib.Path | None = None,
+        lora_2: str | pathlib.Path | None = None,
         strict: bool = False,
     ) -> "Pipeline":
         """Loads a run, or a folder in diffusers' layout.
@@ -131,6 +133,8 @@ class Pipeline:
             video VAE, which uses float32; None: float32 on CPU, else bfloat16. The dtype
             of a run is in its config.
           keep_text_encoder: see `Pipeline`; one that the run trained is always kept.
+          lora: file in diffusers' layout whose adapters are merged into the denoiser.
+          lora_2: the same for the second expert.
           strict: raise an error for unknown fields in imported configs, not a warning.
 
         Raises:
@@ -145,6 +149,13 @@ class Pipeline:
             )
         else:
             parts = runs.parts(runs.load(folder), strict=strict)
+        for name, expert, file in (("lora", "dit", lora), ("lora_2", "dit_2", lora_2)):
+            if file is None:
+                continue
+            if expert not in parts:
+                raise ValueError(f"{name} is for a second expert, which {folder} lacks")
+            parts[expert] = lora_files.merged(file, parts[expert])
+            parts["source"] |= {name: lora_files.digest(file)}
         return cls(**parts, keep_text_encoder=keep_text_encoder)
 
     @classmethod

@@ -21,6 +21,7 @@ FORMATS = ("mp4", "webm", "gif")
 
 # Fields that identify the weights; the others are arguments of the call.
 WEIGHTS = ("config_digest", "step", "vae_digest", "text_encoder_digest", "weights")
+WEIGHTS += ("lora", "lora_2")
 ARGUMENTS = ("prompt", "negative_prompt", "seed", *requests.SHARED)
 
 
@@ -179,9 +180,9 @@ def is_finished(file: pathlib.Path, recipe: Mapping, overwrite: bool = False) ->
         problem = "exists and has no recipe"
     else:
         other = [
-            f"{name} was {before.get(name)!r} and is {value!r}"
-            for name, value in recipe.items()
-            if name != "versions" and before.get(name) != value
+            f"{name} was {before.get(name)!r} and is {recipe.get(name)!r}"
+            for name in dict.fromkeys((*recipe, *WEIGHTS))
+            if name != "versions" and before.get(name) != recipe.get(name)
         ]
         digest = before.get("video_sha256")
         if other:

@@ -290,7 +290,7 @@ class Peer:
             if name in flat and tuple(flat[name].shape) != shape
         }
         missing, unexpected = set(expected) - set(flat), set(flat) - set(expected)
-        _check(f"weights of {self.name}", wrong, missing, unexpected)
+        check_fit(f"weights of {self.name}", wrong, missing, unexpected)
 
     def export(self, params: Tree, config: Any, lazily: bool = False) -> Flat:
         """Returns our parameters as theirs.
@@ -312,7 +312,7 @@ class Peer:
             for path, array in params.items()
             if path.split(".")[0] not in self.beyond
         }
-        _check(
+        check_fit(
             f"parameters for {self.name}",
             {},
             places - set(common),
@@ -392,9 +392,10 @@ TEXT_ENCODER = Peer(
 )
 
 
-def _check(
+def check_fit(
     what: str, wrong: Mapping[str, str], missing: set[str], unexpected: set[str]
 ) -> None:
+    """Raises ValueError with one sentence where arrays do not have their places."""
     problems = [
         f"{kind}: {', '.join(names[:_NAMED])}"
         + (f" (and {len(names) - _NAMED} more)" if len(names) > _NAMED else "")

@@ -131,3 +131,15 @@ def test_a_still_gif_is_as_long_as_a_gif_can_be(tmp_path):
         assert image.info["duration"] == 1000 * gif.LONGEST
     with pytest.raises(ValueError, match="at most 655 seconds long, not 656: write"):
         recipes.check_format(tmp_path / "clip.gif", 656, 1.0)
+
+
+def test_a_clip_made_without_the_file_is_another(tmp_path):
+    recipe = {"prompt": "a", "seed": 0, "fps": 8.0, "weights": "x", "lora": "y"}
+    clip = tmp_path / "a.mp4"
+    recipes.save(np.zeros((5, 16, 16, 3), np.float32), clip, recipe)
+    assert recipes.is_finished(clip, recipe)
+    del recipe["lora"]
+    with pytest.raises(ValueError, match="lora was 'y' and is None"):
+        recipes.is_finished(clip, recipe)
+    with pytest.raises(ValueError, match="lora y"):
+        recipes.check_weights(recipes.read(clip), recipe)
