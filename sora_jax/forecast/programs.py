@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.core import config as configs
-from sora_jax.core import rng, sharding
+from sora_jax.core import rng, sharding, trees
 from sora_jax.data import packing, transforms
 from sora_jax.diffusion import samplers
 from sora_jax.forecast import chips, flops, hlo, step_time
@@ -35,7 +35,15 @@ from sora_jax.models import (
     text_encoder,
     video_vae,
 )
-from sora_jax.training import cost, jobs, loop, objectives, optim, reconstruction
+from sora_jax.training import (
+    cost,
+    jobs,
+    loop,
+    objectives,
+    optim,
+    pretrained,
+    reconstruction,
+)
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 
@@ -89,14 +97,31 @@ def tokens_of(c) -> int:
     return packing.tokens_of(latent_shape(c), patch)
 
 
+def fixed_shapes(c, objective) -> dict:
+    """The weights that a run with LoRA adapts, as shapes in their types; else nothing."""
+    if not c.lora.rank:
+        return {}
+
+    def one(path, leaf):
+        dtype = pretrained.type_of(path, c.model.dit.dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+    return {"dit": trees.map_paths(one, objective.networks.abstract()["dit"])}
+
+
 def begin(c, objective):
-    """A function that initialises the state of a run, and its optimizer."""
+    """A function that initialises the state of a run, and its optimizer.
+
+    It leaves out the networks that are not trained.
+    """
     optimizer = optim.make(
         configs.build(optim.Config, c.optim, "optim"), c.loop.num_steps
     )
 
     def make(given):
-        return states.init(objective.networks, optimizer, rng.key(0, "init"), given, ())
+        fixed = ("dit",) if c.lora.rank else ()
+        key = rng.key(0, "init")
+        return states.init(objective.networks, optimizer, key, given, fixed)
 
     return jax.jit(make), optimizer
 
@@ -147,19 +172,35 @@ def train_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     jobs.check_denoiser(mesh, c, objective)
     rows, length = c.data.batch_size, c.text.length
     batch = batch_of(c, mesh, objective)
-    forward = cost.dit_forward_flops(objective.dit_config, tokens, length)
-    return _step(c, mesh, objective, batch, 3.0 * rows * forward, rows, tokens)
+    model_flops = (
+        1.0
+        * rows
+        * cost.dit_train_flops(
+            objective.dit_config, tokens, length, adapted=c.lora.rank > 0
+        )
+    )
+    return _step(c, mesh, objective, batch, model_flops, rows, tokens)
 
 
 def _step(c, mesh, objective, batch, model_flops, rows, tokens) -> Forecast:
     make, optimizer = begin(c, objective)
     with jax.set_mesh(mesh):
         state = loop.abstract_state(make, mesh)
+        fixed = {
+            name: jax.tree.map(
+                lambda leaf, layout: leaf.update(sharding=layout),
+                shapes,
+                objective.networks.layouts()[name],
+            )
+            for name, shapes in fixed_shapes(c, objective).items()
+        }
+    state = dataclasses.replace(state, fixed=fixed)
     step = step_of(c, objective, optimizer)
     named = {
         "parameters": state.params,
         "average": state.ema,
         "optimizer": state.opt_state,
+        **({"fixed": fixed} if fixed else {}),
     }
     what = f"a step of {rows} rows" + (f" of {tokens:,} tokens" if tokens else "")
     return _compile(

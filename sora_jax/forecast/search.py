@@ -116,10 +116,14 @@ class Formulas:
         self.tokens = programs.tokens_of(c)
         make, _ = programs.begin(c, self.objective)
         state = jax.eval_shape(make, {})
-        self.state_bytes, self.parameter_bytes = (
+        fixed = programs.fixed_shapes(c, self.objective)
+        self.state_bytes, self.parameter_bytes, fixed_bytes = (
             sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-            for tree in (state, state.params)
+            for tree in ((state, fixed), state.params, fixed)
         )
+        self.adapted = bool(fixed)
+        # What devices send each other of the weights, in bfloat16.
+        self.weight_bytes = fixed_bytes if self.adapted else self.parameter_bytes / 2
 
     def layouts(self, devices: int) -> Iterator[Layout]:
         """Yields every layout whose sizes divide."""
@@ -189,7 +193,7 @@ class Formulas:
         forward = layout.rows * cost.dit_forward_flops(config, self.tokens, length)
         again = layout.remat != "none"
         full = layout.remat == "full"
-        flops = (forward - attention) * (3 + again)
+        flops = (forward - attention) * (3 - self.adapted + again)
         seconds = flops / (devices * chip.peak * REACHED.peak)
         # Attention kernels compute 2 products forward and 7 for the gradient, and three
         # of the kernels compute the scores.
@@ -213,8 +217,9 @@ class Formulas:
         config, both_ways = self.config, 2 * self._chip.link
         passes, layers = 2 + (remat != "none"), config.num_layers
         shards = sizes["fsdp"] * sizes["ring"] * sizes["ulysses"]
-        weights = self.parameter_bytes / 2 / sizes["tensor"]  # bfloat16
-        moved = (passes + 1) * weights * (shards - 1) / shards
+        weights = self.weight_bytes / sizes["tensor"]
+        # Weights that are not trained have no gradients to send.
+        moved = (passes + 1 - self.adapted) * weights * (shards - 1) / shards
         row = 2 * n * config.dim / sizes["tensor"]
         # Keys and values are narrower than queries where heads share them.
         narrow = config.kv_heads / config.num_heads

@@ -59,8 +59,8 @@ def load_run(
     if not adapted.rank:
         return checkpoint.load_run(folder, step=step, layouts=layouts)
     networks = objectives.denoiser_networks(config, None, adapted)
-    layouts = {lora.PART: networks.layouts()[lora.PART]}
-    run = checkpoint.load_run(folder, step=step, layouts=layouts)
+    own = {lora.PART: networks.layouts()[lora.PART]}
+    run = checkpoint.load_run(folder, step=step, layouts=own)
     weights = base(folder, config).load()
     merged = lora.merge(weights, run.params[lora.PART]["dit"], adapted.scale)
     return dataclasses.replace(run, params={"dit": merged})

@@ -165,15 +165,10 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
 
     Raises:
       FileNotFoundError, ValueError: it is neither, or its networks or its video VAE
-        differ; or `lora` does not fit the rest of the config.
+        differ.
     """
     if c.text.encoder:
         raise ValueError("init brings a text encoder: leave text.encoder empty")
-    if c.lora.rank and not c.text.frozen:
-        raise ValueError(
-            f"lora.rank is {c.lora.rank}, and adapters of the denoiser are all that a "
-            "run with LoRA trains: add --config.text.frozen=True"
-        )
     path = pathlib.Path(c.init)
     if (path / "config.py.txt").is_file():
         return _from_run(c, folder, path, vae)

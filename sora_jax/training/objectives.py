@@ -115,7 +115,16 @@ def denoiser(
       most_frames: frames of tokens of the longest clip, if rows are packed; else 0.
       null_states: see `Denoiser`.
       state_loss: whether batches say what tokens show, for `StateLoss`.
+
+    Raises:
+      ValueError: the config has adapters of layers that are not there, or would train
+        the text encoder beside them.
     """
+    if c.lora.rank and not c.text.frozen:
+        raise ValueError(
+            f"lora.rank is {c.lora.rank}, and adapters of the denoiser are all that a "
+            "run with LoRA trains: add --config.text.frozen=True"
+        )
     null_ids, _ = tokenizer.encode([""], c.text.length)
     kind, sizes = Denoiser, {"fps": fps}
     if most_frames:

@@ -209,8 +209,7 @@ class Component:
         )
 
         def read(path: str, like: jax.ShapeDtypeStruct) -> jax.Array:
-            in_float32 = any(name in path for name in _FLOAT32)
-            target = np.dtype(np.float32 if in_float32 else dtype)
+            target = type_of(path, dtype)
             sources = entries.get(path, [])
             return _place(sources, self.tensors, like.shape, target, layouts[path])
 
@@ -224,6 +223,11 @@ class Component:
             finally:  # after an error, read nothing more
                 pool.shutdown(wait=False, cancel_futures=True)
         return trees.map_paths(lambda path, _: arrays[path], shapes)
+
+
+def type_of(path: str, dtype: str) -> np.dtype:
+    """The type of a weight that is loaded for a network which computes in `dtype`."""
+    return np.dtype("float32" if any(name in path for name in _FLOAT32) else dtype)
 
 
 def difference(found: Any, wanted: Any, added: tuple[str, ...] = ()) -> list[str]:

@@ -110,6 +110,16 @@ def test_what_does_not_fit_is_said_with_how_much_would(libtpu):
     assert "by formula it would fit on 32 devices with --mesh=" in errors
 
 
+@pytest.mark.tpu
+def test_adapters_of_weights_that_do_not_fit(libtpu):
+    """14.3B weights in bfloat16 alone; all of their training state would be 160 GiB."""
+    flags = ["--config=configs/wan_14b.py", "--topology=v5e:1x1"]
+    code, _, errors = run(libtpu, *flags, data__batch_size=1, lora__rank=16)
+    assert code == 1
+    assert "optimizer and fixed alone take 27.3 GiB of the 15.75" in errors
+    assert "by formula it would fit on 8 devices with --mesh=" in errors
+
+
 def test_without_a_compiler_or_a_denoiser_it_is_one_sentence(tmp_path):
     flags = ["--config=configs/toy_vae.py", "--topology=v5e:2x2"]
     code, _, errors = run(str(tmp_path / "none.so"), *flags)

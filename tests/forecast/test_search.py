@@ -54,6 +54,21 @@ def test_more_devices_hold_and_take_less(formulas):
     assert seconds["none"] < seconds["attention"] < seconds["full"]
 
 
+def test_adapters_need_less_memory_and_time_than_all_weights(formulas):
+    """Weights in bfloat16, without gradients, average and moments."""
+    c = config()
+    c.lora.rank = 8
+    adapted = search.Formulas(c, chips.CHIPS["v5e"])
+    count = formulas.parameter_bytes / 4
+    small = 4 * 2 * 4 * 8 * (512 + 512)  # of q, k, v and out, twice in four blocks
+    assert adapted.parameter_bytes == small * 4
+    of_adapters = adapted.state_bytes - 4 * 4 * small
+    assert 2 * count < of_adapters < 2.2 * count
+    assert formulas.state_bytes == pytest.approx(16 * count, rel=1e-3)
+    one, all_ = (guess(f, fsdp=4) for f in (adapted, formulas))
+    assert one.size < all_.size and one.seconds < all_.seconds
+
+
 def forecast(seconds: float, size: float) -> Forecast:
     return Forecast(
         "a step", "v5e", {"all": size}, 1e12, 1e12, {}, step_time.Work(links=seconds),

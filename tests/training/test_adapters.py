@@ -9,10 +9,12 @@ import pytest
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import trees
+from sora_jax.data import latent_cache
 from sora_jax.generation import estimate, runs, wan
 from sora_jax.training import (
     adapters,
     checkpoint,
+    encode_text,
     initial,
     jobs,
     loop,
@@ -138,7 +140,13 @@ def test_a_text_encoder_that_was_trained_may_be_frozen_and_the_reverse(made, tun
     checkpoint.save_run(of_ours, params)
     c.text.frozen = False
     configs.write(of_ours, c)
-    assert begin(config(made, init=str(of_ours)), run, made) == {}
+    c, vae = config(made, init=str(of_ours)), made / "latents" / "vae"
+    # Text states of another encoder, stored with the latents, are not for this one.
+    encode_text.cache_folder(made / "latents").mkdir()
+    begun, source = initial.from_model(c, run, vae), latent_cache.open(made / "latents")
+    assert encode_text.states_of_run(c, run, source, begun, ["alt"]) is None
+    encode_text.cache_folder(made / "latents").rmdir()
+    assert begin(c, run, made) == {}
     for folder, name in (("transformer", "dit"), ("text_encoder", "text_encoder")):
         same(pretrained.open_component(run / folder, folder).load(), params[name])
     # The other way: one that was frozen is trained along.
