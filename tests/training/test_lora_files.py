@@ -4,16 +4,20 @@ import dataclasses
 import json
 import pathlib
 import subprocess
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 
+from sora_jax.core import trees
 from sora_jax.generation import estimate, pipeline
 from sora_jax.models import exchange, lora, lora_exchange
 from sora_jax.training import lora_files, pretrained
+from tests import conftest
 from tests.training import tiny_folder, tiny_lora
 
 ORACLE = pathlib.Path(__file__).resolve().parents[1] / "oracle" / "lora.py"
@@ -152,3 +156,38 @@ def test_a_report_checks_the_file(made, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         missing = tmp_path / "none.safetensors"
         estimate.report(made / "folder", [{"prompt": "a"}], loras=[missing])
+
+
+def test_each_of_two_experts_has_a_file_of_its_own(made, tmp_path):
+    folder, file = (
+        tiny_folder.write(tmp_path / "two", experts=2),
+        made / "lora.safetensors",
+    )
+    pipe = pipeline.Pipeline.from_pretrained(folder, "float32", lora_2=file)
+    first, second = (
+        trees.flatten(nnx.to_pure_dict(nnx.state(nnx.merge(*part), nnx.Param)))
+        for part in (pipe._dit, pipe._dit_2)
+    )
+    begun = trees.flatten(tiny_folder.weights("transformer", 0))
+    of_second = trees.flatten(tiny_folder.weights("transformer_2", 3))
+    for path, value in begun.items():
+        np.testing.assert_array_equal(first[path], value, err_msg=path)
+        moved = np.any(second[path] != of_second[path])
+        assert moved == path.endswith("kernel"), path
+
+
+def test_the_job_merges_and_checks_the_files(made, tmp_path):
+    given = {"model": made / "folder", "prompt": "a", "out": tmp_path / "a.mp4"}
+    given |= {"lora": made / "lora.safetensors", "lora_2": made / "other.safetensors"}
+    with (
+        conftest.lone_job("generate") as job,
+        jax.set_mesh(jax.sharding.get_mesh()),  # the job sets its own
+        mock.patch.object(
+            job.pipeline.Pipeline, "from_pretrained", side_effect=ValueError("stop")
+        ) as load,
+    ):
+        assert conftest.refusal(job, **given).endswith("stop")
+        merged = {name: load.call_args.kwargs[name] for name in ("lora", "lora_2")}
+        assert merged == {name: str(given[name]) for name in merged}
+        message = conftest.refusal(job, **given, dry_run=True)
+        assert "has no other.safetensors" in message and "\n" not in message
