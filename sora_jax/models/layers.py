@@ -98,7 +98,7 @@ class Adapter(nnx.Module):
         self.scale = scale
 
     def __call__(self, x: jax.Array, out: str | None, precision) -> jax.Array:
-        """Args: x: [..., i]; out, precision: see `matmul`."""
+        """Returns s (x A) B for x [..., i]; out, precision: see `matmul`."""
         a_ir, b_ro = (
             sharding.gather_weight(m[...].astype(x.dtype), m.get_metadata("axes"))
             for m in (self.a, self.b)
