@@ -223,15 +223,19 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         null_states = cached.padded(
             *(a[0] for a in tokenizer.encode([""], c.text.length))
         )
-    if c.state_loss.weight and rows.packed:
-        raise ValueError("state_loss.weight needs rows of one clip: packing.shapes=0")
+    has_state_loss = c.state_loss.weight > 0 and not rows.packed and not c.lora.rank
+    if c.state_loss.weight and not has_state_loss and jax.process_index() == 0:
+        print(
+            "train: state_loss is left out, which packed rows and LoRA do not have",
+            file=sys.stderr,
+        )
     objective = objectives.denoiser(
         c,
         tokenizer,
         fps=rows.fps,
         most_frames=rows.most_frames,
         null_states=null_states,
-        state_loss=c.state_loss.weight > 0,
+        state_loss=has_state_loss,
     )
     dit_config = objective.dit_config
     shown = None
