@@ -135,11 +135,6 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.vae.linear_channels = 0
     c.model.vae.dtype = "float32"
 
-    # Objective "vae": how far its latents are whitened at the end
-    # (training/whitening.py). 0: each channel is only scaled, as in open VAEs; 1: all
-    # directions of the latent space get the same variance.
-    c.model.latent_whitening = 0.0
-
     c.model.discriminator = ml_collections.ConfigDict()  # models/discriminator.py
     c.model.discriminator.base_dim = 32
     c.model.discriminator.num_layers = 3

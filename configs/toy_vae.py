@@ -21,6 +21,4 @@ def get_config():
     c.loop.num_steps = 800
     c.loop.checkpoint_every = 200
     c.loop.eval_every = 0
-    # Shapes are small next to colours: evened out, they weigh more in a denoiser's loss.
-    c.model.latent_whitening = 0.5
     return c

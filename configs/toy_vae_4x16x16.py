@@ -16,7 +16,6 @@ def get_config():
     """Returns the config."""
     c = toy_vae.get_config()
     c.model.vae.latent_channels, c.model.vae.linear_channels = 48, 32
-    c.model.latent_whitening = 0.0  # a linear codec's channels stay as they are
     c.model.vae.channel_multipliers = (1, 2, 2)
     c.model.vae.spatial_downsample = (True, True)
     c.data.batch_size = 16

@@ -44,7 +44,6 @@ from sora_jax.training import (
     reconstruction,
     run_folder,
     trained_vae,
-    whitening,
 )
 from sora_jax.training import state as states
 
@@ -431,7 +430,6 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     )
     for size in sizes:
         _check_window(objective.config, size)
-    whitening.check(objective.config, c.model.latent_whitening)
 
     @contextlib.contextmanager
     def batches(start):
@@ -460,11 +458,7 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     def finish(params):
         if not ended or not (folder / "vae" / "config.json").is_file():
             trained_vae.gather_and_save(
-                folder / "vae",
-                params["vae"],
-                objective.config,
-                clips,
-                c.model.latent_whitening,
+                folder / "vae", params["vae"], objective.config, clips
             )
 
     def fixed():

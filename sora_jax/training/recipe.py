@@ -85,7 +85,6 @@ class Model:
     text_encoder: text_encoder.Config
     vae: video_vae.Config
     discriminator: discriminator.Config
-    latent_whitening: configs.Share
 
 
 @dataclasses.dataclass(frozen=True)

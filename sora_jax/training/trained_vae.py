@@ -15,7 +15,7 @@ import numpy as np
 from sora_jax.core import mesh as meshes
 from sora_jax.data import records, samples, shards
 from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, pretrained, whitening
+from sora_jax.training import checkpoint, pretrained
 from sora_jax.training import state as states
 
 _MEASURED_CLIPS = 512
@@ -101,9 +101,8 @@ def save(
     config: video_vae.Config,
     clips: shards.Shards,
     batch_size: int = 32,
-    whitening_share: float = 0.0,
 ) -> video_vae.Config:
-    """Measures the latent channels, whitens them if asked, and writes the component.
+    """Measures each latent channel's mean and deviation, and writes the component.
 
     Args:
       folder: the component folder to write.
@@ -111,13 +110,12 @@ def save(
       config: its sizes.
       clips: to measure on; 512 of them are used, spread evenly.
       batch_size: clips encoded at once.
-      whitening_share: see `whitening.whitened`. With 0 each channel is scaled to deviation 1.
 
     Returns:
       The config with `latent_mean` and `latent_std`.
     """
     encode_clips = encoder(LoadedVAE(config, networks_of(config), params), batch_size)
-    count, total_c, square_cc = 0, 0.0, 0.0
+    count, total, square = 0, 0.0, 0.0
     indices = samples.evenly(len(clips), _MEASURED_CLIPS)
     for chosen in itertools.batched(indices, batch_size):
         good = [
@@ -130,16 +128,10 @@ def save(
         latents_nc = encode_clips(good).astype(np.float64)
         latents_nc = latents_nc.reshape(-1, config.latent_channels)
         count += len(latents_nc)
-        total_c = total_c + latents_nc.sum(0)
-        square_cc = square_cc + latents_nc.T @ latents_nc
-    mean_c = total_c / count
-    covariance_cc = square_cc / count - np.outer(mean_c, mean_c)
-    std_c = np.sqrt(np.maximum(np.diag(covariance_cc), 1e-8))
-    if whitening_share:
-        params, map_cc, std = whitening.whitened(
-            params, config, covariance_cc, whitening_share
-        )
-        mean_c, std_c = map_cc @ mean_c, np.full_like(std_c, std)
+        total = total + latents_nc.sum(0)
+        square = square + np.square(latents_nc).sum(0)
+    mean_c = total / count
+    std_c = np.sqrt(np.maximum(square / count - mean_c**2, 1e-8))
     config = dataclasses.replace(
         config,
         latent_mean=tuple(round(float(x), 6) for x in mean_c),
@@ -154,7 +146,6 @@ def gather_and_save(
     params: Mapping,
     config: video_vae.Config,
     clips: shards.Shards,
-    whitening_share: float = 0.0,
 ) -> None:
     """Saves a VAE whose parameters are sharded over a mesh.
 
@@ -163,4 +154,4 @@ def gather_and_save(
     whole = states.gather(params)
     if jax.process_index() == 0:
         with jax.set_mesh(meshes.make_mesh(devices=jax.local_devices()[:1])):
-            save(folder, whole, config, clips, whitening_share=whitening_share)
+            save(folder, whole, config, clips)

@@ -29,7 +29,7 @@ MEANT = {
     "model.dit.num_kv_heads": {0}, "model.text_encoder.vocab_size": {0},
     "model.vae.linear_channels": {0}, "model.discriminator.num_layers": {0},
     "noise.logit_normal": {0}, "noise.mean": {0, -1}, "noise.levels[0]": {0},
-    "noise.band_edges[0]": {0}, "model.latent_whitening": {0},
+    "noise.band_edges[0]": {0},
     "state_loss.weight": {0}, "state_loss.depth": {0},
     "known.known_tau": {0}, "lora.rank": {0}, "lora.alpha": {0},
     "reconstruction.l1": {0}, "reconstruction.bands": {0}, "reconstruction.kl": {0},
