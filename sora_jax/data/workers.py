@@ -1,17 +1,43 @@
 """Runs the parts of a data job in processes whose death does not end the job.
 
-A decoder that crashes or hangs on a malformed file costs only that file: the process
-names each file before it opens it, so the parent knows which one to skip when it restarts
-the part.
+A decoder that crashes, hangs, or asks for too much memory or time on a malformed file
+costs only that file: the process names each file before it opens it, so the parent knows
+which one to skip when it restarts the part.
 """
 
+import contextlib
+import dataclasses
+import math
 import multiprocessing
 import multiprocessing.connection
+import os
+import pathlib
+import resource
 import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
+
+# Seconds of computing beyond `Bounds.seconds`, after which a process ends itself. The
+# parent is earlier, and says why; this is for a process whose parent is gone.
+_ORPHANED = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What an item may use; its process is ended beyond this, and the item is skipped.
+
+    Attributes:
+      silence: seconds without a sign of life.
+      seconds: from when the item is named to when another one is.
+      memory: bytes that a process may allocate beyond what it has at its start; None: as
+        many as there are. Linux only.
+    """
+
+    silence: float = 300.0
+    seconds: float = math.inf
+    memory: int | None = None
 
 
 class Note(Protocol):
@@ -34,17 +60,16 @@ def run(
     *,
     num_workers: int,
     on_finished: Callable[[int], None] = lambda count: None,
-    stall_seconds: float = 300.0,
+    bounds: Bounds = Bounds(),
 ) -> Iterator[tuple[int, Any]]:
     """Yields (part, task's result) for every part, in the order of completion.
 
     Args:
       task: a picklable, deterministic function.
       parts: numbers of the parts.
-      num_workers: processes; 0 runs everything in this one.
+      num_workers: processes; 0 runs everything in this one, without bounds.
       on_finished: called with the number of items that have just been finished.
-      stall_seconds: a process that is silent for this long is killed. A long item may
-        take longer, since its task names it again.
+      bounds: of each item.
 
     Raises:
       OSError: a task could not read or write a file.
@@ -61,7 +86,7 @@ def run(
             yield part, task(part, note, {})
         return
     waiting = list(reversed(parts))
-    workers = [_Worker(task) for _ in range(min(num_workers, len(parts)))]
+    workers = [_Worker(task, bounds) for _ in range(min(num_workers, len(parts)))]
     try:
         for worker in workers:
             worker.start(waiting.pop())
@@ -76,12 +101,11 @@ def run(
                         on_finished(content)
                     elif kind == "result":
                         part = worker.part
-                        worker.part = None
+                        worker.part = worker.item = None
                         if waiting:
                             worker.start(waiting.pop())
                         yield part, content
-                elif worker.stalled(stall_seconds):
-                    reason = f"it made no progress for {stall_seconds:.0f} s"
+                if reason := worker.overdue():
                     on_finished(worker.replace(reason))
     finally:
         for worker in workers:
@@ -91,8 +115,8 @@ def run(
 class _Worker:
     """A process, its part and its item."""
 
-    def __init__(self, task: Task):
-        self.task = task
+    def __init__(self, task: Task, bounds: Bounds):
+        self.task, self.bounds = task, bounds
         self.part: int | None = None
         self.avoid: dict[str, str] = {}
         self._spawn()
@@ -101,12 +125,12 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
-            target=_serve, args=(theirs, self.task), daemon=True
+            target=_serve, args=(theirs, self.task, self.bounds), daemon=True
         )
         self.process.start()
         theirs.close()
         self.item: str | None = None
-        self.heard = time.monotonic()
+        self.heard = self.began = time.monotonic()
 
     def start(self, part: int, avoid: Mapping[str, str] | None = None) -> None:
         self.part, self.avoid, self.item = part, dict(avoid or {}), None
@@ -117,9 +141,16 @@ class _Worker:
         except BrokenPipeError:
             raise RuntimeError("a worker process died before its first part") from None
 
-    def stalled(self, seconds: float) -> bool:
-        """Returns whether it has named an item and then been silent for this long."""
-        return self.item is not None and time.monotonic() - self.heard > seconds
+    def overdue(self) -> str | None:
+        """Returns why the item that it is at takes too long; None if it does not."""
+        if self.item is None:
+            return None
+        now = time.monotonic()
+        if now - self.heard > self.bounds.silence:
+            return f"it made no progress for {self.bounds.silence:.0f} s"
+        if now - self.began > self.bounds.seconds:
+            return f"it takes longer than the limit of {self.bounds.seconds:.0f} s"
+        return None
 
     def receive(self) -> tuple[str, Any]:
         """Returns one message; a dead process is replaced, which gives "again"."""
@@ -131,7 +162,11 @@ class _Worker:
             return "again", self.replace(f"the decoder died on it (exit code {code})")
         self.heard = time.monotonic()
         if kind == "item":
-            self.item = content
+            if content != self.item:
+                self.item, self.began = content, self.heard
+        elif kind == "memory":
+            mib = self.bounds.memory >> 20
+            return "again", self.replace(f"it needs more than {mib} MiB of memory")
         elif kind == "finished":
             self.finished += content
         elif kind == "file error":
@@ -161,15 +196,18 @@ class _Worker:
         self.connection.close()
 
 
-def _serve(connection, task: Task) -> None:
+def _serve(connection, task: Task, bounds: Bounds) -> None:
     # Ctrl-C reaches the whole process group; the parent decides and closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _limit_memory(bounds.memory)
 
     last, told = None, 0.0
 
     def note(item: str | None = None, finished: int = 0) -> None:
         nonlocal last, told
         if item is not None and (item != last or time.monotonic() - told > 1):
+            if item != last:
+                _limit_computing(bounds.seconds)
             connection.send(("item", item))
             last, told = item, time.monotonic()
         if finished:
@@ -187,8 +225,38 @@ def _serve(connection, task: Task) -> None:
                 known = error.errno is not None
                 details = (error.errno, error.strerror, str(error.filename or ""))
                 message = ("file error", details if known else (str(error),))
+            except MemoryError:
+                if bounds.memory is None:
+                    message = ("error", traceback.format_exc())
+                else:
+                    message = ("memory", None)
             except Exception:
                 message = ("error", traceback.format_exc())
             connection.send(message)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return  # the parent is gone
+
+
+def _limit_memory(more: int | None) -> None:
+    """Lets this process allocate `more` bytes; it writes no core file when it crashes."""
+    _set_soft_limit(resource.RLIMIT_CORE, 0)
+    statm = pathlib.Path("/proc/self/statm")
+    if more is not None and statm.exists():
+        # RLIMIT_AS would also count what is only reserved, such as malloc's arenas.
+        data = int(statm.read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+        _set_soft_limit(resource.RLIMIT_DATA, data + more)
+
+
+def _limit_computing(seconds: float) -> None:
+    """Ends this process after so many more seconds of computing, and some to spare."""
+    if math.isfinite(seconds):
+        used = math.ceil(time.process_time() + seconds)
+        _set_soft_limit(resource.RLIMIT_CPU, used + _ORPHANED)
+
+
+def _set_soft_limit(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    with contextlib.suppress(ValueError, OSError):  # the platform lacks this limit
+        resource.setrlimit(kind, (value, hard))

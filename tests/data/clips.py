@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from sora_jax.data import records, shards, video_io
+from sora_jax.data import records, shards, video_io, workers
 
 
 def clip(index, num_frames=5, size=16):
@@ -34,7 +34,10 @@ def clip(index, num_frames=5, size=16):
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """`num` clips in parts of `per_part`; some items skip, crash, hang or take 6 s."""
+    """`num` clips in parts of `per_part`; some items skip, crash, hang or take 6 s.
+
+    Those of `hogs` take 1 GiB of memory, and those of `endless` go on for ever.
+    """
 
     num: int = 12
     per_part: int = 4
@@ -42,10 +45,13 @@ class Clips:
     kills: tuple[int, ...] = ()
     hangs: tuple[int, ...] = ()
     slow: tuple[int, ...] = ()
+    hogs: tuple[int, ...] = ()
+    endless: tuple[int, ...] = ()
     fails_at: int = -1
     split: str = "train"
     unit: str = "clips"
     admits: str = ""
+    bounds = workers.Bounds()
 
     @property
     def items(self):
@@ -76,6 +82,10 @@ class Clips:
                 time.sleep(100)
             for _ in range(20 if index in self.slow else 0):
                 time.sleep(0.3)
+                note(item=item)
+            if index in self.hogs:
+                bytearray(1 << 30)
+            while index in self.endless:
                 note(item=item)
             if index == self.fails_at:
                 raise KeyError("interrupted here")

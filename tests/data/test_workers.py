@@ -1,6 +1,9 @@
 """A process that dies or hangs costs the item that it was at; a slow one none."""
 
 import functools
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -26,7 +29,7 @@ def test_a_death_and_a_hang_cost_one_item_each_and_a_slow_one_none():
             [0, 1],
             num_workers=2,
             on_finished=counted.append,
-            stall_seconds=4,
+            bounds=workers.Bounds(silence=4),
         )
     )
     assert time.monotonic() - began < 90
@@ -43,6 +46,31 @@ def test_a_death_and_a_hang_cost_one_item_each_and_a_slow_one_none():
         "clip-7",
     ]
     assert sum(counted) == 6
+
+
+def test_too_much_memory_or_time_costs_the_item_that_asked_for_it():
+    source = clips.Clips(num=8, per_part=4, hogs=(1,), endless=(6,))
+    task = functools.partial(collect, source)
+    bounds = workers.Bounds(seconds=4, memory=500 << 20)
+    found = dict(workers.run(task, [0, 1], num_workers=2, bounds=bounds))
+    lost = {
+        1: ("item-1", "it needs more than 500 MiB of memory"),
+        6: ("item-6", "it takes longer than the limit of 4 s"),
+    }
+    for part in (0, 1):
+        whole = range(4 * part, 4 * part + 4)
+        assert found[part] == [lost.get(k, f"clip-{k}") for k in whole]
+
+
+def test_a_process_whose_parent_is_gone_ends_itself():
+    program = (
+        "from sora_jax.data import workers\n"
+        "workers._ORPHANED = 0\n"
+        "workers._limit_computing(1)\n"
+        "while True: pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=60)
+    assert done.returncode == -signal.SIGXCPU
 
 
 def test_a_failure_carries_its_traceback():
