@@ -65,9 +65,15 @@ _LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: store frames lossle
 _FOLLOW_LINKS = flags.DEFINE_boolean(
     "follow_links", False, "Folder: follow links to files outside of it."
 )
-_MAX_GIB = flags.DEFINE_float("max_gib", 4, "Folder: skip larger videos, in GiB.")
+_MAX_GIB = flags.DEFINE_float("max_gib", 64, "Folder: skip larger videos, in GiB.")
 _MAX_SECONDS = flags.DEFINE_float(
-    "max_seconds", 21600, "Folder: skip longer videos, in seconds."
+    "max_seconds", 86400, "Folder: skip longer videos, in seconds."
+)
+_MAX_MINUTES = flags.DEFINE_float(
+    "max_minutes",
+    60,
+    "Folder: give up on a video, or on 64 MiB of a larger one, after so many minutes "
+    "of work; needs worker processes.",
 )
 _MAX_SIDE = flags.DEFINE_integer(
     "max_side",
@@ -99,7 +105,8 @@ _OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
 _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
     "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
-    | {"follow_links", "max_gib", "max_seconds", "max_side", "colour", "frames_fps"},
+    | {"follow_links", "max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
+    | {"frames_fps"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
     "latents": {"text_encoder", *_OF_TEXT},
 }
@@ -127,7 +134,9 @@ def source_of(kind: str, name: str) -> shards.Source:
         _FPS.value,
         _LOSSLESS.value,
         _SPLIT.value,
-        curate.limits(_MAX_GIB.value, _MAX_SECONDS.value, _MAX_SIDE.value),
+        curate.limits(
+            _MAX_GIB.value, _MAX_SECONDS.value, _MAX_SIDE.value, _MAX_MINUTES.value
+        ),
         _FOLLOW_LINKS.value,
         colour=_COLOUR.value,
         frames_fps=_FRAMES_FPS.value,

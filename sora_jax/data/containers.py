@@ -29,6 +29,8 @@ class UnreadableVideo(ValueError):
 class Limits:
     """Limits of a file, checked on its header before anything is decoded.
 
+    What a header does not tell is checked while the file is decoded.
+
     Attributes:
       max_bytes: size of the file.
       max_side: width or height of a frame.
@@ -37,15 +39,21 @@ class Limits:
       max_frames: frames in the file.
       max_seconds: length of the file.
       max_total_pixels: pixels of all frames that `decode` returns at once.
+      max_expansion: pixels of all frames per byte of the file, so that the work that a
+        file makes is bounded by its size. A recording of a still 4K screen has 100,000.
+      max_work_seconds: seconds that a file, or a slice of a long one, may take in a
+        process that can be ended.
     """
 
-    max_bytes: int = 4 << 30
+    max_bytes: int = 64 << 30
     max_side: int = 8192
     max_pixels: int = 4096 * 2304
     max_aspect: float = 20.0
-    max_frames: int = 1_000_000
-    max_seconds: float = 6 * 3600.0
+    max_frames: int = 24 * 3600 * 60
+    max_seconds: float = 24 * 3600.0
     max_total_pixels: int = 3_000_000_000
+    max_expansion: int = 200_000
+    max_work_seconds: float = 3600.0
 
 
 DEFAULT_LIMITS = Limits()
@@ -116,6 +124,14 @@ def check_size(width: int, height: int, limits: Limits) -> None:
     if max(width, height) > limits.max_aspect * min(width, height):
         raise frames.Refused(
             f"its frames of {width}x{height} are longer than {limits.max_aspect:g}:1"
+        )
+
+
+def check_expansion(pixels: int, size: int, limits: Limits) -> None:
+    """Raises Refused if a file of `size` bytes unpacks to too many pixels."""
+    if pixels > limits.max_expansion * size:
+        raise frames.Refused(
+            f"its {size} bytes unpack to more than {limits.max_expansion} pixels a byte"
         )
 
 
@@ -190,6 +206,8 @@ def _header(container, stream, limits: Limits) -> Header:
         max(0.0, seconds),
     )
     check_length(header, stream.frames, limits)
+    pixels = context.width * context.height
+    check_expansion(stream.frames * pixels, container.size, limits)
     return header
 
 
@@ -237,7 +255,7 @@ def decoded(
         # FFmpeg's own decoder ignores the alpha channel.
         decoder = av.CodecContext.create(transparent, "r")
         decoder.options, decoder.thread_count = stream.codec_context.options, 1
-    count, time, step = 0, None, 0
+    count, pixels, time, step = 0, 0, None, 0
     for packet in container.demux(stream):
         for frame in decoder.decode(packet):
             if has_no_times(container):
@@ -255,6 +273,8 @@ def decoded(
             if count >= limits.max_frames:
                 raise frames.Refused(f"it has more than {limits.max_frames} frames")
             check_size(frame.width, frame.height, limits)
+            pixels += frame.width * frame.height
+            check_expansion(pixels, container.size, limits)
             yield frame
             count += 1
 
@@ -280,6 +300,7 @@ def progressive(
 
 def _deinterlacer(frame: av.VideoFrame) -> av.filter.Graph:
     graph = av.filter.Graph()
+    graph.threads = 1
     graph.link_nodes(
         graph.add(
             "buffer",

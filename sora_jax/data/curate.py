@@ -5,7 +5,8 @@ counts as a video.
 
 A video is cut into adjacent windows of `num_frames` frames at `fps`; the remainder at the
 end is dropped. Each frame is the one on screen at its time, so a window may end with the
-video.
+video. A window that shows nothing but the frame that the one before it ended with is left
+out, so that a file of few bytes that claims to last for hours gives few clips.
 """
 
 import dataclasses
@@ -36,17 +37,33 @@ _ITEMS_PER_PART = 16
 # A file whose header promises this many seconds more than it has is truncated.
 _MISSING = 0.5
 _REPEATED = "slower than the clips, with frames repeated"
+_STILL = "still for whole clips, which are left out"
+# Memory of a process that makes clips: of the decoder and the pictures of a frame, in
+# bytes per pixel (twenty frames of 8 bits, ten of 10 bits); of the frames of a clip and
+# of its encoder, per byte of the frames; and of all else.
+_DECODER_BYTES, _CLIP_BYTES, _OTHER_BYTES = 32, 6, 128 << 20
 
 
-def limits(gib: float, seconds: float, side: int | None) -> video_io.Limits:
-    """Limits of a video: GiB, seconds, and pixels a side; a frame may have `side` squared.
+def limits(
+    gib: float, seconds: float, side: int | None, minutes: float
+) -> video_io.Limits:
+    """Limits of a video by the flags of `prepare`.
 
-    Without `side`, frames may be as large as `video_io` allows by default.
+    Args:
+      gib: of the file, in GiB.
+      seconds: that it lasts.
+      side: pixels a side; a frame may have `side` squared. None: as large as `video_io`
+        allows by default.
+      minutes: of work on it.
 
     Raises:
       ValueError: a limit is out of range.
     """
-    for name, value in (("max_gib", gib), ("max_seconds", seconds)):
+    for name, value in (
+        ("max_gib", gib),
+        ("max_seconds", seconds),
+        ("max_minutes", minutes),
+    ):
         if not 0 < value <= 1e9:
             raise ValueError(f"--{name} must be above 0 and at most 1e9, not {value}")
     usual = video_io.DEFAULT_LIMITS
@@ -57,6 +74,7 @@ def limits(gib: float, seconds: float, side: int | None) -> video_io.Limits:
         max_frames=round(usual.max_frames * max(1, seconds / usual.max_seconds)),
         max_side=side or usual.max_side,
         max_pixels=side * side if side else usual.max_pixels,
+        max_work_seconds=60 * minutes,
     )
 
 
@@ -144,6 +162,17 @@ class FolderClips:
         """The limits."""
         return "/".join(map(str, dataclasses.astuple(self.limits)))
 
+    @property
+    def bounds(self) -> workers.Bounds:
+        """What a video may use in its process, by the limits and the size of a clip."""
+        clip = 3 * self.num_frames * math.prod(self.size)
+        # FFmpeg has no larger frames than this.
+        pixels = min(self.limits.max_pixels, 2**31)
+        memory = _DECODER_BYTES * pixels + _CLIP_BYTES * clip
+        return workers.Bounds(
+            seconds=self.limits.max_work_seconds, memory=memory + _OTHER_BYTES
+        )
+
     def plan(self, items: Collection[str]) -> tuple[list[Any], list[shards.Skipped]]:
         """Returns groups of (video, slice, number of slices), and the unusable files."""
         slices = []
@@ -220,16 +249,20 @@ class FolderClips:
             yield shards.Skipped(video, reason, video)
         first, end = total * number // slices, total * (number + 1) // slices
         if first < end:
-            times = np.arange(first * self.num_frames, end * self.num_frames) / self.fps
+            ticks = range(first * self.num_frames, end * self.num_frames)
             notes: set[str] = set()
-            frames_hwc = sample(times.tolist(), self.size, notes=notes)
-            made, repeated, last_hwc = 0, 0, None
+            times = (tick / self.fps for tick in ticks)
+            frames_hwc = sample(times, self.size, notes=notes)
+            made, repeated, still, last_hwc = 0, 0, 0, None
             for window in range(first, end):
                 clip = list(itertools.islice(frames_hwc, self.num_frames))
                 if len(clip) < self.num_frames:
                     at = window * self.num_frames / self.fps
                     yield shards.Skipped(f"{video} from {at:.2f} s on", ends, video)
                     break
+                if all(one is last_hwc for one in clip):
+                    still += len(clip)
+                    continue
                 pairs = itertools.pairwise([last_hwc, *clip])
                 repeated += sum(one is another for one, another in pairs)
                 made, last_hwc = made + len(clip), clip[-1]
@@ -238,6 +271,8 @@ class FolderClips:
                 yield shards.Remark(video, what, made)
             if repeated:
                 yield shards.Remark(video, _REPEATED, repeated)
+            if still:
+                yield shards.Remark(video, _STILL, still)
         if number == slices - 1 and header.missing > _MISSING:
             where = f"{video} from {header.seconds:.2f} s on"
             yield shards.Skipped(where, ends, video)

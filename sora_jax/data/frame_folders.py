@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -150,11 +150,13 @@ class FrameFolder:
         )
         with containers.boundary(self._path):
             containers.check_length(header, count, self._limits)
+            size = sum((self._path / name).stat().st_size for name in self._files)
+            containers.check_expansion(count * width * height, size, self._limits)
         return header
 
     def sample(
         self,
-        seconds: Sequence[float],
+        seconds: Iterable[float],
         size: tuple[int, int],
         *,
         header: video_io.Header,

@@ -35,8 +35,10 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
     lines = [f"skipped {one['file']}: {one['reason']}" for one in skipped[:_LISTED]]
     if (more := len(skipped) - _LISTED) > 0:
         lines.append(f"skipped {more} more; all are listed in {out / 'report.json'}")
-    if any("beyond the limit" in one["reason"] for one in skipped):
-        lines.append("--max_gib, --max_seconds and --max_side set limits, see --help")
+    if any("the limit of" in one["reason"] for one in skipped):
+        lines.append(
+            "--max_gib, --max_seconds, --max_side and --max_minutes set limits, see --help"
+        )
     for done in report["remarks"]:
         videos = f"{(n := len(done['files']))} video{'s' * (n != 1)}"
         lines.append(f"{videos} {done['what']}: {done['frames']} frames")

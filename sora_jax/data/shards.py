@@ -72,6 +72,7 @@ class Source(Protocol):
       admits: the limits on items, as one word; an item that gave no clip is tried again
         when they change.
       unit: plural name of what `expected` counts.
+      bounds: what an item may use in its process; an item beyond it gives no clip.
     """
 
     split: str
@@ -79,6 +80,7 @@ class Source(Protocol):
     settings: Mapping[str, Any]
     items: Mapping[str, str]
     admits: str
+    bounds: workers.Bounds
 
     def plan(self, items: Collection[str]) -> tuple[list[Any], list[Skipped]]:
         """Returns the parts (JSON values; each becomes a file of records) of these items,
@@ -387,7 +389,11 @@ def _write_parts(out: pathlib.Path, source: Source, parts: list, num_workers: in
     with progress.Progress(total, "prepare", source.unit, start=total - ahead) as bar:
         task = functools.partial(_write_part, source, str(out), parts)
         for _ in workers.run(
-            task, missing, num_workers=num_workers, on_finished=bar.update
+            task,
+            missing,
+            num_workers=num_workers,
+            on_finished=bar.update,
+            bounds=source.bounds,
         ):
             pass
 

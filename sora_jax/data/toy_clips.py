@@ -48,7 +48,7 @@ class ToyClips:
     split: str = "train"
     families: Mapping[str, float] | None = None
     seed: int = 0
-    unit, admits = "clips", ""
+    unit, admits, bounds = "clips", "", workers.Bounds()
 
     def __post_init__(self):
         if self.num_clips < 1:

@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import av
 import av.video.reformatter
@@ -247,7 +247,7 @@ def on_screen(
 
 def sample(
     source: bytes | str | os.PathLike,
-    seconds: Sequence[float],
+    seconds: Iterable[float],
     size: tuple[int, int],
     limits: Limits = DEFAULT_LIMITS,
     *,
@@ -280,7 +280,9 @@ def sample(
     """
     with containers.boundary(source):
         header = header or probe(source, limits, tell)
-        shown = _telling(read(source, seconds[0], colour=colour, limits=limits), tell)
+        due = iter(seconds)
+        first = next(due)
+        shown = _telling(read(source, first, colour=colour, limits=limits), tell)
 
         def fit(now: Shown) -> np.ndarray:
             picture_hwc = now.fit(size)
@@ -288,7 +290,7 @@ def sample(
                 notes.update(now.view.notes)
             return picture_hwc
 
-        yield from pictures_at(shown, seconds, header, fit)
+        yield from pictures_at(shown, itertools.chain([first], due), header, fit)
 
 
 def pictures_at(

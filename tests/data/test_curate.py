@@ -1,10 +1,12 @@
 """A folder as people have it: every container, every way to write captions, junk."""
 
+import fractions
 import json
 import os
 import pathlib
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from sora_jax.data import curate, records, reports, shards, video_io
@@ -262,17 +264,17 @@ def test_an_error_of_a_whole_file_is_reported_once(folder, tmp_path, monkeypatch
 
 def test_limits_of_the_flags(tmp_path):
     usual = video_io.DEFAULT_LIMITS
-    assert curate.limits(4, 21600, None) == usual
-    given = curate.limits(0.5, 43200, 7680)
-    assert (given.max_bytes, given.max_seconds) == (1 << 29, 43200)
-    assert given.max_frames == 2 * usual.max_frames
+    assert curate.limits(64, 86400, None, 60) == usual
+    given = curate.limits(0.5, 172800, 7680, 5)
+    assert (given.max_bytes, given.max_seconds) == (1 << 29, 172800)
+    assert (given.max_frames, given.max_work_seconds) == (2 * usual.max_frames, 300)
     assert (given.max_side, given.max_pixels) == (7680, 7680**2)
     for wrong in (0, -1, float("inf"), float("nan"), 1e300):
-        for asked in ((wrong, 1, None), (1, wrong, None)):
+        for asked in ((wrong, 1, None, 1), (1, wrong, None, 1), (1, 1, None, wrong)):
             with pytest.raises(ValueError, match="must be above 0 and at most 1e9"):
                 curate.limits(*asked)
     path = write(tmp_path / "a.mkv", film(10))
-    assert video_io.probe(path, curate.limits(1e9, 1e9, 10**9)).width == 64
+    assert video_io.probe(path, curate.limits(1e9, 1e9, 10**9, 1)).width == 64
 
 
 def test_windows_with_a_cut_have_several_shots_and_are_named(folder, tmp_path):
@@ -289,6 +291,49 @@ def test_windows_with_a_cut_have_several_shots_and_are_named(folder, tmp_path):
     assert lines[-2] == (
         "clips that seem to contain a cut: 1 (a.mp4#00000 at frame 13)"
     )
+
+
+def test_a_frame_that_stays_on_screen_gives_one_clip(folder, tmp_path):
+    """Two frames of 50 s each: a hundred clips would have two different ones."""
+    write(folder / "a.mp4", film(2), fps=fractions.Fraction(1, 50))
+    clips, skipped = made(folder, tmp_path)
+    assert [*clips] == ["a.mp4#00000", "a.mp4#00050"] and skipped == {}
+    remarks = json.loads((tmp_path / "out" / "report.json").read_text())["remarks"]
+    frames = {remark["what"]: remark["frames"] for remark in remarks}
+    assert frames["still for whole clips, which are left out"] == 98 * FRAMES
+    images, _ = made(folder, tmp_path / "images", num_frames=1)
+    assert [*images] == ["a.mp4#00000", "a.mp4#00250"]
+
+
+def test_a_file_that_unpacks_to_far_too_much_is_refused(folder, tmp_path):
+    """Where the header counts the frames, and where it does not."""
+    write(folder / "a.mp4", film(10))
+    frame_hw = np.zeros((1080, 1920), np.uint8)
+    still = [PIL.Image.fromarray(frame_hw + k) for k in range(2)]
+    still[0].save(
+        folder / "bomb.gif", save_all=True, append_images=[still[1], still[0]] * 9
+    )
+    write(folder / "bomb.mkv", np.zeros((60, 1080, 1920, 3), np.uint8))
+    (folder / "bomb").mkdir()
+    for number in range(30):
+        still[0].save(folder / "bomb" / f"{number}.webp", lossless=True)
+    limits = video_io.Limits(max_expansion=100)
+    clips, skipped = made(folder, tmp_path, limits=limits, frames_fps=10.0)
+    assert {clip.partition("#")[0] for clip in clips} == {"a.mp4"}
+    assert set(skipped) == {"bomb", "bomb.gif", "bomb.mkv"}
+    for reason in skipped.values():
+        assert "bytes unpack to more than 100 pixels a byte" in reason
+
+
+def test_memory_allowed_grows_with_frames_and_clips(folder):
+    def memory(size=SIZE, side=4096):
+        limits = curate.limits(1, 1, side, 1)
+        return folder_clips(folder, size=size, limits=limits).bounds.memory
+
+    clip = 3 * FRAMES * (720 * 1280 - SIZE[0] * SIZE[1])
+    assert memory(size=(720, 1280)) - memory() == 6 * clip
+    assert memory(side=8192) - memory() == 3 * 32 * 4096**2
+    assert memory(side=10**9) < 1 << 38  # what a system's limits can hold
 
 
 def test_limits_hold_for_folders(folder, tmp_path):

@@ -202,8 +202,14 @@ def test_slices_of_a_long_clip_give_the_windows_of_the_whole(tmp_path, monkeypat
 def test_the_limits_hold_for_frames(tmp_path):
     save(tmp_path / "clip", film(5))
     for limits, reason in (
-        (curate.limits(4, 21600, 40), "00001.png: its frames of 64x48 are beyond the"),
-        (curate.limits(4, 0.4, None), "its 5 frames in 0 s are beyond the limit of"),
+        (
+            curate.limits(4, 21600, 40, 60),
+            "00001.png: its frames of 64x48 are beyond the",
+        ),
+        (
+            curate.limits(4, 0.4, None, 60),
+            "its 5 frames in 0 s are beyond the limit of",
+        ),
     ):
         _, (left,) = prepared(tmp_path, (H, W), 5, 10.0, frames_fps=10.0, limits=limits)
         assert left.file == "clip" and left.reason.startswith(reason)

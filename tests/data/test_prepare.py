@@ -199,7 +199,10 @@ def test_a_video_beyond_the_limits_is_tried_again_with_others(tmp_path, capsys):
     asked = of_two_sizes(tmp_path)
     for changes, said in (
         ({"max_side": 50}, "skipped large.mp4: its frames of 64x48 are beyond the lim"),
-        ({"max_side": 50}, "--max_gib, --max_seconds and --max_side set limits"),
+        (
+            {"max_side": 50},
+            "--max_gib, --max_seconds, --max_side and --max_minutes set limits",
+        ),
         ({"max_side": 64}, "videos that are new, and are added: 1 (large.mp4)"),
         (
             {"max_side": 50},

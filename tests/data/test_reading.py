@@ -378,9 +378,12 @@ def test_good_files_are_not_said_to_end_early(tmp_path):
         duration=[120] * 8 + [3040], loop=0,
     )  # fmt: skip
     clips, others = prepared(tmp_path, (H, W), 5, 8.0)
-    assert (len(clips["sound.mkv"]), len(clips["hold.gif"])) == (15, 30)
-    assert {other.what for other in others if other.file == "hold.gif"} == {
-        "slower than the clips, with frames repeated"
+    assert (len(clips["sound.mkv"]), len(clips["hold.gif"])) == (15, 10)
+    assert {
+        other.what: other.frames for other in others if other.file == "hold.gif"
+    } == {
+        "slower than the clips, with frames repeated": 1,
+        "still for whole clips, which are left out": 20,
     }
     assert not [other for other in others if hasattr(other, "reason")]
     assert measured(tmp_path, 9)["hold.gif"].fps == pytest.approx(1 / 0.12)

@@ -173,6 +173,7 @@ LIMITS = [
     ({"max_aspect": 1.2}, "longer than"),
     ({"max_frames": 20}, "30 frames in 3 s are beyond"),
     ({"max_seconds": 2.0}, "30 frames in 3 s are beyond"),
+    ({"max_expansion": 3}, "bytes unpack to more than 3 pixels a byte"),
     ({"max_total_pixels": 64 * 48 * 10}, "pixels in total"),
 ]
 
