@@ -61,6 +61,12 @@ _COLOUR = flags.DEFINE_enum(
     ["bt601", "bt709", "bt2020"],
     "Folder: colour matrix of videos that do not state theirs.",
 )
+_CAPTION_ENCODING = flags.DEFINE_string(
+    "caption_encoding",
+    None,
+    "Folder: encoding of captions that are not UTF-8, such as cp1252; without it they "
+    "are not read.",
+)
 _LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: store frames losslessly.")
 _FOLLOW_LINKS = flags.DEFINE_boolean(
     "follow_links", False, "Folder: follow links to files outside of it."
@@ -106,7 +112,7 @@ _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
     "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
     | {"follow_links", "max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
-    | {"frames_fps"},
+    | {"frames_fps", "caption_encoding"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
     "latents": {"text_encoder", *_OF_TEXT},
 }
@@ -140,6 +146,7 @@ def source_of(kind: str, name: str) -> shards.Source:
         _FOLLOW_LINKS.value,
         colour=_COLOUR.value,
         frames_fps=_FRAMES_FPS.value,
+        caption_encoding=_CAPTION_ENCODING.value,
     )
 
 

@@ -26,6 +26,7 @@ from sora_jax.data import (
     frames,
     records,
     shards,
+    texts,
     video_io,
     workers,
 )
@@ -95,6 +96,8 @@ class FolderClips:
         size, as players do.
       frames_fps: frames a second of videos that are folders of numbered pictures; None:
         such folders are left out.
+      caption_encoding: of captions that are not UTF-8, such as "cp1252"; None: they are
+        left out.
 
     Raises:
       ValueError: an impossible size, or there is no such folder.
@@ -110,6 +113,7 @@ class FolderClips:
     follow_links: bool = False
     colour: str | None = None
     frames_fps: float | None = None
+    caption_encoding: str | None = None
     unit = "videos"
 
     def __post_init__(self):
@@ -132,11 +136,17 @@ class FolderClips:
                 f"frames_fps must be between 0 and 1000, not {self.frames_fps}"
             )
 
+        if self.caption_encoding is not None:
+            texts.check_encoding(self.caption_encoding)
+
     @functools.cached_property
     def listing(self) -> folders.Listing:
         """The folder's contents; sent to the worker processes."""
         return folders.scan(
-            self.folder, follow_links=self.follow_links, frames_fps=self.frames_fps
+            self.folder,
+            follow_links=self.follow_links,
+            frames_fps=self.frames_fps,
+            encoding=self.caption_encoding,
         )
 
     @property
@@ -191,7 +201,7 @@ class FolderClips:
         self, part: list, note: workers.Note, avoid: Mapping[str, str]
     ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:
         """Yields the clips of a part, what was skipped, and remarks."""
-        texts = self.listing.texts
+        by_video = self.listing.texts
         for video, number, slices in part:
             item = f"{video} ({number + 1} of {slices})" if slices > 1 else video
             if item in avoid:
@@ -199,7 +209,7 @@ class FolderClips:
             else:
                 tell = functools.partial(note, item=item)
                 tell()
-                text, path = texts.get(video, folders.Text()), self.folder / video
+                text, path = by_video.get(video, folders.Text()), self.folder / video
                 header = None
                 try:
                     header, sample = self._opened(video, tell)

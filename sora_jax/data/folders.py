@@ -1,7 +1,7 @@
 """Lists the videos of a folder, their captions, and the files that are neither.
 
-Captions of `a/clip.webm` are looked for in `a/clip.txt` (the text), in `a/clip.json` or
-`a/clip.webm.json` (an object with `caption`, with the `prompt` of a recipe, or with tiers:
+Captions of `a/clip.webm` are looked for in `a/clip.txt` or `a/clip.webm.txt` (the text),
+in `a/clip.json` or `a/clip.webm.json` (an object with `caption`, with the `prompt` of a recipe, or with tiers:
 alt, short, medium, dense, structured, and perhaps `licence` and `source`), and in lists:
     captions.jsonl, captions.csv     the same fields, and `file`
     metadata.jsonl, metadata.csv     as Hugging Face's data sets: `file_name`, `text`
@@ -39,6 +39,8 @@ _LISTS = (
     "captions.jsonl",
 )
 _UNREAD = "its {} picture{} may be a clip's frames: --frames_fps says how many a second"
+# Bytes of a file that holds the captions of one video.
+_CAPTION_BYTES = 1 << 20
 # Suffixes of files that may be a clip; they do not belong to the clip's name.
 _OF_CLIPS = (*video_io.SUFFIXES, ".npy")
 
@@ -176,17 +178,17 @@ def _find_lists(files: Collection[str]) -> Iterator[tuple[str, str]]:
 
 
 def _rows(
-    folder: pathlib.Path, file: str, prompts: str
+    folder: pathlib.Path, file: str, prompts: str, encoding: str | None
 ) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
     """Yields (a row's place, its fields or why it cannot be read) of a list."""
     if not prompts:
-        for line, fields in texts.rows(folder / file, _check_header):
+        for line, fields in texts.rows(folder / file, _check_header, encoding):
             yield f"{file}:{line}", fields
         return
     lines = {}
     for name in (file, prompts):
         try:
-            lines[name] = texts.lines(folder / name)
+            lines[name] = texts.lines(folder / name, encoding)
         except texts.BadLine as error:
             yield f"{name}:{error.line}", error
             return
@@ -202,7 +204,10 @@ def _rows(
 
 
 def read_captions(
-    folder: pathlib.Path, videos: set[str], files: set[str]
+    folder: pathlib.Path,
+    videos: set[str],
+    files: set[str],
+    encoding: str | None = None,
 ) -> tuple[dict[str, Text], list[shards.Skipped]]:
     """Returns the texts of each video, and what could not be read.
 
@@ -212,6 +217,7 @@ def read_captions(
         name without the suffix of a clip's file, such as the folder `run.v1`, is kept
         whole: `run.v1.txt`.
       files: names of the other files that may be read.
+      encoding: of files that are not UTF-8; see `texts.read_text`.
     """
     result: dict[str, Text] = {}
     skipped = []
@@ -223,7 +229,7 @@ def read_captions(
     for file, prompts in _find_lists(files):
         by_video = collections.defaultdict(_Rows)
         try:
-            for where, fields in _rows(folder, file, prompts):
+            for where, fields in _rows(folder, file, prompts, encoding):
                 try:
                     if isinstance(fields, ValueError):
                         raise fields
@@ -238,11 +244,12 @@ def read_captions(
             result[video] = rows.text().over(result.get(video, Text()))
     for video in sorted(videos):
         stem = _stem(video)
-        for file in dict.fromkeys((f"{stem}.txt", f"{stem}.json", f"{video}.json")):
+        names = (f"{name}.{kind}" for name in (stem, video) for kind in ("txt", "json"))
+        for file in dict.fromkeys(names):
             if file not in files:
                 continue
             try:
-                content = texts.read_text(folder / file)
+                content = texts.read_text(folder / file, encoding, _CAPTION_BYTES)
                 if file.endswith(".txt"):
                     text = _text_of({"caption": content})
                 else:
@@ -292,10 +299,10 @@ def walk(
             if entry.name.startswith("."):
                 continue
             name, real = posixpath.join(place, entry.name), f"{real_place}/{entry.name}"
-            printable = name.encode("utf-8", "backslashreplace").decode()
+            printable = os.fsencode(name).decode("utf-8", "backslashreplace")
             try:
                 if printable != name:
-                    raise ValueError("its name is not UTF-8")
+                    raise ValueError("its name is not UTF-8, so it is not read")
                 if entry.is_symlink():
                     real = _followed(entry, root, follow_links)
                 if entry.is_dir():
@@ -307,9 +314,15 @@ def walk(
                     files.append(name)
                 else:
                     raise ValueError("it is not a regular file")
+            except OSError as error:
+                skipped.append(shards.Skipped(printable, _no_access(error)))
             except ValueError as error:
                 skipped.append(shards.Skipped(printable, str(error)))
     return sorted(files), sorted(skipped, key=lambda one: one.file)
+
+
+def _no_access(error: OSError) -> str:
+    return f"it cannot be read: {error.strerror}"
 
 
 def _followed(entry: os.DirEntry, root: str, follow_links: bool) -> str:
@@ -337,7 +350,10 @@ class Listing:
       frames: names of the frames in each folder of frames.
       frames_fps: of folders of frames.
       texts: captions by video.
-      skipped: all other files.
+      skipped: all other files, and the faults of files with captions.
+      counts: how many files there are of each kind, "videos", "captions", or "others",
+        which are in `skipped`. Each file of `walk` counts once, and so does each thing
+        that it skips.
     """
 
     videos: Mapping[str, int]
@@ -345,6 +361,7 @@ class Listing:
     frames_fps: float | None
     texts: Mapping[str, Text]
     skipped: tuple[shards.Skipped, ...]
+    counts: Mapping[str, int]
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
@@ -364,6 +381,7 @@ def scan(
     *,
     follow_links: bool = False,
     frames_fps: float | None = None,
+    encoding: str | None = None,
 ) -> Listing:
     """Lists a folder as `walk` does, and reads its captions.
 
@@ -372,29 +390,46 @@ def scan(
       follow_links: see `walk`.
       frames_fps: frames a second of folders of numbered pictures; None: such folders are
         skipped.
+      encoding: of captions that are not UTF-8; see `texts.read_text`.
 
     Raises:
       ValueError: see `frame_folders.find`.
     """
     names, skipped = walk(folder, follow_links=follow_links)
+    num_files = len(names) + len(skipped)
+    counts = collections.Counter(others=len(skipped))
     videos: dict[str, int] = {}
-    files = set()
-    for name in names:
-        if pathlib.PurePath(name).suffix.lower() in video_io.SUFFIXES:
-            videos[name] = (folder / name).stat().st_size
+
+    def add(video: str, parts: Collection[str], fault: str | None = None) -> None:
+        """Adds a video of one or more files, or skips it."""
+        try:
+            size = sum((folder / part).stat().st_size for part in parts)
+        except OSError as error:
+            fault = _no_access(error)
+        if fault:
+            skipped.append(shards.Skipped(video, fault))
+            counts["others"] += len(parts)
         else:
-            files.add(name)
-    pictures = frame_folders.find(folder, names, videos)
+            videos[video] = size
+            counts["videos"] += len(parts)
+        files.difference_update(parts)
+
+    films = [
+        name
+        for name in names
+        if pathlib.PurePath(name).suffix.lower() in video_io.SUFFIXES
+    ]
+    files = set(names).difference(films)
+    pictures = frame_folders.find(folder, names, films)
+    for name in films:
+        add(name, [name])
     for clip, frames in pictures.clips.items():
-        of_clip = [f"{clip}/{frame}" for frame in frames]
-        files.difference_update(of_clip)
-        videos[clip] = sum((folder / name).stat().st_size for name in of_clip)
-    clips, unread = set(videos), {} if frames_fps else pictures.clips
-    texts_of, bad_captions = read_captions(folder, clips, files)
-    for clip, frames in unread.items():
         reason = _UNREAD.format(len(frames), "s" * (len(frames) != 1))
-        skipped.append(shards.Skipped(clip, reason))
-        del videos[clip]
+        parts = [f"{clip}/{frame}" for frame in frames]
+        add(clip, parts, None if frames_fps else reason)
+    clips = {*films, *pictures.clips}
+    texts_of, bad_captions = read_captions(folder, clips, files, encoding)
+    before = len(skipped)
     stems = clips | set(map(_stem, clips))
     for name in sorted(files.difference(*_find_lists(files))):
         stem, _, suffix = name.rpartition(".")
@@ -405,5 +440,8 @@ def scan(
             skipped.append(shards.Skipped(name, f"it is not a video ({kinds})"))
         elif stem not in stems:
             skipped.append(shards.Skipped(name, "there is no video of this name"))
+    unused = len(skipped) - before
+    counts.update(others=unused, captions=len(files) - unused)
+    assert counts.total() == num_files, counts
     skipped += bad_captions
-    return Listing(videos, pictures.clips, frames_fps, texts_of, tuple(skipped))
+    return Listing(videos, pictures.clips, frames_fps, texts_of, tuple(skipped), counts)

@@ -39,6 +39,10 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
         lines.append(
             "--max_gib, --max_seconds, --max_side and --max_minutes set limits, see --help"
         )
+    if any("save it as UTF-8" in one["reason"] for one in skipped):
+        lines.append(
+            "--caption_encoding names the encoding of captions, such as cp1252"
+        )
     for done in report["remarks"]:
         videos = f"{(n := len(done['files']))} video{'s' * (n != 1)}"
         lines.append(f"{videos} {done['what']}: {done['frames']} frames")

@@ -4,11 +4,14 @@
     list.csv     a header, then the fields of a row with commas between: file,caption
     list.jsonl   an object a line: {"file": "a.mp4", "caption": "..."}
 
-All lists are UTF-8 and are read by this module, so that errors have the same message
-everywhere, with the number of the line. Captions and prompts both pass through
-`normalise`, so that prompts have the form of the training captions.
+All lists are read by this module, so that errors have the same message everywhere, with
+the number of the line. They are UTF-8, or begin with the mark of another Unicode
+encoding; a reader may name one more encoding for files that are neither. Captions and
+prompts both pass through `normalise`, so that prompts have the form of the training
+captions.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -20,7 +23,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 MAX_CHARACTERS = 4000  # of a caption or a prompt
-_MAX_BYTES = 1 << 30  # of a file
+_MAX_BYTES = 256 << 20  # of a file
+# Characters of a line of JSON, whose objects take twenty times the memory.
+_MAX_LINE = 1 << 20
+# Marks at the beginning of a file; those of UTF-32 begin with those of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _JOINERS = "\u200c\u200d"
 _ZERO_WIDTH_SPACE = "\u200b"
 _LINE_END = "\r\n|\n|\r"
@@ -62,44 +75,73 @@ def _visible(character: str) -> str:
     return "" if is_format and character != _ZERO_WIDTH_SPACE else " "
 
 
-def read_text(path: str | os.PathLike) -> str:
-    """Reads a UTF-8 file, with or without a byte order mark; line ends are kept.
+def check_encoding(name: str) -> None:
+    """Raises ValueError if Python has no encoding of texts of this name."""
+    try:
+        "".encode(codecs.lookup(name).name)
+    except (LookupError, ValueError):
+        raise ValueError(
+            f"there is no encoding {name!r}; write one such as cp1252, gb18030 or "
+            "shift_jis"
+        ) from None
+
+
+def read_text(
+    path: str | os.PathLike, encoding: str | None = None, most: int = _MAX_BYTES
+) -> str:
+    """Reads a file of text; line ends are kept.
+
+    Args:
+      path: a file of UTF-8, or one that begins with a byte order mark.
+      encoding: of a file that is neither; None: it is refused.
+      most: bytes that the file may have.
 
     Raises:
       BadLine: the file has another encoding.
       ValueError: it is too large.
     """
     path = pathlib.Path(path)
-    if path.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
+    if path.stat().st_size > most:
+        raise ValueError(f"it is larger than {most} bytes")
     content = path.read_bytes()
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise BadLine(1, "it is UTF-16; save the file as UTF-8")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        *before, beginning = re.split(_LINE_END.encode(), content[: error.start])
-        raise BadLine(
-            len(before) + 1,
-            f"byte {len(beginning) + 1} of the line (0x{content[error.start]:02x}) is "
-            "not UTF-8; save the file as UTF-8",
-        ) from None
+    kinds = [kind for mark, kind in _MARKS.items() if content.startswith(mark)][:1]
+    # UTF-16 without a mark is valid UTF-8 where it is English.
+    if not kinds and content.count(0) > len(content) // 4:
+        if encoding is None:
+            raise BadLine(1, "it has zero bytes, as UTF-16 does; save it as UTF-8")
+        kinds = [encoding]
+    for kind in kinds or filter(None, ["utf-8", encoding]):
+        try:
+            return content.decode(kind)
+        except UnicodeDecodeError as error:
+            failed = error
+    *before, beginning = re.split(_LINE_END.encode(), content[: failed.start])
+    raise BadLine(
+        len(before) + 1,
+        f"byte {len(beginning) + 1} of the line (0x{content[failed.start]:02x}) is "
+        f"not {failed.encoding.upper()}; save it as UTF-8",
+    )
 
 
-def lines(path: str | os.PathLike) -> list[str]:
+def lines(path: str | os.PathLike, encoding: str | None = None) -> list[str]:
     """Reads the lines of a file unchanged, without blank ones at the end.
+
+    Args:
+      path, encoding: as for `read_text`.
 
     Raises:
       BadLine, ValueError: as `read_text`.
     """
-    result = re.split(_LINE_END, read_text(path))
+    result = re.split(_LINE_END, read_text(path, encoding))
     while result and not result[-1].strip():
         result.pop()
     return result
 
 
 def rows(
-    path: str | os.PathLike, check_header: Callable[[Sequence[str]], None]
+    path: str | os.PathLike,
+    check_header: Callable[[Sequence[str]], None],
+    encoding: str | None = None,
 ) -> Iterator[tuple[int, dict[str, Any] | BadLine]]:
     """Yields (line, fields) of a .csv or .jsonl file, in its order.
 
@@ -110,12 +152,13 @@ def rows(
       path: the file.
       check_header: is given the columns of a .csv; raises ValueError where they are
         not those that are needed.
+      encoding: as for `read_text`.
 
     Raises:
       ValueError: the file is too large.
     """
     try:
-        text = read_text(path)
+        text = read_text(path, encoding)
     except BadLine as error:
         yield error.line, error
         return
@@ -201,6 +244,9 @@ def _json_rows(text: str, check_header) -> Iterator[tuple[int, dict[str, Any] | 
     del check_header
     for number, line in enumerate(re.split(_LINE_END, text), 1):
         if not line.strip():
+            continue
+        if len(line) > _MAX_LINE:
+            yield number, f"it has {len(line)} characters; the limit is {_MAX_LINE}"
             continue
         try:
             fields = json.loads(line)

@@ -83,7 +83,7 @@ def test_names_and_captions_outside_of_unicode_do_not_stop_the_job(folder, tmp_p
     (folder / os.fsdecode(b"b\xff.mp4")).touch()
     clips, skipped = made(folder, tmp_path)
     assert clips["a.mp4#00000"].captions == {"alt": "half a smile"}
-    assert skipped == {"b\\udcff.mp4": "its name is not UTF-8"}
+    assert skipped == {"b\\xff.mp4": "its name is not UTF-8, so it is not read"}
 
 
 @pytest.mark.parametrize("lossless, error", [(False, 6), (True, 3)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import time
 
 import pytest
@@ -63,7 +64,8 @@ def test_captions_may_hold_line_ends_of_any_kind(folder):
         ("captions.jsonl", "[1]", ":1", "not an object"),
         ("captions.jsonl", "{", ":1", "not JSON"),
         ("captions.jsonl", "[" * 100_000, ":1", "not JSON"),
-        ("captions.jsonl", b"\xff\xfe", ":1", "UTF-16"),
+        ("captions.jsonl", b"[\x00]\x00", ":1", "zero bytes, as UTF-16 does"),
+        ("captions.jsonl", " " * (1 << 20) + "{}", ":1", "1048578 characters; the lim"),
         ("captions.csv", "file,caption\na.mp4,\n", ":2", "no caption"),
         ("captions.csv", "file,caption\na.mp4,a, b\n", ":2", "comma in quotes"),
         ("captions.csv", "File,Caption\na.mp4,x\n", ":1", "'File', 'Caption', none"),
@@ -76,6 +78,7 @@ def test_captions_may_hold_line_ends_of_any_kind(folder):
         ("a.txt", "", "", "no caption"),
         ("a.txt", "x" * 4001, "", "4001 characters; the limit is 4000"),
         ("a.txt", b"\xff\xff", ":1", "not UTF-8"),
+        ("a.txt", " " * (1 << 20) + "x", "", "larger than 1048576 bytes"),
     ],
 )
 def test_captions_that_cannot_be_read_are_listed(folder, file, content, where, message):
@@ -129,6 +132,58 @@ LAYOUTS = {
          "train/b.mp4": {"alt": "beside"}},
     ),
 }  # fmt: skip
+
+
+ENCODED = {
+    "utf-8-sig": None, "utf-16": None, "utf-32": None, "utf-8": "cp1252",
+    "cp1252": "cp1252", "utf-16-le": "utf-16-le",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stored", ENCODED)
+def test_captions_are_read_in_the_encoding_that_is_named(folder, stored):
+    """UTF-8 and what has a mark without it, and lists as well as single captions."""
+    said = "un café tôt"
+    rows = json.dumps({"file": "c.mp4", "caption": said}, ensure_ascii=False)
+    contents = {
+        "a.txt": said, "captions.csv": f"file,caption\nb.mp4,{said}\n",
+        "captions.jsonl": rows, "prompts.txt": said, "videos.txt": "d.mp4",
+    }  # fmt: skip
+    files(folder, {name: text.encode(stored) for name, text in contents.items()})
+    files(folder, dict.fromkeys(("a.mp4", "b.mp4", "c.mp4", "d.mp4"), ""))
+    listing = folders.scan(folder, encoding=ENCODED[stored])
+    assert listing.skipped == () and len(listing.texts) == 4
+    assert {text.captions["alt"] for text in listing.texts.values()} == {said}
+
+
+def test_each_file_counts_once(folder, monkeypatch):
+    files(folder, {
+        "a.mp4": "", "a.txt": "x", "b.webm": "", "b.webm.txt": "y", "cover.jpg": "",
+        "none.txt": "z", "notes.doc": "", "captions.csv": "file,caption\nc.mp4,lost\n",
+        "deep/1.png": "", "deep/2.png": "", ".hidden/d.mp4": "", "gone.mp4": "",
+    })  # fmt: skip
+    os.symlink("nowhere", folder / "link.mp4")
+    (folder / os.fsdecode(b"\xff.mp4")).touch()
+    os.mkfifo(folder / "pipe.mp4")
+    stat = pathlib.Path.stat
+
+    def refusing(path, **options):
+        if path.name == "gone.mp4":
+            raise FileNotFoundError(2, "No such file or directory")
+        return stat(path, **options)
+
+    monkeypatch.setattr(pathlib.Path, "stat", refusing)
+    listing = folders.scan(folder)
+    assert listing.counts == {"videos": 2, "captions": 3, "others": 9}
+    assert listing.texts["b.webm"].captions == {"alt": "y"}
+    skipped = {one.file: one.reason for one in listing.skipped}
+    assert skipped.pop("gone.mp4") == "it cannot be read: No such file or directory"
+    assert sorted(skipped) == [
+        "\\xff.mp4", "captions.csv:2", "cover.jpg", "deep", "link.mp4", "none.txt",
+        "notes.doc", "pipe.mp4",
+    ]  # fmt: skip
+    with_frames = folders.scan(folder, frames_fps=8.0)
+    assert with_frames.counts == {"videos": 4, "captions": 3, "others": 7}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -72,7 +72,7 @@ TABLE = [
     ('"a\nb\n', 1, "never closed", 0),
     # An encoding is that of the whole file.
     ("a,b\n1,x\n2,caf\u00e9\n".encode("cp1252"), 3, r"byte 6 .*0xe9.* not UTF-8", 0),
-    ("a,b\n1,x\n".encode("utf-16"), 1, "UTF-16; save", 0),
+    ("a,b\n1,x\n".encode("utf-16-le"), 1, "zero bytes, as UTF-16 does; save", 0),
 ]
 
 
