@@ -208,7 +208,10 @@ def main() -> None:
     for line in reports.difference(out, source):
         print(line)
     manifest = shards.write(out, source, num_workers=workers)
-    for line in reports.summary(out, manifest, time.monotonic() - began):
+    lines = reports.summary(out, manifest, time.monotonic() - began)
+    if isinstance(source, curate.FolderClips):
+        lines += reports.accounts(out, source)
+    for line in lines:
         print(line)
 
 

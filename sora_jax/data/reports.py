@@ -1,15 +1,21 @@
-"""The messages that `prepare` prints about a folder of clips."""
+"""The messages that `prepare` prints about a folder of clips.
 
+Names of files are printed so that they cannot change what else the terminal shows.
+"""
+
+import collections
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from sora_jax.core import digests
-from sora_jax.data import shards
+from sora_jax.data import curate, shards, texts
 
 _LISTED = 20
+_LENGTH = 160  # characters of a name that is printed
 
 
 def difference(out: pathlib.Path, source: shards.Source) -> list[str]:
@@ -32,9 +38,13 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
     """Says what a finished folder holds and what was skipped."""
     report = json.loads(digests.read(out / "report.json"))
     skipped, cuts = report["skipped"], report["cuts"]
-    lines = [f"skipped {one['file']}: {one['reason']}" for one in skipped[:_LISTED]]
+    lines = [
+        f"skipped {name(one['file'])}: {texts.escaped(one['reason'])}"
+        for one in skipped[:_LISTED]
+    ]
     if (more := len(skipped) - _LISTED) > 0:
-        lines.append(f"skipped {more} more; all are listed in {out / 'report.json'}")
+        lines.append(f"skipped {more} more; all are listed in {out / 'report.json'}:")
+        lines += kinds([(one["file"], one["reason"]) for one in skipped])
     if any("the limit of" in one["reason"] for one in skipped):
         lines.append(
             "--max_gib, --max_seconds, --max_side and --max_minutes set limits, see --help"
@@ -61,6 +71,53 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
     return lines
 
 
+def accounts(out: pathlib.Path, source: curate.FolderClips) -> list[str]:
+    """Says how many files a folder has of each kind, and what its videos came to.
+
+    Each file counts once, and each video either gave clips or has a reason in the report.
+    """
+    done = json.loads(digests.read(out / "items.json"))
+    reasons = json.loads(digests.read(out / "report.json"))["skipped_in_items"]
+    used = {item for item in source.items if " " not in done[item]}
+    refused = source.items.keys() - used
+    assert refused <= {one["item"] for one in reasons}
+    return [
+        f"{source.folder}: {census(source.listing.counts)}",
+        f"{len(source.items)} videos: {len(used)} gave clips, {len(refused)} none",
+    ]
+
+
+def census(counts: Mapping[str, int]) -> str:
+    """Says how many files there are of each kind of `folders.Listing.counts`."""
+    return (
+        f"{sum(counts.values())} files: {counts['videos']} of videos, "
+        f"{counts['captions']} of captions, {counts['others']} others"
+    )
+
+
+def kinds(faults: Collection[tuple[str, str]]) -> list[str]:
+    """Counts (file, reason) by reason, whatever its numbers are, the most common first."""
+    groups = collections.defaultdict(list)
+    for file, reason in faults:
+        groups[re.sub(r"\d+", "#", reason)].append((file, reason))
+    most = sorted(groups.values(), key=lambda group: (-len(group), group[0]))
+    lines = [
+        f"{len(group):6d}: {texts.escaped(group[0][1])}, as {name(group[0][0])}"
+        for group in most[:_LISTED]
+    ]
+    if left := sum(map(len, most[_LISTED:])):
+        lines.append(f"{left:6d}: {len(most) - _LISTED} other reasons")
+    return lines
+
+
+def name(file: str) -> str:
+    """The name of a file as it is printed: visible, and not too long."""
+    shown = texts.escaped(file)
+    if len(shown) > _LENGTH:
+        shown = f"{shown[: _LENGTH // 2]}...{shown[-_LENGTH // 2 :]}"
+    return shown
+
+
 def _some(names: Collection[str]) -> str:
     more = ", ..." if len(names) > 3 else ""
-    return f"{len(names)} ({', '.join(itertools.islice(names, 3))}{more})"
+    return f"{len(names)} ({', '.join(map(name, itertools.islice(names, 3)))}{more})"

@@ -31,7 +31,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from sora_jax.core import digests, progress
-from sora_jax.data import array_files, records, workers
+from sora_jax.data import array_files, records, texts, workers
 from sora_jax.data.array_files import ShardsError
 
 
@@ -359,9 +359,12 @@ def _finish(
     if not entries:
         array_files.discard_parts(out)
         reasons = "; ".join(f"{s['file']}: {s['reason']}" for s in skipped[:3])
-        raise ShardsError(f"nothing usable was found ({reasons or 'no video files'})")
+        reasons = texts.escaped(reasons) or "no video files"
+        raise ShardsError(f"nothing usable was found ({reasons})")
     _write_tfds_metadata(out, source.split, files)
     made = {entry["id"].rpartition("#")[0] for entry in entries}
+    silent = plan["items"].keys() - made - {s["item"] for s in in_items}
+    assert not silent, f"neither clips nor a reason came of {sorted(silent)[:3]}"
     done |= {
         item: digest if item in made else _without_clips(digest, plan["admits"])
         for item, digest in plan["items"].items()

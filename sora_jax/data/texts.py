@@ -75,6 +75,21 @@ def _visible(character: str) -> str:
     return "" if is_format and character != _ZERO_WIDTH_SPACE else " "
 
 
+def escaped(text: str) -> str:
+    """Returns a text in which all that is not visible is written as its code, as \\x1b.
+
+    Names of files may hold line ends, direction marks, and codes that a terminal obeys.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character in _JOINERS
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def check_encoding(name: str) -> None:
     """Raises ValueError if Python has no encoding of texts of this name."""
     try:

@@ -97,6 +97,10 @@ def test_a_folder_of_videos(tmp_path, capsys):
     assert said[1] == "1 video with untagged colours, read as bt601: 18 frames"
     made = "2 clips of 9 frames, 32 wide, 24 high, 6 fps; captions: 2 alt; 1 skipped"
     assert made in said[2]
+    assert said[3:] == [
+        f"{folder}: 3 files: 2 of videos, 1 of captions, 0 others",
+        "2 videos: 1 gave clips, 1 none",
+    ]
     assert len(shards.open(out)) == 2
     stamps = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     run(**asked)
@@ -172,6 +176,37 @@ def test_the_same_command_adds_the_videos_that_are_new(tmp_path, capsys, monkeyp
     capsys.readouterr()
     run(**asked)
     assert "gone, and keep their clips: 1 (gone.mp4)" in capsys.readouterr().out
+
+
+def test_names_do_not_reach_the_terminal_as_they_are(tmp_path, capsys):
+    """Line ends, codes and direction marks are shown; report.json has the names."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    bad = ["a\nb.mp4", "\x1b[31mred.mp4", "a\u202egpj.4pm.mp4", "b" * 250 + ".mp4"]
+    asked = {"source": f"folder:{folder}", "out": out, "workers": 0}
+    asked |= {"size": "32x24", "num_frames": 5, "fps": 5}
+    for name in bad:
+        (folder / name).write_bytes(b"junk")
+    said = refusal(**asked)
+    assert said.isprintable() and "\\x1b[31mred.mp4: it is not" in said
+    good = ["猫が寝ている.mp4", "می\u200cخوابد.mp4", "кот\n.mp4", "..b\\..\\c.mp4"]
+    for name in good:
+        (folder / name).unlink(missing_ok=True)
+        write(folder / name, np.concatenate([film(5), 255 - film(5)]))
+    for number in range(20):
+        (folder / f"junk {number}.mp4").write_bytes(b"junk")
+    run(**asked)
+    said = capsys.readouterr().out
+    assert all(line.replace("\u200c", "").isprintable() for line in said.splitlines())
+    for shown in ("a\\nb.mp4", "\\x1b[31mred.mp4", "a\\u202egpj.4pm.mp4"):
+        assert f"skipped {shown}: it is not an MP4" in said
+    assert f"{'b' * 80}...{'b' * 76}.mp4: it is" in said
+    assert "    24: it is not an MP4, MOV, WebM" in said
+    assert "27 videos: 3 gave clips, 24 none" in said
+    report = json.loads((out / "report.json").read_text())
+    assert {*bad} < {one["file"] for one in report["skipped"]}
+    # Each name as it is in the folder; the last one is hidden.
+    assert {clip.id for clip in shards.open(out)} == {f"{n}#00000" for n in good[:3]}
 
 
 def of_two_sizes(tmp_path):
