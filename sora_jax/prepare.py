@@ -12,7 +12,8 @@ and captions: clip.txt or clip.json beside clip.mp4, or a list: captions.csv or 
 (file,caption), metadata.csv or .jsonl (file_name,text), or prompts.txt with videos.txt.
 
 The same command resumes an interrupted job, and later adds new videos. Videos that are
-left out are listed in the output and in OUT/report.json. With --text_encoder, the states
+left out are listed in the output and in OUT/report.json. --inspect looks at a folder of
+videos without making clips. With --text_encoder, the states
 of the captions are stored beside the latents. Several processes share the work; each uses
 its first device.
 """
@@ -26,7 +27,7 @@ from absl import flags
 
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
-from sora_jax.data import curate, reports, shards, toy_clips
+from sora_jax.data import curate, inspection, reports, shards, toy_clips
 
 _SOURCE = flags.DEFINE_string(
     "source",
@@ -89,6 +90,12 @@ _MAX_SIDE = flags.DEFINE_integer(
     lower_bound=1,
     upper_bound=10**9,
 )
+_INSPECT = flags.DEFINE_string(
+    "inspect",
+    None,
+    "Folder: write this contact sheet (.png or .jpg) instead of clips, and print what "
+    "the videos are and which would be refused. --text_encoder also counts tokens.",
+)
 _VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of a video VAE.")
 _TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "Shards, latents: run or folder of a text encoder."
@@ -112,7 +119,7 @@ _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
     "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
     | {"follow_links", "max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
-    | {"frames_fps", "caption_encoding"},
+    | {"frames_fps", "caption_encoding", "inspect", "text_encoder"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
     "latents": {"text_encoder", *_OF_TEXT},
 }
@@ -129,8 +136,11 @@ def source_of(kind: str, name: str) -> shards.Source:
             _SEED.value,
         )
     folder = pathlib.Path(name)
-    if pathlib.Path(_OUT.value).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"--out {_OUT.value} lies inside {folder}; write elsewhere")
+    flag = _INSPECT if _INSPECT.value else _OUT
+    if pathlib.Path(flag.value).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"--{flag.name} {flag.value} lies inside {folder}; write elsewhere"
+        )
     if not re.fullmatch(r"\w+", _SPLIT.value):
         raise ValueError(f"--split is one word, not {_SPLIT.value!r}")
     return curate.FolderClips(
@@ -155,8 +165,12 @@ def check_flags(kind: str, known: dict[str, set[str]]) -> None:
     for name in sorted(set().union(*known.values()) - known[kind]):
         if flags.FLAGS[name].present:
             raise ValueError(f"--{name} has no meaning for --source {kind}:...")
-    if "out" in known[kind] and not _OUT.value:
+    if _INSPECT.value and _OUT.value:
+        raise ValueError("--inspect writes no clips: give it or --out")
+    if "out" in known[kind] and not (_OUT.value or _INSPECT.value):
         raise ValueError("give --out, the folder to write")
+    if kind == "folder" and _TEXT_ENCODER.value and not _INSPECT.value:
+        raise ValueError("--text_encoder has no meaning for a folder without --inspect")
     for name in sorted(_OF_TEXT):
         if flags.FLAGS[name].present and not _TEXT_ENCODER.value:
             raise ValueError(f"--{name} has no meaning without --text_encoder")
@@ -187,6 +201,26 @@ def encode(kind: str, name: str) -> None:
         print(f"{where}: states by {encoder}; {time.monotonic() - began:.1f} s")
 
 
+def inspect(source: curate.FolderClips, num_workers: int) -> None:
+    """Says what a folder of videos holds, and draws a contact sheet."""
+    sheet = pathlib.Path(_INSPECT.value)
+    if sheet.suffix.lower() not in (".png", ".jpg"):
+        raise ValueError(f"--inspect is a file .png or .jpg to write, not {sheet}")
+    job.check_writable(sheet)
+    count_tokens = None
+    if encoder := _TEXT_ENCODER.value:
+        from sora_jax.training import initial  # slow to import
+
+        _, tokenizer = initial.read_tokenizer(pathlib.Path(encoder), clean=False)
+        count_tokens = lambda text: len(tokenizer.ids(text))  # noqa: E731
+    seen = inspection.inspect(source, num_workers)
+    for line in inspection.describe(source, seen, count_tokens):
+        print(line)
+    if seen:
+        for line in inspection.write_sheet(sheet, source.size, seen):
+            print(line)
+
+
 def main() -> None:
     kind, _, name = _SOURCE.value.partition(":")
     if kind not in _BELONGS or not name:
@@ -198,12 +232,16 @@ def main() -> None:
     if kind in ("shards", "latents"):
         encode(kind, name)
         return
-    out, began = pathlib.Path(_OUT.value), time.monotonic()
+    began = time.monotonic()
     workers = _WORKERS.value
     if workers is None:
         affinity = getattr(os, "sched_getaffinity", None)  # what Linux lets us use
         workers = len(affinity(0)) if affinity else os.cpu_count() or 1
     source = source_of(kind, name)
+    if _INSPECT.value:
+        inspect(source, workers)
+        return
+    out = pathlib.Path(_OUT.value)
     job.lock_folder(out)
     for line in reports.difference(out, source):
         print(line)

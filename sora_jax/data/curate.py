@@ -209,24 +209,36 @@ class FolderClips:
             else:
                 tell = functools.partial(note, item=item)
                 tell()
-                text, path = by_video.get(video, folders.Text()), self.folder / video
+                text = by_video.get(video, folders.Text())
                 header = None
                 try:
-                    header, sample = self._opened(video, tell)
+                    header, sample = self.opened(video, tell)
                     yield from self._windows(
                         video, header, number, slices, text, sample
                     )
                 except video_io.UnreadableVideo as error:
                     # Only the first slice reports an error of the whole file.
                     if header or number == 0:
-                        reason = str(error).removeprefix(f"{path}: ")
+                        reason = self.reason(video, error)
                         yield shards.Skipped(item if header else video, reason, video)
             note(finished=1)
 
-    def _opened(
+    def reason(self, video: str, error: video_io.UnreadableVideo) -> str:
+        """Returns why a video cannot be read, without its name."""
+        return str(error).removeprefix(f"{self.folder / video}: ")
+
+    def opened(
         self, video: str, tell: Callable[[], None]
     ) -> tuple[video_io.Header, Callable[..., Iterator[np.ndarray]]]:
-        """Returns a video's header and a function that yields its frames at given times."""
+        """Returns a video's header and a function that yields its frames at given times.
+
+        Args:
+          video: one of `items`.
+          tell: called from time to time, as a sign of life.
+
+        Raises:
+          UnreadableVideo: it cannot be read, or is beyond the limits.
+        """
         path = self.folder / video
         if frames_of := self.listing.frames.get(video):
             clip = frame_folders.FrameFolder(path, frames_of, self.limits)
@@ -238,6 +250,18 @@ class FolderClips:
             )
         return header, functools.partial(sample, header=header, tell=tell)
 
+    def num_clips(self, header: video_io.Header) -> int:
+        """Returns how many windows a video has."""
+        return video_io.ticks(header.seconds, self.fps) // self.num_frames
+
+    def too_short(self, header: video_io.Header) -> str:
+        """Returns why a video has no window."""
+        return (
+            f"it lasts {header.seconds:.2f} s, and the last of {self.num_frames} "
+            f"frames at {self.fps:g} fps is due at "
+            f"{(self.num_frames - 1) / self.fps:.2f} s"
+        )
+
     def _windows(
         self,
         video: str,
@@ -247,16 +271,11 @@ class FolderClips:
         text: folders.Text,
         sample: Callable[..., Iterator[np.ndarray]],
     ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:
-        total = video_io.ticks(header.seconds, self.fps) // self.num_frames
+        total = self.num_clips(header)
         said = header.seconds + header.missing
         ends = f"its header says {said:.2f} s, but it ends earlier"
         if total == 0 and number == 0:
-            reason = (
-                f"it lasts {header.seconds:.2f} s, and the last of {self.num_frames} "
-                f"frames at {self.fps:g} fps is due at "
-                f"{(self.num_frames - 1) / self.fps:.2f} s"
-            )
-            yield shards.Skipped(video, reason, video)
+            yield shards.Skipped(video, self.too_short(header), video)
         first, end = total * number // slices, total * (number + 1) // slices
         if first < end:
             ticks = range(first * self.num_frames, end * self.num_frames)

@@ -102,7 +102,7 @@ def kinds(faults: Collection[tuple[str, str]]) -> list[str]:
         groups[re.sub(r"\d+", "#", reason)].append((file, reason))
     most = sorted(groups.values(), key=lambda group: (-len(group), group[0]))
     lines = [
-        f"{len(group):6d}: {texts.escaped(group[0][1])}, as {name(group[0][0])}"
+        f"{len(group):6d}: {texts.escaped(group[0][1])} (such as {name(group[0][0])})"
         for group in most[:_LISTED]
     ]
     if left := sum(map(len, most[_LISTED:])):
