@@ -39,10 +39,10 @@ _ITEMS_PER_PART = 16
 _MISSING = 0.5
 _REPEATED = "slower than the clips, with frames repeated"
 _STILL = "still for whole clips, which are left out"
-# Memory of a process that makes clips: of the decoder and the pictures of a frame, in
-# bytes per pixel (twenty frames of 8 bits, ten of 10 bits); of the frames of a clip and
-# of its encoder, per byte of the frames; and of all else.
-_DECODER_BYTES, _CLIP_BYTES, _OTHER_BYTES = 32, 6, 128 << 20
+# Memory of a process while it reads a video: of the decoder, in bytes per pixel (thirty
+# frames of 4:2:0 with 8 bits, or fifteen with 10); of the frames of a clip, per byte of
+# them; and of all else that a process has by then.
+_DECODER_BYTES, _CLIP_BYTES, _OTHER_BYTES = 48, 4, 128 << 20
 
 
 def limits(
@@ -242,13 +242,21 @@ class FolderClips:
         path = self.folder / video
         if frames_of := self.listing.frames.get(video):
             clip = frame_folders.FrameFolder(path, frames_of, self.limits)
-            header, sample = clip.probe(self.frames_fps), clip.sample
+            probe, sample = functools.partial(clip.probe, self.frames_fps), clip.sample
         else:
-            header = video_io.probe(path, self.limits, tell)
+            probe = functools.partial(video_io.probe, path, self.limits, tell)
             sample = functools.partial(
                 video_io.sample, path, limits=self.limits, colour=self.colour
             )
-        return header, functools.partial(sample, header=header, tell=tell)
+        with workers.limited_memory():
+            header = probe()
+
+        def frames_at(times, size, notes: set[str]) -> Iterator[np.ndarray]:
+            return workers.limited(
+                sample(times, size, header=header, notes=notes, tell=tell)
+            )
+
+        return header, frames_at
 
     def num_clips(self, header: video_io.Header) -> int:
         """Returns how many windows a video has."""

@@ -3,6 +3,9 @@
 A decoder that crashes, hangs, or asks for too much memory or time on a malformed file
 costs only that file: the process names each file before it opens it, so the parent knows
 which one to skip when it restarts the part.
+
+The limit on memory holds while a file is read, see `limited_memory`: where memory is
+short, everything else that a process does fails too, and is no fault of the file.
 """
 
 import contextlib
@@ -16,7 +19,7 @@ import resource
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 # Seconds of computing beyond `Bounds.seconds`, after which a process ends itself. The
@@ -26,13 +29,14 @@ _ORPHANED = 60
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What an item may use; its process is ended beyond this, and the item is skipped.
+    """What an item may use.
 
     Attributes:
-      silence: seconds without a sign of life.
-      seconds: from when the item is named to when another one is.
-      memory: bytes that a process may allocate beyond what it has at its start; None: as
-        many as there are. Linux only.
+      silence: seconds without a sign of life, after which its process is ended and the
+        item is skipped.
+      seconds: the same, from when the item is named to when another one is.
+      memory: bytes that a process may have beyond those at its start, within
+        `limited_memory`; None: as many as there are. Linux only.
     """
 
     silence: float = 300.0
@@ -164,9 +168,6 @@ class _Worker:
         if kind == "item":
             if content != self.item:
                 self.item, self.began = content, self.heard
-        elif kind == "memory":
-            mib = self.bounds.memory >> 20
-            return "again", self.replace(f"it needs more than {mib} MiB of memory")
         elif kind == "finished":
             self.finished += content
         elif kind == "file error":
@@ -199,7 +200,8 @@ class _Worker:
 def _serve(connection, task: Task, bounds: Bounds) -> None:
     # Ctrl-C reaches the whole process group; the parent decides and closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _limit_memory(bounds.memory)
+    _set_soft_limit(resource.RLIMIT_CORE, 0)  # a crash writes no file
+    _keep_limit(bounds.memory)
 
     last, told = None, 0.0
 
@@ -225,11 +227,6 @@ def _serve(connection, task: Task, bounds: Bounds) -> None:
                 known = error.errno is not None
                 details = (error.errno, error.strerror, str(error.filename or ""))
                 message = ("file error", details if known else (str(error),))
-            except MemoryError:
-                if bounds.memory is None:
-                    message = ("error", traceback.format_exc())
-                else:
-                    message = ("memory", None)
             except Exception:
                 message = ("error", traceback.format_exc())
             connection.send(message)
@@ -237,14 +234,45 @@ def _serve(connection, task: Task, bounds: Bounds) -> None:
             return  # the parent is gone
 
 
-def _limit_memory(more: int | None) -> None:
-    """Lets this process allocate `more` bytes; it writes no core file when it crashes."""
-    _set_soft_limit(resource.RLIMIT_CORE, 0)
+_most_data: int | None = None  # bytes, of this process within `limited_memory`
+
+
+def _keep_limit(memory: int | None) -> None:
+    global _most_data
     statm = pathlib.Path("/proc/self/statm")
-    if more is not None and statm.exists():
+    if memory is not None and statm.exists():
         # RLIMIT_AS would also count what is only reserved, such as malloc's arenas.
         data = int(statm.read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-        _set_soft_limit(resource.RLIMIT_DATA, data + more)
+        _most_data = data + memory
+
+
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """Limits the memory of this process, if it is one of `run`, to that of its bounds.
+
+    Allocations beyond it fail: Python raises MemoryError, and libraries what they like.
+    """
+    if _most_data is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    _set_soft_limit(resource.RLIMIT_DATA, _most_data)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def limited[Item](items: Iterable[Item]) -> Iterator[Item]:
+    """Yields items that are made within `limited_memory`."""
+    iterator = iter(items)
+    while True:
+        with limited_memory():
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item
 
 
 def _limit_computing(seconds: float) -> None:
