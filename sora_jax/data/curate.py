@@ -39,10 +39,10 @@ _ITEMS_PER_PART = 16
 _MISSING = 0.5
 _REPEATED = "slower than the clips, with frames repeated"
 _STILL = "still for whole clips, which are left out"
-# Memory of a process while it reads a video: of the decoder, in bytes per pixel (thirty
-# frames of 4:2:0 with 8 bits, or fifteen with 10); of the frames of a clip, per byte of
-# them; and of all else that a process has by then.
-_DECODER_BYTES, _CLIP_BYTES, _OTHER_BYTES = 48, 4, 128 << 20
+# Memory for reading a video: of the decoder, in bytes per pixel (twenty-six frames of
+# 4:2:0 with 8 bits, or ten of 4:2:2 with 10); of the frames of a clip, per byte of them;
+# and of all else.
+_DECODER_BYTES, _CLIP_BYTES, _OTHER_BYTES = 40, 4, 128 << 20
 
 
 def limits(

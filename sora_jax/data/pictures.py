@@ -11,12 +11,20 @@ import numpy as np
 import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from sora_jax.data import containers, frames
 
 # Suffixes of frame files.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+# Imported here: Pillow imports a format's code when it first reads a file, and gives the
+# format up for good if that fails, as it may where memory is limited.
+_READERS = (PngImageFile, JpegImageFile, WebPImageFile, BmpImageFile, GifImageFile)
+_FORMATS = tuple(reader.format for reader in _READERS)
 
 
 def read_image(

@@ -9,7 +9,9 @@ short, everything else that a process does fails too, and is no fault of the fil
 """
 
 import contextlib
+import ctypes
 import dataclasses
+import gc
 import math
 import multiprocessing
 import multiprocessing.connection
@@ -35,7 +37,7 @@ class Bounds:
       silence: seconds without a sign of life, after which its process is ended and the
         item is skipped.
       seconds: the same, from when the item is named to when another one is.
-      memory: bytes that a process may have beyond those at its start, within
+      memory: bytes that its process may have beyond those before it, within
         `limited_memory`; None: as many as there are. Linux only.
     """
 
@@ -201,7 +203,7 @@ def _serve(connection, task: Task, bounds: Bounds) -> None:
     # Ctrl-C reaches the whole process group; the parent decides and closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _set_soft_limit(resource.RLIMIT_CORE, 0)  # a crash writes no file
-    _keep_limit(bounds.memory)
+    _return_large_blocks()
 
     last, told = None, 0.0
 
@@ -209,7 +211,7 @@ def _serve(connection, task: Task, bounds: Bounds) -> None:
         nonlocal last, told
         if item is not None and (item != last or time.monotonic() - told > 1):
             if item != last:
-                _limit_computing(bounds.seconds)
+                _begin_item(bounds)
             connection.send(("item", item))
             last, told = item, time.monotonic()
         if finished:
@@ -235,15 +237,32 @@ def _serve(connection, task: Task, bounds: Bounds) -> None:
 
 
 _most_data: int | None = None  # bytes, of this process within `limited_memory`
+_M_MMAP_THRESHOLD = -3  # glibc's mallopt.h
 
 
-def _keep_limit(memory: int | None) -> None:
+def _return_large_blocks() -> None:
+    """Makes malloc return blocks of 1 MiB or more to the system when they are freed.
+
+    glibc would learn from a video of large frames to keep such blocks, in fragments, so
+    that a process would hold hundreds of MiB from then on.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+def _begin_item(bounds: Bounds) -> None:
+    """Limits what the next item may use beyond what this process has already used."""
     global _most_data
+    if math.isfinite(bounds.seconds):
+        used = math.ceil(time.process_time() + bounds.seconds)
+        _set_soft_limit(resource.RLIMIT_CPU, used + _ORPHANED)
     statm = pathlib.Path("/proc/self/statm")
-    if memory is not None and statm.exists():
+    if bounds.memory is not None and statm.exists():
+        gc.collect()  # the frames of a decoder that has failed, for instance
         # RLIMIT_AS would also count what is only reserved, such as malloc's arenas.
         data = int(statm.read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-        _most_data = data + memory
+        _most_data = data + bounds.memory
 
 
 @contextlib.contextmanager
@@ -273,13 +292,6 @@ def limited[Item](items: Iterable[Item]) -> Iterator[Item]:
             except StopIteration:
                 return
         yield item
-
-
-def _limit_computing(seconds: float) -> None:
-    """Ends this process after so many more seconds of computing, and some to spare."""
-    if math.isfinite(seconds):
-        used = math.ceil(time.process_time() + seconds)
-        _set_soft_limit(resource.RLIMIT_CPU, used + _ORPHANED)
 
 
 def _set_soft_limit(kind: int, value: int) -> None:

@@ -4,6 +4,7 @@
 numbers each time.
 """
 
+import functools
 import io
 import itertools
 import os
@@ -91,6 +92,21 @@ def with_sound_and_subtitles(path: pathlib.Path) -> pathlib.Path:
                 line.stream = words
                 container.mux(line)
     return path
+
+
+def large(path: pathlib.Path, codec: str, kind: str, **options) -> bytes:
+    """A file of the largest frames that are read by default, in a pixel format."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=8, options=options)
+        stream.width, stream.height, stream.pix_fmt = 4096, 2304, kind
+        for number in range(12):
+            frame_hwc = np.full((2304, 4096, 3), 10 * number, np.uint8)
+            frame = av.VideoFrame.from_ndarray(frame_hwc, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    path.unlink()
+    return content
 
 
 # -- damage ---------------------------------------------------------------------------
@@ -188,6 +204,14 @@ def png(width: int, height: int, rows: bytes, *more: tuple[bytes, bytes]) -> byt
     )
 
 
+@functools.cache
+def zeros(mebibytes: int) -> bytes:
+    """So many MiB of zeros, compressed."""
+    packer = zlib.compressobj()
+    packed = [packer.compress(bytes(1 << 20)) for _ in range(mebibytes)]
+    return b"".join(packed) + packer.flush()
+
+
 def picture_bomb(draw: random.Random) -> tuple[str, bytes]:
     """The suffix and the content of a picture that unpacks to far more than it has."""
     kind = draw.randrange(6)
@@ -195,16 +219,9 @@ def picture_bomb(draw: random.Random) -> tuple[str, bytes]:
         return "png", png(60_000, 60_000, zlib.compress(bytes(1 << 20)))
     if kind == 1:  # 30,000 x 300, longer than 20:1
         return "png", png(30_000, 300, zlib.compress(bytes(3751 * 300)))
-    if kind == 2:  # a note of 200 MiB
-        packer = zlib.compressobj(9)
-        note = b"x\0\0" + b"".join(packer.compress(bytes(1 << 20)) for _ in range(200))
-        note += packer.flush()
-        return "png", png(64, 48, zlib.compress(bytes(9 * 48)), (b"zTXt", note))
-    if kind == 3:  # a colour profile of 200 MiB
-        packer = zlib.compressobj(9)
-        note = b"x\0\0" + b"".join(packer.compress(bytes(1 << 20)) for _ in range(200))
-        note += packer.flush()
-        return "png", png(64, 48, zlib.compress(bytes(9 * 48)), (b"iCCP", note))
+    if kind in (2, 3):
+        note = ((b"zTXt", b"iCCP")[kind - 2], b"x\0\0" + zeros(200))
+        return "png", png(64, 48, zlib.compress(bytes(9 * 48)), note)
     flat = PIL.Image.new("L", (4096, 2304) if kind == 4 else (64, 48))
     file = io.BytesIO()
     flat.save(file, "WEBP" if kind == 4 else "JPEG", lossless=True)
@@ -250,6 +267,15 @@ def _kinds(
 ) -> Iterator[Callable[[int], str]]:
     """Functions that each write a file of some kind with a number, and name it."""
     names, containers = itertools.cycle(NAMES), itertools.cycle(whole)
+    larges = itertools.cycle(
+        [
+            large(folder / "x.mkv", "libx264", kind, preset="ultrafast", **more)
+            for kind, more in (
+                ("yuv420p", {"x264-params": "ref=16:b-pyramid=normal:bframes=3"}),
+                ("yuv444p10le", {"x264-params": "ref=5"}),
+            )
+        ]
+    )
 
     def store(name: str, content: bytes) -> str:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -287,6 +313,12 @@ def _kinds(
         place = "/".join(["d"] * draw.choice((50, 500)))
         return store(f"{place}/{number}.mp4", cut_off(whole["a.mp4"], draw))
 
+    def of_large_frames(number: int) -> str:
+        content = next(larges)
+        if draw.random() < 0.5:
+            content = flip_bits(content, draw)
+        return store(f"large {number}.mkv", content)
+
     def endless(number: int) -> str:
         return store(f"endless {number}.mp4", absurd_times(whole["a.mp4"], draw))
 
@@ -318,6 +350,7 @@ def _kinds(
         strangely_named,
         deep,
         endless,
+        of_large_frames,
         frames,
         lambda number: store(f"bomb {number}.gif", gif_bomb(draw)),
         lambda number: store(f"empty {number}.mp4", b""),

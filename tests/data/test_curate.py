@@ -332,7 +332,7 @@ def test_memory_allowed_grows_with_frames_and_clips(folder):
 
     clip = 3 * FRAMES * (720 * 1280 - SIZE[0] * SIZE[1])
     assert memory(size=(720, 1280)) - memory() == 4 * clip
-    assert memory(side=8192) - memory() == 3 * 48 * 4096**2
+    assert memory(side=8192) - memory() == 3 * 40 * 4096**2
     assert memory(side=10**9) < 1 << 38  # what a system's limits can hold
 
 

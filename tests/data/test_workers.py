@@ -66,7 +66,7 @@ def test_a_process_whose_parent_is_gone_ends_itself():
     program = (
         "from sora_jax.data import workers\n"
         "workers._ORPHANED = 0\n"
-        "workers._limit_computing(1)\n"
+        "workers._begin_item(workers.Bounds(seconds=1))\n"
         "while True: pass\n"
     )
     done = subprocess.run([sys.executable, "-c", program], timeout=60)
