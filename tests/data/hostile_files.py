@@ -179,7 +179,7 @@ def absurd_times(content: bytes, draw: random.Random) -> bytes:
     return bytes(broken)
 
 
-def gif_bomb(draw: random.Random) -> bytes:
+def gif_bomb(draw: random.Random, heavy: bool) -> bytes:
     """A GIF of a huge canvas, or of thousands of frames of one pixel each."""
     width, height = draw.choice(
         ((65535, 65535), (4096, 2304), (8192, 1152), (65535, 1), (3000, 3000), (0, 9))
@@ -188,7 +188,7 @@ def gif_bomb(draw: random.Random) -> bytes:
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
     frame = b"\x21\xf9\x04\x00" + struct.pack("<H", delay) + b"\x00\x00"
     frame += b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\x00"
-    return head + frame * draw.choice((2, 500, 20_000)) + b";"
+    return head + frame * draw.choice((2, 50, 20_000 if heavy else 100)) + b";"
 
 
 def png(width: int, height: int, rows: bytes, *more: tuple[bytes, bytes]) -> bytes:
@@ -212,7 +212,7 @@ def zeros(mebibytes: int) -> bytes:
     return b"".join(packed) + packer.flush()
 
 
-def picture_bomb(draw: random.Random) -> tuple[str, bytes]:
+def picture_bomb(draw: random.Random, heavy: bool) -> tuple[str, bytes]:
     """The suffix and the content of a picture that unpacks to far more than it has."""
     kind = draw.randrange(6)
     if kind == 0:
@@ -220,7 +220,7 @@ def picture_bomb(draw: random.Random) -> tuple[str, bytes]:
     if kind == 1:  # 30,000 x 300, longer than 20:1
         return "png", png(30_000, 300, zlib.compress(bytes(3751 * 300)))
     if kind in (2, 3):
-        note = ((b"zTXt", b"iCCP")[kind - 2], b"x\0\0" + zeros(200))
+        note = ((b"zTXt", b"iCCP")[kind - 2], b"x\0\0" + zeros(200 if heavy else 10))
         return "png", png(64, 48, zlib.compress(bytes(9 * 48)), note)
     flat = PIL.Image.new("L", (4096, 2304) if kind == 4 else (64, 48))
     file = io.BytesIO()
@@ -232,12 +232,12 @@ def picture_bomb(draw: random.Random) -> tuple[str, bytes]:
     return ("webp", "jpg")[kind - 4], bytes(content)
 
 
-def frame_folder(path: pathlib.Path, draw: random.Random) -> None:
+def frame_folder(path: pathlib.Path, draw: random.Random, heavy: bool) -> None:
     """A folder of numbered pictures that are bombs, or whose numbers are absurd."""
     path.mkdir()
     if draw.random() < 0.7:
-        suffix, content = picture_bomb(draw)
-        for number in range(draw.choice((1, 16, 40))):
+        suffix, content = picture_bomb(draw, heavy)
+        for number in range(draw.choice((1, 16, 40) if heavy else (1, 3))):
             (path / f"{number:05d}.{suffix}").write_bytes(content)
         return
     PIL.Image.fromarray(film(1)[0]).save(path / "1.png")
@@ -252,18 +252,27 @@ def frame_folder(path: pathlib.Path, draw: random.Random) -> None:
 # -- folder ---------------------------------------------------------------------------
 
 
-def make(folder: pathlib.Path, count: int, seed: int = 0) -> list[str]:
-    """Writes `count` hostile files, or folders of frames, and returns their names."""
-    draw = random.Random(seed)
+def make(folder: pathlib.Path, count: int, *, heavy: bool) -> list[str]:
+    """Writes hostile files, or folders of frames, and returns their names.
+
+    Args:
+      folder: to write them to.
+      count: how many.
+      heavy: also those that take seconds each to make or to read.
+    """
+    draw = random.Random(0)
     whole = sources(folder)
-    kinds = itertools.cycle(_kinds(folder, whole, draw))
+    kinds = itertools.cycle(_kinds(folder, whole, draw, heavy))
     names = [next(kinds)(number) for number in range(count)]
     assert len(set(names)) == count
     return names
 
 
 def _kinds(
-    folder: pathlib.Path, whole: dict[str, bytes], draw: random.Random
+    folder: pathlib.Path,
+    whole: dict[str, bytes],
+    draw: random.Random,
+    heavy: bool,
 ) -> Iterator[Callable[[int], str]]:
     """Functions that each write a file of some kind with a number, and name it."""
     names, containers = itertools.cycle(NAMES), itertools.cycle(whole)
@@ -274,6 +283,7 @@ def _kinds(
                 ("yuv420p", {"x264-params": "ref=16:b-pyramid=normal:bframes=3"}),
                 ("yuv444p10le", {"x264-params": "ref=5"}),
             )
+            if heavy
         ]
     )
 
@@ -339,7 +349,7 @@ def _kinds(
         return name
 
     def frames(number: int) -> str:
-        frame_folder(folder / f"frames {number}", draw)
+        frame_folder(folder / f"frames {number}", draw, heavy)
         return f"frames {number}"
 
     return [
@@ -350,9 +360,9 @@ def _kinds(
         strangely_named,
         deep,
         endless,
-        of_large_frames,
+        *([of_large_frames] if heavy else ()),
         frames,
-        lambda number: store(f"bomb {number}.gif", gif_bomb(draw)),
+        lambda number: store(f"bomb {number}.gif", gif_bomb(draw, heavy)),
         lambda number: store(f"empty {number}.mp4", b""),
         special,
     ]
