@@ -41,6 +41,7 @@ _LISTS = (
 _UNREAD = "its {} picture{} may be a clip's frames: --frames_fps says how many a second"
 # Bytes of a file that holds the captions of one video.
 _CAPTION_BYTES = 1 << 20
+_HIDDEN = "it is hidden: its name begins with a dot"
 # Suffixes of files that may be a clip; they do not belong to the clip's name.
 _OF_CLIPS = (*video_io.SUFFIXES, ".npy")
 
@@ -276,7 +277,8 @@ def walk(
 ) -> tuple[list[str], list[shards.Skipped]]:
     """Lists the files of a folder at any depth, by names relative to it.
 
-    Hidden files and folders are ignored. A link to a file in the folder counts as that
+    Hidden files and folders are ignored, but a hidden file that is named like a video is
+    among what was skipped. A link to a file in the folder counts as that
     file; other links are followed only with `follow_links`, and a folder that is reached
     twice, for instance by a loop of links, is listed once.
 
@@ -296,10 +298,12 @@ def walk(
             skipped.append(shards.Skipped(place or ".", reason))
             continue
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
             name, real = posixpath.join(place, entry.name), f"{real_place}/{entry.name}"
             printable = os.fsencode(name).decode("utf-8", "backslashreplace")
+            if entry.name.startswith("."):
+                if _is_film(name):
+                    skipped.append(shards.Skipped(printable, _HIDDEN))
+                continue
             try:
                 if printable != name:
                     raise ValueError("its name is not UTF-8, so it is not read")
@@ -319,6 +323,10 @@ def walk(
             except ValueError as error:
                 skipped.append(shards.Skipped(printable, str(error)))
     return sorted(files), sorted(skipped, key=lambda one: one.file)
+
+
+def _is_film(name: str) -> bool:
+    return pathlib.PurePath(name).suffix.lower() in video_io.SUFFIXES
 
 
 def _no_access(error: OSError) -> str:
@@ -414,11 +422,7 @@ def scan(
             counts["videos"] += len(parts)
         files.difference_update(parts)
 
-    films = [
-        name
-        for name in names
-        if pathlib.PurePath(name).suffix.lower() in video_io.SUFFIXES
-    ]
+    films = list(filter(_is_film, names))
     files = set(names).difference(films)
     pictures = frame_folders.find(folder, names, films)
     for name in films:

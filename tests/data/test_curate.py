@@ -138,6 +138,7 @@ def test_what_cannot_be_used_is_listed_with_the_reason(folder, tmp_path):
     assert "a link out of the folder" in skipped.pop("link.mp4")
     assert "a link out of the folder" in skipped.pop("good.txt")
     assert "no video of this name" in skipped.pop("alone.txt")
+    assert "it is hidden" in skipped.pop(".hidden.mp4")
     assert "not a video (.mp4, .mov," in skipped.pop("notes.doc")
     for name in ("junk.webm", "empty.gif", "list.mp4"):
         assert "not an MP4, MOV, WebM, MKV, AVI, MPEG or GIF" in skipped.pop(name)

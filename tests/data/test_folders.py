@@ -161,6 +161,7 @@ def test_each_file_counts_once(folder, monkeypatch):
         "a.mp4": "", "a.txt": "x", "b.webm": "", "b.webm.txt": "y", "cover.jpg": "",
         "none.txt": "z", "notes.doc": "", "captions.csv": "file,caption\nc.mp4,lost\n",
         "deep/1.png": "", "deep/2.png": "", ".hidden/d.mp4": "", "gone.mp4": "",
+        "..\\..\\up.mp4": "", ".DS_Store": "",
     })  # fmt: skip
     os.symlink("nowhere", folder / "link.mp4")
     (folder / os.fsdecode(b"\xff.mp4")).touch()
@@ -174,16 +175,16 @@ def test_each_file_counts_once(folder, monkeypatch):
 
     monkeypatch.setattr(pathlib.Path, "stat", refusing)
     listing = folders.scan(folder)
-    assert listing.counts == {"videos": 2, "captions": 3, "others": 9}
+    assert listing.counts == {"videos": 2, "captions": 3, "others": 10}
     assert listing.texts["b.webm"].captions == {"alt": "y"}
     skipped = {one.file: one.reason for one in listing.skipped}
     assert skipped.pop("gone.mp4") == "it cannot be read: No such file or directory"
     assert sorted(skipped) == [
-        "\\xff.mp4", "captions.csv:2", "cover.jpg", "deep", "link.mp4", "none.txt",
+        "..\\..\\up.mp4", "\\xff.mp4", "captions.csv:2", "cover.jpg", "deep", "link.mp4", "none.txt",
         "notes.doc", "pipe.mp4",
     ]  # fmt: skip
     with_frames = folders.scan(folder, frames_fps=8.0)
-    assert with_frames.counts == {"videos": 4, "captions": 3, "others": 7}
+    assert with_frames.counts == {"videos": 4, "captions": 3, "others": 8}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -201,6 +201,7 @@ def test_names_do_not_reach_the_terminal_as_they_are(tmp_path, capsys):
     for shown in ("a\\nb.mp4", "\\x1b[31mred.mp4", "a\\u202egpj.4pm.mp4"):
         assert f"skipped {shown}: it is not an MP4" in said
     assert f"{'b' * 80}...{'b' * 76}.mp4: it is" in said
+    assert "skipped ..b\\..\\c.mp4: it is hidden: its name begins with a dot" in said
     assert "    24: it is not an MP4, MOV, WebM" in said
     assert "27 videos: 3 gave clips, 24 none" in said
     report = json.loads((out / "report.json").read_text())
