@@ -1,6 +1,7 @@
 """A process that dies or hangs costs the item that it was at; a slow one none."""
 
 import functools
+import importlib.util
 import signal
 import subprocess
 import sys
@@ -71,6 +72,15 @@ def test_a_process_whose_parent_is_gone_ends_itself():
     )
     done = subprocess.run([sys.executable, "-c", program], timeout=60)
     assert done.returncode == -signal.SIGXCPU
+
+
+def test_workers_do_not_import_the_main_module(monkeypatch):
+    """Nor JAX with it, which takes 130 MB and a second."""
+    job = importlib.util.find_spec("sora_jax.prepare")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", job)
+    ((_, found),) = workers.run(clips.modules, [0], num_workers=1)
+    assert "sora_jax.data.workers" in found
+    assert not {"jax", "sora_jax.prepare"} & {*found}
 
 
 def test_a_failure_carries_its_traceback():
