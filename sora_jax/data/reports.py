@@ -45,7 +45,7 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
     if (more := len(skipped) - _LISTED) > 0:
         lines.append(f"skipped {more} more; all are listed in {out / 'report.json'}:")
         lines += kinds([(one["file"], one["reason"]) for one in skipped])
-    if any("the limit of" in one["reason"] for one in skipped):
+    if any(re.search("the limit of|memory", one["reason"]) for one in skipped):
         lines.append(
             "--max_gib, --max_seconds, --max_side and --max_minutes set limits, see --help"
         )
