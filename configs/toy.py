@@ -47,7 +47,7 @@ def get_config():
     # needs the full rate: ().
     c.optim.learning_rate_factors = (("^text_encoder", 0.1),)
     c.optim.warmup_steps, c.optim.ema_decay = 50, 0.998
-    c.loop.num_steps, c.loop.checkpoint_every, c.loop.eval_every = 4400, 500, 500
+    c.loop.num_steps, c.loop.checkpoint_every, c.loop.eval_every = 4400, 500, 1000
 
     c.sample.num_frames, c.sample.height, c.sample.width = 9, 32, 32
     c.sample.num_inference_steps, c.sample.guidance_scale = 20, 3.5
