@@ -6,6 +6,7 @@ step, row).
 Letters: n windows, t time, h height, w width, c channels, l tokens, d text width.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -138,7 +139,8 @@ class LatentsAndText:
 class Shown:
     """What the tokens of a toy-world clip show: `shown_shape`, `shown_motion`.
 
-    Of a clip without a state, every shape is -1.
+    Of a clip whose state is not that of a toy world, or of tokens that span several
+    latent frames, every shape is -1.
 
     Args:
       grid: tokens along time, height and width.
@@ -160,14 +162,11 @@ class Shown:
         count = int(np.prod(self.grid))
         shape_n = np.full(count, -1, np.int8)
         motion_n2 = np.zeros((count, 2), np.float32)
-        if state_json is not None:
-            found = tokens.shown(
-                scene.Scene.from_json(state_json), self.grid, self.temporal_stride
-            )
-            shape_n, motion_n2 = (
-                found.shape_thw.ravel(),
-                found.motion_thw2.reshape(-1, 2),
-            )
+        with contextlib.suppress(ValueError):
+            drawn = scene.Scene.from_json(state_json or "")
+            found = tokens.shown(drawn, self.grid, self.temporal_stride)
+            shape_n = found.shape_thw.ravel()
+            motion_n2 = found.motion_thw2.reshape(-1, 2)
         return {"shown_shape": shape_n, "shown_motion": motion_n2}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from sora_jax.core import mesh as meshes
 from sora_jax.data import latent_cache, shards, toy_clips, transforms
 from sora_jax.diffusion import known, timesteps
 from sora_jax.models import video_vae
-from sora_jax.toyworld import scene, tokens
+from sora_jax.toyworld import families, scene, tokens
 from sora_jax.training import (
     checkpoint,
     initial,
@@ -192,16 +193,15 @@ def test_rows_say_what_their_clips_tokens_show(latents, tmp_path):
         )
 
 
-def test_a_clip_without_a_state_says_so():
+@pytest.mark.parametrize("state_json", [None, '{"n": 3}', "another length"])
+def test_a_clip_without_a_state_says_so(state_json):
     shown = transforms.Shown((2, 2, 2), 4)
-
-    class Record:
-        id, state_json = "clip", None
-
-    found = shown(Record())
-    assert (
-        set(found["shown_shape"].tolist()) == {-1} and len(found["shown_motion"]) == 8
-    )
+    if state_json == "another length":  # tw16 has two latent frames, and not three
+        shown = transforms.Shown((3, 2, 2), 4)
+        state_json = families.scene("tw16", "train", 0).to_json()
+    found = shown(types.SimpleNamespace(id="clip", state_json=state_json))
+    assert set(found["shown_shape"].tolist()) == {-1}
+    assert found["shown_motion"].shape == (len(found["shown_shape"]), 2)
 
 
 def test_packed_rows_have_no_second_task_and_say_so(latents, tmp_path, capsys):
