@@ -76,6 +76,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
 
 
+# Of the 65,530 memory maps that Linux gives a process; compiled programs take some each.
+_MOST_MAPS = 30_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_freed():
+    """Frees compiled programs after a file where the process holds too many."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.fixture
 def logging_of_jobs():
     """Sets up logging as absl does before a job's main function."""

@@ -13,9 +13,13 @@ from tests import conftest
 from tests.training.tiny_job import TINY
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def equal_programs_are_traced_once():
-    """Runs of equal settings share their step: the time of most is that of tracing it."""
+    """Runs of equal settings share their step: the time of most is that of tracing it.
+
+    Only within a file, since a process has a limited number of memory maps, and each
+    compiled program takes some.
+    """
     with (
         mock.patch.object(optim, "make", functools.cache(optim.make)),
         mock.patch.object(state, "make_init", functools.cache(state.make_init)),
