@@ -244,7 +244,7 @@ def test_a_recipe_that_is_not_there_is_one_sentence_also_where_none_of_it_is_cha
         (
             {
                 f"text__tiers__{tier}": tier == "alt"
-                for tier in ("short", "medium", "alt")
+                for tier in ("short", "medium", "structured", "alt")
             },
             r"no clip has a caption of the tiers \['alt'\]",
         ),
