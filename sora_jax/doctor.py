@@ -4,8 +4,8 @@
 
 Measures the rate of matrix products, attention, video decoding and the disk, compiles and
 runs training steps of the toy denoiser, and estimates how long ./launch/quickstart takes
-here. With --config another denoiser's steps are timed. It takes about a minute, most of it for compilation. The exit code is 1 where
-something that every job needs does not work.
+here. With --config another denoiser's steps are timed. It takes about a minute, most of
+it for compilation. The exit code is 1 where a package that every job needs is missing.
 """
 
 import importlib.metadata
@@ -30,10 +30,9 @@ from ml_collections import config_flags
 from sora_jax.core import config as configs
 from sora_jax.core import job, paths, versions
 from sora_jax.data import video_io
+from sora_jax.forecast import programs
 from sora_jax.models import attention
-from sora_jax.training import cost, objectives, optim, recipe
-from sora_jax.training import state as states
-from sora_jax.training import step as steps
+from sora_jax.training import cost, recipe
 
 _TOY = "configs/toy.py"  # the quickstart's
 _CONFIG = config_flags.DEFINE_config_file(
@@ -52,9 +51,18 @@ _INSTRUCTIONS = {
     "sve": "SVE",
     "asimd": "NEON",
 }
-# The quickstart on two cores of an AMD EPYC (experiments/RESULTS.md): seconds that follow
-# the speed of training steps, other seconds, and the steps per second it was measured at.
+# The quickstart on two cores of an AMD EPYC, with the recipe of experiments/RESULTS.md,
+# "The quickstart": seconds that follow the speed of training steps, other seconds, and
+# the steps per second it was measured at.
 _QUICKSTART = {"computing": 1040.0, "other": 125.0, "steps_per_second": 6.3}
+# Compiles a program and prints how many were found in the cache.
+_COUNT_HITS = """
+import jax
+seen = []
+jax.monitoring.register_event_listener(lambda name, **_: seen.append(name))
+jax.jit(lambda x: x @ x)(jax.numpy.ones((8, 8)))
+print(seen.count("/jax/compilation_cache/cache_hits"))
+"""
 # Programs that only some features need.
 _PROGRAMS = {
     "ffmpeg": "tests of video files",
@@ -129,45 +137,31 @@ def disk_rate(folder: pathlib.Path) -> float:
         return 64 * 2**20 / (time.perf_counter() - began)
 
 
-class Words:
-    """Stands in for a tokenizer: only the length of a text counts."""
-
-    def __init__(self, vocab_size: int):
-        self.vocab_size = vocab_size
-
-    def encode(self, texts, length):
-        """Ids and mask of texts that are as long as possible: int32 and bool [b, l]."""
-        ids_bl = np.full((len(texts), length), self.vocab_size - 1, np.int32)
-        return ids_bl, ids_bl > 0
-
-
 def training_rate(
     c: ml_collections.ConfigDict, seconds: float = 5.0
 ) -> tuple[float, float]:
     """Training steps per second of a denoiser, and seconds to compile one.
 
-    Clips have the size that the config generates; their content is random.
+    Clips have the size that the config generates; their content is random. There is no
+    second task (`state_loss`), which needs clips of the toy world.
     """
-    built = configs.build(recipe.Recipe, c, "")
-    words = Words(built.model.text_encoder.vocab_size or c.text.vocab_size)
-    objective = objectives.denoiser(c, words, fps=c.sample.fps or 8.0)
-    optimizer = optim.make(built.optim, c.loop.num_steps)
-    rows = c.data.batch_size
-    ids_bl, mask_bl = words.encode([""] * rows, c.text.length)
-    size = c.sample.num_frames, c.sample.height, c.sample.width
-    grid = built.model.vae.latent_shape(*size)
+    configs.build(recipe.Recipe, c, "")
+    objective = programs.denoiser_objective(c)
+    make, optimizer = programs.begin(c, objective)
+    rows, length = c.data.batch_size, c.text.length
     random = np.random.default_rng(0)
+    size = (rows, *programs.latent_shape(c))
     batch = {
-        "latents": random.standard_normal((rows, *grid), np.float32),
-        "text_ids": ids_bl,
-        "text_mask": mask_bl,
+        "latents": random.standard_normal(size, np.float32),
+        "text_mask": np.ones((rows, length), bool),
     }
-    state = jax.jit(states.make_init(objective.networks, optimizer, 0))({})
-    step = jax.jit(
-        steps.make_train_step(
-            objective, optimizer, seed=0, num_steps=100, ema_decay=0.99
-        )
-    )
+    if objective.null_states_1ld is None:
+        batch["text_ids"] = np.ones((rows, length), np.int32)
+    else:
+        null_ld = np.asarray(objective.null_states_1ld[0])
+        batch["text_states"] = np.broadcast_to(null_ld, (rows, *null_ld.shape))
+    state = make({})
+    step = jax.jit(programs.step_of(c, objective, optimizer))
     began = time.perf_counter()
     compiled = step.lower(state, batch).compile()
     spent = time.perf_counter() - began
@@ -177,14 +171,17 @@ def training_rate(
 def compile_cache_works() -> bool:
     """Whether a second process finds a program that a first one has compiled."""
     with tempfile.TemporaryDirectory() as folder:
-        code = "import jax; jax.jit(lambda x: x @ x)(jax.numpy.ones((8, 8)))"
         more = {
             "JAX_COMPILATION_CACHE_DIR": folder,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        subprocess.run([sys.executable, "-c", code], env=os.environ | more, check=False)
-        return any(pathlib.Path(folder).iterdir())
+        command = [sys.executable, "-c", _COUNT_HITS]
+        said = [
+            subprocess.run(command, env=os.environ | more, capture_output=True).stdout
+            for _ in range(2)
+        ]
+        return said[0] == b"0\n" and said[1].strip() not in (b"", b"0")
 
 
 def quickstart_minutes(steps_per_second: float) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from sora_jax.core import config as configs
-from sora_jax.core import rng, sharding, trees
+from sora_jax.core import sharding, trees
 from sora_jax.data import packing, transforms
 from sora_jax.diffusion import samplers
 from sora_jax.forecast import chips, flops, hlo, step_time
@@ -118,12 +118,8 @@ def begin(c, objective):
         configs.build(optim.Config, c.optim, "optim"), c.loop.num_steps
     )
 
-    def make(given):
-        fixed = ("dit",) if c.lora.rank else ()
-        key = rng.key(0, "init")
-        return states.init(objective.networks, optimizer, key, given, fixed)
-
-    return jax.jit(make), optimizer
+    fixed = ("dit",) if c.lora.rank else ()
+    return jax.jit(states.make_init(objective.networks, optimizer, 0, fixed)), optimizer
 
 
 def _place(mesh, dtype, *size):
@@ -172,14 +168,10 @@ def train_step(c, mesh: jax.sharding.Mesh) -> Forecast:
     jobs.check_denoiser(mesh, c, objective)
     rows, length = c.data.batch_size, c.text.length
     batch = batch_of(c, mesh, objective)
-    model_flops = (
-        1.0
-        * rows
-        * cost.dit_train_flops(
-            objective.dit_config, tokens, length, adapted=c.lora.rank > 0
-        )
+    flops_of_row = cost.dit_train_flops(
+        objective.dit_config, tokens, length, adapted=c.lora.rank > 0
     )
-    return _step(c, mesh, objective, batch, model_flops, rows, tokens)
+    return _step(c, mesh, objective, batch, float(rows * flops_of_row), rows, tokens)
 
 
 def _step(c, mesh, objective, batch, model_flops, rows, tokens) -> Forecast:

@@ -239,7 +239,8 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     dit_config = objective.dit_config
     shown = None
     if objective.state_loss:
-        grid = [n // p for n, p in zip(source.shape, dit_config.patch, strict=False)]
+        pairs = zip(source.shape[:3], dit_config.patch, strict=True)
+        grid = [size // patch for size, patch in pairs]
         shown = transforms.Shown(tuple(grid), dit_config.temporal_stride)
     transform = transforms.LatentsAndText(
         transforms.Tokenize(sampler, tokenizer, c.text.length), cached, shown

@@ -235,16 +235,19 @@ class Denoiser:
         return modules["text_encoder"](text["ids"], text["mask"]), text["mask"]
 
     def loss(self, modules, batch):
-        if not self.state_loss:
+        hidden_bnd = None
+        if self.state_loss:
+            after = self.state_loss.after(self.dit_config.num_layers)
+            loss_b, hidden_bnd = self.row_losses(modules, batch, after)
+        else:
             loss_b = self.row_losses(modules, batch)
-            return self._summed(loss_b, jnp.ones_like(loss_b), batch["tau"])
-        hidden = self.state_loss.after(self.dit_config.num_layers)
-        loss_b, hidden_bnd = self.row_losses(modules, batch, hidden_after=hidden)
         total, weight, metrics = self._summed(
             loss_b, jnp.ones_like(loss_b), batch["tau"]
         )
-        more, of_state = self._state_loss(modules, batch, hidden_bnd)
-        return total + self.state_loss.weight * more, weight, metrics | of_state
+        if hidden_bnd is not None:
+            more, of_state = self._state_loss(modules, batch, hidden_bnd)
+            total, metrics = total + self.state_loss.weight * more, metrics | of_state
+        return total, weight, metrics
 
     def _state_loss(self, modules, batch, hidden_bnd):
         """The loss of what tokens show, summed over rows, and its metrics.
@@ -267,10 +270,11 @@ class Denoiser:
             part_bn / jnp.maximum(jnp.sum(part_bn, 1, keepdims=True), 1)
             for part_bn in (thing_bn, none_bn)
         )
-        rows = jnp.sum(jnp.ones_like(weight_bn[:, 0]))
+        total = jnp.sum(weight_bn * (nats_bn + error_bn))
+        rows = jnp.full((), len(weight_bn), jnp.float32)
         things = jnp.sum(thing_bn)
-        return jnp.sum(weight_bn * (nats_bn + error_bn)), {
-            "state_loss": (jnp.sum(weight_bn * (nats_bn + error_bn)), rows),
+        return total, {
+            "state_loss": (total, rows),
             "shown_shape_right": (jnp.sum(right_bn * thing_bn), things),
             "shown_motion_error": (jnp.sum(error_bn * thing_bn), things),
         }

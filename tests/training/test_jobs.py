@@ -6,8 +6,7 @@ import pytest
 from configs import toy
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
-from sora_jax.models import video_vae
-from sora_jax.training import checkpoint, jobs, trained_vae
+from sora_jax.training import jobs
 from tests import conftest
 from tests.data import clips
 from tests.training import tiny_job
@@ -19,9 +18,7 @@ def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("jobs")
     shards.write(out / "shards", clips.Clips(num=24, per_part=12))
     tiny_job.write_latents(out / "latents", out / "shards", (2, 2, 2))
-    config = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
-    params = jax.jit(trained_vae.networks_of(config).init)(jax.random.key(0))["vae"]
-    checkpoint.save_weights(out / "latents" / "vae", jax.device_get(params), config)
+    tiny_job.write_vae(out / "latents" / "vae")
     return out
 
 

@@ -14,7 +14,6 @@ from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.data import latent_cache, shards, toy_clips, transforms
 from sora_jax.diffusion import known, timesteps
-from sora_jax.models import video_vae
 from sora_jax.toyworld import families, scene, tokens
 from sora_jax.training import (
     checkpoint,
@@ -22,7 +21,6 @@ from sora_jax.training import (
     jobs,
     loop,
     objectives,
-    trained_vae,
 )
 from tests.training import tiny, tiny_job
 
@@ -161,9 +159,7 @@ def latents(tmp_path_factory):
     out = tmp_path_factory.mktemp("state")
     shards.write(out / "shards", toy_clips.ToyClips("tw16", 16))
     tiny_job.write_latents(out / "latents", out / "shards", (2, 4, 4))
-    config = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
-    params = jax.jit(trained_vae.networks_of(config).init)(jax.random.key(0))["vae"]
-    checkpoint.save_weights(out / "latents" / "vae", jax.device_get(params), config)
+    tiny_job.write_vae(out / "latents" / "vae")
     return out / "latents"
 
 

@@ -1,8 +1,11 @@
 """A recipe of a few thousand parameters for the job `train`, and latents for it."""
 
+import jax
 import numpy as np
 
 from sora_jax.data import latent_cache, shards
+from sora_jax.models import video_vae
+from sora_jax.training import checkpoint, trained_vae
 
 STEPS = 20
 TINY = {
@@ -27,3 +30,10 @@ def write_latents(out, shards_folder, grid):
     latent_cache.write(
         out, shards.open(shards_folder), encode, vae_digest="tiny", preprocessing={}
     )
+
+
+def write_vae(folder):
+    """A video VAE of random weights and four channels, as a latent cache holds it."""
+    config = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
+    params = jax.jit(trained_vae.networks_of(config).init)(jax.random.key(0))["vae"]
+    checkpoint.save_weights(folder, jax.device_get(params), config)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
-from sora_jax.core import rng, sharding
+from sora_jax.core import sharding
 from sora_jax.data import captions as clip_captions
 from sora_jax.data import latent_cache, samples
 from sora_jax.data import tokenizer as tokenizers
@@ -113,16 +113,12 @@ class LossGap:
         self._objective, self._mesh, self._seed = objective, mesh, seed
         self._batch_size, self._pairs = batch_size, dict(pairs)
         noise = objective.noise
-        names, edges = timesteps.band_names(noise.band_edges), noise.band_edges
-        shares = [
-            timesteps.training_share(band, noise) for band in itertools.pairwise(edges)
-        ]
+        names = timesteps.band_names(noise.band_edges)
+        bands = itertools.pairwise(noise.band_edges)
         self._bands = [
             (name, sum(band) / 2, share)
-            for name, band, share in zip(
-                names, itertools.pairwise(edges), shares, strict=True
-            )
-            if share >= _LEAST_SHARE
+            for name, band in zip(names, bands, strict=True)
+            if (share := timesteps.training_share(band, noise)) >= _LEAST_SHARE
         ]
         self._texts = {
             text: tuple(part[0] for part in tokenizer.encode([text], length))
@@ -191,7 +187,7 @@ class LossGap:
 
     def _noise(self, number: int, latents_thwc: np.ndarray) -> np.ndarray:
         """The noise of a clip, the same at all levels and for both captions."""
-        words = np.random.default_rng([self._seed % rng.SEEDS, number])
+        words = np.random.default_rng([self._seed, number])
         return words.standard_normal(latents_thwc.shape, np.float32)
 
 

@@ -13,9 +13,8 @@ from sora_jax.core import mesh as meshes
 from sora_jax.data import latent_cache, shards, toy_clips
 from sora_jax.diffusion import timesteps
 from sora_jax.evals.prompts import loss_gap
-from sora_jax.models import video_vae
 from sora_jax.toyworld import captions
-from sora_jax.training import checkpoint, jobs, trained_vae
+from sora_jax.training import jobs
 from tests.data import clips
 from tests.training import tiny_job
 
@@ -27,9 +26,7 @@ def latents(tmp_path_factory):
     out = tmp_path_factory.mktemp("gap")
     shards.write(out / "shards", toy_clips.ToyClips("tw16", 60))
     tiny_job.write_latents(out / "latents", out / "shards", (2, 4, 4))
-    config = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
-    params = jax.jit(trained_vae.networks_of(config).init)(jax.random.key(0))["vae"]
-    checkpoint.save_weights(out / "latents" / "vae", jax.device_get(params), config)
+    tiny_job.write_vae(out / "latents" / "vae")
     return latent_cache.open(out / "latents")
 
 
