@@ -16,8 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the fields that recipes start from; it is no recipe itself."""
     c = ml_collections.ConfigDict()
     c.objective = "denoiser"  # "denoiser", "vae" or "text_encoder"
-    # A denoiser's initial weights: a run, a folder in diffusers' layout, or its
-    # transformer or transformer_2. "": random.
+    # Initial weights of a denoiser or a video VAE: "toy", which is shipped, a run, a
+    # folder in diffusers' layout, or its transformer or transformer_2. "": random.
     c.init = ""
     c.seed = 0  # root of all randomness: weights, noise, data order; below 2^64
 
@@ -35,6 +35,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Clips by which a denoiser of the toy world measures how much of its captions it reads
     # (evals/prompts/loss_gap.py), for each attribute; 0: off.
     c.data.gap_clips = 0
+    # File of prompts (.txt, .csv, .jsonl) of which a denoiser draws videos at every
+    # evaluation, as RUN/samples/STEP.png; "": none.
+    c.data.sample_prompts = ""
     # Folder of a latent cache (the other objectives); with packing, several folders
     # separated by commas.
     c.data.latents = ""
@@ -153,10 +156,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.known.probabilities = ml_collections.ConfigDict({"none": 1.0, "first_frame": 0.0})
     c.known.known_tau = 0.02  # noise level of known tokens
 
-    # training/objectives.py: StateLoss, a second task of a denoiser of the toy world.
+    # training/state_loss.py: Config, a second task of networks of the toy world.
     c.state_loss = ml_collections.ConfigDict()
     c.state_loss.weight = 0.0  # 0: off
-    c.state_loss.depth = 0.6  # share of the blocks
+    c.state_loss.depth = 0.6  # share of a denoiser's blocks
+    c.state_loss.focus = 1.0  # weight of a denoiser's error where there is an object
+    c.state_loss.noise = 1.0  # on the latents of a video VAE, whose deviation is 1
 
     # training/reconstruction.py: Weights of the terms of the loss.
     c.reconstruction = ml_collections.ConfigDict()
@@ -164,6 +169,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.reconstruction.mse = 10.0
     c.reconstruction.bands = 0.0  # of errors in edges and motion
     c.reconstruction.kl = 1e-6
+    # Noise on latents that are decoded, up to this share of their deviation.
+    c.reconstruction.latent_noise = 0.0
     c.reconstruction.lpips = 0.0
     # .safetensors file of the LPIPS network, written by convert; the run copies it. With
     # it, evaluations on data.eval_shards measure LPIPS too.
@@ -198,6 +205,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.loop = ml_collections.ConfigDict()  # training/loop.py: Config
     c.loop.num_steps = 1000
+    # Wall time of a new run: after its first steps it lowers num_steps to what fits into
+    # so many minutes. 0: num_steps as they are.
+    c.loop.minutes = 0.0
     # Steps between each; 0: only at the end.
     c.loop.log_every = 50
     c.loop.checkpoint_every = 500  # the state is also saved before each evaluation

@@ -50,5 +50,5 @@ def get_config():
     c.loop.num_steps, c.loop.checkpoint_every, c.loop.eval_every = 4400, 500, 1000
 
     c.sample.num_frames, c.sample.height, c.sample.width = 9, 32, 32
-    c.sample.num_inference_steps, c.sample.guidance_scale = 20, 3.5
+    c.sample.num_inference_steps, c.sample.guidance_scale = 20, 2.0
     return c

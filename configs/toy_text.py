@@ -18,7 +18,7 @@ def get_config():
     c.optim.learning_rate_factors = ()
     c.optim.warmup_steps = 30
     c.optim.ema_decay = 0.98
-    c.loop.num_steps = 1500
+    c.loop.num_steps = 1000
     c.loop.checkpoint_every = 500
     c.loop.eval_every = 0
     return c

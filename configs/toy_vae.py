@@ -12,6 +12,8 @@ def get_config():
     c = toy.get_config()
     c.objective = "vae"
     c.data.batch_size = 8
+    c.state_loss.weight = 0.03
+    c.reconstruction.latent_noise = 0.4
     c.optim.learning_rate = 5e-3
     c.optim.muon_learning_rate = 0.03
     c.optim.momentum = 0.9

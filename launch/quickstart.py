@@ -1,6 +1,12 @@
 """Runs the whole recipe on one machine; launch/quickstart starts it inside .venv.
 
-    shards -> video VAE -> latents -> text encoder -> denoiser -> videos -> scores -> report
+    first videos -> shards -> latents -> text encoder -> denoiser -> videos -> scores, report
+
+The first videos are those of the weights that are shipped. Then a text encoder and a
+denoiser are trained from scratch, on latents of the shipped video VAE; --from_scratch
+trains a video VAE as well. The denoiser gets the time that --minutes leave: it measures
+its speed in its first steps, and takes as many as fit. --steps makes a run that can be
+repeated exactly.
 
 Each stage is a job of `sora_jax`; its command is printed, and its output is kept in
 OUT/logs. The same command resumes: finished stages are skipped, and a stopped stage
@@ -45,6 +51,15 @@ PROMPTS = (
 )
 CONFIG, VAE_CONFIG = "configs/toy.py", "configs/toy_vae.py"
 TEXT_CONFIG = "configs/toy_text.py"
+SHIPPED = "toy"  # the model whose video VAE makes the latents
+CLIPS, SCORED = 12000, 64
+# In a command, the minutes that are left for its stage.
+MINUTES = "{minutes}"
+LEAST_MINUTES = 1.0  # of the denoiser
+MOST_STEPS = 1_000_000  # of the denoiser, whatever the minutes
+# Videos, scores and report: seconds on any machine, and a share of the time that the
+# encoding of as many clips as CLIPS takes.
+AFTER_SECONDS, AFTER_SHARE = 25.0, 2.0
 # Huge pages for large arrays: otherwise a training step on CPU spends a fifth of its time
 # on page faults. Other C libraries than glibc ignore the setting.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -52,7 +67,7 @@ SMOKE = {
     "num_clips": 256,
     "vae_steps": 4,
     "text_steps": 4,
-    "denoiser_steps": 4,
+    "steps": 4,
     "num_scored": 4,
 }
 # Smaller networks for --smoke, whose time is mostly compilation of layers.
@@ -70,13 +85,17 @@ class Stage:
 
     Attributes:
       name: shown to the user.
-      command: the arguments of Python.
+      command: the arguments of Python; MINUTES in them stands for the time that is left.
       product: the file that the job writes last.
     """
 
     name: str
     command: list[str]
     product: pathlib.Path
+
+    def command_with(self, minutes: float) -> list[str]:
+        """The command with the minutes that are left for it."""
+        return [part.replace(MINUTES, f"{minutes:.2f}") for part in self.command]
 
 
 class Stopped(Exception):
@@ -87,11 +106,22 @@ def stages(args: argparse.Namespace) -> list[Stage]:
     """Returns the recipe for the given sizes."""
     out = args.out
     networks = SMOKE_NETWORKS if args.smoke else {}
+    vae = out / "vae" if args.from_scratch else SHIPPED
 
     def job(name: str, **flags: object) -> list[str]:
         return ["-m", f"sora_jax.{name}"] + [
             f"--{flag}={value}" for flag, value in flags.items() if value is not None
         ]
+
+    def videos(name: str, model: object, folder: str) -> Stage:
+        command = job(
+            "generate",
+            model=model,
+            prompts=out / "prompts.txt",
+            out=out / folder,
+            sheet=out / f"{folder}.png",
+        )
+        return Stage(name, command, out / f"{folder}.png")
 
     def training(name, config, folder, steps, product, **fields: object) -> Stage:
         values = {
@@ -101,7 +131,15 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         command = job("train", config=config, out=folder, **values)
         return Stage(name, command, folder / product)
 
+    of_denoiser = {
+        "data__latents": out / "latents",
+        "data__sample_prompts": out / "prompts.txt",
+        "text__encoder": out / "text",
+    }
+    if args.steps is None:
+        of_denoiser["loop__minutes"] = MINUTES
     return [
+        videos("first videos", SHIPPED, "first_videos"),
         Stage(
             "shards",
             job(
@@ -114,20 +152,25 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             ),
             out / "shards" / "manifest.json",
         ),
-        training(
-            "video VAE",
-            VAE_CONFIG,
-            out / "vae",
-            args.vae_steps,
-            "vae/weights.safetensors",
-            data__shards=out / "shards",
+        *(
+            [
+                training(
+                    "video VAE",
+                    VAE_CONFIG,
+                    out / "vae",
+                    args.vae_steps,
+                    "vae/weights.safetensors",
+                    data__shards=out / "shards",
+                )
+            ]
+            * args.from_scratch
         ),
         Stage(
             "latents",
             job(
                 "prepare",
                 source=f"shards:{out / 'shards'}",
-                vae=out / "vae",
+                vae=vae,
                 out=out / "latents",
             ),
             out / "latents" / "latents.json",
@@ -144,28 +187,18 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             "denoiser",
             CONFIG,
             out / "model",
-            args.denoiser_steps,
+            MOST_STEPS if args.steps is None else args.steps,
             "metrics.jsonl",
-            data__latents=out / "latents",
-            text__encoder=out / "text",
+            **of_denoiser,
         ),
-        Stage(
-            "videos",
-            job(
-                "generate",
-                model=out / "model",
-                prompts=out / "prompts.txt",
-                out=out / "videos",
-            ),
-            out / "videos",
-        ),
+        videos("videos", out / "model", "videos"),
         Stage(
             "scores and report",
             job(
                 "evaluate",
                 model=out / "model",
                 shards=out / "shards",
-                also=out / "vae",
+                also=out / "vae" if args.from_scratch else None,
                 out=out / "scores",
                 **dict.fromkeys(SUITES, args.num_scored),
             ),
@@ -210,6 +243,19 @@ class Record:
         """Returns the seconds that the installation and all stages took."""
         stages = self.data["stages"].values()
         return self.data["install_seconds"] + sum(entry["seconds"] for entry in stages)
+
+    def minutes_left(self, args: argparse.Namespace) -> float:
+        """What is left of args.minutes for the denoiser, from all that is done so far.
+
+        What comes after it is estimated by the time that the latents took.
+        """
+        latents = self.data["stages"].get("latents", {}).get("seconds", 0.0)
+        share = AFTER_SHARE * CLIPS / args.num_clips
+        # The denoiser itself may be resumed: its time is not over.
+        spent = self.total_seconds()
+        spent -= self.data["stages"].get("denoiser", {}).get("seconds", 0.0)
+        left = args.minutes - (spent + AFTER_SECONDS + share * latents) / 60
+        return max(LEAST_MINUTES, left)
 
     def write(self) -> None:
         """Writes the file atomically."""
@@ -321,14 +367,16 @@ def resident_bytes(root: int) -> int:
     return sum(sizes.get(p, 0) for p in family) * os.sysconf("SC_PAGE_SIZE")
 
 
-def run_stage(stage: Stage, entry: dict, record: Record, log: pathlib.Path) -> int:
-    """Runs a stage and records it; returns its exit code.
+def run_stage(
+    command: list[str], product: pathlib.Path, entry: dict, record: Record, log
+) -> int:
+    """Runs a stage's command and records it; returns its exit code.
 
     Raises:
       Stopped: it was asked to stop, and has saved its state or finished.
     """
     began = time.monotonic()
-    child = Child([sys.executable, *stage.command], log)
+    child = Child([sys.executable, *command], log)
     asked = []
 
     def stop(number, frame):
@@ -349,7 +397,7 @@ def run_stage(stage: Stage, entry: dict, record: Record, log: pathlib.Path) -> i
         entry["seconds"] = round(entry["seconds"] + time.monotonic() - began, 1)
         record.count_memory(child.peak_bytes)
         record.write()
-    entry["finished"] = code == 0 and stage.product.exists()
+    entry["finished"] = code == 0 and product.exists()
     record.write()
     if asked:
         raise Stopped
@@ -386,6 +434,12 @@ def run_recipe(args: argparse.Namespace) -> int:
     again = f"./launch/quickstart {shlex.join(sys.argv[1:])}".rstrip()
     todo = stages(args)
     entries = record.begin(todo)
+    if args.steps is None:
+        say(
+            f"{args.minutes:g} minutes in all, of which set-up took "
+            f"{clock(record.data['install_seconds'])}; the denoiser learns in those that "
+            "data and scores leave, and says how many steps that is"
+        )
     for index, (stage, entry) in enumerate(zip(todo, entries, strict=True)):
         title = f"{index + 1}/{len(todo)} {stage.name}"
         if entry["finished"] and stage.product.exists():
@@ -394,9 +448,12 @@ def run_recipe(args: argparse.Namespace) -> int:
         for later in entries[index:]:
             later["finished"] = False
         log = args.out / "logs" / f"{stage.name.replace(' ', '_')}.log"
-        say(f"{title}: python {shlex.join(stage.command)}")
+        command = stage.command
+        if any(MINUTES in part for part in command):
+            command = stage.command_with(record.minutes_left(args))
+        say(f"{title}: python {shlex.join(command)}")
         try:
-            code = run_stage(stage, entry, record, log)
+            code = run_stage(command, stage.product, entry, record, log)
         except Stopped:
             say(f"stopped during '{stage.name}'; to resume, run {again}")
             return 130
@@ -405,6 +462,8 @@ def run_recipe(args: argparse.Namespace) -> int:
             say(f"'{stage.name}' failed ({what}); its output is in {log}")
             return code or 1
         say(f"{title}: done in {clock(entry['seconds'])}")
+        if stage.name == "first videos":
+            say(f"what the shipped weights make: {stage.product}")
     print_summary(record, args.out)
     return 0
 
@@ -419,7 +478,9 @@ def print_summary(record: Record, out: pathlib.Path) -> None:
     print(f"  {'total':<18} {clock(record.total_seconds()):>7}")
     # The sampled sum may miss a short peak; the other is of a single process.
     print(f"peak memory: {max(peaks.values()):.2f} GiB over all processes")
-    print(f"videos: {out / 'videos'}")
+    print(f"videos: {out / 'videos'}, {out / 'videos.png'}")
+    for sheet in sorted((out / "model" / "samples").glob("*.png"))[:1]:
+        print(f"how it learned: {sheet.parent}")
     print(f"report: {out / 'scores' / 'report.html'}")
     print(f"timing: {record.path}", flush=True)
 
@@ -435,7 +496,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     size = {"type": int, "metavar": "N"}
     config = "; default: as in %s"
     parser.add_argument("--out", type=pathlib.Path, default=default, help="run folder")
-    parser.add_argument("--num_clips", **size, help="training clips; default: 20000")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=20,
+        help="time in all, set-up included; default: 20",
+    )
+    parser.add_argument(
+        "--from_scratch", action="store_true", help="train the video VAE as well"
+    )
+    parser.add_argument("--num_clips", **size, help=f"training clips; default: {CLIPS}")
     parser.add_argument(
         "--vae_steps", **size, help="steps of the video VAE" + config % VAE_CONFIG
     )
@@ -443,10 +513,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--text_steps", **size, help="steps of the text encoder" + config % TEXT_CONFIG
     )
     parser.add_argument(
-        "--denoiser_steps", **size, help="steps of the denoiser" + config % CONFIG
+        "--steps", **size, help="steps of the denoiser; default: as --minutes allow"
     )
     parser.add_argument(
-        "--num_scored", **size, help="prompts per suite; default: 48 to 256"
+        "--num_scored", **size, help=f"prompts per suite; default: {SCORED}"
     )
     parser.add_argument(
         "--workers", **size, help="processes that write shards; default: one per core"
@@ -458,7 +528,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(arguments)
     args.out = args.out.absolute()
-    for name, number in (SMOKE if args.smoke else {"num_clips": 20000}).items():
+    full = {"num_clips": CLIPS, "num_scored": SCORED}
+    for name, number in (SMOKE if args.smoke else full).items():
         if getattr(args, name) is None:
             setattr(args, name, number)
     return args

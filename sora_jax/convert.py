@@ -3,6 +3,7 @@
     python -m sora_jax.convert --from Wan2.1-T2V-1.3B-Diffusers --out runs/wan_1_3b
     python -m sora_jax.convert --from runs/toy --out toy-diffusers --license apache-2.0 \\
         --name "Toy" --training_data "Eight thousand clips of the toy world."
+    python -m sora_jax.convert --from runs/toy --layout run --dtype float16 --out toy
     python -m sora_jax.convert --from runs/toy_lora --out toy_lora.safetensors
     python -m sora_jax.convert --from i3d_pretrained_400.pt --eps 1e-5 --out weights/i3d
     python -m sora_jax.convert --from i3d_torchscript.pt --trust_torchscript \\
@@ -12,8 +13,9 @@
 
 The direction follows from --from. A folder in diffusers' layout becomes a run at step 0,
 which can generate, be evaluated, and initialise other runs (`train --init`). A run
-becomes a folder in diffusers' layout with a model card; adapters (LoRA) are merged into
-the weights there, or written alone where --out is a .safetensors file. If the other
+becomes a folder in diffusers' layout with a model card, or with --layout run a run that
+has its averaged weights alone, for others to use. Adapters (LoRA) are merged into the
+weights there, or written alone where --out is a .safetensors file. If the other
 format cannot express something, the error names it and nothing is written. A file (.pt,
 .pth, .pth.tar, .npz) holds a feature network for distances between videos; with
 --lpips_heads, two PyTorch files become the one file that LPIPS is measured with.
@@ -30,7 +32,7 @@ from absl import flags
 from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
 from sora_jax.evals.features import weight_folders
-from sora_jax.generation import export, pipeline, wan
+from sora_jax.generation import export, pipeline, runs, wan
 from sora_jax.training import lora_files, perceptual, pretrained, torch_files
 
 FLAGS = flags.FLAGS
@@ -44,10 +46,13 @@ flags.DEFINE_string(
     required=True,
 )
 flags.DEFINE_enum(
+    "layout", "diffusers", ["diffusers", "run"], "What a run is turned into."
+)
+flags.DEFINE_enum(
     "dtype",
     None,
-    pretrained.DTYPES,
-    "Type of the run's weights; default: bfloat16, or float32 if stored as such.",
+    runs.STORED,
+    "Type of the written run's weights; default: bfloat16, or float32 if read as such.",
 )
 flags.DEFINE_bool("strict", False, "Fail on unknown fields in diffusers' configs.")
 flags.DEFINE_string("mesh", "fsdp=-1", job.MESH)
@@ -92,6 +97,12 @@ def refuse(names: tuple[str, ...], why: str) -> None:
     for name in names:
         if FLAGS[name].present:
             raise ValueError(f"--{name} has no meaning {why}")
+
+
+def to_released(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Writes a run's averaged weights as a run of their own."""
+    refuse((*_RUN_FLAGS, "strict"), "with --layout run")
+    runs.release(source, target, FLAGS.dtype or "float32")
 
 
 def to_diffusers(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -150,7 +161,7 @@ def to_features(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def main() -> None:
-    source, target = pathlib.Path(FLAGS["from"].value), pathlib.Path(FLAGS.out)
+    source, target = paths.model(FLAGS["from"].value), pathlib.Path(FLAGS.out)
     if FLAGS.lpips_heads:
         return lpips(source, target)
     if target.suffix == lora_files.SUFFIX:
@@ -170,6 +181,9 @@ def main() -> None:
             if source.is_file():
                 to_features(source, partial)
             elif pretrained.is_folder(source):
+                refuse(("layout",), "for a folder in diffusers' layout")
+                if FLAGS.dtype == "float16":
+                    raise ValueError("--dtype float16 is for --layout run")
                 refuse(_FILE_FLAGS, "for a folder in diffusers' layout")
                 refuse(
                     _RUN_FLAGS, "for a folder in diffusers' layout, which becomes a run"
@@ -178,7 +192,10 @@ def main() -> None:
                 wan.to_run(folder, partial, FLAGS.dtype)
             else:
                 refuse(_FILE_FLAGS, "for a run")
-                to_diffusers(source, partial)
+                if FLAGS.layout == "run":
+                    to_released(source, partial)
+                else:
+                    to_diffusers(source, partial)
             if target.is_dir():
                 target.rmdir()
             partial.rename(target)

@@ -3,8 +3,8 @@
     python -m sora_jax.doctor --folder runs
 
 Measures the rate of matrix products, attention, video decoding and the disk, compiles and
-runs training steps of the toy denoiser, and estimates how long ./launch/quickstart takes
-here. With --config another denoiser's steps are timed. It takes about a minute, most of
+runs training steps of the toy denoiser, and estimates how many of them the 20 minutes of
+./launch/quickstart are here. With --config another denoiser's steps are timed. It takes about a minute, most of
 it for compilation. The exit code is 1 where a package that every job needs is missing.
 """
 
@@ -51,10 +51,11 @@ _INSTRUCTIONS = {
     "sve": "SVE",
     "asimd": "NEON",
 }
-# The quickstart on two cores of an AMD EPYC, with the recipe of experiments/RESULTS.md,
-# "The quickstart": seconds that follow the speed of training steps, other seconds, and
-# the steps per second it was measured at.
-_QUICKSTART = {"computing": 1040.0, "other": 125.0, "steps_per_second": 6.3}
+# What the quickstart does besides the denoiser's steps, on two cores of an Intel Xeon with
+# AVX-512 (experiments/RESULTS.md, "The quickstart"): seconds that follow the speed of
+# training steps, other seconds, and the steps per second it was measured at.
+_QUICKSTART = {"computing": 405.0, "other": 50.0, "steps_per_second": 3.3}
+_MINUTES = 20  # of the quickstart
 # Compiles a program and prints how many were found in the cache.
 _COUNT_HITS = """
 import jax
@@ -184,10 +185,11 @@ def compile_cache_works() -> bool:
         return said[0] == b"0\n" and said[1].strip() not in (b"", b"0")
 
 
-def quickstart_minutes(steps_per_second: float) -> float:
-    """How long the quickstart takes, from a measured rate of training steps."""
+def quickstart_steps(steps_per_second: float) -> int:
+    """How many steps the quickstart's denoiser takes, from a measured rate of them."""
     times = _QUICKSTART["steps_per_second"] / steps_per_second
-    return (_QUICKSTART["computing"] * times + _QUICKSTART["other"]) / 60
+    seconds = _QUICKSTART["computing"] * times + _QUICKSTART["other"]
+    return max(0, round((60 * _MINUTES - seconds) * steps_per_second))
 
 
 def missing() -> dict[str, str]:
@@ -245,7 +247,7 @@ def examine(
         "compile_cache_works": compile_cache_works(),
     }
     if is_toy:
-        training["quickstart_minutes"] = round(quickstart_minutes(per_second))
+        training["steps_of_quickstart"] = quickstart_steps(per_second)
     yield "training", training
     yield "missing", missing()
 

@@ -20,7 +20,7 @@ import pathlib
 import jax
 from absl import flags
 
-from sora_jax.core import job
+from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
 from sora_jax.evals import vae_report
@@ -30,7 +30,7 @@ from sora_jax.evals.videos import folder_report, published
 from sora_jax.generation import request as requests
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, "What to evaluate: run of a denoiser.")
+flags.DEFINE_string("model", None, "What to evaluate: run of a denoiser, or toy.")
 flags.DEFINE_string("samples", None, "What to evaluate: folder that generate wrote.")
 flags.DEFINE_string("vae", None, "What to evaluate: run or folder of a video VAE.")
 flags.DEFINE_string("videos", None, "What to evaluate: folder of videos or arrays.")
@@ -143,7 +143,7 @@ def sampling_of(clips: shards.Shards, tier: str) -> checkpoints.Sampling:
         seed=FLAGS.prompt_seed,
     )
     return checkpoints.Sampling(
-        pathlib.Path(FLAGS.model),
+        paths.model(FLAGS.model),
         suites,
         pathlib.Path(FLAGS.out) / "parts",
         seeds=checkpoints.read_seeds(FLAGS.seeds),
@@ -218,8 +218,8 @@ def main() -> None:
         raise ValueError(
             f"{FLAGS.shards} are not toy-world shards: the oracle cannot read them"
         )
-    source = pathlib.Path(FLAGS.model or FLAGS.samples)
-    runs = results.Runs(source, bool(FLAGS.model), [*map(pathlib.Path, FLAGS.also)])
+    source = paths.model(FLAGS.model or FLAGS.samples)
+    runs = results.Runs(source, bool(FLAGS.model), [*map(paths.model, FLAGS.also)])
     runs.differences()  # a missing run is reported now, not after the work
     scorer = results.Scorer(clips, tier, network, runs)
     with job.terminable():

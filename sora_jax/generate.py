@@ -1,13 +1,12 @@
 """Generates videos from prompts, and from an image, as MP4, WebM or GIF files.
 
-    python -m sora_jax.generate --model runs/toy --prompt "a red circle moves left" \\
-        --seed 3 --out clip.mp4
+    python -m sora_jax.generate --prompt "a red circle moves left" --out clip.mp4
     python -m sora_jax.generate --model runs/toy --prompts prompts.csv --out clips/
     python -m sora_jax.generate --model runs/toy --from clip.mp4 --out again.mp4
 
-The model is a run, or a folder of Wan 2.1 or 2.2 in diffusers' layout; Wan's own flag
-names work too. Each video gets a recipe file (clip.json), from which --from makes it
-again. The same command resumes an interrupted list. Several devices share the clips of a
+The model is the toy that is shipped, a run, or a folder of Wan 2.1 or 2.2 in diffusers'
+layout; Wan's own flag names work too. Each video gets a recipe file (clip.json), from
+which --from makes it again. --sheet shows all of a list in one picture. The same command resumes an interrupted list. Several devices share the clips of a
 batch; with several processes, each runs the same command. --step_cache needs to be
 calibrated first, by --calibrate_step_cache in place of --step_cache and --out.
 """
@@ -19,10 +18,12 @@ from absl import flags
 
 from sora_jax.core import job, progress
 from sora_jax.core import mesh as meshes
+from sora_jax.data import video_io
 from sora_jax.evals.prompts import cached_sampling
 from sora_jax.generation import (
     batches,
     cache_calibration,
+    contact_sheet,
     estimate,
     pipeline,
     prompt_file,
@@ -33,7 +34,7 @@ from sora_jax.training import pretrained
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "model", None, "Run, or folder in diffusers' layout.", required=True
+    "model", "toy", "Run, folder in diffusers' layout, or toy, which is shipped."
 )
 flags.DEFINE_string("lora", None, "LoRA file that is merged into the denoiser.")
 flags.DEFINE_string("lora_2", None, "The same for the second of two experts.")
@@ -42,6 +43,9 @@ flags.DEFINE_string("prompts", None, "File of prompts: .txt, .csv or .jsonl.")
 flags.DEFINE_string("from", None, "Video with a recipe, to be made again.")
 flags.DEFINE_string(
     "out", None, "Video file (.mp4, .webm, .gif); with --prompts, a folder."
+)
+flags.DEFINE_string(
+    "sheet", None, "Picture (.png) to write: the prompts, and frames of their videos."
 )
 flags.DEFINE_bool("overwrite", False, "Replace existing files.")
 flags.DEFINE_enum(
@@ -89,7 +93,8 @@ _NAMES_OF_WAN = {
 for _alias, _name in _NAMES_OF_WAN.items():
     flags.DEFINE_alias(_alias, _name)
 
-_NOT_IN_CALIBRATION = ("out", "step_cache", "overwrite", "format", "dry_run")
+_MOST_ON_SHEET = 64
+_NOT_IN_CALIBRATION = ("out", "sheet", "step_cache", "overwrite", "format", "dry_run")
 
 
 def clips(recipe: dict | None) -> list[dict]:
@@ -147,13 +152,30 @@ def named_arguments() -> dict:
 def make(pipe: pipeline.Pipeline, groups: list[list[dict]], steps: int) -> None:
     """Makes the clips, and writes each batch as soon as it is computed."""
     index = jax.process_index()
-    with progress.Progress(steps, "generate", "clip steps", process_index=index) as bar:
+    with progress.Progress(
+        steps, "generate", "clip steps", process_index=index, compiles=True
+    ) as bar:
         for group in groups:
             output = pipe(**arguments(group), progress=bar.update)
             results = zip(group, output.frames, output.recipes, strict=True)
             for clip, frames, recipe in results:
                 if index == 0:
                     recipes.save(frames, clip["file"], recipe)
+
+
+def check_sheet(clips: int) -> None:
+    """Refuses a contact sheet that cannot be drawn."""
+    if not FLAGS.sheet:
+        return
+    if not FLAGS.out or FLAGS.dry_run:
+        raise ValueError("--sheet shows videos that are made: give --out")
+    if not FLAGS.sheet.lower().endswith(".png"):
+        raise ValueError(f"--sheet is a file .png to write, not {FLAGS.sheet}")
+    if clips > _MOST_ON_SHEET:
+        raise ValueError(
+            f"--sheet shows up to {_MOST_ON_SHEET} videos, and there are {clips}"
+        )
+    job.check_writable(FLAGS.sheet)
 
 
 def arguments(group: list[dict]) -> dict:
@@ -168,6 +190,7 @@ def main() -> None:
     wanted = clips(recipe)
     if FLAGS.out:
         batches.check_files(wanted)
+    check_sheet(len(wanted))
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
     if FLAGS.dry_run:
         calls = [arguments([clip]) for clip in wanted]
@@ -204,6 +227,10 @@ def main() -> None:
     print("".join(f"{note}\n" for note in notes if first), end="", flush=True)
     if todo:
         make(pipe, groups, steps)
+    if first and FLAGS.sheet:
+        videos = [video_io.decode(clip["file"]).frames for clip in wanted]
+        prompts = [clip["prompt"] for clip in wanted]
+        contact_sheet.write(pathlib.Path(FLAGS.sheet), videos, prompts)
     if first:
         print(f"{todo} clip{'s' * (todo != 1)} written: {FLAGS.out}")
 

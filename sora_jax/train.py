@@ -26,10 +26,11 @@ from sora_jax.core import digests, job, paths, versions
 from sora_jax.core import mesh as meshes
 from sora_jax.data import loader, records, samples, shards
 from sora_jax.evals.metrics import reconstruction
-from sora_jax.evals.prompts import loss_gap
+from sora_jax.evals.prompts import loss_gap, sample_sheet
 from sora_jax.generation import runs
 from sora_jax.models import video_vae
 from sora_jax.training import (
+    checkpoint,
     cost,
     evaluation,
     initial,
@@ -39,28 +40,57 @@ from sora_jax.training import (
     run_folder,
     stopping,
 )
+from sora_jax.training import trackers as run_trackers
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.", lock_config=True)
 _OUT = flags.DEFINE_string("out", None, "Run folder.")
 _INIT = flags.DEFINE_string(
-    "init", None, "Initial weights: a run, or a folder in diffusers' layout."
+    "init",
+    None,
+    "Initial weights: toy, which is shipped, a run, or a folder in diffusers' layout.",
 )
 _MESH = flags.DEFINE_string("mesh", None, f"{job.MESH} Default: config.mesh.")
 _STRICT = flags.DEFINE_bool(
     "strict", False, "Fail on unknown fields in imported configs."
 )
+_TENSORBOARD = flags.DEFINE_bool(
+    "tensorboard", False, "Also write metrics and sample videos to RUN/tensorboard."
+)
+_WANDB = flags.DEFINE_string(
+    "wandb", None, "Project of Weights & Biases to log metrics and sample videos to."
+)
 _PROFILE = flags.DEFINE_list("profile", [], "First and last step to trace: 20,25.")
 
 
-def evaluators(c, task: jobs.Job, mesh) -> dict[str, evaluation.Evaluator]:
+def trackers(c, folder: pathlib.Path) -> run_trackers.Trackers:
+    """What the flags ask for; nothing on all processes but one."""
+    found: dict[str, run_trackers.Tracker] = {}
+    if jax.process_index() == 0:
+        if _TENSORBOARD.value:
+            step = max(checkpoint.steps(folder), default=0)
+            found["tensorboard"] = run_trackers.TensorBoard(folder, step)
+        if _WANDB.value:
+            flat = configs.flatten(c)
+            found["wandb"] = run_trackers.WandB(folder, _WANDB.value, flat)
+    return run_trackers.Trackers(found)
+
+
+def evaluators(
+    c, folder: pathlib.Path, task: jobs.Job, mesh, tracked: run_trackers.Trackers
+) -> dict[str, evaluation.Evaluator]:
     """The run's evaluators.
 
     A video VAE is evaluated on clips outside of its training. A denoiser of the toy world
-    tells how much of its captions it reads.
+    tells how much of its captions it reads. Any denoiser draws videos of prompts.
     """
     if c.objective == "denoiser":
-        gap = loss_gap.of_run(c, task.objective, task.latents, task.tokenizer, mesh)
-        return {} if gap is None else {"loss_gap": gap}
+        found = {
+            "loss_gap": loss_gap.of_run(
+                c, task.objective, task.latents, task.tokenizer, mesh
+            ),
+            "samples": sample_sheet.of_run(c, folder, tracked),
+        }
+        return {name: one for name, one in found.items() if one is not None}
     if c.objective != "vae" or not c.data.eval_shards:
         return {}
     clips = shards.open(c.data.eval_shards)
@@ -102,8 +132,8 @@ def main() -> None:
     meshes.initialize()
     if c.objective not in jobs.JOBS:
         raise ValueError(f"objective {c.objective!r}; there are {[*jobs.JOBS]}")
-    if c.init and c.objective != "denoiser":
-        raise ValueError(f"init is for a denoiser; the objective is {c.objective}")
+    if c.init and c.objective == "text_encoder":
+        raise ValueError("init is for a denoiser or a video VAE, not a text encoder")
     built = configs.build(recipe.Recipe, c, "")
     if built.lora.rank and c.objective != "denoiser":
         raise ValueError(f"lora.rank is for a denoiser; the objective is {c.objective}")
@@ -122,7 +152,8 @@ def main() -> None:
     if _STRICT.value:
         initial.check_fields(c)
     task = jobs.JOBS[c.objective](c, folder, mesh)
-    measured = evaluators(c, task, mesh)
+    tracked = trackers(c, folder)
+    measured = evaluators(c, folder, task, mesh, tracked)
     tell_changes(folder, run_folder.claim(folder, c))
     meshes.barrier("config")
     if jax.process_index() == 0:
@@ -143,6 +174,7 @@ def main() -> None:
             row_flops=task.row_flops,
             peak_flops=cost.matmul_peak() * mesh.size if task.row_flops else 0.0,
             evaluators=measured,
+            trackers=tracked,
             profile=range(*map(int, _PROFILE.value)) if _PROFILE.value else None,
         )
     except stopping.Preempted as stop:

@@ -16,7 +16,14 @@ from sora_jax.core import config as configs
 from sora_jax.core import digests, mesh, trees
 from sora_jax.generation import estimate, export, pipeline
 from sora_jax.models import lora
-from sora_jax.training import checkpoint, initial, lora_files, perceptual, pretrained
+from sora_jax.training import (
+    checkpoint,
+    initial,
+    lora_files,
+    perceptual,
+    pretrained,
+    run_folder,
+)
 from tests import conftest
 from tests.training import tiny_folder, tiny_lora
 
@@ -328,3 +335,40 @@ def test_a_target_that_cannot_be_written_is_found_before_anything_is_read(
     with pytest.raises(SystemExit, match="w.safetensors cannot be written: .*a file"):
         job(tmp_path / "missing", file / "w.safetensors", lpips_heads="vgg.pth")
     assert [*tmp_path.iterdir()] == [file]
+
+
+def test_a_released_run_is_used_like_the_run(source, run, job, tmp_path):
+    released = tmp_path / "released"
+    job(run, released, layout="run", mesh="fsdp=-1")
+    assert not (released / "checkpoints").exists()
+    wanted = pipeline.Pipeline.from_pretrained(run)(**CALL).frames
+    found = pipeline.Pipeline.from_pretrained(released)(**CALL).frames
+    np.testing.assert_array_equal(found, wanted)
+    assert checkpoint.steps(released) == [0]
+    sizes = [checkpoint.networks_in(folder) for folder in (run, released)]
+    assert sizes[0].keys() == sizes[1].keys()
+    assert estimate.report(released, [CALL])
+
+    half = tmp_path / "half"
+    job(run, half, layout="run", dtype="float16")
+    stored = load_file(half / "weights.safetensors")
+    assert {str(tensor.dtype) for tensor in stored.values()} == {"float16"}
+    near = pipeline.Pipeline.from_pretrained(half)(**CALL).frames
+    assert 0 < np.abs(near - wanted).max() <= 2e-2 * np.abs(wanted).max()
+
+    content = bytearray((half / "weights.safetensors").read_bytes())
+    content[-2] ^= 1
+    (half / "weights.safetensors").write_bytes(content)
+    with pytest.raises(digests.Damaged, match="weights.safetensors is damaged"):
+        pipeline.Pipeline.from_pretrained(half)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
+        checkpoint.load_run(released, step=7)
+    with pytest.raises(SystemExit, match="--dtype float16 is for --layout run"):
+        job(source, tmp_path / "no", dtype="float16")
+
+
+def test_a_released_run_is_a_start_but_is_not_resumed(run, job, tmp_path):
+    released = tmp_path / "released"
+    job(run, released, layout="run")
+    with pytest.raises(ValueError, match=f"--init {released}"):
+        run_folder.check(released, configs.read(released))

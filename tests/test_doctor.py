@@ -42,10 +42,11 @@ def test_a_rate_leaves_the_first_call_out(doctor, monkeypatch):
     assert doctor.rate(work, seconds=2.0) == pytest.approx(2.0)
 
 
-def test_the_quickstart_takes_what_it_took_on_both_machines(doctor):
-    """19.4 and about 55 minutes, at 6.3 and 2.1 steps per second."""
-    assert doctor.quickstart_minutes(6.3) == pytest.approx(19.4, abs=0.2)
-    assert doctor.quickstart_minutes(2.1) == pytest.approx(55, abs=2)
+def test_a_faster_machine_takes_more_than_so_many_times_the_steps(doctor):
+    here = doctor.quickstart_steps(3.3)
+    assert here == pytest.approx((1200 - 455) * 3.3, abs=1)
+    assert doctor.quickstart_steps(6.6) > 2.5 * here
+    assert doctor.quickstart_steps(0.5) == 0
 
 
 def test_the_disk_and_the_decoder_have_a_rate(doctor, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Atomic writes of files, checksums of files, and locks on folders."""
+"""Atomic writes of files, checksums, locks on folders, and shipped models."""
 
 import contextlib
 import errno
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 
 LOCK = ".lock"
+_SHIPPED = pathlib.Path(__file__).parent.parent / "weights"
 # flock raises these on file systems without locks, such as some network file systems.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -21,6 +22,17 @@ _IN_WORDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, *_NOT_WRITABLE)
 
 class InUse(OSError):
     """Another process has locked the folder."""
+
+
+def model(name: str | os.PathLike) -> pathlib.Path:
+    """The folder of a model: the path itself, or the shipped model of that name.
+
+    A folder of that name in the working directory comes first.
+    """
+    path = pathlib.Path(name)
+    shipped = _SHIPPED / path.name
+    is_name = path.name == str(path) and not path.exists()
+    return shipped if is_name and path.name and shipped.is_dir() else path
 
 
 @contextlib.contextmanager

@@ -39,17 +39,26 @@ class Progress(tqdm.tqdm):
       unit: plural name of the unit, such as "clips".
       start: units done before this run, if it resumes another.
       process_index: of this process.
+      compiles: say "compiling" until the first update.
     """
 
     monitor_interval = 0  # tqdm's thread would only redraw
 
     def __init__(
-        self, total: int, label: str, unit: str, *, start: int = 0, process_index=0
+        self,
+        total: int,
+        label: str,
+        unit: str,
+        *,
+        start: int = 0,
+        process_index: int = 0,
+        compiles: bool = False,
     ):
+        self._label = label
         self._compiled: tuple[float, int] | None = None  # time and units done by then
         terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         super().__init__(
-            desc=label,
+            desc=f"{label}, compiling" if compiles else label,
             total=total,
             unit=f" {unit}",
             initial=start,
@@ -67,7 +76,13 @@ class Progress(tqdm.tqdm):
         """Counts `n` more units as done; prints where it is time to."""
         if n and not self._compiled:
             self._compiled = time.monotonic(), self.n + n
+            self.set_description(self._label, refresh=False)
         super().update(n)
+
+    def compiling(self) -> None:
+        """Says that the next update has to wait for a compilation."""
+        self._compiled = None
+        self.set_description(f"{self._label}, compiling")
 
     @property
     def format_dict(self) -> dict:

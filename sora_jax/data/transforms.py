@@ -52,20 +52,26 @@ class CropClips:
     Each kind is an entry of its own: {"video0": uint8 [n, t, h, w, c], "video1": ...}
     with its own n, t, h and w. A window may start at any frame, so that the autoencoder
     also sees clips that start in the middle of a motion.
+
+    Args:
+      crops: the kinds.
+      shown: also says what the places of a whole clip's latents show.
     """
 
-    def __init__(self, crops: Sequence[Crop] = (Crop(),)):
-        self.crops = tuple(crops)
+    def __init__(self, crops: Sequence[Crop] = (Crop(),), shown: "Shown | None" = None):
+        self.crops, self.shown = tuple(crops), shown
 
     def __call__(
         self, record: records.ClipRecord, random: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """Raises ValueError if the clip is smaller than a window."""
         frames_thwc = record.frames()
-        return {
+        windows = {
             f"video{place}": self._cut(crop, record.id, frames_thwc, random)
             for place, crop in enumerate(self.crops)
         }
+        shown = {} if self.shown is None else self.shown(record)
+        return windows | {name: array[None] for name, array in shown.items()}
 
     def _cut(self, crop, clip_id, frames_thwc, random) -> np.ndarray:
         whole = frames_thwc.shape[:3]
@@ -137,18 +143,22 @@ class LatentsAndText:
 
 
 class Shown:
-    """What the tokens of a toy-world clip show: `shown_shape`, `shown_motion`.
+    """What the tokens of a toy-world clip show: `shown_shape`, `_colour`, `_motion`.
 
     Of a clip whose state is not that of a toy world, or of tokens that span several
-    latent frames, every shape is -1.
+    latent frames, every shape and colour is -1.
 
     Args:
       grid: tokens along time, height and width.
       temporal_stride: video frames per latent frame, except for the first.
+      causal: whether tokens of the first latent frame, which is made of one video frame,
+        cannot show its motion, which is then nan.
     """
 
-    def __init__(self, grid: tuple[int, int, int], temporal_stride: int):
-        self.grid, self.temporal_stride = grid, temporal_stride
+    def __init__(
+        self, grid: tuple[int, int, int], temporal_stride: int, causal: bool = False
+    ):
+        self.grid, self.temporal_stride, self.causal = grid, temporal_stride, causal
         self._seen: dict[str, dict[str, np.ndarray]] = {}
 
     def __call__(self, record) -> dict[str, np.ndarray]:
@@ -160,14 +170,20 @@ class Shown:
 
     def _of(self, state_json: str | None) -> dict[str, np.ndarray]:
         count = int(np.prod(self.grid))
-        shape_n = np.full(count, -1, np.int8)
+        shape_n = colour_n = np.full(count, -1, np.int8)
         motion_n2 = np.zeros((count, 2), np.float32)
         with contextlib.suppress(ValueError):
             drawn = scene.Scene.from_json(state_json or "")
             found = tokens.shown(drawn, self.grid, self.temporal_stride)
-            shape_n = found.shape_thw.ravel()
+            shape_n, colour_n = found.shape_thw.ravel(), found.colour_thw.ravel()
+            if self.causal:
+                found.motion_thw2[0] = np.nan
             motion_n2 = found.motion_thw2.reshape(-1, 2)
-        return {"shown_shape": shape_n, "shown_motion": motion_n2}
+        return {
+            "shown_shape": shape_n,
+            "shown_colour": colour_n,
+            "shown_motion": motion_n2,
+        }
 
 
 class TwoCaptions:

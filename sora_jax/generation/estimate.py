@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.core import config as configs
+from sora_jax.core import paths
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import samplers
 from sora_jax.generation import cache_calibration, plans, runs, wan
@@ -80,11 +81,12 @@ def report(
     Raises:
       FileNotFoundError, ValueError: as `from_pretrained` and a call do.
     """
-    model = _open(pathlib.Path(folder), strict)
+    folder = paths.model(folder)
+    model = _open(folder, strict)
     for file in loras:
         lora_files.read(file, model.dit)
     strides = requests.strides_of(model.vae, model.dit)
-    calibration = pathlib.Path(folder) / cache_calibration.FILE
+    calibration = folder / cache_calibration.FILE
     kinds: dict[str, int] = {}
     for call in calls:
         request = requests.check(model.settings, strides, **call)

@@ -26,7 +26,7 @@ import numpy as np
 from flax import nnx
 
 import sora_jax
-from sora_jax.core import rng
+from sora_jax.core import paths, rng
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import flow, samplers, step_cache
 from sora_jax.generation import (
@@ -127,7 +127,7 @@ class Pipeline:
         """Loads a run, or a folder in diffusers' layout.
 
         Args:
-          folder: a denoiser's run, whose EMA weights are loaded; or Wan 2.1 or 2.2 text
+          folder: "toy", the model that is shipped; a denoiser's run, whose EMA weights are loaded; or Wan 2.1 or 2.2 text
             to video as diffusers stores it (`training/pretrained.py`).
           dtype: of the weights and the computation of imported networks, except for the
             video VAE, which uses float32; None: float32 on CPU, else bfloat16. The dtype
@@ -140,6 +140,7 @@ class Pipeline:
         Raises:
           FileNotFoundError, ValueError: it is neither, or it is damaged.
         """
+        folder = paths.model(folder)
         if pretrained.is_folder(folder):
             parts = wan.parts(pretrained.open_folder(folder, strict=strict), dtype)
         elif dtype is not None:

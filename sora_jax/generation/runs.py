@@ -1,4 +1,4 @@
-"""Reads the parts of a pipeline from a run folder."""
+"""Reads the parts of a pipeline from a run folder, and releases a run for others."""
 
 import pathlib
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import ml_collections
 
 from sora_jax.core import config as configs
+from sora_jax.core import digests
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import known
 from sora_jax.generation import cache_calibration
@@ -21,6 +22,13 @@ from sora_jax.training import (
     trained_vae,
 )
 from sora_jax.training import state as states
+
+# Fields of a config that name places of one machine.
+PATHS = {
+    *("data.shards", "data.eval_shards", "data.latents", "data.sample_prompts"),
+    *("init", "text.encoder", "reconstruction.lpips_weights"),
+}
+STORED = ("float32", "bfloat16", "float16")  # types of a released run's weights
 
 
 def settings(config: Mapping) -> requests.Settings:
@@ -131,3 +139,36 @@ def parts(run: checkpoint.LoadedRun, *, strict: bool = False) -> dict:
         "source": source,
         "calibration": folder / cache_calibration.FILE,
     }
+
+
+def release(
+    folder: str | pathlib.Path, out: str | pathlib.Path, dtype: str = "float32"
+) -> None:
+    """Writes what it takes to use a run: its averaged weights, without training state.
+
+    Adapters (LoRA) are merged. The result is a run folder that other jobs take, but
+    that cannot be resumed.
+
+    Args:
+      folder: the run.
+      out: the folder to write.
+      dtype: one of STORED; the weights are computed with in the type of the config.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no run, or it is damaged.
+    """
+    run, out = load(folder), pathlib.Path(out)
+    tokenizer = tokenizers.find(run.folder)
+    digests.copy(tokenizer, out / tokenizer.name)
+    vae = trained_vae.load(run.folder / "vae")
+    checkpoint.save_weights(out / "vae", states.gather(vae.params), vae.config, dtype)
+    text = load_tokenizer(run.folder, run.config)
+    frozen = frozen_text_encoder(run.folder, run.config, text)
+    if frozen is not None:
+        frozen.copy_to(out / "text_encoder")
+    fields = configs.flatten(run.config).keys() & PATHS
+    run.config.update_from_flattened_dict(dict.fromkeys(fields, ""))
+    if adapters.config_of(run.config).rank:
+        run.config.lora.rank = 0
+    configs.write(out, run.config)
+    checkpoint.release(out, states.gather(run.params), run.step, dtype)

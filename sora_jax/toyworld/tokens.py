@@ -1,4 +1,4 @@
-"""What each token of a clip's latents shows: a shape, and how it moves.
+"""What each token of a clip's latents shows: a shape of a colour, and how it moves.
 
 Letters: T video frames, t latent frames, h, w rows and columns of tokens, K objects,
 p sample points of a token.
@@ -8,10 +8,13 @@ import dataclasses
 
 import numpy as np
 
-from sora_jax.toyworld.scene import SHAPES, Scene
+from sora_jax.toyworld.scene import PALETTE, SHAPES, Scene
 
-NOTHING = 0  # the class of tokens without an object; shape k of SHAPES has class k + 1
-CLASSES = 1 + len(SHAPES)
+# The class of tokens without an object; shape k of SHAPES, and colour k of COLOURS, have
+# class k + 1.
+NOTHING = 0
+COLOURS = tuple(PALETTE)
+SHAPE_CLASSES, COLOUR_CLASSES = 1 + len(SHAPES), 1 + len(COLOURS)
 _POINTS = 4  # along each side of a token
 _LEAST = 0.15  # share of a token that an object covers, to be what the token shows
 
@@ -20,11 +23,13 @@ _LEAST = 0.15  # share of a token that an object covers, to be what the token sh
 class Shown:
     """What tokens show.
 
-    shape_thw: int8, `NOTHING` or the number of the shape. motion_thw2: float32, how what
-    is shown moves on the screen, (x, y) in pixels per frame.
+    shape_thw, colour_thw: int8, `NOTHING` or the class of the shape and of its colour.
+    motion_thw2: float32, how what is shown moves on the screen, (x, y) in pixels per
+    frame.
     """
 
     shape_thw: np.ndarray
+    colour_thw: np.ndarray
     motion_thw2: np.ndarray
 
 
@@ -69,7 +74,11 @@ def shown(scene: Scene, grid: tuple[int, int, int], temporal_stride: int) -> Sho
     most_thw = covered_tKhw.argmax(1)
     seen_thw = covered_tKhw.max(1) >= _LEAST
     shapes_K = np.array([1 + SHAPES.index(o.shape) for o in scene.objects])
-    shape_thw = np.where(seen_thw, shapes_K[most_thw], NOTHING).astype(np.int8)
+    colours_K = np.array([1 + COLOURS.index(o.colour) for o in scene.objects])
+    shape_thw, colour_thw = (
+        np.where(seen_thw, classes_K[most_thw], NOTHING).astype(np.int8)
+        for classes_K in (shapes_K, colours_K)
+    )
 
     motion_tK2 = _by_latent(at_TK2, of_latent_T)
     centre_2hw = np.stack(np.meshgrid(x_wp.mean(1), y_hp.mean(1)))
@@ -86,7 +95,7 @@ def shown(scene: Scene, grid: tuple[int, int, int], temporal_stride: int) -> Sho
         motion_thw2[i] = np.where(
             seen_thw[i][..., None], of_object_hw2, back_tN2[i].reshape(h, w, 2)
         )
-    return Shown(shape_thw, motion_thw2.astype(np.float32))
+    return Shown(shape_thw, colour_thw, motion_thw2.astype(np.float32))
 
 
 def _on_screen(scene: Scene, world_TN2: np.ndarray) -> np.ndarray:

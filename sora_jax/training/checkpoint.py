@@ -3,7 +3,8 @@
 A run folder's `checkpoints/` holds whole train states, written in the background:
 `STEP/ema` has the averaged weights, `STEP/state` the rest of the train state, `STEP/meta`
 what is not an array. Each has a list of digests, which is checked before anything is
-read. A component folder (`vae/` in a denoiser's run, an exported model) holds
+read. A released run has no checkpoints, but its averaged weights alone, in the file
+`weights.safetensors`. A component folder (`vae/` in a denoiser's run, an exported model) holds
 `config.json` and `weights.safetensors`: numbers and literals only, no code.
 """
 
@@ -28,6 +29,7 @@ from sora_jax.core import digests, paths, trees
 from sora_jax.training import intact
 from sora_jax.training import state as states
 
+_RELEASED = "weights.safetensors"  # of a run folder, with the step as metadata
 _OWNER = re.compile(r"process_(\d+)(/|$)")  # in the path of what one process wrote
 
 
@@ -219,7 +221,10 @@ def unflatten(flat: Mapping[str, np.ndarray], like: Mapping, where: str) -> dict
 
 
 def save_weights(
-    folder: str | pathlib.Path, params: Mapping, config: Mapping | object
+    folder: str | pathlib.Path,
+    params: Mapping,
+    config: Mapping | object,
+    dtype: str = "float32",
 ) -> None:
     """Writes a component folder: `weights.safetensors` and `config.json`.
 
@@ -227,17 +232,53 @@ def save_weights(
       folder: to write to.
       params: nested dict of float32 arrays.
       config: the network's frozen dataclass, or a mapping of literals.
+      dtype: that the weights are stored in.
     """
     folder = pathlib.Path(folder)
     if dataclasses.is_dataclass(config):
         config = dataclasses.asdict(config)
-    flat = {
-        name: np.ascontiguousarray(leaf, np.float32)
-        for name, leaf in trees.flatten(params).items()
-    }
-    digests.store(folder / "weights.safetensors", safetensors.numpy.save(flat))
+    content = safetensors.numpy.save(_flat(params, dtype))
+    digests.store(folder / "weights.safetensors", content)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     digests.store(folder / "config.json", text)
+
+
+def _flat(params: Mapping, dtype: str) -> dict[str, np.ndarray]:
+    flat = trees.flatten(params)
+    return {name: np.ascontiguousarray(leaf, dtype) for name, leaf in flat.items()}
+
+
+def release(folder: str | pathlib.Path, params: Mapping, step: int, dtype: str) -> None:
+    """Writes the averaged weights of a run as the weights of a released run.
+
+    Such a run can be used, and another run can start from it, but it cannot be resumed.
+
+    Args:
+      folder: to write to.
+      params: by network, on the host.
+      step: of the checkpoint that they come from.
+      dtype: that they are stored in.
+    """
+    content = safetensors.numpy.save(_flat(params, dtype), {"step": str(step)})
+    digests.store(pathlib.Path(folder) / _RELEASED, content)
+
+
+def is_released(folder: str | pathlib.Path) -> bool:
+    """Whether a run folder holds weights without checkpoints."""
+    return (pathlib.Path(folder) / _RELEASED).is_file()
+
+
+def _released_step(folder: pathlib.Path) -> int:
+    """The step of a released run.
+
+    Raises:
+      digests.Damaged: its file of weights is not one.
+    """
+    try:
+        with safetensors.safe_open(folder / _RELEASED, "numpy") as file:
+            return int(file.metadata()["step"])
+    except (safetensors.SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise digests.Damaged(f"{folder / _RELEASED} is damaged: {error}") from None
 
 
 def weights_digest(folder: str | pathlib.Path) -> str:
@@ -260,7 +301,10 @@ class LoadedRun:
 
 def steps(folder: str | pathlib.Path) -> list[int]:
     """The steps of a run folder's finished checkpoints, oldest first."""
-    return intact.steps(pathlib.Path(folder) / "checkpoints")
+    folder = pathlib.Path(folder)
+    if is_released(folder):
+        return [_released_step(folder)]
+    return intact.steps(folder / "checkpoints")
 
 
 def has_any(folder: str | pathlib.Path) -> bool:
@@ -287,6 +331,8 @@ def saved(folder: str | pathlib.Path, step: int) -> str | None:
     A repeated run may have another checkpoint of the same step.
     """
     file = pathlib.Path(folder) / "checkpoints" / str(step) / "ema" / digests.FILE
+    if is_released(folder):
+        file = pathlib.Path(folder) / _RELEASED
     try:
         return paths.sha256_file(file)[:16]
     except FileNotFoundError:
@@ -315,6 +361,8 @@ def networks_in(folder: str | pathlib.Path) -> dict[str, int]:
       digests.Damaged: all checkpoints are damaged.
     """
     folder = pathlib.Path(folder)
+    if is_released(folder):
+        return _sizes(_read_released(folder))
     step = _choose(folder, None, "meta")
     return _read(folder, step, "meta", names=["networks"])["networks"]
 
@@ -381,6 +429,11 @@ def _choose(folder: pathlib.Path, step: int | None, *parts: str) -> int:
     All processes return the same step or raise the same error.
     """
     checkpoints = folder / "checkpoints"
+    if is_released(folder):
+        digests.check(folder / _RELEASED)
+        step = _released_step(folder) if step is None else step
+        check_kept(folder, step)
+        return step
     if step is not None:
         try:
             intact.check(checkpoints, step, parts)
@@ -402,6 +455,8 @@ def _read(
     names: Sequence[str] | None = None,
 ) -> dict:
     """Reads a part of a checkpoint, or some names of it; on the host without layouts."""
+    if is_released(folder):
+        return _read_released(folder, layouts)
     checkpoint = (folder / "checkpoints" / str(step)).absolute()
 
     # Host arrays, so that a run is read on any machine, whatever mesh wrote it.
@@ -421,3 +476,19 @@ def _read(
         else:
             wanted = jax.tree.map(on_device, stored, layouts)
         return orbax.load_checkpointables(checkpoint, {part: wanted})[part]
+
+
+def _read_released(folder: pathlib.Path, layouts: Mapping | None = None) -> dict:
+    """The weights of a released run as float32, by network."""
+    params: dict = {}
+    with safetensors.safe_open(folder / _RELEASED, "numpy") as file:
+        for name in file.keys():
+            *parents, last = name.split(".")
+            inner = params
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[last] = file.get_tensor(name).astype(np.float32)
+    if layouts is None:
+        return params
+    wanted = {name: params[name] for name in layouts}
+    return jax.tree.map(jax.device_put, wanted, dict(layouts))

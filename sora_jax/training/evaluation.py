@@ -16,8 +16,8 @@ from sora_jax.training import state as states
 class Evaluator(Protocol):
     """Measures a state; the same class runs in training and in `evaluate.py`."""
 
-    def run(self, params: dict) -> Iterator[tuple[str, float]]:
-        """Yields names and values for the averaged weights of a step."""
+    def run(self, params: dict, step: int) -> Iterator[tuple[str, float]]:
+        """Yields names and values, if any, for the averaged weights of a step."""
 
 
 class Failed(Exception):
@@ -63,11 +63,12 @@ class Evaluation:
         self.failure = ""
         for name, evaluator in self._evaluators.items():
             try:
-                values = dict(evaluator.run(params))
+                values = dict(evaluator.run(params, step))
             except Exception as error:
                 self._note(name, step, error)
                 continue
-            yield {f"{name}/{key}": value for key, value in values.items()}
+            if values:
+                yield {f"{name}/{key}": value for key, value in values.items()}
 
     def _note(self, name: str, step: int, error: Exception) -> None:
         lines = str(error).strip().splitlines() or ["no reason given"]

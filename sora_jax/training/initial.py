@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.core import trees
+from sora_jax.core import paths, trees
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.models import dit, exchange, identity, text_encoder
 from sora_jax.training import (
@@ -24,6 +24,7 @@ from sora_jax.training import (
     objectives,
     pretrained,
     run_folder,
+    state_loss,
 )
 from sora_jax.training import state as states
 
@@ -96,7 +97,7 @@ def check_fields(c) -> None:
     latents = filter(None, map(str.strip, c.data.latents.split(",")))
     components = [(pathlib.Path(given) / "vae", "vae") for given in latents]
     for given in filter(None, (c.init, c.text.encoder)):
-        path = pathlib.Path(given)
+        path = paths.model(given)
         folder = path.parent if path.name in _EXPERTS else path
         if pretrained.is_folder(folder):
             pretrained.open_folder(folder, strict=True)
@@ -169,7 +170,7 @@ def from_model(c, folder: pathlib.Path, vae: pathlib.Path) -> Initial:
     """
     if c.text.encoder:
         raise ValueError("init brings a text encoder: leave text.encoder empty")
-    path = pathlib.Path(c.init)
+    path = paths.model(c.init)
     if (path / "config.py.txt").is_file():
         return _from_run(c, folder, path, vae)
     source, name = _find_transformer(c, path)
@@ -249,7 +250,7 @@ def _from_run(c, folder: pathlib.Path, path: pathlib.Path, vae: pathlib.Path):
                 f"a network of {path} differs from the config's: {'; '.join(differ)}"
             )
     text = frozen_text_encoder(other, path, wanted[1])
-    has_head = objectives.STATE_HEAD in checkpoint.networks_in(path)
+    has_head = state_loss.NAME in checkpoint.networks_in(path)
     has_head &= c.state_loss.weight > 0
     networks = (
         objectives.denoiser_networks(*sizes, has_state_head=has_head)
@@ -264,7 +265,7 @@ def _from_run(c, folder: pathlib.Path, path: pathlib.Path, vae: pathlib.Path):
     def read():
         trained = {_FIXED[name] for name in _FIXED if name not in fixed_folders}
         if has_head:
-            trained.add(objectives.STATE_HEAD)
+            trained.add(state_loss.NAME)
         params = read_all() if trained else {}
         if text is not None and not c.text.frozen:
             params |= {"text_encoder": text.load()}

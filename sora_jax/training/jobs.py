@@ -43,6 +43,7 @@ from sora_jax.training import (
     principal,
     reconstruction,
     run_folder,
+    state_loss,
     trained_vae,
 )
 from sora_jax.training import state as states
@@ -222,19 +223,15 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         null_states = cached.padded(
             *(a[0] for a in tokenizer.encode([""], c.text.length))
         )
-    has_state_loss = c.state_loss.weight > 0 and not rows.packed and not c.lora.rank
-    if c.state_loss.weight and not has_state_loss and jax.process_index() == 0:
-        print(
-            "train: state_loss is left out, which packed rows and LoRA do not have",
-            file=sys.stderr,
-        )
     objective = objectives.denoiser(
         c,
         tokenizer,
         fps=rows.fps,
         most_frames=rows.most_frames,
         null_states=null_states,
-        state_loss=has_state_loss,
+        state_loss=_state_loss(
+            c, not rows.packed and not c.lora.rank, "packed rows and LoRA"
+        ),
     )
     dit_config = objective.dit_config
     shown = None
@@ -278,6 +275,17 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         latents=source,
         tokenizer=tokenizer,
     )
+
+
+def _state_loss(c, can_have: bool, without: str) -> state_loss.Config | None:
+    """The second task that the config asks for, where the run can have it."""
+    config = configs.build(state_loss.Config, c.state_loss, "state_loss")
+    if config.weight and not can_have and jax.process_index() == 0:
+        print(
+            f"train: state_loss is left out, which {without} do not have",
+            file=sys.stderr,
+        )
+    return config if config.weight and can_have else None
 
 
 def check_denoiser(mesh, c, objective: objectives.Denoiser, packed=()) -> None:
@@ -415,6 +423,11 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     _check_sizes(mesh, c, {})
     weights = configs.build(reconstruction.Weights, c.reconstruction, "reconstruction")
     stages = transforms.stages(c.data.crops, c.loop.num_steps)
+    if c.loop.minutes and len(stages) > 1:
+        raise ValueError(
+            "data.crops has several stages, which are shares of loop.num_steps: leave "
+            "loop.minutes at 0"
+        )
     sizes = [
         transforms.window_size(crop, clips.manifest)
         for _, crops in stages
@@ -428,9 +441,19 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
             discriminator.Config, c.model.discriminator, "model.discriminator"
         ),
         lpips_weights.config if lpips_weights else lpips.Config(),
+        state_loss=_state_loss(
+            c,
+            all(crops == (transforms.Crop(),) for _, crops in stages),
+            "windows smaller than a clip",
+        ),
     )
     for size in sizes:
         _check_window(objective.config, size)
+    shown = None
+    if objective.state_loss:
+        grid = objective.config.latent_shape(*sizes[0])[:3]
+        stride = objective.config.temporal_stride
+        shown = transforms.Shown(grid, stride, causal=True)
 
     @contextlib.contextmanager
     def batches(start):
@@ -439,7 +462,7 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
                 first = max(start, steps.start)
                 if first >= steps.stop:
                     continue
-                transform = transforms.CropClips(crops)
+                transform = transforms.CropClips(crops, shown)
                 count = steps.stop - first
                 with read_ahead(c, mesh, clips, transform, first, count) as rows:
                     yield from map(transforms.join_crops, rows)
@@ -447,7 +470,20 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         with contextlib.closing(rows()) as iterator:
             yield iterator
 
+    init = None
+    if c.init and not checkpoint.has_any(folder):
+        found = pretrained.open_component(trained_vae.component(c.init), "vae")
+        init = found.fitted(
+            dataclasses.replace(
+                objective.config,
+                latent_mean=found.config.latent_mean,
+                latent_std=found.config.latent_std,
+            )
+        )
+
     def begin():
+        if init is not None:
+            return {"vae": init.load()}
         if not objective.config.linear_channels:
             return {}
         sample = clips.read(samples.evenly(len(clips), _CLIPS_TO_BEGIN_WITH))

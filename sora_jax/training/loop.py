@@ -10,11 +10,13 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from sora_jax.core import config as configs
 from sora_jax.core import progress, sharding
@@ -23,6 +25,11 @@ from sora_jax.training import metrics as run_metrics
 from sora_jax.training import state as states
 from sora_jax.training import step as steps
 from sora_jax.training import trace as traces
+from sora_jax.training import trackers as run_trackers
+
+# The steps between which a run of loop.minutes measures its speed.
+_FIT_FROM, FIT_AT = 10, 40
+_SLACK = 0.03  # share of the time that is left for what was not measured
 
 Every = Annotated[int, configs.Range("[1, 2147483647]", 0, "only at the end")]
 
@@ -32,6 +39,9 @@ class Config:
     """How long a run is, and how often it logs, saves and evaluates."""
 
     num_steps: configs.Count = 1000
+    # Wall time of a new run until its last step, at most num_steps. After FIT_AT steps
+    # the run measures its speed, and then knows how many steps it will take.
+    minutes: Annotated[float, configs.Range("[0.1, 1e6]", 0, "take num_steps")] = 0.0
     # Steps between rows of metrics, saves and evaluations; 0: only at the end. The
     # state is also saved before each evaluation.
     log_every: Every = 20
@@ -76,6 +86,7 @@ def train(
     row_flops: float = 0.0,
     peak_flops: float = 0.0,
     evaluators: Mapping[str, evaluation.Evaluator] | None = None,
+    trackers: run_trackers.Tracker = run_trackers.Trackers({}),
     profile: range | None = None,
 ) -> states.TrainState:
     """Trains until `config.num_steps`, from the folder's newest checkpoint if any.
@@ -93,6 +104,7 @@ def train(
       row_flops: training FLOPs of one row, for the utilisation (0: not logged).
       peak_flops: FLOP/s of all devices together.
       evaluators: by name; their values are logged as `name/value`.
+      trackers: get the metrics as well, and are closed at the end.
       profile: steps that are traced into `folder/profile`, see `trace.Trace`.
 
     Raises:
@@ -103,14 +115,19 @@ def train(
       OSError: the log or a checkpoint could not be written. A run of one process first
         tries to save the state, as it does for all errors not listed above.
     """
-    optimizer = optim.make(optim_config, config.num_steps)
+    began, is_fitted = time.monotonic(), not config.minutes
     process = jax.process_index()
 
     # Restore or start.
     chrono = run_metrics.Chrono()
     fixed_params = fixed()
     make_state = jax.jit(
-        states.make_init(objective.networks, optimizer, seed, tuple(fixed_params))
+        states.make_init(
+            objective.networks,
+            optim.make(optim_config, config.num_steps),
+            seed,
+            tuple(fixed_params),
+        )
     )
     saver = checkpoint.Checkpointer(
         folder / "checkpoints", keep=config.keep_checkpoints
@@ -122,28 +139,41 @@ def train(
         with chrono("restore"):
             state, meta = saver.restore(abstract_state(make_state, mesh))
         chrono.seconds = dict(meta["seconds"])
+        if config.minutes and meta["num_steps"]:
+            config = dataclasses.replace(config, num_steps=int(meta["num_steps"]))
+            is_fitted = True
     state = dataclasses.replace(state, fixed=fixed_params)
     start = int(state.step)
 
-    train_step = jax.jit(
-        steps.make_train_step(
+    def make_train_step():
+        made = steps.make_train_step(
             objective,
-            optimizer,
+            optim.make(optim_config, config.num_steps),
             seed=seed,
             num_steps=config.num_steps,
             ema_decay=optim_config.ema_decay,
             accumulation=config.accumulation,
-        ),
-        donate_argnums=0,
-    )
+        )
+        return jax.jit(made, donate_argnums=0)
+
+    train_step = make_train_step()
     log = run_metrics.MetricsFile(
         folder / "metrics.jsonl", start_step=start, write=process == 0
     )
     sums = run_metrics.Accumulator()
     rows_since_log, seconds_at_log = 0, dict(chrono.seconds)
     bar = progress.Progress(
-        config.num_steps, "train", "steps", start=start, process_index=process
+        config.num_steps,
+        "train",
+        "steps",
+        start=start,
+        process_index=process,
+        compiles=True,
     )
+
+    def write(step: int, values: Mapping[str, float]) -> None:
+        log.write(step, values)
+        trackers.scalars(step, values)
 
     def settle(leave: int = 0) -> None:
         """Reads the pending metrics, except those of the newest `leave` steps."""
@@ -171,13 +201,17 @@ def train(
         if row_flops and peak_flops:
             values["mfu"] = values["clips_per_second"] * row_flops / peak_flops
         values["seconds"] = sum(chrono.seconds.values())
-        log.write(step, values)
+        write(step, values)
         bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
         rows_since_log, seconds_at_log = 0, dict(chrono.seconds)
 
     def save(step: int) -> None:
         with chrono("save"):
-            saver.save(step, state, {"seconds": dict(chrono.seconds)})
+            about = {
+                "seconds": dict(chrono.seconds),
+                "num_steps": config.num_steps * is_fitted,
+            }
+            saver.save(step, state, about)
 
     @contextlib.contextmanager
     def state_saved_on_error():
@@ -202,6 +236,36 @@ def train(
                     settle()
             raise
 
+    def evaluate(step: int) -> None:
+        with chrono("eval"):
+            for values in measuring.run(step, state.ema | state.fixed):
+                write(step, values)
+
+    def fit(step: int, seconds_per_step: float) -> Config:
+        """The config with as many steps as fit into the time that is left."""
+        with run_metrics.compile_seconds() as compiling:
+            before = time.monotonic()
+            evaluate(step)
+            # Later evaluations need not be compiled.
+            evaluation_seconds = time.monotonic() - before - sum(compiling)
+        left = 60 * config.minutes - (time.monotonic() - began)
+        # The step is compiled once more, for its learning rate; the last evaluation is
+        # that of the last step.
+        left -= chrono.seconds["compile"] + evaluation_seconds
+        if config.eval_every:
+            seconds_per_step += evaluation_seconds / config.eval_every
+        more = max(1, int((1 - _SLACK) * left / seconds_per_step))
+        more = int(multihost_utils.broadcast_one_to_all(np.int64(more)))
+        num_steps = min(step + more, config.num_steps)
+        bar.total = num_steps
+        if process == 0:
+            print(
+                f"train: {config.minutes:g} minutes are {num_steps} steps here, at "
+                f"{1 / seconds_per_step:.2f} steps/s with evaluations",
+                file=sys.stderr,
+            )
+        return dataclasses.replace(config, num_steps=num_steps)
+
     # The loop.
     pending, compiled = collections.deque(), set()
     tracing = traces.Trace(folder / "profile", profile, start, config.num_steps)
@@ -210,12 +274,15 @@ def train(
         stopping.StopRequest() as stop,  # until the last save is written
         contextlib.closing(saver),
         contextlib.closing(log),
+        contextlib.closing(trackers),
         bar,
         tracing,
         state_saved_on_error(),
         batches(start) as rows,
     ):
-        for step in range(start + 1, config.num_steps + 1):
+        step = start
+        while step < config.num_steps:
+            step += 1
             tracing.before(step)
             with chrono("data"):
                 batch = to_device(next(rows), mesh)
@@ -242,10 +309,17 @@ def train(
             if saves:
                 save(step)
             if measured:
-                with chrono("eval"):
-                    for values in measuring.run(step, state.ema | state.fixed):
-                        log.write(step, values)
+                evaluate(step)
             bar.update(1)
+            if not is_fitted and step - start == _FIT_FROM:
+                settle()
+                fit_from = time.monotonic()
+            if not is_fitted and step - start == FIT_AT and step < config.num_steps:
+                settle()
+                rate = (time.monotonic() - fit_from) / (FIT_AT - _FIT_FROM)
+                config, is_fitted = fit(step, rate), True
+                train_step, compiled = make_train_step(), set()
+                bar.compiling()
             if stops and not last:
                 raise stopping.Preempted(
                     f"stopped at step {step}, as asked; the state is saved"

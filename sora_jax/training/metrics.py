@@ -1,11 +1,13 @@
 """Metrics of a run, one JSON object a line, and how its time was spent."""
 
+import contextlib
 import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import jax
 import numpy as np
 
 from sora_jax.core import paths
@@ -134,6 +136,22 @@ class Accumulator:
             result["steps_not_finite"] = self._not_finite
         self._sums, self._not_finite = {}, 0
         return result
+
+
+@contextlib.contextmanager
+def compile_seconds() -> Iterator[list[float]]:
+    """Collects the seconds of each part of a compilation inside of the block."""
+    found: list[float] = []
+
+    def listen(event: str, seconds: float, **about: object) -> None:
+        if event.startswith("/jax/core/compile/"):
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 class Chrono:

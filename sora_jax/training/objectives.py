@@ -4,7 +4,6 @@ Letters: b rows, t, h, w latent time, height and width, c channels, l text token
 text width; of packed rows n tokens, k clips, c numbers of a token.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -13,35 +12,16 @@ import jax.numpy as jnp
 from sora_jax.core import config as configs
 from sora_jax.core import sharding
 from sora_jax.diffusion import flow, guidance, known, timesteps
-from sora_jax.models import caption_decoder, dit, layers, lora, text_encoder
-from sora_jax.toyworld import tokens as toy_tokens
+from sora_jax.models import caption_decoder, dit, lora, text_encoder
+from sora_jax.toyworld import tokens
 from sora_jax.training import state as states
+from sora_jax.training import state_loss as state_losses
 
 _exactly = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def _rows(*names_after) -> jax.P | None:
     return sharding.out_sharding("batch", *names_after)
-
-
-@dataclasses.dataclass(frozen=True)
-class StateLoss:
-    """A second task of a denoiser of the toy world: to say what each token shows.
-
-    From the hidden states after a share of the blocks a linear layer predicts the shape that a
-    token shows, if any, and its motion. To do so the network must carry what the text
-    says to where the thing is. The layer is not used in sampling. Compare REPA
-    (arXiv 2410.06940), which aligns hidden states with those of another network.
-    """
-
-    weight: configs.Factor = (
-        0.0  # of the cross entropy and of the motion's error; 0: off
-    )
-    depth: configs.Share = 0.6  # of the blocks, at least one
-
-    def after(self, num_layers: int) -> int:
-        """The number of blocks that come before."""
-        return max(1, round(self.depth * num_layers))
 
 
 def denoiser_configs(c, vocab_size: int) -> tuple[dit.Config, text_encoder.Config]:
@@ -68,9 +48,6 @@ def denoiser_configs(c, vocab_size: int) -> tuple[dit.Config, text_encoder.Confi
     return dit_config, text_config
 
 
-STATE_HEAD = "state_head"  # the network of `StateLoss`
-
-
 def denoiser_networks(
     dit_config: dit.Config,
     text_config: text_encoder.Config | None,
@@ -78,7 +55,7 @@ def denoiser_networks(
     *,
     has_state_head: bool = False,
 ) -> states.Networks:
-    """The networks "dit" and, with its sizes, "text_encoder"; if asked, `STATE_HEAD`.
+    """The networks "dit" and, with its sizes, "text_encoder"; if asked, `state_loss.NAME`.
 
     lora_config: the adapters of the denoiser, if any.
     """
@@ -89,9 +66,7 @@ def denoiser_networks(
         if text_config is not None:
             networks["text_encoder"] = text_encoder.TextEncoder(text_config, rngs=rngs)
         if has_state_head:
-            networks[STATE_HEAD] = layers.Linear(
-                dit_config.dim, toy_tokens.CLASSES + 2, rngs=rngs
-            )
+            networks[state_losses.NAME] = state_losses.head(dit_config.dim, rngs)
         return networks
 
     return states.Networks(make)
@@ -104,7 +79,7 @@ def denoiser(
     fps: float | None = None,
     most_frames: int = 0,
     null_states=None,
-    state_loss: bool = False,
+    state_loss: state_losses.Config | None = None,
 ) -> "Denoiser":
     """The objective of a denoiser's run.
 
@@ -114,7 +89,7 @@ def denoiser(
       fps: frames a second of the training clips, if rows are not packed.
       most_frames: frames of tokens of the longest clip, if rows are packed; else 0.
       null_states: see `Denoiser`.
-      state_loss: whether batches say what tokens show, for `StateLoss`.
+      state_loss: the second task, if batches say what tokens show.
 
     Raises:
       ValueError: the config has adapters of layers that are not there, or would train
@@ -130,7 +105,7 @@ def denoiser(
     if most_frames:
         kind, sizes = PackedDenoiser, {"most_frames": most_frames}
     if state_loss:
-        sizes["state_loss"] = configs.build(StateLoss, c.state_loss, "state_loss")
+        sizes["state_loss"] = state_loss
     return kind(
         *denoiser_configs(c, tokenizer.vocab_size),
         configs.build(timesteps.Config, c.noise, "noise"),
@@ -164,8 +139,7 @@ class Denoiser:
 
     Batches: `latents` float32 [b, t, h, w, c] normalised to unit variance, `text_mask`
     bool [b, l], and `text_ids` int32 [b, l] or `text_states` [b, l, d] in any type; with
-    `state_loss` also `shown_shape` int [b, n], -1 where unknown, and `shown_motion`
-    float32 [b, n, 2].
+    `state_loss` also what tokens show (`state_loss.loss`).
     """
 
     def __init__(
@@ -179,7 +153,7 @@ class Denoiser:
         null_ids,
         fps: float | None,
         null_states=None,
-        state_loss: StateLoss | None = None,
+        state_loss: state_losses.Config | None = None,
         lora_config: lora.Config = lora.Config(),
     ):
         self.dit_config, self.text_config, self.fps = dit_config, text_config, fps
@@ -245,39 +219,10 @@ class Denoiser:
             loss_b, jnp.ones_like(loss_b), batch["tau"]
         )
         if hidden_bnd is not None:
-            more, of_state = self._state_loss(modules, batch, hidden_bnd)
+            found_bnc = modules[state_losses.NAME](hidden_bnd.astype(jnp.float32))
+            more, of_state = state_losses.loss(found_bnc, batch)
             total, metrics = total + self.state_loss.weight * more, metrics | of_state
         return total, weight, metrics
-
-    def _state_loss(self, modules, batch, hidden_bnd):
-        """The loss of what tokens show, summed over rows, and its metrics.
-
-        Tokens that show an object weigh as much together as those that show none.
-        """
-        found_bnc = modules[STATE_HEAD](hidden_bnd.astype(jnp.float32))
-        shape_bn, classes = batch["shown_shape"], toy_tokens.CLASSES
-        chosen_bnk = jax.nn.one_hot(shape_bn, classes)
-        nats_bn = -jnp.sum(
-            jax.nn.log_softmax(found_bnc[..., :classes]) * chosen_bnk, -1
-        )
-        error_bn = jnp.mean(
-            jnp.square(found_bnc[..., classes:] - batch["shown_motion"]), -1
-        )
-        right_bn = jnp.argmax(found_bnc[..., :classes], -1) == shape_bn
-        thing_bn = (shape_bn > toy_tokens.NOTHING).astype(jnp.float32)
-        none_bn = (shape_bn == toy_tokens.NOTHING).astype(jnp.float32)
-        weight_bn = sum(
-            part_bn / jnp.maximum(jnp.sum(part_bn, 1, keepdims=True), 1)
-            for part_bn in (thing_bn, none_bn)
-        )
-        total = jnp.sum(weight_bn * (nats_bn + error_bn))
-        rows = jnp.full((), len(weight_bn), jnp.float32)
-        things = jnp.sum(thing_bn)
-        return total, {
-            "state_loss": (total, rows),
-            "shown_shape_right": (jnp.sum(right_bn * thing_bn), things),
-            "shown_motion_error": (jnp.sum(error_bn * thing_bn), things),
-        }
 
     def row_losses(self, modules, batch, hidden_after: int = 0):
         """The loss of each row, [b], of a batch that `draw` has completed.
@@ -300,10 +245,25 @@ class Denoiser:
         velocity, *hidden_bnd = velocity if hidden_after else (velocity,)
         error_bthw = jnp.mean(jnp.square(velocity - flow.velocity(x0, noise)), -1)
         unknown_bthw = 1.0 - is_known
+        if self.state_loss and "shown_shape" in batch:
+            unknown_bthw = unknown_bthw * self._focus(batch["shown_shape"], x0.shape)
         loss_b = jnp.sum(error_bthw * unknown_bthw, (1, 2, 3)) / jnp.sum(
             unknown_bthw, (1, 2, 3)
         )
         return (loss_b, *hidden_bnd) if hidden_after else loss_b
+
+    def _focus(self, shape_bn, size):
+        """The weight of each voxel, [b, t, h, w]: more where a token shows a thing."""
+        patch, (b, t, h, w, _) = self.dit_config.patch, size
+        thing_bn = (shape_bn > tokens.NOTHING).astype(jnp.float32)
+        weight_bn = 1 + (self.state_loss.focus - 1) * thing_bn
+        grid = t // patch[0], h // patch[1], w // patch[2]
+        weight = jnp.reshape(
+            weight_bn, (b, *grid), out_sharding=_rows(None, None, None)
+        )
+        for axis, size in enumerate(patch, 1):
+            weight = jnp.repeat(weight, size, axis=axis)
+        return weight
 
     def _summed(self, loss_b, weight_b, tau_b):
         """Sums the losses of clips, in total and by band of noise level."""

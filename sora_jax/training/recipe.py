@@ -12,7 +12,7 @@ from sora_jax.core import config as configs
 from sora_jax.data import transforms
 from sora_jax.diffusion import known, timesteps
 from sora_jax.models import discriminator, dit, lora, text_encoder, video_vae
-from sora_jax.training import loop, objectives, optim, reconstruction
+from sora_jax.training import loop, optim, reconstruction, state_loss
 
 _Axis = Annotated[int, configs.Range("[1, 1e6]", -1, "all remaining devices")]
 _Own = Annotated[int, configs.Range("[1, 1e6]", 0, "the clip's own")]
@@ -40,6 +40,7 @@ class Data:
     eval_shards: str
     eval_clips: configs.Size
     gap_clips: Annotated[int, configs.Range("[1, 1e6]", 0, "off")]
+    sample_prompts: str
     latents: str
     batch_size: configs.Size
     num_workers: Annotated[int, configs.Range("[1, 1024]", 0, "threads")]
@@ -101,7 +102,7 @@ class Recipe:
     model: Model
     noise: timesteps.Config
     known: known.Config
-    state_loss: objectives.StateLoss
+    state_loss: state_loss.Config
     reconstruction: reconstruction.Weights
     lora: lora.Config
     optim: optim.Config

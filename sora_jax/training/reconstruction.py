@@ -1,5 +1,7 @@
 """The video VAE's loss: pixels, bands, LPIPS, KL, and later in the run a discriminator.
 
+In the toy world the latents may have a second task (state_loss.py).
+
 Letters: b batch, t time, h height, w width, c channels, n windows.
 """
 
@@ -14,6 +16,7 @@ from sora_jax.core import sharding
 from sora_jax.models import conv, discriminator, lpips, video_vae
 from sora_jax.training import perceptual
 from sora_jax.training import state as states
+from sora_jax.training import state_loss as state_losses
 
 _BAND_LEVELS = 3
 
@@ -32,6 +35,11 @@ class Weights:
     takes the last layer instead). adversarial_start: the share of the run after which
     that term starts. disc_learning: of the discriminator's own loss. lpips: of the
     perceptual distance, the mean over frames; `lpips_weights` is the file of its network.
+
+    latent_noise: no weight, but up to which share of a channel's deviation noise is added
+    to latents before they are decoded; each video has a share of its own. The decoder
+    then forgives what a denoiser leaves, and what is needed is kept above the noise
+    (compare arXiv 2507.15856).
     """
 
     l1: configs.Factor = 1.0
@@ -43,6 +51,7 @@ class Weights:
     adversarial: configs.Factor = 0.0
     adversarial_start: configs.Share = 0.5
     disc_learning: configs.Factor = 1.0
+    latent_noise: configs.Factor = 0.0
 
     def __post_init__(self):
         if not (self.l1 or self.mse or self.bands or self.lpips):
@@ -91,9 +100,13 @@ class Reconstruction:
       judge: the discriminator's config; used if `weights.adversarial` is not 0.
       perception: LPIPS's config; used if `weights.lpips` is not 0. The network {"lpips"}
         must then be among the fixed ones.
+      state_loss: a second task on the exact state of the toy world, for videos of one
+        kind.
 
-    Batches: an entry for each kind of video, uint8 or float32 [b, t, h, w, 3] with its
-    own sizes; floats are in [-1, 1]. Every video weighs the same, whatever its kind.
+    Batches: an entry `video...` for each kind of video, uint8 or float32 [b, t, h, w, 3]
+    with its own sizes; floats are in [-1, 1]. Every video weighs the same, whatever its
+    kind. With `state_loss` also what each place of the latents shows
+    (`state_loss.loss`).
     """
 
     def __init__(
@@ -102,6 +115,7 @@ class Reconstruction:
         weights: Weights,
         judge: discriminator.Config = discriminator.Config(),
         perception: lpips.Config = lpips.Config(),
+        state_loss: state_losses.Config | None = None,
     ):
         def make(rngs):
             made = {"vae": video_vae.VideoVAE(config, rngs=rngs)}
@@ -109,15 +123,19 @@ class Reconstruction:
                 made["discriminator"] = discriminator.Discriminator(judge, rngs=rngs)
             if weights.lpips:
                 made[perceptual.NAME] = lpips.LPIPS(perception, rngs)
+            if state_loss is not None:
+                made[state_losses.NAME] = state_losses.head(
+                    config.latent_channels, rngs
+                )
             return made
 
-        self.config, self.weights = config, weights
+        self.config, self.weights, self.state_loss = config, weights, state_loss
         self.networks = states.Networks(make)
         self.metric_names = {}
 
     def draw(self, key, batch, share):
         drawn = dict(batch)
-        for place, name in enumerate(sorted(batch)):
+        for place, name in enumerate(_kinds(batch)):
             b, t, h, w, _ = batch[name].shape
             shape = (b, *self.config.latent_shape(t, h, w))
             layout = sharding.out_sharding("batch", None, None, None, None)
@@ -127,26 +145,45 @@ class Reconstruction:
             judged = jnp.full(b, share >= self.weights.adversarial_start, jnp.float32)
             drawn[f"noise/{name}"] = noise
             drawn[f"judged/{name}"] = sharding.reshard(judged, "batch")
+            if self.weights.latent_noise:
+                drawn[f"added/{name}"] = self._added_noise(own, shape)
+            if self.state_loss is not None:
+                drawn["masking"] = jax.random.normal(
+                    jax.random.fold_in(own, 1), shape, out_sharding=layout
+                )
         return drawn
 
+    def _added_noise(self, key, shape):
+        """Noise on normalised latents, [b, t, h, w, c]."""
+        share_key, noise_key = jax.random.split(jax.random.fold_in(key, 2))
+        share_b1111 = jax.random.uniform(share_key, (shape[0], 1, 1, 1, 1))
+        noise = jax.random.normal(noise_key, shape) * share_b1111
+        noise = self.weights.latent_noise * noise
+        return sharding.reshard(noise, "batch", None, None, None, None)
+
     def loss(self, modules, batch):
-        kinds = [name for name in batch if f"noise/{name}" in batch]
         each = [
             self._loss(
                 modules,
-                *(batch[f"{what}{name}"] for what in ("", "noise/", "judged/")),
+                name,
+                batch,
             )
-            for name in sorted(kinds)
+            for name in _kinds(batch)
         ]
         return jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), *each)
 
-    def _loss(self, modules, video, noise, judged_b):
+    def _loss(self, modules, name, batch):
         """Loss, weight and metrics of the videos of one kind, as sums over them."""
+        video, noise, judged_b = (
+            batch[f"{what}{name}"] for what in ("", "noise/", "judged/")
+        )
         if video.dtype == jnp.uint8:
             video = video.astype(jnp.float32) / 127.5 - 1
         mean, logvar = modules["vae"].encode(video)
         mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
         latents = mean + jnp.exp(0.5 * logvar) * noise
+        if self.weights.latent_noise:
+            latents = latents + _deviation(mean) * batch[f"added/{name}"]
         decoded = modules["vae"].decode(latents).astype(jnp.float32)
         kl_b = jnp.square(mean) + jnp.exp(logvar) - 1 - logvar
         kl_b = 0.5 * jnp.sum(kl_b, (1, 2, 3, 4)) / math.prod(video.shape[1:4])
@@ -156,11 +193,31 @@ class Reconstruction:
         metrics = {name: (jnp.sum(term_b), weight) for name, term_b in terms.items()}
         metrics["kl"] = jnp.sum(kl_b), weight
         total = error_sum + self.weights.kl * jnp.sum(kl_b)
+        if self.state_loss is not None:
+            more, of_state = self._state_loss(modules, mean, batch)
+            total, metrics = total + self.state_loss.weight * more, metrics | of_state
         if self.weights.adversarial:
             judgement, judged = self._judge(modules, decoded, video, judged_b)
             total = total + judgement
             metrics |= {name: (value, weight) for name, value in judged.items()}
         return total, weight, metrics
+
+    def _state_loss(self, modules, mean_bthwc, batch):
+        """What latents tell under noise: loss and metrics.
+
+        They are scaled by channel, as a denoiser gets them, so that only the share of
+        their variance matters: behind the noise what is small cannot be seen.
+        """
+        centred = mean_bthwc - jnp.mean(mean_bthwc, (0, 1, 2, 3))
+        scaled = centred / _deviation(mean_bthwc)
+        masked = scaled + self.state_loss.noise * batch["masking"]
+        found_bthwc = modules[state_losses.NAME](masked)
+        b, *grid, c = found_bthwc.shape
+        layout = sharding.out_sharding("batch", None, None)
+        found_bnc = jnp.reshape(
+            found_bthwc, (b, math.prod(grid), c), out_sharding=layout
+        )
+        return state_losses.loss(found_bnc, batch)
 
     def _errors(self, modules, decoded, video):
         """The sum over rows of the weighted errors, and each error by row."""
@@ -216,6 +273,18 @@ class Reconstruction:
             "adversarial_weight": scale * video.shape[0],
             "discriminator": learned,
         }
+
+
+def _kinds(batch) -> list[str]:
+    """The entries of a batch that are videos, in a fixed order."""
+    return sorted(name for name in batch if name.startswith("video"))
+
+
+def _deviation(latents_bthwc: jax.Array) -> jax.Array:
+    """The standard deviation of each channel over the rows of a micro-batch, [c]."""
+    axes = (0, 1, 2, 3)
+    centred = latents_bthwc - jnp.mean(latents_bthwc, axes)
+    return jnp.sqrt(jnp.mean(jnp.square(centred), axes) + 1e-8)
 
 
 def _mean(score_bthw: jax.Array) -> jax.Array:

@@ -34,11 +34,13 @@ INCIDENTAL = frozenset(
         "data.eval_shards",
         "data.eval_clips",
         "data.gap_clips",
+        "data.sample_prompts",
         "data.num_workers",
         "data.max_corrupt_share",
         "packing.max_padding",
         "reconstruction.lpips_weights",  # the run has a copy
         "loop.num_steps",
+        "loop.minutes",
         "loop.accumulation",
         "loop.log_every",
         "loop.eval_every",
@@ -76,6 +78,11 @@ def check(folder: pathlib.Path, config: Mapping) -> None:
     """
     if not is_claimed(folder):
         return
+    if checkpoint.is_released(folder):
+        raise ValueError(
+            f"{folder} holds released weights, which have no training state: train in "
+            f"another --out with --init {folder}"
+        )
     taken = _steps_taken(folder)
     may_change = INCIDENTAL | READ_ONCE if taken is not None else INCIDENTAL
     changed = configs.difference(configs.read(folder), config)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sora_jax.core import mesh as meshes
+from sora_jax.core import paths
 from sora_jax.data import records, samples, shards
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, pretrained
@@ -44,7 +45,7 @@ def networks_of(config: video_vae.Config) -> states.Networks:
 
 def component(folder: str | pathlib.Path) -> pathlib.Path:
     """Returns the component folder of a video VAE: the folder itself, or its `vae/`."""
-    folder = pathlib.Path(folder)
+    folder = paths.model(folder)
     return folder / "vae" if (folder / "vae").is_dir() else folder
 
 

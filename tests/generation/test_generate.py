@@ -240,6 +240,20 @@ def test_a_list_is_made_once_and_goes_on_where_it_was(generate, tmp_path, capsys
         generate(prompts=str(prompts), out=str(out), seed=10, guidance_scale=2.0)
 
 
+def test_a_list_is_shown_on_one_sheet(generate, tmp_path):
+    prompts, sheet = tmp_path / "prompts.txt", tmp_path / "sheet.png"
+    prompts.write_text("a cat\na dog\n")
+    settings = {"prompts": str(prompts), "out": str(tmp_path / "clips")}
+    generate(**settings, sheet=str(sheet))
+    first = sheet.read_bytes()
+    pixels = np.asarray(PIL.Image.open(sheet))
+    frames = video_io.decode(tmp_path / "clips" / "00000-a-cat.mp4").frames
+    large = frames[0].repeat(6, 0).repeat(6, 1)  # 16 pixels become 96
+    np.testing.assert_array_equal(pixels[38:134, 16:112], large)
+    generate(**settings, sheet=str(sheet))  # of clips that exist
+    assert sheet.read_bytes() == first
+
+
 def test_a_step_cache_is_calibrated_then_used(generate, run_folder, tmp_path, capsys):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "clip.mp4"
     prompts.write_text("a cat\na red circle moves left\n")

@@ -241,6 +241,52 @@ def test_a_job_on_a_terminal_sees_one(tmp_path):
     assert lines[0].startswith("True") and lines[1] == "2/2"
 
 
+def test_the_denoiser_gets_the_minutes_that_are_left(tmp_path):
+    record = quickstart.Record(tmp_path / "timing.json")
+    record.data["install_seconds"] = 60
+    seconds = {"shards": 50.0, "latents": 100.0, "denoiser": 30.0}  # 30 of it so far
+    record.data["stages"] = {name: {"seconds": s} for name, s in seconds.items()}
+    args = quickstart.parse(["--minutes", "20"])
+    after = quickstart.AFTER_SECONDS + quickstart.AFTER_SHARE * 100
+    left = 20 - (60 + 50 + 100 + after) / 60
+    assert record.minutes_left(args) == pytest.approx(left)
+    half = quickstart.parse(["--num_clips", str(quickstart.CLIPS // 2)])
+    after += quickstart.AFTER_SHARE * 100  # half as many clips took as long
+    assert record.minutes_left(half) == pytest.approx(20 - (210 + after) / 60)
+    few = quickstart.parse(["--minutes", "2"])
+    assert record.minutes_left(few) == quickstart.LEAST_MINUTES
+
+
+def test_a_resumed_stage_may_have_other_minutes_left(jobs, tmp_path, capfd):
+    program = (
+        "import pathlib, sys; print('minutes', float(sys.argv[2]))\n"
+        "folder = pathlib.Path(sys.argv[1]); folder.mkdir(exist_ok=True)\n"
+        "(folder / 'product').touch()"
+    )
+    jobs += [("denoiser", program, quickstart.MINUTES)]
+    assert run(tmp_path) == 0
+    first = capfd.readouterr().err
+    assert "20 minutes in all, of which set-up took 0m00s" in first
+    assert float(re.search(r"minutes ([0-9.]+)\n", first)[1]) == pytest.approx(
+        20 - quickstart.AFTER_SECONDS / 60, abs=0.1
+    )
+    assert run(tmp_path) == 0
+    assert "skipped, finished earlier" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--from_scratch"], ["--steps", "7"]])
+def test_the_recipe_trains_what_is_asked_for(flags, tmp_path):
+    recipe = quickstart.stages(quickstart.parse(["--out", str(tmp_path), *flags]))
+    by_name = {stage.name: stage.command for stage in recipe}
+    assert ("video VAE" in by_name) == ("--from_scratch" in flags)
+    vae = tmp_path / "vae" if "--from_scratch" in flags else quickstart.SHIPPED
+    assert f"--vae={vae}" in by_name["latents"]
+    minutes = f"--config.loop.minutes={quickstart.MINUTES}"
+    assert (minutes in by_name["denoiser"]) == ("--steps" not in flags)
+    assert ("--config.loop.num_steps=7" in by_name["denoiser"]) == ("--steps" in flags)
+    assert "--model=toy" in by_name["first videos"]
+
+
 def test_the_recipe_runs_jobs_and_configs_that_exist(tmp_path):
     args = quickstart.parse(["--out", str(tmp_path), "--smoke"])
     recipe = quickstart.stages(args)

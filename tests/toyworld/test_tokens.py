@@ -33,6 +33,12 @@ def test_a_token_shows_a_thing_where_there_are_coloured_pixels(family):
         assert not np.any(thing[coloured == 0] & (coloured.max() > 0.9))
         names = {SHAPES[k - 1] for k in np.unique(found.shape_thw) if k}
         assert names == {thing.shape for thing in scene.objects}
+        pairs = {*zip(found.shape_thw[thing], found.colour_thw[thing], strict=True)}
+        assert pairs <= {
+            (1 + SHAPES.index(o.shape), 1 + tokens.COLOURS.index(o.colour))
+            for o in scene.objects
+        }
+        assert not found.colour_thw[~thing].any()
 
 
 def test_of_two_things_each_token_shows_the_nearer():

@@ -7,12 +7,12 @@ from sora_jax.training import evaluation, trace
 
 
 class Good:
-    def run(self, params):
+    def run(self, params, step):
         yield "norm", params["x"]
 
 
 class Bad:
-    def run(self, params):
+    def run(self, params, step):
         raise ValueError("no memory\nfor this")
 
 

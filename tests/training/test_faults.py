@@ -167,7 +167,7 @@ def test_a_step_whose_save_failed_is_not_said_to_be_saved(
 
 
 class Broken:
-    def run(self, params):
+    def run(self, params, step):
         yield "norm", 1.0
         raise RuntimeError("a bug")
 
@@ -175,7 +175,7 @@ class Broken:
 class Killed:
     """Stands for kill -9 in an evaluation: after it nothing is saved."""
 
-    def run(self, params):
+    def run(self, params, step):
         yield "norm", 1.0
         raise KeyboardInterrupt
 

@@ -47,5 +47,5 @@ def test_a_run_is_measured_on_clips_of_the_whole_set(made, monkeypatch):
     measured = lambda config, video, lpips: video[:, 0, 0, 0, 0].tolist()  # noqa: E731
     with conftest.lone_job("train") as train:
         monkeypatch.setattr(train.reconstruction, "Reconstruction", measured)
-        evaluators = train.evaluators(c, jobs.Job(None, None), None)
+        evaluators = train.evaluators(c, made, jobs.Job(None, None), None, None)
     assert evaluators == {"reconstruction": [0, 7, 15, 23]}

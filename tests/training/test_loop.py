@@ -1,7 +1,10 @@
 """The loop on every mesh, through restarts, bad numbers and micro-batches."""
 
 import dataclasses
+import itertools
+import re
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -180,7 +183,7 @@ def test_too_many_bad_steps_end_the_run(tmp_path):
 
 def test_evaluators_see_the_average_and_are_logged(tmp_path):
     class Norm:
-        def run(self, params):
+        def run(self, params, step):
             yield "norm", float(np.sum(jax.tree.leaves(params)[0] ** 2))
 
     mesh = make_mesh(MESHES["one"])
@@ -223,7 +226,7 @@ def test_given_parameters_take_the_layout_of_random_ones():
 
 def test_an_interval_of_0_means_only_at_the_end(tmp_path):
     class Steps:
-        def run(self, params):
+        def run(self, params, step):
             yield "seen", 1.0
 
     mesh = make_mesh(MESHES["one"])
@@ -274,3 +277,37 @@ def test_the_loss_learns_what_the_text_says():
 
     right, wrong = (loss_of(state.params, x) for x in (ids, ids[::-1]))
     assert wrong > 4 * right, (right, wrong)
+
+
+def test_a_run_of_minutes_takes_the_steps_that_fit(tmp_path, monkeypatch, capsys):
+    """By a clock on which a step takes a second; compilation counts as it is."""
+
+    def clock():  # at the start, after steps 10 and 40, and when steps are fitted
+        times = itertools.chain(
+            [0.0, 10.0, 40.0, 42.0, 42.0, 42.0], itertools.repeat(1e9)
+        )
+        made = types.SimpleNamespace(monotonic=lambda: next(times))
+        monkeypatch.setattr(loop, "time", made)
+
+    def cut(step, values):
+        if step == 60:
+            raise KeyboardInterrupt
+        return values
+
+    settings = {"num_steps": 10**6, "minutes": 2.0, "checkpoint_every": 50}
+    mesh = make_mesh(MESHES["one"])
+    with jax.set_mesh(mesh):
+        clock()
+        with pytest.raises(KeyboardInterrupt):
+            tiny.train(tmp_path, mesh, change=cut, **settings)
+        said = re.search(r"2 minutes are (\d+) steps here", capsys.readouterr().err)
+        fitted = int(said[1])
+        compiling = metrics.read(tmp_path / "metrics.jsonl")[0]["seconds"]
+        # Two minutes less what has passed, what compiling again takes, and the slack.
+        assert 0 <= (40 + 0.97 * 78) - fitted <= compiling + 1
+        state = tiny.train(tmp_path, mesh, **settings)  # resumed, it does not fit anew
+        assert int(state.step) == fitted
+        clock()
+        few = tiny.train(tmp_path / "few", mesh, **(settings | {"num_steps": 45}))
+        assert int(few.step) == 45  # never more than num_steps
+    assert metrics.read(tmp_path / "metrics.jsonl")[-1]["step"] == fitted

@@ -331,3 +331,33 @@ def test_a_mix_is_learned_the_same_on_eight_devices():
     for name in ("loss", "l1", "bands", "kl", "grad_norm"):
         a, b = (float(m[name][0] / m[name][1]) for m in (wanted, found))
         assert a == pytest.approx(b, rel=1e-5), name
+
+
+def test_latents_are_decoded_under_noise_of_each_videos_own_strength():
+    weights = reconstruction.Weights(
+        l1=0.0, mse=1.0, bands=0.0, kl=0.0, latent_noise=0.5
+    )
+    made = reconstruction.Reconstruction(VAE, weights)
+    many = {"video0": clips(rows=64)}
+    drawn = jax.jit(made.draw)(jax.random.key(3), many, jnp.zeros(()))
+    added = np.asarray(drawn["added/video0"])
+    strengths = added.std((1, 2, 3, 4))
+    assert strengths.min() < 0.1 and 0.4 < strengths.max() < 0.6
+    assert strengths.mean() == pytest.approx(0.25, abs=0.05)
+
+    few = {name: leaf[:4] for name, leaf in drawn.items()}
+    params = jax.jit(made.networks.init)(jax.random.key(0))
+    vae = made.networks.bind(params)["vae"]
+    video = np.asarray(few["video0"], np.float32) / 127.5 - 1
+    mean, logvar = vae.encode(video)
+    deviation = np.asarray(mean, np.float64).std((0, 1, 2, 3))
+    latents = mean + jnp.exp(0.5 * logvar) * few["noise/video0"]
+    decoded = vae.decode(latents + deviation.astype(np.float32) * added[:4])
+    total, weight, _ = made.loss(made.networks.bind(params), few)
+    wanted = np.mean(np.square(np.asarray(decoded) - video))
+    assert float(total / weight) == pytest.approx(float(wanted), rel=1e-4)
+    plain = reconstruction.Reconstruction(
+        VAE, dataclasses.replace(weights, latent_noise=0.0)
+    )
+    alone, _, _ = plain.loss(plain.networks.bind(params), few)
+    assert abs(float(alone - total)) > 1e-4 * float(total)

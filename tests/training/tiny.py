@@ -9,6 +9,7 @@ import numpy as np
 from sora_jax.diffusion import known, timesteps
 from sora_jax.models import dit, lora, text_encoder
 from sora_jax.training import loop, objectives, optim
+from sora_jax.training import trackers as run_trackers
 
 DIT = dit.Config(
     in_channels=4, out_channels=4, patch=(1, 1, 1), dim=32, num_layers=2, num_heads=2,
@@ -70,7 +71,14 @@ def batches(start: int, change=None):
 
 
 def train(
-    folder, mesh, num_steps=10, change=None, evaluators=None, config=DIT, **fields
+    folder,
+    mesh,
+    num_steps=10,
+    change=None,
+    evaluators=None,
+    config=DIT,
+    trackers=run_trackers.Trackers({}),
+    **fields,
 ):
     """Runs the loop on the tiny denoiser."""
     fields = {"log_every": 1, "checkpoint_every": 100, **fields}
@@ -83,4 +91,5 @@ def train(
         folder=folder,
         mesh=mesh,
         evaluators=evaluators,
+        trackers=trackers,
     )

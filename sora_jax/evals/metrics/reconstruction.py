@@ -206,7 +206,7 @@ class Reconstruction:
         """Returns reconstructions in [0, 1], and latent means."""
         return self._round_trip(params, self.video_nthwc)
 
-    def run(self, params: dict) -> Iterator[tuple[str, float]]:
+    def run(self, params: dict, step: int = 0) -> Iterator[tuple[str, float]]:
         """Yields psnr, ssim, flicker, lpips and rfvd_toy if set, and latent statistics."""
         frames, means = self.reconstruct(params["vae"])
         truth = self.video_nthwc.astype(np.float32) / 255

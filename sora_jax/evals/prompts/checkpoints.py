@@ -318,7 +318,9 @@ class Sampling:
         if self._untrained is None:
             count += sum(map(len, few))
         steps = self.making["num_inference_steps"]
-        with progress.Progress(count * steps, "sample", "clip steps") as bar:
+        with progress.Progress(
+            count * steps, "sample", "clip steps", compiles=True
+        ) as bar:
 
             def sample(kept, pipe, row, suites, seed, saved, **other):
                 return make_clips.sample(

@@ -134,7 +134,7 @@ class LossGap:
 
         self._losses = losses
 
-    def run(self, params: dict) -> Iterator[tuple[str, float]]:
+    def run(self, params: dict, step: int = 0) -> Iterator[tuple[str, float]]:
         """Yields ATTRIBUTE/BAND and ATTRIBUTE, the mean over the training levels.
 
         The mean is how much lower the training loss of clips with this attribute is

@@ -237,7 +237,7 @@ def test_what_is_scored_is_not_scored_again(model, score, monkeypatch):
         with pytest.raises(AssertionError, match="done again"):
             score(model, checkpoints="1,2")
         with pytest.raises(AssertionError, match="done again"):
-            score(model, checkpoints="0,1", guidance_scale=2.0)
+            score(model, checkpoints="0,1", guidance_scale=3.0)
         # A run that was trained anew in the same folder has other weights.
         shutil.move(model / "checkpoints" / "1", model / "before")
         tiny_run.add_checkpoint(model, 1)
