@@ -448,9 +448,7 @@ def run_recipe(args: argparse.Namespace) -> int:
         for later in entries[index:]:
             later["finished"] = False
         log = args.out / "logs" / f"{stage.name.replace(' ', '_')}.log"
-        command = stage.command
-        if any(MINUTES in part for part in command):
-            command = stage.command_with(record.minutes_left(args))
+        command = stage.command_with(record.minutes_left(args))
         say(f"{title}: python {shlex.join(command)}")
         try:
             code = run_stage(command, stage.product, entry, record, log)

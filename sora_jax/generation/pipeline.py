@@ -127,8 +127,8 @@ class Pipeline:
         """Loads a run, or a folder in diffusers' layout.
 
         Args:
-          folder: "toy", the model that is shipped; a denoiser's run, whose EMA weights are loaded; or Wan 2.1 or 2.2 text
-            to video as diffusers stores it (`training/pretrained.py`).
+          folder: "toy", the model that is shipped; a denoiser's run, whose EMA weights
+            are loaded; or Wan 2.1 or 2.2 text to video as diffusers stores it (`training/pretrained.py`).
           dtype: of the weights and the computation of imported networks, except for the
             video VAE, which uses float32; None: float32 on CPU, else bfloat16. The dtype
             of a run is in its config.

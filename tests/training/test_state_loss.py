@@ -12,7 +12,7 @@ import pytest
 from configs import toy, toy_vae
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.data import latent_cache, shards, toy_clips, transforms
+from sora_jax.data import latent_cache, shards, transforms
 from sora_jax.diffusion import known, timesteps
 from sora_jax.models import video_vae
 from sora_jax.toyworld import families, scene, tokens
@@ -210,11 +210,7 @@ def test_all_blocks_may_come_before():
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
-    out = tmp_path_factory.mktemp("state")
-    shards.write(out / "shards", toy_clips.ToyClips("tw16", 16))
-    tiny_job.write_latents(out / "latents", out / "shards", (2, 4, 4))
-    tiny_job.write_vae(out / "latents" / "vae")
-    return out / "latents"
+    return tiny_job.write_toy_world(tmp_path_factory.mktemp("state"), 16)
 
 
 def test_rows_say_what_their_clips_tokens_show(latents, tmp_path):

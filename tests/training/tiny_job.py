@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from sora_jax.data import latent_cache, shards
+from sora_jax.data import latent_cache, shards, toy_clips
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, trained_vae
 
@@ -37,3 +37,11 @@ def write_vae(folder):
     config = video_vae.Config(latent_channels=4, base_dim=4, num_res_blocks=1)
     params = jax.jit(trained_vae.networks_of(config).init)(jax.random.key(0))["vae"]
     checkpoint.save_weights(folder, jax.device_get(params), config)
+
+
+def write_toy_world(out, num_clips):
+    """Shards of that many toy-world clips, their latents and a video VAE, in `out`."""
+    shards.write(out / "shards", toy_clips.ToyClips("tw16", num_clips))
+    write_latents(out / "latents", out / "shards", (2, 4, 4))
+    write_vae(out / "latents" / "vae")
+    return out / "latents"

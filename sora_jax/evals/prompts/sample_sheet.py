@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
-from sora_jax.generation import contact_sheet, pipeline, prompt_file, runs
+from sora_jax.evals import pixels
+from sora_jax.generation import contact_sheet, pipeline, prompt_file
 from sora_jax.models import lora
 from sora_jax.training import adapters, checkpoint, trackers
 
@@ -53,7 +53,7 @@ class SampleSheet:
         pipe = pipeline.Pipeline.from_run(run)
         out = pipe(self._prompts, seed=[*range(len(self._prompts))])
         if jax.process_index() == 0:
-            videos = np.round(255 * np.clip(out.frames, 0, 1)).astype(np.uint8)
+            videos = pixels.to_uint8(out.frames)
             (self._folder / FOLDER).mkdir(exist_ok=True)
             file = self._folder / FOLDER / f"{step:08d}.png"
             contact_sheet.write(file, [*videos], self._prompts)
@@ -76,5 +76,4 @@ def of_run(c, folder: pathlib.Path, tracked: trackers.Tracker) -> SampleSheet | 
             f"data.sample_prompts {c.data.sample_prompts} has {len(rows)} prompts; a "
             f"sheet shows up to {_MOST}"
         )
-    runs.settings(c)  # raises where they are wrong
     return SampleSheet(c, folder, [row["prompt"] for row in rows], tracked)

@@ -10,7 +10,7 @@ import pytest
 
 from configs import toy
 from sora_jax.core import mesh as meshes
-from sora_jax.data import latent_cache, shards, toy_clips
+from sora_jax.data import latent_cache, shards
 from sora_jax.diffusion import timesteps
 from sora_jax.evals.prompts import loss_gap
 from sora_jax.toyworld import captions
@@ -23,11 +23,9 @@ TIERS = {"alt": 0.9, "short": 0.6, "medium": 0.4}
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
-    out = tmp_path_factory.mktemp("gap")
-    shards.write(out / "shards", toy_clips.ToyClips("tw16", 60))
-    tiny_job.write_latents(out / "latents", out / "shards", (2, 4, 4))
-    tiny_job.write_vae(out / "latents" / "vae")
-    return latent_cache.open(out / "latents")
+    return latent_cache.open(
+        tiny_job.write_toy_world(tmp_path_factory.mktemp("gap"), 60)
+    )
 
 
 @pytest.fixture(scope="module")

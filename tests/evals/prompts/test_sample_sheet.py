@@ -11,7 +11,6 @@ import pytest
 from configs import toy
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.data import shards, toy_clips
 from sora_jax.evals.prompts import sample_sheet
 from sora_jax.generation import pipeline
 from sora_jax.models import lora
@@ -23,11 +22,7 @@ NONE = trackers.Trackers({})
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
-    out = tmp_path_factory.mktemp("sheet")
-    shards.write(out / "shards", toy_clips.ToyClips("tw16", 16))
-    tiny_job.write_latents(out / "latents", out / "shards", (2, 4, 4))
-    tiny_job.write_vae(out / "latents" / "vae")
-    return out / "latents"
+    return tiny_job.write_toy_world(tmp_path_factory.mktemp("sheet"), 16)
 
 
 def settings(latents, prompts):
