@@ -291,9 +291,14 @@ def _blobs(
     return _Blobs(kept, frame[kept], hue[kept], area[kept], centre[kept])
 
 
-def read(video: np.ndarray) -> Reading:
-    """Reads a clip, uint8[T, H, W, 3] of a tier's size; else raises ValueError."""
+def read(video: np.ndarray, shapes: tuple[str, ...] | None = None) -> Reading:
+    """Reads a clip, uint8[T, H, W, 3] of a tier's size; else raises ValueError.
+
+    `shapes` are those to tell apart; by default the tier's.
+    """
     tier = _check(video)
+    if shapes is not None:
+        tier = dataclasses.replace(tier, shapes=shapes)
     coverage = _cover(video)
     kind = np.where(coverage.max(axis=3) >= COVERED, coverage.argmax(axis=3) + 1, 0)
     where, part = _components(kind)

@@ -1,4 +1,4 @@
-"""Scores clips: by the oracle, and as video (FVD-toy, flicker, warping error, motion).
+"""Scores clips: by the oracle, and as video (FVD-toy, sharpness, flicker, motion).
 
 Letters: n clips, t frames, h height, w width, c channels, d features.
 """
@@ -12,7 +12,7 @@ import numpy as np
 from sora_jax.data import shards
 from sora_jax.evals import protocol, statistics
 from sora_jax.evals.features import networks
-from sora_jax.evals.metrics import controls, distances, temporal
+from sora_jax.evals.metrics import controls, distances, long_video, temporal
 from sora_jax.evals.prompts import make_clips, samples, toyworld
 from sora_jax.training import trained_vae
 
@@ -62,7 +62,7 @@ def look(
     reference_nd: np.ndarray | None,
     motion: temporal.Motion | None = None,
 ) -> Row:
-    """Adds measures of video quality: FVD-toy, flicker, warping error, motion.
+    """Adds measures of video quality: FVD-toy, sharpness, flicker, motion.
 
     Args:
       row: the row of the clips.
@@ -83,6 +83,9 @@ def look(
             )
         else:
             measured |= _frechet(network(video_nthwc), reference_nd)
+    if motion is None:
+        sharp_nt = long_video.series(video_nthwc)["sharpness"]
+        measured["sharpness"] = statistics.bootstrap_mean(sharp_nt.mean(1))
     for measure, values_n in temporal.measure(video_nthwc, motion).items():
         known_n = values_n[~np.isnan(values_n)]
         if len(known_n) < len(values_n):

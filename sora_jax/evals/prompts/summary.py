@@ -27,7 +27,9 @@ _LOOK_DIGITS = {scoring.FVD_TOY: 4, scoring.FVD_TOY_LIMIT: 3}
 _LOOK_NOTE = (
     "FVD-toy: Frechet distance of the state network's features to those of other ground "
     "truth clips, at this number of clips and extrapolated; comparable only under the same "
-    "protocol. Flicker and warping error are means along the motion (full scale = 1). A "
+    "protocol. Sharpness: mean gradient of the luminance (full scale per pixel); noise "
+    "raises it too, so compare it with the reconstructions', whose scenes have the same "
+    "prompts. Flicker and warping error are means along the motion (full scale = 1). A "
     "still video has neither, so read them beside the motion (pixels per frame) and the "
     "share of pixels that could be tracked."
 )

@@ -1,0 +1,194 @@
+"""Can the shipped weights learn a new word from 50 clips, and keep what they know?
+
+    python -m experiments.fine_tuning --out runs/rings
+
+No clip that the toy's weights were trained on shows a ring. This writes 50 videos of rings
+with captions, as a user's folder has them, makes shards and latents of them, and trains the
+shipped weights on these in full and with LoRA. Each job's command is printed. Then it
+samples new prompts, scores them with the oracle, and prints a table: prompts of rings, and
+of the six families before and after. Writes OUT/before.png, OUT/full.png and OUT/lora.png.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from sora_jax.data import video_io
+from sora_jax.evals import pixels
+from sora_jax.evals.prompts import make_clips, toyworld
+from sora_jax.generation import contact_sheet, pipeline
+from sora_jax.toyworld import captions, families, oracle, render
+from sora_jax.toyworld import scene as scenes
+
+TIER, RING, CLIPS = "tw32", "ring", 50
+FAMILIES = {"attribute": 0.5, "motion": 0.5}
+OLD = ("attribute", "count", "relation", "motion", "motion_binding", "camera")
+# The fields of each way to train, beside those of configs/toy.py.
+WAYS = {
+    "full": {
+        "optim.learning_rate": 3e-4,
+        "optim.muon_learning_rate": 2e-3,
+        "optim.learning_rate_factors": "()",
+    },
+    "lora": {
+        "text.frozen": True,
+        "lora.rank": 8,
+        "lora.layers": "('attn', 'ffn')",
+        "optim.learning_rate": 2e-3,
+    },
+}
+
+
+def rings(split: str, seed: int) -> Iterator[scenes.Scene]:
+    """Scenes of one ring that stands still or moves, without end."""
+    index = 0
+    while True:
+        scene = families.scene(TIER, split, index, FAMILIES, seed)
+        index += 1
+        (thing,) = scene.objects
+        yield dataclasses.replace(
+            scene,
+            objects=(dataclasses.replace(thing, shape=RING),),
+            factors=scene.factors | {"shapes": [RING]},
+        )
+
+
+def write_folder(folder: pathlib.Path) -> set[str]:
+    """Writes the videos with their captions; returns the captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    used, fps = set(), scenes.TIERS[TIER].fps
+    for number, scene in zip(range(CLIPS), rings("train", 0), strict=False):
+        texts = {tier: captions.caption(scene, tier) for tier in ("short", "medium")}
+        video = video_io.encode_lossless(render.render(scene), fps)
+        (folder / f"ring_{number:02d}.mp4").write_bytes(video)
+        (folder / f"ring_{number:02d}.json").write_text(json.dumps(texts))
+        used |= set(texts.values())
+    return used
+
+
+def ring_suites(count: int, used: set[str]) -> list[toyworld.Suite]:
+    """New prompts of rings by family: `count` of each."""
+    found: dict[str, dict[str, scenes.Slots]] = {family: {} for family in FAMILIES}
+    for number, scene in enumerate(rings("test", 1)):
+        tier = ("short", "medium")[number % 2]
+        text, stated = captions.stated(scene, tier)
+        texts = found[scene.family]
+        fits = stated.family == scene.family and stated.subjects[0].shape == RING
+        if fits and text not in used and len(texts) < count:
+            texts.setdefault(text, stated)
+        if all(len(texts) == count for texts in found.values()):
+            break
+    return [
+        toyworld.Suite(
+            f"ring, {family}",
+            family,
+            tuple(toyworld.Prompt(text, slots) for text, slots in texts.items()),
+        )
+        for family, texts in found.items()
+    ]
+
+
+def score(
+    model: str | pathlib.Path, suites: list[toyworld.Suite], sheet: pathlib.Path
+) -> dict[str, toyworld.Shares]:
+    """Samples and scores all prompts; draws some of the rings."""
+    pipe = pipeline.Pipeline.from_pretrained(model)
+    found = {}
+    for suite in suites:
+        seeds = [make_clips.clip_seed(0, prompt) for prompt in suite.prompts]
+        frames = pixels.to_uint8(pipe(suite.texts, seed=seeds, batch_size=32).frames)
+        new = suite.name.startswith(RING)
+        shapes = scenes.SHAPES if new else None
+        seen = [oracle.read(np.asarray(video), shapes) for video in frames]
+        found[suite.name] = toyworld.summarize(toyworld.verdicts(suite, seen))
+        if suite is suites[0]:
+            contact_sheet.write(sheet, list(frames[:10]), suite.texts[:10])
+    return found
+
+
+def run(job: str, **given) -> None:
+    """Runs a job of the package and prints its command."""
+    flags = [f"--{name.replace('__', '.')}={value}" for name, value in given.items()]
+    command = ["-m", f"sora_jax.{job}", *flags]
+    print(f"python {shlex.join(command)}", flush=True)
+    subprocess.run([sys.executable, *command], check=True)
+
+
+def table(scores: dict[str, dict[str, toyworld.Shares]]) -> str:
+    """A Markdown table: a row for each part of each suite, a column for each model."""
+    lines = [
+        f"| prompts | part | {' | '.join(scores)} |",
+        "|---" * (2 + len(scores)) + "|",
+    ]
+    first = next(iter(scores.values()))
+    for suite, parts in first.items():
+        for part in parts:
+            of_models = (shares[suite][part] for shares in scores.values())
+            cells = (f"{s.value:.3f} ({s.low:.3f}-{s.high:.3f})" for s in of_models)
+            lines.append(f"| {suite} | {part} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--model", default="toy", help="what is fine-tuned")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--prompts", type=int, default=64, help="per suite")
+    args = parser.parse_args()
+    out, tier = args.out, scenes.TIERS[TIER]
+    used = write_folder(out / "videos")
+    size = f"{tier.size}x{tier.size}"
+    run(
+        "prepare",
+        source=f"folder:{out / 'videos'}",
+        size=size,
+        num_frames=tier.num_frames,
+        fps=tier.fps,
+        lossless=True,
+        out=out / "shards",
+    )
+    run(
+        "prepare",
+        source=f"shards:{out / 'shards'}",
+        vae=args.model,
+        out=out / "latents",
+    )
+    seconds = {}
+    for way, fields in WAYS.items():
+        began = time.monotonic()
+        run(
+            "train",
+            config="configs/toy.py",
+            out=out / way,
+            init=args.model,
+            config__data__latents=out / "latents",
+            config__loop__num_steps=args.steps,
+            config__loop__eval_every=0,
+            config__optim__ema_decay=0.98,
+            **{f"config__{name.replace('.', '__')}": v for name, v in fields.items()},
+        )
+        seconds[way] = time.monotonic() - began
+    old = toyworld.make_suites(
+        dict.fromkeys(OLD, args.prompts), tier=TIER, exclude_texts=used, seed=7
+    )
+    suites = [*ring_suites(args.prompts // 2, used), *old]
+    models = {"before": args.model} | {way: out / way for way in WAYS}
+    scores = {
+        name: score(model, suites, out / f"{name}.png")
+        for name, model in models.items()
+    }
+    print(table(scores))
+    print({way: f"{spent:.0f} s of training" for way, spent in seconds.items()})
+
+
+if __name__ == "__main__":
+    main()
