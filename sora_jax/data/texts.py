@@ -37,6 +37,19 @@ _MARKS = {
 _JOINERS = "\u200c\u200d"
 _ZERO_WIDTH_SPACE = "\u200b"
 _LINE_END = "\r\n|\n|\r"
+# The side words that a mirrored video exchanges, with what may be joined to them.
+_SIDES = re.compile(
+    r"\b(left|right)(?=(?:wards?|most|hand|hander|handed)?\b)", re.IGNORECASE
+)
+# Texts whose meaning these words change otherwise, or which a mirror cannot keep true.
+_NOT_MIRRORED = re.compile(
+    r"\b(?:right (?:now|away|after|before|in|on|at|behind|next|angles?|there|here|one|"
+    r"answer|time|way)|left (?:behind|over|alone|unattended|out)|(?:is|are|was|were|has|"
+    r"have|had|be|been|being|gets?|all|nothing|something|nobody|just) (?:left|right)\b(?! "
+    r"(?:of|to|from|side|hand))|(?:counter-?|anti-?)?clockwise|east|west|eastern|western|"
+    r"text|letters?|words?|sign|signs|logo|caption|reads?|says?|copyrights?|rights)\b",
+    re.IGNORECASE,
+)
 
 
 class BadLine(ValueError):
@@ -272,3 +285,23 @@ def _json_rows(text: str, check_header) -> Iterator[tuple[int, dict[str, Any] | 
         else:
             is_object = isinstance(fields, dict)
             yield number, fields if is_object else "it is not an object with fields"
+
+
+def mirrored(text: str) -> str | None:
+    """Returns a caption of the video mirrored from left to right; None if unknown.
+
+    The words left and right are exchanged. A text in which they may mean something else
+    ("right now", "is left"), or which a mirror makes untrue in another way (writing,
+    clockwise, east), has no such caption: do not mirror its video.
+    """
+    if _NOT_MIRRORED.search(text):
+        return None
+
+    def other(match: re.Match) -> str:
+        word = match[1]
+        side = "right" if word.lower() == "left" else "left"
+        if word.isupper():
+            return side.upper()
+        return side.capitalize() if word[0].isupper() else side
+
+    return _SIDES.sub(other, text)
