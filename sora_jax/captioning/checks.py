@@ -86,10 +86,8 @@ _NOT_OF_THINGS = re.compile(
     r"\b(camera|view|viewpoint|lens|shot|pans?|panning|tilts?|tilting|zooms?|zooming|not|never"
     r"|without|neither|nor|no longer|\w+n['’]t|look\w*|fac(?:es|ing|ed)|point\w*|turn\w*)\b"
 )
-_CLEAR, _TRACES = (
-    0.8,
-    0.05,
-)  # shares of the motion: of a way that is sure, and of one that is not there
+# Shares of a clip's motion: of a way that things surely go, and of one that none goes.
+_CLEAR, _TRACES = 0.8, 0.1
 
 
 def directions(text: str) -> set[str]:

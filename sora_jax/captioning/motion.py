@@ -6,7 +6,8 @@ second if the first has it at its start. The shifts are found one after another,
 one that explains most of the change that is left (matching pursuit). Changed pixels
 behind or before a moving thing, where no shift holds, count for none.
 
-Letters: t time, h height, w width, c channel, p pixels.
+Letters: t time, h height, w width, c channel; p changed pixels, s shifts, 2 (y, x), k the
+first and the second frame.
 """
 
 import dataclasses
@@ -26,6 +27,16 @@ _SHIFTS = 3  # of a pair
 _CHANGED = 0.05  # of the range of colours; less is noise and compression
 _MOST_CHANGED = 0.5  # share of the pixels of a pair; more is a moving camera or a cut
 _LEAST_GAIN = 0.15  # share of a pair's change that a shift explains
+
+
+def _all_shifts() -> np.ndarray:
+    steps = np.arange(-_REACH, _REACH + 1)
+    shifts_s2 = np.stack(np.meshgrid(steps, steps, indexing="ij"), -1).reshape(-1, 2)
+    lengths_s = (shifts_s2**2).sum(-1)
+    return shifts_s2[np.argsort(lengths_s, kind="stable")][1:]
+
+
+_SHIFTS_S2 = _all_shifts()  # (dy, dx), the shortest first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +71,7 @@ def measure(frames_thwc: np.ndarray) -> Motion:
             return UNKNOWN
         if not changed_hw.any():
             continue
-        part = _around(changed_hw)
-        for (dy, dx), gain in _shifts(one_hwc[part], other_hwc[part]):
+        for (dy, dx), gain in _shifts(one_hwc, other_hwc, changed_hw):
             seen += gain
             for name, (y, x) in DIRECTIONS.items():
                 # A part of the shift: a thing that goes mostly up does not go left.
@@ -87,53 +97,41 @@ def _distance(one_hwc: np.ndarray, other_hwc: np.ndarray) -> np.ndarray:
     return np.abs(one_hwc - other_hwc).max(-1)
 
 
-def _around(changed_hw: np.ndarray) -> tuple[slice, slice]:
-    """The rectangle of the pixels that matter: changed ones and those within reach."""
-    return tuple(
-        slice(max(0, where.min() - _REACH), where.max() + _REACH + 1)
-        for where in np.nonzero(changed_hw)
-    )
-
-
-def _overlap(size: int, shift: int) -> tuple[slice, slice]:
-    """Where a shift starts and ends that stays within an axis."""
-    return (
-        slice(max(0, -shift), size - max(0, shift)),
-        slice(max(0, shift), size - max(0, -shift)),
-    )
-
-
 def _shifts(
-    one_hwc: np.ndarray, other_hwc: np.ndarray
+    one_hwc: np.ndarray, other_hwc: np.ndarray, changed_hw: np.ndarray
 ) -> list[tuple[tuple[int, int], float]]:
     """Returns ((dy, dx), the change that it explains) of up to _SHIFTS shifts."""
-    height, width = one_hwc.shape[:2]
-    # What is not explained yet, of pixels of the first frame and of the second.
-    left_2hw = np.stack([_distance(one_hwc, other_hwc)] * 2)
-    tries = []
-    for dy in range(max(-_REACH, 1 - height), min(_REACH, height - 1) + 1):
-        for dx in range(max(-_REACH, 1 - width), min(_REACH, width - 1) + 1):
-            if dy or dx:
-                start, end = zip(_overlap(height, dy), _overlap(width, dx), strict=True)
-                apart_hw = _distance(one_hwc[start], other_hwc[end])
-                tries.append(((dy, dx), (start, end), apart_hw))
-    # Of several that explain as much, within the noise, the shortest.
-    tries.sort(key=lambda one: one[0][0] ** 2 + one[0][1] ** 2)
-    found, least = [], _LEAST_GAIN * left_2hw.sum()
+    shifts_s2 = _SHIFTS_S2
+    places_p2 = np.argwhere(changed_hw)
+    # Of the changed pixels of the first frame where they go, and of those of the second
+    # where they come from.
+    pairs = ((one_hwc, other_hwc, shifts_s2), (other_hwc, one_hwc, -shifts_s2))
+    apart_ksp = np.stack(
+        [_apart(here, there, places_p2, by_s2) for here, there, by_s2 in pairs]
+    )
+    change_p = _distance(one_hwc, other_hwc)[changed_hw]
+    left_kp = np.stack([change_p, change_p])  # not explained yet
+    found, least = [], _LEAST_GAIN * left_kp.sum()
     for _ in range(_SHIFTS):
-        best, most = None, least
-        for one in tries:
-            _, parts, apart_hw = one
-            gain = sum(
-                np.maximum(left_hw[part] - apart_hw, 0).sum()
-                for left_hw, part in zip(left_2hw, parts, strict=True)
-            )
-            if gain > most * (1.02 if best else 1.0):
-                best, most = one, gain
-        if best is None:
+        gains_s = np.maximum(left_kp[:, None] - apart_ksp, 0).sum((0, 2))
+        # Of several that explain as much, within the noise, the shortest.
+        best = int(np.argmax(gains_s >= 0.98 * gains_s.max()))
+        if gains_s[best] < least:
             break
-        shift, parts, apart_hw = best
-        found.append((shift, float(most)))
-        for left_hw, part in zip(left_2hw, parts, strict=True):
-            left_hw[part] = np.minimum(left_hw[part], apart_hw)
+        dy, dx = shifts_s2[best].tolist()
+        found.append(((dy, dx), float(gains_s[best])))
+        left_kp = np.minimum(left_kp, apart_ksp[:, best])
     return found
+
+
+def _apart(
+    here_hwc: np.ndarray,
+    there_hwc: np.ndarray,
+    places_p2: np.ndarray,
+    by_s2: np.ndarray,
+) -> np.ndarray:
+    """How far colours are from those at the other end of each shift; inf outside."""
+    margin = ((_REACH, _REACH), (_REACH, _REACH), (0, 0))
+    padded = np.pad(there_hwc, margin, constant_values=np.inf)
+    y_sp, x_sp = np.moveaxis(places_p2[None] + by_s2[:, None] + _REACH, -1, 0)
+    return _distance(here_hwc[*places_p2.T], padded[y_sp, x_sp])
