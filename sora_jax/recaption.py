@@ -191,7 +191,7 @@ def main() -> None:
         source = rewrite.Recaptioned(clips, count, writer, entries)
         if not writing:
             left = rewrite.open_questions(source, _RETRIES.value)
-            for line in estimate(clips, left, writer):
+            for line in estimate(clips, left, writer) if any(left.values()) else []:
                 print(line, flush=True)
             ask.ask(
                 clips, count, writer, entries, retries=_RETRIES.value, seed=_SEED.value

@@ -1,5 +1,6 @@
 """The job: no caption is lost, no wrong one kept, no answer asked for twice."""
 
+import collections
 import functools
 import json
 import pathlib
@@ -8,11 +9,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from sora_jax import recaption
 from sora_jax.captioning import chat, journal
-from sora_jax.data import latent_cache, shards
+from sora_jax.data import captions, latent_cache, loader, shards, transforms
 from tests import conftest
 from tests.captioning import moving, server
 from tests.training import tiny_job
@@ -247,3 +249,24 @@ def test_the_result_is_encoded_like_other_shards(clips, tmp_path):
         "alt": 12, "model_short": 12, "model_dense": 12
     }  # fmt: skip
     assert latents[3].captions["model_dense"] == text(3, "model_dense")
+    # 95 % of the examples of a run read captions of the model, and 5 % the original.
+    sampler = captions.CaptionSampler({"model_dense": 0.95, "alt": 0.05})
+    sampler.check(latents.manifest["captions"])
+    transform = transforms.LatentsAndText(transforms.Tokenize(sampler, Letters(), 4))
+    with loader.make_loader(
+        latents, transform, seed=0, batch_size=500, num_steps=4
+    ) as batches:
+        found = np.concatenate([batch["text_tier"] for batch in batches])
+    tiers = collections.Counter(captions.REALISED[place] for place in found)
+    assert set(tiers) == {"model_dense", "alt"}
+    assert abs(tiers["model_dense"] / 2000 - 0.95) < 0.02
+
+
+class Letters:
+    """A tokenizer; what it returns does not matter here."""
+
+    pad_id = 0
+
+    def encode(self, texts, length):
+        ids_bl = np.ones((len(texts), length), np.int32)
+        return ids_bl, ids_bl > 0

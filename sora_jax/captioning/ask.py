@@ -117,7 +117,12 @@ def ask(
     with bar, _stopping(stop):
         while True:
             while fault is None and running < writer.concurrency:
-                if not (batch := waiting.take()):
+                try:
+                    batch = waiting.take()
+                except (ValueError, OSError) as error:  # the shards cannot be read
+                    writer.stop()
+                    fault, batch = error, []
+                if not batch:
                     break
                 tasks.put(batch)
                 running += 1

@@ -42,10 +42,11 @@ PROMPTS = pathlib.Path(__file__).parent / "prompts"
 _MOST_TOKENS = {"model_short": 80, "model_dense": 450}  # of an answer
 _JPEG_QUALITY = 90
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-# Wrong key, address or model: the same for every clip.
-_LASTING = {401, 402, 403, 404, 405}
+# Wrong key, address or model: the same for every clip. 403 may be about one picture.
+_LASTING = {401, 402, 404, 405}
 _MOST_BYTES = 1 << 22  # of a response
 _LONGEST_WAIT = 60.0  # seconds of backoff
+_TOLD = 20.0  # seconds; a longer wait that the server asks for is printed
 _MOST_IN_A_ROW = 10  # clips without an answer, after which the job ends
 
 
@@ -202,9 +203,7 @@ class Chat:
             except _Passing as error:
                 reason = str(error)
                 longest = min(_LONGEST_WAIT, self.limits.backoff * 2 ** (attempt - 1))
-                if error.wait:
-                    with self._lock:  # of all threads
-                        self._next = max(self._next, time.monotonic() + error.wait)
+                self._hold(error.wait)
                 # Jitter, so that threads that failed together do not return together.
                 if attempt < self.limits.attempts:
                     self._stopped.wait(longest * random.uniform(0.5, 1.0))
@@ -224,6 +223,15 @@ class Chat:
                 f"the server gave no answer to {count} clips in a row: {reason}; the same "
                 "command goes on"
             )
+
+    def _hold(self, seconds: float) -> None:
+        """Lets no thread ask before so many seconds have passed."""
+        until = time.monotonic() + seconds
+        with self._lock:
+            later = until > self._next + _TOLD
+            self._next = max(self._next, until) if seconds else self._next
+        if later and seconds > _TOLD:
+            print(f"the server asks to wait {seconds:.0f} s", file=sys.stderr)
 
     def _may_go(self) -> bool:
         """Waits for this thread's turn under the rate; False if the job was stopped."""
@@ -311,11 +319,8 @@ class Chat:
         if error.code in _PASSING:
             return _Passing(text, _seconds_to_wait(error.headers.get("Retry-After")))
         if error.code in _LASTING or 300 <= error.code < 400:
-            hint = {401: f"; the key is read from {KEY}", 403: f"; the key is in {KEY}"}
-            return ValueError(
-                f"the server refuses: {text}{hint.get(error.code, '')}; check --url and "
-                "--model"
-            )
+            key = f" and the key in {KEY}" if error.code in (401, 402) else ""
+            return ValueError(f"the server refuses: {text}; check --url, --model{key}")
         return _OfThisClip(text)
 
     def _clean(self, text: str) -> str:

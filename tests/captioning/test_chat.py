@@ -63,7 +63,12 @@ def test_large_frames_are_reduced():
 def test_the_digest_covers_what_decides_and_nothing_else():
     one = made("http://localhost:1/v1")
     assert made("https://other/v1", chat.Limits()).digest == one.digest
-    for other in ({"frames": 4}, {"model": "n"}, {"image_side": 65}, {"temperature": 0}):
+    for other in (
+        {"frames": 4},
+        {"model": "n"},
+        {"image_side": 65},
+        {"temperature": 0},
+    ):
         assert made("http://localhost:1/v1", **other).digest != one.digest
     assert set(one.prompts) == {"model_dense", "model_short"}
 
@@ -189,17 +194,21 @@ def test_withheld_answers_and_parts(clips):
 def test_the_key_is_sent_and_never_told(clips, monkeypatch, capfd):
     monkeypatch.setenv(chat.KEY, "sk-secret")
 
-    def echo(asked, times):
-        said = f"bad key {asked.headers['Authorization']}".encode()
-        return server.Reply(status=status, raw=said)
+    def echo(status):
+        def reply(asked, times):
+            said = f"bad key {asked.headers['Authorization']}".encode()
+            return server.Reply(status=status, raw=said)
+
+        return reply
 
     for status in (500, 400, 200):
-        with server.serve(echo) as served:
+        with server.serve(echo(status)) as served:
             failure = ask(made(served.url), clips[0])
         assert "***" in failure.reason and "secret" not in failure.reason
-    status = 401
-    with server.serve(echo) as served:
-        with pytest.raises(ValueError, match="bad key Bearer .*SORA_CAPTIONER_KEY") as e:
+    with server.serve(echo(401)) as served:
+        with pytest.raises(
+            ValueError, match="bad key Bearer .*SORA_CAPTIONER_KEY"
+        ) as e:
             ask(made(served.url), clips[0])
     assert "secret" not in str(e.value)
     # A redirect would hand it to another server.
