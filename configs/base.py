@@ -78,6 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.text.tiers.medium = 0.4
     c.text.tiers.dense = 0.0
     c.text.tiers.structured = 0.0
+    c.text.tiers.model_short = 0.0  # those that recaption adds
+    c.text.tiers.model_dense = 0.0
     # Objective "text_encoder": the tier of the caption that it learns to write.
     c.text.target = "structured"
     c.text.target_length = 40  # tokens

@@ -23,6 +23,7 @@ ROOMS = (
     "models",
     "diffusion",
     "training",
+    "captioning",
     "generation",
     "forecast",
     "evals",

@@ -98,9 +98,23 @@ class Source(Protocol):
 # -- clips ----------------------------------------------------------------------------
 
 
+def _stored_tiers(used: Collection[str]) -> tuple[str, ...]:
+    """Returns the tiers that have fields, given those with text.
+
+    Tiers of models have them only where they are used, so that the bytes of other clips
+    do not depend on them.
+    """
+    return tuple(
+        tier
+        for tier in records.TIERS
+        if tier in used or tier not in records.MODEL_TIERS
+    )
+
+
 @functools.cache
-def _features() -> tfds.features.FeaturesDict:
+def _features(tiers: tuple[str, ...]) -> tfds.features.FeaturesDict:
     text = tfds.features.Text
+    by_tier = {tier: text(optional=tier in records.MODEL_TIERS) for tier in tiers}
     return tfds.features.FeaturesDict(
         {
             "id": text(),
@@ -109,8 +123,8 @@ def _features() -> tfds.features.FeaturesDict:
             "num_frames": np.int32,
             "height": np.int32,
             "width": np.int32,
-            "captions": {tier: text() for tier in records.TIERS},
-            "caption_sources": {tier: text() for tier in records.TIERS},
+            "captions": by_tier,
+            "caption_sources": by_tier,
             "shots": tfds.features.Tensor(shape=(None, 2), dtype=np.int32),
             "scores_json": text(),
             "licence": text(),
@@ -122,6 +136,7 @@ def _features() -> tfds.features.FeaturesDict:
 
 
 def _to_example(clip: records.ClipRecord) -> bytes:
+    tiers = _stored_tiers(clip.captions.keys() | clip.caption_sources.keys())
     example = {
         "id": clip.id,
         "video": clip.video,
@@ -129,8 +144,8 @@ def _to_example(clip: records.ClipRecord) -> bytes:
         "num_frames": clip.num_frames,
         "height": clip.height,
         "width": clip.width,
-        "captions": {t: clip.captions.get(t, "") for t in records.TIERS},
-        "caption_sources": {t: clip.caption_sources.get(t, "") for t in records.TIERS},
+        "captions": {t: clip.captions.get(t, "") for t in tiers},
+        "caption_sources": {t: clip.caption_sources.get(t, "") for t in tiers},
         "shots": np.asarray(clip.shots, np.int32).reshape(-1, 2),
         "scores_json": json.dumps(dict(clip.scores), sort_keys=True),
         "licence": clip.licence,
@@ -138,7 +153,7 @@ def _to_example(clip: records.ClipRecord) -> bytes:
         "sha256": clip.sha256,
         "state_json": clip.state_json or "",
     }
-    features = _features()
+    features = _features(tiers)
     written = features.serialize_example(features.encode_example(example))
     # Fields in a fixed order, so that an interrupted job gives the same files.
     parsed = tf_example_pb2.Example.FromString(written)
@@ -153,7 +168,8 @@ def _from_example(raw: bytes) -> records.ClipRecord:
         return fields[name].bytes_list.value[0].decode()
 
     def texts(name: str) -> dict[str, str]:
-        by_tier = {tier: text(f"{name}/{tier}") for tier in records.TIERS}
+        tiers = (tier for tier in records.TIERS if f"{name}/{tier}" in fields)
+        by_tier = {tier: text(f"{name}/{tier}") for tier in tiers}
         return {tier: value for tier, value in by_tier.items() if value}
 
     def integer(name: str) -> int:
@@ -273,12 +289,24 @@ def write(
         interrupted run, or there is nothing usable.
     """
     out, manifest = pathlib.Path(out_dir), None
-    if array_files.claim(out, "manifest.json", _settings(source)):
+    if claim(out, source):
         manifest = array_files.read_manifest(out, "manifest.json", "shards")
     while (plan := _plan(out, source, manifest)) is not None:
         _write_parts(out, source, plan["parts"], num_workers)
         manifest = _finish(out, source, plan, manifest)
     return manifest
+
+
+def claim(out_dir: str | os.PathLike, source: Source) -> bool:
+    """Claims a folder for a source before its clips are made; see `array_files.claim`."""
+    out = pathlib.Path(out_dir)
+    return array_files.claim(out, "manifest.json", _settings(source))
+
+
+def has_begun(out_dir: str | os.PathLike) -> bool:
+    """Returns whether a claimed folder has clips, or a plan of them."""
+    names = "manifest.json", ".partial/plan.json"
+    return any((pathlib.Path(out_dir) / name).exists() for name in names)
 
 
 def _settings(source: Source) -> dict[str, Any]:
@@ -361,7 +389,7 @@ def _finish(
         reasons = "; ".join(f"{s['file']}: {s['reason']}" for s in skipped[:3])
         reasons = texts.escaped(reasons) or "no video files"
         raise ShardsError(f"nothing usable was found ({reasons})")
-    _write_tfds_metadata(out, source.split, files)
+    _write_tfds_metadata(out, source.split, files, overview["captions"])
     made = {entry["id"].rpartition("#")[0] for entry in entries}
     silent = plan["items"].keys() - made - {s["item"] for s in in_items}
     assert not silent, f"neither clips nor a reason came of {sorted(silent)[:3]}"
@@ -418,7 +446,9 @@ def _by_what(before: list[dict[str, Any]], remarks: list[dict[str, Any]]) -> lis
     ]
 
 
-def _write_tfds_metadata(out: pathlib.Path, split: str, files: list[dict]) -> None:
+def _write_tfds_metadata(
+    out: pathlib.Path, split: str, files: list[dict], tiers: Collection[str]
+) -> None:
     template = tfds.core.ShardedFileTemplate(
         data_dir=out,
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
@@ -434,7 +464,7 @@ def _write_tfds_metadata(out: pathlib.Path, split: str, files: list[dict]) -> No
     )
     tfds.folder_dataset.write_metadata(
         data_dir=out,
-        features=_features(),
+        features=_features(_stored_tiers(tiers)),
         split_infos=[info],
         filename_template=template,
         check_data=False,

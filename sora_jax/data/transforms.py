@@ -96,7 +96,10 @@ def _times(size: Sequence[int]) -> str:
 
 
 class Tokenize:
-    """Picks a caption and turns it into ids: `text_ids`, `text_mask`."""
+    """Picks a caption and turns it into ids: `text_ids`, `text_mask`.
+
+    `text_tier` is the place of its tier in `captions.REALISED`.
+    """
 
     def __init__(
         self,
@@ -108,14 +111,15 @@ class Tokenize:
         self._seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
-        text, _ = self.sampler.pick(record.captions, random)
+        text, tier = self.sampler.pick(record.captions, random)
         if text not in self._seen:
             if len(self._seen) >= 200_000:  # bounds the cache's memory
                 self._seen.clear()
             ids_1l, mask_1l = self.tokenizer.encode([text], self.length)
             self._seen[text] = ids_1l[0], mask_1l[0]
         ids_l, mask_l = self._seen[text]
-        return {"text_ids": ids_l, "text_mask": mask_l}
+        place = np.int32(captions.REALISED.index(tier))
+        return {"text_ids": ids_l, "text_mask": mask_l, "text_tier": place}
 
 
 class LatentsAndText:
@@ -136,9 +140,8 @@ class LatentsAndText:
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
         text = self.text(record, random)
         if self.states is not None:
-            ids_l, mask_l = text["text_ids"], text["text_mask"]
-            states_ld = self.states.padded(ids_l, mask_l)
-            text = {"text_states": states_ld, "text_mask": mask_l}
+            ids_l = text.pop("text_ids")
+            text["text_states"] = self.states.padded(ids_l, text["text_mask"])
         more = {} if self.shown is None else self.shown(record)
         return {"latents": record.latents} | text | more
 
@@ -200,7 +203,9 @@ class TwoCaptions:
         target = self.write(record, random)["text_ids"]
         if not all(t.sampler.has(record.captions) for t in (self.read, self.write)):
             target = np.full_like(target, self.write.tokenizer.pad_id)
-        return self.read(record, random) | {"target_ids": target}
+        text = self.read(record, random)
+        read = {name: text[name] for name in ("text_ids", "text_mask")}
+        return read | {"target_ids": target}
 
 
 class CaptionedClips:

@@ -27,6 +27,7 @@ MEANT = {
     "packing.shapes": {0}, "packing.tokens": {0}, "packing.max_padding": {0},
     "text.dropout": {0}, "text.tiers.alt": {0}, "text.tiers.short": {0},
     "text.tiers.medium": {0}, "text.tiers.dense": {0}, "text.tiers.structured": {0},
+    "text.tiers.model_short": {0}, "text.tiers.model_dense": {0},
     "model.dit.num_kv_heads": {0}, "model.text_encoder.vocab_size": {0},
     "model.vae.linear_channels": {0}, "model.discriminator.num_layers": {0},
     "noise.logit_normal": {0}, "noise.mean": {0, -1}, "noise.levels[0]": {0},
