@@ -144,6 +144,28 @@ def test_page_plays_in_a_browser(rendered, chromium, tmp_path):
     assert not chromium.complaints
 
 
+def test_videos_of_one_length_loop_in_step(rendered, chromium, tmp_path):
+    file = tmp_path / "report.html"
+    file.write_text(rendered)
+    chromium.open(file.as_uri())
+    ready = "document.documentElement.dataset.ready"
+    assert chromium.wait_for(ready, "6") == "6"
+    chromium.evaluate(
+        "for (const [i, v] of [...document.querySelectorAll('video')].entries())"
+        " v.currentTime = (i * 0.2) % v.duration"
+    )
+    in_step = """(() => {
+      const videos = [...document.querySelectorAll('video')];
+      const apart = videos.map(v => {
+        const d = Math.abs(v.currentTime - videos[0].currentTime);
+        return Math.min(d, v.duration - d);
+      });
+      return videos.every(v => !v.paused) && Math.max(...apart) < 0.15;
+    })()"""
+    assert chromium.evaluate(in_step) is False
+    assert chromium.wait_for(in_step, True, 20) is True
+
+
 def test_many_videos_share_few_players(chromium, tmp_path):
     """Browsers have some 75 players a page; only what is in view may hold one."""
     mp4 = clip_mp4(0)
