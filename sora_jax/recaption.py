@@ -7,7 +7,8 @@ OUT holds the same clips with all captions that they had, and those of the model
 of their own: model_dense and model_short. OUT/captions.jsonl has each answer, also those
 that were not kept, with the reason. `prepare --source shards:OUT` takes the result.
 
---captioner chat asks a server with the chat completions API, such as vLLM, SGLang or a
+--captioner network runs a captioner that `train` made (configs/toy_captioner.py), or with
+--model toy the one that is shipped. --captioner chat asks a server with the chat completions API, such as vLLM, SGLang or a
 hosted one; its key, if it needs one, is read from the environment variable
 SORA_CAPTIONER_KEY. --dry_run says what the job would take, and asks nothing.
 
@@ -19,17 +20,27 @@ import time
 
 from absl import flags
 
-from sora_jax.captioning import ask, chat, journal, rewrite
+from sora_jax.captioning import ask, chat, journal, network, rewrite
+from sora_jax.captioning import captioner as captioners
 from sora_jax.core import job
 from sora_jax.data import reports, shards
 
 _SHARDS = flags.DEFINE_string("shards", None, "Video shards to read.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
-_CAPTIONER = flags.DEFINE_enum("captioner", "chat", ["chat"], "Who writes captions.")
+_CAPTIONER = flags.DEFINE_enum(
+    "captioner", "chat", ["chat", "network"], "Who writes captions."
+)
 _URL = flags.DEFINE_string(
     "url", None, "Chat: the server's address, such as http://localhost:8000/v1."
 )
-_MODEL = flags.DEFINE_string("model", None, "Chat: the model's name at the server.")
+_MODEL = flags.DEFINE_string(
+    "model",
+    None,
+    "Chat: the model's name at the server. Network: a run of a captioner, or toy.",
+)
+_BEAMS = flags.DEFINE_integer(
+    "beams", 1, "Network: beams of its search.", lower_bound=1, upper_bound=64
+)
 _PROMPTS = flags.DEFINE_list(
     "prompts",
     "dense,short",
@@ -79,11 +90,31 @@ _TOKENS_PER_IMAGE = flags.DEFINE_integer(
 )
 
 
-def captioner() -> chat.Chat:
+# The flags that one captioner has and the other has not.
+_OF_CHAT = ("url", "frames", "image_side", "rate", "concurrency", "timeout")
+_OF_CHAT += ("price_per_million", "tokens_per_image")
+_OF_NETWORK = ("beams",)
+
+
+def captioner() -> captioners.Captioner:
     """The captioner that the flags name."""
-    for flag in (_URL, _MODEL):
+    is_network = _CAPTIONER.value == "network"
+    for name in _OF_CHAT if is_network else _OF_NETWORK:
+        if flags.FLAGS[name].present:
+            raise ValueError(
+                f"--{name} has no meaning with --captioner {_CAPTIONER.value}"
+            )
+    for flag in (_MODEL,) if is_network else (_URL, _MODEL):
         if not flag.value:
-            raise ValueError(f"--captioner chat needs --{flag.name}")
+            raise ValueError(f"--captioner {_CAPTIONER.value} needs --{flag.name}")
+    if is_network:
+        return network.Network(
+            _MODEL.value,
+            _PROMPTS.value,
+            seed=_SEED.value,
+            beams=_BEAMS.value,
+            temperature=_TEMPERATURE.value,
+        )
     return chat.Chat(
         _URL.value,
         chat.Settings(
@@ -111,9 +142,12 @@ def prices() -> tuple[float, float] | None:
 
 
 def estimate(
-    clips: shards.Shards, questions: dict[str, int], writer: chat.Chat
+    clips: shards.Shards, questions: dict[str, int], writer: captioners.Captioner
 ) -> list[str]:
     """Says what the questions that are left take, by tier."""
+    if not isinstance(writer, chat.Chat):
+        by_tier = ", ".join(f"{count:,} {tier}" for tier, count in questions.items())
+        return [f"{by_tier} by {writer.id}, in this process"]
     numbers = {n: clips.manifest[n] for n in ("height", "width", "num_frames")}
     height, width, frames = (
         max(n) if isinstance(n, list) else n for n in numbers.values()

@@ -84,7 +84,8 @@ def test_it_writes_the_captions_that_it_has_seen(folder, trained):
 
 def test_untrained_it_writes_nothing_of_the_kind(folder, trained):
     loaded = trained_captioner.load(trained)
-    random = trained_captioner.networks_of(loaded.config).init(jax.random.key(3))
+    networks = trained_captioner.networks_of(loaded.config)
+    random = jax.jit(networks.init)(jax.random.key(3))
     other = trained_captioner.LoadedCaptioner(
         loaded.config, random["captioner"], loaded.tokenizer, loaded.file, ""
     )
@@ -128,7 +129,7 @@ def test_the_loss_is_that_of_real_tokens_of_clips_with_a_caption():
     sizes = SIZES | {"tiers": ("short", "dense"), "vocab_size": 11, "length": 6}
     small = captioner.Config(**sizes)
     objective = captioning.Captioning(small)
-    params = objective.networks.init(jax.random.key(0))
+    params = jax.jit(objective.networks.init)(jax.random.key(0))
     key = jax.random.key(1)
     params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(key, x.shape), params)
     modules = objective.networks.bind(params)
@@ -142,7 +143,9 @@ def test_the_loss_is_that_of_real_tokens_of_clips_with_a_caption():
     }
     total, tokens, metrics = jax.jit(objective.loss)(modules, batch)
     video = jnp.asarray(batch["video"]) / 127.5 - 1
-    logits = modules["captioner"](video, jnp.array([0, 1, 0]), batch["text_ids"])
+    logits = jax.jit(lambda m, *given: m(*given))(
+        modules["captioner"], video, jnp.array([0, 1, 0]), batch["text_ids"]
+    )
     nats = -np.asarray(jax.nn.log_softmax(logits))
     short = sum(nats[0, i, [3, 4, 1][i]] for i in range(3))
     dense = sum(nats[1, i, [5, 1][i]] for i in range(2))
@@ -187,7 +190,7 @@ def test_resampling_averages_repeats_and_keeps_the_ends():
     video = rng.integers(0, 256, (9, 8, 8, 3)).astype(np.uint8)
     half = transforms.resampled(video, (5, 4, 4))
     wanted = video[::2].reshape(5, 4, 2, 4, 2, 3).mean((2, 4))
-    np.testing.assert_allclose(half, wanted, atol=0.51)
+    np.testing.assert_allclose(half, wanted, atol=1)  # Pillow rounds twice
     double = transforms.resampled(video, (9, 16, 16))
     np.testing.assert_array_equal(double, video.repeat(2, 1).repeat(2, 2))
     more = transforms.resampled(video[:2], (4, 8, 8))
