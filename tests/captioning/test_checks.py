@@ -102,6 +102,8 @@ def test_a_caption_becomes_one_line_without_quotes():
         ("the view moves left", set()),
         ("it does not move to the left", set()),
         ("a woman turns to the right and looks up", set()),
+        ("a ball rolls from the left, then stops", set()),
+        ("a ball rolls in the lower left corner", set()),
         ("he picks up a cup and sits down", set()),
     ],
 )
