@@ -156,6 +156,8 @@ def problem(
         return "it refuses"
     if answer.stopped == "length":
         return "it is cut off at the limit of tokens"
+    if answer.stopped in ("abort", "error"):
+        return "the server broke it off"
     if matched := _MARKUP.search(answer.text.strip()):
         return f"it has markup: {matched[0]!r}"
     if matched := _OPENING.match(text) or _PHRASES.search(text):

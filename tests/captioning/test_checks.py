@@ -74,6 +74,7 @@ def test_an_answer_that_is_no_caption_is_found(text, reason):
 
 def test_what_ends_early_is_found():
     assert "cut off" in problem(GOOD, way="left", stopped="length")
+    assert "broke it off" in problem(GOOD, way="left", stopped="abort")
     assert "withheld" in problem(GOOD, way="left", stopped="content_filter")
     assert "words" in problem(GOOD, "model_short")
 
