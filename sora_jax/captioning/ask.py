@@ -100,19 +100,14 @@ def ask(
     waiting = _Waiting(
         _questions(clips, count, tiers, entries, retries), writer.batch_size
     )
-    tasks, done = queue.SimpleQueue(), queue.SimpleQueue()
-    for _ in range(writer.concurrency):
-        # Daemons: the second Ctrl-C does not wait for a server.
-        threading.Thread(
-            target=_serve, args=(writer, seed, tasks, done), daemon=True
-        ).start()
+    tasks, done = _start(writer, seed)
     total = count * len(tiers)
     bar = progress.Progress(total, "recaption", "captions", start=total - ahead)
     running, fault = 0, None
 
     def stop() -> None:
+        done.put(_STOP)  # before the failures that stopping gives
         writer.stop()
-        done.put(_STOP)
 
     with bar, _stopping(stop):
         while True:
@@ -154,6 +149,19 @@ def ask(
         tasks.put(None)
     if fault:
         raise fault
+
+
+def _start(
+    writer: captioner.Captioner, seed: int
+) -> tuple[queue.SimpleQueue, queue.SimpleQueue]:
+    """Starts the threads; returns the queues of their tasks and of what they did."""
+    tasks, done = queue.SimpleQueue(), queue.SimpleQueue()
+    for _ in range(writer.concurrency):
+        # Daemons: the second Ctrl-C does not wait for a server.
+        threading.Thread(
+            target=_serve, args=(writer, seed, tasks, done), daemon=True
+        ).start()
+    return tasks, done
 
 
 def _questions(clips, count, tiers, entries, retries) -> Iterator[_Question]:

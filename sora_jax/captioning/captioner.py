@@ -14,7 +14,8 @@ class Answer:
     Attributes:
       text: as it came; empty if it wrote nothing.
       stopped: why the text ends: "stop" where the captioner ended it; "length" where it
-        was cut off at the limit; "refusal" and "content_filter" where it is withheld.
+        was cut off at the limit; "abort" and "error" where the server broke it off;
+        "refusal" and "content_filter" where it is withheld.
       input_tokens, output_tokens: that were used, as far as is known.
       requests: that it took, with those that failed.
     """

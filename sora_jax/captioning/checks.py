@@ -61,7 +61,7 @@ _VERB = (
 # What may stand between a verb and its direction: no noun that the side could belong to.
 _BETWEEN = (
     r"(?:\s+(?:\w+ly|straight|its|their|his|her|way|fast|very|steadily|slowly|further|back"
-    r"|across|the|to|towards?|in|a|from|frame|screen|scene|picture|view|image)){0,5}?"
+    r"|across|the|to|towards?|frame|screen|scene|picture|image)){0,5}?"
 )
 # After a side that is a direction: the end, or a word that begins something else.
 _AFTER = (
@@ -156,6 +156,8 @@ def problem(
         return "it refuses"
     if answer.stopped == "length":
         return "it is cut off at the limit of tokens"
+    if answer.stopped in ("abort", "error"):
+        return "the server broke it off"
     if matched := _MARKUP.search(answer.text.strip()):
         return f"it has markup: {matched[0]!r}"
     if matched := _OPENING.match(text) or _PHRASES.search(text):

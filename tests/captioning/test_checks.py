@@ -74,6 +74,7 @@ def test_an_answer_that_is_no_caption_is_found(text, reason):
 
 def test_what_ends_early_is_found():
     assert "cut off" in problem(GOOD, way="left", stopped="length")
+    assert "broke it off" in problem(GOOD, way="left", stopped="abort")
     assert "withheld" in problem(GOOD, way="left", stopped="content_filter")
     assert "words" in problem(GOOD, "model_short")
 
@@ -102,6 +103,8 @@ def test_a_caption_becomes_one_line_without_quotes():
         ("the view moves left", set()),
         ("it does not move to the left", set()),
         ("a woman turns to the right and looks up", set()),
+        ("a ball rolls from the left, then stops", set()),
+        ("a ball rolls in the lower left corner", set()),
         ("he picks up a cup and sits down", set()),
     ],
 )
