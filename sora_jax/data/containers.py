@@ -38,6 +38,12 @@ class Region:
     def __str__(self) -> str:
         return f"{self.path} from byte {self.start}"
 
+    def read(self) -> bytes:
+        """Returns the video's bytes."""
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
 
 class _RegionFile(io.RawIOBase):
     """The bytes of a region as a file that is read and sought in."""

@@ -12,6 +12,7 @@ out, so that a file of few bytes that claims to last for hours gives few clips.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
 import pathlib
@@ -252,7 +253,8 @@ class FolderClips:
         """
         path = self._place(video)
         if isinstance(path, tables.Cell):
-            path = path.read()
+            with workers.uncounted_memory():
+                path = path.read()
         if frames_of := self.listing.frames.get(video):
             clip = frame_folders.FrameFolder(path, frames_of, self.limits)
             probe, sample = functools.partial(clip.probe, self.frames_fps), clip.sample
@@ -357,6 +359,17 @@ class FolderClips:
             encoded = video_io.encode_lossless(frames_thwc, self.fps)
         else:
             encoded = video_io.encode_mp4(frames_thwc, self.fps, crf=_CRF)
+        return self._record_of(video, window, begin, frames_thwc, encoded, text)
+
+    def _record_of(
+        self,
+        video: str,
+        window: int,
+        begin: float,
+        frames_thwc: np.ndarray,
+        encoded: bytes,
+        text: folders.Text,
+    ) -> records.ClipRecord:
         start = begin + window * self.num_frames / self.fps
         return records.ClipRecord(
             id=f"{video}#{window:05d}",
@@ -378,6 +391,8 @@ class FolderClips:
 class TarClips(FolderClips):
     """Clips out of tar archives of videos and captions; see `webdataset`.
 
+    A clip of ours, of the same size, rate and length, keeps its encoded bytes.
+
     Args:
       folder: of the archives.
       archives: their names, relative to the folder.
@@ -391,6 +406,41 @@ class TarClips(FolderClips):
     def listing(self) -> folders.Listing:
         """The members of the archives; sent to the worker processes."""
         return webdataset.scan(self.folder, self.archives, self.caption_encoding)
+
+    def _windows(self, video, header, number, slices, text, sample):
+        if clip := self._kept(video, header, text):
+            yield clip
+        else:
+            yield from super()._windows(video, header, number, slices, text, sample)
+
+    def _kept(
+        self, video: str, header: video_io.Header, text: folders.Text
+    ) -> records.ClipRecord | None:
+        """The clip that a video is, as it is encoded; None if it has to be encoded.
+
+        The bytes are decoded as training does it, so that what they do is found here.
+        """
+        written, place = self.listing.written.get(video), self._place(video)
+        if written is None or place.size > _SLICE_BYTES:
+            return None
+        size = (self.num_frames, *self.size)
+        if size != (written.num_frames, written.height, written.width):
+            return None
+        rates = np.array([written.fps, header.fps])
+        kind = (header.container, header.codec)
+        if kind != ("mov", "h264") or not np.allclose(rates, self.fps, rtol=1e-4):
+            return None
+        encoded = place.read()
+        if hashlib.sha256(encoded).hexdigest() != written.sha256:
+            return None
+        with workers.limited_memory():
+            decoded = video_io.decode(
+                encoded, max_frames=self.num_frames + 1, limits=self.limits
+            )
+        if decoded.frames.shape[:3] != size or decoded.notes:
+            return None
+        clip = self._record_of(video, 0, 0.0, decoded.frames, encoded, text)
+        return dataclasses.replace(clip, state_json=written.state_json)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,6 +76,18 @@ class Text:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What an archive says of a video that was a clip of ours, as `records.ClipRecord`."""
+
+    sha256: str
+    fps: float
+    num_frames: int
+    height: int
+    width: int
+    state_json: str | None
+
+
 class Rows:
     """The texts of one video from the rows of a list: each caption once, in order."""
 
@@ -450,6 +462,7 @@ class Listing:
       counted: what `counts` counts: "files", "members" or "rows".
       places: where a video is, unless it is the file of its name in the folder.
       spans: the (start, end) in seconds of a video that is a part of a longer one.
+      written: of videos that may be clips of ours.
     """
 
     videos: Mapping[str, int]
@@ -463,6 +476,7 @@ class Listing:
         dataclasses.field(default_factory=dict)
     )
     spans: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    written: Mapping[str, Written] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
@@ -477,6 +491,8 @@ class Listing:
                 content.append(scores)
             if video in self.spans:
                 content.append(self.spans[video])
+            if video in self.written:
+                content.append(dataclasses.astuple(self.written[video]))
             text = json.dumps(content, sort_keys=True)
             result[video] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return result

@@ -74,9 +74,15 @@ def _open(path: str | os.PathLike):
 
 
 def _column(group, column: str):
-    """Returns the metadata of the videos of a group of rows."""
-    columns = map(group.column, range(group.num_columns))
-    return next(one for one in columns if one.path_in_schema == f"{column}.bytes")
+    """Returns the metadata of the videos of a group of rows.
+
+    Raises:
+      ValueError: its columns are not those of the file.
+    """
+    for index in range(group.num_columns):
+        if group.column(index).path_in_schema == f"{column}.bytes":
+            return group.column(index)
+    raise ValueError(f"a group of its rows has no column {column}.bytes")
 
 
 def _mean_size(group, column: str) -> int:

@@ -51,6 +51,7 @@ class _Reader:
         self.videos: dict[str, int] = {}
         self.places: dict[str, video_io.Region] = {}
         self.texts: dict[str, folders.Text] = {}
+        self.written: dict[str, folders.Written] = {}
         self.skipped: list[shards.Skipped] = []
         self.counts = collections.Counter()
 
@@ -96,7 +97,7 @@ class _Reader:
                 if found := [name for name in names if name in members]:
                     if unused.pop(found[0], None):
                         self.counts["captions"] += 1
-                    read += self._read(members[found[0]])
+                    read += self._read(members[found[0]], video.name)
             text = self.texts[video.name] = _merged(read)
             if not text.captions:
                 self.skip(video.name, "it has no caption, and its clips have none")
@@ -107,19 +108,20 @@ class _Reader:
                 reason = "there is no video of its key"
             self.skip(member.name, reason, 1)
 
-    def _read(self, member: _Member) -> list[folders.Text]:
-        """Returns the text of a member, or notes its fault."""
+    def _read(self, member: _Member, video: str) -> list[folders.Text]:
+        """Returns the text of a member for a video, or notes its fault."""
         place = member.place
         try:
             if place.size > folders.CAPTION_BYTES:
                 raise ValueError(f"it is larger than {folders.CAPTION_BYTES} bytes")
-            with open(place.path, "rb") as file:
-                file.seek(place.start)
-                content = texts.decode(file.read(place.size), self._encoding)
+            content = texts.decode(place.read(), self._encoding)
             if member.name.lower().endswith(".txt"):
                 return [folders.text_of({"caption": content})]
             fields = _of_cosmos(json.loads(content))
-            return [folders.text_of(fields, needs_caption=False)]
+            text = folders.text_of(fields, needs_caption=False)
+            if written := _written(fields):
+                self.written[video] = written
+            return [text]
         except texts.BadLine as error:
             self.skip(f"{member.name}:{error.line}", error.reason)
         except (OSError, ValueError, RecursionError) as error:
@@ -234,6 +236,16 @@ def _of_cosmos(fields: Any) -> Any:
     return {**fields, "dense": [*said.values()], "caption_source": writers}
 
 
+def _written(fields: Mapping[str, Any]) -> folders.Written | None:
+    """Reads what `write` stores of a clip; None if it is not all there."""
+    kinds = {"sha256": str, "fps": (int, float), "num_frames": int, "height": int}
+    kinds["width"] = int
+    if not all(isinstance(fields.get(name), kind) for name, kind in kinds.items()):
+        return None
+    state = json.dumps(fields["state"]) if fields.get("state") else None
+    return folders.Written(**{name: fields[name] for name in kinds}, state_json=state)
+
+
 def _partner(name: str, ours: str, theirs: str) -> str | None:
     """The archive of the same clips in cosmos-curate's other folder."""
     parts = list(pathlib.PurePosixPath(name).parts)
@@ -279,6 +291,7 @@ def scan(
         counts,
         counted="members",
         places=reader.places,
+        written=reader.written,
     )
 
 

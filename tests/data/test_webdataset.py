@@ -118,9 +118,7 @@ def test_members_of_a_key_belong_together(tmp_path):
         "0.tar/x/b.cls": "it is neither a video nor captions (.txt, .json)",
     }
     for name, place in listing.places.items():
-        with open(place.path, "rb") as file:
-            file.seek(place.start)
-            content = file.read(place.size)
+        content = place.read()
         assert len(content) == listing.videos[name] and content == content[:1] * len(
             content
         )
@@ -258,7 +256,7 @@ def contents(folder):
 
 
 def test_shards_become_archives_and_shards_again(tmp_path, capsys):
-    """Lossless clips come back with the same bytes; all tiers, licences and scores too."""
+    """Clips come back with the same bytes, captions and state."""
     shards.write(tmp_path / "toys", toy_clips.ToyClips("tw16", 7))
     clips_of = [*shards.open(tmp_path / "toys")]
     tars = tmp_path / "tars"
@@ -274,7 +272,7 @@ def test_shards_become_archives_and_shards_again(tmp_path, capsys):
     assert f"{tars}: 7 clips in 1 archives" in capsys.readouterr().out
     conftest.run_with_flags(
         prepare, source=f"webdataset:{tars}", out=tmp_path / "again", size="16x16",
-        num_frames=5, lossless=True, workers=0,
+        num_frames=5, workers=0,
     )  # fmt: skip
     assert (
         "21 members: 7 of videos, 14 of captions, 0 others" in capsys.readouterr().out
@@ -285,6 +283,41 @@ def test_shards_become_archives_and_shards_again(tmp_path, capsys):
         assert one.video == other.video and one.captions == other.captions
         assert one.caption_sources == other.caption_sources
         assert (one.fps, one.shots) == (other.fps, other.shots)
+        assert json.loads(one.state_json) == json.loads(other.state_json)
+
+
+def test_a_clip_is_encoded_again_only_where_it_must_be(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "a.mp4", film(11))
+    before = made(
+        curate.FolderClips(tmp_path / "in", SIZE, 5, FPS), tmp_path / "before"
+    )
+    webdataset.write(tmp_path / "tars", shards.open(tmp_path / "before"), 1 << 20)
+    path = tmp_path / "tars" / "00000.tar"
+    source = functools.partial(
+        curate.TarClips, tmp_path / "tars", archives=(path.name,)
+    )
+    encoded = []
+    encode = video_io.encode_mp4
+    monkeypatch.setattr(
+        video_io, "encode_mp4", lambda *a, **k: encoded.append(1) or encode(*a, **k)
+    )
+    (same,) = made(source(SIZE, 5, FPS), tmp_path / "same")
+    assert encoded == [] and same.video == before[0].video
+    assert same.captions == {} and same.source == before[0].source
+    for name, size, num_frames, fps in (
+        ("size", (32, 32), 5, FPS), ("frames", SIZE, 1, FPS), ("fps", SIZE, 5, 4.5)
+    ):  # fmt: skip
+        encoded.clear()
+        made(source(size, num_frames, fps), tmp_path / name)
+        assert encoded, name
+    # A checksum that is not the video's, as where it was encoded anew by others.
+    text = path.read_bytes()
+    digest = same.sha256.encode()
+    path.write_bytes(text.replace(digest, b"0" * len(digest)))
+    encoded.clear()
+    (other,) = made(source(SIZE, 5, FPS), tmp_path / "other")
+    assert encoded and other.video != same.video
 
 
 def test_archives_hold_the_whole_record(tmp_path):
