@@ -12,8 +12,8 @@ The source is a tier of the toy world, videos, video shards, or latents. A
 folder holds videos, or folders of numbered frames (clip/00001.jpg, with --frames_fps),
 and captions: clip.txt or clip.json beside clip.mp4, or a list: captions.csv or .jsonl
 (file,caption), metadata.csv or .jsonl (file_name,text), or prompts.txt with videos.txt.
-WebDataset's tar archives and other projects' lists are read as well; data/README.md has
-their forms.
+WebDataset's tar archives and other projects' lists are read as well, with the flags of a
+folder; data/README.md has their forms.
 
 The same command resumes an interrupted job, and later adds new videos. Videos that are
 left out are listed in the output and in OUT/report.json. --inspect looks at a folder of
@@ -131,7 +131,7 @@ _TEXT_DTYPE = flags.DEFINE_enum(
     "text_dtype", "bfloat16", ["bfloat16", "float32"], "Text encoder: type of states."
 )
 
-# The flags of each source; the others are refused. All of videos also have a folder's.
+# The flags of each source; the others are refused.
 _OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
 _OF_VIDEOS = {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
 _OF_VIDEOS |= {"max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
