@@ -165,10 +165,11 @@ def source_of(kind: str, name: str) -> shards.Source:
         lists = {name: root / name for name in names}
         folder = pathlib.Path(_VIDEOS.value) if _VIDEOS.value else root
         make = functools.partial(curate.ListClips, lists=lists)
-    flag = _INSPECT if _INSPECT.value else _OUT
-    if pathlib.Path(flag.value).resolve().is_relative_to(folder.resolve()):
+    flag, read = _INSPECT if _INSPECT.value else _OUT, pathlib.Path(name)
+    out = pathlib.Path(flag.value).resolve()
+    if read.is_dir() and out.is_relative_to(read.resolve()):
         raise ValueError(
-            f"--{flag.name} {flag.value} lies inside {folder}; write elsewhere"
+            f"--{flag.name} {flag.value} lies inside {read}; write elsewhere"
         )
     if not re.fullmatch(r"\w+", _SPLIT.value):
         raise ValueError(f"--split is one word, not {_SPLIT.value!r}")

@@ -428,7 +428,7 @@ def matching(pattern: str, suffixes: Collection[str]) -> tuple[pathlib.Path, lis
         before, first, last, after = braces.groups()
         numbers = range(int(first), int(last) + 1)
         named = [f"{before}{k:0{len(first)}d}{after}" for k in numbers]
-        root = pathlib.Path(before).parent if before[-1:] != "/" else path.parent
+        root = pathlib.Path(f"{before}x").parent
     else:
         fixed = itertools.takewhile(lambda p: not set(p) & set("*?["), path.parts[:-1])
         root, named = pathlib.Path(*fixed), glob.glob(pattern, recursive=True)

@@ -98,8 +98,8 @@ class _Videos:
         inner = path.relative_to(root) if path.is_relative_to(root) else path
         if "\0" in name or inner.is_absolute() or ".." in inner.parts:
             raise ValueError(
-                f"{name!r} leads out of {self._folder}, where the videos are; --videos "
-                "names another folder"
+                f"{name!r} leads out of {self._folder}: write names relative to the "
+                "folder of the videos, see --videos"
             )
         return inner.as_posix()
 

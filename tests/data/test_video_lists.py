@@ -336,7 +336,8 @@ def test_the_command_reads_a_list(tmp_path, counted, capsys):
     )
     assert "1 can be used" in capsys.readouterr().out
     assert "--frames_fps has no meaning" in refusal(prepare, **asked, frames_fps=8)
-    assert "lies inside" in refusal(prepare, **asked | {"out": counted / "out"})
+    inside = {"source": f"list:{tmp_path}", "out": tmp_path / "new"}
+    assert "lies inside" in refusal(prepare, **asked | inside)
     wrong = refusal(prepare, **asked | {"source": "list:none.csv"})
     assert wrong == "prepare: there is no file none.csv"
     wrong = refusal(prepare, **asked | {"source": f"list:{__file__}"})
