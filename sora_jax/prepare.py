@@ -3,13 +3,17 @@
     python -m sora_jax.prepare --source toyworld:tw32 --num_clips 8000 --out shards
     python -m sora_jax.prepare --source folder:my_videos --size 64x64 --num_frames 17 \\
         --fps 8 --out shards
+    python -m sora_jax.prepare --source webdataset:tars --size 64x64 --out shards
+    python -m sora_jax.prepare --source list:train.csv --videos my_videos --out shards
     python -m sora_jax.prepare --source shards:shards --vae runs/toy_vae --out latents
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
-The source is a tier of the toy world, a folder of videos, video shards, or latents. A
+The source is a tier of the toy world, videos, video shards, or latents. A
 folder holds videos, or folders of numbered frames (clip/00001.jpg, with --frames_fps),
 and captions: clip.txt or clip.json beside clip.mp4, or a list: captions.csv or .jsonl
 (file,caption), metadata.csv or .jsonl (file_name,text), or prompts.txt with videos.txt.
+WebDataset's tar archives and other projects' lists are read as well, with the flags of a
+folder; data/README.md has their forms.
 
 The same command resumes an interrupted job, and later adds new videos. Videos that are
 left out are listed in the output and in OUT/report.json. --inspect looks at a folder of
@@ -18,6 +22,7 @@ of the captions are stored beside the latents. Several processes share the work;
 its first device.
 """
 
+import functools
 import os
 import pathlib
 import re
@@ -27,12 +32,22 @@ from absl import flags
 
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
-from sora_jax.data import curate, inspection, reports, shards, toy_clips
+from sora_jax.data import (
+    curate,
+    folders,
+    inspection,
+    reports,
+    shards,
+    toy_clips,
+    video_lists,
+    webdataset,
+)
 
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "What to read: toyworld:TIER, folder:DIR, shards:DIR or latents:DIR.",
+    "What to read: toyworld:TIER, folder:DIR, webdataset:DIR, list:FILE, shards:DIR or "
+    "latents:DIR. DIR of webdataset and FILE may be patterns, such as tars/*.tar.",
     required=True,
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
@@ -96,6 +111,9 @@ _INSPECT = flags.DEFINE_string(
     "Folder: write this contact sheet (.png or .jpg) instead of clips, and print what "
     "the videos are and which would be refused. --text_encoder also counts tokens.",
 )
+_VIDEOS = flags.DEFINE_string(
+    "videos", None, "List: folder of its videos; default: the list's."
+)
 _VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of a video VAE.")
 _TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "Shards, latents: run or folder of a text encoder."
@@ -115,11 +133,14 @@ _TEXT_DTYPE = flags.DEFINE_enum(
 
 # The flags of each source; the others are refused.
 _OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
+_OF_VIDEOS = {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
+_OF_VIDEOS |= {"max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
+_OF_VIDEOS |= {"caption_encoding", "inspect", "text_encoder"}
 _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
-    "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
-    | {"follow_links", "max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
-    | {"frames_fps", "caption_encoding", "inspect", "text_encoder"},
+    "folder": _OF_VIDEOS | {"follow_links", "frames_fps"},
+    "webdataset": _OF_VIDEOS,
+    "list": _OF_VIDEOS | {"follow_links", "videos"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
     "latents": {"text_encoder", *_OF_TEXT},
 }
@@ -135,15 +156,24 @@ def source_of(kind: str, name: str) -> shards.Source:
             toy_clips.parse_families(_FAMILIES.value),
             _SEED.value,
         )
-    folder = pathlib.Path(name)
-    flag = _INSPECT if _INSPECT.value else _OUT
-    if pathlib.Path(flag.value).resolve().is_relative_to(folder.resolve()):
+    folder, make = pathlib.Path(name), curate.FolderClips
+    if kind == "webdataset":
+        folder, names = folders.matching(name, (webdataset.SUFFIX,))
+        make = functools.partial(curate.TarClips, archives=tuple(names))
+    elif kind == "list":
+        root, names = folders.matching(name, video_lists.SUFFIXES)
+        lists = {name: root / name for name in names}
+        folder = pathlib.Path(_VIDEOS.value) if _VIDEOS.value else root
+        make = functools.partial(curate.ListClips, lists=lists)
+    flag, read = _INSPECT if _INSPECT.value else _OUT, pathlib.Path(name)
+    out = pathlib.Path(flag.value).resolve()
+    if read.is_dir() and out.is_relative_to(read.resolve()):
         raise ValueError(
-            f"--{flag.name} {flag.value} lies inside {folder}; write elsewhere"
+            f"--{flag.name} {flag.value} lies inside {read}; write elsewhere"
         )
     if not re.fullmatch(r"\w+", _SPLIT.value):
         raise ValueError(f"--split is one word, not {_SPLIT.value!r}")
-    return curate.FolderClips(
+    return make(
         folder,
         job.parse_size(_SIZE.value),
         _NUM_FRAMES.value,
@@ -169,8 +199,8 @@ def check_flags(kind: str, known: dict[str, set[str]]) -> None:
         raise ValueError("--inspect writes no clips: give it or --out")
     if "out" in known[kind] and not (_OUT.value or _INSPECT.value):
         raise ValueError("give --out, the folder to write")
-    if kind == "folder" and _TEXT_ENCODER.value and not _INSPECT.value:
-        raise ValueError("--text_encoder has no meaning for a folder without --inspect")
+    if "inspect" in known[kind] and _TEXT_ENCODER.value and not _INSPECT.value:
+        raise ValueError("--text_encoder has no meaning for videos without --inspect")
     for name in sorted(_OF_TEXT):
         if flags.FLAGS[name].present and not _TEXT_ENCODER.value:
             raise ValueError(f"--{name} has no meaning without --text_encoder")
@@ -225,8 +255,8 @@ def main() -> None:
     kind, _, name = _SOURCE.value.partition(":")
     if kind not in _BELONGS or not name:
         raise ValueError(
-            "--source is toyworld:TIER, folder:DIR, shards:DIR or latents:DIR, not "
-            f"{_SOURCE.value!r}"
+            "--source is toyworld:TIER, folder:DIR, webdataset:DIR, list:FILE, shards:DIR "
+            f"or latents:DIR, not {_SOURCE.value!r}"
         )
     check_flags(kind, _BELONGS)
     if kind in ("shards", "latents"):

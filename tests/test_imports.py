@@ -40,6 +40,7 @@ ONE_IMPORTER = {
     "grain": "sora_jax/data/loader.py",
     "tensorflow_datasets": "sora_jax/data/shards.py",
     "array_record": "sora_jax/data/array_files.py",
+    "pyarrow": "sora_jax/data/tables.py",
     "av": ("sora_jax/data/containers.py", "sora_jax/data/video_io.py"),
     "qwix": "sora_jax/models/quantization.py",
     "jax.experimental.topologies": "sora_jax/core/mesh.py",

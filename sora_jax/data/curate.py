@@ -1,16 +1,18 @@
-"""A folder of videos with captions as a source of clips.
+"""Videos with captions as a source of clips: of a folder, of tar archives, of a list.
 
-`folders` lists the videos and finds their captions. A folder of numbered pictures in it
-counts as a video.
+`folders`, `webdataset` and `video_lists` list the videos and find their captions; all
+else is the same for the three. A folder of numbered pictures counts as a video.
 
 A video is cut into adjacent windows of `num_frames` frames at `fps`; the remainder at the
-end is dropped. Each frame is the one on screen at its time, so a window may end with the
+end is dropped. A time range of a longer video is cut likewise, from the first frame that
+begins in it. Each frame is the one on screen at its time, so a window may end with the
 video. A window that shows nothing but the frame that the one before it ended with is left
 out, so that a file of few bytes that claims to last for hours gives few clips.
 """
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
 import pathlib
@@ -26,8 +28,11 @@ from sora_jax.data import (
     frames,
     records,
     shards,
+    tables,
     texts,
     video_io,
+    video_lists,
+    webdataset,
     workers,
 )
 
@@ -37,6 +42,8 @@ _SLICE_BYTES = 64 << 20
 _ITEMS_PER_PART = 16
 # A file whose header promises this many seconds more than it has is truncated.
 _MISSING = 0.5
+# Seconds by which a frame may start before its time range: ranges are in milliseconds.
+_EARLY = 2e-3
 _REPEATED = "slower than the clips, with frames repeated"
 _STILL = "still for whole clips, which are left out"
 # Memory for reading a video: of the decoder, in bytes per pixel (twenty-six frames of
@@ -115,6 +122,7 @@ class FolderClips:
     frames_fps: float | None = None
     caption_encoding: str | None = None
     unit = "videos"
+    form = "folder"
 
     def __post_init__(self):
         if not self.folder.is_dir():
@@ -153,7 +161,7 @@ class FolderClips:
     def settings(self) -> dict[str, Any]:
         """The settings that determine the clips of a video."""
         return {
-            "source": "folder",
+            "source": self.form,
             "size": list(self.size),
             "num_frames": self.num_frames,
             "fps": self.fps,
@@ -187,7 +195,8 @@ class FolderClips:
         """Returns groups of (video, slice, number of slices), and the unusable files."""
         slices = []
         for video in items:
-            count = max(1, math.ceil(self.listing.videos[video] / _SLICE_BYTES))
+            size = 0 if video in self.listing.spans else self.listing.videos[video]
+            count = max(1, math.ceil(size / _SLICE_BYTES))
             slices += [[video, number, count] for number in range(count)]
         per_part = max(1, min(_ITEMS_PER_PART, len(slices) // 8))
         parts = [list(part) for part in itertools.batched(slices, per_part)]
@@ -225,7 +234,10 @@ class FolderClips:
 
     def reason(self, video: str, error: video_io.UnreadableVideo) -> str:
         """Returns why a video cannot be read, without its name."""
-        return str(error).removeprefix(f"{self.folder / video}: ")
+        return str(error).removeprefix(f"{self._place(video)}: ")
+
+    def _place(self, video: str) -> video_io.Region | tables.Cell | pathlib.Path:
+        return self.listing.places.get(video, self.folder / video)
 
     def opened(
         self, video: str, tell: Callable[[], None]
@@ -239,7 +251,10 @@ class FolderClips:
         Raises:
           UnreadableVideo: it cannot be read, or is beyond the limits.
         """
-        path = self.folder / video
+        path = self._place(video)
+        if isinstance(path, tables.Cell):
+            with workers.uncounted_memory():
+                path = path.read()
         if frames_of := self.listing.frames.get(video):
             clip = frame_folders.FrameFolder(path, frames_of, self.limits)
             probe, sample = functools.partial(clip.probe, self.frames_fps), clip.sample
@@ -258,17 +273,31 @@ class FolderClips:
 
         return header, frames_at
 
-    def num_clips(self, header: video_io.Header) -> int:
-        """Returns how many windows a video has."""
-        return video_io.ticks(header.seconds, self.fps) // self.num_frames
+    def span(self, video: str, header: video_io.Header) -> tuple[float, float]:
+        """Returns when the clips of a video begin, and how long they may last, seconds.
 
-    def too_short(self, header: video_io.Header) -> str:
+        A time range begins with the first frame that starts in it: the one on screen
+        before may belong to another scene.
+        """
+        start, end = self.listing.spans.get(video, (0.0, math.inf))
+        begin = max(0, math.ceil((start - _EARLY) * header.fps)) / header.fps
+        return begin, min(end, header.seconds) - begin
+
+    def num_clips(self, video: str, header: video_io.Header) -> int:
+        """Returns how many windows a video has."""
+        _, seconds = self.span(video, header)
+        return video_io.ticks(seconds, self.fps) // self.num_frames
+
+    def too_short(self, video: str, header: video_io.Header) -> str:
         """Returns why a video has no window."""
-        return (
-            f"it lasts {header.seconds:.2f} s, and the last of {self.num_frames} "
-            f"frames at {self.fps:g} fps is due at "
+        begin, seconds = self.span(video, header)
+        due = (
+            f"the last of {self.num_frames} frames at {self.fps:g} fps is due at "
             f"{(self.num_frames - 1) / self.fps:.2f} s"
         )
+        if begin >= header.seconds:
+            return f"it begins at {begin:.2f} s, and its file ends at {header.seconds:.2f} s"
+        return f"it lasts {seconds:.2f} s, and {due}"
 
     def _windows(
         self,
@@ -279,22 +308,26 @@ class FolderClips:
         text: folders.Text,
         sample: Callable[..., Iterator[np.ndarray]],
     ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:
-        total = self.num_clips(header)
-        said = header.seconds + header.missing
+        total = self.num_clips(video, header)
+        begin, _ = self.span(video, header)
+        said, missing = header.seconds + header.missing, header.missing
         ends = f"its header says {said:.2f} s, but it ends earlier"
+        if span := self.listing.spans.get(video):
+            missing = span[1] - header.seconds if total else 0.0
+            ends = f"its list says {span[1]:.2f} s, but its file ends earlier"
         if total == 0 and number == 0:
-            yield shards.Skipped(video, self.too_short(header), video)
+            yield shards.Skipped(video, self.too_short(video, header), video)
         first, end = total * number // slices, total * (number + 1) // slices
         if first < end:
             ticks = range(first * self.num_frames, end * self.num_frames)
             notes: set[str] = set()
-            times = (tick / self.fps for tick in ticks)
+            times = (begin + tick / self.fps for tick in ticks)
             frames_hwc = sample(times, self.size, notes=notes)
             made, repeated, still, last_hwc = 0, 0, 0, None
             for window in range(first, end):
                 clip = list(itertools.islice(frames_hwc, self.num_frames))
                 if len(clip) < self.num_frames:
-                    at = window * self.num_frames / self.fps
+                    at = begin + window * self.num_frames / self.fps
                     yield shards.Skipped(f"{video} from {at:.2f} s on", ends, video)
                     break
                 if all(one is last_hwc for one in clip):
@@ -303,25 +336,41 @@ class FolderClips:
                 pairs = itertools.pairwise([last_hwc, *clip])
                 repeated += sum(one is another for one, another in pairs)
                 made, last_hwc = made + len(clip), clip[-1]
-                yield self._record(video, window, np.stack(clip), text)
+                yield self._record(video, window, begin, np.stack(clip), text)
             for what in sorted(notes) if made else ():
                 yield shards.Remark(video, what, made)
             if repeated:
                 yield shards.Remark(video, _REPEATED, repeated)
             if still:
                 yield shards.Remark(video, _STILL, still)
-        if number == slices - 1 and header.missing > _MISSING:
+        if number == slices - 1 and missing > _MISSING:
             where = f"{video} from {header.seconds:.2f} s on"
             yield shards.Skipped(where, ends, video)
 
     def _record(
-        self, video: str, window: int, frames_thwc: np.ndarray, text: folders.Text
+        self,
+        video: str,
+        window: int,
+        begin: float,
+        frames_thwc: np.ndarray,
+        text: folders.Text,
     ) -> records.ClipRecord:
         if self.lossless:
             encoded = video_io.encode_lossless(frames_thwc, self.fps)
         else:
             encoded = video_io.encode_mp4(frames_thwc, self.fps, crf=_CRF)
-        start = window * self.num_frames / self.fps
+        return self._record_of(video, window, begin, frames_thwc, encoded, text)
+
+    def _record_of(
+        self,
+        video: str,
+        window: int,
+        begin: float,
+        frames_thwc: np.ndarray,
+        encoded: bytes,
+        text: folders.Text,
+    ) -> records.ClipRecord:
+        start = begin + window * self.num_frames / self.fps
         return records.ClipRecord(
             id=f"{video}#{window:05d}",
             video=encoded,
@@ -332,6 +381,87 @@ class FolderClips:
             captions=text.captions,
             caption_sources=text.sources,
             shots=cuts.shots(frames_thwc),
+            scores=text.scores,
             licence=text.licence,
             source=text.source or f"{video} from {start:.3f} s",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TarClips(FolderClips):
+    """Clips out of tar archives of videos and captions; see `webdataset`.
+
+    A clip of ours, of the same size, rate and length, keeps its encoded bytes.
+
+    Args:
+      folder: of the archives.
+      archives: their names, relative to the folder.
+      ...: as for `FolderClips`.
+    """
+
+    archives: tuple[str, ...] = ()
+    form = "webdataset"
+
+    @functools.cached_property
+    def listing(self) -> folders.Listing:
+        """The members of the archives; sent to the worker processes."""
+        return webdataset.scan(self.folder, self.archives, self.caption_encoding)
+
+    def _windows(self, video, header, number, slices, text, sample):
+        if clip := self._kept(video, header, text):
+            yield clip
+        else:
+            yield from super()._windows(video, header, number, slices, text, sample)
+
+    def _kept(
+        self, video: str, header: video_io.Header, text: folders.Text
+    ) -> records.ClipRecord | None:
+        """The clip that a video is, as it is encoded; None if it has to be encoded.
+
+        The bytes are decoded as training does it, so that what they do is found here.
+        """
+        written, place = self.listing.written.get(video), self._place(video)
+        if written is None or place.size > _SLICE_BYTES:
+            return None
+        size = (self.num_frames, *self.size)
+        if size != (written.num_frames, written.height, written.width):
+            return None
+        rates = np.array([written.fps, header.fps])
+        kind = (header.container, header.codec)
+        if kind != ("mov", "h264") or not np.allclose(rates, self.fps, rtol=1e-4):
+            return None
+        encoded = place.read()
+        if hashlib.sha256(encoded).hexdigest() != written.sha256:
+            return None
+        with workers.limited_memory():
+            decoded = video_io.decode(
+                encoded, max_frames=self.num_frames + 1, limits=self.limits
+            )
+        if decoded.frames.shape[:3] != size or decoded.notes:
+            return None
+        clip = self._record_of(video, 0, 0.0, decoded.frames, encoded, text)
+        return dataclasses.replace(clip, state_json=written.state_json)
+
+
+@dataclasses.dataclass(frozen=True)
+class ListClips(FolderClips):
+    """Clips out of the videos, or parts of videos, that lists name; see `video_lists`.
+
+    Args:
+      folder: of the videos.
+      lists: the lists by name.
+      ...: as for `FolderClips`.
+    """
+
+    lists: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    form = "list"
+
+    @functools.cached_property
+    def listing(self) -> folders.Listing:
+        """The videos of the lists; sent to the worker processes."""
+        return video_lists.scan(
+            self.folder,
+            self.lists,
+            follow_links=self.follow_links,
+            encoding=self.caption_encoding,
         )

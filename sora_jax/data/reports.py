@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sora_jax.core import digests
-from sora_jax.data import curate, shards, texts
+from sora_jax.data import curate, folders, shards, texts
 
 _LISTED = 20
 _LENGTH = 160  # characters of a name that is printed
@@ -82,17 +82,18 @@ def accounts(out: pathlib.Path, source: curate.FolderClips) -> list[str]:
     refused = source.items.keys() - used
     assert refused <= {one["item"] for one in reasons}
     return [
-        f"{source.folder}: {census(source.listing.counts)}",
+        f"{source.folder}: {census(source.listing)}",
         f"{len(source.items)} videos: {len(used)} gave clips, {len(refused)} none",
     ]
 
 
-def census(counts: Mapping[str, int]) -> str:
-    """Says how many files there are of each kind of `folders.Listing.counts`."""
-    return (
-        f"{sum(counts.values())} files: {counts['videos']} of videos, "
-        f"{counts['captions']} of captions, {counts['others']} others"
+def census(listing: folders.Listing) -> str:
+    """Says how many files, members or rows there are of each kind of `listing.counts`."""
+    kinds = ", ".join(
+        f"{count} others" if kind == "others" else f"{count} of {kind}"
+        for kind, count in listing.counts.items()
     )
+    return f"{sum(listing.counts.values())} {listing.counted}: {kinds}"
 
 
 def kinds(faults: Collection[tuple[str, str]]) -> list[str]:

@@ -131,7 +131,15 @@ def read_text(
     path = pathlib.Path(path)
     if path.stat().st_size > most:
         raise ValueError(f"it is larger than {most} bytes")
-    content = path.read_bytes()
+    return decode(path.read_bytes(), encoding)
+
+
+def decode(content: bytes, encoding: str | None = None) -> str:
+    """Returns the text of a file's bytes; see `read_text`.
+
+    Raises:
+      BadLine: they have another encoding.
+    """
     kinds = [kind for mark, kind in _MARKS.items() if content.startswith(mark)][:1]
     # UTF-16 without a mark is valid UTF-8 where it is English.
     if not kinds and content.count(0) > len(content) // 4:

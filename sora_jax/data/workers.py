@@ -254,6 +254,7 @@ def _serve(connection, task: Task, bounds: Bounds) -> None:
 
 
 _most_data: int | None = None  # bytes, of this process within `limited_memory`
+_STATM = pathlib.Path("/proc/self/statm")
 _M_MMAP_THRESHOLD = -3  # glibc's mallopt.h
 
 
@@ -274,12 +275,30 @@ def _begin_item(bounds: Bounds) -> None:
     if math.isfinite(bounds.seconds):
         used = math.ceil(time.process_time() + bounds.seconds)
         _set_soft_limit(resource.RLIMIT_CPU, used + _ORPHANED)
-    statm = pathlib.Path("/proc/self/statm")
-    if bounds.memory is not None and statm.exists():
+    if bounds.memory is not None and _STATM.exists():
         gc.collect()  # the frames of a decoder that has failed, for instance
-        # RLIMIT_AS would also count what is only reserved, such as malloc's arenas.
-        data = int(statm.read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-        _most_data = data + bounds.memory
+        _most_data = _data() + bounds.memory
+
+
+def _data() -> int:
+    """Bytes of this process that RLIMIT_DATA limits.
+
+    RLIMIT_AS would also count what is only reserved, such as malloc's arenas.
+    """
+    return int(_STATM.read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def uncounted_memory() -> Iterator[None]:
+    """What is made within it, and kept, does not count against the item's memory.
+
+    It is for what serves many items, such as the rows of a table.
+    """
+    global _most_data
+    before = _data() if _most_data is not None else 0
+    yield
+    if _most_data is not None:
+        _most_data += max(0, _data() - before)
 
 
 @contextlib.contextmanager
