@@ -21,13 +21,14 @@ its first device.
 import os
 import pathlib
 import re
+import shlex
 import time
 
 from absl import flags
 
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
-from sora_jax.data import curate, inspection, reports, shards, toy_clips
+from sora_jax.data import beam, curate, inspection, reports, shards, toy_clips
 
 _SOURCE = flags.DEFINE_string(
     "source",
@@ -38,6 +39,18 @@ _SOURCE = flags.DEFINE_string(
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Worker processes; default: one per core.", lower_bound=0
+)
+_RUNNER = flags.DEFINE_string(
+    "runner",
+    None,
+    "Run on Apache Beam instead of worker processes: DirectRunner, DaskRunner, "
+    "DataflowRunner, FlinkRunner, ...; see sora_jax/data/README.md.",
+)
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options",
+    "",
+    "Options of Beam and its runner, such as '--direct_num_workers=2 "
+    "--direct_running_mode=multi_processing'.",
 )
 _SPLIT = flags.DEFINE_string(
     "split", "train", "Toy world: split to draw. Folder: name of the split to write."
@@ -115,9 +128,10 @@ _TEXT_DTYPE = flags.DEFINE_enum(
 
 # The flags of each source; the others are refused.
 _OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
+_ENGINE = {"workers", "runner", "beam_options"}
 _BELONGS = {
-    "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
-    "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
+    "toyworld": {"out", "num_clips", "families", "seed", "split", *_ENGINE},
+    "folder": {"out", "size", "num_frames", "fps", "lossless", "split", *_ENGINE}
     | {"follow_links", "max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
     | {"frames_fps", "caption_encoding", "inspect", "text_encoder"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
@@ -167,6 +181,11 @@ def check_flags(kind: str, known: dict[str, set[str]]) -> None:
             raise ValueError(f"--{name} has no meaning for --source {kind}:...")
     if _INSPECT.value and _OUT.value:
         raise ValueError("--inspect writes no clips: give it or --out")
+    if _RUNNER.value and (_INSPECT.value or flags.FLAGS["workers"].present):
+        wrong = "inspect" if _INSPECT.value else "workers"
+        raise ValueError(f"--{wrong} has no meaning with --runner, which has workers")
+    if _BEAM_OPTIONS.value and not _RUNNER.value:
+        raise ValueError("--beam_options has no meaning without --runner")
     if "out" in known[kind] and not (_OUT.value or _INSPECT.value):
         raise ValueError("give --out, the folder to write")
     if kind == "folder" and _TEXT_ENCODER.value and not _INSPECT.value:
@@ -237,6 +256,9 @@ def main() -> None:
     if workers is None:
         affinity = getattr(os, "sched_getaffinity", None)  # what Linux lets us use
         workers = len(affinity(0)) if affinity else os.cpu_count() or 1
+    engine = None
+    if _RUNNER.value:
+        engine = beam.Engine(_RUNNER.value, tuple(shlex.split(_BEAM_OPTIONS.value)))
     source = source_of(kind, name)
     if _INSPECT.value:
         inspect(source, workers)
@@ -245,7 +267,7 @@ def main() -> None:
     job.lock_folder(out)
     for line in reports.difference(out, source):
         print(line)
-    manifest = shards.write(out, source, num_workers=workers)
+    manifest = shards.write(out, source, num_workers=workers, engine=engine)
     lines = reports.summary(out, manifest, time.monotonic() - began)
     if isinstance(source, curate.FolderClips):
         lines += reports.accounts(out, source)

@@ -197,6 +197,13 @@ class FolderClips:
         """Returns how many videos, or slices of long ones, a part has."""
         return len(part)
 
+    def only(self, part: list) -> "FolderClips":
+        """Returns a source that has listed the videos of a part only."""
+        source = dataclasses.replace(self)
+        # The value of the cached property; the fields are frozen.
+        vars(source)["listing"] = self.listing.only({video for video, _, _ in part})
+        return source
+
     def clips(
         self, part: list, note: workers.Note, avoid: Mapping[str, str]
     ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:

@@ -371,6 +371,21 @@ class Listing:
     skipped: tuple[shards.Skipped, ...]
     counts: Mapping[str, int]
 
+    def only(self, videos: Collection[str]) -> "Listing":
+        """Returns these videos' part of the listing, without other files."""
+
+        def of(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: values[name] for name in videos if name in values}
+
+        return dataclasses.replace(
+            self,
+            videos=of(self.videos),
+            frames=of(self.frames),
+            texts=of(self.texts),
+            skipped=(),
+            counts={},
+        )
+
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """A hash of each video's size and captions, on which its clips depend."""
