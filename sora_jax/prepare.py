@@ -7,7 +7,7 @@
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
 The source is a tier of the toy world, a folder of videos, video shards, or latents. A
-folder holds videos, or folders of numbered frames (clip/00001.jpg, with --frames_fps),
+folder may be at an address (folder:gs://bucket/videos, s3://). It holds videos, or folders of numbered frames (clip/00001.jpg, with --frames_fps),
 and captions: clip.txt or clip.json beside clip.mp4, or a list: captions.csv or .jsonl
 (file,caption), metadata.csv or .jsonl (file_name,text), or prompts.txt with videos.txt.
 
@@ -28,12 +28,13 @@ from absl import flags
 
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
-from sora_jax.data import beam, curate, inspection, reports, shards, toy_clips
+from sora_jax.data import beam, curate, inspection, remote, reports, shards, toy_clips
 
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "What to read: toyworld:TIER, folder:DIR, shards:DIR or latents:DIR.",
+    "What to read: toyworld:TIER, folder:DIR, folder:gs://BUCKET/DIR (or another "
+    "address), shards:DIR or latents:DIR.",
     required=True,
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
@@ -85,6 +86,9 @@ _LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: store frames lossle
 _FOLLOW_LINKS = flags.DEFINE_boolean(
     "follow_links", False, "Folder: follow links to files outside of it."
 )
+_ALLOW_HTTP = flags.DEFINE_boolean(
+    "allow_http", False, "Folder: allow addresses of web servers, http and https."
+)
 _MAX_GIB = flags.DEFINE_float("max_gib", 64, "Folder: skip larger videos, in GiB.")
 _MAX_SECONDS = flags.DEFINE_float(
     "max_seconds", 86400, "Folder: skip longer videos, in seconds."
@@ -132,7 +136,15 @@ _ENGINE = {"workers", "runner", "beam_options"}
 _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", *_ENGINE},
     "folder": {"out", "size", "num_frames", "fps", "lossless", "split", *_ENGINE}
-    | {"follow_links", "max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
+    | {
+        "follow_links",
+        "allow_http",
+        "max_gib",
+        "max_seconds",
+        "max_side",
+        "max_minutes",
+        "colour",
+    }
     | {"frames_fps", "caption_encoding", "inspect", "text_encoder"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
     "latents": {"text_encoder", *_OF_TEXT},
@@ -149,12 +161,21 @@ def source_of(kind: str, name: str) -> shards.Source:
             toy_clips.parse_families(_FAMILIES.value),
             _SEED.value,
         )
-    folder = pathlib.Path(name)
-    flag = _INSPECT if _INSPECT.value else _OUT
-    if pathlib.Path(flag.value).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(
-            f"--{flag.name} {flag.value} lies inside {folder}; write elsewhere"
-        )
+    for flag, means in (
+        (_FOLLOW_LINKS, not remote.is_address(name)),
+        (_ALLOW_HTTP, name.startswith("http")),
+    ):
+        if flag.value and not means:
+            raise ValueError(f"--{flag.name} has no meaning for {name}")
+    if remote.is_address(name):
+        folder = remote.RemoteFolder(name, _ALLOW_HTTP.value)
+    else:
+        folder = pathlib.Path(name)
+        flag = _INSPECT if _INSPECT.value else _OUT
+        if pathlib.Path(flag.value).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"--{flag.name} {flag.value} lies inside {folder}; write elsewhere"
+            )
     if not re.fullmatch(r"\w+", _SPLIT.value):
         raise ValueError(f"--split is one word, not {_SPLIT.value!r}")
     return curate.FolderClips(

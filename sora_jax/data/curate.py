@@ -14,6 +14,7 @@ import functools
 import itertools
 import math
 import pathlib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from sora_jax.data import (
     frame_folders,
     frames,
     records,
+    remote,
     shards,
     texts,
     video_io,
@@ -84,7 +86,7 @@ class FolderClips:
     """Clips of one size out of a folder of videos; see `shards.Source`.
 
     Args:
-      folder: where the videos are, at any depth.
+      folder: where the videos are, at any depth; a folder here or at an address.
       size: (height, width) of the clips; a video is scaled and its middle cut out.
       num_frames: frames of a clip, 1 + 4n.
       fps: frames a second of the clips; a video's frames are dropped or repeated.
@@ -103,7 +105,7 @@ class FolderClips:
       ValueError: an impossible size, or there is no such folder.
     """
 
-    folder: pathlib.Path
+    folder: pathlib.Path | remote.RemoteFolder
     size: tuple[int, int]
     num_frames: int
     fps: float
@@ -117,7 +119,13 @@ class FolderClips:
     unit = "videos"
 
     def __post_init__(self):
-        if not self.folder.is_dir():
+        if isinstance(self.folder, remote.RemoteFolder):
+            if self.frames_fps is not None:
+                raise ValueError(
+                    f"{self.folder}: folders of numbered frames are not read from "
+                    "addresses; leave out --frames_fps, or copy the folder"
+                )
+        elif not self.folder.is_dir():
             raise ValueError(f"there is no folder {self.folder}")
         if self.num_frames < 1 or self.num_frames % 4 != 1:
             below = max(1, (self.num_frames - 1) // 4 * 4 + 1)
@@ -215,10 +223,11 @@ class FolderClips:
                 yield shards.Skipped(item, avoid[item], video)
             else:
                 tell = functools.partial(note, item=item)
-                tell()
                 text = by_video.get(video, folders.Text())
                 header = None
                 try:
+                    self._fetch(video, f"copy of {item}", note, avoid)
+                    tell()
                     header, sample = self.opened(video, tell)
                     yield from self._windows(
                         video, header, number, slices, text, sample
@@ -230,9 +239,31 @@ class FolderClips:
                         yield shards.Skipped(item if header else video, reason, video)
             note(finished=1)
 
+    def _fetch(
+        self, video: str, item: str, note: workers.Note, avoid: Mapping[str, str]
+    ) -> None:
+        """Copies a video from its address, as an item of its own.
+
+        So a slow network is not taken for a fault of the video.
+        """
+        if video not in self.listing.entries:
+            return
+        if item in avoid:
+            where = f"{self.folder}/{video}"
+            raise remote.RemoteError(f"{where} cannot be read: {avoid[item]}")
+        note(item=item)
+        self._path(video, functools.partial(note, item=item))
+
+    def _path(self, video: str, tell: Callable[[], None]) -> pathlib.Path:
+        """The path of a video, or of its copy."""
+        if entry := self.listing.entries.get(video):
+            return self.folder.fetched(video, entry, self.limits, tell)
+        return self.folder / video
+
     def reason(self, video: str, error: video_io.UnreadableVideo) -> str:
-        """Returns why a video cannot be read, without its name."""
-        return str(error).removeprefix(f"{self.folder / video}: ")
+        """Returns why a video cannot be read, without its name or that of its copy."""
+        reason = str(error).removeprefix(f"{self.folder}/{video}: ")
+        return re.sub(r"^/proc/self/fd/\d+: ", "", reason)
 
     def opened(
         self, video: str, tell: Callable[[], None]
@@ -245,8 +276,9 @@ class FolderClips:
 
         Raises:
           UnreadableVideo: it cannot be read, or is beyond the limits.
+          remote.RemoteError: its address cannot be read.
         """
-        path = self.folder / video
+        path = self._path(video, tell)
         if frames_of := self.listing.frames.get(video):
             clip = frame_folders.FrameFolder(path, frames_of, self.limits)
             probe, sample = functools.partial(clip.probe, self.frames_fps), clip.sample

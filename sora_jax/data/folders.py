@@ -14,6 +14,7 @@ then the list named first above.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,10 +22,10 @@ import json
 import os
 import pathlib
 import posixpath
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from sora_jax.data import frame_folders, records, shards, texts, video_io
+from sora_jax.data import frame_folders, records, remote, shards, texts, video_io
 
 _FILE_FIELDS = ("file", "file_name", "video", "path")
 # A caption without a tier is the clip's original text; that of a recipe is its prompt.
@@ -362,6 +363,7 @@ class Listing:
       counts: how many files there are of each kind, "videos", "captions", or "others",
         which are in `skipped`. Each file of `walk` counts once, and so does each thing
         that it skips.
+      entries: where the videos are, of a folder at an address.
     """
 
     videos: Mapping[str, int]
@@ -370,6 +372,7 @@ class Listing:
     texts: Mapping[str, Text]
     skipped: tuple[shards.Skipped, ...]
     counts: Mapping[str, int]
+    entries: Mapping[str, remote.Entry] = dataclasses.field(default_factory=dict)
 
     def only(self, videos: Collection[str]) -> "Listing":
         """Returns these videos' part of the listing, without other files."""
@@ -382,25 +385,31 @@ class Listing:
             videos=of(self.videos),
             frames=of(self.frames),
             texts=of(self.texts),
+            entries=of(self.entries),
             skipped=(),
             counts={},
         )
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """A hash of each video's size and captions, on which its clips depend."""
+        """A hash of each video's size and captions, on which its clips depend.
+
+        At an address it is also of the version that the file system tells.
+        """
         result = {}
         for video, size in self.videos.items():
             content = [size, dataclasses.astuple(self.texts.get(video, Text()))]
             if video in self.frames:
                 content += [self.frames_fps, self.frames[video]]
+            if video in self.entries:
+                content.append(self.entries[video].version)
             text = json.dumps(content, sort_keys=True)
             result[video] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return result
 
 
 def scan(
-    folder: pathlib.Path,
+    folder: pathlib.Path | remote.RemoteFolder,
     *,
     follow_links: bool = False,
     frames_fps: float | None = None,
@@ -417,8 +426,14 @@ def scan(
 
     Raises:
       ValueError: see `frame_folders.find`.
+      remote.RemoteError: an address cannot be listed, or captions cannot be read.
     """
-    names, skipped = walk(folder, follow_links=follow_links)
+    entries = {}
+    if isinstance(folder, remote.RemoteFolder):
+        entries = folder.entries()
+        names, skipped = _visible(entries)
+    else:
+        names, skipped = walk(folder, follow_links=follow_links)
     num_files = len(names) + len(skipped)
     counts = collections.Counter(others=len(skipped))
     videos: dict[str, int] = {}
@@ -426,7 +441,10 @@ def scan(
     def add(video: str, parts: Collection[str], fault: str | None = None) -> None:
         """Adds a video of one or more files, or skips it."""
         try:
-            size = sum((folder / part).stat().st_size for part in parts)
+            size = sum(
+                entries[part].size if entries else (folder / part).stat().st_size
+                for part in parts
+            )
         except OSError as error:
             fault = _no_access(error)
         if fault:
@@ -447,9 +465,15 @@ def scan(
         parts = [f"{clip}/{frame}" for frame in frames]
         add(clip, parts, None if frames_fps else reason)
     clips = {*films, *pictures.clips}
-    texts_of, bad_captions = read_captions(folder, clips, files, encoding)
-    before = len(skipped)
     stems = clips | set(map(_stem, clips))
+    with contextlib.ExitStack() as stack:
+        place = folder
+        if entries:
+            may_be = [name for name in files if _may_be_captions(name, stems)]
+            copies = folder.copied(entries, may_be, texts.MAX_BYTES)
+            place = stack.enter_context(copies)
+        texts_of, bad_captions = read_captions(place, clips, files, encoding)
+    before = len(skipped)
     for name in sorted(files.difference(*_find_lists(files))):
         stem, _, suffix = name.rpartition(".")
         if name in pictures.loose:
@@ -463,4 +487,32 @@ def scan(
     counts.update(others=unused, captions=len(files) - unused)
     assert counts.total() == num_files, counts
     skipped += bad_captions
-    return Listing(videos, pictures.clips, frames_fps, texts_of, tuple(skipped), counts)
+    return Listing(
+        videos,
+        pictures.clips,
+        frames_fps,
+        texts_of,
+        tuple(skipped),
+        counts,
+        {name: entry for name, entry in entries.items() if name in videos},
+    )
+
+
+def _visible(files: Iterable[str]) -> tuple[list[str], list[shards.Skipped]]:
+    """Leaves out hidden files as `walk` does; returns the others and what was skipped."""
+    names, skipped = [], []
+    for name in sorted(files):
+        *places, last = name.split("/")
+        if any(place.startswith(".") for place in places):
+            continue
+        if not last.startswith("."):
+            names.append(name)
+        elif _is_film(name):
+            skipped.append(shards.Skipped(name, _HIDDEN))
+    return names, skipped
+
+
+def _may_be_captions(file: str, stems: Collection[str]) -> bool:
+    stem, _, suffix = file.rpartition(".")
+    is_list = posixpath.basename(file) in (*_LISTS, *_PROMPTS)
+    return is_list or (suffix in ("txt", "json") and stem in stems)
