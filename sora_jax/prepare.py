@@ -7,9 +7,10 @@
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
 The source is a tier of the toy world, a folder of videos, video shards, or latents. A
-folder may be at an address (folder:gs://bucket/videos, s3://). It holds videos, or folders of numbered frames (clip/00001.jpg, with --frames_fps),
-and captions: clip.txt or clip.json beside clip.mp4, or a list: captions.csv or .jsonl
-(file,caption), metadata.csv or .jsonl (file_name,text), or prompts.txt with videos.txt.
+folder may be at an address, such as folder:gs://bucket/videos. It holds videos, or
+folders of numbered frames (clip/00001.jpg, with --frames_fps), and captions: clip.txt or
+clip.json beside clip.mp4, or a list: captions.csv or .jsonl (file,caption), metadata.csv
+or .jsonl (file_name,text), or prompts.txt with videos.txt.
 
 The same command resumes an interrupted job, and later adds new videos. Videos that are
 left out are listed in the output and in OUT/report.json. --inspect looks at a folder of
@@ -136,16 +137,8 @@ _ENGINE = {"workers", "runner", "beam_options"}
 _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", *_ENGINE},
     "folder": {"out", "size", "num_frames", "fps", "lossless", "split", *_ENGINE}
-    | {
-        "follow_links",
-        "allow_http",
-        "max_gib",
-        "max_seconds",
-        "max_side",
-        "max_minutes",
-        "colour",
-    }
-    | {"frames_fps", "caption_encoding", "inspect", "text_encoder"},
+    | {"follow_links", "max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
+    | {"frames_fps", "caption_encoding", "inspect", "text_encoder", "allow_http"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
     "latents": {"text_encoder", *_OF_TEXT},
 }

@@ -76,7 +76,7 @@ class Engine:
           tasks: by the numbers of their parts. Each is picklable and stores its result;
             a runner may run it again, even while it is running.
           bounds: of each item; see `workers.run`.
-          is_done: whether a part's result is stored.
+          is_done: whether a part's result is stored; picklable.
           on_done: called once for each part whose result has been stored.
 
         Raises:
@@ -86,7 +86,7 @@ class Engine:
         _ = (
             pipeline
             | "parts" >> beam.Create([*tasks.items()])
-            | "make" >> beam.Map(_make, bounds)
+            | "make" >> beam.Map(_make, bounds, is_done)
         )
         failure = None
         with _watching(tasks, is_done, on_done):
@@ -156,14 +156,20 @@ def _run(pipeline) -> None:
             client.close()
 
 
-def _make(numbered_task: tuple[int, workers.Task], bounds: workers.Bounds) -> None:
-    """Makes a part; called by Beam in its workers."""
+def _make(
+    numbered_task: tuple[int, workers.Task],
+    bounds: workers.Bounds,
+    is_done: Callable[[int], bool],
+) -> None:
+    """Makes a part, if it is missing; called by Beam in its workers."""
+    part, task = numbered_task
+    if is_done(part):  # an earlier attempt at its bundle made it
+        return
     if multiprocessing.current_process().daemon:
         raise RuntimeError(
             "the worker may not start processes: start Dask's workers with --no-nanny "
             "or with DASK_DISTRIBUTED__WORKER__DAEMON=False in their environment"
         )
-    part, task = numbered_task
     parts = workers.run(task, [part], num_workers=1, bounds=bounds, preload=_PRELOAD)
     for _ in parts:
         pass

@@ -206,8 +206,13 @@ class FolderClips:
         return len(part)
 
     def only(self, part: list) -> "FolderClips":
-        """Returns a source that has listed the videos of a part only."""
-        source = dataclasses.replace(self)
+        """Returns a source that has listed the videos of a part only.
+
+        Its folder is an absolute path, for processes in other working directories.
+        """
+        is_here = isinstance(self.folder, pathlib.Path)
+        folder = self.folder.absolute() if is_here else self.folder
+        source = dataclasses.replace(self, folder=folder)
         # The value of the cached property; the fields are frozen.
         vars(source)["listing"] = self.listing.only({video for video, _, _ in part})
         return source

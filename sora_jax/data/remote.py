@@ -120,7 +120,7 @@ class RemoteFolder:
         infos = {}
         for path, info in found.items():
             name = path.removeprefix(f"{root}/")
-            if name == path or info.get("type") == "directory":
+            if name == path or name.endswith("/") or info.get("type") == "directory":
                 continue
             if self._is_http:
                 if re.search("[?#]", name):  # a link of a listing that sorts it

@@ -202,14 +202,12 @@ def _write_part(
     note: workers.Note,
     avoid: Mapping[str, str],
 ) -> None:
-    """Writes the file of a part, unless it is there.
+    """Writes the file of a part.
 
     A runner of Beam may go on when the job that started it is gone, so it is checked at
     the beginning and the end that the folder is still that of this plan.
     """
     folder = pathlib.Path(out)
-    if array_files.has_part(folder, part):
-        return
     summary = {"skipped": [], "remarks": [], "cuts": {}}
 
     def clips():
@@ -435,7 +433,7 @@ def _write_parts(
     plan_sha256 = paths.sha256_file(_plan_file(out))
     with progress.Progress(total, "prepare", source.unit, start=total - ahead) as bar:
         if engine is not None:
-            folder = str(out.resolve())
+            folder = str(out.absolute())
             engine.run(
                 {
                     part: functools.partial(
@@ -448,7 +446,7 @@ def _write_parts(
                     for part in missing
                 },
                 bounds=source.bounds,
-                is_done=functools.partial(array_files.has_part, out),
+                is_done=functools.partial(array_files.has_part, pathlib.Path(folder)),
                 on_done=lambda part: bar.update(source.expected(parts[part])),
             )
             return
