@@ -9,11 +9,12 @@
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
 The source is a tier of the toy world, videos, video shards, or latents. A
-folder holds videos, or folders of numbered frames (clip/00001.jpg, with --frames_fps),
-and captions: clip.txt or clip.json beside clip.mp4, or a list: captions.csv or .jsonl
-(file,caption), metadata.csv or .jsonl (file_name,text), or prompts.txt with videos.txt.
-WebDataset's tar archives and other projects' lists are read as well, with the flags of a
-folder; data/README.md has their forms.
+folder may be at an address, such as folder:gs://bucket/videos. It holds videos, or
+folders of numbered frames (clip/00001.jpg, with --frames_fps), and captions: clip.txt or
+clip.json beside clip.mp4, or a list: captions.csv or .jsonl (file,caption), metadata.csv
+or .jsonl (file_name,text), or prompts.txt with videos.txt. WebDataset's tar archives and
+other projects' lists are read as well, with the flags of a folder; data/README.md has
+their forms.
 
 The same command resumes an interrupted job, and later adds new videos. Videos that are
 left out are listed in the output and in OUT/report.json. --inspect looks at a folder of
@@ -26,6 +27,7 @@ import functools
 import os
 import pathlib
 import re
+import shlex
 import time
 
 from absl import flags
@@ -33,9 +35,11 @@ from absl import flags
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
 from sora_jax.data import (
+    beam,
     curate,
     folders,
     inspection,
+    remote,
     reports,
     shards,
     toy_clips,
@@ -46,13 +50,26 @@ from sora_jax.data import (
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "What to read: toyworld:TIER, folder:DIR, webdataset:DIR, list:FILE, shards:DIR or "
-    "latents:DIR. DIR of webdataset and FILE may be patterns, such as tars/*.tar.",
+    "What to read: toyworld:TIER, folder:DIR, folder:gs://BUCKET/DIR (or another "
+    "address), webdataset:DIR, list:FILE, shards:DIR or latents:DIR. DIR of webdataset "
+    "and FILE may be patterns, such as tars/*.tar.",
     required=True,
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Worker processes; default: one per core.", lower_bound=0
+)
+_RUNNER = flags.DEFINE_string(
+    "runner",
+    None,
+    "Run on Apache Beam instead of worker processes: DirectRunner, DaskRunner, "
+    "DataflowRunner, FlinkRunner, ...; see sora_jax/data/README.md.",
+)
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options",
+    "",
+    "Options of Beam and its runner, such as '--direct_num_workers=2 "
+    "--direct_running_mode=multi_processing'.",
 )
 _SPLIT = flags.DEFINE_string(
     "split", "train", "Toy world: split to draw. Folder: name of the split to write."
@@ -86,6 +103,9 @@ _CAPTION_ENCODING = flags.DEFINE_string(
 _LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: store frames losslessly.")
 _FOLLOW_LINKS = flags.DEFINE_boolean(
     "follow_links", False, "Folder: follow links to files outside of it."
+)
+_ALLOW_HTTP = flags.DEFINE_boolean(
+    "allow_http", False, "Folder: allow addresses of web servers, http and https."
 )
 _MAX_GIB = flags.DEFINE_float("max_gib", 64, "Folder: skip larger videos, in GiB.")
 _MAX_SECONDS = flags.DEFINE_float(
@@ -133,12 +153,13 @@ _TEXT_DTYPE = flags.DEFINE_enum(
 
 # The flags of each source; the others are refused.
 _OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
-_OF_VIDEOS = {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
+_ENGINE = {"workers", "runner", "beam_options"}
+_OF_VIDEOS = {"out", "size", "num_frames", "fps", "lossless", "split", *_ENGINE}
 _OF_VIDEOS |= {"max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
 _OF_VIDEOS |= {"caption_encoding", "inspect", "text_encoder"}
 _BELONGS = {
-    "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
-    "folder": _OF_VIDEOS | {"follow_links", "frames_fps"},
+    "toyworld": {"out", "num_clips", "families", "seed", "split", *_ENGINE},
+    "folder": _OF_VIDEOS | {"follow_links", "frames_fps", "allow_http"},
     "webdataset": _OF_VIDEOS,
     "list": _OF_VIDEOS | {"follow_links", "videos"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
@@ -156,8 +177,17 @@ def source_of(kind: str, name: str) -> shards.Source:
             toy_clips.parse_families(_FAMILIES.value),
             _SEED.value,
         )
+    address = kind == "folder" and remote.is_address(name)
+    for flag, means in (
+        (_FOLLOW_LINKS, not address),
+        (_ALLOW_HTTP, address and name.startswith("http")),
+    ):
+        if flag.value and not means:
+            raise ValueError(f"--{flag.name} has no meaning for {name}")
     folder, make = pathlib.Path(name), curate.FolderClips
-    if kind == "webdataset":
+    if address:
+        folder = remote.RemoteFolder(name, _ALLOW_HTTP.value)
+    elif kind == "webdataset":
         folder, names = folders.matching(name, (webdataset.SUFFIX,))
         make = functools.partial(curate.TarClips, archives=tuple(names))
     elif kind == "list":
@@ -167,7 +197,7 @@ def source_of(kind: str, name: str) -> shards.Source:
         make = functools.partial(curate.ListClips, lists=lists)
     flag, read = _INSPECT if _INSPECT.value else _OUT, pathlib.Path(name)
     out = pathlib.Path(flag.value).resolve()
-    if read.is_dir() and out.is_relative_to(read.resolve()):
+    if not address and read.is_dir() and out.is_relative_to(read.resolve()):
         raise ValueError(
             f"--{flag.name} {flag.value} lies inside {read}; write elsewhere"
         )
@@ -197,6 +227,11 @@ def check_flags(kind: str, known: dict[str, set[str]]) -> None:
             raise ValueError(f"--{name} has no meaning for --source {kind}:...")
     if _INSPECT.value and _OUT.value:
         raise ValueError("--inspect writes no clips: give it or --out")
+    if _RUNNER.value and (_INSPECT.value or flags.FLAGS["workers"].present):
+        wrong = "inspect" if _INSPECT.value else "workers"
+        raise ValueError(f"--{wrong} has no meaning with --runner, which has workers")
+    if _BEAM_OPTIONS.value and not _RUNNER.value:
+        raise ValueError("--beam_options has no meaning without --runner")
     if "out" in known[kind] and not (_OUT.value or _INSPECT.value):
         raise ValueError("give --out, the folder to write")
     if "inspect" in known[kind] and _TEXT_ENCODER.value and not _INSPECT.value:
@@ -267,6 +302,9 @@ def main() -> None:
     if workers is None:
         affinity = getattr(os, "sched_getaffinity", None)  # what Linux lets us use
         workers = len(affinity(0)) if affinity else os.cpu_count() or 1
+    engine = None
+    if _RUNNER.value:
+        engine = beam.Engine(_RUNNER.value, tuple(shlex.split(_BEAM_OPTIONS.value)))
     source = source_of(kind, name)
     if _INSPECT.value:
         inspect(source, workers)
@@ -275,7 +313,7 @@ def main() -> None:
     job.lock_folder(out)
     for line in reports.difference(out, source):
         print(line)
-    manifest = shards.write(out, source, num_workers=workers)
+    manifest = shards.write(out, source, num_workers=workers, engine=engine)
     lines = reports.summary(out, manifest, time.monotonic() - began)
     if isinstance(source, curate.FolderClips):
         lines += reports.accounts(out, source)

@@ -41,6 +41,8 @@ ONE_IMPORTER = {
     "tensorflow_datasets": "sora_jax/data/shards.py",
     "array_record": "sora_jax/data/array_files.py",
     "pyarrow": "sora_jax/data/tables.py",
+    "apache_beam": "sora_jax/data/beam.py",
+    "fsspec": "sora_jax/data/remote.py",
     "av": ("sora_jax/data/containers.py", "sora_jax/data/video_io.py"),
     "qwix": "sora_jax/models/quantization.py",
     "jax.experimental.topologies": "sora_jax/core/mesh.py",

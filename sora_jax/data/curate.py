@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import math
 import pathlib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from sora_jax.data import (
     frame_folders,
     frames,
     records,
+    remote,
     shards,
     tables,
     texts,
@@ -91,7 +93,7 @@ class FolderClips:
     """Clips of one size out of a folder of videos; see `shards.Source`.
 
     Args:
-      folder: where the videos are, at any depth.
+      folder: where the videos are, at any depth; a folder here or at an address.
       size: (height, width) of the clips; a video is scaled and its middle cut out.
       num_frames: frames of a clip, 1 + 4n.
       fps: frames a second of the clips; a video's frames are dropped or repeated.
@@ -110,7 +112,7 @@ class FolderClips:
       ValueError: an impossible size, or there is no such folder.
     """
 
-    folder: pathlib.Path
+    folder: pathlib.Path | remote.RemoteFolder
     size: tuple[int, int]
     num_frames: int
     fps: float
@@ -125,7 +127,13 @@ class FolderClips:
     form = "folder"
 
     def __post_init__(self):
-        if not self.folder.is_dir():
+        if isinstance(self.folder, remote.RemoteFolder):
+            if self.frames_fps is not None:
+                raise ValueError(
+                    f"{self.folder}: folders of numbered frames are not read from "
+                    "addresses; leave out --frames_fps, or copy the folder"
+                )
+        elif not self.folder.is_dir():
             raise ValueError(f"there is no folder {self.folder}")
         if self.num_frames < 1 or self.num_frames % 4 != 1:
             below = max(1, (self.num_frames - 1) // 4 * 4 + 1)
@@ -206,6 +214,18 @@ class FolderClips:
         """Returns how many videos, or slices of long ones, a part has."""
         return len(part)
 
+    def only(self, part: list) -> "FolderClips":
+        """Returns a source that has listed the videos of a part only.
+
+        Its folder is an absolute path, for processes in other working directories.
+        """
+        is_here = isinstance(self.folder, pathlib.Path)
+        folder = self.folder.absolute() if is_here else self.folder
+        source = dataclasses.replace(self, folder=folder)
+        # The value of the cached property; the fields are frozen.
+        vars(source)["listing"] = self.listing.only({video for video, _, _ in part})
+        return source
+
     def clips(
         self, part: list, note: workers.Note, avoid: Mapping[str, str]
     ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:
@@ -217,10 +237,11 @@ class FolderClips:
                 yield shards.Skipped(item, avoid[item], video)
             else:
                 tell = functools.partial(note, item=item)
-                tell()
                 text = by_video.get(video, folders.Text())
                 header = None
                 try:
+                    self._fetch(video, f"copy of {item}", note, avoid)
+                    tell()
                     header, sample = self.opened(video, tell)
                     yield from self._windows(
                         video, header, number, slices, text, sample
@@ -232,12 +253,35 @@ class FolderClips:
                         yield shards.Skipped(item if header else video, reason, video)
             note(finished=1)
 
-    def reason(self, video: str, error: video_io.UnreadableVideo) -> str:
-        """Returns why a video cannot be read, without its name."""
-        return str(error).removeprefix(f"{self._place(video)}: ")
+    def _fetch(
+        self, video: str, item: str, note: workers.Note, avoid: Mapping[str, str]
+    ) -> None:
+        """Copies a video from its address, as an item of its own.
 
-    def _place(self, video: str) -> video_io.Region | tables.Cell | pathlib.Path:
-        return self.listing.places.get(video, self.folder / video)
+        So a slow network is not taken for a fault of the video.
+        """
+        if video not in self.listing.entries:
+            return
+        if item in avoid:
+            where = f"{self.folder}/{video}"
+            raise remote.RemoteError(f"{where} cannot be read: {avoid[item]}")
+        note(item=item)
+        self._path(video, functools.partial(note, item=item))
+
+    def _path(
+        self, video: str, tell: Callable[[], None]
+    ) -> video_io.Region | tables.Cell | pathlib.Path:
+        """Where a video, or its copy, is."""
+        if entry := self.listing.entries.get(video):
+            return self.folder.fetched(video, entry, self.limits, tell)
+        place = self.listing.places.get(video)
+        return self.folder / video if place is None else place
+
+    def reason(self, video: str, error: video_io.UnreadableVideo) -> str:
+        """Returns why a video cannot be read, without its name or that of its copy."""
+        place = self.listing.places.get(video, f"{self.folder}/{video}")
+        reason = str(error).removeprefix(f"{place}: ")
+        return re.sub(r"^/proc/self/fd/\d+: ", "", reason)
 
     def opened(
         self, video: str, tell: Callable[[], None]
@@ -250,8 +294,9 @@ class FolderClips:
 
         Raises:
           UnreadableVideo: it cannot be read, or is beyond the limits.
+          remote.RemoteError: its address cannot be read.
         """
-        path = self._place(video)
+        path = self._path(video, tell)
         if isinstance(path, tables.Cell):
             with workers.uncounted_memory():
                 path = path.read()
@@ -405,7 +450,8 @@ class TarClips(FolderClips):
     @functools.cached_property
     def listing(self) -> folders.Listing:
         """The members of the archives; sent to the worker processes."""
-        return webdataset.scan(self.folder, self.archives, self.caption_encoding)
+        folder = self.folder.absolute()  # for processes in other working directories
+        return webdataset.scan(folder, self.archives, self.caption_encoding)
 
     def _windows(self, video, header, number, slices, text, sample):
         if clip := self._kept(video, header, text):
@@ -420,7 +466,7 @@ class TarClips(FolderClips):
 
         The bytes are decoded as training does it, so that what they do is found here.
         """
-        written, place = self.listing.written.get(video), self._place(video)
+        written, place = self.listing.written.get(video), self.listing.places[video]
         if written is None or place.size > _SLICE_BYTES:
             return None
         size = (self.num_frames, *self.size)
@@ -460,8 +506,8 @@ class ListClips(FolderClips):
     def listing(self) -> folders.Listing:
         """The videos of the lists; sent to the worker processes."""
         return video_lists.scan(
-            self.folder,
-            self.lists,
+            self.folder.absolute(),  # for processes in other working directories
+            {name: path.absolute() for name, path in self.lists.items()},
             follow_links=self.follow_links,
             encoding=self.caption_encoding,
         )

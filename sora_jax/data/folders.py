@@ -26,10 +26,18 @@ import os
 import pathlib
 import posixpath
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from sora_jax.data import frame_folders, records, shards, tables, texts, video_io
+from sora_jax.data import (
+    frame_folders,
+    records,
+    remote,
+    shards,
+    tables,
+    texts,
+    video_io,
+)
 
 FILE_FIELDS = ("file", "file_name", "video", "path")
 # A caption without a tier is the clip's original text; that of a recipe is its prompt.
@@ -463,6 +471,7 @@ class Listing:
       places: where a video is, unless it is the file of its name in the folder.
       spans: the (start, end) in seconds of a video that is a part of a longer one.
       written: of videos that may be clips of ours.
+      entries: where the videos are, of a folder at an address.
     """
 
     videos: Mapping[str, int]
@@ -477,10 +486,33 @@ class Listing:
     )
     spans: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     written: Mapping[str, Written] = dataclasses.field(default_factory=dict)
+    entries: Mapping[str, remote.Entry] = dataclasses.field(default_factory=dict)
+
+    def only(self, videos: Collection[str]) -> "Listing":
+        """Returns these videos' part of the listing, without other files."""
+
+        def of(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: values[name] for name in videos if name in values}
+
+        return dataclasses.replace(
+            self,
+            videos=of(self.videos),
+            frames=of(self.frames),
+            texts=of(self.texts),
+            places=of(self.places),
+            spans=of(self.spans),
+            written=of(self.written),
+            entries=of(self.entries),
+            skipped=(),
+            counts={},
+        )
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """A hash of each video's size and captions, on which its clips depend."""
+        """A hash of each video's size and captions, on which its clips depend.
+
+        At an address it is also of the version that the file system tells.
+        """
         result = {}
         for video, size in self.videos.items():
             *said, scores = dataclasses.astuple(self.texts.get(video, Text()))
@@ -493,13 +525,15 @@ class Listing:
                 content.append(self.spans[video])
             if video in self.written:
                 content.append(dataclasses.astuple(self.written[video]))
+            if video in self.entries:
+                content.append(self.entries[video].version)
             text = json.dumps(content, sort_keys=True)
             result[video] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return result
 
 
 def scan(
-    folder: pathlib.Path,
+    folder: pathlib.Path | remote.RemoteFolder,
     *,
     follow_links: bool = False,
     frames_fps: float | None = None,
@@ -516,8 +550,14 @@ def scan(
 
     Raises:
       ValueError: see `frame_folders.find`.
+      remote.RemoteError: an address cannot be listed, or captions cannot be read.
     """
-    names, skipped = walk(folder, follow_links=follow_links)
+    entries = {}
+    if isinstance(folder, remote.RemoteFolder):
+        entries = folder.entries()
+        names, skipped = _visible(entries)
+    else:
+        names, skipped = walk(folder, follow_links=follow_links)
     num_files = len(names) + len(skipped)
     counts = collections.Counter(others=len(skipped))
     videos: dict[str, int] = {}
@@ -525,7 +565,10 @@ def scan(
     def add(video: str, parts: Collection[str], fault: str | None = None) -> None:
         """Adds a video of one or more files, or skips it."""
         try:
-            size = sum((folder / part).stat().st_size for part in parts)
+            size = sum(
+                entries[part].size if entries else (folder / part).stat().st_size
+                for part in parts
+            )
         except OSError as error:
             fault = _no_access(error)
         if fault:
@@ -546,9 +589,15 @@ def scan(
         parts = [f"{clip}/{frame}" for frame in frames]
         add(clip, parts, None if frames_fps else reason)
     clips = {*films, *pictures.clips}
-    texts_of, bad_captions = read_captions(folder, clips, files, encoding)
-    before = len(skipped)
     stems = clips | set(map(_stem, clips))
+    with contextlib.ExitStack() as stack:
+        place = folder
+        if entries:
+            may_be = [name for name in files if _may_be_captions(name, stems)]
+            copies = folder.copied(entries, may_be, texts.MAX_BYTES)
+            place = stack.enter_context(copies)
+        texts_of, bad_captions = read_captions(place, clips, files, encoding)
+    before = len(skipped)
     for name in sorted(files.difference(*_find_lists(files))):
         stem, _, suffix = name.rpartition(".")
         if name in pictures.loose:
@@ -563,4 +612,32 @@ def scan(
     assert counts.total() == num_files, counts
     skipped += bad_captions
     counts = {kind: counts[kind] for kind in ("videos", "captions", "others")}
-    return Listing(videos, pictures.clips, frames_fps, texts_of, tuple(skipped), counts)
+    return Listing(
+        videos,
+        pictures.clips,
+        frames_fps,
+        texts_of,
+        tuple(skipped),
+        counts,
+        entries={name: entry for name, entry in entries.items() if name in videos},
+    )
+
+
+def _visible(files: Iterable[str]) -> tuple[list[str], list[shards.Skipped]]:
+    """Leaves out hidden files as `walk` does; returns the others and what was skipped."""
+    names, skipped = [], []
+    for name in sorted(files):
+        *places, last = name.split("/")
+        if any(place.startswith(".") for place in places):
+            continue
+        if not last.startswith("."):
+            names.append(name)
+        elif _is_film(name):
+            skipped.append(shards.Skipped(name, _HIDDEN))
+    return names, skipped
+
+
+def _may_be_captions(file: str, stems: Collection[str]) -> bool:
+    stem, _, suffix = file.rpartition(".")
+    is_list = posixpath.basename(file) in (*_LISTS, *_PROMPTS)
+    return is_list or (suffix in ("txt", "json") and stem in stems)

@@ -22,7 +22,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import google.protobuf.message
@@ -30,8 +30,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from sora_jax.core import digests, progress
-from sora_jax.data import array_files, records, texts, workers
+from sora_jax.core import digests, paths, progress
+from sora_jax.data import array_files, beam, records, texts, workers
 from sora_jax.data.array_files import ShardsError
 
 
@@ -88,6 +88,9 @@ class Source(Protocol):
 
     def expected(self, part: Any) -> int:
         """Returns how many items a part has, each counted by one `note(finished=1)`."""
+
+    def only(self, part: Any) -> "Source":
+        """Returns a source that knows no more than it needs for the clips of a part."""
 
     def clips(
         self, part: Any, note: workers.Note, avoid: Mapping[str, str]
@@ -206,10 +209,25 @@ def _clip_entry(clip: records.ClipRecord) -> dict[str, Any]:
     }
 
 
-def _write_part(source: Source, out: str, parts: list, part: int, note, avoid) -> None:
+def _write_part(
+    source: Source,
+    out: str,
+    plan_sha256: str,
+    parts: Sequence[Any] | Mapping[int, Any],
+    part: int,
+    note: workers.Note,
+    avoid: Mapping[str, str],
+) -> None:
+    """Writes the file of a part.
+
+    A runner of Beam may go on when the job that started it is gone, so it is checked at
+    the beginning and the end that the folder is still that of this plan.
+    """
+    folder = pathlib.Path(out)
     summary = {"skipped": [], "remarks": [], "cuts": {}}
 
     def clips():
+        _check_plan(folder, plan_sha256)
         for clip in source.clips(parts[part], note, avoid):
             if not isinstance(clip, records.ClipRecord):
                 kind = "skipped" if isinstance(clip, Skipped) else "remarks"
@@ -218,8 +236,19 @@ def _write_part(source: Source, out: str, parts: list, part: int, note, avoid) -
             if len(clip.shots) > 1:
                 summary["cuts"][clip.id] = [first for first, _ in clip.shots[1:]]
             yield _to_example(clip), _clip_entry(clip)
+        _check_plan(folder, plan_sha256)
 
-    array_files.store_part(pathlib.Path(out), part, clips(), summary)
+    array_files.store_part(folder, part, clips(), summary)
+
+
+def _check_plan(out: pathlib.Path, sha256: str) -> None:
+    file = _plan_file(out)
+    if not file.exists() or paths.sha256_file(file) != sha256:
+        raise ShardsError(f"{out} was finished or started anew by another job")
+
+
+def _plan_file(out: pathlib.Path) -> pathlib.Path:
+    return out / ".partial" / "plan.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +298,11 @@ def _without_clips(digest: str, admits: str) -> str:
 
 
 def write(
-    out_dir: str | os.PathLike, source: Source, *, num_workers: int = 0
+    out_dir: str | os.PathLike,
+    source: Source,
+    *,
+    num_workers: int = 0,
+    engine: beam.Engine | None = None,
 ) -> dict[str, Any]:
     """Writes all clips of a source as shards; resumes an interrupted run.
 
@@ -279,6 +312,7 @@ def write(
         effect when all of them are complete.
       source: of the clips.
       num_workers: processes; 0: work in this one.
+      engine: makes the parts instead of such processes.
 
     Returns:
       The manifest. `report.json` in the folder lists what was skipped, remarks on files,
@@ -287,12 +321,13 @@ def write(
     Raises:
       ShardsError: the folder was made with other settings, an item changed since the
         interrupted run, or there is nothing usable.
+      beam.BeamError: the engine has not made all parts.
     """
     out, manifest = pathlib.Path(out_dir), None
     if claim(out, source):
         manifest = array_files.read_manifest(out, "manifest.json", "shards")
     while (plan := _plan(out, source, manifest)) is not None:
-        _write_parts(out, source, plan["parts"], num_workers)
+        _write_parts(out, source, plan["parts"], num_workers, engine)
         manifest = _finish(out, source, plan, manifest)
     return manifest
 
@@ -317,7 +352,7 @@ def _settings(source: Source) -> dict[str, Any]:
 
 def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | None:
     """The interrupted run's plan, or a new one; None if there is nothing to do."""
-    file, base = out / ".partial" / "plan.json", manifest and manifest["digest"]
+    file, base = _plan_file(out), manifest and manifest["digest"]
     if file.exists():
         plan = json.loads(digests.read(file))
         if plan["base"] == base:
@@ -413,12 +448,37 @@ def _finish(
     return manifest
 
 
-def _write_parts(out: pathlib.Path, source: Source, parts: list, num_workers: int):
+def _write_parts(
+    out: pathlib.Path,
+    source: Source,
+    parts: list,
+    num_workers: int,
+    engine: beam.Engine | None,
+) -> None:
     missing = [p for p in range(len(parts)) if not array_files.has_part(out, p)]
     total = sum(map(source.expected, parts))
     ahead = sum(source.expected(parts[part]) for part in missing)
+    plan_sha256 = paths.sha256_file(_plan_file(out))
     with progress.Progress(total, "prepare", source.unit, start=total - ahead) as bar:
-        task = functools.partial(_write_part, source, str(out), parts)
+        if engine is not None:
+            folder = str(out.absolute())
+            engine.run(
+                {
+                    part: functools.partial(
+                        _write_part,
+                        source.only(parts[part]),
+                        folder,
+                        plan_sha256,
+                        {part: parts[part]},
+                    )
+                    for part in missing
+                },
+                bounds=source.bounds,
+                is_done=functools.partial(array_files.has_part, pathlib.Path(folder)),
+                on_done=lambda part: bar.update(source.expected(parts[part])),
+            )
+            return
+        task = functools.partial(_write_part, source, str(out), plan_sha256, parts)
         for _ in workers.run(
             task,
             missing,

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 MAX_CHARACTERS = 4000  # of a caption or a prompt
-_MAX_BYTES = 256 << 20  # of a file
+MAX_BYTES = 256 << 20  # of a file
 # Characters of a line of JSON, whose objects take twenty times the memory.
 _MAX_LINE = 1 << 20
 # Marks at the beginning of a file; those of UTF-32 begin with those of UTF-16.
@@ -115,7 +115,7 @@ def check_encoding(name: str) -> None:
 
 
 def read_text(
-    path: str | os.PathLike, encoding: str | None = None, most: int = _MAX_BYTES
+    path: str | os.PathLike, encoding: str | None = None, most: int = MAX_BYTES
 ) -> str:
     """Reads a file of text; line ends are kept.
 
