@@ -12,7 +12,6 @@ import time
 import numpy as np
 import pytest
 
-from sora_jax import recaption
 from sora_jax.captioning import chat, journal
 from sora_jax.data import captions, latent_cache, loader, shards, transforms
 from tests import conftest
@@ -22,8 +21,22 @@ from tests.training import tiny_job
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TIERS = ("model_dense", "model_short")
 
-run = functools.partial(conftest.run_with_flags, recaption)
-refusal = functools.partial(conftest.refusal, recaption)
+JOB = []  # the module of the job
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _job():
+    with conftest.lone_job("recaption") as module:
+        JOB.append(module)
+        yield
+
+
+def run(**given) -> None:
+    conftest.run_with_flags(JOB[-1], **given)
+
+
+def refusal(**given) -> str:
+    return conftest.refusal(JOB[-1], **given)
 
 
 @pytest.fixture(autouse=True)

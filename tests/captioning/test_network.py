@@ -1,19 +1,32 @@
 """The trained captioner as one of the job's captioners."""
 
-import functools
-
 import jax
 import pytest
 
-from sora_jax import recaption
 from sora_jax.captioning import captioner, network
 from sora_jax.data import records, shards, tokenizer, toy_clips
 from sora_jax.models import captioner as captioners
 from sora_jax.training import trained_captioner
 from tests import conftest
 
-run = functools.partial(conftest.run_with_flags, recaption)
-refusal = functools.partial(conftest.refusal, recaption)
+JOB = []  # the module of the job
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _job():
+    with conftest.lone_job("recaption") as module:
+        JOB.append(module)
+        yield
+
+
+def run(**given) -> None:
+    conftest.run_with_flags(JOB[-1], **given)
+
+
+def refusal(**given) -> str:
+    return conftest.refusal(JOB[-1], **given)
+
+
 CONFIG = captioners.Config(
     num_frames=5,
     size=16,
