@@ -37,10 +37,11 @@ def get_config():
     # as long as this recipe has.
     vae.temporal_downsample, vae.spatial_downsample = (True, True), (False, False)
 
-    c.noise.shift = 12.0
+    # A wide range: what a caption says is decided at high levels, shapes at low ones.
+    c.noise.shift, c.noise.std = 4.0, 1.5
     c.known.probabilities.none, c.known.probabilities.first_frame = 0.9, 0.1
 
-    c.state_loss.weight = 0.1
+    c.state_loss.weight, c.state_loss.focus = 0.1, 2.0
 
     c.optim.learning_rate, c.optim.muon_learning_rate = 3e-3, 0.02
     # A trained text encoder (text.encoder) already knows what words mean; a random one
