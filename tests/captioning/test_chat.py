@@ -124,11 +124,15 @@ def test_a_server_that_is_late_or_absent(clips):
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_all_wait_as_long_as_the_server_says(clips, form):
     """A 429 names 1 s or more; the other threads wait too."""
-    after = "1" if form == "seconds" else email.utils.formatdate(time.time() + 2.0)
-    full = server.Reply(status=429, raw=b"", headers=(("Retry-After", after),))
-    with server.serve(
-        lambda asked, times: full if len(served.asked) == 1 else server.Reply()
-    ) as served:
+
+    def reply(asked, times):
+        if len(served.asked) > 1:
+            return server.Reply()
+        date = email.utils.formatdate(time.time() + 2.0)  # in whole seconds
+        after = (("Retry-After", "1" if form == "seconds" else date),)
+        return server.Reply(status=429, raw=b"", headers=after)
+
+    with server.serve(reply) as served:
         writer = made(served.url)
         assert ask(writer, clips[0]).requests == 2
         first, second = (asked.time for asked in served.asked)
@@ -214,8 +218,8 @@ def test_the_key_is_sent_and_never_told(clips, monkeypatch, capfd):
     # A redirect would hand it to another server.
     with server.serve(always()) as other:
         target = (("Location", f"{other.url}/chat/completions"),)
-        with server.serve(always(status=307, raw=b"", headers=target)) as served:
-            with pytest.raises(ValueError, match="refuses: HTTP 307"):
+        with server.serve(always(status=302, raw=b"", headers=target)) as served:
+            with pytest.raises(ValueError, match="refuses: HTTP 302"):
                 ask(made(served.url), clips[0])
     assert other.asked == []
     assert "secret" not in "".join(capfd.readouterr())
