@@ -18,6 +18,22 @@ def modules(part, note, avoid):
     return [*sys.modules]
 
 
+def keeps_memory(part, note, avoid):
+    """A task that keeps 200 MiB for all items; tells whether 32 and 256 more fit."""
+    note(item="one")
+    with workers.uncounted_memory():
+        kept = np.empty(200 << 20, np.uint8)
+
+    def fits(size):
+        try:
+            [*workers.limited(np.empty(size, np.uint8) for _ in "x")]
+        except MemoryError:
+            return False
+        return True
+
+    return fits(32 << 20), fits(256 << 20), kept.size
+
+
 def clip(index, num_frames=5, size=16):
     """A clip whose first pixel tells its index."""
     frames_thwc = np.full((num_frames, size, size, 3), 100, np.uint8)
