@@ -28,6 +28,7 @@ import os
 import pathlib
 import re
 import shlex
+import sys
 import time
 
 from absl import flags
@@ -313,7 +314,14 @@ def main() -> None:
     job.lock_folder(out)
     for line in reports.difference(out, source):
         print(line)
-    manifest = shards.write(out, source, num_workers=workers, engine=engine)
+    try:
+        manifest = shards.write(out, source, num_workers=workers, engine=engine)
+    except KeyboardInterrupt:
+        if engine is None:
+            raise
+        # Not in an orderly way, in which Python would wait for threads of the runner.
+        print("\nprepare: interrupted; the same command resumes", file=sys.stderr)
+        os._exit(130)
     lines = reports.summary(out, manifest, time.monotonic() - began)
     if isinstance(source, curate.FolderClips):
         lines += reports.accounts(out, source)

@@ -18,7 +18,7 @@ import io
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from sora_jax.data import workers
 
@@ -88,13 +88,21 @@ class Engine:
             | "parts" >> beam.Create([*tasks.items()])
             | "make" >> beam.Map(_make, bounds, is_done)
         )
-        failure = None
-        with _watching(tasks, is_done, on_done):
-            try:
-                _run(pipeline)
-            except Exception as error:  # of any type, by the runner
-                failure = error
-        missing = [part for part in tasks if not is_done(part)]
+        # In a thread, since runners hold back Ctrl-C until all of their workers end.
+        running, missing, pause = _Run(pipeline), set(tasks), _POLL
+        running.start()
+        while missing:
+            alive = running.is_alive()
+            running.join(pause)
+            began = time.monotonic()
+            for part in sorted(filter(is_done, missing)):
+                missing.remove(part)
+                on_done(part)
+            pause = max(_POLL, 20 * (time.monotonic() - began))
+            if not alive:
+                break
+        running.join()
+        failure = running.failure
         if missing and failure is None:
             raise BeamError(
                 f"{self.runner} has ended, and {len(missing)} of {len(tasks)} parts are "
@@ -147,13 +155,25 @@ def _import():
     return apache_beam
 
 
-def _run(pipeline) -> None:
-    result = pipeline.run()
-    try:
-        result.wait_until_finish()
-    finally:
-        if client := getattr(result, "client", None):  # of Dask
-            client.close()
+class _Run(threading.Thread):
+    """Runs a pipeline, and keeps what it raises."""
+
+    failure: Exception | None = None
+
+    def __init__(self, pipeline):
+        super().__init__(daemon=True)
+        self._pipeline = pipeline
+
+    def run(self) -> None:
+        try:
+            result = self._pipeline.run()
+            try:
+                result.wait_until_finish()
+            finally:
+                if client := getattr(result, "client", None):  # of Dask
+                    client.close()
+        except Exception as error:  # of any type, by the runner
+            self.failure = error
 
 
 def _make(
@@ -173,35 +193,6 @@ def _make(
     parts = workers.run(task, [part], num_workers=1, bounds=bounds, preload=_PRELOAD)
     for _ in parts:
         pass
-
-
-@contextlib.contextmanager
-def _watching(
-    parts: Iterable[int], is_done: Callable[[int], bool], on_done: Callable[[int], None]
-) -> Iterator[None]:
-    """Calls `on_done` for each part that becomes complete within it."""
-    waiting, ended = set(parts), threading.Event()
-
-    def look() -> None:
-        for part in sorted(filter(is_done, waiting)):
-            waiting.remove(part)
-            on_done(part)
-
-    def watch() -> None:
-        pause = _POLL
-        while not ended.wait(pause):
-            began = time.monotonic()
-            look()
-            pause = max(_POLL, 20 * (time.monotonic() - began))
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        look()
 
 
 def _last_line(error: BaseException) -> str:

@@ -84,9 +84,8 @@ def dask_options(beam_python, tmp_path):
         yield f"--dask_scheduler_file={file}"
     finally:
         for process in reversed(started):
-            process.terminate()
-        for process in started:
-            process.wait(timeout=30)
+            process.kill()
+            process.wait()
 
 
 def check_runner(python, runner, options, expected, tmp_path):
