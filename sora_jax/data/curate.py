@@ -4,7 +4,8 @@
 counts as a video.
 
 A video is cut into adjacent windows of `num_frames` frames at `fps`; the remainder at the
-end is dropped. Each frame is the one on screen at its time, so a window may end with the
+end is dropped. With `split_shots`, the windows begin anew at each cut, so that none holds
+one, and the remainder of each shot is dropped. Each frame is the one on screen at its time, so a window may end with the
 video. A window that shows nothing but the frame that the one before it ended with is left
 out, so that a file of few bytes that claims to last for hours gives few clips.
 """
@@ -38,6 +39,7 @@ _ITEMS_PER_PART = 16
 # A file whose header promises this many seconds more than it has is truncated.
 _MISSING = 0.5
 _REPEATED = "slower than the clips, with frames repeated"
+_BETWEEN = "cut to other shots, and what is left of a shot is shorter than a clip"
 _STILL = "still for whole clips, which are left out"
 # Memory for reading a video: of the decoder, in bytes per pixel (twenty-six frames of
 # 4:2:0 with 8 bits, or ten of 4:2:2 with 10); of the frames of a clip, per byte of them;
@@ -98,6 +100,7 @@ class FolderClips:
         such folders are left out.
       caption_encoding: of captions that are not UTF-8, such as "cp1252"; None: they are
         left out.
+      split_shots: whether windows begin anew where the video cuts to another shot.
 
     Raises:
       ValueError: an impossible size, or there is no such folder.
@@ -114,6 +117,7 @@ class FolderClips:
     colour: str | None = None
     frames_fps: float | None = None
     caption_encoding: str | None = None
+    split_shots: bool = False
     unit = "videos"
 
     def __post_init__(self):
@@ -152,7 +156,8 @@ class FolderClips:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that determine the clips of a video."""
-        return {
+        shots = {"split_shots": True} if self.split_shots else {}
+        return shots | {
             "source": "folder",
             "size": list(self.size),
             "num_frames": self.num_frames,
@@ -286,42 +291,78 @@ class FolderClips:
             yield shards.Skipped(video, self.too_short(header), video)
         first, end = total * number // slices, total * (number + 1) // slices
         if first < end:
-            ticks = range(first * self.num_frames, end * self.num_frames)
+            until = end * self.num_frames
+            if self.split_shots and number == slices - 1:
+                # Windows may begin later; what is left at the end may hold one more.
+                until = video_io.ticks(header.seconds, self.fps)
+            ticks = range(first * self.num_frames, until)
             notes: set[str] = set()
             times = (tick / self.fps for tick in ticks)
             frames_hwc = sample(times, self.size, notes=notes)
             made, repeated, still, last_hwc = 0, 0, 0, None
-            for window in range(first, end):
-                clip = list(itertools.islice(frames_hwc, self.num_frames))
+            between, left, at = 0, 0, ticks.start
+            for tick, clip in self._windowed(frames_hwc, ticks.start):
+                between, left, at = between + left, 0, tick + len(clip)
                 if len(clip) < self.num_frames:
-                    at = window * self.num_frames / self.fps
-                    yield shards.Skipped(f"{video} from {at:.2f} s on", ends, video)
-                    break
+                    left = len(clip)
+                    continue
                 if all(one is last_hwc for one in clip):
                     still += len(clip)
                     continue
                 pairs = itertools.pairwise([last_hwc, *clip])
                 repeated += sum(one is another for one, another in pairs)
                 made, last_hwc = made + len(clip), clip[-1]
-                yield self._record(video, window, np.stack(clip), text)
+                yield self._record(video, tick, np.stack(clip), text)
+            if at < ticks.stop:
+                where = f"{video} from {(at - left) / self.fps:.2f} s on"
+                yield shards.Skipped(where, ends, video)
+            elif not made:
+                part = f"{video} ({number + 1} of {slices})" if slices > 1 else video
+                yield shards.Skipped(part, self._no_shot(), video)
             for what in sorted(notes) if made else ():
                 yield shards.Remark(video, what, made)
             if repeated:
                 yield shards.Remark(video, _REPEATED, repeated)
             if still:
                 yield shards.Remark(video, _STILL, still)
+            if made and between:
+                yield shards.Remark(video, _BETWEEN, between)
         if number == slices - 1 and header.missing > _MISSING:
             where = f"{video} from {header.seconds:.2f} s on"
             yield shards.Skipped(where, ends, video)
 
+    def _no_shot(self) -> str:
+        return f"none of its shots has {self.num_frames} frames at {self.fps:g} fps"
+
+    def _windowed(
+        self, frames_hwc: Iterator[np.ndarray], tick: int
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yields windows: the tick of the first frame, and the frames.
+
+        Those that a cut or the end of the video ends have fewer frames.
+        """
+        shown = ((frame_hwc, False) for frame_hwc in frames_hwc)
+        if self.split_shots and self.num_frames > 1:
+            shown = cuts.flagged(frames_hwc)
+        window: list[np.ndarray] = []
+        for frame_hwc, new_shot in shown:
+            if window and (new_shot or len(window) == self.num_frames):
+                yield tick, window
+                tick, window = tick + len(window), []
+            window.append(frame_hwc)
+        if window:
+            yield tick, window
+
     def _record(
-        self, video: str, window: int, frames_thwc: np.ndarray, text: folders.Text
+        self, video: str, tick: int, frames_thwc: np.ndarray, text: folders.Text
     ) -> records.ClipRecord:
         if self.lossless:
             encoded = video_io.encode_lossless(frames_thwc, self.fps)
         else:
             encoded = video_io.encode_mp4(frames_thwc, self.fps, crf=_CRF)
-        start = window * self.num_frames / self.fps
+        # The windows of a slice do not overlap, so that no two have the same number.
+        window, start = tick // self.num_frames, tick / self.fps
+        one_shot = ((0, self.num_frames),)
         return records.ClipRecord(
             id=f"{video}#{window:05d}",
             video=encoded,
@@ -331,7 +372,7 @@ class FolderClips:
             width=self.size[1],
             captions=text.captions,
             caption_sources=text.sources,
-            shots=cuts.shots(frames_thwc),
+            shots=one_shot if self.split_shots else cuts.shots(frames_thwc),
             licence=text.licence,
             source=text.source or f"{video} from {start:.3f} s",
         )
