@@ -3,6 +3,7 @@
     python -m sora_jax.prepare --source toyworld:tw32 --num_clips 8000 --out shards
     python -m sora_jax.prepare --source folder:my_videos --size 64x64 --num_frames 17 \\
         --fps 8 --out shards
+    python -m sora_jax.prepare --source shards:shards --curate policy.toml --out curated
     python -m sora_jax.prepare --source shards:shards --vae runs/toy_vae --out latents
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
@@ -28,6 +29,8 @@ from absl import flags
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
 from sora_jax.data import curate, inspection, reports, shards, toy_clips
+from sora_jax.data.curation import curated as curation
+from sora_jax.data.curation import policy
 
 _SOURCE = flags.DEFINE_string(
     "source",
@@ -96,6 +99,18 @@ _INSPECT = flags.DEFINE_string(
     "Folder: write this contact sheet (.png or .jpg) instead of clips, and print what "
     "the videos are and which would be refused. --text_encoder also counts tokens.",
 )
+_SPLIT_SHOTS = flags.DEFINE_boolean(
+    "split_shots",
+    True,
+    "Folder: begin clips anew where a video cuts to another shot, so that none holds a "
+    "cut.",
+)
+_CURATE = flags.DEFINE_string(
+    "curate",
+    None,
+    "Shards: a policy (TOML, see sora_jax/data/README.md). Scores the clips and writes "
+    "those that it keeps. The source may be several folders, separated by commas.",
+)
 _VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of a video VAE.")
 _TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "Shards, latents: run or folder of a text encoder."
@@ -119,8 +134,9 @@ _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
     "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
     | {"follow_links", "max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
-    | {"frames_fps", "caption_encoding", "inspect", "text_encoder"},
+    | {"frames_fps", "caption_encoding", "inspect", "text_encoder", "split_shots"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
+    "shards with --curate": {"out", "curate", "workers"},
     "latents": {"text_encoder", *_OF_TEXT},
 }
 
@@ -157,7 +173,20 @@ def source_of(kind: str, name: str) -> shards.Source:
         colour=_COLOUR.value,
         frames_fps=_FRAMES_FPS.value,
         caption_encoding=_CAPTION_ENCODING.value,
+        split_shots=_SPLIT_SHOTS.value,
     )
+
+
+def curated(name: str, num_workers: int) -> curation.CuratedClips:
+    """Returns the clips of folders of shards that the policy of --curate keeps."""
+    out = pathlib.Path(_OUT.value)
+    folders = [pathlib.Path(folder) for folder in name.split(",")]
+    for folder in folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"--out {out} lies inside {folder}; write elsewhere")
+    opened = tuple(map(shards.open, folders))
+    read = policy.read(_CURATE.value)
+    return curation.CuratedClips(opened, read, out, num_workers)
 
 
 def check_flags(kind: str, known: dict[str, set[str]]) -> None:
@@ -228,8 +257,9 @@ def main() -> None:
             "--source is toyworld:TIER, folder:DIR, shards:DIR or latents:DIR, not "
             f"{_SOURCE.value!r}"
         )
-    check_flags(kind, _BELONGS)
-    if kind in ("shards", "latents"):
+    curates = kind == "shards" and _CURATE.value
+    check_flags("shards with --curate" if curates else kind, _BELONGS)
+    if kind in ("shards", "latents") and not curates:
         encode(kind, name)
         return
     began = time.monotonic()
@@ -237,7 +267,7 @@ def main() -> None:
     if workers is None:
         affinity = getattr(os, "sched_getaffinity", None)  # what Linux lets us use
         workers = len(affinity(0)) if affinity else os.cpu_count() or 1
-    source = source_of(kind, name)
+    source = curated(name, workers) if curates else source_of(kind, name)
     if _INSPECT.value:
         inspect(source, workers)
         return
@@ -249,6 +279,10 @@ def main() -> None:
     lines = reports.summary(out, manifest, time.monotonic() - began)
     if isinstance(source, curate.FolderClips):
         lines += reports.accounts(out, source)
+    if curates:
+        from sora_jax.evals.videos import curation_page  # slow to import
+
+        lines += curation_page.write(out / "curation.html", source)
     for line in lines:
         print(line)
 

@@ -69,7 +69,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         if entries:
             some = ", ".join(map(reports.name, itertools.islice(entries, 3)))
             found.append(
-                f"{len(entries)} entries of {name} name no clip of the input, such as "
-                f"{some}"
+                f"entries of {name} that name no clip of the input: {len(entries)}, such "
+                f"as {some}"
             )
     return found
