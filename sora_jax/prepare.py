@@ -193,7 +193,7 @@ def check_flags(kind: str, known: dict[str, set[str]]) -> None:
     """Refuses flags that the source does not use."""
     for name in sorted(set().union(*known.values()) - known[kind]):
         if flags.FLAGS[name].present:
-            raise ValueError(f"--{name} has no meaning for --source {kind}:...")
+            raise ValueError(f"--{name} has no meaning for --source {kind}")
     if _INSPECT.value and _OUT.value:
         raise ValueError("--inspect writes no clips: give it or --out")
     if "out" in known[kind] and not (_OUT.value or _INSPECT.value):

@@ -9,7 +9,8 @@ The rules, in this order, with every one that speaks against a clip recorded:
     limits.S    its score S is out of range
     duplicates  it is a copy of a better clip that no other rule speaks against
 
-Of copies the largest stays (in pixels), then the sharpest, then the first by id.
+Of copies the largest stays (in pixels), then the sharpest, then the first by id. Windows of
+one video, `<video>#<number>`, are not copies of one another.
 """
 
 import dataclasses
@@ -145,7 +146,9 @@ def _copies(
         return -pixels, -clip.scores.get("sharpness", 0.0), clip.id
 
     order = sorted(left, key=rank)
-    found = duplicates.find([clips[index].print for index in order], distance)
+    prints = [clips[index].print for index in order]
+    videos = [clips[index].id.rpartition("#")[0] for index in order]
+    found = duplicates.find(prints, distance, videos)
     return {
         order[place]: order[best]
         for place, best in enumerate(found)

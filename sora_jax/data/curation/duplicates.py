@@ -18,12 +18,14 @@ from sora_jax.data.curation import fingerprint
 # Measured on scenes of the toy world: of 256 bits, copies cropped by 5 % on each side
 # differ by up to 80, and one in 10,000 pairs of different scenes by 64 or less; their
 # thumbnails by up to 0.16, and by 0.47 or more.
-CANDIDATE_BITS, DISTANCE = 88, 0.25
+CANDIDATE_BITS, DISTANCE = 88, 0.2
 _ROWS, _COLUMNS = 256, 1 << 15  # of the table of distances that is held at a time
 
 
 def find(
-    prints: Sequence[fingerprint.Fingerprint], distance: float = DISTANCE
+    prints: Sequence[fingerprint.Fingerprint],
+    distance: float = DISTANCE,
+    videos: Sequence[str] = (),
 ) -> list[int | None]:
     """Returns the clip that each clip is a copy of, None for those to keep.
 
@@ -33,6 +35,8 @@ def find(
     Args:
       prints: of the clips, the best first.
       distance: of thumbnails that are copies, at most.
+      videos: that the clips are of; those of one video are not compared, since one shot
+        often looks the same from window to window. "" or none: each is of its own.
     """
     copies: list[int | None] = [None] * len(prints)
     if not prints:
@@ -49,8 +53,10 @@ def find(
         )
         new: list[int] = []
         for row, clip in enumerate(block):
-            others = np.array([*near[row], *(i for i in new if inside[row, i - start])])
-            copies[clip] = _first_copy(prints, clip, others.astype(int), distance)
+            others = [*near[row], *(i for i in new if inside[row, i - start])]
+            if videos and videos[clip]:
+                others = [i for i in others if videos[i] != videos[clip]]
+            copies[clip] = _first_copy(prints, clip, np.array(others, int), distance)
             if copies[clip] is None:
                 new.append(clip)
         kept[m : m + len(new)] = new

@@ -25,8 +25,8 @@ from sora_jax.data.curation import pixels
 VERSION = 1
 TIMES, BITS = 4, 256  # of a clip
 _SIDE, _FREQUENCIES, _THUMBNAIL = 32, 8, 8
-# Squared levels of 255 that two thumbnails may differ by without any meaning.
-_NOISE = 1.0
+# Squared levels of 255 by which thumbnails may differ without any meaning.
+_NOISE = 4.0
 # Largest difference of the mean colour: common to all channels, and beyond that.
 _BRIGHTNESS, _TINT = 64, 24
 
@@ -101,7 +101,7 @@ def distances(one_khwc: np.ndarray, thumbnails_nkhwc: np.ndarray) -> np.ndarray:
     """Returns how much clips differ from one: from 0 (equal) to 2, by their thumbnails.
 
     One minus the correlation of their pixels, without the mean of each colour, where
-    noise of one level counts as equal:
+    noise of two levels counts as equal:
 
         1 - (a . b + m s^2) / sqrt((a . a + m s^2) (b . b + m s^2)),   a, b of m numbers.
 

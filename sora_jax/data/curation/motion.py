@@ -32,6 +32,7 @@ _SIDE = 64  # pixels of the shorter side that is looked at, at most
 _COARSEST = 12  # and on the coarsest level, at least
 _RUNS = 5  # of three frames
 _ITERATIONS, _WINDOW, _LAMBDA = 3, 1.5, 1e-3
+_REST, _NOISE = 2.0, 1e-4  # window, and squared error of coding
 _REPEATED = 0.5 / 255  # mean difference of a frame that repeats the one before
 _MOVING = 0.01
 
@@ -51,7 +52,8 @@ def score(frames_thwc: np.ndarray, fps: float) -> dict[str, float]:
     before_phwc = seen_thwc[np.searchsorted(shown, before)]
     after_phwc = seen_thwc[np.searchsorted(shown, before + 1)]
     scale = fps / min(seen_thwc.shape[1:3])
-    shift_phw2 = flow(before_phwc, after_phwc) * scale
+    shift_phw2 = flow(before_phwc, after_phwc)
+    shift_phw2 = _at_rest(before_phwc, after_phwc, shift_phw2) * scale
     camera_p2 = np.median(shift_phw2, (1, 2))
     speed_phw = np.linalg.norm(shift_phw2, axis=-1)
     beyond_phw = np.linalg.norm(shift_phw2 - camera_p2[:, None, None], axis=-1)
@@ -85,9 +87,26 @@ def flow(before_phwc: np.ndarray, after_phwc: np.ndarray) -> np.ndarray:
     return shift_phw2
 
 
+def _at_rest(before_phwc, after_phwc, shift_phw2: np.ndarray) -> np.ndarray:
+    """Gives pixels the camera's shift where it explains them no worse than their own.
+
+    Windows spread the shift of a thing to what is beside it.
+    """
+    camera_p2 = np.median(shift_phw2, (1, 2)).astype(np.float32)
+    camera_phw2 = np.broadcast_to(camera_p2[:, None, None], shift_phw2.shape)
+
+    def error(shift: np.ndarray) -> np.ndarray:
+        warped, _ = _warped(after_phwc, shift)
+        squared = ((warped - before_phwc) ** 2).sum(-1)
+        return ndimage.gaussian_filter(squared, (0, _REST, _REST), truncate=2.0)
+
+    moves_phw = error(shift_phw2) + _NOISE < error(camera_phw2)
+    return np.where(moves_phw[..., None], shift_phw2, camera_phw2)
+
+
 def _step(before: np.ndarray, after: np.ndarray, shift_phw2: np.ndarray) -> np.ndarray:
     """The shift that is left after warping `after` back by a shift."""
-    warped = _warped(after, shift_phw2)
+    warped, inside_phw = _warped(after, shift_phw2)
     mean, change = (before + warped) / 2, warped - before
     down, across = np.gradient(mean, axis=(1, 2))
     products = (
@@ -98,6 +117,7 @@ def _step(before: np.ndarray, after: np.ndarray, shift_phw2: np.ndarray) -> np.n
         (down, change),
     )
     sums = np.stack([np.einsum("phwc,phwc->phw", a, b) for a, b in products])
+    sums *= inside_phw  # what leaves the frame says nothing
     sigmas = (0, 0, _WINDOW, _WINDOW)
     xx, yy, xy, xt, yt = ndimage.gaussian_filter(sums, sigmas, truncate=2.0)
     xx, yy = xx + _LAMBDA, yy + _LAMBDA
@@ -106,12 +126,15 @@ def _step(before: np.ndarray, after: np.ndarray, shift_phw2: np.ndarray) -> np.n
     return np.clip(step_phw2 / (xx * yy - xy * xy)[..., None], -1, 1)
 
 
-def _warped(frames_phwc: np.ndarray, shift_phw2: np.ndarray) -> np.ndarray:
-    """Frames at shifted places, bilinear; the edge continues outside."""
+def _warped(
+    frames_phwc: np.ndarray, shift_phw2: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames at shifted places, bilinear, and which places are inside the frame."""
     pairs, height, width = shift_phw2.shape[:3]
-    x = np.clip(np.arange(width, dtype=np.float32) + shift_phw2[..., 0], 0, width - 1)
+    x = np.arange(width, dtype=np.float32) + shift_phw2[..., 0]
     y = np.arange(height, dtype=np.float32)[:, None] + shift_phw2[..., 1]
-    y = np.clip(y, 0, height - 1)
+    inside_phw = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
     left = np.minimum(x.astype(int), width - 2)
     top = np.minimum(y.astype(int), height - 2)
     right_share = (x - left.astype(np.float32))[..., None]
@@ -120,7 +143,7 @@ def _warped(frames_phwc: np.ndarray, shift_phw2: np.ndarray) -> np.ndarray:
     at = (np.arange(pairs)[:, None, None] * height + top) * width + left
     above = flat[at] * (1 - right_share) + flat[at + 1] * right_share
     below = flat[at + width] * (1 - right_share) + flat[at + width + 1] * right_share
-    return above * (1 - down_share) + below * down_share
+    return above * (1 - down_share) + below * down_share, inside_phw
 
 
 def _halved(frames_phwc: np.ndarray) -> np.ndarray:

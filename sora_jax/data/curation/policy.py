@@ -11,7 +11,7 @@
     motion = {min = 0.02, max = 2.0}
 
     [duplicates]                         # keep one of each group of near-duplicates
-    distance = 0.25
+    distance = 0.2
 
 Unknown keys are refused. Files are relative to the policy's own folder; `lists` says what
 stands in them.

@@ -1,7 +1,8 @@
-"""How sharp a clip is: the variance of the Laplacian of its brightness.
+"""How sharp a clip is: the variance of the Laplacian, over red, green and blue.
 
 Blur removes it, and so does scaling up. It grows with contrast and with noise as well, so
-that it orders copies of one clip better than clips of different things.
+that it orders copies of one clip better than clips of different things. Brightness alone would miss edges between colours that are
+equally bright.
 
 Letters: t time, h height, w width, c channel.
 """
@@ -10,12 +11,9 @@ import numpy as np
 from scipy import ndimage
 
 from sora_jax.data import samples
-from sora_jax.data.curation import pixels
 
 NAME, VERSION = "sharpness", 1
-SCORES = {
-    "sharpness": "variance of the Laplacian of the brightness, which is in [0, 1]"
-}
+SCORES = {"sharpness": "variance of the Laplacian of the colours, which are in [0, 1]"}
 _FRAMES = 8
 
 
@@ -23,6 +21,10 @@ def score(frames_thwc: np.ndarray, fps: float) -> dict[str, float]:
     """Returns the score of a clip uint8[t, h, w, c], at its own size."""
     del fps
     seen = samples.evenly(len(frames_thwc), _FRAMES)
-    grey_thw = pixels.grey(frames_thwc[seen])
-    found = [ndimage.laplace(grey_hw)[1:-1, 1:-1].var() for grey_hw in grey_thw]
+    frames = frames_thwc[seen].astype(np.float32) / 255
+    found = [
+        ndimage.laplace(frame_hwc[..., c])[1:-1, 1:-1].var()
+        for frame_hwc in frames
+        for c in range(frame_hwc.shape[-1])
+    ]
     return {"sharpness": float(np.mean(found))}
