@@ -5,6 +5,7 @@
         --fps 8 --out shards
     python -m sora_jax.prepare --source webdataset:tars --size 64x64 --out shards
     python -m sora_jax.prepare --source list:train.csv --videos my_videos --out shards
+    python -m sora_jax.prepare --source shards:shards --curate policy.toml --out curated
     python -m sora_jax.prepare --source shards:shards --vae runs/toy_vae --out latents
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
@@ -47,6 +48,8 @@ from sora_jax.data import (
     video_lists,
     webdataset,
 )
+from sora_jax.data.curation import curated as curation
+from sora_jax.data.curation import policy
 
 _SOURCE = flags.DEFINE_string(
     "source",
@@ -135,6 +138,18 @@ _INSPECT = flags.DEFINE_string(
 _VIDEOS = flags.DEFINE_string(
     "videos", None, "List: folder of its videos; default: the list's."
 )
+_SPLIT_SHOTS = flags.DEFINE_boolean(
+    "split_shots",
+    True,
+    "Folder: begin clips anew where a video cuts to another shot, so that none holds a "
+    "cut.",
+)
+_CURATE = flags.DEFINE_string(
+    "curate",
+    None,
+    "Shards: a policy (TOML, see sora_jax/data/README.md). Scores the clips and writes "
+    "those that it keeps. The source may be several folders, separated by commas.",
+)
 _VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of a video VAE.")
 _TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "Shards, latents: run or folder of a text encoder."
@@ -157,13 +172,14 @@ _OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
 _ENGINE = {"workers", "runner", "beam_options"}
 _OF_VIDEOS = {"out", "size", "num_frames", "fps", "lossless", "split", *_ENGINE}
 _OF_VIDEOS |= {"max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
-_OF_VIDEOS |= {"caption_encoding", "inspect", "text_encoder"}
+_OF_VIDEOS |= {"caption_encoding", "inspect", "text_encoder", "split_shots"}
 _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", *_ENGINE},
     "folder": _OF_VIDEOS | {"follow_links", "frames_fps", "allow_http"},
     "webdataset": _OF_VIDEOS,
     "list": _OF_VIDEOS | {"follow_links", "videos"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
+    "shards with --curate": {"out", "curate", "workers"},
     "latents": {"text_encoder", *_OF_TEXT},
 }
 
@@ -218,14 +234,27 @@ def source_of(kind: str, name: str) -> shards.Source:
         colour=_COLOUR.value,
         frames_fps=_FRAMES_FPS.value,
         caption_encoding=_CAPTION_ENCODING.value,
+        split_shots=_SPLIT_SHOTS.value,
     )
+
+
+def curated(name: str, num_workers: int) -> curation.CuratedClips:
+    """Returns the clips of folders of shards that the policy of --curate keeps."""
+    out = pathlib.Path(_OUT.value)
+    folders = [pathlib.Path(folder) for folder in name.split(",")]
+    for folder in folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"--out {out} lies inside {folder}; write elsewhere")
+    opened = tuple(map(shards.open, folders))
+    read = policy.read(_CURATE.value)
+    return curation.CuratedClips(opened, read, out, num_workers)
 
 
 def check_flags(kind: str, known: dict[str, set[str]]) -> None:
     """Refuses flags that the source does not use."""
     for name in sorted(set().union(*known.values()) - known[kind]):
         if flags.FLAGS[name].present:
-            raise ValueError(f"--{name} has no meaning for --source {kind}:...")
+            raise ValueError(f"--{name} has no meaning for --source {kind}")
     if _INSPECT.value and _OUT.value:
         raise ValueError("--inspect writes no clips: give it or --out")
     if _RUNNER.value and (_INSPECT.value or flags.FLAGS["workers"].present):
@@ -294,8 +323,9 @@ def main() -> None:
             "--source is toyworld:TIER, folder:DIR, webdataset:DIR, list:FILE, shards:DIR "
             f"or latents:DIR, not {_SOURCE.value!r}"
         )
-    check_flags(kind, _BELONGS)
-    if kind in ("shards", "latents"):
+    curates = kind == "shards" and _CURATE.value
+    check_flags("shards with --curate" if curates else kind, _BELONGS)
+    if kind in ("shards", "latents") and not curates:
         encode(kind, name)
         return
     began = time.monotonic()
@@ -306,7 +336,7 @@ def main() -> None:
     engine = None
     if _RUNNER.value:
         engine = beam.Engine(_RUNNER.value, tuple(shlex.split(_BEAM_OPTIONS.value)))
-    source = source_of(kind, name)
+    source = curated(name, workers) if curates else source_of(kind, name)
     if _INSPECT.value:
         inspect(source, workers)
         return
@@ -325,6 +355,10 @@ def main() -> None:
     lines = reports.summary(out, manifest, time.monotonic() - began)
     if isinstance(source, curate.FolderClips):
         lines += reports.accounts(out, source)
+    if curates:
+        from sora_jax.evals.videos import curation_page  # slow to import
+
+        lines += curation_page.write(out / "curation.html", source)
     for line in lines:
         print(line)
 

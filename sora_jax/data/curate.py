@@ -5,7 +5,9 @@ else is the same for the three. A folder of numbered pictures counts as a video.
 
 A video is cut into adjacent windows of `num_frames` frames at `fps`; the remainder at the
 end is dropped. A time range of a longer video is cut likewise, from the first frame that
-begins in it. Each frame is the one on screen at its time, so a window may end with the
+begins in it. With `split_shots`, the windows begin anew at each cut, so that none holds
+one, and the remainder of each shot is dropped. Each frame is the one on screen at its
+time, so a window may end with the
 video. A window that shows nothing but the frame that the one before it ended with is left
 out, so that a file of few bytes that claims to last for hours gives few clips.
 """
@@ -47,6 +49,7 @@ _MISSING = 0.5
 # Seconds by which a frame may start before its time range: ranges are in milliseconds.
 _EARLY = 2e-3
 _REPEATED = "slower than the clips, with frames repeated"
+_BETWEEN = "cut to other shots, and what is left of a shot is shorter than a clip"
 _STILL = "still for whole clips, which are left out"
 # Memory for reading a video: of the decoder, in bytes per pixel (twenty-six frames of
 # 4:2:0 with 8 bits, or ten of 4:2:2 with 10); of the frames of a clip, per byte of them;
@@ -107,6 +110,7 @@ class FolderClips:
         such folders are left out.
       caption_encoding: of captions that are not UTF-8, such as "cp1252"; None: they are
         left out.
+      split_shots: whether windows begin anew where the video cuts to another shot.
 
     Raises:
       ValueError: an impossible size, or there is no such folder.
@@ -123,6 +127,7 @@ class FolderClips:
     colour: str | None = None
     frames_fps: float | None = None
     caption_encoding: str | None = None
+    split_shots: bool = False
     unit = "videos"
     form = "folder"
 
@@ -168,7 +173,8 @@ class FolderClips:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that determine the clips of a video."""
-        return {
+        shots = {"split_shots": True} if self.split_shots else {}
+        return shots | {
             "source": self.form,
             "size": list(self.size),
             "num_frames": self.num_frames,
@@ -364,38 +370,72 @@ class FolderClips:
             yield shards.Skipped(video, self.too_short(video, header), video)
         first, end = total * number // slices, total * (number + 1) // slices
         if first < end:
-            ticks = range(first * self.num_frames, end * self.num_frames)
+            until = end * self.num_frames
+            if self.split_shots and number == slices - 1:
+                # Windows may begin later; what is left at the end may hold one more.
+                until = video_io.ticks(self.span(video, header)[1], self.fps)
+            ticks = range(first * self.num_frames, until)
             notes: set[str] = set()
             times = (begin + tick / self.fps for tick in ticks)
             frames_hwc = sample(times, self.size, notes=notes)
             made, repeated, still, last_hwc = 0, 0, 0, None
-            for window in range(first, end):
-                clip = list(itertools.islice(frames_hwc, self.num_frames))
+            between, left, at = 0, 0, ticks.start
+            for tick, clip in self._windowed(frames_hwc, ticks.start):
+                between, left, at = between + left, 0, tick + len(clip)
                 if len(clip) < self.num_frames:
-                    at = begin + window * self.num_frames / self.fps
-                    yield shards.Skipped(f"{video} from {at:.2f} s on", ends, video)
-                    break
+                    left = len(clip)
+                    continue
                 if all(one is last_hwc for one in clip):
                     still += len(clip)
                     continue
                 pairs = itertools.pairwise([last_hwc, *clip])
                 repeated += sum(one is another for one, another in pairs)
                 made, last_hwc = made + len(clip), clip[-1]
-                yield self._record(video, window, begin, np.stack(clip), text)
+                yield self._record(video, tick, begin, np.stack(clip), text)
+            if at < ticks.stop:
+                where = f"{video} from {begin + (at - left) / self.fps:.2f} s on"
+                yield shards.Skipped(where, ends, video)
+            elif not made:
+                part = f"{video} ({number + 1} of {slices})" if slices > 1 else video
+                yield shards.Skipped(part, self._no_shot(), video)
             for what in sorted(notes) if made else ():
                 yield shards.Remark(video, what, made)
             if repeated:
                 yield shards.Remark(video, _REPEATED, repeated)
             if still:
                 yield shards.Remark(video, _STILL, still)
+            if made and between:
+                yield shards.Remark(video, _BETWEEN, between)
         if number == slices - 1 and missing > _MISSING:
             where = f"{video} from {header.seconds:.2f} s on"
             yield shards.Skipped(where, ends, video)
 
+    def _no_shot(self) -> str:
+        return f"none of its shots has {self.num_frames} frames at {self.fps:g} fps"
+
+    def _windowed(
+        self, frames_hwc: Iterator[np.ndarray], tick: int
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yields windows: the tick of the first frame, and the frames.
+
+        Those that a cut or the end of the video ends have fewer frames.
+        """
+        shown = ((frame_hwc, False) for frame_hwc in frames_hwc)
+        if self.split_shots and self.num_frames > 1:
+            shown = cuts.flagged(frames_hwc)
+        window: list[np.ndarray] = []
+        for frame_hwc, new_shot in shown:
+            if window and (new_shot or len(window) == self.num_frames):
+                yield tick, window
+                tick, window = tick + len(window), []
+            window.append(frame_hwc)
+        if window:
+            yield tick, window
+
     def _record(
         self,
         video: str,
-        window: int,
+        tick: int,
         begin: float,
         frames_thwc: np.ndarray,
         text: folders.Text,
@@ -404,18 +444,21 @@ class FolderClips:
             encoded = video_io.encode_lossless(frames_thwc, self.fps)
         else:
             encoded = video_io.encode_mp4(frames_thwc, self.fps, crf=_CRF)
-        return self._record_of(video, window, begin, frames_thwc, encoded, text)
+        # The windows of a slice do not overlap, so that no two have the same number.
+        window, start = tick // self.num_frames, begin + tick / self.fps
+        one_shot = ((0, self.num_frames),)
+        shots = one_shot if self.split_shots else cuts.shots(frames_thwc)
+        return self._record_of(video, window, start, shots, encoded, text)
 
     def _record_of(
         self,
         video: str,
         window: int,
-        begin: float,
-        frames_thwc: np.ndarray,
+        start: float,
+        shots: tuple[tuple[int, int], ...],
         encoded: bytes,
         text: folders.Text,
     ) -> records.ClipRecord:
-        start = begin + window * self.num_frames / self.fps
         return records.ClipRecord(
             id=f"{video}#{window:05d}",
             video=encoded,
@@ -425,7 +468,7 @@ class FolderClips:
             width=self.size[1],
             captions=text.captions,
             caption_sources=text.sources,
-            shots=cuts.shots(frames_thwc),
+            shots=shots,
             scores=text.scores,
             licence=text.licence,
             source=text.source or f"{video} from {start:.3f} s",
@@ -485,7 +528,10 @@ class TarClips(FolderClips):
             )
         if decoded.frames.shape[:3] != size or decoded.notes:
             return None
-        clip = self._record_of(video, 0, 0.0, decoded.frames, encoded, text)
+        shots = cuts.shots(decoded.frames)
+        if self.split_shots and len(shots) > 1:
+            return None
+        clip = self._record_of(video, 0, 0.0, shots, encoded, text)
         return dataclasses.replace(clip, state_json=written.state_json)
 
 

@@ -65,7 +65,7 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
     lines.append(
         f"{out}: {manifest['num_clips']} clips of {manifest['num_frames']} frames, "
         f"{manifest['width']} wide, {manifest['height']} high, "
-        f"{manifest['fps']:g} fps; captions: "
+        f"{_rates(manifest['fps'])} fps; captions: "
         f"{captions or 'none'}; {len(skipped)} skipped; {seconds:.1f} s"
     )
     return lines
@@ -117,6 +117,11 @@ def name(file: str) -> str:
     if len(shown) > _LENGTH:
         shown = f"{shown[: _LENGTH // 2]}...{shown[-_LENGTH // 2 :]}"
     return shown
+
+
+def _rates(fps: float | list[float]) -> str:
+    """One rate, or those of clips that have several."""
+    return f"{fps:g}" if isinstance(fps, float | int) else f"{[*map(float, fps)]}"
 
 
 def _some(names: Collection[str]) -> str:

@@ -3,7 +3,7 @@
 A finished folder of clips holds
     clips-<split>.array_record-00000    the records, one clip each
     dataset_info.json, features.json    so that TFDS reads the folder
-    index/00000.jsonl                   captions and sizes, without the videos
+    index/00000.jsonl                   captions, sizes and scores, without the videos
     items.json                          the items that clips were made of, see `Source`
     manifest.json                       settings, files, counts, digest
     report.json                         what was skipped, and why
@@ -198,7 +198,7 @@ def _from_example(raw: bytes) -> records.ClipRecord:
 
 
 def _clip_entry(clip: records.ClipRecord) -> dict[str, Any]:
-    return {
+    entry = {
         "id": clip.id,
         "sha256": clip.sha256,
         "fps": clip.fps,
@@ -207,6 +207,7 @@ def _clip_entry(clip: records.ClipRecord) -> dict[str, Any]:
         "width": clip.width,
         "captions": dict(clip.captions),
     }
+    return entry | ({"scores": dict(clip.scores)} if clip.scores else {})
 
 
 def _write_part(
