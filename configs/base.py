@@ -15,8 +15,8 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
     """Returns the fields that recipes start from; it is no recipe itself."""
     c = ml_collections.ConfigDict()
-    c.objective = "denoiser"  # "denoiser", "vae" or "text_encoder"
-    # Initial weights of a denoiser or a video VAE: "toy", which is shipped, a run, a
+    c.objective = "denoiser"  # "denoiser", "vae", "text_encoder" or "captioner"
+    # Initial weights of a denoiser, a video VAE or a captioner: "toy", which is shipped, a run, a
     # folder in diffusers' layout, or its transformer or transformer_2. "": random.
     c.init = ""
     c.seed = 0  # root of all randomness: weights, noise, data order; below 2^64
@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.mesh.tensor = 1
 
     c.data = ml_collections.ConfigDict()
-    c.data.shards = ""  # folder of video shards (objective "vae")
+    c.data.shards = ""  # folder of video shards (objectives "vae" and "captioner")
     c.data.eval_shards = ""  # folder of video shards to evaluate on
     c.data.eval_clips = 64  # clips of eval_shards that are used, evenly spaced
     # Clips by which a denoiser of the toy world measures how much of its captions it reads
@@ -50,6 +50,10 @@ def get_config() -> ml_collections.ConfigDict:
     # (1.0, ((9, 32, 32, 1), (1, 64, 64, 2))). All windows have equal weight;
     # clips_per_second counts those of the first kind.
     c.data.crops = ((1.0, ((0, 0, 0, 1),)),)
+
+    # Objective "captioner": share of the clips that are mirrored, with left and right
+    # exchanged in their captions.
+    c.data.mirror = 0.0
 
     # Packing of clips of several sizes into rows (data/packing.py). A step then has
     # data.batch_size groups of rows: one long row each, or two of half the length, ...
@@ -74,6 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.text.tiers.medium = 0.4
     c.text.tiers.dense = 0.0
     c.text.tiers.structured = 0.0
+    c.text.tiers.model_short = 0.0  # those that recaption adds
+    c.text.tiers.model_dense = 0.0
     # Objective "text_encoder": the tier of the caption that it learns to write.
     c.text.target = "structured"
     c.text.target_length = 40  # tokens
@@ -142,6 +148,21 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.discriminator.base_dim = 32
     c.model.discriminator.num_layers = 3
     c.model.discriminator.dtype = "float32"
+
+    c.model.captioner = ml_collections.ConfigDict()  # models/captioner.py: Config
+    c.model.captioner.num_frames = 9  # to which clips are sampled
+    c.model.captioner.size = 32  # pixels a side to which frames are scaled
+    c.model.captioner.patch = 4  # pixels a side of a square
+    c.model.captioner.frame_dim = 48  # width of a square of one frame
+    c.model.captioner.dim = 160
+    c.model.captioner.num_layers = 3  # of the encoder
+    c.model.captioner.decoder_layers = 3
+    c.model.captioner.num_heads = 5
+    c.model.captioner.mlp_dim = 320
+    c.model.captioner.tiers = ("short", "dense")  # that it can write
+    c.model.captioner.vocab_size = 0  # 0: that of the tokenizer
+    c.model.captioner.length = 96  # most tokens of a caption
+    c.model.captioner.dtype = "float32"
 
     c.noise = ml_collections.ConfigDict()  # diffusion/timesteps.py: Config
     c.noise.logit_normal = 0.9  # share of the levels; the others are uniform

@@ -5,6 +5,7 @@
         --name "Toy" --training_data "Eight thousand clips of the toy world."
     python -m sora_jax.convert --from runs/toy --layout run --dtype float16 --out toy
     python -m sora_jax.convert --from runs/toy_lora --out toy_lora.safetensors
+    python -m sora_jax.convert --from runs/toy/shards --layout webdataset --out tars
     python -m sora_jax.convert --from i3d_pretrained_400.pt --eps 1e-5 --out weights/i3d
     python -m sora_jax.convert --from i3d_torchscript.pt --trust_torchscript \\
         --out weights/i3d
@@ -15,7 +16,9 @@ The direction follows from --from. A folder in diffusers' layout becomes a run a
 which can generate, be evaluated, and initialise other runs (`train --init`). A run
 becomes a folder in diffusers' layout with a model card, or with --layout run a run that
 has its averaged weights alone, for others to use. Adapters (LoRA) are merged into the
-weights there, or written alone where --out is a .safetensors file. If the other
+weights there, or written alone where --out is a .safetensors file. With --layout
+webdataset, shards of videos become tar archives as WebDataset reads them; the same
+command resumes an interrupted job. If the other
 format cannot express something, the error names it and nothing is written. A file (.pt,
 .pth, .pth.tar, .npz) holds a feature network for distances between videos; with
 --lpips_heads, two PyTorch files become the one file that LPIPS is measured with.
@@ -31,6 +34,7 @@ from absl import flags
 
 from sora_jax.core import job, paths
 from sora_jax.core import mesh as meshes
+from sora_jax.data import shards, texts, webdataset
 from sora_jax.evals.features import weight_folders
 from sora_jax.generation import export, pipeline, runs, wan
 from sora_jax.training import lora_files, perceptual, pretrained, torch_files
@@ -46,7 +50,13 @@ flags.DEFINE_string(
     required=True,
 )
 flags.DEFINE_enum(
-    "layout", "diffusers", ["diffusers", "run"], "What a run is turned into."
+    "layout",
+    "diffusers",
+    ["diffusers", "run", "webdataset"],
+    "What a run is turned into; webdataset: of video shards.",
+)
+flags.DEFINE_integer(
+    "tar_mib", 512, "WebDataset: size of a tar archive, in MiB.", lower_bound=1
 )
 flags.DEFINE_enum(
     "dtype",
@@ -145,6 +155,22 @@ def to_lora(run: pathlib.Path, target: pathlib.Path) -> None:
     print(f"{target} written")
 
 
+def to_webdataset(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Writes video shards as tar archives."""
+    others = {*_RUN_FLAGS, *_FILE_FLAGS, "dtype", "strict", "mesh"}
+    refuse(tuple(sorted(others)), "with --layout webdataset")
+    opened = shards.open(source)
+    paths.check_writable(target / "00000.tar.partial")
+    job.lock_folder(target)
+    manifest = webdataset.write(target, opened, FLAGS.tar_mib << 20)
+    for damaged in manifest["damaged"]:
+        print(f"skipped {texts.escaped(damaged)}")
+    print(
+        f"{target}: {len(opened) - len(manifest['damaged'])} clips in "
+        f"{len(manifest['archives'])} archives"
+    )
+
+
 def to_features(source: pathlib.Path, target: pathlib.Path) -> None:
     """Turns a file of feature weights into a folder."""
     refuse(("dtype", "strict", *_RUN_FLAGS), "for a file of feature weights")
@@ -164,6 +190,9 @@ def main() -> None:
     source, target = paths.model(FLAGS["from"].value), pathlib.Path(FLAGS.out)
     if FLAGS.lpips_heads:
         return lpips(source, target)
+    if FLAGS.layout == "webdataset":
+        return to_webdataset(source, target)
+    refuse(("tar_mib",), "without --layout webdataset")
     if target.suffix == lora_files.SUFFIX:
         return to_lora(source, target)
     if target.exists() and not target.is_dir():

@@ -3,13 +3,19 @@
     python -m sora_jax.prepare --source toyworld:tw32 --num_clips 8000 --out shards
     python -m sora_jax.prepare --source folder:my_videos --size 64x64 --num_frames 17 \\
         --fps 8 --out shards
+    python -m sora_jax.prepare --source webdataset:tars --size 64x64 --out shards
+    python -m sora_jax.prepare --source list:train.csv --videos my_videos --out shards
+    python -m sora_jax.prepare --source shards:shards --curate policy.toml --out curated
     python -m sora_jax.prepare --source shards:shards --vae runs/toy_vae --out latents
     python -m sora_jax.prepare --source latents:latents --text_encoder runs/toy_text
 
-The source is a tier of the toy world, a folder of videos, video shards, or latents. A
-folder holds videos, or folders of numbered frames (clip/00001.jpg, with --frames_fps),
-and captions: clip.txt or clip.json beside clip.mp4, or a list: captions.csv or .jsonl
-(file,caption), metadata.csv or .jsonl (file_name,text), or prompts.txt with videos.txt.
+The source is a tier of the toy world, videos, video shards, or latents. A
+folder may be at an address, such as folder:gs://bucket/videos. It holds videos, or
+folders of numbered frames (clip/00001.jpg, with --frames_fps), and captions: clip.txt or
+clip.json beside clip.mp4, or a list: captions.csv or .jsonl (file,caption), metadata.csv
+or .jsonl (file_name,text), or prompts.txt with videos.txt. WebDataset's tar archives and
+other projects' lists are read as well, with the flags of a folder; data/README.md has
+their forms.
 
 The same command resumes an interrupted job, and later adds new videos. Videos that are
 left out are listed in the output and in OUT/report.json. --inspect looks at a folder of
@@ -18,26 +24,56 @@ of the captions are stored beside the latents. Several processes share the work;
 its first device.
 """
 
+import functools
 import os
 import pathlib
 import re
+import shlex
+import sys
 import time
 
 from absl import flags
 
 from sora_jax.core import job
 from sora_jax.core import mesh as meshes
-from sora_jax.data import curate, inspection, reports, shards, toy_clips
+from sora_jax.data import (
+    beam,
+    curate,
+    folders,
+    inspection,
+    remote,
+    reports,
+    shards,
+    toy_clips,
+    video_lists,
+    webdataset,
+)
+from sora_jax.data.curation import curated as curation
+from sora_jax.data.curation import policy
 
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
-    "What to read: toyworld:TIER, folder:DIR, shards:DIR or latents:DIR.",
+    "What to read: toyworld:TIER, folder:DIR, folder:gs://BUCKET/DIR (or another "
+    "address), webdataset:DIR, list:FILE, shards:DIR or latents:DIR. DIR of webdataset "
+    "and FILE may be patterns, such as tars/*.tar.",
     required=True,
 )
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
 _WORKERS = flags.DEFINE_integer(
     "workers", None, "Worker processes; default: one per core.", lower_bound=0
+)
+_RUNNER = flags.DEFINE_string(
+    "runner",
+    None,
+    "Run on Apache Beam instead of worker processes: DirectRunner, DaskRunner, "
+    "DataflowRunner, FlinkRunner, ...; see sora_jax/data/README.md.",
+)
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options",
+    "",
+    "Options of Beam and its runner, such as '--direct_num_workers=2 "
+    "--direct_running_mode=multi_processing'.",
 )
 _SPLIT = flags.DEFINE_string(
     "split", "train", "Toy world: split to draw. Folder: name of the split to write."
@@ -72,6 +108,9 @@ _LOSSLESS = flags.DEFINE_boolean("lossless", False, "Folder: store frames lossle
 _FOLLOW_LINKS = flags.DEFINE_boolean(
     "follow_links", False, "Folder: follow links to files outside of it."
 )
+_ALLOW_HTTP = flags.DEFINE_boolean(
+    "allow_http", False, "Folder: allow addresses of web servers, http and https."
+)
 _MAX_GIB = flags.DEFINE_float("max_gib", 64, "Folder: skip larger videos, in GiB.")
 _MAX_SECONDS = flags.DEFINE_float(
     "max_seconds", 86400, "Folder: skip longer videos, in seconds."
@@ -96,6 +135,21 @@ _INSPECT = flags.DEFINE_string(
     "Folder: write this contact sheet (.png or .jpg) instead of clips, and print what "
     "the videos are and which would be refused. --text_encoder also counts tokens.",
 )
+_VIDEOS = flags.DEFINE_string(
+    "videos", None, "List: folder of its videos; default: the list's."
+)
+_SPLIT_SHOTS = flags.DEFINE_boolean(
+    "split_shots",
+    True,
+    "Folder: begin clips anew where a video cuts to another shot, so that none holds a "
+    "cut.",
+)
+_CURATE = flags.DEFINE_string(
+    "curate",
+    None,
+    "Shards: a policy (TOML, see sora_jax/data/README.md). Scores the clips and writes "
+    "those that it keeps. The source may be several folders, separated by commas.",
+)
 _VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of a video VAE.")
 _TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "Shards, latents: run or folder of a text encoder."
@@ -115,12 +169,17 @@ _TEXT_DTYPE = flags.DEFINE_enum(
 
 # The flags of each source; the others are refused.
 _OF_TEXT = {"text_tiers", "text_length", "text_clean", "text_dtype"}
+_ENGINE = {"workers", "runner", "beam_options"}
+_OF_VIDEOS = {"out", "size", "num_frames", "fps", "lossless", "split", *_ENGINE}
+_OF_VIDEOS |= {"max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
+_OF_VIDEOS |= {"caption_encoding", "inspect", "text_encoder", "split_shots"}
 _BELONGS = {
-    "toyworld": {"out", "num_clips", "families", "seed", "split", "workers"},
-    "folder": {"out", "size", "num_frames", "fps", "lossless", "split", "workers"}
-    | {"follow_links", "max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
-    | {"frames_fps", "caption_encoding", "inspect", "text_encoder"},
+    "toyworld": {"out", "num_clips", "families", "seed", "split", *_ENGINE},
+    "folder": _OF_VIDEOS | {"follow_links", "frames_fps", "allow_http"},
+    "webdataset": _OF_VIDEOS,
+    "list": _OF_VIDEOS | {"follow_links", "videos"},
     "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
+    "shards with --curate": {"out", "curate", "workers"},
     "latents": {"text_encoder", *_OF_TEXT},
 }
 
@@ -135,15 +194,33 @@ def source_of(kind: str, name: str) -> shards.Source:
             toy_clips.parse_families(_FAMILIES.value),
             _SEED.value,
         )
-    folder = pathlib.Path(name)
-    flag = _INSPECT if _INSPECT.value else _OUT
-    if pathlib.Path(flag.value).resolve().is_relative_to(folder.resolve()):
+    address = kind == "folder" and remote.is_address(name)
+    for flag, means in (
+        (_FOLLOW_LINKS, not address),
+        (_ALLOW_HTTP, address and name.startswith("http")),
+    ):
+        if flag.value and not means:
+            raise ValueError(f"--{flag.name} has no meaning for {name}")
+    folder, make = pathlib.Path(name), curate.FolderClips
+    if address:
+        folder = remote.RemoteFolder(name, _ALLOW_HTTP.value)
+    elif kind == "webdataset":
+        folder, names = folders.matching(name, (webdataset.SUFFIX,))
+        make = functools.partial(curate.TarClips, archives=tuple(names))
+    elif kind == "list":
+        root, names = folders.matching(name, video_lists.SUFFIXES)
+        lists = {name: root / name for name in names}
+        folder = pathlib.Path(_VIDEOS.value) if _VIDEOS.value else root
+        make = functools.partial(curate.ListClips, lists=lists)
+    flag, read = _INSPECT if _INSPECT.value else _OUT, pathlib.Path(name)
+    out = pathlib.Path(flag.value).resolve()
+    if not address and read.is_dir() and out.is_relative_to(read.resolve()):
         raise ValueError(
-            f"--{flag.name} {flag.value} lies inside {folder}; write elsewhere"
+            f"--{flag.name} {flag.value} lies inside {read}; write elsewhere"
         )
     if not re.fullmatch(r"\w+", _SPLIT.value):
         raise ValueError(f"--split is one word, not {_SPLIT.value!r}")
-    return curate.FolderClips(
+    return make(
         folder,
         job.parse_size(_SIZE.value),
         _NUM_FRAMES.value,
@@ -157,20 +234,38 @@ def source_of(kind: str, name: str) -> shards.Source:
         colour=_COLOUR.value,
         frames_fps=_FRAMES_FPS.value,
         caption_encoding=_CAPTION_ENCODING.value,
+        split_shots=_SPLIT_SHOTS.value,
     )
+
+
+def curated(name: str, num_workers: int) -> curation.CuratedClips:
+    """Returns the clips of folders of shards that the policy of --curate keeps."""
+    out = pathlib.Path(_OUT.value)
+    folders = [pathlib.Path(folder) for folder in name.split(",")]
+    for folder in folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"--out {out} lies inside {folder}; write elsewhere")
+    opened = tuple(map(shards.open, folders))
+    read = policy.read(_CURATE.value)
+    return curation.CuratedClips(opened, read, out, num_workers)
 
 
 def check_flags(kind: str, known: dict[str, set[str]]) -> None:
     """Refuses flags that the source does not use."""
     for name in sorted(set().union(*known.values()) - known[kind]):
         if flags.FLAGS[name].present:
-            raise ValueError(f"--{name} has no meaning for --source {kind}:...")
+            raise ValueError(f"--{name} has no meaning for --source {kind}")
     if _INSPECT.value and _OUT.value:
         raise ValueError("--inspect writes no clips: give it or --out")
+    if _RUNNER.value and (_INSPECT.value or flags.FLAGS["workers"].present):
+        wrong = "inspect" if _INSPECT.value else "workers"
+        raise ValueError(f"--{wrong} has no meaning with --runner, which has workers")
+    if _BEAM_OPTIONS.value and not _RUNNER.value:
+        raise ValueError("--beam_options has no meaning without --runner")
     if "out" in known[kind] and not (_OUT.value or _INSPECT.value):
         raise ValueError("give --out, the folder to write")
-    if kind == "folder" and _TEXT_ENCODER.value and not _INSPECT.value:
-        raise ValueError("--text_encoder has no meaning for a folder without --inspect")
+    if "inspect" in known[kind] and _TEXT_ENCODER.value and not _INSPECT.value:
+        raise ValueError("--text_encoder has no meaning for videos without --inspect")
     for name in sorted(_OF_TEXT):
         if flags.FLAGS[name].present and not _TEXT_ENCODER.value:
             raise ValueError(f"--{name} has no meaning without --text_encoder")
@@ -225,11 +320,12 @@ def main() -> None:
     kind, _, name = _SOURCE.value.partition(":")
     if kind not in _BELONGS or not name:
         raise ValueError(
-            "--source is toyworld:TIER, folder:DIR, shards:DIR or latents:DIR, not "
-            f"{_SOURCE.value!r}"
+            "--source is toyworld:TIER, folder:DIR, webdataset:DIR, list:FILE, shards:DIR "
+            f"or latents:DIR, not {_SOURCE.value!r}"
         )
-    check_flags(kind, _BELONGS)
-    if kind in ("shards", "latents"):
+    curates = kind == "shards" and _CURATE.value
+    check_flags("shards with --curate" if curates else kind, _BELONGS)
+    if kind in ("shards", "latents") and not curates:
         encode(kind, name)
         return
     began = time.monotonic()
@@ -237,7 +333,10 @@ def main() -> None:
     if workers is None:
         affinity = getattr(os, "sched_getaffinity", None)  # what Linux lets us use
         workers = len(affinity(0)) if affinity else os.cpu_count() or 1
-    source = source_of(kind, name)
+    engine = None
+    if _RUNNER.value:
+        engine = beam.Engine(_RUNNER.value, tuple(shlex.split(_BEAM_OPTIONS.value)))
+    source = curated(name, workers) if curates else source_of(kind, name)
     if _INSPECT.value:
         inspect(source, workers)
         return
@@ -245,10 +344,21 @@ def main() -> None:
     job.lock_folder(out)
     for line in reports.difference(out, source):
         print(line)
-    manifest = shards.write(out, source, num_workers=workers)
+    try:
+        manifest = shards.write(out, source, num_workers=workers, engine=engine)
+    except KeyboardInterrupt:
+        if engine is None:
+            raise
+        # Not in an orderly way, in which Python would wait for threads of the runner.
+        print("\nprepare: interrupted; the same command resumes", file=sys.stderr)
+        os._exit(130)
     lines = reports.summary(out, manifest, time.monotonic() - began)
     if isinstance(source, curate.FolderClips):
         lines += reports.accounts(out, source)
+    if curates:
+        from sora_jax.evals.videos import curation_page  # slow to import
+
+        lines += curation_page.write(out / "curation.html", source)
     for line in lines:
         print(line)
 

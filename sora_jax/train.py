@@ -1,4 +1,4 @@
-"""Trains what the config names: the denoiser, the video VAE or the text encoder.
+"""Trains what the config names: denoiser, video VAE, text encoder or captioner.
 
     python -m sora_jax.train --config=configs/toy.py --out=runs/toy \\
         --config.data.latents=runs/latents
@@ -133,7 +133,9 @@ def main() -> None:
     if c.objective not in jobs.JOBS:
         raise ValueError(f"objective {c.objective!r}; there are {[*jobs.JOBS]}")
     if c.init and c.objective == "text_encoder":
-        raise ValueError("init is for a denoiser or a video VAE, not a text encoder")
+        raise ValueError(
+            "init is for a denoiser, a video VAE or a captioner, not a text encoder"
+        )
     built = configs.build(recipe.Recipe, c, "")
     if built.lora.rank and c.objective != "denoiser":
         raise ValueError(f"lora.rank is for a denoiser; the objective is {c.objective}")

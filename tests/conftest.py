@@ -113,10 +113,23 @@ def peers_python() -> str:
     It is `.peers` of this tree, which `./launch/test` builds, or the one that
     `SORA_PEERS_PYTHON` names. Without it a parity test is skipped, except in CI.
     """
-    named = os.environ.get("SORA_PEERS_PYTHON")
-    python = pathlib.Path(named) if named else ROOT / ".peers" / "bin" / "python"
+    return _python_of("peers")
+
+
+@pytest.fixture(scope="session")
+def beam_python() -> str:
+    """Returns the Python of Apache Beam's environment, as `peers_python` does.
+
+    It is `.beam` of this tree, or the one that `SORA_BEAM_PYTHON` names.
+    """
+    return _python_of("beam")
+
+
+def _python_of(environment: str) -> str:
+    named = os.environ.get(f"SORA_{environment.upper()}_PYTHON")
+    python = pathlib.Path(named or ROOT / f".{environment}" / "bin" / "python")
     if not python.exists():
-        reason = f"{python} does not exist; ./launch/test builds the peers' environment"
+        reason = f"{python} does not exist; ./launch/test builds this environment"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)

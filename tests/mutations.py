@@ -251,7 +251,7 @@ def copy_tree(target: pathlib.Path) -> None:
         if (ROOT / name).is_file():  # not one that has been removed
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
-    for environment in (".venv", ".peers"):
+    for environment in (".venv", ".peers", ".beam"):
         if (ROOT / environment).exists():
             (target / environment).symlink_to(ROOT / environment)
 

@@ -9,6 +9,8 @@ from sora_jax.data import records
 
 # The tier that is reported for an example without text.
 NO_CAPTION = "none"
+# What an example's text can be of; batches hold places in this list.
+REALISED = (*records.TIERS, NO_CAPTION)
 
 
 class CaptionSampler:

@@ -21,6 +21,62 @@ from sora_jax.data import frames
 _MOV_ATOMS = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 
 
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """A video that is a part of a file, such as a member of a tar archive.
+
+    Attributes:
+      path: the file.
+      start: of the video, in bytes.
+      size: of the video, in bytes.
+    """
+
+    path: str
+    start: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.path} from byte {self.start}"
+
+    def read(self) -> bytes:
+        """Returns the video's bytes."""
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
+
+class _RegionFile(io.RawIOBase):
+    """The bytes of a region as a file that is read and sought in."""
+
+    def __init__(self, file: io.BufferedReader, region: Region):
+        self._file, self._region, self._position = file, region, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_CUR: self._position, os.SEEK_END: self._region.size}
+        position = origin.get(whence, 0) + offset
+        if position < 0:
+            raise ValueError(f"byte {position} is before the file")
+        self._position = position
+        return position
+
+    def readinto(self, buffer) -> int:
+        left = max(0, self._region.size - self._position)
+        self._file.seek(self._region.start + self._position)
+        read = self._file.readinto(memoryview(buffer)[:left])
+        self._position += read
+        return read
+
+
+# What a video is read from: its bytes, its path, or a part of a file.
+type Origin = bytes | str | os.PathLike | Region
+
+
 class UnreadableVideo(ValueError):
     """A video or picture that cannot be decoded or is beyond the limits."""
 
@@ -78,9 +134,9 @@ class Header:
 
 
 @contextlib.contextmanager
-def boundary(source: bytes | str | os.PathLike) -> Iterator[None]:
+def boundary(source: Origin) -> Iterator[None]:
     """Turns every failure of a decoder into UnreadableVideo."""
-    name = "video bytes" if isinstance(source, bytes) else os.fspath(source)
+    name = "video bytes" if isinstance(source, bytes) else str(source)
     try:
         yield
     except UnreadableVideo:
@@ -136,12 +192,15 @@ def check_expansion(pixels: int, size: int, limits: Limits) -> None:
 
 
 @contextlib.contextmanager
-def opened(source: bytes | str | os.PathLike, limits: Limits):
+def opened(source: Origin, limits: Limits):
     """Yields (container, video stream, Header) of a file that is within the limits."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(boundary(source))
         if isinstance(source, bytes):
             file, size = io.BytesIO(source), len(source)
+        elif isinstance(source, Region):
+            whole = stack.enter_context(open(source.path, "rb"))
+            file, size = io.BufferedReader(_RegionFile(whole, source)), source.size
         else:
             # Opened here, so that FFmpeg sees bytes and never a name or an address.
             file = stack.enter_context(open(source, "rb"))

@@ -1,19 +1,24 @@
-"""A folder of videos with captions as a source of clips.
+"""Videos with captions as a source of clips: of a folder, of tar archives, of a list.
 
-`folders` lists the videos and finds their captions. A folder of numbered pictures in it
-counts as a video.
+`folders`, `webdataset` and `video_lists` list the videos and find their captions; all
+else is the same for the three. A folder of numbered pictures counts as a video.
 
 A video is cut into adjacent windows of `num_frames` frames at `fps`; the remainder at the
-end is dropped. Each frame is the one on screen at its time, so a window may end with the
+end is dropped. A time range of a longer video is cut likewise, from the first frame that
+begins in it. With `split_shots`, the windows begin anew at each cut, so that none holds
+one, and the remainder of each shot is dropped. Each frame is the one on screen at its
+time, so a window may end with the
 video. A window that shows nothing but the frame that the one before it ended with is left
 out, so that a file of few bytes that claims to last for hours gives few clips.
 """
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
 import pathlib
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -25,9 +30,13 @@ from sora_jax.data import (
     frame_folders,
     frames,
     records,
+    remote,
     shards,
+    tables,
     texts,
     video_io,
+    video_lists,
+    webdataset,
     workers,
 )
 
@@ -37,7 +46,10 @@ _SLICE_BYTES = 64 << 20
 _ITEMS_PER_PART = 16
 # A file whose header promises this many seconds more than it has is truncated.
 _MISSING = 0.5
+# Seconds by which a frame may start before its time range: ranges are in milliseconds.
+_EARLY = 2e-3
 _REPEATED = "slower than the clips, with frames repeated"
+_BETWEEN = "cut to other shots, and what is left of a shot is shorter than a clip"
 _STILL = "still for whole clips, which are left out"
 # Memory for reading a video: of the decoder, in bytes per pixel (twenty-six frames of
 # 4:2:0 with 8 bits, or ten of 4:2:2 with 10); of the frames of a clip, per byte of them;
@@ -84,7 +96,7 @@ class FolderClips:
     """Clips of one size out of a folder of videos; see `shards.Source`.
 
     Args:
-      folder: where the videos are, at any depth.
+      folder: where the videos are, at any depth; a folder here or at an address.
       size: (height, width) of the clips; a video is scaled and its middle cut out.
       num_frames: frames of a clip, 1 + 4n.
       fps: frames a second of the clips; a video's frames are dropped or repeated.
@@ -98,12 +110,13 @@ class FolderClips:
         such folders are left out.
       caption_encoding: of captions that are not UTF-8, such as "cp1252"; None: they are
         left out.
+      split_shots: whether windows begin anew where the video cuts to another shot.
 
     Raises:
       ValueError: an impossible size, or there is no such folder.
     """
 
-    folder: pathlib.Path
+    folder: pathlib.Path | remote.RemoteFolder
     size: tuple[int, int]
     num_frames: int
     fps: float
@@ -114,10 +127,18 @@ class FolderClips:
     colour: str | None = None
     frames_fps: float | None = None
     caption_encoding: str | None = None
+    split_shots: bool = False
     unit = "videos"
+    form = "folder"
 
     def __post_init__(self):
-        if not self.folder.is_dir():
+        if isinstance(self.folder, remote.RemoteFolder):
+            if self.frames_fps is not None:
+                raise ValueError(
+                    f"{self.folder}: folders of numbered frames are not read from "
+                    "addresses; leave out --frames_fps, or copy the folder"
+                )
+        elif not self.folder.is_dir():
             raise ValueError(f"there is no folder {self.folder}")
         if self.num_frames < 1 or self.num_frames % 4 != 1:
             below = max(1, (self.num_frames - 1) // 4 * 4 + 1)
@@ -152,8 +173,9 @@ class FolderClips:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that determine the clips of a video."""
-        return {
-            "source": "folder",
+        shots = {"split_shots": True} if self.split_shots else {}
+        return shots | {
+            "source": self.form,
             "size": list(self.size),
             "num_frames": self.num_frames,
             "fps": self.fps,
@@ -187,7 +209,8 @@ class FolderClips:
         """Returns groups of (video, slice, number of slices), and the unusable files."""
         slices = []
         for video in items:
-            count = max(1, math.ceil(self.listing.videos[video] / _SLICE_BYTES))
+            size = 0 if video in self.listing.spans else self.listing.videos[video]
+            count = max(1, math.ceil(size / _SLICE_BYTES))
             slices += [[video, number, count] for number in range(count)]
         per_part = max(1, min(_ITEMS_PER_PART, len(slices) // 8))
         parts = [list(part) for part in itertools.batched(slices, per_part)]
@@ -196,6 +219,18 @@ class FolderClips:
     def expected(self, part: list) -> int:
         """Returns how many videos, or slices of long ones, a part has."""
         return len(part)
+
+    def only(self, part: list) -> "FolderClips":
+        """Returns a source that has listed the videos of a part only.
+
+        Its folder is an absolute path, for processes in other working directories.
+        """
+        is_here = isinstance(self.folder, pathlib.Path)
+        folder = self.folder.absolute() if is_here else self.folder
+        source = dataclasses.replace(self, folder=folder)
+        # The value of the cached property; the fields are frozen.
+        vars(source)["listing"] = self.listing.only({video for video, _, _ in part})
+        return source
 
     def clips(
         self, part: list, note: workers.Note, avoid: Mapping[str, str]
@@ -208,10 +243,11 @@ class FolderClips:
                 yield shards.Skipped(item, avoid[item], video)
             else:
                 tell = functools.partial(note, item=item)
-                tell()
                 text = by_video.get(video, folders.Text())
                 header = None
                 try:
+                    self._fetch(video, f"copy of {item}", note, avoid)
+                    tell()
                     header, sample = self.opened(video, tell)
                     yield from self._windows(
                         video, header, number, slices, text, sample
@@ -223,9 +259,35 @@ class FolderClips:
                         yield shards.Skipped(item if header else video, reason, video)
             note(finished=1)
 
+    def _fetch(
+        self, video: str, item: str, note: workers.Note, avoid: Mapping[str, str]
+    ) -> None:
+        """Copies a video from its address, as an item of its own.
+
+        So a slow network is not taken for a fault of the video.
+        """
+        if video not in self.listing.entries:
+            return
+        if item in avoid:
+            where = f"{self.folder}/{video}"
+            raise remote.RemoteError(f"{where} cannot be read: {avoid[item]}")
+        note(item=item)
+        self._path(video, functools.partial(note, item=item))
+
+    def _path(
+        self, video: str, tell: Callable[[], None]
+    ) -> video_io.Region | tables.Cell | pathlib.Path:
+        """Where a video, or its copy, is."""
+        if entry := self.listing.entries.get(video):
+            return self.folder.fetched(video, entry, self.limits, tell)
+        place = self.listing.places.get(video)
+        return self.folder / video if place is None else place
+
     def reason(self, video: str, error: video_io.UnreadableVideo) -> str:
-        """Returns why a video cannot be read, without its name."""
-        return str(error).removeprefix(f"{self.folder / video}: ")
+        """Returns why a video cannot be read, without its name or that of its copy."""
+        place = self.listing.places.get(video, f"{self.folder}/{video}")
+        reason = str(error).removeprefix(f"{place}: ")
+        return re.sub(r"^/proc/self/fd/\d+: ", "", reason)
 
     def opened(
         self, video: str, tell: Callable[[], None]
@@ -238,8 +300,12 @@ class FolderClips:
 
         Raises:
           UnreadableVideo: it cannot be read, or is beyond the limits.
+          remote.RemoteError: its address cannot be read.
         """
-        path = self.folder / video
+        path = self._path(video, tell)
+        if isinstance(path, tables.Cell):
+            with workers.uncounted_memory():
+                path = path.read()
         if frames_of := self.listing.frames.get(video):
             clip = frame_folders.FrameFolder(path, frames_of, self.limits)
             probe, sample = functools.partial(clip.probe, self.frames_fps), clip.sample
@@ -258,17 +324,31 @@ class FolderClips:
 
         return header, frames_at
 
-    def num_clips(self, header: video_io.Header) -> int:
-        """Returns how many windows a video has."""
-        return video_io.ticks(header.seconds, self.fps) // self.num_frames
+    def span(self, video: str, header: video_io.Header) -> tuple[float, float]:
+        """Returns when the clips of a video begin, and how long they may last, seconds.
 
-    def too_short(self, header: video_io.Header) -> str:
+        A time range begins with the first frame that starts in it: the one on screen
+        before may belong to another scene.
+        """
+        start, end = self.listing.spans.get(video, (0.0, math.inf))
+        begin = max(0, math.ceil((start - _EARLY) * header.fps)) / header.fps
+        return begin, min(end, header.seconds) - begin
+
+    def num_clips(self, video: str, header: video_io.Header) -> int:
+        """Returns how many windows a video has."""
+        _, seconds = self.span(video, header)
+        return video_io.ticks(seconds, self.fps) // self.num_frames
+
+    def too_short(self, video: str, header: video_io.Header) -> str:
         """Returns why a video has no window."""
-        return (
-            f"it lasts {header.seconds:.2f} s, and the last of {self.num_frames} "
-            f"frames at {self.fps:g} fps is due at "
+        begin, seconds = self.span(video, header)
+        due = (
+            f"the last of {self.num_frames} frames at {self.fps:g} fps is due at "
             f"{(self.num_frames - 1) / self.fps:.2f} s"
         )
+        if begin >= header.seconds:
+            return f"it begins at {begin:.2f} s, and its file ends at {header.seconds:.2f} s"
+        return f"it lasts {seconds:.2f} s, and {due}"
 
     def _windows(
         self,
@@ -279,49 +359,106 @@ class FolderClips:
         text: folders.Text,
         sample: Callable[..., Iterator[np.ndarray]],
     ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:
-        total = self.num_clips(header)
-        said = header.seconds + header.missing
+        total = self.num_clips(video, header)
+        begin, _ = self.span(video, header)
+        said, missing = header.seconds + header.missing, header.missing
         ends = f"its header says {said:.2f} s, but it ends earlier"
+        if span := self.listing.spans.get(video):
+            missing = span[1] - header.seconds if total else 0.0
+            ends = f"its list says {span[1]:.2f} s, but its file ends earlier"
         if total == 0 and number == 0:
-            yield shards.Skipped(video, self.too_short(header), video)
+            yield shards.Skipped(video, self.too_short(video, header), video)
         first, end = total * number // slices, total * (number + 1) // slices
         if first < end:
-            ticks = range(first * self.num_frames, end * self.num_frames)
+            until = end * self.num_frames
+            if self.split_shots and number == slices - 1:
+                # Windows may begin later; what is left at the end may hold one more.
+                until = video_io.ticks(self.span(video, header)[1], self.fps)
+            ticks = range(first * self.num_frames, until)
             notes: set[str] = set()
-            times = (tick / self.fps for tick in ticks)
+            times = (begin + tick / self.fps for tick in ticks)
             frames_hwc = sample(times, self.size, notes=notes)
             made, repeated, still, last_hwc = 0, 0, 0, None
-            for window in range(first, end):
-                clip = list(itertools.islice(frames_hwc, self.num_frames))
+            between, left, at = 0, 0, ticks.start
+            for tick, clip in self._windowed(frames_hwc, ticks.start):
+                between, left, at = between + left, 0, tick + len(clip)
                 if len(clip) < self.num_frames:
-                    at = window * self.num_frames / self.fps
-                    yield shards.Skipped(f"{video} from {at:.2f} s on", ends, video)
-                    break
+                    left = len(clip)
+                    continue
                 if all(one is last_hwc for one in clip):
                     still += len(clip)
                     continue
                 pairs = itertools.pairwise([last_hwc, *clip])
                 repeated += sum(one is another for one, another in pairs)
                 made, last_hwc = made + len(clip), clip[-1]
-                yield self._record(video, window, np.stack(clip), text)
+                yield self._record(video, tick, begin, np.stack(clip), text)
+            if at < ticks.stop:
+                where = f"{video} from {begin + (at - left) / self.fps:.2f} s on"
+                yield shards.Skipped(where, ends, video)
+            elif not made:
+                part = f"{video} ({number + 1} of {slices})" if slices > 1 else video
+                yield shards.Skipped(part, self._no_shot(), video)
             for what in sorted(notes) if made else ():
                 yield shards.Remark(video, what, made)
             if repeated:
                 yield shards.Remark(video, _REPEATED, repeated)
             if still:
                 yield shards.Remark(video, _STILL, still)
-        if number == slices - 1 and header.missing > _MISSING:
+            if made and between:
+                yield shards.Remark(video, _BETWEEN, between)
+        if number == slices - 1 and missing > _MISSING:
             where = f"{video} from {header.seconds:.2f} s on"
             yield shards.Skipped(where, ends, video)
 
+    def _no_shot(self) -> str:
+        return f"none of its shots has {self.num_frames} frames at {self.fps:g} fps"
+
+    def _windowed(
+        self, frames_hwc: Iterator[np.ndarray], tick: int
+    ) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yields windows: the tick of the first frame, and the frames.
+
+        Those that a cut or the end of the video ends have fewer frames.
+        """
+        shown = ((frame_hwc, False) for frame_hwc in frames_hwc)
+        if self.split_shots and self.num_frames > 1:
+            shown = cuts.flagged(frames_hwc)
+        window: list[np.ndarray] = []
+        for frame_hwc, new_shot in shown:
+            if window and (new_shot or len(window) == self.num_frames):
+                yield tick, window
+                tick, window = tick + len(window), []
+            window.append(frame_hwc)
+        if window:
+            yield tick, window
+
     def _record(
-        self, video: str, window: int, frames_thwc: np.ndarray, text: folders.Text
+        self,
+        video: str,
+        tick: int,
+        begin: float,
+        frames_thwc: np.ndarray,
+        text: folders.Text,
     ) -> records.ClipRecord:
         if self.lossless:
             encoded = video_io.encode_lossless(frames_thwc, self.fps)
         else:
             encoded = video_io.encode_mp4(frames_thwc, self.fps, crf=_CRF)
-        start = window * self.num_frames / self.fps
+        # The windows of a slice do not overlap, so that no two have the same number.
+        window, start = tick // self.num_frames, begin + tick / self.fps
+        one_shot = ((0, self.num_frames),)
+        shots = one_shot if self.split_shots else cuts.shots(frames_thwc)
+        return self._record_of(video, window, start, shots, encoded, text)
+
+    def _record_of(
+        self,
+        video: str,
+        window: int,
+        start: float,
+        shots: tuple[tuple[int, int], ...],
+        encoded: bytes,
+        text: folders.Text,
+    ) -> records.ClipRecord:
         return records.ClipRecord(
             id=f"{video}#{window:05d}",
             video=encoded,
@@ -331,7 +468,92 @@ class FolderClips:
             width=self.size[1],
             captions=text.captions,
             caption_sources=text.sources,
-            shots=cuts.shots(frames_thwc),
+            shots=shots,
+            scores=text.scores,
             licence=text.licence,
             source=text.source or f"{video} from {start:.3f} s",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TarClips(FolderClips):
+    """Clips out of tar archives of videos and captions; see `webdataset`.
+
+    A clip of ours, of the same size, rate and length, keeps its encoded bytes.
+
+    Args:
+      folder: of the archives.
+      archives: their names, relative to the folder.
+      ...: as for `FolderClips`.
+    """
+
+    archives: tuple[str, ...] = ()
+    form = "webdataset"
+
+    @functools.cached_property
+    def listing(self) -> folders.Listing:
+        """The members of the archives; sent to the worker processes."""
+        folder = self.folder.absolute()  # for processes in other working directories
+        return webdataset.scan(folder, self.archives, self.caption_encoding)
+
+    def _windows(self, video, header, number, slices, text, sample):
+        if clip := self._kept(video, header, text):
+            yield clip
+        else:
+            yield from super()._windows(video, header, number, slices, text, sample)
+
+    def _kept(
+        self, video: str, header: video_io.Header, text: folders.Text
+    ) -> records.ClipRecord | None:
+        """The clip that a video is, as it is encoded; None if it has to be encoded.
+
+        The bytes are decoded as training does it, so that what they do is found here.
+        """
+        written, place = self.listing.written.get(video), self.listing.places[video]
+        if written is None or place.size > _SLICE_BYTES:
+            return None
+        size = (self.num_frames, *self.size)
+        if size != (written.num_frames, written.height, written.width):
+            return None
+        rates = np.array([written.fps, header.fps])
+        kind = (header.container, header.codec)
+        if kind != ("mov", "h264") or not np.allclose(rates, self.fps, rtol=1e-4):
+            return None
+        encoded = place.read()
+        if hashlib.sha256(encoded).hexdigest() != written.sha256:
+            return None
+        with workers.limited_memory():
+            decoded = video_io.decode(
+                encoded, max_frames=self.num_frames + 1, limits=self.limits
+            )
+        if decoded.frames.shape[:3] != size or decoded.notes:
+            return None
+        shots = cuts.shots(decoded.frames)
+        if self.split_shots and len(shots) > 1:
+            return None
+        clip = self._record_of(video, 0, 0.0, shots, encoded, text)
+        return dataclasses.replace(clip, state_json=written.state_json)
+
+
+@dataclasses.dataclass(frozen=True)
+class ListClips(FolderClips):
+    """Clips out of the videos, or parts of videos, that lists name; see `video_lists`.
+
+    Args:
+      folder: of the videos.
+      lists: the lists by name.
+      ...: as for `FolderClips`.
+    """
+
+    lists: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    form = "list"
+
+    @functools.cached_property
+    def listing(self) -> folders.Listing:
+        """The videos of the lists; sent to the worker processes."""
+        return video_lists.scan(
+            self.folder.absolute(),  # for processes in other working directories
+            {name: path.absolute() for name, path in self.lists.items()},
+            follow_links=self.follow_links,
+            encoding=self.caption_encoding,
         )

@@ -14,21 +14,38 @@ then the list named first above.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
+import glob
 import hashlib
+import itertools
 import json
+import math
 import os
 import pathlib
 import posixpath
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from sora_jax.data import frame_folders, records, shards, texts, video_io
+from sora_jax.data import (
+    frame_folders,
+    records,
+    remote,
+    shards,
+    tables,
+    texts,
+    video_io,
+)
 
-_FILE_FIELDS = ("file", "file_name", "video", "path")
+FILE_FIELDS = ("file", "file_name", "video", "path")
 # A caption without a tier is the clip's original text; that of a recipe is its prompt.
-_TEXT_FIELDS = ("caption", "text", "prompt")
+TEXT_FIELDS = ("caption", "text", "prompt")
+# Fields that are scores, besides those with `score` in their names.
+_SCORES = ("aes", "flow", "match", "ocr")
+# Fields that say where a video came from, the first that is there.
+_ORIGINS = ("source", "url", "source_video")
 # The names of lists; where two have captions of a video, the later one wins.
 _PAIRED, _PROMPTS = "videos.txt", ("prompts.txt", "prompt.txt")
 _LISTS = (
@@ -40,7 +57,7 @@ _LISTS = (
 )
 _UNREAD = "its {} picture{} may be a clip's frames: --frames_fps says how many a second"
 # Bytes of a file that holds the captions of one video.
-_CAPTION_BYTES = 1 << 20
+CAPTION_BYTES = 1 << 20
 _HIDDEN = "it is hidden: its name begins with a dot"
 # Suffixes of files that may be a clip; they do not belong to the clip's name.
 _OF_CLIPS = (*video_io.SUFFIXES, ".npy")
@@ -48,12 +65,13 @@ _OF_CLIPS = (*video_io.SUFFIXES, ".npy")
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The texts of one video; `captions` as in `records.ClipRecord`."""
+    """The texts of one video, and its scores; fields as in `records.ClipRecord`."""
 
     captions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
     licence: str = ""
     source: str = ""
+    scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def over(self, other: "Text") -> "Text":
         """Returns both merged; this one's values win."""
@@ -62,16 +80,30 @@ class Text:
             {**other.sources, **self.sources},
             self.licence or other.licence,
             self.source or other.source,
+            {**other.scores, **self.scores},
         )
 
 
-class _Rows:
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What an archive says of a video that was a clip of ours, as `records.ClipRecord`."""
+
+    sha256: str
+    fps: float
+    num_frames: int
+    height: int
+    width: int
+    state_json: str | None
+
+
+class Rows:
     """The texts of one video from the rows of a list: each caption once, in order."""
 
     def __init__(self):
         self._captions = collections.defaultdict(dict)
         self._sources = collections.defaultdict(dict)
         self._licence = self._source = ""
+        self._scores: dict[str, float] = {}
 
     def add(self, row: Text) -> None:
         for tier, several in row.captions.items():
@@ -79,6 +111,7 @@ class _Rows:
             self._sources[tier][row.sources[tier]] = None
         self._licence = self._licence or row.licence
         self._source = self._source or row.source
+        self._scores = {**row.scores, **self._scores}
 
     def text(self) -> Text:
         return Text(
@@ -86,6 +119,7 @@ class _Rows:
             {tier: ", ".join(of) for tier, of in self._sources.items()},
             self._licence,
             self._source,
+            self._scores,
         )
 
 
@@ -110,8 +144,35 @@ def _captions(value: Any, tier: str) -> str:
     return records.join([_clean(text, tier) for text in several])
 
 
-def _text_of(fields: Any) -> Text:
-    """Reads an object's captions; raises ValueError if it has none."""
+def _scores_of(fields: Mapping[str, Any]) -> dict[str, float]:
+    """The scores among an object's fields, and in its field `scores`."""
+    scores: dict[str, float] = {}
+    nested = fields.get("scores")
+    for name, value in {
+        **{name: value for name, value in fields.items() if is_score(name)},
+        **(nested if isinstance(nested, dict) else {}),
+    }.items():
+        # Several numbers of one score are an object, as in cosmos-curate.
+        inner = value if isinstance(value, dict) else {"": value}
+        for part, number in inner.items():
+            with contextlib.suppress(TypeError, ValueError, OverflowError):
+                number = float(number)
+                if math.isfinite(number):
+                    scores[texts.normalise(f"{name}_{part}" if part else name)] = number
+    return scores
+
+
+def is_score(field: str) -> bool:
+    """Whether a field of this name is a score."""
+    return field in _SCORES or ("score" in field.lower() and field != "scores")
+
+
+def text_of(fields: Any, *, needs_caption: bool = True) -> Text:
+    """Reads an object's captions, licence, source and scores.
+
+    Raises:
+      ValueError: one of them is no text, or it has no caption and needs one.
+    """
     if not isinstance(fields, dict):
         raise ValueError("it is not an object with fields")
     nested = fields.get("captions") or {}
@@ -120,27 +181,32 @@ def _text_of(fields: Any) -> Text:
     if unknown := sorted(set(nested) - set(records.TIERS)):
         raise ValueError(f"captions has unknown tiers {unknown}; see {records.TIERS}")
     by_tier = {}
-    if plain := [fields[name] for name in _TEXT_FIELDS if fields.get(name)]:
+    if plain := [fields[name] for name in TEXT_FIELDS if fields.get(name)]:
         by_tier["alt"] = plain[0]
     by_tier |= {tier: fields[tier] for tier in records.TIERS if fields.get(tier)}
     by_tier |= {tier: text for tier, text in nested.items() if text}
     cleaned = {tier: _captions(text, tier) for tier, text in by_tier.items()}
     cleaned = {tier: text for tier, text in cleaned.items() if text}
-    if not cleaned:
-        texts.check_named(fields, (*_TEXT_FIELDS, *records.TIERS), "has no caption")
+    if not cleaned and needs_caption:
+        texts.check_named(fields, (*TEXT_FIELDS, *records.TIERS), "has no caption")
         raise ValueError("it has no caption: the field is empty")
-    origin = _clean(fields.get("caption_source") or "original", "caption_source")
+    writer = _clean(fields.get("caption_source") or "original", "caption_source")
+    writers = fields.get("caption_sources") or {}
+    if not isinstance(writers, dict):
+        raise ValueError("caption_sources is not an object of tiers")
+    origins = [fields[name] for name in _ORIGINS if fields.get(name)]
     return Text(
         cleaned,
-        dict.fromkeys(cleaned, origin),
+        {t: _clean(writers.get(t) or writer, "caption_sources") for t in cleaned},
         _clean(fields.get("licence") or fields.get("license") or "", "licence"),
-        _clean(fields.get("source") or "", "source"),
+        _clean(origins[0] if origins else "", "source"),
+        _scores_of(fields),
     )
 
 
 def _check_header(header: Collection[str]) -> None:
-    texts.check_named(header, _FILE_FIELDS, "names no file")
-    texts.check_named(header, (*_TEXT_FIELDS, *records.TIERS), "has no caption")
+    texts.check_named(header, FILE_FIELDS, "names no file")
+    texts.check_named(header, (*TEXT_FIELDS, *records.TIERS), "has no caption")
 
 
 def _named_file(fields: Mapping[str, Any], place: str, videos: set[str]) -> str:
@@ -149,8 +215,8 @@ def _named_file(fields: Mapping[str, Any], place: str, videos: set[str]) -> str:
     Raises:
       ValueError: it names no video of the folder.
     """
-    texts.check_named(fields, _FILE_FIELDS, "names no file")
-    name = next((fields[key] for key in _FILE_FIELDS if fields.get(key)), "")
+    texts.check_named(fields, FILE_FIELDS, "names no file")
+    name = next((fields[key] for key in FILE_FIELDS if fields.get(key)), "")
     if not name or not isinstance(name, str):
         raise ValueError(f"it names no file: {name!r}")
     path = pathlib.PurePosixPath(os.path.normpath(name.replace("\\", "/")))
@@ -228,14 +294,14 @@ def read_captions(
         skipped.append(shards.Skipped(where, reason))
 
     for file, prompts in _find_lists(files):
-        by_video = collections.defaultdict(_Rows)
+        by_video = collections.defaultdict(Rows)
         try:
             for where, fields in _rows(folder, file, prompts, encoding):
                 try:
                     if isinstance(fields, ValueError):
                         raise fields
                     video = _named_file(fields, posixpath.dirname(file), videos)
-                    text = _text_of(fields)
+                    text = text_of(fields)
                     by_video[video].add(text)
                 except ValueError as error:
                     skip(where, error)
@@ -250,11 +316,11 @@ def read_captions(
             if file not in files:
                 continue
             try:
-                content = texts.read_text(folder / file, encoding, _CAPTION_BYTES)
+                content = texts.read_text(folder / file, encoding, CAPTION_BYTES)
                 if file.endswith(".txt"):
-                    text = _text_of({"caption": content})
+                    text = text_of({"caption": content})
                 else:
-                    text = _text_of(json.loads(content))
+                    text = text_of(json.loads(content))
                 result[video] = text.over(result.get(video, Text()))
             except texts.BadLine as error:
                 skip(f"{file}:{error.line}", error)
@@ -349,9 +415,48 @@ def _followed(entry: os.DirEntry, root: str, follow_links: bool) -> str:
     return real
 
 
+def matching(pattern: str, suffixes: Collection[str]) -> tuple[pathlib.Path, list[str]]:
+    """Finds files by a file's name, a folder, or a pattern of names.
+
+    Args:
+      pattern: a file; a folder, at any depth; `DIR/*.tar`, with `**` for any depth; or
+        `DIR/{00000..00012}.tar`, of which every file must be there.
+      suffixes: of the files.
+
+    Returns:
+      A folder, and the sorted names of files relative to it.
+
+    Raises:
+      ValueError: there is none, or a file has another suffix.
+    """
+    path = pathlib.Path(pattern)
+    if path.is_dir():
+        root, named = path, [name for name in walk(path)[0] if name.endswith(suffixes)]
+    elif braces := re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", pattern, re.DOTALL):
+        before, first, last, after = braces.groups()
+        numbers = range(int(first), int(last) + 1)
+        named = [f"{before}{k:0{len(first)}d}{after}" for k in numbers]
+        root = pathlib.Path(f"{before}x").parent
+    else:
+        fixed = itertools.takewhile(lambda p: not set(p) & set("*?["), path.parts[:-1])
+        root, named = pathlib.Path(*fixed), glob.glob(pattern, recursive=True)
+        named = named or [pattern]
+    for name in named:
+        file = root / name if path.is_dir() else pathlib.Path(name)
+        if not file.is_file():
+            raise ValueError(f"there is no file {file}")
+        if not name.endswith(suffixes):
+            raise ValueError(f"{file} is not {' or '.join(suffixes)}")
+    if not named:
+        raise ValueError(f"there is no file {' or '.join(suffixes)} in {pattern}")
+    if not path.is_dir():
+        named = [pathlib.Path(name).relative_to(root).as_posix() for name in named]
+    return root, sorted(named)
+
+
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The contents of a folder.
+    """The contents of a folder, of tar archives, or of a list.
 
     Attributes:
       videos: size in bytes of each file or folder of frames, by name.
@@ -361,7 +466,12 @@ class Listing:
       skipped: all other files, and the faults of files with captions.
       counts: how many files there are of each kind, "videos", "captions", or "others",
         which are in `skipped`. Each file of `walk` counts once, and so does each thing
-        that it skips.
+        that it skips. Members of archives and rows of lists are counted likewise.
+      counted: what `counts` counts: "files", "members" or "rows".
+      places: where a video is, unless it is the file of its name in the folder.
+      spans: the (start, end) in seconds of a video that is a part of a longer one.
+      written: of videos that may be clips of ours.
+      entries: where the videos are, of a folder at an address.
     """
 
     videos: Mapping[str, int]
@@ -370,22 +480,60 @@ class Listing:
     texts: Mapping[str, Text]
     skipped: tuple[shards.Skipped, ...]
     counts: Mapping[str, int]
+    counted: str = "files"
+    places: Mapping[str, video_io.Region | tables.Cell | pathlib.Path] = (
+        dataclasses.field(default_factory=dict)
+    )
+    spans: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    written: Mapping[str, Written] = dataclasses.field(default_factory=dict)
+    entries: Mapping[str, remote.Entry] = dataclasses.field(default_factory=dict)
+
+    def only(self, videos: Collection[str]) -> "Listing":
+        """Returns these videos' part of the listing, without other files."""
+
+        def of(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: values[name] for name in videos if name in values}
+
+        return dataclasses.replace(
+            self,
+            videos=of(self.videos),
+            frames=of(self.frames),
+            texts=of(self.texts),
+            places=of(self.places),
+            spans=of(self.spans),
+            written=of(self.written),
+            entries=of(self.entries),
+            skipped=(),
+            counts={},
+        )
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """A hash of each video's size and captions, on which its clips depend."""
+        """A hash of each video's size and captions, on which its clips depend.
+
+        At an address it is also of the version that the file system tells.
+        """
         result = {}
         for video, size in self.videos.items():
-            content = [size, dataclasses.astuple(self.texts.get(video, Text()))]
+            *said, scores = dataclasses.astuple(self.texts.get(video, Text()))
+            content = [size, said]
             if video in self.frames:
                 content += [self.frames_fps, self.frames[video]]
+            if scores:
+                content.append(scores)
+            if video in self.spans:
+                content.append(self.spans[video])
+            if video in self.written:
+                content.append(dataclasses.astuple(self.written[video]))
+            if video in self.entries:
+                content.append(self.entries[video].version)
             text = json.dumps(content, sort_keys=True)
             result[video] = hashlib.sha256(text.encode()).hexdigest()[:16]
         return result
 
 
 def scan(
-    folder: pathlib.Path,
+    folder: pathlib.Path | remote.RemoteFolder,
     *,
     follow_links: bool = False,
     frames_fps: float | None = None,
@@ -402,8 +550,14 @@ def scan(
 
     Raises:
       ValueError: see `frame_folders.find`.
+      remote.RemoteError: an address cannot be listed, or captions cannot be read.
     """
-    names, skipped = walk(folder, follow_links=follow_links)
+    entries = {}
+    if isinstance(folder, remote.RemoteFolder):
+        entries = folder.entries()
+        names, skipped = _visible(entries)
+    else:
+        names, skipped = walk(folder, follow_links=follow_links)
     num_files = len(names) + len(skipped)
     counts = collections.Counter(others=len(skipped))
     videos: dict[str, int] = {}
@@ -411,7 +565,10 @@ def scan(
     def add(video: str, parts: Collection[str], fault: str | None = None) -> None:
         """Adds a video of one or more files, or skips it."""
         try:
-            size = sum((folder / part).stat().st_size for part in parts)
+            size = sum(
+                entries[part].size if entries else (folder / part).stat().st_size
+                for part in parts
+            )
         except OSError as error:
             fault = _no_access(error)
         if fault:
@@ -432,9 +589,15 @@ def scan(
         parts = [f"{clip}/{frame}" for frame in frames]
         add(clip, parts, None if frames_fps else reason)
     clips = {*films, *pictures.clips}
-    texts_of, bad_captions = read_captions(folder, clips, files, encoding)
-    before = len(skipped)
     stems = clips | set(map(_stem, clips))
+    with contextlib.ExitStack() as stack:
+        place = folder
+        if entries:
+            may_be = [name for name in files if _may_be_captions(name, stems)]
+            copies = folder.copied(entries, may_be, texts.MAX_BYTES)
+            place = stack.enter_context(copies)
+        texts_of, bad_captions = read_captions(place, clips, files, encoding)
+    before = len(skipped)
     for name in sorted(files.difference(*_find_lists(files))):
         stem, _, suffix = name.rpartition(".")
         if name in pictures.loose:
@@ -448,4 +611,33 @@ def scan(
     counts.update(others=unused, captions=len(files) - unused)
     assert counts.total() == num_files, counts
     skipped += bad_captions
-    return Listing(videos, pictures.clips, frames_fps, texts_of, tuple(skipped), counts)
+    counts = {kind: counts[kind] for kind in ("videos", "captions", "others")}
+    return Listing(
+        videos,
+        pictures.clips,
+        frames_fps,
+        texts_of,
+        tuple(skipped),
+        counts,
+        entries={name: entry for name, entry in entries.items() if name in videos},
+    )
+
+
+def _visible(files: Iterable[str]) -> tuple[list[str], list[shards.Skipped]]:
+    """Leaves out hidden files as `walk` does; returns the others and what was skipped."""
+    names, skipped = [], []
+    for name in sorted(files):
+        *places, last = name.split("/")
+        if any(place.startswith(".") for place in places):
+            continue
+        if not last.startswith("."):
+            names.append(name)
+        elif _is_film(name):
+            skipped.append(shards.Skipped(name, _HIDDEN))
+    return names, skipped
+
+
+def _may_be_captions(file: str, stems: Collection[str]) -> bool:
+    stem, _, suffix = file.rpartition(".")
+    is_list = posixpath.basename(file) in (*_LISTS, *_PROMPTS)
+    return is_list or (suffix in ("txt", "json") and stem in stems)

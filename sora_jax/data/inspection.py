@@ -103,12 +103,13 @@ def _look_at(
     header = None
     try:
         header, sample = source.opened(video, tell)
-        clips, picture_hwc = source.num_clips(header), None
+        clips, picture_hwc = source.num_clips(video, header), None
         if shown and clips:
-            at = min(header.seconds / 2, _AT)
+            begin, seconds = source.span(video, header)
+            at = begin + min(seconds / 2, _AT)
             pictures = sample([at], _picture_size(source.size), notes=set())
             picture_hwc = next(pictures, None)  # None: it ends before its header says
-        reason = "" if clips else source.too_short(header)
+        reason = "" if clips else source.too_short(video, header)
         return Seen(video, header, clips, reason, picture_hwc)
     except video_io.UnreadableVideo as error:
         return Seen(video, header, reason=source.reason(video, error))
@@ -141,7 +142,7 @@ def describe(
     hours = sum(one.header.seconds for one in read) / 3600
     height, width = source.size
     lines = [
-        f"{source.folder}: {reports.census(listing.counts)}",
+        f"{source.folder}: {reports.census(listing)}",
         f"{len(seen)} videos of {sum(listing.videos.values()) / 2**30:.2f} GiB and "
         f"{hours:.2f} hours: {len(used)} can be used, and give up to "
         f"{sum(one.clips for one in used)} clips of {source.num_frames} frames, "

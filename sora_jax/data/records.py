@@ -11,8 +11,10 @@ import numpy as np
 
 from sora_jax.data import video_io
 
+# Captions that a model has written from the clip's frames; see `sora_jax.recaption`.
+MODEL_TIERS = ("model_short", "model_dense")
 # From the noisy text that a clip comes with to captions written for it.
-TIERS = ("alt", "short", "medium", "dense", "structured")
+TIERS = ("alt", "short", "medium", "dense", "structured", *MODEL_TIERS)
 
 
 class CorruptRecord(ValueError):
@@ -43,7 +45,8 @@ class ClipRecord:
       num_frames, height, width: of the decoded video; num_frames is 1 + 4n.
       captions: text by tier, one of TIERS; a tier without text is absent. Several
         captions of a tier are separate lines: see `variants`.
-      caption_sources: who wrote the tier: "original", "human", "oracle", "model:<id>".
+      caption_sources: who wrote the tier: "original", "human", "oracle", "model:<id>",
+        with the hash of the model's instruction behind it, if it had one.
       shots: (first frame, one past the last) of each shot.
       scores: named measures of the clip, such as motion.
       licence, source: the clip's terms of use and its origin.

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sora_jax.core import digests
-from sora_jax.data import curate, shards, texts
+from sora_jax.data import curate, folders, shards, texts
 
 _LISTED = 20
 _LENGTH = 160  # characters of a name that is printed
@@ -65,7 +65,7 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
     lines.append(
         f"{out}: {manifest['num_clips']} clips of {manifest['num_frames']} frames, "
         f"{manifest['width']} wide, {manifest['height']} high, "
-        f"{manifest['fps']:g} fps; captions: "
+        f"{_rates(manifest['fps'])} fps; captions: "
         f"{captions or 'none'}; {len(skipped)} skipped; {seconds:.1f} s"
     )
     return lines
@@ -82,17 +82,18 @@ def accounts(out: pathlib.Path, source: curate.FolderClips) -> list[str]:
     refused = source.items.keys() - used
     assert refused <= {one["item"] for one in reasons}
     return [
-        f"{source.folder}: {census(source.listing.counts)}",
+        f"{source.folder}: {census(source.listing)}",
         f"{len(source.items)} videos: {len(used)} gave clips, {len(refused)} none",
     ]
 
 
-def census(counts: Mapping[str, int]) -> str:
-    """Says how many files there are of each kind of `folders.Listing.counts`."""
-    return (
-        f"{sum(counts.values())} files: {counts['videos']} of videos, "
-        f"{counts['captions']} of captions, {counts['others']} others"
+def census(listing: folders.Listing) -> str:
+    """Says how many files, members or rows there are of each kind of `listing.counts`."""
+    kinds = ", ".join(
+        f"{count} others" if kind == "others" else f"{count} of {kind}"
+        for kind, count in listing.counts.items()
     )
+    return f"{sum(listing.counts.values())} {listing.counted}: {kinds}"
 
 
 def kinds(faults: Collection[tuple[str, str]]) -> list[str]:
@@ -116,6 +117,11 @@ def name(file: str) -> str:
     if len(shown) > _LENGTH:
         shown = f"{shown[: _LENGTH // 2]}...{shown[-_LENGTH // 2 :]}"
     return shown
+
+
+def _rates(fps: float | list[float]) -> str:
+    """One rate, or those of clips that have several."""
+    return f"{fps:g}" if isinstance(fps, float | int) else f"{[*map(float, fps)]}"
 
 
 def _some(names: Collection[str]) -> str:

@@ -3,7 +3,7 @@
 A finished folder of clips holds
     clips-<split>.array_record-00000    the records, one clip each
     dataset_info.json, features.json    so that TFDS reads the folder
-    index/00000.jsonl                   captions and sizes, without the videos
+    index/00000.jsonl                   captions, sizes and scores, without the videos
     items.json                          the items that clips were made of, see `Source`
     manifest.json                       settings, files, counts, digest
     report.json                         what was skipped, and why
@@ -22,7 +22,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import google.protobuf.message
@@ -30,8 +30,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from sora_jax.core import digests, progress
-from sora_jax.data import array_files, records, texts, workers
+from sora_jax.core import digests, paths, progress
+from sora_jax.data import array_files, beam, records, texts, workers
 from sora_jax.data.array_files import ShardsError
 
 
@@ -89,6 +89,9 @@ class Source(Protocol):
     def expected(self, part: Any) -> int:
         """Returns how many items a part has, each counted by one `note(finished=1)`."""
 
+    def only(self, part: Any) -> "Source":
+        """Returns a source that knows no more than it needs for the clips of a part."""
+
     def clips(
         self, part: Any, note: workers.Note, avoid: Mapping[str, str]
     ) -> Iterator[records.ClipRecord | Skipped | Remark]:
@@ -98,9 +101,23 @@ class Source(Protocol):
 # -- clips ----------------------------------------------------------------------------
 
 
+def _stored_tiers(used: Collection[str]) -> tuple[str, ...]:
+    """Returns the tiers that have fields, given those with text.
+
+    Tiers of models have them only where they are used, so that the bytes of other clips
+    do not depend on them.
+    """
+    return tuple(
+        tier
+        for tier in records.TIERS
+        if tier in used or tier not in records.MODEL_TIERS
+    )
+
+
 @functools.cache
-def _features() -> tfds.features.FeaturesDict:
+def _features(tiers: tuple[str, ...]) -> tfds.features.FeaturesDict:
     text = tfds.features.Text
+    by_tier = {tier: text(optional=tier in records.MODEL_TIERS) for tier in tiers}
     return tfds.features.FeaturesDict(
         {
             "id": text(),
@@ -109,8 +126,8 @@ def _features() -> tfds.features.FeaturesDict:
             "num_frames": np.int32,
             "height": np.int32,
             "width": np.int32,
-            "captions": {tier: text() for tier in records.TIERS},
-            "caption_sources": {tier: text() for tier in records.TIERS},
+            "captions": by_tier,
+            "caption_sources": by_tier,
             "shots": tfds.features.Tensor(shape=(None, 2), dtype=np.int32),
             "scores_json": text(),
             "licence": text(),
@@ -122,6 +139,7 @@ def _features() -> tfds.features.FeaturesDict:
 
 
 def _to_example(clip: records.ClipRecord) -> bytes:
+    tiers = _stored_tiers(clip.captions.keys() | clip.caption_sources.keys())
     example = {
         "id": clip.id,
         "video": clip.video,
@@ -129,8 +147,8 @@ def _to_example(clip: records.ClipRecord) -> bytes:
         "num_frames": clip.num_frames,
         "height": clip.height,
         "width": clip.width,
-        "captions": {t: clip.captions.get(t, "") for t in records.TIERS},
-        "caption_sources": {t: clip.caption_sources.get(t, "") for t in records.TIERS},
+        "captions": {t: clip.captions.get(t, "") for t in tiers},
+        "caption_sources": {t: clip.caption_sources.get(t, "") for t in tiers},
         "shots": np.asarray(clip.shots, np.int32).reshape(-1, 2),
         "scores_json": json.dumps(dict(clip.scores), sort_keys=True),
         "licence": clip.licence,
@@ -138,7 +156,7 @@ def _to_example(clip: records.ClipRecord) -> bytes:
         "sha256": clip.sha256,
         "state_json": clip.state_json or "",
     }
-    features = _features()
+    features = _features(tiers)
     written = features.serialize_example(features.encode_example(example))
     # Fields in a fixed order, so that an interrupted job gives the same files.
     parsed = tf_example_pb2.Example.FromString(written)
@@ -153,7 +171,8 @@ def _from_example(raw: bytes) -> records.ClipRecord:
         return fields[name].bytes_list.value[0].decode()
 
     def texts(name: str) -> dict[str, str]:
-        by_tier = {tier: text(f"{name}/{tier}") for tier in records.TIERS}
+        tiers = (tier for tier in records.TIERS if f"{name}/{tier}" in fields)
+        by_tier = {tier: text(f"{name}/{tier}") for tier in tiers}
         return {tier: value for tier, value in by_tier.items() if value}
 
     def integer(name: str) -> int:
@@ -179,7 +198,7 @@ def _from_example(raw: bytes) -> records.ClipRecord:
 
 
 def _clip_entry(clip: records.ClipRecord) -> dict[str, Any]:
-    return {
+    entry = {
         "id": clip.id,
         "sha256": clip.sha256,
         "fps": clip.fps,
@@ -188,12 +207,28 @@ def _clip_entry(clip: records.ClipRecord) -> dict[str, Any]:
         "width": clip.width,
         "captions": dict(clip.captions),
     }
+    return entry | ({"scores": dict(clip.scores)} if clip.scores else {})
 
 
-def _write_part(source: Source, out: str, parts: list, part: int, note, avoid) -> None:
+def _write_part(
+    source: Source,
+    out: str,
+    plan_sha256: str,
+    parts: Sequence[Any] | Mapping[int, Any],
+    part: int,
+    note: workers.Note,
+    avoid: Mapping[str, str],
+) -> None:
+    """Writes the file of a part.
+
+    A runner of Beam may go on when the job that started it is gone, so it is checked at
+    the beginning and the end that the folder is still that of this plan.
+    """
+    folder = pathlib.Path(out)
     summary = {"skipped": [], "remarks": [], "cuts": {}}
 
     def clips():
+        _check_plan(folder, plan_sha256)
         for clip in source.clips(parts[part], note, avoid):
             if not isinstance(clip, records.ClipRecord):
                 kind = "skipped" if isinstance(clip, Skipped) else "remarks"
@@ -202,8 +237,19 @@ def _write_part(source: Source, out: str, parts: list, part: int, note, avoid) -
             if len(clip.shots) > 1:
                 summary["cuts"][clip.id] = [first for first, _ in clip.shots[1:]]
             yield _to_example(clip), _clip_entry(clip)
+        _check_plan(folder, plan_sha256)
 
-    array_files.store_part(pathlib.Path(out), part, clips(), summary)
+    array_files.store_part(folder, part, clips(), summary)
+
+
+def _check_plan(out: pathlib.Path, sha256: str) -> None:
+    file = _plan_file(out)
+    if not file.exists() or paths.sha256_file(file) != sha256:
+        raise ShardsError(f"{out} was finished or started anew by another job")
+
+
+def _plan_file(out: pathlib.Path) -> pathlib.Path:
+    return out / ".partial" / "plan.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +299,11 @@ def _without_clips(digest: str, admits: str) -> str:
 
 
 def write(
-    out_dir: str | os.PathLike, source: Source, *, num_workers: int = 0
+    out_dir: str | os.PathLike,
+    source: Source,
+    *,
+    num_workers: int = 0,
+    engine: beam.Engine | None = None,
 ) -> dict[str, Any]:
     """Writes all clips of a source as shards; resumes an interrupted run.
 
@@ -263,6 +313,7 @@ def write(
         effect when all of them are complete.
       source: of the clips.
       num_workers: processes; 0: work in this one.
+      engine: makes the parts instead of such processes.
 
     Returns:
       The manifest. `report.json` in the folder lists what was skipped, remarks on files,
@@ -271,14 +322,27 @@ def write(
     Raises:
       ShardsError: the folder was made with other settings, an item changed since the
         interrupted run, or there is nothing usable.
+      beam.BeamError: the engine has not made all parts.
     """
     out, manifest = pathlib.Path(out_dir), None
-    if array_files.claim(out, "manifest.json", _settings(source)):
+    if claim(out, source):
         manifest = array_files.read_manifest(out, "manifest.json", "shards")
     while (plan := _plan(out, source, manifest)) is not None:
-        _write_parts(out, source, plan["parts"], num_workers)
+        _write_parts(out, source, plan["parts"], num_workers, engine)
         manifest = _finish(out, source, plan, manifest)
     return manifest
+
+
+def claim(out_dir: str | os.PathLike, source: Source) -> bool:
+    """Claims a folder for a source before its clips are made; see `array_files.claim`."""
+    out = pathlib.Path(out_dir)
+    return array_files.claim(out, "manifest.json", _settings(source))
+
+
+def has_begun(out_dir: str | os.PathLike) -> bool:
+    """Returns whether a claimed folder has clips, or a plan of them."""
+    names = "manifest.json", ".partial/plan.json"
+    return any((pathlib.Path(out_dir) / name).exists() for name in names)
 
 
 def _settings(source: Source) -> dict[str, Any]:
@@ -289,7 +353,7 @@ def _settings(source: Source) -> dict[str, Any]:
 
 def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | None:
     """The interrupted run's plan, or a new one; None if there is nothing to do."""
-    file, base = out / ".partial" / "plan.json", manifest and manifest["digest"]
+    file, base = _plan_file(out), manifest and manifest["digest"]
     if file.exists():
         plan = json.loads(digests.read(file))
         if plan["base"] == base:
@@ -361,7 +425,7 @@ def _finish(
         reasons = "; ".join(f"{s['file']}: {s['reason']}" for s in skipped[:3])
         reasons = texts.escaped(reasons) or "no video files"
         raise ShardsError(f"nothing usable was found ({reasons})")
-    _write_tfds_metadata(out, source.split, files)
+    _write_tfds_metadata(out, source.split, files, overview["captions"])
     made = {entry["id"].rpartition("#")[0] for entry in entries}
     silent = plan["items"].keys() - made - {s["item"] for s in in_items}
     assert not silent, f"neither clips nor a reason came of {sorted(silent)[:3]}"
@@ -385,12 +449,37 @@ def _finish(
     return manifest
 
 
-def _write_parts(out: pathlib.Path, source: Source, parts: list, num_workers: int):
+def _write_parts(
+    out: pathlib.Path,
+    source: Source,
+    parts: list,
+    num_workers: int,
+    engine: beam.Engine | None,
+) -> None:
     missing = [p for p in range(len(parts)) if not array_files.has_part(out, p)]
     total = sum(map(source.expected, parts))
     ahead = sum(source.expected(parts[part]) for part in missing)
+    plan_sha256 = paths.sha256_file(_plan_file(out))
     with progress.Progress(total, "prepare", source.unit, start=total - ahead) as bar:
-        task = functools.partial(_write_part, source, str(out), parts)
+        if engine is not None:
+            folder = str(out.absolute())
+            engine.run(
+                {
+                    part: functools.partial(
+                        _write_part,
+                        source.only(parts[part]),
+                        folder,
+                        plan_sha256,
+                        {part: parts[part]},
+                    )
+                    for part in missing
+                },
+                bounds=source.bounds,
+                is_done=functools.partial(array_files.has_part, pathlib.Path(folder)),
+                on_done=lambda part: bar.update(source.expected(parts[part])),
+            )
+            return
+        task = functools.partial(_write_part, source, str(out), plan_sha256, parts)
         for _ in workers.run(
             task,
             missing,
@@ -418,7 +507,9 @@ def _by_what(before: list[dict[str, Any]], remarks: list[dict[str, Any]]) -> lis
     ]
 
 
-def _write_tfds_metadata(out: pathlib.Path, split: str, files: list[dict]) -> None:
+def _write_tfds_metadata(
+    out: pathlib.Path, split: str, files: list[dict], tiers: Collection[str]
+) -> None:
     template = tfds.core.ShardedFileTemplate(
         data_dir=out,
         template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",
@@ -434,7 +525,7 @@ def _write_tfds_metadata(out: pathlib.Path, split: str, files: list[dict]) -> No
     )
     tfds.folder_dataset.write_metadata(
         data_dir=out,
-        features=_features(),
+        features=_features(_stored_tiers(tiers)),
         split_infos=[info],
         filename_template=template,
         check_data=False,

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 MAX_CHARACTERS = 4000  # of a caption or a prompt
-_MAX_BYTES = 256 << 20  # of a file
+MAX_BYTES = 256 << 20  # of a file
 # Characters of a line of JSON, whose objects take twenty times the memory.
 _MAX_LINE = 1 << 20
 # Marks at the beginning of a file; those of UTF-32 begin with those of UTF-16.
@@ -37,6 +37,19 @@ _MARKS = {
 _JOINERS = "\u200c\u200d"
 _ZERO_WIDTH_SPACE = "\u200b"
 _LINE_END = "\r\n|\n|\r"
+# The side words that a mirrored video exchanges, with what may be joined to them.
+_SIDES = re.compile(
+    r"\b(left|right)(?=(?:wards?|most|hand|hander|handed)?\b)", re.IGNORECASE
+)
+# Texts whose meaning these words change otherwise, or which a mirror cannot keep true.
+_NOT_MIRRORED = re.compile(
+    r"\b(?:right (?:now|away|after|before|in|on|at|behind|next|angles?|there|here|one|"
+    r"answer|time|way)|left (?:behind|over|alone|unattended|out)|(?:is|are|was|were|has|"
+    r"have|had|be|been|being|gets?|all|nothing|something|nobody|just) (?:left|right)\b(?! "
+    r"(?:of|to|from|side|hand))|(?:counter-?|anti-?)?clockwise|east|west|eastern|western|"
+    r"text|letters?|words?|sign|signs|logo|caption|reads?|says?|copyrights?|rights)\b",
+    re.IGNORECASE,
+)
 
 
 class BadLine(ValueError):
@@ -102,7 +115,7 @@ def check_encoding(name: str) -> None:
 
 
 def read_text(
-    path: str | os.PathLike, encoding: str | None = None, most: int = _MAX_BYTES
+    path: str | os.PathLike, encoding: str | None = None, most: int = MAX_BYTES
 ) -> str:
     """Reads a file of text; line ends are kept.
 
@@ -118,7 +131,15 @@ def read_text(
     path = pathlib.Path(path)
     if path.stat().st_size > most:
         raise ValueError(f"it is larger than {most} bytes")
-    content = path.read_bytes()
+    return decode(path.read_bytes(), encoding)
+
+
+def decode(content: bytes, encoding: str | None = None) -> str:
+    """Returns the text of a file's bytes; see `read_text`.
+
+    Raises:
+      BadLine: they have another encoding.
+    """
     kinds = [kind for mark, kind in _MARKS.items() if content.startswith(mark)][:1]
     # UTF-16 without a mark is valid UTF-8 where it is English.
     if not kinds and content.count(0) > len(content) // 4:
@@ -272,3 +293,23 @@ def _json_rows(text: str, check_header) -> Iterator[tuple[int, dict[str, Any] | 
         else:
             is_object = isinstance(fields, dict)
             yield number, fields if is_object else "it is not an object with fields"
+
+
+def mirrored(text: str) -> str | None:
+    """Returns a caption of the video mirrored from left to right; None if unknown.
+
+    The words left and right are exchanged. A text in which they may mean something else
+    ("right now", "is left"), or which a mirror makes untrue in another way (writing,
+    clockwise, east), has no such caption: do not mirror its video.
+    """
+    if _NOT_MIRRORED.search(text):
+        return None
+
+    def other(match: re.Match) -> str:
+        word = match[1]
+        side = "right" if word.lower() == "left" else "left"
+        if word.isupper():
+            return side.upper()
+        return side.capitalize() if word[0].isupper() else side
+
+    return _SIDES.sub(other, text)

@@ -3,7 +3,7 @@
 Every function is pure in (record, generator), and the generator is a function of (seed,
 step, row).
 
-Letters: n windows, t time, h height, w width, c channels, l tokens, d text width.
+Letters: n windows, t time, h height, w width, c channels, l tokens, d text width, r tiers.
 """
 
 import contextlib
@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
-from sora_jax.data import captions, records, text_cache
+from sora_jax.data import captions, records, text_cache, texts
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.toyworld import scene, tokens
 
@@ -95,7 +96,10 @@ def _times(size: Sequence[int]) -> str:
 
 
 class Tokenize:
-    """Picks a caption and turns it into ids: `text_ids`, `text_mask`."""
+    """Picks a caption and turns it into ids: `text_ids`, `text_mask`.
+
+    `text_tier` is the place of its tier in `captions.REALISED`.
+    """
 
     def __init__(
         self,
@@ -107,14 +111,15 @@ class Tokenize:
         self._seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
-        text, _ = self.sampler.pick(record.captions, random)
+        text, tier = self.sampler.pick(record.captions, random)
         if text not in self._seen:
             if len(self._seen) >= 200_000:  # bounds the cache's memory
                 self._seen.clear()
             ids_1l, mask_1l = self.tokenizer.encode([text], self.length)
             self._seen[text] = ids_1l[0], mask_1l[0]
         ids_l, mask_l = self._seen[text]
-        return {"text_ids": ids_l, "text_mask": mask_l}
+        place = np.int32(captions.REALISED.index(tier))
+        return {"text_ids": ids_l, "text_mask": mask_l, "text_tier": place}
 
 
 class LatentsAndText:
@@ -135,9 +140,8 @@ class LatentsAndText:
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
         text = self.text(record, random)
         if self.states is not None:
-            ids_l, mask_l = text["text_ids"], text["text_mask"]
-            states_ld = self.states.padded(ids_l, mask_l)
-            text = {"text_states": states_ld, "text_mask": mask_l}
+            ids_l = text.pop("text_ids")
+            text["text_states"] = self.states.padded(ids_l, text["text_mask"])
         more = {} if self.shown is None else self.shown(record)
         return {"latents": record.latents} | text | more
 
@@ -199,7 +203,70 @@ class TwoCaptions:
         target = self.write(record, random)["text_ids"]
         if not all(t.sampler.has(record.captions) for t in (self.read, self.write)):
             target = np.full_like(target, self.write.tokenizer.pad_id)
-        return self.read(record, random) | {"target_ids": target}
+        text = self.read(record, random)
+        read = {name: text[name] for name in ("text_ids", "text_mask")}
+        return read | {"target_ids": target}
+
+
+class CaptionedClips:
+    """An example for the captioner: `video`, and one of its captions with its `tier`.
+
+    Args:
+      sampler: of captions.
+      tokenizer: of captions.
+      length: tokens of a row.
+      shape: frames, height and width that clips are resampled to.
+      tiers: the captioner's; `tier` is an index of them, -1 for a clip without a caption.
+      mirror: share of the clips that are mirrored from left to right, if `texts.mirrored`
+        knows their caption.
+    """
+
+    def __init__(
+        self,
+        sampler: captions.CaptionSampler,
+        tokenizer: tokenizers.Tokenizer,
+        length: int,
+        shape: tuple[int, int, int],
+        tiers: Sequence[str],
+        mirror: float = 0.0,
+    ):
+        self.sampler, self.tokenizer, self.length = sampler, tokenizer, length
+        self.shape, self.tiers, self.mirror = tuple(shape), list(tiers), mirror
+
+    def __call__(
+        self, record: records.ClipRecord, random: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        text, tier = self.sampler.pick(record.captions, random)
+        video_thwc = resampled(record.frames(), self.shape)
+        turned = texts.mirrored(text) if random.random() < self.mirror else None
+        if turned is not None:
+            text, video_thwc = turned, video_thwc[:, :, ::-1]
+        ids_1l, _ = self.tokenizer.encode([text], self.length)
+        known = self.tiers.index(tier) if tier in self.tiers else -1
+        return {
+            "video": np.ascontiguousarray(video_thwc),
+            "text_ids": ids_1l[0],
+            "tier": np.int32(known),
+        }
+
+
+def resampled(video_thwc: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Samples a clip evenly in time and scales its frames: uint8 [t, h, w, c].
+
+    Pixels are averaged where frames shrink (Pillow's reducing box filter), and repeated
+    where they grow by whole factors. A clip of fewer frames repeats some.
+
+    Args:
+      shape: frames, height and width of the result.
+    """
+    t, h, w = shape
+    chosen = np.linspace(0, len(video_thwc) - 1, t).round().astype(int)
+    video_thwc = video_thwc[chosen]
+    if video_thwc.shape[1:3] == (h, w):
+        return video_thwc
+    box = PIL.Image.Resampling.BOX
+    scaled = [PIL.Image.fromarray(frame).resize((w, h), box) for frame in video_thwc]
+    return np.stack([np.asarray(frame) for frame in scaled])
 
 
 def join_crops(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -24,6 +24,8 @@ from sora_jax.data import containers, frames
 from sora_jax.data.containers import DEFAULT_LIMITS as DEFAULT_LIMITS
 from sora_jax.data.containers import Header as Header
 from sora_jax.data.containers import Limits as Limits
+from sora_jax.data.containers import Origin as Origin
+from sora_jax.data.containers import Region as Region
 from sora_jax.data.containers import UnreadableVideo as UnreadableVideo
 from sora_jax.data.pictures import read_image as read_image
 
@@ -88,14 +90,14 @@ class Shown:
 
 
 def probe(
-    source: bytes | str | os.PathLike,
+    source: Origin,
     limits: Limits = DEFAULT_LIMITS,
     tell: Callable[[], None] = lambda: None,
 ) -> Header:
     """Measures a file by its first frame and its last packets.
 
     Args:
-      source: the file's bytes or its path.
+      source: the file's bytes, its path, or a part of a file.
       limits: of the file.
       tell: called for each packet, since some files must be read completely.
 
@@ -140,7 +142,7 @@ def probe(
         return header
 
 
-def _origin(source: bytes | str | os.PathLike, limits: Limits) -> float:
+def _origin(source: Origin, limits: Limits) -> float:
     """The time of the first frame; raises if it cannot be decoded."""
     with containers.boundary(source):
         for first in read(source, limits=limits):
@@ -153,7 +155,7 @@ def ticks(seconds: float, fps: float) -> int:
     return max(0, math.ceil((seconds - _SLACK) * fps))
 
 
-def read_comment(source: bytes | str | os.PathLike) -> str | None:
+def read_comment(source: Origin) -> str | None:
     """Reads the comment stored in a video file; None if it has none.
 
     Raises:
@@ -165,7 +167,7 @@ def read_comment(source: bytes | str | os.PathLike) -> str | None:
 
 
 def read(
-    source: bytes | str | os.PathLike,
+    source: Origin,
     start: float = 0.0,
     *,
     colour: str | None = None,
@@ -176,7 +178,7 @@ def read(
     Rotated and mirrored as the file says, with square pixels, progressive, in BT.709.
 
     Args:
-      source: the file's bytes or its path.
+      source: the file's bytes, its path, or a part of a file.
       start: seconds from the first frame; frames before the one on screen at that time
         may be skipped.
       colour: one of `colour.MATRICES`, for untagged video; None: by its size.
@@ -246,7 +248,7 @@ def on_screen(
 
 
 def sample(
-    source: bytes | str | os.PathLike,
+    source: Origin,
     seconds: Iterable[float],
     size: tuple[int, int],
     limits: Limits = DEFAULT_LIMITS,
@@ -261,7 +263,7 @@ def sample(
     A frame is scaled to cover the size and cropped to its centre.
 
     Args:
-      source: the file's bytes or its path.
+      source: the file's bytes, its path, or a part of a file.
       seconds: ascending times from the file's first frame.
       size: (height, width) of the result.
       limits: of the file.
@@ -326,7 +328,7 @@ def _telling(shown: Iterator[Shown], tell: Callable[[], None]) -> Iterator[Shown
 
 
 def decode(
-    source: bytes | str | os.PathLike,
+    source: Origin,
     *,
     max_frames: int | None = None,
     shrink: Callable[[np.ndarray], np.ndarray] | None = None,
@@ -336,7 +338,7 @@ def decode(
     """Decodes a video; one with an uneven frame rate is resampled at its mean rate.
 
     Args:
-      source: the file's bytes or its path.
+      source: the file's bytes, its path, or a part of a file.
       max_frames: decode only this many from the start.
       shrink: applied to each frame uint8[h, w, 3] as soon as it is decoded, so that only
         its results are kept in memory.

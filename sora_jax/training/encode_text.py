@@ -67,8 +67,12 @@ def encode(
     if length < 1:
         raise ValueError(f"the caption length must be 1 token or more, not {length}")
     clean = default_clean if clean is None else clean
-    asked = captions.CaptionSampler(dict.fromkeys(tiers or records.TIERS, 1.0))
-    asked.check(source.manifest["captions"], "text_tiers")
+    there = source.manifest["captions"]
+    # A cache names all tiers that it was to hold; those of models where there are any,
+    # so that caches of other clips stay valid.
+    every = [t for t in records.TIERS if t in there or t not in records.MODEL_TIERS]
+    asked = captions.CaptionSampler(dict.fromkeys(tiers or every, 1.0))
+    asked.check(there, "text_tiers")
     tiers = [*asked.probabilities]
     opened = initial.open_text_encoder(encoder, "text_encoder")
     _, tokenizer = initial.read_tokenizer(encoder, clean)

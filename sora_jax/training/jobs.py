@@ -30,8 +30,10 @@ from sora_jax.data import (
     transforms,
 )
 from sora_jax.data import tokenizer as tokenizers
+from sora_jax.models import captioner as captioners
 from sora_jax.models import discriminator, lpips, video_vae
 from sora_jax.training import (
+    captioning,
     checkpoint,
     cost,
     encode_text,
@@ -44,6 +46,7 @@ from sora_jax.training import (
     reconstruction,
     run_folder,
     state_loss,
+    trained_captioner,
     trained_vae,
 )
 from sora_jax.training import state as states
@@ -534,4 +537,69 @@ def _check_window(config: video_vae.Config, size: tuple[int, int, int]) -> None:
         raise ValueError(f"data.crops: {error}") from None
 
 
-JOBS = {"denoiser": denoiser, "vae": vae, "text_encoder": text_encoder}
+def captioner(c, folder: pathlib.Path, mesh) -> Job:
+    """A captioner, from video shards with captions."""
+    what = "a folder of video shards that prepare wrote"
+    clips = shards.open(_required(c.data.shards, "data.shards", what))
+    sampler = captions.CaptionSampler(dict(c.text.tiers))
+    sampler.check(clips.manifest["captions"], "text.tiers")
+    begun = None
+    if c.init and not checkpoint.has_any(folder):
+        begun = trained_captioner.load(c.init)
+        tokenizer = begun.tokenizer
+    else:
+        tokenizer = _tokenizer(c, folder, clips, sampler.probabilities)
+    sizes = dict(c.model.captioner) | {"vocab_size": tokenizer.vocab_size}
+    config = configs.build(captioners.Config, sizes, "model.captioner")
+    if unknown := sampler.probabilities.keys() - set(config.tiers):
+        raise ValueError(
+            f"text.tiers gives weight to {sorted(unknown)}, which model.captioner.tiers "
+            f"lacks: {', '.join(config.tiers)}"
+        )
+    if begun and (differ := pretrained.difference(begun.config, config)):
+        raise ValueError(
+            f"the captioner of {c.init} differs from the config's: {'; '.join(differ)}"
+        )
+    _check_sizes(
+        mesh,
+        c,
+        {f"model.captioner.{n}": size for n, size in config.sharded_sizes.items()}
+        | {"model.captioner.dim": ("embed", config.dim)},
+    )
+    _warn_of_cut(
+        clips,
+        sampler.probabilities,
+        tokenizer,
+        config.length,
+        "model.captioner.length",
+    )
+    transform = transforms.CaptionedClips(
+        sampler, tokenizer, config.length, config.shape, config.tiers, c.data.mirror
+    )
+    run_folder.keep_data(folder, "data.shards", [clips.manifest["digest"]])
+    if begun:
+        run_folder.keep(folder, "tokenizer.model", begun.file)
+
+    def batches(start):
+        return read_ahead(c, mesh, clips, transform, start, c.loop.num_steps - start)
+
+    def finish(params):
+        whole = states.gather(params["captioner"])
+        if jax.process_index() == 0:
+            file = folder / "tokenizer.model"
+            trained_captioner.save(folder / "captioner", whole, config, file)
+
+    return Job(
+        captioning.Captioning(config),
+        batches,
+        initial=lambda: {"captioner": begun.params} if begun else {},
+        finish=finish,
+    )
+
+
+JOBS = {
+    "denoiser": denoiser,
+    "vae": vae,
+    "text_encoder": text_encoder,
+    "captioner": captioner,
+}

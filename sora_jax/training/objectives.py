@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from sora_jax.core import config as configs
 from sora_jax.core import sharding
+from sora_jax.data import captions
 from sora_jax.diffusion import flow, guidance, known, timesteps
 from sora_jax.models import caption_decoder, dit, lora, text_encoder
 from sora_jax.toyworld import tokens
@@ -139,7 +140,8 @@ class Denoiser:
 
     Batches: `latents` float32 [b, t, h, w, c] normalised to unit variance, `text_mask`
     bool [b, l], and `text_ids` int32 [b, l] or `text_states` [b, l, d] in any type; with
-    `state_loss` also what tokens show (`state_loss.loss`).
+    `state_loss` also what tokens show (`state_loss.loss`). With `text_tier` int32 [b],
+    places in `captions.REALISED`, losses are also given by the tier of the caption.
     """
 
     def __init__(
@@ -170,7 +172,10 @@ class Denoiser:
         )
         if lora_config.rank:
             self.networks.abstract()  # raises where it names layers that are not there
-        self.metric_names = {"loss_band": timesteps.band_names(noise.band_edges)}
+        self.metric_names = {
+            "loss_band": timesteps.band_names(noise.band_edges),
+            "loss_tier": list(captions.REALISED),
+        }
 
     def draw(self, key, batch, share):
         del share
@@ -215,9 +220,7 @@ class Denoiser:
             loss_b, hidden_bnd = self.row_losses(modules, batch, after)
         else:
             loss_b = self.row_losses(modules, batch)
-        total, weight, metrics = self._summed(
-            loss_b, jnp.ones_like(loss_b), batch["tau"]
-        )
+        total, weight, metrics = self._summed(loss_b, jnp.ones_like(loss_b), batch)
         if hidden_bnd is not None:
             found_bnc = modules[state_losses.NAME](hidden_bnd.astype(jnp.float32))
             more, of_state = state_losses.loss(found_bnc, batch)
@@ -265,22 +268,22 @@ class Denoiser:
             weight = jnp.repeat(weight, size, axis=axis)
         return weight
 
-    def _summed(self, loss_b, weight_b, tau_b):
-        """Sums the losses of clips, in total and by band of noise level."""
-        band_b = timesteps.band_index(tau_b, self.noise.band_edges)
-        in_band_bk = jax.nn.one_hot(band_b, len(self.noise.band_edges) - 1)
-        in_band_bk = in_band_bk * weight_b[:, None]
-        metrics = {
-            "loss_band": (
-                _exactly(
-                    "b,bk->k",
-                    loss_b,
-                    in_band_bk,
-                    out_sharding=sharding.out_sharding(None),
-                ),
-                jnp.sum(in_band_bk, 0),
-            )
-        }
+    def _summed(self, loss_b, weight_b, batch):
+        """Sums the losses of clips: in total, by band of noise level, by caption tier."""
+
+        def by(kind_b, count):
+            is_kind_bk = jax.nn.one_hot(kind_b, count) * weight_b[:, None]
+            layout = sharding.out_sharding(None)
+            sum_k = _exactly("b,bk->k", loss_b, is_kind_bk, out_sharding=layout)
+            return sum_k, jnp.sum(is_kind_bk, 0)
+
+        edges = self.noise.band_edges
+        band_b = timesteps.band_index(batch["tau"], edges)
+        metrics = {"loss_band": by(band_b, len(edges) - 1)}
+        if "text_tier" in batch:
+            none = captions.REALISED.index(captions.NO_CAPTION)
+            tier_b = jnp.where(batch["drop"], none, batch["text_tier"])
+            metrics["loss_tier"] = by(tier_b, len(captions.REALISED))
         return jnp.sum(loss_b * weight_b), jnp.sum(weight_b), metrics
 
 
@@ -389,9 +392,9 @@ class PackedDenoiser(Denoiser):
         def flat(x_bk):
             return jnp.reshape(x_bk, (b * k,), out_sharding=_rows())
 
-        total, weight, metrics = self._summed(
-            *map(flat, (loss_bk, weight_bk, batch["tau"]))
-        )
+        names = {"tau", "drop", "text_tier"} & batch.keys()
+        clips = {name: flat(batch[name]) for name in names}
+        total, weight, metrics = self._summed(flat(loss_bk), flat(weight_bk), clips)
         tokens = jnp.full((), there_bn.size, jnp.float32)
         return (
             total,

@@ -11,7 +11,14 @@ from typing import Annotated
 from sora_jax.core import config as configs
 from sora_jax.data import transforms
 from sora_jax.diffusion import known, timesteps
-from sora_jax.models import discriminator, dit, lora, text_encoder, video_vae
+from sora_jax.models import (
+    captioner,
+    discriminator,
+    dit,
+    lora,
+    text_encoder,
+    video_vae,
+)
 from sora_jax.training import loop, optim, reconstruction, state_loss
 
 _Axis = Annotated[int, configs.Range("[1, 1e6]", -1, "all remaining devices")]
@@ -46,6 +53,7 @@ class Data:
     num_workers: Annotated[int, configs.Range("[1, 1024]", 0, "threads")]
     max_corrupt_share: configs.Share
     crops: tuple[_Stage, ...]
+    mirror: configs.Share
 
     def __post_init__(self):
         transforms.stages(self.crops, 1)
@@ -86,6 +94,7 @@ class Model:
     text_encoder: text_encoder.Config
     vae: video_vae.Config
     discriminator: discriminator.Config
+    captioner: captioner.Config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import signal
 import sys
 import time
@@ -15,6 +16,22 @@ from sora_jax.data import records, shards, video_io, workers
 def modules(part, note, avoid):
     """A task that names the modules of its process."""
     return [*sys.modules]
+
+
+def keeps_memory(part, note, avoid):
+    """A task that keeps 200 MiB for all items; tells whether 32 and 256 more fit."""
+    note(item="one")
+    with workers.uncounted_memory():
+        kept = np.empty(200 << 20, np.uint8)
+
+    def fits(size):
+        try:
+            [*workers.limited(np.empty(size, np.uint8) for _ in "x")]
+        except MemoryError:
+            return False
+        return True
+
+    return fits(32 << 20), fits(256 << 20), kept.size
 
 
 def clip(index, num_frames=5, size=16):
@@ -43,6 +60,7 @@ class Clips:
     """`num` clips in parts of `per_part`; some items skip, crash, hang or take 6 s.
 
     Those of `hogs` read what takes 1 GiB of memory, and those of `endless` go on for ever.
+    Each part leaves a file in the folder `seen`, named after its process's parent.
     """
 
     num: int = 12
@@ -54,6 +72,7 @@ class Clips:
     hogs: tuple[int, ...] = ()
     endless: tuple[int, ...] = ()
     fails_at: int = -1
+    seen: str = ""
     split: str = "train"
     unit: str = "clips"
     admits: str = ""
@@ -75,7 +94,12 @@ class Clips:
     def expected(self, part):
         return part[1] - part[0]
 
+    def only(self, part):
+        return self
+
     def clips(self, part, note, avoid):
+        if self.seen:
+            (pathlib.Path(self.seen) / f"{os.getppid()}").touch()
         for index in range(*part):
             item = f"item-{index}"
             if item in avoid:

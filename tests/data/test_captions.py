@@ -23,6 +23,13 @@ def test_tiers_are_drawn_by_weight():
         assert abs(counts[pair] / 4000 - share) < 0.03
 
 
+def test_captions_of_a_model_are_blended_with_those_of_the_web():
+    sampler = captions.CaptionSampler({"model_dense": 0.95, "alt": 0.05})
+    counts = drawn(sampler, ALL | {"model_dense": "md", "model_short": "ms"})
+    assert set(counts) == {("md", "model_dense"), ("a", "alt")}
+    assert abs(counts["md", "model_dense"] / 4000 - 0.95) < 0.015
+
+
 def test_missing_tiers_scale_up_the_others():
     sampler = captions.CaptionSampler({"short": 0.2, "medium": 0.2, "dense": 0.6})
     counts = drawn(sampler, {"short": "s", "dense": "", "medium": "m", "alt": "a"})

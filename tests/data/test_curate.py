@@ -294,6 +294,46 @@ def test_windows_with_a_cut_have_several_shots_and_are_named(folder, tmp_path):
     )
 
 
+def test_windows_begin_anew_at_cuts(folder, tmp_path):
+    """Three shots of 13, 4 and 30 frames in windows of 9: one, none, three."""
+    film_a, film_b, film_c = film(13), 255 - film(4), film(30)[::-1] // 3
+    shots = [film_a, film_b, film_c]
+    write(folder / "a.mp4", np.concatenate(shots), crf="1")
+    write(folder / "b.mp4", film(25))
+    options = {"fps": 10.0, "num_frames": 9, "size": (48, 64), "lossless": True}
+    split, _ = made(folder, tmp_path, **options, split_shots=True)
+    # The number is that of the window without cuts that has the first frame.
+    places = {"00000": (film_a, 0), "00001": (film_c, 0), "00002": (film_c, 9)}
+    places |= {"00003": (film_c, 18)}
+    assert {id.partition("#")[2] for id in split if id.startswith("a")} == {*places}
+    for number, (shot, first) in places.items():
+        clip = split[f"a.mp4#{number}"]
+        error = np.abs(clip.frames() - shot[first : first + 9].astype(int)).mean()
+        assert error < 6 and clip.shots == ((0, 9),)
+    assert split["a.mp4#00001"].source == "a.mp4 from 1.700 s"
+    remarks = json.loads((tmp_path / "out" / "report.json").read_text())["remarks"]
+    [remark] = [one for one in remarks if "cut to other shots" in one["what"]]
+    # What is left of the last shot is the end of the video, as without cuts.
+    assert remark["files"] == {"a.mp4": 4 + 4}
+    whole, _ = made(folder, tmp_path / "whole", **options)
+    assert [id for id in split if id.startswith("b")] == ["b.mp4#00000", "b.mp4#00001"]
+    for id in ("b.mp4#00000", "b.mp4#00001"):
+        assert whole[id].video == split[id].video
+    assert len(whole["a.mp4#00001"].shots) > 1
+
+
+def test_a_video_of_short_shots_says_so(folder, tmp_path):
+    parts = [film(4), 255 - film(4)] * 3
+    write(folder / "a.mp4", np.concatenate(parts), crf="1")
+    write(folder / "b.mp4", film(10))
+    options = {"fps": 10.0, "num_frames": 5}
+    clips, skipped = made(folder, tmp_path, **options, split_shots=True)
+    assert skipped == {"a.mp4": "none of its shots has 5 frames at 10 fps"}
+    assert len(clips) == 2
+    images, _ = made(folder, tmp_path / "images", num_frames=1, split_shots=True)
+    assert sum(id.startswith("a") for id in images) == 12
+
+
 def test_a_frame_that_stays_on_screen_gives_one_clip(folder, tmp_path):
     """Two frames of 50 s each: a hundred clips would have two different ones."""
     write(folder / "a.mp4", film(2), fps=fractions.Fraction(1, 50))

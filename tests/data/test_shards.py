@@ -12,6 +12,7 @@ import textwrap
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from sora_jax.data import loader, records, shards, video_io
 from tests.data import clips
@@ -99,6 +100,45 @@ _TFDS = """
         assert [batch["video"].shape for batch in rows] == [(4, 5, 16, 16, 3)] * 2
     assert "tensorflow" not in sys.modules
 """
+
+
+def of_models(index):
+    """A clip, every second one with captions of a model."""
+    clip = clips.clip(index)
+    if index % 2:
+        return clip
+    return dataclasses.replace(
+        clip,
+        captions=clip.captions | {"model_dense": f"model {index}"},
+        caption_sources=clip.caption_sources | {"model_dense": "model:m prompt:1"},
+    )
+
+
+def test_tiers_of_models_take_no_place_where_there_are_none(tmp_path, monkeypatch):
+    """Old clips keep their bytes; TFDS reads a folder of both kinds."""
+    monkeypatch.setattr(records, "TIERS", records.TIERS[:5])
+    monkeypatch.setattr(records, "MODEL_TIERS", ())
+    before = shards._to_example(clips.clip(3))
+    monkeypatch.undo()
+    assert shards._to_example(clips.clip(3)) == before
+    assert shards._from_example(before) == clips.clip(3)
+
+    class Both(clips.Clips):
+        def clips(self, part, note, avoid):
+            return map(of_models, range(*part))
+
+    opened = (shards.write(tmp_path / "both", Both()), shards.open(tmp_path / "both"))[
+        1
+    ]
+    assert list(opened) == [of_models(index) for index in range(12)]
+    assert opened.manifest["captions"] == {"short": 12, "dense": 12, "model_dense": 6}
+    read = tfds.builder_from_directory(tmp_path / "both").as_data_source()["train"]
+    found = [example["captions"].get("model_dense") for example in read]
+    assert found[::2] == [f"model {index}".encode() for index in range(0, 12, 2)]
+    assert not any(found[1::2])
+    shards.write(tmp_path / "old", clips.Clips())
+    features = (tmp_path / "old" / "features.json").read_text()
+    assert '"structured"' in features and "model_" not in features
 
 
 def test_tfds_reads_the_folder_and_tensorflow_is_not_needed(tmp_path):

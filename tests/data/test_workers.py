@@ -87,3 +87,9 @@ def test_a_failure_carries_its_traceback():
     task = functools.partial(collect, clips.Clips(fails_at=1))
     with pytest.raises(RuntimeError, match="KeyError: 'interrupted here'"):
         list(workers.run(task, [0], num_workers=1))
+
+
+def test_what_serves_many_items_does_not_count_against_one():
+    bounds = workers.Bounds(memory=128 << 20)
+    found = workers.run(clips.keeps_memory, [0], num_workers=1, bounds=bounds)
+    assert [*found] == [(0, (True, False, 200 << 20))]

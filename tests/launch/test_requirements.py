@@ -9,7 +9,9 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "launch" / "requirements").glob("*.txt"))
 # Imported where a flag asks for them, and installed by hand.
-OPTIONAL = [ROOT / "launch" / "requirements" / "wandb.txt"]
+OPTIONAL = [
+    ROOT / "launch" / "requirements" / f"{name}.txt" for name in ("beam", "wandb")
+]
 PIN = re.compile(r"([\w.-]+)(?:\[\w+\])?==([\w.]+)")
 
 # Needed, and imported by nobody: what it is needed by.
@@ -18,6 +20,9 @@ NOT_IMPORTED = {
     "importlib-resources": "tensorflow-datasets",
     "pytest-xdist": "launch/test",
     "ruff": "launch/test",
+    "dask": "apache-beam",
+    "distributed": "apache-beam",
+    "aiohttp": "fsspec",
 }
 # Module -> distribution, where their names differ.
 DISTRIBUTIONS = {
@@ -99,6 +104,19 @@ def test_every_accelerator_has_the_same_jax():
     files = [path for path in FILES if path.stem.startswith(("cuda", "tpu"))]
     assert len(files) == 3
     assert {pins(path)["jax"][0] for path in files} == {version}
+
+
+def test_beam_has_what_it_allows_of_ours():
+    """The libraries that write the shards are the same; older ones say why."""
+    ours = pins(ROOT / "requirements.txt")
+    beams = pins(ROOT / "launch" / "requirements" / "beam.txt")
+    same = {name for name in beams if beams[name][0] == ours.get(name, ("",))[0]}
+    assert same >= {"array-record", "av", "fsspec", "tensorflow-datasets"}
+    others = {name: why for name, (_, why) in beams.items() if name not in same}
+    assert all(others.values())
+    assert {name for name in others if name in ours} == {
+        name for name, why in others.items() if why.startswith("Beam takes no")
+    }
 
 
 def test_programs_are_compiled_by_the_libtpu_that_runs_them():

@@ -4,11 +4,15 @@ import errno
 import math
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sora_jax.core import paths
+from sora_jax.data import captions
 from sora_jax.training import metrics
+from tests.training import tiny
 
 
 def opened(path, start_step):
@@ -111,3 +115,28 @@ def test_a_bad_step_is_counted_and_left_out_of_the_means():
     assert math.isnan(sums.take({})["loss"])
     sums.add({"loss": (1.0, 1.0)})
     assert sums.take({}) == {"loss": 1.0}
+
+
+def test_losses_are_given_by_the_tier_that_was_read():
+    """A row whose text was dropped counts as one without."""
+    objective, random = tiny.objective(), np.random.default_rng(0)
+    tier_b = random.integers(0, len(captions.REALISED), 24).astype(np.int32)
+    loss_b = random.random(24, np.float32)
+    batch = tiny.batch(0, 24) | {"text_tier": tier_b}
+
+    def summed(batch, loss_b):
+        drawn = objective.draw(jax.random.key(1), batch, jnp.zeros(()))
+        found = objective._summed(loss_b, jnp.ones_like(loss_b), drawn)
+        return found[2], drawn["drop"]
+
+    found, drop_b = jax.jit(summed)(batch, loss_b)
+    assert 0 < drop_b.sum() < 24
+    read_b = np.where(drop_b, captions.REALISED.index("none"), tier_b)
+    wanted = {
+        f"loss_tier/{name}": loss_b[read_b == place].mean()
+        for place, name in enumerate(captions.REALISED)
+        if (read_b == place).any()
+    }
+    means = metrics.means(found, objective.metric_names)
+    means = {name: means[name] for name in means if name.startswith("loss_tier")}
+    assert means == pytest.approx(wanted, rel=1e-5) and len(means) > 4

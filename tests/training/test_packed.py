@@ -1,5 +1,6 @@
 """Clips that share a row: what each gives alone, in forward, loss and gradient."""
 
+import collections
 import functools
 
 import jax
@@ -46,7 +47,7 @@ class Record:
         self.latents = random.normal(size=(*GRIDS[index], 4)).astype(np.float32)
         ids = random.integers(3, 40, LENGTH).astype(np.int32)
         ids[3 + index % 3 :] = 0
-        self.ids = ids
+        self.ids, self.tier = ids, np.int32(index % 3)
 
 
 def transform(record, random):
@@ -54,6 +55,7 @@ def transform(record, random):
         "latents": record.latents,
         "text_ids": record.ids,
         "text_mask": record.ids != 0,
+        "text_tier": record.tier,
     }
 
 
@@ -119,6 +121,7 @@ def test_packed_clips_are_each_clip_alone():
     share = 1 - used / (len(ROWS) * TOKENS)
     assert float(metrics["padding"][0] / metrics["padding"][1]) == pytest.approx(share)
     losses, gradients, in_bands = [], [], 0
+    tiers = collections.defaultdict(list)
     for row, clips in enumerate(ROWS):
         first = 0
         for place, clip in enumerate(clips):
@@ -139,6 +142,8 @@ def test_packed_clips_are_each_clip_alone():
             }
             (loss, (_, found)), of_clip = graded(alone, params, given)
             losses.append(loss)
+            is_dropped = bool(batch["drop"][row, place])
+            tiers["none" if is_dropped else records.TIERS[clip % 3]].append(loss)
             gradients.append(of_clip)
             in_bands += found["loss_band"][0]
             first += size
@@ -146,6 +151,10 @@ def test_packed_clips_are_each_clip_alone():
     assert np.asarray(batch["drop"]).any()
     close("loss", total, sum(losses), 1e-5)
     close("by band", metrics["loss_band"][0], in_bands, 1e-5)
+    names = objective.metric_names["loss_tier"]
+    for name, found, count in zip(names, *metrics["loss_tier"], strict=True):
+        assert count == len(tiers[name])
+        close(name, found, sum(tiers[name]), 1e-5)
     summed = jax.tree.map(lambda *parts: sum(parts), *gradients)
     pairs = zip(
         jax.tree.leaves_with_path(gradient), jax.tree.leaves(summed), strict=True

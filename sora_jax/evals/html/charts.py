@@ -1,4 +1,4 @@
-"""Line and strip charts as inline SVG, drawn by matplotlib.
+"""Line, strip and histogram charts as inline SVG, drawn by matplotlib.
 
 The SVG has no ids, scripts or references, so any number of charts can share a page; its
 colours of text, grid and axes come from the page's style sheet, which finds them by class.
@@ -22,6 +22,7 @@ _WIDTH, _HEIGHT = 760, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 132, 16, 46
 _STRIP_HEIGHT, _STRIP_LEFT, _STRIP_RIGHT = 56, 108, 24
 _DOT_RADIUS = 3
+_BINS = 40
 _MAX_POINTS = 160
 _LABEL_GAP = 15
 # Blue to orange along a perceptual path, so that the order is readable, also in grey.
@@ -134,6 +135,54 @@ def strip_chart(groups: Mapping[str, Sequence[float]], *, label: str) -> str:
                 x, half = np.mean(of), 22 / _STRIP_HEIGHT
                 ends = [x, x], [y - half, y + half]
                 axes.plot(*ends, color=colour, linewidth=3, gid=".mean mean")
+        axes.margins(x=0.03)
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.set_yticks(range(len(groups)), groups)
+        axes.grid(visible=False, axis="y")
+        axes.locator_params("x", nbins=5, steps=[1, 2, 5, 10])
+        axes.xaxis.set_major_formatter("{x:,.7g}")
+        axes.set_xlabel(label, labelpad=6)
+        for name in axes.get_yticklabels():
+            name.set_gid(".end")
+
+    bottom = 44
+    height = _TOP + _STRIP_HEIGHT * len(groups) + bottom
+    return _svg(label, height, (_STRIP_LEFT, _STRIP_RIGHT, _TOP, bottom), draw)
+
+
+def histogram(
+    groups: Mapping[str, Sequence[float]], *, label: str, marks: Sequence[float] = ()
+) -> str:
+    """Draws how the values of each group are distributed, one histogram above another.
+
+    All have the same bins; the highest bar of each is as high as its strip.
+
+    Args:
+      groups: name -> values; the order gives the colours, from blue to orange.
+      label: what the chart shows; also the name of its axis.
+      marks: values at which a line is drawn through all strips, such as limits.
+
+    Raises:
+      ValueError: there are no values, or one is not finite.
+    """
+    values = np.array([x for of in groups.values() for x in of], np.float64)
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"the chart {label!r} needs finite values, and one at least")
+    edges = np.histogram_bin_edges(np.append(values, marks), _BINS)
+
+    def draw(axes) -> None:
+        colours = _colours(len(groups))
+        for y, (of, colour) in enumerate(zip(groups.values(), colours, strict=True)):
+            counts, _ = np.histogram(of, edges)
+            heights = 0.84 * counts / max(1, counts.max())
+            floor = y + 0.42
+            axes.stairs(
+                floor - heights, edges, baseline=floor, fill=True, color=colour,
+                gid=".bars",
+            )  # fmt: skip
+        for mark in marks:
+            ends = [mark, mark], [-0.5, len(groups) - 0.5]
+            axes.plot(*ends, color="#c0392b", linewidth=1.5, gid=f".mark {mark:g}")
         axes.margins(x=0.03)
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_yticks(range(len(groups)), groups)

@@ -154,6 +154,21 @@ def test_a_strip_has_a_dot_a_value_and_a_mean():
             charts.strip_chart({"a": values}, label="x")
 
 
+def test_a_histogram_has_equal_bins_and_its_marks():
+    values = {"kept": [0.0, 1.0, 1.0, 1.0], "refused": [4.0], "none": []}
+    chart = Drawn(charts.histogram(values, label="speed & more", marks=[2.5]))
+    [mark] = chart.points("mark")
+    np.testing.assert_allclose(mark[:, 0], 2.5, atol=1e-3)
+    kept, refused, _ = chart.points("bars")
+    ends = [[0, 1.1], [3.9, 4]]  # forty bins from 0 to 4
+    for bars, (low, high) in zip((kept, refused), ends, strict=True):
+        tall = bars[bars[:, 1] < bars[:, 1].max() - 1e-3, 0]
+        np.testing.assert_allclose([tall.min(), tall.max()], [low, high], atol=0.01)
+    assert {"kept", "refused", "none", "speed & more"} <= {*chart.texts}
+    with pytest.raises(ValueError, match="needs finite values"):
+        charts.histogram({"a": []}, label="x")
+
+
 def test_a_page_can_hold_many():
     """Without ids and references, small, the same each time, whatever users prefer."""
     rng = np.random.default_rng(0)

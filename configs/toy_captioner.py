@@ -1,0 +1,27 @@
+"""The toy captioner: reads clips of 9 x 32 x 32 and writes captions of four tiers.
+
+    python -m sora_jax.train --config=configs/toy_captioner.py --out=runs/captioner \\
+        --config.data.shards=runs/labelled
+
+As in DALL-E 3 it may be trained in two stages: on short captions of the main thing
+(--config.text.tiers.short=1 and the others 0), then, with --init, on all.
+"""
+
+from configs import base
+
+
+def get_config():
+    """Returns the config."""
+    c = base.get_config()
+    c.objective = "captioner"
+    c.data.batch_size = 64
+    c.data.mirror = 0.5
+    tiers = c.text.tiers
+    tiers.short, tiers.medium, tiers.dense, tiers.structured = 0.2, 0.2, 0.4, 0.2
+    c.model.captioner.tiers = ("short", "medium", "dense", "structured")
+
+    c.optim.learning_rate, c.optim.muon_learning_rate = 2e-3, 0.01
+    c.optim.not_muon = ()
+    c.optim.warmup_steps, c.optim.ema_decay = 50, 0.995
+    c.loop.num_steps, c.loop.checkpoint_every = 3000, 500
+    return c

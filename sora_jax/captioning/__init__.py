@@ -1,0 +1,1 @@
+"""Captions for clips: who writes them, which are kept, and how they get into shards."""

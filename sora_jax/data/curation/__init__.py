@@ -1,0 +1,1 @@
+"""Curation of clips: stages score, a policy filters, every decision is recorded."""

@@ -1,0 +1,398 @@
+"""The captioner: reads a clip and writes a caption of a tier, token by token.
+
+An encoder of the clip, and a causal decoder that attends to it (arXiv 1706.03762), both of
+pre-norm blocks with a gated GELU. Squares of pixels of single frames are encoded, then time
+is folded into the channels: a place of the encoder sees its square in all frames, in order,
+so that motion is read at once. The first input of the decoder is the caption's tier, so one
+network writes short captions and dense ones.
+
+`beam_search` and `sample` run the decoder one token at a time; keys and values of earlier
+tokens are cached.
+
+Letters: b clips, t frames, h height, w width, c channels, n places, d width, a heads,
+e head size, l tokens (m: as keys), v vocabulary, k beams, j layers.
+"""
+
+import dataclasses
+import functools
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sora_jax.core import config as configs
+from sora_jax.core import sharding
+from sora_jax.models import layers, text_encoder
+
+PAD, END = 0, 1  # ids of our tokenizers
+_NEVER = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes; the default is about the toy's.
+
+    Attributes:
+      num_frames, size: what clips are sampled and scaled to; size in pixels a side.
+      patch: pixels a side of the squares.
+      frame_dim: width of a square of one frame, before time is folded.
+      dim, num_heads, mlp_dim: of the blocks.
+      num_layers, decoder_layers: of the encoder and of the decoder.
+      tiers: caption tiers, in the order of their ids.
+      vocab_size: of the tokenizer.
+      length: most tokens of a caption, with the end mark.
+    """
+
+    num_frames: configs.Size = 9
+    size: configs.Size = 32
+    patch: configs.Size = 4
+    frame_dim: configs.Size = 48
+    dim: configs.Size = 160
+    num_layers: configs.Size = 3
+    decoder_layers: configs.Size = 3
+    num_heads: configs.Size = 5
+    mlp_dim: configs.Size = 320
+    tiers: tuple[str, ...] = ("short", "dense")
+    vocab_size: Annotated[int, configs.Range("[1, 1e7]", 0, "the tokenizer's")] = 640
+    length: configs.Size = 96
+    dtype: str = "float32"  # compute type; parameters are float32
+
+    def __post_init__(self):
+        configs.check(self)
+        if self.size % self.patch:
+            raise ValueError(f"patch {self.patch} does not divide size {self.size}")
+        if self.dim % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads do not divide dim {self.dim}")
+        if not self.tiers or len(set(self.tiers)) < len(self.tiers):
+            raise ValueError(f"tiers must be one or more different ones: {self.tiers}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Frames, height and width of the clips."""
+        return self.num_frames, self.size, self.size
+
+    @property
+    def places(self) -> int:
+        """Number of the encoder's places."""
+        return (self.size // self.patch) ** 2
+
+    @property
+    def sharded_sizes(self) -> dict[str, tuple[str, int]]:
+        """Sizes that a mesh shards, for `sharding.check_divisible`."""
+        return {
+            "num_heads": ("heads", self.num_heads),
+            "mlp_dim": ("mlp", self.mlp_dim),
+        }
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of tokens x to the keys and values of `remember`."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        d, self.heads = config.dim, config.num_heads
+        into = {"axes": ("embed", "heads"), "bias": False, "rngs": rngs}
+        self.q, self.k, self.v = (layers.Linear(d, d, **into) for _ in range(3))
+        self.norm_q = layers.RMSNorm(d // self.heads, rngs=rngs)
+        self.norm_k = layers.RMSNorm(d // self.heads, rngs=rngs)
+        self.o = layers.Linear(
+            d,
+            d,
+            axes=("heads", "embed"),
+            bias=False,
+            init=nnx.initializers.zeros,
+            rngs=rngs,
+        )
+
+    def _split(self, x_bld) -> jax.Array:
+        return x_bld.reshape(*x_bld.shape[:2], self.heads, -1)
+
+    def remember(self, y_bmd: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns keys and values of tokens: [b, m, a, e] each."""
+        return self.norm_k(self._split(self.k(y_bmd))), self._split(self.v(y_bmd))
+
+    def __call__(self, x_bld, memory, hidden_lm=None) -> jax.Array:
+        """hidden_lm: True where token l must not attend to token m; or None."""
+        k_bmae, v_bmae = memory
+        q_blae = self.norm_q(self._split(self.q(x_bld)))
+        scores_balm = jnp.einsum(
+            "blae,bmae->balm", q_blae, k_bmae, preferred_element_type=jnp.float32
+        )
+        scores_balm = scores_balm * q_blae.shape[-1] ** -0.5
+        if hidden_lm is not None:
+            scores_balm = jnp.where(hidden_lm, _NEVER, scores_balm)
+        weights_balm = jax.nn.softmax(scores_balm, axis=-1).astype(x_bld.dtype)
+        y_blae = jnp.einsum("balm,bmae->blae", weights_balm, v_bmae)
+        return self.o(y_blae.reshape(*x_bld.shape[:2], -1))
+
+
+class EncoderBlock(nnx.Module):
+    """Self-attention and MLP, each after a norm, with residual connections."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.norm1 = layers.RMSNorm(config.dim, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.norm2 = layers.RMSNorm(config.dim, rngs=rngs)
+        self.mlp = text_encoder.Mlp(config, rngs=rngs)
+
+    def __call__(self, x_bnd) -> jax.Array:
+        y_bnd = self.norm1(x_bnd)
+        x_bnd = x_bnd + self.attention(y_bnd, self.attention.remember(y_bnd))
+        return x_bnd + self.mlp(self.norm2(x_bnd))
+
+
+class DecoderBlock(nnx.Module):
+    """Causal self-attention, attention to the clip, and MLP."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.norm1 = layers.RMSNorm(config.dim, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.norm2 = layers.RMSNorm(config.dim, rngs=rngs)
+        self.look = Attention(config, rngs=rngs)
+        self.norm3 = layers.RMSNorm(config.dim, rngs=rngs)
+        self.mlp = text_encoder.Mlp(config, rngs=rngs)
+
+    def __call__(self, x_bld, clip_bnd, later_lm) -> jax.Array:
+        y_bld = self.norm1(x_bld)
+        memory = self.attention.remember(y_bld)
+        x_bld = x_bld + self.attention(y_bld, memory, later_lm)
+        x_bld = x_bld + self.look(self.norm2(x_bld), self.look.remember(clip_bnd))
+        return x_bld + self.mlp(self.norm3(x_bld))
+
+    def step(self, x_b1d, clip, cache, place, later_m) -> tuple[jax.Array, tuple]:
+        """The same for the token at `place`, whose keys and values join the cache.
+
+        Args:
+          x_b1d: the token.
+          clip: keys and values of the clip's places.
+          cache: those of the tokens, [b, m, a, e] each.
+          place: of the token.
+          later_m: True at the tokens behind it.
+        """
+        y_b1d = self.norm1(x_b1d)
+        cache = tuple(
+            jax.lax.dynamic_update_slice_in_dim(old, new, place, axis=1)
+            for old, new in zip(cache, self.attention.remember(y_b1d), strict=True)
+        )
+        x_b1d = x_b1d + self.attention(y_b1d, cache, later_m[None])
+        x_b1d = x_b1d + self.look(self.norm2(x_b1d), clip)
+        return x_b1d + self.mlp(self.norm3(x_b1d)), cache
+
+
+class Captioner(nnx.Module):
+    """Encoder and decoder. See the head of this file; `Config` holds its sizes."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.config, d = config, config.dim
+        small = nnx.initializers.normal(0.02)
+        linear = functools.partial(layers.Linear, axes=(None, None), rngs=rngs)
+        self.square1 = linear(3 * config.patch**2, 2 * config.frame_dim)
+        self.square2 = linear(2 * config.frame_dim, config.frame_dim)
+        self.fold = layers.Linear(config.num_frames * config.frame_dim, d, rngs=rngs)
+        self.place = layers.param(rngs, small, (config.places, d), (None, "embed"))
+        self.encoder = layers.stack(
+            lambda r: EncoderBlock(config, rngs=r), config.num_layers, rngs
+        )
+        self.norm_clip = layers.RMSNorm(d, rngs=rngs)
+        self.words = layers.Embed(config.vocab_size, d, rngs=rngs)
+        self.tier = layers.Embed(len(config.tiers), d, rngs=rngs)
+        self.position = layers.param(rngs, small, (config.length, d), (None, "embed"))
+        self.decoder = layers.stack(
+            lambda r: DecoderBlock(config, rngs=r), config.decoder_layers, rngs
+        )
+        self.norm_out = layers.RMSNorm(d, rngs=rngs)
+        self.head = layers.Linear(
+            d, config.vocab_size, init=nnx.initializers.zeros, rngs=rngs
+        )
+
+    def encode(self, video_bthwc: jax.Array) -> jax.Array:
+        """Returns what the decoder attends to, [b, n, d].
+
+        Args:
+          video_bthwc: in [-1, 1].
+
+        Raises:
+          ValueError: the clips are not of the configured shape.
+        """
+        config = self.config
+        if video_bthwc.shape[1:] != (*config.shape, 3):
+            raise ValueError(
+                f"the captioner takes clips of {(*config.shape, 3)}, not "
+                f"{video_bthwc.shape[1:]}"
+            )
+        (b, t, h, _, c), p = video_bthwc.shape, config.patch
+        rows = sharding.out_sharding("batch", None, None)
+        x = jnp.reshape(
+            video_bthwc.astype(config.dtype),
+            (b, t, h // p, p, h // p, p, c),
+            out_sharding=sharding.out_sharding("batch", *[None] * 6),
+        ).transpose(0, 2, 4, 1, 3, 5, 6)
+        x_bmp = jnp.reshape(x, (b, config.places * t, p * p * c), out_sharding=rows)
+        x_bmf = jax.nn.gelu(self.square2(jax.nn.gelu(self.square1(x_bmp))))
+        x_bnd = self.fold(jnp.reshape(x_bmf, (b, config.places, -1), out_sharding=rows))
+        x_bnd = x_bnd + _table(self.place).astype(x_bnd.dtype)
+
+        def body(x_bnd, block):
+            return block(x_bnd), None
+
+        x_bnd, _ = jax.lax.scan(body, x_bnd, self.encoder)
+        return self.norm_clip(x_bnd)
+
+    def _inputs(self, tier_b, ids_bl) -> jax.Array:
+        """The decoder's inputs: the tier, and the tokens but the last."""
+        before_bl = sharding.reshard(ids_bl, "batch", None)[:, :-1]
+        x_bld = jnp.concatenate([self.tier(tier_b[:, None]), self.words(before_bl)], 1)
+        x_bld = x_bld + _table(self.position)[: ids_bl.shape[1]]
+        return x_bld.astype(self.config.dtype)
+
+    def __call__(self, video_bthwc, tier_b, ids_bl) -> jax.Array:
+        """Returns logits_blv of each token given those before it, float32.
+
+        Args:
+          video_bthwc: in [-1, 1].
+          tier_b: int, index of `Config.tiers`.
+          ids_bl: the caption.
+        """
+        clip_bnd, length = self.encode(video_bthwc), ids_bl.shape[1]
+        later_lm = jnp.triu(jnp.ones((length, length), bool), 1)
+
+        def body(x_bld, block):
+            return block(x_bld, clip_bnd, later_lm), None
+
+        x_bld, _ = jax.lax.scan(body, self._inputs(tier_b, ids_bl), self.decoder)
+        return self.head(self.norm_out(x_bld)).astype(jnp.float32)
+
+    # -- one token at a time -----------------------------------------------------------
+
+    def begin(self, video_bthwc) -> tuple[jax.Array, jax.Array]:
+        """Returns keys and values of the clips for each layer: [j, b, n, a, e] each."""
+        clip_bnd = self.encode(video_bthwc)
+
+        def body(_, block):
+            return None, block.look.remember(clip_bnd)
+
+        return jax.lax.scan(body, None, self.decoder)[1]
+
+    def empty_cache(self, rows: int) -> tuple[jax.Array, jax.Array]:
+        """Returns room for the keys and values of captions: [j, b, m, a, e] each."""
+        c = self.config
+        shape = (c.decoder_layers, rows, c.length, c.num_heads, c.dim // c.num_heads)
+        return jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype)
+
+    def step(self, tier_b, token_b, place, clip, cache) -> tuple[jax.Array, tuple]:
+        """Returns logits_bv of the token at `place`, and the cache.
+
+        Args:
+          tier_b: of the captions.
+          token_b: at the place before; ignored at place 0.
+          place: int, traced.
+          clip: from `begin`, with as many rows.
+          cache: from `empty_cache`, or from the step before.
+        """
+        x_b1d = jnp.where(
+            place == 0, self.tier(tier_b[:, None]), self.words(token_b[:, None])
+        )
+        x_b1d = (x_b1d + _table(self.position)[place]).astype(self.config.dtype)
+        later_m = jnp.arange(self.config.length) > place
+
+        def body(x_b1d, layer):
+            block, of_clip, of_layer = layer
+            return block.step(x_b1d, of_clip, of_layer, place, later_m)
+
+        x_b1d, cache = jax.lax.scan(body, x_b1d, (self.decoder, clip, cache))
+        logits_b1v = self.head(self.norm_out(x_b1d)).astype(jnp.float32)
+        return logits_b1v[:, 0], cache
+
+
+def _table(param: nnx.Param) -> jax.Array:
+    return sharding.gather_weight(param[...], (None, "embed"))
+
+
+def sample(
+    captioner: Captioner,
+    video_bthwc: jax.Array,
+    tier_b: jax.Array,
+    key: jax.Array,
+    temperature: float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws captions token by token.
+
+    Args:
+      video_bthwc: in [-1, 1].
+      tier_b: int, index of `Config.tiers`.
+      key: of the draws.
+      temperature: divides the logits; above 0.
+
+    Returns:
+      ids_bl, padded behind the end mark; and the sum of the tokens' log-probabilities
+      at temperature 1, float32 [b].
+    """
+    b, length = len(tier_b), captioner.config.length
+    clip = captioner.begin(video_bthwc)
+
+    def body(carry, place):
+        token_b, ended_b, total_b, cache = carry
+        logits_bv, cache = captioner.step(tier_b, token_b, place, clip, cache)
+        noise_bv = jax.random.gumbel(jax.random.fold_in(key, place), logits_bv.shape)
+        drawn_b = jnp.argmax(logits_bv / temperature + noise_bv, -1)
+        nats_bv = jax.nn.log_softmax(logits_bv)
+        log_b = jnp.take_along_axis(nats_bv, drawn_b[:, None], 1)[:, 0]
+        token_b = jnp.where(ended_b, PAD, drawn_b).astype(jnp.int32)
+        total_b = total_b + jnp.where(ended_b, 0.0, log_b)
+        return (token_b, ended_b | (drawn_b == END), total_b, cache), token_b
+
+    start = jnp.zeros(b, jnp.int32), jnp.zeros(b, bool), jnp.zeros(b)
+    start = (*start, captioner.empty_cache(b))
+    (_, _, total_b, _), ids_lb = jax.lax.scan(body, start, jnp.arange(length))
+    return ids_lb.T, total_b
+
+
+def beam_search(
+    captioner: Captioner, video_bthwc: jax.Array, tier_b: jax.Array, beams: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """Finds likely captions: the best of `beams`, by the mean log-probability of a token.
+
+    With one beam, the most likely token is taken at every place.
+
+    Returns:
+      ids_bl, padded behind the end mark, and the sum of their log-probabilities,
+      float32 [b].
+    """
+    (b, k), v = (len(tier_b), beams), captioner.config.vocab_size
+    length = captioner.config.length
+    clip = jax.tree.map(lambda x: jnp.repeat(x, k, 1), captioner.begin(video_bthwc))
+    tier_r = jnp.repeat(tier_b, k)
+    first_k = jnp.where(jnp.arange(k) == 0, 0.0, _NEVER)  # all beams begin alike
+    # An ended caption goes on with padding, at no cost.
+    only_pad_v = jnp.where(jnp.arange(v) == PAD, 0.0, _NEVER)
+
+    def body(carry, place):
+        ids_bkl, ended_bk, total_bk, cache = carry
+        before = jnp.maximum(place - 1, 0)
+        token_bk = jax.lax.dynamic_index_in_dim(ids_bkl, before, 2, keepdims=False)
+        logits_rv, cache = captioner.step(
+            tier_r, token_bk.reshape(-1), place, clip, cache
+        )
+        nats_bkv = jax.nn.log_softmax(logits_rv).reshape(b, k, v)
+        nats_bkv = jnp.where(ended_bk[..., None], only_pad_v, nats_bkv)
+        joint_bm = (total_bk[..., None] + nats_bkv).reshape(b, k * v)
+        total_bk, chosen_bk = jax.lax.top_k(joint_bm, k)
+        parent_bk, token_bk = chosen_bk // v, (chosen_bk % v).astype(jnp.int32)
+        ids_bkl = jnp.take_along_axis(ids_bkl, parent_bk[..., None], 1)
+        ids_bkl = jax.lax.dynamic_update_index_in_dim(ids_bkl, token_bk, place, 2)
+        ended_bk = jnp.take_along_axis(ended_bk, parent_bk, 1) | (token_bk == END)
+        rows_r = (jnp.arange(b)[:, None] * k + parent_bk).reshape(-1)
+        cache = jax.tree.map(lambda x: x[:, rows_r], cache)
+        return (ids_bkl, ended_bk, total_bk, cache), None
+
+    start = (
+        jnp.zeros((b, k, length), jnp.int32),
+        jnp.zeros((b, k), bool),
+        jnp.zeros((b, k)) + first_k,
+        captioner.empty_cache(b * k),
+    )
+    (ids_bkl, _, total_bk, _), _ = jax.lax.scan(body, start, jnp.arange(length))
+    tokens_bk = jnp.maximum(jnp.sum(ids_bkl != PAD, -1), 1)
+    best_b = jnp.argmax(total_bk / tokens_bk, 1)
+    ids_bl = jnp.take_along_axis(ids_bkl, best_b[:, None, None], 1)[:, 0]
+    return ids_bl, jnp.take_along_axis(total_bk, best_b[:, None], 1)[:, 0]

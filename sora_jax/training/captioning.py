@@ -1,0 +1,61 @@
+"""What the captioner learns.
+
+Letters: b clips, t frames, h height, w width, c channels, l tokens, v vocabulary, r tiers.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sora_jax.models import captioner
+from sora_jax.training import state as states
+
+
+class Captioning:
+    """Trains a captioner to write the captions of clips.
+
+    The loss is the mean cross entropy, in nats, of a caption's tokens given the clip, the
+    caption's tier and the preceding tokens.
+
+    Args:
+      config: sizes of the captioner.
+
+    Batches: `video` uint8 [b, t, h, w, c], `tier` int32 [b], the index of one of
+    `config.tiers`, or -1 for a clip without a caption, and `text_ids` int32 [b, l], padded
+    with 0.
+    """
+
+    def __init__(self, config: captioner.Config):
+        self.config = config
+        self.networks = states.Networks(
+            lambda rngs: {"captioner": captioner.Captioner(config, rngs=rngs)}
+        )
+        self.metric_names = {"loss_tier": config.tiers}
+
+    def draw(self, key, batch, share):
+        del key, share
+        return batch
+
+    def loss(self, modules, batch):
+        ids_bl, tier_b = batch["text_ids"], batch["tier"]
+        video = batch["video"].astype(jnp.float32) / 127.5 - 1
+        logits_blv = modules["captioner"](video, jnp.maximum(tier_b, 0), ids_bl)
+        # Products with one-hot rows, which shard where a gather does not.
+        chosen_blv = jax.nn.one_hot(ids_bl, self.config.vocab_size)
+        nats_bl = -jnp.sum(jax.nn.log_softmax(logits_blv) * chosen_blv, -1)
+        there_bl = (ids_bl != captioner.PAD) & (tier_b >= 0)[:, None]
+        there_bl = there_bl.astype(jnp.float32)
+        right_bl = (jnp.argmax(logits_blv, -1) == ids_bl) * there_bl
+        tokens = jnp.maximum(jnp.sum(there_bl), 1)
+        of_tier_br = jax.nn.one_hot(tier_b, len(self.config.tiers))
+
+        def by_tier(x_bl):
+            return jnp.sum(jnp.sum(x_bl, 1)[:, None] * of_tier_br, 0)
+
+        return (
+            jnp.sum(nats_bl * there_bl),
+            tokens,
+            {
+                "right": (jnp.sum(right_bl), tokens),
+                "loss_tier": (by_tier(nats_bl * there_bl), by_tier(there_bl)),
+            },
+        )

@@ -1,0 +1,197 @@
+"""What the captioner learns, from shards to captions, and its files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import toy_captioner
+from sora_jax.core import digests
+from sora_jax.core import mesh as meshes
+from sora_jax.data import shards, toy_clips, transforms
+from sora_jax.models import captioner
+from sora_jax.toyworld import captions
+from sora_jax.training import captioning, jobs, loop, optim, trained_captioner
+
+SIZES = {
+    "num_frames": 5, "size": 16, "frame_dim": 16, "dim": 48, "num_layers": 1,
+    "decoder_layers": 1, "num_heads": 3, "mlp_dim": 64, "length": 56,
+}  # fmt: skip
+CLIPS = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("captioning")
+    shards.write(path / "shards", toy_clips.ToyClips("tw16", CLIPS))
+    return path
+
+
+def config(folder, **changes):
+    c = toy_captioner.get_config()
+    c.data.shards, c.data.batch_size, c.data.mirror = str(folder / "shards"), CLIPS, 0.0
+    c.text.vocab_size = 300
+    c.text.tiers.dense = c.text.tiers.structured = 0.0
+    c.model.captioner.update(SIZES)
+    c.optim.learning_rate, c.optim.muon_learning_rate = 6e-3, 0.02
+    c.optim.ema_decay, c.loop.num_steps, c.loop.log_every = 0.9, 220, 20
+    for name, value in changes.items():
+        c[name] = value
+    return c
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return meshes.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def trained(folder, mesh):
+    """A captioner that has learned eight clips by heart, and its metrics."""
+    c, out = config(folder), folder / "run"
+    with jax.set_mesh(mesh):
+        job = jobs.captioner(c, out, mesh)
+        state = loop.train(
+            loop.Config(num_steps=c.loop.num_steps, log_every=20),
+            optim.Config(**{**c.optim.to_dict(), "learning_rate_factors": ()}),
+            job.objective,
+            job.batches,
+            seed=0,
+            folder=out,
+            mesh=mesh,
+        )
+        job.finish(state.ema)
+    return out
+
+
+def test_it_writes_the_captions_that_it_has_seen(folder, trained):
+    clips, loaded = shards.open(folder / "shards"), trained_captioner.load(trained)
+    records = [clips[i] for i in range(CLIPS)]
+    videos = [record.frames() for record in records]
+    for tier in ("short", "medium"):
+        wanted = [record.captions[tier] for record in records]
+        found = [text for text, _ in loaded.write(videos, tier, batch_size=4)]
+        assert found == wanted
+        best = [text for text, _ in loaded.write(videos, tier, beams=3, batch_size=8)]
+        assert best == wanted
+    drawn = loaded.write(videos, "short", temperature=1.0, seed=1, batch_size=8)
+    wanted = [record.captions["short"] for record in records]
+    assert np.mean([text for text, _ in drawn] == np.array(wanted)) > 0.5
+    assert max(nats for _, nats in drawn) < 0
+    with pytest.raises(ValueError, match="writes short, medium, dense, structured, no"):
+        loaded.write(videos, "alt")
+
+
+def test_untrained_it_writes_nothing_of_the_kind(folder, trained):
+    loaded = trained_captioner.load(trained)
+    networks = trained_captioner.networks_of(loaded.config)
+    random = jax.jit(networks.init)(jax.random.key(3))
+    other = trained_captioner.LoadedCaptioner(
+        loaded.config, random["captioner"], loaded.tokenizer, loaded.file, ""
+    )
+    video = shards.open(folder / "shards")[0].frames()
+    ((text, _),) = other.write([video], "short", batch_size=4)
+    assert captions.parse(text) == captions.parse("")
+
+
+def test_a_run_begins_with_the_weights_of_another(folder, trained, mesh):
+    c = config(folder, init=str(trained))
+    with jax.set_mesh(mesh):
+        job = jobs.captioner(c, folder / "second", mesh)
+        loaded = trained_captioner.load(trained)
+        jax.tree.map(
+            np.testing.assert_array_equal, job.initial()["captioner"], loaded.params
+        )
+        copied = (folder / "second" / "tokenizer.model").read_bytes()
+        assert copied == (trained / "tokenizer.model").read_bytes()
+        c.model.captioner.mlp_dim = 32
+        with pytest.raises(ValueError, match="differs from the config's: mlp_dim"):
+            jobs.captioner(c, folder / "third", mesh)
+
+
+def test_tiers_that_it_cannot_write_are_refused(folder, mesh):
+    c = config(folder)
+    c.text.tiers.alt = 0.1
+    with pytest.raises(ValueError, match=r"gives weight to \['alt'\], which"):
+        jobs.captioner(c, folder / "alt", mesh)
+
+
+def test_a_damaged_file_is_named(trained):
+    file = trained / "captioner" / "weights.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(digests.Damaged, match="weights.safetensors"):
+        trained_captioner.load(trained)
+    file.write_bytes(whole)
+
+
+def test_the_loss_is_that_of_real_tokens_of_clips_with_a_caption():
+    sizes = SIZES | {"tiers": ("short", "dense"), "vocab_size": 11, "length": 6}
+    small = captioner.Config(**sizes)
+    objective = captioning.Captioning(small)
+    params = jax.jit(objective.networks.init)(jax.random.key(0))
+    key = jax.random.key(1)
+    params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(key, x.shape), params)
+    modules = objective.networks.bind(params)
+    rng = np.random.default_rng(0)
+    batch = {
+        "video": rng.integers(0, 256, (3, 5, 16, 16, 3)).astype(np.uint8),
+        "text_ids": np.array(
+            [[3, 4, 1, 0, 0, 0], [5, 1, 0, 0, 0, 0], [9, 9, 9, 9, 9, 1]]
+        ),
+        "tier": np.array([0, 1, -1], np.int32),
+    }
+    total, tokens, metrics = jax.jit(objective.loss)(modules, batch)
+    video = jnp.asarray(batch["video"]) / 127.5 - 1
+    logits = jax.jit(lambda m, *given: m(*given))(
+        modules["captioner"], video, jnp.array([0, 1, 0]), batch["text_ids"]
+    )
+    nats = -np.asarray(jax.nn.log_softmax(logits))
+    short = sum(nats[0, i, [3, 4, 1][i]] for i in range(3))
+    dense = sum(nats[1, i, [5, 1][i]] for i in range(2))
+    assert float(tokens) == 5
+    assert float(total) == pytest.approx(short + dense, rel=1e-5)
+    sums, weights = metrics["loss_tier"]
+    np.testing.assert_allclose(sums, [short, dense], rtol=1e-5)
+    np.testing.assert_array_equal(weights, [3, 2])
+
+
+def test_clips_are_resampled_and_mirrored_with_their_captions(folder):
+    clips = shards.open(folder / "shards")
+    record = clips[0]
+
+    class Sampler:
+        def pick(self, captions, random):
+            return "it moves left", "short"
+
+    class Tokenizer:
+        texts: list[str] = []
+
+        def encode(self, texts, length):
+            self.texts += texts
+            return np.ones((1, length), np.int32), np.ones((1, length), bool)
+
+    tokenizer = Tokenizer()
+    whole = (5, 16, 16)
+    example = transforms.CaptionedClips(
+        Sampler(), tokenizer, 6, whole, ("dense", "short"), mirror=1.0
+    )
+    found = example(record, np.random.default_rng(0))
+    np.testing.assert_array_equal(found["video"], record.frames()[:, :, ::-1])
+    assert tokenizer.texts == ["it moves right"] and found["tier"] == 1
+    plain = transforms.CaptionedClips(Sampler(), tokenizer, 6, whole, ("dense",))
+    found = plain(record, np.random.default_rng(0))
+    np.testing.assert_array_equal(found["video"], record.frames())
+    assert tokenizer.texts[-1] == "it moves left" and found["tier"] == -1
+
+
+def test_resampling_averages_repeats_and_keeps_the_ends():
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (9, 8, 8, 3)).astype(np.uint8)
+    half = transforms.resampled(video, (5, 4, 4))
+    wanted = video[::2].reshape(5, 4, 2, 4, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(half, wanted, atol=1)  # Pillow rounds twice
+    double = transforms.resampled(video, (9, 16, 16))
+    np.testing.assert_array_equal(double, video.repeat(2, 1).repeat(2, 2))
+    more = transforms.resampled(video[:2], (4, 8, 8))
+    np.testing.assert_array_equal(more, video[[0, 0, 1, 1]])
