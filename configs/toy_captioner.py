@@ -7,21 +7,21 @@ As in DALL-E 3 it may be trained in two stages: on short captions of the main th
 (--config.text.tiers.short=1 and the others 0), then, with --init, on all.
 """
 
-from configs import base
+from configs import toy
 
 
 def get_config():
     """Returns the config."""
-    c = base.get_config()
+    c = toy.get_config()
     c.objective = "captioner"
-    c.data.batch_size = 64
+    c.data.batch_size, c.data.gap_clips = 64, 0
     c.data.mirror = 0.5
     tiers = c.text.tiers
     tiers.short, tiers.medium, tiers.dense, tiers.structured = 0.2, 0.2, 0.4, 0.2
     c.model.captioner.tiers = ("short", "medium", "dense", "structured")
 
     c.optim.learning_rate, c.optim.muon_learning_rate = 2e-3, 0.01
-    c.optim.not_muon = ()
+    c.optim.not_muon, c.optim.learning_rate_factors = (), ()
     c.optim.warmup_steps, c.optim.ema_decay = 50, 0.995
-    c.loop.num_steps, c.loop.checkpoint_every = 3000, 500
+    c.loop.num_steps, c.loop.checkpoint_every, c.loop.eval_every = 3000, 500, 0
     return c

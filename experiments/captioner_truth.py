@@ -81,7 +81,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--captioner", default="toy", help="a run, or its folder")
+    parser.add_argument("--captioner", required=True, help="a run, or its folder")
     parser.add_argument("--world", default="tw32", choices=[*scenes.TIERS])
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--beams", type=int, default=1)

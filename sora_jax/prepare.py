@@ -38,13 +38,13 @@ from sora_jax.core import job
 from sora_jax.core import mesh as meshes
 from sora_jax.data import (
     beam,
-    curate,
     folders,
     inspection,
     remote,
     reports,
     shards,
     toy_clips,
+    video_clips,
     video_lists,
     webdataset,
 )
@@ -201,17 +201,17 @@ def source_of(kind: str, name: str) -> shards.Source:
     ):
         if flag.value and not means:
             raise ValueError(f"--{flag.name} has no meaning for {name}")
-    folder, make = pathlib.Path(name), curate.FolderClips
+    folder, make = pathlib.Path(name), video_clips.FolderClips
     if address:
         folder = remote.RemoteFolder(name, _ALLOW_HTTP.value)
     elif kind == "webdataset":
         folder, names = folders.matching(name, (webdataset.SUFFIX,))
-        make = functools.partial(curate.TarClips, archives=tuple(names))
+        make = functools.partial(video_clips.TarClips, archives=tuple(names))
     elif kind == "list":
         root, names = folders.matching(name, video_lists.SUFFIXES)
         lists = {name: root / name for name in names}
         folder = pathlib.Path(_VIDEOS.value) if _VIDEOS.value else root
-        make = functools.partial(curate.ListClips, lists=lists)
+        make = functools.partial(video_clips.ListClips, lists=lists)
     flag, read = _INSPECT if _INSPECT.value else _OUT, pathlib.Path(name)
     out = pathlib.Path(flag.value).resolve()
     if not address and read.is_dir() and out.is_relative_to(read.resolve()):
@@ -227,7 +227,7 @@ def source_of(kind: str, name: str) -> shards.Source:
         _FPS.value,
         _LOSSLESS.value,
         _SPLIT.value,
-        curate.limits(
+        video_clips.limits(
             _MAX_GIB.value, _MAX_SECONDS.value, _MAX_SIDE.value, _MAX_MINUTES.value
         ),
         _FOLLOW_LINKS.value,
@@ -296,7 +296,7 @@ def encode(kind: str, name: str) -> None:
         print(f"{where}: states by {encoder}; {time.monotonic() - began:.1f} s")
 
 
-def inspect(source: curate.FolderClips, num_workers: int) -> None:
+def inspect(source: video_clips.FolderClips, num_workers: int) -> None:
     """Says what a folder of videos holds, and draws a contact sheet."""
     sheet = pathlib.Path(_INSPECT.value)
     if sheet.suffix.lower() not in (".png", ".jpg"):
@@ -353,7 +353,7 @@ def main() -> None:
         print("\nprepare: interrupted; the same command resumes", file=sys.stderr)
         os._exit(130)
     lines = reports.summary(out, manifest, time.monotonic() - began)
-    if isinstance(source, curate.FolderClips):
+    if isinstance(source, video_clips.FolderClips):
         lines += reports.accounts(out, source)
     if curates:
         from sora_jax.evals.videos import curation_page  # slow to import

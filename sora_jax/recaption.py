@@ -7,8 +7,8 @@ OUT holds the same clips with all captions that they had, and those of the model
 of their own: model_dense and model_short. OUT/captions.jsonl has each answer, also those
 that were not kept, with the reason. `prepare --source shards:OUT` takes the result.
 
---captioner network runs a captioner that `train` made (configs/toy_captioner.py), or with
---model toy the one that is shipped. --captioner chat asks a server with the chat completions API, such as vLLM, SGLang or a
+--captioner network runs a captioner that `train` made (configs/toy_captioner.py).
+--captioner chat asks a server with the chat completions API, such as vLLM, SGLang or a
 hosted one; its key, if it needs one, is read from the environment variable
 SORA_CAPTIONER_KEY. --dry_run says what the job would take, and asks nothing.
 
@@ -36,7 +36,7 @@ _URL = flags.DEFINE_string(
 _MODEL = flags.DEFINE_string(
     "model",
     None,
-    "Chat: the model's name at the server. Network: a run of a captioner, or toy.",
+    "Chat: the model's name at the server. Network: a run of a captioner.",
 )
 _BEAMS = flags.DEFINE_integer(
     "beams", 1, "Network: beams of its search.", lower_bound=1, upper_bound=64

@@ -58,7 +58,11 @@ NOT_IN_BASE = {
     "sample.guidance_scale_2": "convert sets it when it joins two experts",
 }
 # Fields whose value in a recipe stands for what is only known later.
-IN_RECIPES = ("model.text_encoder.vocab_size", "sample.takes_images")
+IN_RECIPES = (
+    "model.text_encoder.vocab_size",
+    "model.captioner.vocab_size",
+    "sample.takes_images",
+)
 # Sections that are mappings without a dataclass.
 MAPPINGS = ("text.tiers", "known.probabilities")
 

@@ -36,7 +36,11 @@ _MISSING = (
     "own, and run this command with that (launch/README.md)"
 )
 # What a process that makes parts imports.
-_PRELOAD = ("sora_jax.data.shards", "sora_jax.data.curate", "sora_jax.data.toy_clips")
+_PRELOAD = (
+    "sora_jax.data.shards",
+    "sora_jax.data.video_clips",
+    "sora_jax.data.toy_clips",
+)
 _POLL = 1.0  # seconds
 
 

@@ -21,7 +21,15 @@ import PIL.ImageDraw
 import PIL.ImageFont
 
 from sora_jax.core import paths, progress
-from sora_jax.data import curate, records, reports, samples, texts, video_io, workers
+from sora_jax.data import (
+    records,
+    reports,
+    samples,
+    texts,
+    video_clips,
+    video_io,
+    workers,
+)
 
 _TILES = 48  # of a contact sheet
 _PICTURE = 192  # pixels of the longer side of a picture on it
@@ -50,7 +58,7 @@ class Seen:
     picture_hwc: np.ndarray | None = None
 
 
-def inspect(source: curate.FolderClips, num_workers: int = 0) -> list[Seen]:
+def inspect(source: video_clips.FolderClips, num_workers: int = 0) -> list[Seen]:
     """Looks at each video of a folder, in the order of the listing.
 
     Args:
@@ -78,7 +86,7 @@ def inspect(source: curate.FolderClips, num_workers: int = 0) -> list[Seen]:
 
 
 def _look(
-    source: curate.FolderClips,
+    source: video_clips.FolderClips,
     shown: set[str],
     parts: Sequence[list[str]],
     part: int,
@@ -98,7 +106,7 @@ def _look(
 
 
 def _look_at(
-    source: curate.FolderClips, video: str, shown: bool, tell: Callable[[], None]
+    source: video_clips.FolderClips, video: str, shown: bool, tell: Callable[[], None]
 ) -> Seen:
     header = None
     try:
@@ -125,7 +133,7 @@ def _picture_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def describe(
-    source: curate.FolderClips,
+    source: video_clips.FolderClips,
     seen: Sequence[Seen],
     count_tokens: Callable[[str], int] | None = None,
 ) -> list[str]:

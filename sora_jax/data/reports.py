@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sora_jax.core import digests
-from sora_jax.data import curate, folders, shards, texts
+from sora_jax.data import folders, shards, texts, video_clips
 
 _LISTED = 20
 _LENGTH = 160  # characters of a name that is printed
@@ -71,7 +71,7 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
     return lines
 
 
-def accounts(out: pathlib.Path, source: curate.FolderClips) -> list[str]:
+def accounts(out: pathlib.Path, source: video_clips.FolderClips) -> list[str]:
     """Says how many files a folder has of each kind, and what its videos came to.
 
     Each file counts once, and each video either gave clips or has a reason in the report.

@@ -10,13 +10,13 @@ import dataclasses
 import pathlib
 import sys
 
-from sora_jax.data import beam, curate, shards
+from sora_jax.data import beam, shards, video_clips
 from tests.data import clips
 
 
 def main(runner: str, options: str, folder: pathlib.Path) -> None:
     engine = beam.Engine(runner, tuple(options.split()))
-    source = curate.FolderClips(folder / "in", (24, 32), 5, 5.0, frames_fps=5.0)
+    source = video_clips.FolderClips(folder / "in", (24, 32), 5, 5.0, frames_fps=5.0)
     shards.write(folder / "videos", source, engine=engine)
     (folder / "seen").mkdir()
     source = clips.Clips(kills=(2,), skipped=(5,), seen=str(folder / "seen"))

@@ -19,7 +19,7 @@ import pytest
 
 from sora_jax import prepare
 from sora_jax.core import paths
-from sora_jax.data import array_files, beam, curate, shards, toy_clips
+from sora_jax.data import array_files, beam, shards, toy_clips, video_clips
 from tests import conftest
 from tests.data import clips
 from tests.data.test_video_io import film, write
@@ -54,7 +54,7 @@ def expected(tmp_path_factory):
     """What this environment writes, without and with worker processes."""
     folder = tmp_path_factory.mktemp("expected")
     videos(folder / "in")
-    source = curate.FolderClips(folder / "in", (24, 32), 5, 5.0, frames_fps=5.0)
+    source = video_clips.FolderClips(folder / "in", (24, 32), 5, 5.0, frames_fps=5.0)
     shards.write(folder / "videos", source)
     shards.write(folder / "pool", source, num_workers=2)
     assert contents(folder / "pool") == contents(folder / "videos")
@@ -183,7 +183,9 @@ def test_a_job_that_is_left_over_does_not_touch_the_next_ones(tmp_path, monkeypa
 
 def test_a_part_of_a_folder_knows_its_own_videos_only(tmp_path, monkeypatch):
     monkeypatch.chdir(videos(tmp_path / "in").parent)
-    source = curate.FolderClips(pathlib.Path("in"), (24, 32), 5, 5.0, frames_fps=5.0)
+    source = video_clips.FolderClips(
+        pathlib.Path("in"), (24, 32), 5, 5.0, frames_fps=5.0
+    )
     parts, skipped = source.plan(source.items)
     assert sum(map(len, parts)) == 10
     note = lambda item=None, finished=0: None  # noqa: E731

@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from sora_jax.data import curate, folders, shards
+from sora_jax.data import folders, shards, video_clips
 from sora_jax.evals.videos import clip_files
 from tests.data.test_prepare import refusal, run
 from tests.data.test_reading import measured, prepared
@@ -193,7 +193,7 @@ def test_a_clip_changes_with_its_frames_and_their_rate(tmp_path):
 def test_slices_of_a_long_clip_give_the_windows_of_the_whole(tmp_path, monkeypatch):
     save(tmp_path / "clip", film(30))
     whole, _ = prepared(tmp_path, (H, W), 5, 10.0, frames_fps=10.0)
-    monkeypatch.setattr(curate, "_SLICE_BYTES", 2000)
+    monkeypatch.setattr(video_clips, "_SLICE_BYTES", 2000)
     sliced, others = prepared(tmp_path, (H, W), 5, 10.0, frames_fps=10.0)
     assert np.array_equal(whole["clip"], film(30)) and not others
     assert np.array_equal(sliced["clip"], whole["clip"])
@@ -203,11 +203,11 @@ def test_the_limits_hold_for_frames(tmp_path):
     save(tmp_path / "clip", film(5))
     for limits, reason in (
         (
-            curate.limits(4, 21600, 40, 60),
+            video_clips.limits(4, 21600, 40, 60),
             "00001.png: its frames of 64x48 are beyond the",
         ),
         (
-            curate.limits(4, 0.4, None, 60),
+            video_clips.limits(4, 0.4, None, 60),
             "its 5 frames in 0 s are beyond the limit of",
         ),
     ):

@@ -14,7 +14,7 @@ import pytest
 
 from launch import quickstart
 from sora_jax.core import digests
-from sora_jax.data import curate, folders, records, shards, video_io
+from sora_jax.data import folders, records, shards, video_clips, video_io
 from tests.data import hostile_files
 from tests.data.test_prepare import run
 from tests.data.test_video_io import film, write
@@ -92,7 +92,7 @@ def test_a_thousand_hostile_files(tmp_path):
 def found_in(folder, **changes):
     """What a folder gives, in this process: clips, and what was skipped or remarked."""
     arguments = {"size": (24, 32), "num_frames": 5, "fps": 5.0} | changes
-    source = curate.FolderClips(folder, **arguments)
+    source = video_clips.FolderClips(folder, **arguments)
     clips, others = [], []
     for part in source.plan(tuple(source.items))[0]:
         for one in source.clips(part, lambda item=None, finished=0: None, {}):
@@ -121,9 +121,9 @@ def test_ten_hours_are_read_to_their_end(tmp_path):
     red = clips[-1].frames()[..., 0].mean((1, 2))
     minutes = (100 * np.arange(355, 360) / 60).astype(int)
     assert np.abs(red - (40 + 40 * minutes / 150)).max() < 6
-    (refused,) = found_in(tmp_path, fps=0.01, limits=curate.limits(4, 3600, None, 60))[
-        1
-    ]
+    (refused,) = found_in(
+        tmp_path, fps=0.01, limits=video_clips.limits(4, 3600, None, 60)
+    )[1]
     assert "600 frames in 36000 s are beyond the limit of" in refused.reason
 
 

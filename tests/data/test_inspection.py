@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from sora_jax.data import curate, inspection, shards, tokenizer
+from sora_jax.data import inspection, shards, tokenizer, video_clips
 from tests.data.test_prepare import contents, refusal, run
 from tests.data.test_video_io import film, write
 
@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 
 def source_of(folder):
-    return curate.FolderClips(folder, (24, 32), 5, 5.0)
+    return video_clips.FolderClips(folder, (24, 32), 5, 5.0)
 
 
 def test_what_is_told_beforehand_is_what_is_made(folder, tmp_path):

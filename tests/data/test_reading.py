@@ -12,7 +12,7 @@ import PIL.Image
 import PIL.ImageCms
 import pytest
 
-from sora_jax.data import colour, curate, records, video_io
+from sora_jax.data import colour, records, video_clips, video_io
 from sora_jax.evals.videos import clip_files
 from tests.data.test_video_io import film, write
 
@@ -116,7 +116,9 @@ def store_cases(base, cases):
 
 def prepared(folder, size, num_frames=5, fps=8.0, **changes):
     """What `prepare` makes of a folder: frames by file, reasons, and remarks."""
-    source = curate.FolderClips(folder, size, num_frames, fps, lossless=True, **changes)
+    source = video_clips.FolderClips(
+        folder, size, num_frames, fps, lossless=True, **changes
+    )
     clips, others = {}, []
     for part in source.plan(tuple(source.items))[0]:
         for found in source.clips(part, lambda item=None, finished=0: None, {}):

@@ -18,7 +18,7 @@ from fsspec.implementations import memory
 
 from sora_jax import prepare
 from sora_jax.core import paths
-from sora_jax.data import curate, folders, remote, shards, video_io
+from sora_jax.data import folders, remote, shards, video_clips, video_io
 from tests import conftest
 from tests.data.test_video_io import film, write
 
@@ -94,7 +94,7 @@ def flaky(folder, monkeypatch):
 def clips_of(place, **changes):
     if isinstance(place, str):
         place = remote.RemoteFolder(place)
-    return curate.FolderClips(place, (24, 32), 5, 5.0, **changes)
+    return video_clips.FolderClips(place, (24, 32), 5, 5.0, **changes)
 
 
 def contents(folder):

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from sora_jax import prepare
-from sora_jax.data import curate, shards, tables, video_io, video_lists
+from sora_jax.data import shards, tables, video_clips, video_io, video_lists
 from tests import conftest
 from tests.data.test_video_io import film, write
 
@@ -215,7 +215,9 @@ def numbers(tmp_path, counted, ranges, fps=10.0):
     path = tmp_path / "list.jsonl"
     path.write_text("\n".join(rows))
     lists = {"list.jsonl": path}
-    source = curate.ListClips(counted, SIZE, FRAMES, fps, lossless=True, lists=lists)
+    source = video_clips.ListClips(
+        counted, SIZE, FRAMES, fps, lossless=True, lists=lists
+    )
     shards.write(tmp_path / "out", source)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     clips = [*shards.open(tmp_path / "out")]
@@ -280,11 +282,13 @@ def test_videos_in_parquet_give_the_clips_of_a_folder(tmp_path):
     ]
     table = pyarrow.Table.from_pylist(paths, table.schema)
     pyarrow.parquet.write_table(table, tmp_path / "paths.parquet")
-    theirs = made(curate.FolderClips(folder, SIZE, FRAMES, FPS), tmp_path / "theirs")
+    theirs = made(
+        video_clips.FolderClips(folder, SIZE, FRAMES, FPS), tmp_path / "theirs"
+    )
     assert len(theirs) == 7
     for name, ids in (("inside", "inside.parquet:{}"), ("paths", "{}.mp4")):
         lists = {f"{name}.parquet": tmp_path / f"{name}.parquet"}
-        source = curate.ListClips(folder, SIZE, FRAMES, FPS, lists=lists)
+        source = video_clips.ListClips(folder, SIZE, FRAMES, FPS, lists=lists)
         ours = made(source, tmp_path / name, num_workers=1)
         first = 1 if name == "inside" else 0
         for one, other in zip(ours, theirs, strict=True):

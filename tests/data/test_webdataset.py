@@ -11,7 +11,7 @@ import tarfile
 import pytest
 
 from sora_jax import prepare
-from sora_jax.data import curate, folders, shards, toy_clips, video_io, webdataset
+from sora_jax.data import folders, shards, toy_clips, video_clips, video_io, webdataset
 from tests import conftest
 from tests.data import clips
 from tests.data.test_video_io import film, write
@@ -69,8 +69,10 @@ def test_the_clips_are_those_of_a_folder_of_the_same_files(tmp_path):
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     archive(tmp_path / "tars" / "deep" / "0.tar", files)
     settings = (SIZE, FRAMES, FPS)
-    theirs = made(curate.FolderClips(folder, *settings), tmp_path / "theirs")
-    source = curate.TarClips(tmp_path / "tars", *settings, archives=("deep/0.tar",))
+    theirs = made(video_clips.FolderClips(folder, *settings), tmp_path / "theirs")
+    source = video_clips.TarClips(
+        tmp_path / "tars", *settings, archives=("deep/0.tar",)
+    )
     ours = made(source, tmp_path / "ours", num_workers=1)
     assert len(ours) == 4  # three of a, one of b
     for one, other in zip(ours, theirs, strict=True):
@@ -290,12 +292,12 @@ def test_a_clip_is_encoded_again_only_where_it_must_be(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.mp4", film(11))
     before = made(
-        curate.FolderClips(tmp_path / "in", SIZE, 5, FPS), tmp_path / "before"
+        video_clips.FolderClips(tmp_path / "in", SIZE, 5, FPS), tmp_path / "before"
     )
     webdataset.write(tmp_path / "tars", shards.open(tmp_path / "before"), 1 << 20)
     path = tmp_path / "tars" / "00000.tar"
     source = functools.partial(
-        curate.TarClips, tmp_path / "tars", archives=(path.name,)
+        video_clips.TarClips, tmp_path / "tars", archives=(path.name,)
     )
     encoded = []
     encode = video_io.encode_mp4

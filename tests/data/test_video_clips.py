@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from sora_jax.data import curate, records, reports, shards, video_io
+from sora_jax.data import records, reports, shards, video_clips, video_io
 from tests.data.test_video_io import film, write
 
 SIZE, FRAMES, FPS = (24, 32), 5, 5.0
@@ -17,7 +17,7 @@ SIZE, FRAMES, FPS = (24, 32), 5, 5.0
 
 def folder_clips(folder, **changes):
     arguments = {"size": SIZE, "num_frames": FRAMES, "fps": FPS} | changes
-    return curate.FolderClips(folder, **arguments)
+    return video_clips.FolderClips(folder, **arguments)
 
 
 def made(folder, tmp_path, **changes):
@@ -101,7 +101,7 @@ def test_windows_follow_one_another_at_the_right_times(
 def test_slices_of_a_long_video_give_the_windows_of_the_whole(folder, monkeypatch):
     path = write(folder / "a.mp4", film(60), g="7")
     whole = folder_clips(folder, lossless=True)
-    monkeypatch.setattr(curate, "_SLICE_BYTES", path.stat().st_size // 3)
+    monkeypatch.setattr(video_clips, "_SLICE_BYTES", path.stat().st_size // 3)
     sliced = folder_clips(folder, lossless=True)
     parts, _ = sliced.plan(sliced.items)
     assert parts == [[["a.mp4", k, 4]] for k in range(4)]
@@ -252,7 +252,7 @@ def test_an_item_that_killed_its_process_is_left_out(folder):
 def test_an_error_of_a_whole_file_is_reported_once(folder, tmp_path, monkeypatch):
     write(folder / "a.mp4", film(10))
     write(folder / "large.mp4", film(60), crf="1")
-    monkeypatch.setattr(curate, "_SLICE_BYTES", 2000)
+    monkeypatch.setattr(video_clips, "_SLICE_BYTES", 2000)
     (folder / "junk.webm").write_bytes(b"junk" * 5000)
     write(folder / "ycgco.mp4", film(60), **{"x264-params": "colormatrix=ycgco"})
     limits = video_io.Limits(max_bytes=(folder / "large.mp4").stat().st_size - 1)
@@ -265,17 +265,17 @@ def test_an_error_of_a_whole_file_is_reported_once(folder, tmp_path, monkeypatch
 
 def test_limits_of_the_flags(tmp_path):
     usual = video_io.DEFAULT_LIMITS
-    assert curate.limits(64, 86400, None, 60) == usual
-    given = curate.limits(0.5, 172800, 7680, 5)
+    assert video_clips.limits(64, 86400, None, 60) == usual
+    given = video_clips.limits(0.5, 172800, 7680, 5)
     assert (given.max_bytes, given.max_seconds) == (1 << 29, 172800)
     assert (given.max_frames, given.max_work_seconds) == (2 * usual.max_frames, 300)
     assert (given.max_side, given.max_pixels) == (7680, 7680**2)
     for wrong in (0, -1, float("inf"), float("nan"), 1e300):
         for asked in ((wrong, 1, None, 1), (1, wrong, None, 1), (1, 1, None, wrong)):
             with pytest.raises(ValueError, match="must be above 0 and at most 1e9"):
-                curate.limits(*asked)
+                video_clips.limits(*asked)
     path = write(tmp_path / "a.mkv", film(10))
-    assert video_io.probe(path, curate.limits(1e9, 1e9, 10**9, 1)).width == 64
+    assert video_io.probe(path, video_clips.limits(1e9, 1e9, 10**9, 1)).width == 64
 
 
 def test_windows_with_a_cut_have_several_shots_and_are_named(folder, tmp_path):
@@ -368,7 +368,7 @@ def test_a_file_that_unpacks_to_far_too_much_is_refused(folder, tmp_path):
 
 def test_memory_allowed_grows_with_frames_and_clips(folder):
     def memory(size=SIZE, side=4096):
-        limits = curate.limits(1, 1, side, 1)
+        limits = video_clips.limits(1, 1, side, 1)
         return folder_clips(folder, size=size, limits=limits).bounds.memory
 
     clip = 3 * FRAMES * (720 * 1280 - SIZE[0] * SIZE[1])
