@@ -32,6 +32,7 @@ DEFINE = {
     str: flags.DEFINE_string,
 }
 MESH = "Devices on each mesh axis, such as fsdp=4,tensor=2; -1: all that are left."
+_LEAST_COMPILE_SECONDS = 0.2  # of a program that JAX_COMPILATION_CACHE_DIR stores
 _locks, _locked_folders = contextlib.ExitStack(), set()  # of this job
 
 
@@ -73,6 +74,10 @@ def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
             )
             sys.exit(2)
         xla_flags.set_defaults(_PROFILE.value, any_batch=any_batch)
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            # By default JAX stores programs that took a second; small jobs have none.
+            field = "jax_persistent_cache_min_compile_time_secs"
+            jax.config.update(field, _LEAST_COMPILE_SECONDS)
         return left
 
     def guarded(argv: list[str]) -> None:
