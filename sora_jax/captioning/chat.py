@@ -172,7 +172,9 @@ class Chat:
         asked = [dataclasses.asdict(settings), _JPEG_QUALITY, _MOST_TOKENS]
         text = json.dumps(asked, sort_keys=True)
         self.digest = hashlib.sha256(text.encode()).hexdigest()
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        # A proxy of the environment is not asked for what is on this machine.
+        own = [urllib.request.ProxyHandler({})] if _is_local(url) else []
+        self._opener = urllib.request.build_opener(_NoRedirects, *own)
         self._lock, self._next = threading.Lock(), 0.0
         self._failed_in_a_row = 0
         self._stopped = threading.Event()
@@ -337,14 +339,18 @@ def _checked_url(url: str) -> str:
             "--url is an address such as http://localhost:8000/v1, without a user, a "
             f"password or a query; a key belongs in the environment variable {KEY}"
         )
-    local = parts.hostname in ("localhost", "::1") or parts.hostname.startswith("127.")
-    if parts.scheme == "http" and os.environ.get(KEY) and not local:
+    if parts.scheme == "http" and os.environ.get(KEY) and not _is_local(url):
         print(
             f"--url is not encrypted: the key in {KEY} can be read on the way to the "
             "server",
             file=sys.stderr,
         )
     return url.rstrip("/").removesuffix("/chat/completions")
+
+
+def _is_local(url: str) -> bool:
+    host = urllib.parse.urlsplit(url).hostname
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _seconds_to_wait(header: str | None) -> float:

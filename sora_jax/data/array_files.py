@@ -168,6 +168,9 @@ def claim(out: pathlib.Path, manifest_name: str, settings: Mapping[str, Any]) ->
         return True
     if not partial.exists():
         ours = {"report.json", digests.FILE, partial.parent.name, _REMOVED, paths.LOCK}
+        # Curation and recaptioning write these before there are clips.
+        ours |= {"decisions.jsonl", "fingerprints.jsonl", "curation.json"}
+        ours |= {"captions.jsonl"}
         if out.exists() and {path.name for path in out.iterdir()} - ours:
             raise ShardsError(f"{out} is not empty, and its files are not shards")
         digests.store(partial, json.dumps({"settings": settings}, indent=1))

@@ -33,7 +33,7 @@ _DASK_PARTITIONS = {"--dask_npartitions", "--dask_partition_size"}
 _MISSING = (
     "--runner needs Apache Beam, which takes older versions of some libraries than "
     "requirements.txt: install launch/requirements/beam.txt into an environment of its "
-    "own, and run this command with that (launch/README.md)"
+    "own, and run this command with that (sora_jax/data/README.md)"
 )
 # What a process that makes parts imports.
 _PRELOAD = (

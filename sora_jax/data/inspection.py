@@ -98,18 +98,22 @@ def _look(
         if video in avoid:
             seen.append(Seen(video, reason=avoid[video]))
         else:
-            tell = functools.partial(note, item=video)
-            tell()
-            seen.append(_look_at(source, video, video in shown, tell))
+            seen.append(_look_at(source, video, video in shown, note, avoid))
         note(finished=1)
     return seen
 
 
 def _look_at(
-    source: video_clips.FolderClips, video: str, shown: bool, tell: Callable[[], None]
+    source: video_clips.FolderClips,
+    video: str,
+    shown: bool,
+    note: workers.Note,
+    avoid: Mapping[str, str],
 ) -> Seen:
-    header = None
+    header, tell = None, functools.partial(note, item=video)
     try:
+        source.fetch(video, f"copy of {video}", note, avoid)
+        tell()
         header, sample = source.opened(video, tell)
         clips, picture_hwc = source.num_clips(video, header), None
         if shown and clips:

@@ -354,11 +354,12 @@ def _settings(source: Source) -> dict[str, Any]:
 def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | None:
     """The interrupted run's plan, or a new one; None if there is nothing to do."""
     file, base = _plan_file(out), manifest and manifest["digest"]
+    known = source.items  # some sources compute it
     if file.exists():
         plan = json.loads(digests.read(file))
         if plan["base"] == base:
             for item, digest in plan["items"].items():
-                if source.items.get(item) != digest:
+                if known.get(item) != digest:
                     raise ShardsError(
                         f"{item or 'the source'} changed since {out} was started: "
                         f"delete {out / '.partial'} to start its unfinished part again"
@@ -367,14 +368,14 @@ def _plan(out: pathlib.Path, source: Source, manifest: dict | None) -> dict | No
     if manifest is not None:
         array_files.discard_parts(out)  # of a finished plan
     change = compare(out, source)
-    items = source.items if change is None else change.new
+    items = known if change is None else change.new
     if change is not None and not items:
         return None
     parts, skipped = source.plan(tuple(items))
     plan = {
         "base": base,
         "admits": source.admits,
-        "items": {item: source.items[item] for item in items},
+        "items": {item: known[item] for item in items},
         "parts": parts,
         "skipped": [dataclasses.asdict(s) for s in skipped],
     }

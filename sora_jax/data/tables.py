@@ -50,7 +50,10 @@ class Cell:
         with containers.boundary(b""):
             video = _group(self.path, self.column, self.group)[self.row].as_py()
             if video is None:
-                raise frames.Refused("its row has no video, unlike others of the file")
+                raise frames.Refused(
+                    "its row has no video, unlike others of its group: write rows with "
+                    "videos and rows with paths alone in groups of their own"
+                )
             return video
 
 

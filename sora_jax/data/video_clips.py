@@ -246,7 +246,7 @@ class FolderClips:
                 text = by_video.get(video, folders.Text())
                 header = None
                 try:
-                    self._fetch(video, f"copy of {item}", note, avoid)
+                    self.fetch(video, f"copy of {item}", note, avoid)
                     tell()
                     header, sample = self.opened(video, tell)
                     yield from self._windows(
@@ -259,7 +259,7 @@ class FolderClips:
                         yield shards.Skipped(item if header else video, reason, video)
             note(finished=1)
 
-    def _fetch(
+    def fetch(
         self, video: str, item: str, note: workers.Note, avoid: Mapping[str, str]
     ) -> None:
         """Copies a video from its address, as an item of its own.

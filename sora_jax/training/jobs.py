@@ -546,9 +546,9 @@ def captioner(c, folder: pathlib.Path, mesh) -> Job:
     begun = None
     if c.init and not checkpoint.has_any(folder):
         begun = trained_captioner.load(c.init)
-        tokenizer = begun.tokenizer
-    else:
-        tokenizer = _tokenizer(c, folder, clips, sampler.probabilities)
+        tokenizer = tokenizers.load(begun.file, c.text.clean)
+    else:  # of all tiers, also those that a later stage learns
+        tokenizer = _tokenizer(c, folder, clips, c.model.captioner.tiers)
     sizes = dict(c.model.captioner) | {"vocab_size": tokenizer.vocab_size}
     config = configs.build(captioners.Config, sizes, "model.captioner")
     if unknown := sampler.probabilities.keys() - set(config.tiers):

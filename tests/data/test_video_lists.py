@@ -299,7 +299,7 @@ def test_videos_in_parquet_give_the_clips_of_a_folder(tmp_path):
 
 
 def made(source, out, **options):
-    shards.write(out, source)
+    shards.write(out, source, **options)
     return list(shards.open(out))
 
 

@@ -15,7 +15,7 @@ from sora_jax.training import captioning, jobs, loop, optim, trained_captioner
 
 SIZES = {
     "num_frames": 5, "size": 16, "frame_dim": 16, "dim": 48, "num_layers": 1,
-    "decoder_layers": 1, "num_heads": 3, "mlp_dim": 64, "length": 56,
+    "decoder_layers": 1, "num_heads": 3, "mlp_dim": 64, "length": 64,
 }  # fmt: skip
 CLIPS = 8
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 def config(folder, **changes):
     c = toy_captioner.get_config()
     c.data.shards, c.data.batch_size, c.data.mirror = str(folder / "shards"), CLIPS, 0.0
-    c.text.vocab_size = 300
+    c.text.vocab_size = 400
     c.text.tiers.dense = c.text.tiers.structured = 0.0
     c.model.captioner.update(SIZES)
     c.optim.learning_rate, c.optim.muon_learning_rate = 6e-3, 0.02

@@ -272,6 +272,8 @@ def test_another_policy_or_input_is_refused(given, tmp_path):
         curate(fewer, out, 'stages = ["motion"]')
     with pytest.raises(shards.ShardsError, match="nothing usable .*below 1000"):
         curate(given, tmp_path / "none", "[limits]\nbrightness = {min = 1000}")
+    # The same folder takes the policy that is mended.
+    assert len(curate(given, tmp_path / "none", 'stages = ["motion"]')) == 12
 
 
 def test_the_page_shows_both_sides(given, tmp_path):
