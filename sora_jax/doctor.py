@@ -51,10 +51,10 @@ _INSTRUCTIONS = {
     "sve": "SVE",
     "asimd": "NEON",
 }
-# What the quickstart does besides the denoiser's steps, on two cores of an Intel Xeon with
+# What the quickstart does besides the denoiser's steps, on two cores of an AMD EPYC with
 # AVX-512 (experiments/RESULTS.md, "The quickstart"): seconds that follow the speed of
 # training steps, other seconds, and the steps per second it was measured at.
-_QUICKSTART = {"computing": 405.0, "other": 50.0, "steps_per_second": 3.3}
+_QUICKSTART = {"computing": 313.0, "other": 120.0, "steps_per_second": 3.4}
 _MINUTES = 20  # of the quickstart
 # Compiles a program and prints how many were found in the cache.
 _COUNT_HITS = """

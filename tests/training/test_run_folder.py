@@ -103,7 +103,7 @@ def test_the_job_tells_what_has_changed_and_what_follows(tmp_path, start, capsys
     given |= {"mesh__fsdp": 4, "mesh__tensor": 2, "loop__num_steps": 90}
     with pytest.raises(SystemExit, match="data.latents names other data than the run"):
         start("run", data__latents=str(tmp_path / "others"), **given)
-    with pytest.raises(SystemExit, match="noise.shift: 4.0, now 2.0"):
+    with pytest.raises(SystemExit, match="noise.shift: 12.0, now 2.0"):
         start("run", data__latents=str(tmp_path / "elsewhere"), noise__shift=2.0)
     assert not run_folder.changes(tmp_path / "run")
     capsys.readouterr()
