@@ -43,9 +43,9 @@ def test_a_rate_leaves_the_first_call_out(doctor, monkeypatch):
 
 
 def test_a_faster_machine_takes_more_than_so_many_times_the_steps(doctor):
-    here = doctor.quickstart_steps(3.3)
-    assert here == pytest.approx((1200 - 455) * 3.3, abs=1)
-    assert doctor.quickstart_steps(6.6) > 2.5 * here
+    here = doctor.quickstart_steps(3.4)
+    assert here == pytest.approx((1200 - 433) * 3.4, abs=1)
+    assert doctor.quickstart_steps(6.8) > 2.3 * here
     assert doctor.quickstart_steps(0.5) == 0
 
 

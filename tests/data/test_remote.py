@@ -306,6 +306,7 @@ def test_a_web_server_gives_the_bytes_of_the_folder(
         ]
         command += ["--allow_http", "--out", str(tmp_path / "out"), "--workers", "2"]
         command += ["--size", "32x24", "--num_frames", "5", "--fps", "5"]
+        command += ["--nosplit_shots"]
         done = subprocess.run(
             command, cwd=ROOT, timeout=120, capture_output=True, text=True
         )

@@ -8,6 +8,7 @@ tracker of the tree ROOT, offline, and prints the history that wandb finds in it
 import base64
 import glob
 import json
+import os
 import pathlib
 import sys
 
@@ -71,7 +72,9 @@ def read_wandb(folder):
     from wandb.proto import wandb_internal_pb2
 
     runs, history = set(), []
-    for file in sorted(glob.glob(f"{folder}/wandb/offline-run-*/*.wandb")):
+    files = glob.glob(f"{folder}/wandb/offline-run-*/*.wandb")
+    # Two runs of one second have names in no order.
+    for file in sorted(files, key=os.path.getmtime):
         for data in records(file):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)

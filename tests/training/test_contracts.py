@@ -27,8 +27,8 @@ from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding, trees
 from sora_jax.forecast import hlo, programs
-from sora_jax.models import dit, layers, video_vae
-from sora_jax.training import jobs, loop, trained_vae
+from sora_jax.models import captioner, dit, layers, video_vae
+from sora_jax.training import jobs, loop, trained_captioner, trained_vae
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ TOPOLOGIES = {
 COUNTS = sorted(set(TOPOLOGIES.values()))
 DENOISERS = ("s", "b", "l", "wan_1_3b", "wan_5b", "wan_14b", "wan_a14b")
 # Those for a few devices, which share too little width for more.
-SMALL = ("toy", "toy_text")
+SMALL = ("toy", "toy_text", "toy_captioner")
 VAES = ("toy_vae", "toy_vae_4x16x16", "vae_4x16x16", "vae_8x32x32")
 
 
@@ -55,6 +55,9 @@ def networks(name):
     if c.objective == "vae":
         vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
         return trained_vae.networks_of(vae)
+    if c.objective == "captioner":
+        sizes = dict(c.model.captioner) | {"vocab_size": 640}
+        return trained_captioner.networks_of(captioner.Config(**sizes))
     return programs.denoiser_objective(c).networks
 
 
