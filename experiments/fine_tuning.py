@@ -7,6 +7,7 @@ with captions, as a user's folder has them, makes shards and latents of them, an
 shipped weights on these in full and with LoRA. Each job's command is printed. Then it
 samples new prompts, scores them with the oracle, and prints a table: prompts of rings, and
 of the six families before and after. Writes OUT/before.png, OUT/full.png and OUT/lora.png.
+With these settings the answer is no (experiments/RESULTS.md).
 """
 
 import argparse
