@@ -51,10 +51,9 @@ class LoadedCaptioner:
 
         @functools.partial(jax.jit, static_argnames="beams")
         def search(params, clips_u8, tier_b, beams):
-            found = captioner.beam_search(
+            return captioner.beam_search(
                 bound(params), video(clips_u8), tier_b, beams=beams
             )
-            return found
 
         @jax.jit
         def draw(params, clips_u8, tier_b, key, temperature):

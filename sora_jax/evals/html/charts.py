@@ -135,19 +135,8 @@ def strip_chart(groups: Mapping[str, Sequence[float]], *, label: str) -> str:
                 x, half = np.mean(of), 22 / _STRIP_HEIGHT
                 ends = [x, x], [y - half, y + half]
                 axes.plot(*ends, color=colour, linewidth=3, gid=".mean mean")
-        axes.margins(x=0.03)
-        axes.set_ylim(len(groups) - 0.5, -0.5)
-        axes.set_yticks(range(len(groups)), groups)
-        axes.grid(visible=False, axis="y")
-        axes.locator_params("x", nbins=5, steps=[1, 2, 5, 10])
-        axes.xaxis.set_major_formatter("{x:,.7g}")
-        axes.set_xlabel(label, labelpad=6)
-        for name in axes.get_yticklabels():
-            name.set_gid(".end")
 
-    bottom = 44
-    height = _TOP + _STRIP_HEIGHT * len(groups) + bottom
-    return _svg(label, height, (_STRIP_LEFT, _STRIP_RIGHT, _TOP, bottom), draw)
+    return _strips(groups, label, draw)
 
 
 def histogram(
@@ -183,6 +172,17 @@ def histogram(
         for mark in marks:
             ends = [mark, mark], [-0.5, len(groups) - 0.5]
             axes.plot(*ends, color="#c0392b", linewidth=1.5, gid=f".mark {mark:g}")
+
+    return _strips(groups, label, draw)
+
+
+def _strips(
+    groups: Mapping[str, Sequence[float]], label: str, draw: Callable[..., None]
+) -> str:
+    """Returns a figure with a strip for each group, which `draw` fills."""
+
+    def draw_all(axes) -> None:
+        draw(axes)
         axes.margins(x=0.03)
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_yticks(range(len(groups)), groups)
@@ -195,7 +195,7 @@ def histogram(
 
     bottom = 44
     height = _TOP + _STRIP_HEIGHT * len(groups) + bottom
-    return _svg(label, height, (_STRIP_LEFT, _STRIP_RIGHT, _TOP, bottom), draw)
+    return _svg(label, height, (_STRIP_LEFT, _STRIP_RIGHT, _TOP, bottom), draw_all)
 
 
 def _binned(x_n, y_n, log: bool) -> tuple[np.ndarray, np.ndarray]:
