@@ -15,7 +15,8 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
     """Returns the fields that recipes start from; it is no recipe itself."""
     c = ml_collections.ConfigDict()
-    c.objective = "denoiser"  # "denoiser", "vae", "text_encoder" or "captioner"
+    # "denoiser", "vae", "text_encoder", "captioner" or "upsampler"
+    c.objective = "denoiser"
     # Initial weights of a denoiser, a video VAE or a captioner: "toy", which is shipped, a run, a
     # folder in diffusers' layout, or its transformer or transformer_2. "": random.
     c.init = ""
@@ -29,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.mesh.tensor = 1
 
     c.data = ml_collections.ConfigDict()
-    c.data.shards = ""  # folder of video shards (objectives "vae" and "captioner")
+    c.data.shards = ""  # folder of video shards ("vae", "captioner", "upsampler")
     c.data.eval_shards = ""  # folder of video shards to evaluate on
     c.data.eval_clips = 64  # clips of eval_shards that are used, evenly spaced
     # Clips by which a denoiser of the toy world measures how much of its captions it reads
@@ -150,6 +151,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.discriminator.dtype = "float32"
 
     c.model.captioner = ml_collections.ConfigDict()  # models/captioner.py: Config
+    c.model.captioner.reads = "video"  # or "text", of objective "upsampler"
     c.model.captioner.num_frames = 9  # to which clips are sampled
     c.model.captioner.size = 32  # pixels a side to which frames are scaled
     c.model.captioner.patch = 4  # pixels a side of a square
@@ -162,6 +164,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.captioner.tiers = ("short", "dense")  # that it can write
     c.model.captioner.vocab_size = 0  # 0: that of the tokenizer
     c.model.captioner.length = 96  # most tokens of a caption
+    c.model.captioner.read_length = 40  # tokens of a text that is read
     c.model.captioner.dtype = "float32"
 
     c.noise = ml_collections.ConfigDict()  # diffusion/timesteps.py: Config

@@ -14,11 +14,12 @@ def get_config():
     """Returns the config."""
     c = toy.get_config()
     c.objective = "captioner"
-    c.data.batch_size, c.data.gap_clips = 64, 0
+    c.data.batch_size, c.data.gap_clips = 32, 0
     c.data.mirror = 0.5
     tiers = c.text.tiers
     tiers.short, tiers.medium, tiers.dense, tiers.structured = 0.2, 0.2, 0.4, 0.2
     c.model.captioner.tiers = ("short", "medium", "dense", "structured")
+    c.model.captioner.length = 112  # the longest dense caption has 111 tokens
 
     c.optim.learning_rate, c.optim.muon_learning_rate = 2e-3, 0.01
     c.optim.not_muon, c.optim.learning_rate_factors = (), ()

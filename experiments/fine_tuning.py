@@ -1,17 +1,19 @@
 """Can the shipped weights learn a new word from 50 clips, and keep what they know?
 
-    python -m experiments.fine_tuning --out runs/rings
+    python -m experiments.fine_tuning --out runs/violet
 
-No clip that the toy's weights were trained on shows a ring. This writes 50 videos of rings
-with captions, as a user's folder has them, makes shards and latents of them, and trains the
-shipped weights on these in full and with LoRA. Each job's command is printed. Then it
-samples new prompts, scores them with the oracle, and prints a table: prompts of rings, and
-of the six families before and after. Writes OUT/before.png, OUT/full.png and OUT/lora.png.
-With these settings the answer is no (experiments/RESULTS.md).
+No clip that the toy's weights were trained on is violet. This writes 50 videos of violet
+things with captions, as a user's folder has them, and as many others of the toy world as
+--old says, since training on the new ones alone makes a model forget. It makes shards
+and latents of them, and trains the shipped weights on these in full and with LoRA. Each
+job's command is printed. Then it samples new prompts, scores them with the oracle, and
+prints a table: violet prompts, and those of the six families before and after. Writes
+OUT/before.png, OUT/full.png and OUT/lora.png.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import pathlib
 import shlex
@@ -29,9 +31,20 @@ from sora_jax.generation import contact_sheet, pipeline
 from sora_jax.toyworld import captions, families, oracle, render
 from sora_jax.toyworld import scene as scenes
 
-TIER, RING, CLIPS = "tw32", "ring", 50
+TIER, CLIPS = "tw32", 50
+NEW, RGB = "violet", (125, 50, 225)
+COLOURS = scenes.PALETTE | {NEW: RGB}
+WORDED_AS = "cyan"  # the colour whose place the new one takes in a caption
 FAMILIES = {"attribute": 0.5, "motion": 0.5}
 OLD = ("attribute", "count", "relation", "motion", "motion_binding", "camera")
+SHARES = {  # of the old clips: as in the training of the shipped weights
+    "attribute": 0.15,
+    "count": 0.15,
+    "relation": 0.2,
+    "motion": 0.2,
+    "motion_binding": 0.2,
+    "camera": 0.1,
+}
 # The fields of each way to train, beside those of configs/toy.py.
 WAYS = {
     "full": {
@@ -48,48 +61,62 @@ WAYS = {
 }
 
 
-def rings(split: str, seed: int) -> Iterator[scenes.Scene]:
-    """Scenes of one ring that stands still or moves, without end."""
-    index = 0
-    while True:
+def new_scenes(split: str, seed: int) -> Iterator[scenes.Scene]:
+    """Scenes of one violet thing that stands still or moves, without end."""
+    for index in itertools.count():
         scene = families.scene(TIER, split, index, FAMILIES, seed)
-        index += 1
         (thing,) = scene.objects
         yield dataclasses.replace(
             scene,
-            objects=(dataclasses.replace(thing, shape=RING),),
-            factors=scene.factors | {"shapes": [RING]},
+            objects=(dataclasses.replace(thing, colour=NEW),),
+            factors=scene.factors | {"colours": [NEW]},
         )
 
 
-def write_folder(folder: pathlib.Path) -> set[str]:
-    """Writes the videos with their captions; returns the captions."""
+def stated(scene: scenes.Scene, tier: str) -> tuple[str, scenes.Slots]:
+    """A caption of a scene with a violet thing, and what it states."""
+    known = scene.factors | {"colours": [WORDED_AS]}
+    text, slots = captions.stated(dataclasses.replace(scene, factors=known), tier)
+    (thing,) = slots.subjects
+    if thing.colour is not None:
+        thing = dataclasses.replace(thing, colour=NEW)
+    slots = dataclasses.replace(slots, subjects=(thing,))
+    return text.replace(WORDED_AS, NEW), slots
+
+
+def write_folder(folder: pathlib.Path, old: int) -> set[str]:
+    """Writes 50 violet videos and `old` others, with captions; returns these."""
     folder.mkdir(parents=True, exist_ok=True)
     used, fps = set(), scenes.TIERS[TIER].fps
-    for number, scene in zip(range(CLIPS), rings("train", 0), strict=False):
-        texts = {tier: captions.caption(scene, tier) for tier in ("short", "medium")}
-        video = video_io.encode_lossless(render.render(scene), fps)
-        (folder / f"ring_{number:02d}.mp4").write_bytes(video)
-        (folder / f"ring_{number:02d}.json").write_text(json.dumps(texts))
+    others = (families.scene(TIER, "train", index, SHARES) for index in range(old))
+    drawn = [
+        *((NEW, scene) for scene in itertools.islice(new_scenes("train", 0), CLIPS)),
+        *(("old", scene) for scene in others),
+    ]
+    for number, (name, scene) in enumerate(drawn):
+        word = stated if name == NEW else captions.stated
+        texts = {tier: word(scene, tier)[0] for tier in ("short", "medium")}
+        video = video_io.encode_lossless(render.render(scene, COLOURS), fps)
+        (folder / f"{name}_{number:03d}.mp4").write_bytes(video)
+        (folder / f"{name}_{number:03d}.json").write_text(json.dumps(texts))
         used |= set(texts.values())
     return used
 
 
-def ring_suites(count: int, used: set[str]) -> list[toyworld.Suite]:
-    """New prompts of rings by family: `count` of each."""
+def new_suites(count: int, used: set[str]) -> list[toyworld.Suite]:
+    """New prompts of violet things by family: `count` of each."""
     found: dict[str, dict[str, scenes.Slots]] = {family: {} for family in FAMILIES}
-    for number, scene in enumerate(rings("test", 1)):
-        tier = ("short", "medium")[number % 2]
-        text, stated = captions.stated(scene, tier)
+    for number, scene in enumerate(new_scenes("test", 1)):
+        text, slots = stated(scene, ("short", "medium")[number % 2])
         texts = found[scene.family]
-        fits = stated.family == scene.family and stated.subjects[0].shape == RING
+        fits = slots.family == scene.family and slots.subjects[0].colour == NEW
         if fits and text not in used and len(texts) < count:
-            texts.setdefault(text, stated)
+            texts.setdefault(text, slots)
         if all(len(texts) == count for texts in found.values()):
             break
     return [
         toyworld.Suite(
-            f"ring, {family}",
+            f"{NEW}, {family}",
             family,
             tuple(toyworld.Prompt(text, slots) for text, slots in texts.items()),
         )
@@ -100,15 +127,13 @@ def ring_suites(count: int, used: set[str]) -> list[toyworld.Suite]:
 def score(
     model: str | pathlib.Path, suites: list[toyworld.Suite], sheet: pathlib.Path
 ) -> dict[str, toyworld.Shares]:
-    """Samples and scores all prompts; draws some of the rings."""
+    """Samples and scores all prompts; draws some of the new ones."""
     pipe = pipeline.Pipeline.from_pretrained(model)
     found = {}
     for suite in suites:
         seeds = [make_clips.clip_seed(0, prompt) for prompt in suite.prompts]
         frames = pixels.to_uint8(pipe(suite.texts, seed=seeds, batch_size=32).frames)
-        new = suite.name.startswith(RING)
-        shapes = scenes.SHAPES if new else None
-        seen = [oracle.read(np.asarray(video), shapes) for video in frames]
+        seen = [oracle.read(np.asarray(video), COLOURS) for video in frames]
         found[suite.name] = toyworld.summarize(toyworld.verdicts(suite, seen))
         if suite is suites[0]:
             contact_sheet.write(sheet, list(frames[:10]), suite.texts[:10])
@@ -143,10 +168,11 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--model", default="toy", help="what is fine-tuned")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--old", type=int, default=150, help="old clips mixed in")
     parser.add_argument("--prompts", type=int, default=64, help="per suite")
     args = parser.parse_args()
     out, tier = args.out, scenes.TIERS[TIER]
-    used = write_folder(out / "videos")
+    used = write_folder(out / "videos", args.old)
     size = f"{tier.size}x{tier.size}"
     run(
         "prepare",
@@ -175,13 +201,15 @@ def main() -> None:
             config__loop__num_steps=args.steps,
             config__loop__eval_every=0,
             config__optim__ema_decay=0.98,
+            config__noise__shift=4,
+            config__noise__std=1.5,
             **{f"config__{name.replace('.', '__')}": v for name, v in fields.items()},
         )
         seconds[way] = time.monotonic() - began
     old = toyworld.make_suites(
         dict.fromkeys(OLD, args.prompts), tier=TIER, exclude_texts=used, seed=7
     )
-    suites = [*ring_suites(args.prompts // 2, used), *old]
+    suites = [*new_suites(args.prompts // 2, used), *old]
     models = {"before": args.model} | {way: out / way for way in WAYS}
     scores = {
         name: score(model, suites, out / f"{name}.png")

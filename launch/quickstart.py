@@ -4,7 +4,8 @@
 
 The first videos are those of the weights that are shipped. Then a text encoder and a
 denoiser are trained from scratch, on latents of the shipped video VAE; --from_scratch
-trains a video VAE as well. The denoiser gets the time that --minutes leave: it measures
+trains a video VAE as well. With --recaption the clips have poor captions, as videos of the
+web do, and the shipped captioner writes those that the denoiser learns from. The denoiser gets the time that --minutes leave: it measures
 its speed in its first steps, and takes as many as fit. --steps makes a run that can be
 repeated exactly.
 
@@ -52,6 +53,17 @@ PROMPTS = (
 CONFIG, VAE_CONFIG = "configs/toy.py", "configs/toy_vae.py"
 TEXT_CONFIG = "configs/toy_text.py"
 SHIPPED = "toy"  # the model whose video VAE makes the latents
+# With --recaption: tiers that are read, and tokens of the longest caption.
+RECAPTIONED = {
+    "text__tiers__short": 0.0,
+    "text__tiers__medium": 0.0,
+    "text__tiers__structured": 0.0,
+    "text__tiers__model_short": 0.5,
+    "text__tiers__model_dense": 0.5,
+    "text__target": "model_dense",
+    "text__length": 112,
+    "text__target_length": 112,
+}
 CLIPS, SCORED = 12000, 64
 # In a command, the minutes that are left for its stage.
 MINUTES = "{minutes}"
@@ -131,10 +143,13 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         command = job("train", config=config, out=folder, **values)
         return Stage(name, command, folder / product)
 
+    shards = out / "recaptioned" if args.recaption else out / "shards"
+    of_text = RECAPTIONED if args.recaption else {}
     of_denoiser = {
         "data__latents": out / "latents",
         "data__sample_prompts": out / "prompts.txt",
         "text__encoder": out / "text",
+        **of_text,
     }
     if args.steps is None:
         of_denoiser["loop__minutes"] = MINUTES
@@ -165,11 +180,27 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             ]
             * args.from_scratch
         ),
+        *(
+            [
+                Stage(
+                    "captions",
+                    job(
+                        "recaption",
+                        shards=out / "shards",
+                        captioner="network",
+                        model=SHIPPED,
+                        out=shards,
+                    ),
+                    shards / "manifest.json",
+                )
+            ]
+            * args.recaption
+        ),
         Stage(
             "latents",
             job(
                 "prepare",
-                source=f"shards:{out / 'shards'}",
+                source=f"shards:{shards}",
                 vae=vae,
                 out=out / "latents",
             ),
@@ -182,6 +213,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
             args.text_steps,
             "text_encoder/weights.safetensors",
             data__latents=out / "latents",
+            **of_text,
         ),
         training(
             "denoiser",
@@ -502,6 +534,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--from_scratch", action="store_true", help="train the video VAE as well"
+    )
+    parser.add_argument(
+        "--recaption",
+        action="store_true",
+        help="learn from captions that the shipped captioner writes",
     )
     parser.add_argument("--num_clips", **size, help=f"training clips; default: {CLIPS}")
     parser.add_argument(

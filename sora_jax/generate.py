@@ -7,7 +7,7 @@
 The model is the toy that is shipped, a run, or a folder of Wan 2.1 or 2.2 in diffusers'
 layout; Wan's own flag names work too. Each video gets a recipe file (clip.json), from
 which --from makes it again. --sheet shows all of a list in one picture. The same
-command resumes an interrupted list. Several devices share the clips of a
+command resumes an interrupted list. --upsample rewrites short prompts. Several devices share the clips of a
 batch; with several processes, each runs the same command. --step_cache needs to be
 calibrated first, by --calibrate_step_cache in place of --step_cache and --out.
 """
@@ -28,6 +28,7 @@ from sora_jax.generation import (
     estimate,
     pipeline,
     prompt_file,
+    prompt_upsampler,
     recipes,
 )
 from sora_jax.generation import request as requests
@@ -44,6 +45,23 @@ flags.DEFINE_string("prompts", None, "File of prompts: .txt, .csv or .jsonl.")
 flags.DEFINE_string("from", None, "Video with a recipe, to be made again.")
 flags.DEFINE_string(
     "out", None, "Video file (.mp4, .webm, .gif); with --prompts, a folder."
+)
+flags.DEFINE_enum(
+    "upsample",
+    None,
+    ["rules", "network", "chat"],
+    "Rewrite prompts in more detail: by rules (toy world), a network or a chat API.",
+)
+flags.DEFINE_string(
+    "upsample_model",
+    None,
+    "Network: its run. Chat: the model's name at the server.",
+)
+flags.DEFINE_string(
+    "upsample_url", None, "Chat: address, such as http://localhost:8000/v1."
+)
+flags.DEFINE_string(
+    "upsample_tier", None, "Rules: tier of caption to write; default: structured."
 )
 flags.DEFINE_string(
     "sheet", None, "Picture (.png) to write: the prompts, and frames of their videos."
@@ -164,6 +182,29 @@ def make(pipe: pipeline.Pipeline, groups: list[list[dict]], steps: int) -> None:
                     recipes.save(frames, clip["file"], recipe)
 
 
+def upsampler() -> prompt_upsampler.Upsampler | None:
+    """What rewrites the prompts."""
+    kind = FLAGS.upsample
+    needed = {"network": ["model"], "chat": ["model", "url"]}.get(kind, [])
+    allowed = ["tier"] if kind == "rules" else needed
+    for name in ("model", "url", "tier"):
+        value = FLAGS[f"upsample_{name}"].value
+        if value and name not in allowed:
+            what = f"--upsample {kind}" if kind else "no --upsample"
+            raise ValueError(f"--upsample_{name} has no meaning with {what}")
+        if not value and name in needed:
+            raise ValueError(f"--upsample {kind} needs --upsample_{name}")
+    if kind is None:
+        return None
+    if FLAGS["from"].value is not None:
+        raise ValueError("--from makes a video again, with its prompt: no --upsample")
+    if kind == "rules":
+        return prompt_upsampler.Rules(FLAGS.upsample_tier or "structured")
+    if kind == "network":
+        return prompt_upsampler.Network(FLAGS.upsample_model)
+    return prompt_upsampler.Chat(FLAGS.upsample_url, FLAGS.upsample_model)
+
+
 def check_sheet(clips: int) -> None:
     """Refuses a contact sheet that cannot be drawn."""
     if not FLAGS.sheet:
@@ -193,6 +234,7 @@ def main() -> None:
         batches.check_files(wanted)
     check_sheet(len(wanted))
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
+    rewriter = upsampler()
     if FLAGS.dry_run:
         calls = [arguments([clip]) for clip in wanted]
         loras = [*filter(None, (FLAGS.lora, FLAGS.lora_2))]
@@ -200,7 +242,9 @@ def main() -> None:
         return print(report)
     if FLAGS.prompts and not FLAGS.calibrate_step_cache:
         job.lock_folder(FLAGS.out)
-    batches.draw_seeds(wanted, resume=bool(FLAGS.prompts) and not FLAGS.overwrite)
+    resume = bool(FLAGS.prompts) and not FLAGS.overwrite
+    batches.draw_seeds(wanted, resume)
+    batches.upsample(wanted, rewriter, resume)
     pipe = pipeline.Pipeline.from_pretrained(
         FLAGS.model,
         FLAGS.dtype,
@@ -225,12 +269,14 @@ def main() -> None:
     errors = {clip.get("step_cache", pipe.settings.step_cache) for clip in wanted}
     notes += [pipe.calibration.describe(error) for error in sorted(errors - {0})]
     first = jax.process_index() == 0
+    if rewriter is not None:
+        notes += [f"{c['prompt'].original} -> {c['prompt'].text}" for c in wanted]
     print("".join(f"{note}\n" for note in notes if first), end="", flush=True)
     if todo:
         make(pipe, groups, steps)
     if first and FLAGS.sheet:
         videos = [video_io.decode(clip["file"]).frames for clip in wanted]
-        prompts = [clip["prompt"] for clip in wanted]
+        prompts = [getattr(c["prompt"], "text", c["prompt"]) for c in wanted]
         contact_sheet.write(pathlib.Path(FLAGS.sheet), videos, prompts)
     if first:
         print(f"{todo} clip{'s' * (todo != 1)} written: {FLAGS.out}")

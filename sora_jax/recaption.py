@@ -10,7 +10,7 @@ that were not kept, with the reason. `prepare --source shards:OUT` takes the res
 --captioner network runs a captioner that `train` made (configs/toy_captioner.py).
 --captioner chat asks a server with the chat completions API, such as vLLM, SGLang or a
 hosted one; its key, if it needs one, is read from the environment variable
-SORA_CAPTIONER_KEY. --dry_run says what the job would take, and asks nothing.
+SORA_CHAT_KEY. --dry_run says what the job would take, and asks nothing.
 
 The same command resumes an interrupted job; no answer is asked for twice.
 """
@@ -20,7 +20,7 @@ import time
 
 from absl import flags
 
-from sora_jax.captioning import ask, chat, journal, network, rewrite
+from sora_jax.captioning import ask, chat, chat_api, journal, network, rewrite
 from sora_jax.captioning import captioner as captioners
 from sora_jax.core import job
 from sora_jax.data import reports, shards
@@ -121,7 +121,7 @@ def captioner() -> captioners.Captioner:
             _MODEL.value, _FRAMES.value, _IMAGE_SIDE.value, _TEMPERATURE.value
         ),
         chat.read_prompts(_PROMPTS.value),
-        chat.Limits(_RATE.value, _CONCURRENCY.value, _TIMEOUT.value),
+        chat_api.Limits(_RATE.value, _CONCURRENCY.value, _TIMEOUT.value),
     )
 
 

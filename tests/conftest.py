@@ -21,7 +21,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.pop("SORA_CAPTIONER_KEY", None)  # of whoever runs the tests
+os.environ.pop("SORA_CHAT_KEY", None)  # of whoever runs the tests
 # LLVM's costlier passes are left out: they take a third of a session, which compiles far
 # more than it runs, and XLA's own passes, which could change what is computed, stay.
 os.environ["XLA_FLAGS"] = " ".join(

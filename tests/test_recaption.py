@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from sora_jax.captioning import chat, journal
+from sora_jax.captioning import chat_api, journal
 from sora_jax.data import captions, latent_cache, loader, shards, transforms
 from tests import conftest
 from tests.captioning import moving, server
@@ -42,8 +42,8 @@ def refusal(**given) -> str:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     """The job as it is, but for the time that it waits before it asks again."""
-    limits = functools.partial(chat.Limits, attempts=3, backoff=0.01)
-    monkeypatch.setattr(chat, "Limits", limits)
+    limits = functools.partial(chat_api.Limits, attempts=3, backoff=0.01)
+    monkeypatch.setattr(chat_api, "Limits", limits)
 
 
 @pytest.fixture(scope="module")

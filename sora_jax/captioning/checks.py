@@ -148,6 +148,12 @@ def problem(
       measured: returns the motion in the clip; called where the text states a direction.
     """
     text = cleaned(answer.text)
+    return problem_of_text(answer, tier) or _contradiction(text, measured)
+
+
+def problem_of_text(answer: captioner.Answer, tier: str) -> str | None:
+    """The same by the text alone, for one that describes no clip."""
+    text = cleaned(answer.text)
     if answer.stopped in ("refusal", "content_filter"):
         return f"it is withheld ({answer.stopped})"
     if not text:
@@ -162,12 +168,7 @@ def problem(
         return f"it has markup: {matched[0]!r}"
     if matched := _OPENING.match(text) or _PHRASES.search(text):
         return f"it has a set phrase: {matched[0]!r}"
-    return (
-        _wrong_script(text)
-        or _wrong_length(text, tier)
-        or _repeated(text)
-        or _contradiction(text, measured)
-    )
+    return _wrong_script(text) or _wrong_length(text, tier) or _repeated(text)
 
 
 def _wrong_script(text: str) -> str | None:

@@ -182,3 +182,14 @@ def barrier(name: str) -> None:
     """Waits until every process has reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def broadcast_text(text: str) -> str:
+    """Returns the text of the first process in all of them."""
+    if jax.process_count() == 1:
+        return text
+    own = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(own))))
+    padded = np.zeros(size, np.uint8)
+    padded[: len(own)] = own[:size]
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))).decode()

@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Sequence
 
 from sora_jax.core import job
-from sora_jax.data import video_io
-from sora_jax.generation import pipeline, recipes
+from sora_jax.data import texts, video_io
+from sora_jax.generation import pipeline, prompt_upsampler, recipes
 from sora_jax.generation import request as requests
 
 
@@ -51,6 +51,37 @@ def draw_seeds(clips: Sequence[dict], resume: bool) -> None:
         if clip["seed"] == requests.RANDOM:
             recipe = recipes.existing(clip["file"]) if resume else None
             clip["seed"] = requests.random_seed() if recipe is None else recipe["seed"]
+
+
+def upsample(
+    clips: Sequence[dict],
+    upsampler: prompt_upsampler.Upsampler | None,
+    resume: bool,
+) -> None:
+    """Rewrites the prompts of clips, in all processes alike.
+
+    Args:
+      clips: those of the list.
+      upsampler: who rewrites them; None: nobody.
+      resume: whether an existing clip keeps the prompt that its own was rewritten as.
+    """
+    if upsampler is None:
+        return
+    todo = []
+    for clip in clips:
+        recipe = recipes.existing(clip["file"]) if resume else None
+        before = recipes.upsampled(recipe or {})
+        if before and (before.original, before.upsampler) == (
+            texts.normalise(clip["prompt"]),
+            upsampler.id,
+        ):
+            clip["prompt"] = before
+        else:
+            todo.append(clip)
+    prompts = [texts.normalise(clip["prompt"]) for clip in todo]
+    made = prompt_upsampler.shared(upsampler, prompts, [clip["seed"] for clip in todo])
+    for clip, prompt in zip(todo, made, strict=True):
+        clip["prompt"] = prompt
 
 
 def plan(

@@ -225,7 +225,7 @@ class Pipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | requests.Upsampled | Sequence[str | requests.Upsampled],
         *,
         negative_prompt: str | Sequence[str] = "",
         height: int | None = None,
@@ -251,7 +251,8 @@ class Pipeline:
         """Generates videos. An argument that is None is taken from `settings`.
 
         Args:
-          prompt: description of the video; one or several.
+          prompt: description of the video; one or several. `prompt_upsampler` rewrites
+            short ones; the recipe then has the original too.
           negative_prompt: what guidance moves away from. The default is the null text of
             training. It has no effect without guidance.
           height, width: in pixels.

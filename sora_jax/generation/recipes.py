@@ -22,6 +22,7 @@ FORMATS = ("mp4", "webm", "gif")
 # Fields that identify the weights; the others are arguments of the call.
 WEIGHTS = ("config_digest", "step", "vae_digest", "text_encoder_digest", "weights")
 WEIGHTS += ("lora", "lora_2")
+_REWRITTEN = ("original_prompt", "upsampler")  # fields of a prompt that was rewritten
 ARGUMENTS = ("prompt", "negative_prompt", "seed", *requests.SHARED)
 
 
@@ -99,6 +100,9 @@ def read(path: str | pathlib.Path) -> dict:
         raise ValueError(f"{path} contains no recipe: generate did not make it")
     try:
         prompt_file.values_of(_arguments(recipe))
+        for name in _REWRITTEN:
+            if not isinstance(recipe.get(name, ""), str):
+                raise ValueError(f"{name} is text, not {recipe[name]!r}")
     except ValueError as error:
         raise ValueError(f"the recipe of {path} is damaged: {error}") from None
     return recipe
@@ -135,7 +139,17 @@ def arguments(recipe: Mapping, image: str | None = None) -> dict:
         )
     if recipe.get("latents_sha256"):
         raise ValueError("the video was made from latents, which it does not contain")
-    return _arguments(recipe)
+    values = _arguments(recipe)
+    if (rewritten := upsampled(recipe)) is not None:
+        values["prompt"] = rewritten
+    return values
+
+
+def upsampled(recipe: Mapping) -> requests.Upsampled | None:
+    """How the prompt of a recipe was rewritten; None if it was not."""
+    if not all(isinstance(recipe.get(name), str) for name in ("prompt", *_REWRITTEN)):
+        return None
+    return requests.Upsampled(recipe["prompt"], *(recipe[name] for name in _REWRITTEN))
 
 
 def check_weights(recipe: Mapping, source: Mapping) -> None:

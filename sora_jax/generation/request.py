@@ -118,6 +118,21 @@ class Settings(Arguments):
 
 
 @dataclasses.dataclass(frozen=True)
+class Upsampled:
+    """A prompt that was rewritten; see `prompt_upsampler`.
+
+    Attributes:
+      text: what the model is given.
+      original: what the user wrote.
+      upsampler: who rewrote it.
+    """
+
+    text: str
+    original: str
+    upsampler: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Strides:
     """Which video sizes a model can make.
 
@@ -143,13 +158,17 @@ def strides_of(vae: video_vae.Config, dit: dits.Config) -> Strides:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request(Arguments):
-    """A checked call: one prompt, negative prompt, seed and image for each clip."""
+    """A checked call: one prompt, negative prompt, seed and image for each clip.
+
+    upsampled has for each clip how its prompt was rewritten; None where it was not.
+    """
 
     prompts: tuple[str, ...]
     negative_prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     images: tuple[np.ndarray, ...] | None
     batch_size: configs.Size
+    upsampled: tuple[Upsampled | None, ...]
     latents: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -163,6 +182,9 @@ class Request(Arguments):
             "seed": self.seeds[index],
             "image_sha256": None,
         }
+        if (rewritten := self.upsampled[index]) is not None:
+            values["original_prompt"] = rewritten.original
+            values["upsampler"] = rewritten.upsampler
         if self.images is not None:
             pixels = np.ascontiguousarray(self.images[index])
             values["image_sha256"] = hashlib.sha256(pixels.tobytes()).hexdigest()
@@ -304,7 +326,7 @@ def check(
     settings: Settings,
     strides: Strides,
     *,
-    prompt: str | Sequence[str],
+    prompt: str | Upsampled | Sequence[str | Upsampled],
     negative_prompt: str | Sequence[str] = "",
     num_videos_per_prompt: int = 1,
     seed: int | Sequence[int] = 0,
@@ -329,7 +351,10 @@ def check(
     named |= {n: v.item() for n, v in named.items() if isinstance(v, np.generic)}
     values = {name: getattr(settings, name) for name in SHARED} | named
     values["guidance_scale_2"] = _second_scale(settings, named)
-    prompts = _texts(prompt, "prompt", empty_allowed=False)
+    given = [prompt] if isinstance(prompt, str | Upsampled) else list(prompt)
+    rewritten = [value if isinstance(value, Upsampled) else None for value in given]
+    plain = [value.text if isinstance(value, Upsampled) else value for value in given]
+    prompts = _texts(plain, "prompt", empty_allowed=False)
     if not prompts:
         raise ValueError("there is no prompt: give at least one")
     if not isinstance(num_videos_per_prompt, int) or num_videos_per_prompt < 1:
@@ -346,6 +371,7 @@ def check(
     count = len(prompts) * num_videos_per_prompt
     request = Request(
         prompts=repeated(prompts),
+        upsampled=repeated(rewritten),
         negative_prompts=repeated(negatives),
         seeds=_seeds(seed, count),
         images=None if images is None else repeated(images),

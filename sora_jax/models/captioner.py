@@ -1,5 +1,7 @@
 """The captioner: reads a clip and writes a caption of a tier, token by token.
 
+With `reads="text"` it reads a text instead: it rewrites prompts as captions.
+
 An encoder of the clip, and a causal decoder that attends to it (arXiv 1706.03762), both of
 pre-norm blocks with a gated GELU. Squares of pixels of single frames are encoded, then time
 is folded into the channels: a place of the encoder sees its square in all frames, in order,
@@ -34,6 +36,7 @@ class Config:
     """Sizes; the default is about the toy's.
 
     Attributes:
+      reads: "video" or "text".
       num_frames, size: what clips are sampled and scaled to; size in pixels a side.
       patch: pixels a side of the squares.
       frame_dim: width of a square of one frame, before time is folded.
@@ -42,8 +45,10 @@ class Config:
       tiers: caption tiers, in the order of their ids.
       vocab_size: of the tokenizer.
       length: most tokens of a caption, with the end mark.
+      read_length: tokens of a text that is read, with the end mark; padding is read too.
     """
 
+    reads: str = "video"
     num_frames: configs.Size = 9
     size: configs.Size = 32
     patch: configs.Size = 4
@@ -56,10 +61,13 @@ class Config:
     tiers: tuple[str, ...] = ("short", "dense")
     vocab_size: Annotated[int, configs.Range("[1, 1e7]", 0, "the tokenizer's")] = 640
     length: configs.Size = 96
+    read_length: configs.Size = 40
     dtype: str = "float32"  # compute type; parameters are float32
 
     def __post_init__(self):
         configs.check(self)
+        if self.reads not in ("video", "text"):
+            raise ValueError(f"reads is 'video' or 'text', not {self.reads!r}")
         if self.size % self.patch:
             raise ValueError(f"patch {self.patch} does not divide size {self.size}")
         if self.dim % self.num_heads:
@@ -75,6 +83,8 @@ class Config:
     @property
     def places(self) -> int:
         """Number of the encoder's places."""
+        if self.reads == "text":
+            return self.read_length
         return (self.size // self.patch) ** 2
 
     @property
@@ -185,10 +195,12 @@ class Captioner(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         self.config, d = config, config.dim
         small = nnx.initializers.normal(0.02)
-        linear = functools.partial(layers.Linear, axes=(None, None), rngs=rngs)
-        self.square1 = linear(3 * config.patch**2, 2 * config.frame_dim)
-        self.square2 = linear(2 * config.frame_dim, config.frame_dim)
-        self.fold = layers.Linear(config.num_frames * config.frame_dim, d, rngs=rngs)
+        if config.reads == "video":
+            linear = functools.partial(layers.Linear, axes=(None, None), rngs=rngs)
+            self.square1 = linear(3 * config.patch**2, 2 * config.frame_dim)
+            self.square2 = linear(2 * config.frame_dim, config.frame_dim)
+            inside = config.num_frames * config.frame_dim
+            self.fold = layers.Linear(inside, d, rngs=rngs)
         self.place = layers.param(rngs, small, (config.places, d), (None, "embed"))
         self.encoder = layers.stack(
             lambda r: EncoderBlock(config, rngs=r), config.num_layers, rngs
@@ -205,21 +217,36 @@ class Captioner(nnx.Module):
             d, config.vocab_size, init=nnx.initializers.zeros, rngs=rngs
         )
 
-    def encode(self, video_bthwc: jax.Array) -> jax.Array:
+    def encode(self, read: jax.Array) -> jax.Array:
         """Returns what the decoder attends to, [b, n, d].
 
         Args:
-          video_bthwc: in [-1, 1].
+          read: a video in [-1, 1], [b, t, h, w, c], or the ids of a text, int [b, n].
 
         Raises:
-          ValueError: the clips are not of the configured shape.
+          ValueError: it is not of the configured shape.
         """
         config = self.config
-        if video_bthwc.shape[1:] != (*config.shape, 3):
+        shape = (*config.shape, 3) if config.reads == "video" else (config.places,)
+        if read.shape[1:] != shape:
             raise ValueError(
-                f"the captioner takes clips of {(*config.shape, 3)}, not "
-                f"{video_bthwc.shape[1:]}"
+                f"the captioner takes {config.reads} of {shape}, not {read.shape[1:]}"
             )
+        if config.reads == "video":
+            x_bnd = self._squares(read)
+        else:
+            x_bnd = self.words(sharding.reshard(read, "batch", None))
+        x_bnd = (x_bnd + _table(self.place)).astype(config.dtype)
+
+        def body(x_bnd, block):
+            return block(x_bnd), None
+
+        x_bnd, _ = jax.lax.scan(body, x_bnd, self.encoder)
+        return self.norm_clip(x_bnd)
+
+    def _squares(self, video_bthwc) -> jax.Array:
+        """Returns the encoder's input, of squares of pixels with all their frames."""
+        config = self.config
         (b, t, h, _, c), p = video_bthwc.shape, config.patch
         rows = sharding.out_sharding("batch", None, None)
         x = jnp.reshape(
@@ -229,14 +256,7 @@ class Captioner(nnx.Module):
         ).transpose(0, 2, 4, 1, 3, 5, 6)
         x_bmp = jnp.reshape(x, (b, config.places * t, p * p * c), out_sharding=rows)
         x_bmf = jax.nn.gelu(self.square2(jax.nn.gelu(self.square1(x_bmp))))
-        x_bnd = self.fold(jnp.reshape(x_bmf, (b, config.places, -1), out_sharding=rows))
-        x_bnd = x_bnd + _table(self.place).astype(x_bnd.dtype)
-
-        def body(x_bnd, block):
-            return block(x_bnd), None
-
-        x_bnd, _ = jax.lax.scan(body, x_bnd, self.encoder)
-        return self.norm_clip(x_bnd)
+        return self.fold(jnp.reshape(x_bmf, (b, config.places, -1), out_sharding=rows))
 
     def _inputs(self, tier_b, ids_bl) -> jax.Array:
         """The decoder's inputs: the tier, and the tokens but the last."""
@@ -245,15 +265,15 @@ class Captioner(nnx.Module):
         x_bld = x_bld + _table(self.position)[: ids_bl.shape[1]]
         return x_bld.astype(self.config.dtype)
 
-    def __call__(self, video_bthwc, tier_b, ids_bl) -> jax.Array:
+    def __call__(self, read, tier_b, ids_bl) -> jax.Array:
         """Returns logits_blv of each token given those before it, float32.
 
         Args:
-          video_bthwc: in [-1, 1].
+          read: see `encode`.
           tier_b: int, index of `Config.tiers`.
           ids_bl: the caption.
         """
-        clip_bnd, length = self.encode(video_bthwc), ids_bl.shape[1]
+        clip_bnd, length = self.encode(read), ids_bl.shape[1]
         later_lm = jnp.triu(jnp.ones((length, length), bool), 1)
 
         def body(x_bld, block):
@@ -264,9 +284,9 @@ class Captioner(nnx.Module):
 
     # -- one token at a time -----------------------------------------------------------
 
-    def begin(self, video_bthwc) -> tuple[jax.Array, jax.Array]:
-        """Returns keys and values of the clips for each layer: [j, b, n, a, e] each."""
-        clip_bnd = self.encode(video_bthwc)
+    def begin(self, read) -> tuple[jax.Array, jax.Array]:
+        """Returns keys and values of what is read, by layer: [j, b, n, a, e] each."""
+        clip_bnd = self.encode(read)
 
         def body(_, block):
             return None, block.look.remember(clip_bnd)
@@ -310,7 +330,7 @@ def _table(param: nnx.Param) -> jax.Array:
 
 def sample(
     captioner: Captioner,
-    video_bthwc: jax.Array,
+    read: jax.Array,
     tier_b: jax.Array,
     key: jax.Array,
     temperature: float = 1.0,
@@ -318,7 +338,7 @@ def sample(
     """Draws captions token by token.
 
     Args:
-      video_bthwc: in [-1, 1].
+      read: see `Captioner.encode`.
       tier_b: int, index of `Config.tiers`.
       key: of the draws.
       temperature: divides the logits; above 0.
@@ -328,7 +348,7 @@ def sample(
       at temperature 1, float32 [b].
     """
     b, length = len(tier_b), captioner.config.length
-    clip = captioner.begin(video_bthwc)
+    clip = captioner.begin(read)
 
     def body(carry, place):
         token_b, ended_b, total_b, cache = carry
@@ -348,7 +368,7 @@ def sample(
 
 
 def beam_search(
-    captioner: Captioner, video_bthwc: jax.Array, tier_b: jax.Array, beams: int = 1
+    captioner: Captioner, read: jax.Array, tier_b: jax.Array, beams: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """Finds likely captions: the best of `beams`, by the mean log-probability of a token.
 
@@ -360,7 +380,7 @@ def beam_search(
     """
     (b, k), v = (len(tier_b), beams), captioner.config.vocab_size
     length = captioner.config.length
-    clip = jax.tree.map(lambda x: jnp.repeat(x, k, 1), captioner.begin(video_bthwc))
+    clip = jax.tree.map(lambda x: jnp.repeat(x, k, 1), captioner.begin(read))
     tier_r = jnp.repeat(tier_b, k)
     first_k = jnp.where(jnp.arange(k) == 0, 0.0, _NEVER)  # all beams begin alike
     # An ended caption goes on with padding, at no cost.

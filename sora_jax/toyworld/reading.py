@@ -12,6 +12,7 @@ the grey texture outside of coloured objects (see `camera`).
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -19,15 +20,10 @@ from sora_jax.toyworld import camera
 from sora_jax.toyworld.render import AREA, distance
 from sora_jax.toyworld.scene import PALETTE, SHAPES, Tier, tier_of
 
-COLOURS = tuple(PALETTE)
-_RGB = np.array(list(PALETTE.values()), np.float32)
 # An orthonormal basis of the plane across the grey axis.
 _CHROMA = np.array([[1, -1, 0], [1, 1, -2]], np.float32).T / np.sqrt(
     np.array([2, 6], np.float32)
 )
-_PALETTE_CHROMA = _RGB @ _CHROMA
-_LENGTH = np.linalg.norm(_PALETTE_CHROMA, axis=1)
-_HUES = _PALETTE_CHROMA / _LENGTH[:, None]
 
 COVERED = 0.4  # Least coverage of a pixel that belongs to a blob,
 CORE = 0.75  # and of one whose colour counts for the blob's.
@@ -77,13 +73,14 @@ class Track:
 class Reading:
     """The blobs of a clip: one row for each, largest first in each frame.
 
-    `frame, colour` int[N] (colour is an index of `COLOURS`), `rank` int[N] the place
+    `frame, colour` int[N] (colour is an index of `colours`), `rank` int[N] the place
     by area in its frame, `area` float64[N], `centre` float64[N, 2], `overlap`
     float32[N, S].
     """
 
     video: np.ndarray
     tier: Tier
+    colours: tuple[str, ...]
     frame: np.ndarray
     colour: np.ndarray
     rank: np.ndarray
@@ -102,13 +99,13 @@ class Reading:
 
     def counts(self, colour: str) -> np.ndarray:
         """Number of blobs of the colour in each frame, int[T]."""
-        chosen = self.frame[self.colour == COLOURS.index(colour)]
+        chosen = self.frame[self.colour == self.colours.index(colour)]
         return np.bincount(chosen, minlength=self.num_frames)
 
     def track(self, colour: str, among: int) -> Track:
         """The colour's largest blob in frames where it is among the `among` largest."""
         rows = np.flatnonzero(
-            (self.colour == COLOURS.index(colour)) & (self.rank < among)
+            (self.colour == self.colours.index(colour)) & (self.rank < among)
         )
         frames, first = np.unique(self.frame[rows], return_index=True)
         rows = rows[first]
@@ -123,15 +120,17 @@ class Reading:
 
     def tracks(self, among: int) -> list[Track]:
         """The tracks that are present, those with the largest area first."""
-        tracks = [self.track(COLOURS[c], among) for c in np.unique(self.colour)]
+        tracks = [self.track(self.colours[c], among) for c in np.unique(self.colour)]
         tracks = [track for track in tracks if track.present]
         return sorted(tracks, key=lambda track: -track.area.sum())
 
 
-def _cover(video: np.ndarray) -> np.ndarray:
-    """Coverage of each pixel by each colour of the palette, float32[T, H, W, 7]."""
+def _cover(video: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    """Coverage of each pixel by each colour of rgb[K, 3], float32[T, H, W, K]."""
+    hues = rgb @ _CHROMA
+    length = np.linalg.norm(hues, axis=1)[:, None]
     chroma = video.reshape(-1, 3).astype(np.float32) @ _CHROMA
-    return (chroma @ (_HUES / _LENGTH[:, None]).T).reshape(*video.shape[:3], -1)
+    return (chroma @ (hues / length / length).T).reshape(*video.shape[:3], -1)
 
 
 def _components(kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -261,11 +260,12 @@ def _blobs(
     where: np.ndarray,
     part: np.ndarray,
     tier: Tier,
+    palette: np.ndarray,
 ) -> _Blobs:
     """The parts with an object's size and a palette colour, sorted."""
     size = tier.size
     y, x = np.divmod(where % (size * size), size)
-    shown = coverage.reshape(-1, len(COLOURS))[where]
+    shown = coverage.reshape(-1, len(palette))[where]
     hue = shown.argmax(axis=1)
     weight = np.minimum(shown[np.arange(len(hue)), hue], 1.0)
     core = np.where(weight >= CORE, weight, 0)
@@ -284,30 +284,38 @@ def _blobs(
     frame, hue = where[first] // (size * size), hue[first]
     small = 0.3 * AREA["triangle"] * tier.small_radius[0] ** 2
     large = 1.5 * AREA["circle"] * tier.ood_radius[1] ** 2
-    off = np.linalg.norm(mean - _RGB[hue], axis=1)
+    off = np.linalg.norm(mean - palette[hue], axis=1)
     sized = (area >= small) & (area <= large)
     kept = np.flatnonzero(sized & (off <= REJECTION))
     kept = kept[np.lexsort((-area[kept], frame[kept]))]
     return _Blobs(kept, frame[kept], hue[kept], area[kept], centre[kept])
 
 
-def read(video: np.ndarray, shapes: tuple[str, ...] | None = None) -> Reading:
+def read(
+    video: np.ndarray, colours: Mapping[str, tuple[int, int, int]] = PALETTE
+) -> Reading:
     """Reads a clip, uint8[T, H, W, 3] of a tier's size; else raises ValueError.
 
-    `shapes` are those to tell apart; by default the tier's.
+    `colours` are those to tell apart, RGB by name.
     """
-    tier = _check(video)
-    if shapes is not None:
-        tier = dataclasses.replace(tier, shapes=shapes)
-    coverage = _cover(video)
+    tier, palette = _check(video), np.array(list(colours.values()), np.float32)
+    coverage = _cover(video, palette)
     kind = np.where(coverage.max(axis=3) >= COVERED, coverage.argmax(axis=3) + 1, 0)
     where, part = _components(kind)
-    blobs = _blobs(video, coverage, where, part, tier)
+    blobs = _blobs(video, coverage, where, part, tier, palette)
     parts = np.full(kind.size, -1)
     parts[where] = part
     overlap = _overlaps(*_patches(coverage, parts.reshape(kind.shape), blobs), tier)
     frame = blobs.frame
     rank = np.arange(len(frame)) - np.searchsorted(frame, frame)
     return Reading(
-        video, tier, frame, blobs.colour, rank, blobs.area, blobs.centre, overlap
+        video,
+        tier,
+        tuple(colours),
+        frame,
+        blobs.colour,
+        rank,
+        blobs.area,
+        blobs.centre,
+        overlap,
     )

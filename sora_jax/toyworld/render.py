@@ -10,6 +10,7 @@ reordered sums.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def _background(scene: Scene, x_tw: np.ndarray, y_th: np.ndarray) -> np.ndarray:
     return grey
 
 
-def _frames(scene: Scene, frames: slice) -> np.ndarray:
+def _frames(scene: Scene, frames: slice, colours: Mapping) -> np.ndarray:
     # Without camera motion, all frames share one row of axes and one background.
     seen = frames if (scene.camera != scene.camera[:1]).any() else slice(0, 1)
     x_tw, y_th, zoom = (axis[seen] for axis in _world_axes(scene))
@@ -90,7 +91,7 @@ def _frames(scene: Scene, frames: slice) -> np.ndarray:
         dy = (y_th - scene.pos[frames, k, 1:]).astype(np.float32)[:, :, None]
         away = distance(thing.shape, dx, dy, np.float32(thing.radius))
         alpha = np.clip(np.float32(0.5) - away * scale, 0.0, 1.0, dtype=np.float32)
-        for channel, value in enumerate(PALETTE[thing.colour]):
+        for channel, value in enumerate(colours[thing.colour]):
             below = rgb[channel]
             rgb[channel] = below + alpha * (np.float32(value) - below)
     video = np.empty((*rgb[0].shape, 3), np.uint8)
@@ -99,15 +100,22 @@ def _frames(scene: Scene, frames: slice) -> np.ndarray:
     return video
 
 
-def render(scene: Scene) -> np.ndarray:
-    """The clip, uint8[T, H, W, 3]."""
+def render(
+    scene: Scene, colours: Mapping[str, tuple[int, int, int]] = PALETTE
+) -> np.ndarray:
+    """The clip, uint8[T, H, W, 3].
+
+    Args:
+      scene: what it shows.
+      colours: RGB by name.
+    """
     still = (scene.pos == scene.pos[:1]).all() and (
         scene.camera == scene.camera[:1]
     ).all()
     if still:
-        frame = _frames(scene, slice(0, 1))
+        frame = _frames(scene, slice(0, 1), colours)
         return np.repeat(frame, scene.num_frames, axis=0)
-    return _frames(scene, slice(None))
+    return _frames(scene, slice(None), colours)
 
 
 # -- Optical flow ----------------------------------------------------------------------

@@ -19,9 +19,10 @@ class Captioning:
     Args:
       config: sizes of the captioner.
 
-    Batches: `video` uint8 [b, t, h, w, c], `tier` int32 [b], the index of one of
-    `config.tiers`, or -1 for a clip without a caption, and `text_ids` int32 [b, l], padded
-    with 0.
+    Batches, where it reads videos: `video` uint8 [b, t, h, w, c]; `text_ids` int32 [b, l],
+    padded with 0; and `tier` int32 [b], the index of one of `config.tiers`, or -1 for a
+    clip without a caption. Where it reads texts: `text_ids` int32 [b, n], which is read,
+    and `target_ids` int32 [b, l], of the first tier, all 0 for a clip that lacks either.
     """
 
     def __init__(self, config: captioner.Config):
@@ -36,9 +37,13 @@ class Captioning:
         return batch
 
     def loss(self, modules, batch):
-        ids_bl, tier_b = batch["text_ids"], batch["tier"]
-        video = batch["video"].astype(jnp.float32) / 127.5 - 1
-        logits_blv = modules["captioner"](video, jnp.maximum(tier_b, 0), ids_bl)
+        if self.config.reads == "video":
+            read = batch["video"].astype(jnp.float32) / 127.5 - 1
+            ids_bl, tier_b = batch["text_ids"], batch["tier"]
+        else:
+            read, ids_bl = batch["text_ids"], batch["target_ids"]
+            tier_b = jnp.zeros_like(ids_bl[:, 0])
+        logits_blv = modules["captioner"](read, jnp.maximum(tier_b, 0), ids_bl)
         # Products with one-hot rows, which shard where a gather does not.
         chosen_blv = jax.nn.one_hot(ids_bl, self.config.vocab_size)
         nats_bl = -jnp.sum(jax.nn.log_softmax(logits_blv) * chosen_blv, -1)

@@ -8,6 +8,7 @@ is copied into the run folder once.
 import collections
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
@@ -549,8 +550,7 @@ def captioner(c, folder: pathlib.Path, mesh) -> Job:
         tokenizer = tokenizers.load(begun.file, c.text.clean)
     else:  # of all tiers, also those that a later stage learns
         tokenizer = _tokenizer(c, folder, clips, c.model.captioner.tiers)
-    sizes = dict(c.model.captioner) | {"vocab_size": tokenizer.vocab_size}
-    config = configs.build(captioners.Config, sizes, "model.captioner")
+    config = _captioner_config(c, tokenizer, "video")
     if unknown := sampler.probabilities.keys() - set(config.tiers):
         raise ValueError(
             f"text.tiers gives weight to {sorted(unknown)}, which model.captioner.tiers "
@@ -560,12 +560,7 @@ def captioner(c, folder: pathlib.Path, mesh) -> Job:
         raise ValueError(
             f"the captioner of {c.init} differs from the config's: {'; '.join(differ)}"
         )
-    _check_sizes(
-        mesh,
-        c,
-        {f"model.captioner.{n}": size for n, size in config.sharded_sizes.items()}
-        | {"model.captioner.dim": ("embed", config.dim)},
-    )
+    _check_sizes(mesh, c, _captioner_sizes(config))
     _warn_of_cut(
         clips,
         sampler.probabilities,
@@ -583,18 +578,75 @@ def captioner(c, folder: pathlib.Path, mesh) -> Job:
     def batches(start):
         return read_ahead(c, mesh, clips, transform, start, c.loop.num_steps - start)
 
-    def finish(params):
-        whole = states.gather(params["captioner"])
-        if jax.process_index() == 0:
-            file = folder / "tokenizer.model"
-            trained_captioner.save(folder / "captioner", whole, config, file)
-
     return Job(
         captioning.Captioning(config),
         batches,
         initial=lambda: {"captioner": begun.params} if begun else {},
-        finish=finish,
+        finish=functools.partial(_save_captioner, folder, config),
     )
+
+
+def upsampler(c, folder: pathlib.Path, mesh) -> Job:
+    """A captioner that reads captions of text.tiers and writes one of text.target."""
+    what = "a folder of video shards that prepare wrote"
+    source = shards.open(_required(c.data.shards, "data.shards", what))
+    read = captions.CaptionSampler(dict(c.text.tiers))
+    write = captions.CaptionSampler({c.text.target: 1.0})
+    read.check(source.manifest["captions"], "text.tiers")
+    write.check(source.manifest["captions"], "text.target")
+    tokenizer = _tokenizer(c, folder, source, read.probabilities | write.probabilities)
+    config = _captioner_config(c, tokenizer, "text")
+    if config.tiers != (c.text.target,):
+        raise ValueError(
+            f"model.captioner.tiers is {config.tiers}: an upsampler writes one tier, which "
+            f"is text.target, {c.text.target!r}"
+        )
+    _check_sizes(mesh, c, _captioner_sizes(config))
+    for tiers, length, option in (
+        (read.probabilities, config.read_length, "model.captioner.read_length"),
+        (write.probabilities, config.length, "model.captioner.length"),
+    ):
+        _warn_of_cut(source, tiers, tokenizer, length, option)
+    transform = transforms.TwoCaptions(
+        transforms.Tokenize(read, tokenizer, config.read_length),
+        transforms.Tokenize(write, tokenizer, config.length),
+    )
+    run_folder.keep_data(folder, "data.shards", [source.manifest["digest"]])
+
+    def batches(start):
+        steps = c.loop.num_steps - start
+        return read_ahead(c, mesh, source, transform, start, steps)
+
+    return Job(
+        captioning.Captioning(config),
+        batches,
+        finish=functools.partial(_save_captioner, folder, config),
+    )
+
+
+def _captioner_config(c, tokenizer, reads: str) -> captioners.Config:
+    """Raises ValueError if the config's captioner reads something else."""
+    sizes = dict(c.model.captioner) | {"vocab_size": tokenizer.vocab_size}
+    config = configs.build(captioners.Config, sizes, "model.captioner")
+    if config.reads != reads:
+        raise ValueError(
+            f"model.captioner.reads is {config.reads!r}; objective {c.objective!r} trains "
+            f"one that reads {reads!r}"
+        )
+    return config
+
+
+def _captioner_sizes(config: captioners.Config) -> dict[str, tuple[str, int]]:
+    """What a mesh shards of a captioner, by option."""
+    sizes = {f"model.captioner.{n}": size for n, size in config.sharded_sizes.items()}
+    return sizes | {"model.captioner.dim": ("embed", config.dim)}
+
+
+def _save_captioner(folder: pathlib.Path, config: captioners.Config, params) -> None:
+    whole = states.gather(params["captioner"])
+    if jax.process_index() == 0:
+        file = folder / "tokenizer.model"
+        trained_captioner.save(folder / "captioner", whole, config, file)
 
 
 JOBS = {
@@ -602,4 +654,5 @@ JOBS = {
     "vae": vae,
     "text_encoder": text_encoder,
     "captioner": captioner,
+    "upsampler": upsampler,
 }

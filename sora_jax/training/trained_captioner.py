@@ -43,29 +43,30 @@ class LoadedCaptioner:
     def _programs(self):
         networks = networks_of(self.config)
 
-        def video(clips_u8):
-            return clips_u8.astype(jnp.float32) / 127.5 - 1
+        def read(given):
+            is_video = self.config.reads == "video"
+            return given.astype(jnp.float32) / 127.5 - 1 if is_video else given
 
         def bound(params):
             return networks.bind({"captioner": params})["captioner"]
 
         @functools.partial(jax.jit, static_argnames="beams")
-        def search(params, clips_u8, tier_b, beams):
+        def search(params, given, tier_b, beams):
             return captioner.beam_search(
-                bound(params), video(clips_u8), tier_b, beams=beams
+                bound(params), read(given), tier_b, beams=beams
             )
 
         @jax.jit
-        def draw(params, clips_u8, tier_b, key, temperature):
+        def draw(params, given, tier_b, key, temperature):
             return captioner.sample(
-                bound(params), video(clips_u8), tier_b, key, temperature
+                bound(params), read(given), tier_b, key, temperature
             )
 
         return search, draw
 
     def write(
         self,
-        videos: Sequence[np.ndarray],
+        given: Sequence[np.ndarray | str],
         tier: str,
         *,
         beams: int = 1,
@@ -78,7 +79,8 @@ class LoadedCaptioner:
         A caption that does not end within the captioner's length is "".
 
         Args:
-          videos: uint8 [t, h, w, c], of any length and size.
+          given: videos, uint8 [t, h, w, c], of any length and size; or texts, where the
+            captioner reads these.
           tier: one of the captioner's.
           beams: of the search for a likely caption.
           temperature: 0: search; above: draw captions instead.
@@ -95,20 +97,22 @@ class LoadedCaptioner:
         search, draw = self._programs
         tier_b = jnp.full(batch_size, self.config.tiers.index(tier), jnp.int32)
         found = []
-        for start in range(0, len(videos), batch_size):
-            part = [
-                transforms.resampled(video, self.config.shape)
-                for video in videos[start : start + batch_size]
-            ]
-            clips_u8 = np.stack(part + [part[-1]] * (batch_size - len(part)))
+        for start in range(0, len(given), batch_size):
+            part = self._rows(given[start : start + batch_size])
+            rows = np.stack(part + [part[-1]] * (batch_size - len(part)))
             if temperature:
                 key = jax.random.fold_in(jax.random.key(seed), start)
-                ids_bl, total_b = draw(self.params, clips_u8, tier_b, key, temperature)
+                ids_bl, total_b = draw(self.params, rows, tier_b, key, temperature)
             else:
-                ids_bl, total_b = search(self.params, clips_u8, tier_b, beams)
+                ids_bl, total_b = search(self.params, rows, tier_b, beams)
             rows = zip(np.asarray(ids_bl), np.asarray(total_b), strict=True)
             found += [self._told(*row) for row, _ in zip(rows, part, strict=False)]
         return found
+
+    def _rows(self, given: Sequence[np.ndarray | str]) -> list[np.ndarray]:
+        if self.config.reads == "text":
+            return [*self.tokenizer.encode(list(given), self.config.read_length)[0]]
+        return [transforms.resampled(video, self.config.shape) for video in given]
 
     def _told(self, ids_l: np.ndarray, total: float) -> tuple[str, float]:
         tokens = int(np.sum(ids_l != captioner.PAD))

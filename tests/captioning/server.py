@@ -32,28 +32,37 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """One request: when it came, its headers, its body, and the first pixel it shows."""
+    """One request: when it came, its headers, its body, and the first pixel it shows.
+
+    `first` is empty where it shows no picture.
+    """
 
     time: float
     headers: dict[str, str]
     body: dict
-    first: tuple[int, int, int]
+    first: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """The text that it holds."""
+        content = self.body["messages"][0]["content"]
+        return content if isinstance(content, str) else content[0]["text"]
 
     @property
     def tier(self) -> str:
         """Which of the package's prompts it holds."""
-        text = self.body["messages"][0]["content"][0]["text"]
-        return "model_short" if "in one phrase" in text else "model_dense"
+        return "model_short" if "in one phrase" in self.text else "model_dense"
 
     @property
     def question(self) -> tuple:
         """What is asked, whichever attempt it is."""
-        return self.first, self.tier, self.body["seed"]
+        return self.first or self.text, self.tier, self.body["seed"]
 
 
 def pictures(body: dict) -> list[np.ndarray]:
     """The pictures of a request."""
-    parts = body["messages"][0]["content"][1:]
+    content = body["messages"][0]["content"]
+    parts = [] if isinstance(content, str) else content[1:]
     urls = [part["image_url"]["url"] for part in parts]
     files = [base64.b64decode(url.partition("base64,")[2]) for url in urls]
     return [np.asarray(PIL.Image.open(io.BytesIO(file))) for file in files]
@@ -79,8 +88,7 @@ def serve(reply: Callable[[Asked, int], Reply]) -> Iterator[Server]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            picture = pictures(body)[0]
-            first = tuple(int(v) for v in picture[2, 2])
+            first = tuple(int(v) for p in pictures(body)[:1] for v in p[2, 2])
             asked = Asked(time.monotonic(), dict(self.headers), body, first)
             with lock:
                 server.asked.append(asked)

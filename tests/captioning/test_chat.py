@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from sora_jax.captioning import captioner, chat
+from sora_jax.captioning import captioner, chat, chat_api
 from tests.captioning import moving, server
 
-FAST = chat.Limits(rate=1e4, concurrency=4, timeout=5.0, attempts=4, backoff=0.01)
+FAST = chat_api.Limits(rate=1e4, concurrency=4, timeout=5.0, attempts=4, backoff=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def ask(writer, clip, tier="model_dense", seed=0):
 
 
 def test_a_request_shows_the_clip(clips, monkeypatch):
-    monkeypatch.setenv(chat.KEY, "sk-secret")
+    monkeypatch.setenv(chat_api.KEY, "sk-secret")
     with server.serve(always(text="a caption")) as served:
         answer = ask(made(served.url), clips[2], "model_short", seed=7)
     assert answer == captioner.Answer("a caption", "stop", 100, 10, requests=1)
@@ -62,7 +62,7 @@ def test_large_frames_are_reduced():
 
 def test_the_digest_covers_what_decides_and_nothing_else():
     one = made("http://localhost:1/v1")
-    assert made("https://other/v1", chat.Limits()).digest == one.digest
+    assert made("https://other/v1", chat_api.Limits()).digest == one.digest
     for other in (
         {"frames": 4},
         {"model": "n"},
@@ -113,7 +113,7 @@ def test_what_may_pass_is_tried_again_and_then_fails(clips, reply, reason):
 
 
 def test_a_server_that_is_late_or_absent(clips):
-    limits = chat.Limits(rate=1e4, timeout=0.2, attempts=2, backoff=0.01)
+    limits = chat_api.Limits(rate=1e4, timeout=0.2, attempts=2, backoff=0.01)
     with server.serve(always(delay=0.6)) as served:
         late = ask(made(served.url, limits), clips[0])
     assert "timed out" in late.reason and late.requests == 2
@@ -140,7 +140,7 @@ def test_all_wait_as_long_as_the_server_says(clips, form):
 
 
 def test_the_rate_is_that_of_all_threads(clips):
-    limits = chat.Limits(rate=20.0)
+    limits = chat_api.Limits(rate=20.0)
     with server.serve(always()) as served:
         writer = made(served.url, limits)
         for clip in clips:
@@ -152,11 +152,11 @@ def test_the_rate_is_that_of_all_threads(clips):
 
 def test_backoff_grows_and_is_not_the_same_for_all(clips, monkeypatch):
     waits = []
-    limits = chat.Limits(rate=1e4, attempts=5, backoff=1.0)
+    limits = chat_api.Limits(rate=1e4, attempts=5, backoff=1.0)
     with server.serve(always(status=503, raw=b"")) as served:
         for _ in range(2):
             writer = made(served.url, limits)
-            monkeypatch.setattr(writer._stopped, "wait", waits.append)
+            monkeypatch.setattr(writer._client._stopped, "wait", waits.append)
             ask(writer, clips[0])
     backoff = [wait for wait in waits if wait > 0.1]
     for wait, most in zip(backoff, [1, 2, 4, 8] * 2, strict=True):
@@ -170,17 +170,19 @@ def test_refusals_of_one_clip_and_of_all(clips):
     assert failure.lasting and failure.requests == 1
     assert "HTTP 400 Bad Request: the picture is too small" in failure.reason
     with server.serve(always(status=404, raw=b"no such model")) as served:
-        with pytest.raises(ValueError, match="refuses: HTTP 404.*check --url"):
+        with pytest.raises(ValueError, match="refuses: HTTP 404.*check the address"):
             ask(made(served.url), clips[0])
 
 
 def test_a_server_that_answers_nobody_ends_the_job(clips):
-    limits = chat.Limits(rate=1e4, attempts=1)
+    limits = chat_api.Limits(rate=1e4, attempts=1)
     with server.serve(always(status=502, raw=b"")) as served:
         writer = made(served.url, limits)
         for _ in range(9):
             assert isinstance(ask(writer, clips[0]), captioner.Failure)
-        with pytest.raises(OSError, match="no answer to 10 clips in a row: HTTP 502"):
+        with pytest.raises(
+            OSError, match="no answer to 10 requests in a row: HTTP 502"
+        ):
             ask(writer, clips[0])
 
 
@@ -196,7 +198,7 @@ def test_withheld_answers_and_parts(clips):
 
 
 def test_the_key_is_sent_and_never_told(clips, monkeypatch, capfd):
-    monkeypatch.setenv(chat.KEY, "sk-secret")
+    monkeypatch.setenv(chat_api.KEY, "sk-secret")
 
     def echo(status):
         def reply(asked, times):
@@ -210,9 +212,7 @@ def test_the_key_is_sent_and_never_told(clips, monkeypatch, capfd):
             failure = ask(made(served.url), clips[0])
         assert "***" in failure.reason and "secret" not in failure.reason
     with server.serve(echo(401)) as served:
-        with pytest.raises(
-            ValueError, match="bad key Bearer .*SORA_CAPTIONER_KEY"
-        ) as e:
+        with pytest.raises(ValueError, match="bad key Bearer .*SORA_CHAT_KEY") as e:
             ask(made(served.url), clips[0])
     assert "secret" not in str(e.value)
     # A redirect would hand it to another server.
@@ -227,18 +227,20 @@ def test_the_key_is_sent_and_never_told(clips, monkeypatch, capfd):
 
 def test_addresses(monkeypatch, capsys):
     for url in ("localhost:8000", "ftp://host/v1", "https://me:pw@host/v1", "http://"):
-        with pytest.raises(ValueError, match="--url is an address such as") as caught:
+        with pytest.raises(
+            ValueError, match="a chat server has an address such as"
+        ) as caught:
             made(url)
         assert "pw" not in str(caught.value)
     with pytest.raises(ValueError, match="without a user, a password or a query"):
         made("https://host/v1?key=x")
     for url in ("http://h/v1", "http://h/v1/", "http://h/v1/chat/completions"):
-        assert made(url)._url == "http://h/v1/chat/completions"
+        assert made(url)._client._url == "http://h/v1/chat/completions"
     assert capsys.readouterr().err == ""
-    monkeypatch.setitem(os.environ, chat.KEY, "sk-secret")
+    monkeypatch.setitem(os.environ, chat_api.KEY, "sk-secret")
     made("http://host/v1")
     assert "is not encrypted" in capsys.readouterr().err
-    monkeypatch.setitem(os.environ, chat.KEY, "sk\nsecret")
+    monkeypatch.setitem(os.environ, chat_api.KEY, "sk\nsecret")
     with pytest.raises(ValueError, match="is not one line of ASCII") as caught:
         made("https://host/v1")
     assert "secret" not in str(caught.value)

@@ -112,6 +112,33 @@ def test_a_video_is_made_again_from_itself(generate, tmp_path):
     assert (recipe["shift"], recipe["sampler"], recipe["seed"]) == (4.0, "unipc", 3)
 
 
+def test_an_upsampled_prompt_is_stored_shown_and_kept(generate, tmp_path, capsys):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "clips"
+    prompts.write_text("a red circle\na cat\n")
+    flags = {"prompts": str(prompts), "out": str(out), "upsample": "rules"}
+    generate(**flags, upsample_tier="short")
+    told = capsys.readouterr().out
+    files = sorted(out.glob("*.json"))
+    first, second = (json.loads(file.read_text()) for file in files)
+    assert first["original_prompt"] == "a red circle" != first["prompt"]
+    assert first["upsampler"] == second["upsampler"] == "rules:short"
+    assert second["prompt"] == second["original_prompt"] == "a cat"
+    assert f"a red circle -> {first['prompt']}\n" in told
+    generate(**flags, upsample_tier="short")
+    assert "2 of 2 clips exist already" in capsys.readouterr().out
+    again = tmp_path / "again.mp4"
+    generate(**{"from": str(files[0].with_suffix(".mp4"))}, out=str(again))
+    assert again.read_bytes() == files[0].with_suffix(".mp4").read_bytes()
+    for wrong, message in (
+        ({"upsample_tier": "dense"}, "no meaning with no --upsample"),
+        ({"upsample": "rules", "upsample_url": "http://h/v1"}, "no meaning with --ups"),
+        ({"upsample": "chat", "upsample_model": "m"}, "chat needs --upsample_url"),
+        ({"upsample": "rules", "upsample_tier": "alt"}, "rules write short, medium"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            generate(prompt="a cat", out=str(tmp_path / "x.mp4"), **wrong)
+
+
 def test_a_video_of_other_weights_is_not_made_again(generate, run_folder, tmp_path):
     foreign = tmp_path / "foreign.mp4"
     frames = np.zeros((9, 16, 16, 3), np.uint8)

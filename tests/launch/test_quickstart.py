@@ -274,7 +274,9 @@ def test_a_resumed_stage_may_have_other_minutes_left(jobs, tmp_path, capfd):
     assert "skipped, finished earlier" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [[], ["--from_scratch"], ["--steps", "7"]])
+@pytest.mark.parametrize(
+    "flags", [[], ["--from_scratch"], ["--steps", "7"], ["--recaption"]]
+)
 def test_the_recipe_trains_what_is_asked_for(flags, tmp_path):
     recipe = quickstart.stages(quickstart.parse(["--out", str(tmp_path), *flags]))
     by_name = {stage.name: stage.command for stage in recipe}
@@ -285,6 +287,21 @@ def test_the_recipe_trains_what_is_asked_for(flags, tmp_path):
     assert (minutes in by_name["denoiser"]) == ("--steps" not in flags)
     assert ("--config.loop.num_steps=7" in by_name["denoiser"]) == ("--steps" in flags)
     assert "--model=toy" in by_name["first videos"]
+    assert ("captions" in by_name) == ("--recaption" in flags)
+    if "--recaption" in flags:
+        shards = tmp_path / "recaptioned"
+        assert f"--out={shards}" in by_name["captions"]
+        assert f"--source=shards:{shards}" in by_name["latents"]
+        for stage in ("text encoder", "denoiser"):
+            weights = [
+                a for a in by_name[stage] if a.startswith("--config.text.tiers.")
+            ]
+            read = {
+                a.split(".")[3].split("=")[0]
+                for a in weights
+                if a[-2:] != "=0" and a[-2:] != ".0"
+            }
+            assert read == {"model_short", "model_dense"}
 
 
 def test_the_recipe_runs_jobs_and_configs_that_exist(tmp_path):

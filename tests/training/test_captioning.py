@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import toy_captioner
+from configs import toy_captioner, toy_upsampler
 from sora_jax.core import digests
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards, toy_clips, transforms
+from sora_jax.generation import prompt_upsampler
 from sora_jax.models import captioner
 from sora_jax.toyworld import captions
 from sora_jax.training import captioning, jobs, loop, optim, trained_captioner
@@ -114,6 +115,43 @@ def test_tiers_that_it_cannot_write_are_refused(folder, mesh):
     c.text.tiers.alt = 0.1
     with pytest.raises(ValueError, match=r"gives weight to \['alt'\], which"):
         jobs.captioner(c, folder / "alt", mesh)
+
+
+def test_an_upsampler_rewrites_the_prompts_that_it_has_seen(folder, mesh):
+    c, out = toy_upsampler.get_config(), folder / "upsampler"
+    c.data.shards, c.data.batch_size = str(folder / "shards"), CLIPS
+    c.text.vocab_size, c.loop.num_steps = 400, 150
+    c.text.tiers.short = 0.0  # of which several clips have the same
+    c.model.captioner.update({"dim": 48, "mlp_dim": 64, "num_layers": 1})
+    c.model.captioner.decoder_layers, c.optim.ema_decay = 1, 0.9
+    with jax.set_mesh(mesh):
+        job = jobs.upsampler(c, out, mesh)
+        state = loop.train(
+            loop.Config(num_steps=c.loop.num_steps, log_every=50),
+            optim.Config(**{**c.optim.to_dict(), "learning_rate_factors": ()}),
+            job.objective,
+            job.batches,
+            seed=0,
+            folder=out,
+            mesh=mesh,
+        )
+        job.finish(state.ema)
+        c.model.captioner.tiers = ("dense",)
+        with pytest.raises(ValueError, match="writes one tier, which is text.target"):
+            jobs.upsampler(c, folder / "tiers", mesh)
+        with pytest.raises(ValueError, match="trains one that reads 'video'"):
+            jobs.captioner(c, folder / "reads", mesh)
+    clips = [shards.open(folder / "shards")[i].captions for i in range(CLIPS)]
+    network = prompt_upsampler.Network(out)
+    made = network([clip["medium"] for clip in clips], [0] * CLIPS)
+    assert [m.text for m in made] == [clip["structured"] for clip in clips]
+    assert [m.original for m in made] == [clip["medium"] for clip in clips]
+    assert network.id.startswith("network-") and made[0].upsampler == network.id
+
+
+def test_an_upsampler_is_no_captioner(folder, trained):
+    with pytest.raises(ValueError, match="is a captioner of videos, not of prompts"):
+        prompt_upsampler.Network(trained)
 
 
 def test_a_damaged_file_is_named(trained):

@@ -44,7 +44,7 @@ TOPOLOGIES = {
 COUNTS = sorted(set(TOPOLOGIES.values()))
 DENOISERS = ("s", "b", "l", "wan_1_3b", "wan_5b", "wan_14b", "wan_a14b")
 # Those for a few devices, which share too little width for more.
-SMALL = ("toy", "toy_text", "toy_captioner")
+SMALL = ("toy", "toy_text", "toy_captioner", "toy_upsampler")
 VAES = ("toy_vae", "toy_vae_4x16x16", "vae_4x16x16", "vae_8x32x32")
 
 
@@ -55,7 +55,7 @@ def networks(name):
     if c.objective == "vae":
         vae = configs.build(video_vae.Config, c.model.vae, "model.vae")
         return trained_vae.networks_of(vae)
-    if c.objective == "captioner":
+    if c.objective in ("captioner", "upsampler"):
         sizes = dict(c.model.captioner) | {"vocab_size": 640}
         return trained_captioner.networks_of(captioner.Config(**sizes))
     return programs.denoiser_objective(c).networks

@@ -141,7 +141,7 @@ def read_folder(folder: pathlib.Path) -> Folder:
     for file in files:
         try:
             recipe = json.loads(file.with_suffix(".json").read_text())
-            prompt = recipe["prompt"]
+            prompt = recipe.get("original_prompt", recipe["prompt"])
         except (OSError, ValueError, KeyError, TypeError):
             failures.append(
                 f"{file.name}: no recipe with a prompt beside it "
