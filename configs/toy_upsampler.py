@@ -3,8 +3,8 @@
     python -m sora_jax.train --config=configs/toy_upsampler.py --out=runs/upsampler \\
         --config.data.shards=runs/shards
 
-text.tiers are what it reads; text.target is what it writes, the only one of
-model.captioner.tiers. It takes minutes on two CPU cores.
+It reads captions of text.tiers, and writes those of model.captioner.tiers, as it is asked
+to. It takes minutes on two CPU cores.
 """
 
 from configs import toy
@@ -16,12 +16,11 @@ def get_config():
     c.objective = "upsampler"
     c.data.batch_size, c.data.gap_clips = 64, 0
     c.text.tiers.short, c.text.tiers.medium, c.text.tiers.structured = 0.5, 0.5, 0.0
-    c.text.target = "structured"
     captioner = c.model.captioner
-    captioner.reads, captioner.tiers = "text", ("structured",)
+    captioner.reads, captioner.tiers = "text", ("medium", "dense", "structured")
     captioner.dim, captioner.num_heads, captioner.mlp_dim = 96, 3, 192
     captioner.num_layers, captioner.decoder_layers = 2, 2
-    captioner.read_length, captioner.length = 32, 40
+    captioner.read_length, captioner.length = 32, 112
 
     c.optim.learning_rate, c.optim.muon_learning_rate = 3e-3, 0.02
     c.optim.not_muon, c.optim.learning_rate_factors = (), ()

@@ -167,8 +167,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--model", default="toy", help="what is fine-tuned")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--old", type=int, default=150, help="old clips mixed in")
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--old", type=int, default=250, help="old clips mixed in")
     parser.add_argument("--prompts", type=int, default=64, help="per suite")
     args = parser.parse_args()
     out, tier = args.out, scenes.TIERS[TIER]
@@ -200,7 +200,7 @@ def main() -> None:
             config__data__latents=out / "latents",
             config__loop__num_steps=args.steps,
             config__loop__eval_every=0,
-            config__optim__ema_decay=0.98,
+            config__optim__ema_decay=0.99,
             config__noise__shift=4,
             config__noise__std=1.5,
             **{f"config__{name.replace('.', '__')}": v for name, v in fields.items()},

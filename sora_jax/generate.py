@@ -61,7 +61,9 @@ flags.DEFINE_string(
     "upsample_url", None, "Chat: address, such as http://localhost:8000/v1."
 )
 flags.DEFINE_string(
-    "upsample_tier", None, "Rules: tier of caption to write; default: structured."
+    "upsample_tier",
+    None,
+    "Rules, network: tier of caption to write; default: structured; the network's last.",
 )
 flags.DEFINE_string(
     "sheet", None, "Picture (.png) to write: the prompts, and frames of their videos."
@@ -186,7 +188,7 @@ def upsampler() -> prompt_upsampler.Upsampler | None:
     """What rewrites the prompts."""
     kind = FLAGS.upsample
     needed = {"network": ["model"], "chat": ["model", "url"]}.get(kind, [])
-    allowed = ["tier"] if kind == "rules" else needed
+    allowed = needed + ["tier"] * (kind in ("rules", "network"))
     for name in ("model", "url", "tier"):
         value = FLAGS[f"upsample_{name}"].value
         if value and name not in allowed:
@@ -201,7 +203,7 @@ def upsampler() -> prompt_upsampler.Upsampler | None:
     if kind == "rules":
         return prompt_upsampler.Rules(FLAGS.upsample_tier or "structured")
     if kind == "network":
-        return prompt_upsampler.Network(FLAGS.upsample_model)
+        return prompt_upsampler.Network(FLAGS.upsample_model, FLAGS.upsample_tier)
     return prompt_upsampler.Chat(FLAGS.upsample_url, FLAGS.upsample_model)
 
 

@@ -191,21 +191,23 @@ class Shown:
 
 
 class TwoCaptions:
-    """An example for the text encoder: a caption to read and one to write.
+    """An example of a caption to read and one to write, for text encoder and upsampler.
 
-    For a clip that lacks either, `target_ids` are padding.
+    `target_tier` is the place of the written one's tier in `captions.REALISED`. For a clip
+    that lacks either, `target_ids` are padding.
     """
 
     def __init__(self, read: Tokenize, write: Tokenize):
         self.read, self.write = read, write
 
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
-        target = self.write(record, random)["text_ids"]
+        written = self.write(record, random)
+        target = written["text_ids"]
         if not all(t.sampler.has(record.captions) for t in (self.read, self.write)):
             target = np.full_like(target, self.write.tokenizer.pad_id)
         text = self.read(record, random)
         read = {name: text[name] for name in ("text_ids", "text_mask")}
-        return read | {"target_ids": target}
+        return read | {"target_ids": target, "target_tier": written["text_tier"]}
 
 
 class CaptionedClips:

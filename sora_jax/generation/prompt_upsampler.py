@@ -71,23 +71,30 @@ class Network:
 
     Args:
       model: its run, or folder.
+      tier: of caption that it writes; None: the last one that it learned.
       beams: of the search for a likely text. The result does not depend on the seed.
 
     Raises:
-      FileNotFoundError, ValueError: it is missing or damaged, or reads videos.
+      FileNotFoundError, ValueError: it is missing or damaged, reads videos, or does not
+        write this tier.
     """
 
-    def __init__(self, model: str | pathlib.Path, beams: int = 1):
+    def __init__(
+        self, model: str | pathlib.Path, tier: str | None = None, beams: int = 1
+    ):
         self._loaded, self._beams = trained_captioner.load(model), beams
-        if self._loaded.config.reads != "text":
+        config = self._loaded.config
+        if config.reads != "text":
             raise ValueError(f"{model} is a captioner of videos, not of prompts")
-        self.id = f"network-{self._loaded.digest}"
+        self.tier = config.tiers[-1] if tier is None else tier
+        if self.tier not in config.tiers:
+            raise ValueError(f"{model} writes {', '.join(config.tiers)}, not {tier!r}")
+        self.id = f"network-{self._loaded.digest}:{self.tier}"
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Upsampled]:
         """See `Upsampler`. A text that does not end leaves its prompt as it is."""
         del seeds
-        (tier,) = self._loaded.config.tiers
-        written = self._loaded.write(list(prompts), tier, beams=self._beams)
+        written = self._loaded.write(list(prompts), self.tier, beams=self._beams)
         return [
             Upsampled(text or prompt, prompt, self.id)
             for prompt, (text, _) in zip(prompts, written, strict=True)

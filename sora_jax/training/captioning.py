@@ -5,7 +5,9 @@ Letters: b clips, t frames, h height, w width, c channels, l tokens, v vocabular
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from sora_jax.data import captions
 from sora_jax.models import captioner
 from sora_jax.training import state as states
 
@@ -22,13 +24,18 @@ class Captioning:
     Batches, where it reads videos: `video` uint8 [b, t, h, w, c]; `text_ids` int32 [b, l],
     padded with 0; and `tier` int32 [b], the index of one of `config.tiers`, or -1 for a
     clip without a caption. Where it reads texts: `text_ids` int32 [b, n], which is read,
-    and `target_ids` int32 [b, l], of the first tier, all 0 for a clip that lacks either.
+    `target_ids` int32 [b, l], all 0 for a clip that lacks either, and `target_tier` int32
+    [b], the place of its tier in `captions.REALISED`.
     """
 
     def __init__(self, config: captioner.Config):
         self.config = config
         self.networks = states.Networks(
             lambda rngs: {"captioner": captioner.Captioner(config, rngs=rngs)}
+        )
+        tiers = config.tiers
+        self._index_of_tier = np.array(
+            [tiers.index(name) if name in tiers else -1 for name in captions.REALISED]
         )
         self.metric_names = {"loss_tier": config.tiers}
 
@@ -42,7 +49,7 @@ class Captioning:
             ids_bl, tier_b = batch["text_ids"], batch["tier"]
         else:
             read, ids_bl = batch["text_ids"], batch["target_ids"]
-            tier_b = jnp.zeros_like(ids_bl[:, 0])
+            tier_b = jnp.asarray(self._index_of_tier)[batch["target_tier"]]
         logits_blv = modules["captioner"](read, jnp.maximum(tier_b, 0), ids_bl)
         # Products with one-hot rows, which shard where a gather does not.
         chosen_blv = jax.nn.one_hot(ids_bl, self.config.vocab_size)

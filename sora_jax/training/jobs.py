@@ -587,20 +587,15 @@ def captioner(c, folder: pathlib.Path, mesh) -> Job:
 
 
 def upsampler(c, folder: pathlib.Path, mesh) -> Job:
-    """A captioner that reads captions of text.tiers and writes one of text.target."""
+    """A captioner that reads captions of text.tiers and writes others of the same clip."""
     what = "a folder of video shards that prepare wrote"
     source = shards.open(_required(c.data.shards, "data.shards", what))
     read = captions.CaptionSampler(dict(c.text.tiers))
-    write = captions.CaptionSampler({c.text.target: 1.0})
+    write = captions.CaptionSampler(dict.fromkeys(c.model.captioner.tiers, 1.0))
     read.check(source.manifest["captions"], "text.tiers")
-    write.check(source.manifest["captions"], "text.target")
+    write.check(source.manifest["captions"], "model.captioner.tiers")
     tokenizer = _tokenizer(c, folder, source, read.probabilities | write.probabilities)
     config = _captioner_config(c, tokenizer, "text")
-    if config.tiers != (c.text.target,):
-        raise ValueError(
-            f"model.captioner.tiers is {config.tiers}: an upsampler writes one tier, which "
-            f"is text.target, {c.text.target!r}"
-        )
     _check_sizes(mesh, c, _captioner_sizes(config))
     for tiers, length, option in (
         (read.probabilities, config.read_length, "model.captioner.read_length"),

@@ -124,6 +124,7 @@ def test_an_upsampler_rewrites_the_prompts_that_it_has_seen(folder, mesh):
     c.text.tiers.short = 0.0  # of which several clips have the same
     c.model.captioner.update({"dim": 48, "mlp_dim": 64, "num_layers": 1})
     c.model.captioner.decoder_layers, c.optim.ema_decay = 1, 0.9
+    c.model.captioner.tiers = ("medium", "structured")
     with jax.set_mesh(mesh):
         job = jobs.upsampler(c, out, mesh)
         state = loop.train(
@@ -136,17 +137,17 @@ def test_an_upsampler_rewrites_the_prompts_that_it_has_seen(folder, mesh):
             mesh=mesh,
         )
         job.finish(state.ema)
-        c.model.captioner.tiers = ("dense",)
-        with pytest.raises(ValueError, match="writes one tier, which is text.target"):
-            jobs.upsampler(c, folder / "tiers", mesh)
         with pytest.raises(ValueError, match="trains one that reads 'video'"):
             jobs.captioner(c, folder / "reads", mesh)
     clips = [shards.open(folder / "shards")[i].captions for i in range(CLIPS)]
-    network = prompt_upsampler.Network(out)
-    made = network([clip["medium"] for clip in clips], [0] * CLIPS)
-    assert [m.text for m in made] == [clip["structured"] for clip in clips]
-    assert [m.original for m in made] == [clip["medium"] for clip in clips]
-    assert network.id.startswith("network-") and made[0].upsampler == network.id
+    for tier in ("medium", "structured"):
+        network = prompt_upsampler.Network(out, tier)
+        made = network([clip["medium"] for clip in clips], [0] * CLIPS)
+        assert [m.text for m in made] == [clip[tier] for clip in clips]
+        assert [m.original for m in made] == [clip["medium"] for clip in clips]
+        assert network.id.startswith("network-") and made[0].upsampler == network.id
+    with pytest.raises(ValueError, match="writes medium, structured, not 'dense'"):
+        prompt_upsampler.Network(out, "dense")
 
 
 def test_an_upsampler_is_no_captioner(folder, trained):
