@@ -5,8 +5,8 @@
 
 --latents are those of recaptioned shards (`recaption --captioner network`, then
 `prepare --vae`): a clip has its noisy original text (alt), the toy world's exact captions,
-and those of the captioner. One text encoder is trained on all exact captions, without any
-video; then each run trains the toy's denoiser on other tiers of captions, for as many
+and those of the captioner. One text encoder is trained on these captions, without any
+video: it reads alt, short, medium and dense, and writes structured; then each run trains the toy's denoiser on other tiers of captions, for as many
 steps. Every run is sampled from the same unseen scenes, of which it gets a short prompt,
 the same one rewritten by rules or by --upsampler, and a dense prompt. The oracle scores
 what a prompt states.
@@ -112,6 +112,11 @@ def suites(count: int, seen: frozenset[str], seed: int) -> dict[str, tuple]:
             dense[text] = toyworld.Prompt(*captions.stated(scene, "dense"))
             if len(short) == count:
                 break
+        else:
+            raise ValueError(
+                f"only {len(short)} of {count} short prompts of {family!r} are in no "
+                "caption of the training clips; ask for fewer"
+            )
         found[family] = tuple(
             toyworld.Suite(family, family, tuple(prompts.values()))
             for prompts in (short, dense)
@@ -208,16 +213,19 @@ def main() -> None:
     seen = frozenset(latent_cache.open(args.latents).all_captions(TIERS))
     rewriters = {"rules": prompt_upsampler.Rules("dense")}
     if args.upsampler:
-        rewriters["network"] = prompt_upsampler.Network(args.upsampler)
+        rewriters["network"] = prompt_upsampler.Network(args.upsampler, "dense")
     asked = [*prompts_of(suites(args.prompts, seen, seed=11), rewriters)]
+    settings = {"steps": args.steps, "prompts": args.prompts, "rewriters": [*rewriters]}
     results: dict[str, list[dict]] = {}
     for seed in args.seeds.split(","):
         for name in args.runs.split(","):
             file = args.out / f"{name.replace(' ', '_')}_{seed}.json"
-            if not file.is_file():
+            found = json.loads(file.read_text()) if file.is_file() else {}
+            if found.get("settings") != settings:
                 folder = train(args, name, int(seed), text)
-                paths.write_atomically(file, json.dumps(score(folder, asked)) + "\n")
-            results.setdefault(name, []).append(json.loads(file.read_text()))
+                found = {"settings": settings, "scores": score(folder, asked)}
+                paths.write_atomically(file, json.dumps(found) + "\n")
+            results.setdefault(name, []).append(found["scores"])
             print(table(results), flush=True)
             plot(results, args.out / "effect.png")
 

@@ -241,12 +241,13 @@ def main() -> None:
         calls = [arguments([clip]) for clip in wanted]
         loras = [*filter(None, (FLAGS.lora, FLAGS.lora_2))]
         report = estimate.report(FLAGS.model, calls, loras=loras, strict=FLAGS.strict)
+        if rewriter is not None:
+            report += "\nthese are the prompts as given: they will be rewritten first"
         return print(report)
     if FLAGS.prompts and not FLAGS.calibrate_step_cache:
         job.lock_folder(FLAGS.out)
     resume = bool(FLAGS.prompts) and not FLAGS.overwrite
     batches.draw_seeds(wanted, resume)
-    batches.upsample(wanted, rewriter, resume)
     pipe = pipeline.Pipeline.from_pretrained(
         FLAGS.model,
         FLAGS.dtype,
@@ -257,6 +258,14 @@ def main() -> None:
     )
     if recipe is not None:
         recipes.check_weights(recipe, pipe.source)
+    if rewriter is not None:
+        for clip in wanted:  # before anyone is paid
+            pipe.check_inputs(**arguments([clip]))
+        listed = FLAGS.prompts and FLAGS.out
+        kept = pathlib.Path(FLAGS.out) / "upsampled.jsonl" if listed else None
+        if kept and FLAGS.overwrite and jax.process_index() == 0:
+            kept.unlink(missing_ok=True)
+        batches.upsample(wanted, rewriter, kept)
     if FLAGS.calibrate_step_cache:
         job.lock_folder(FLAGS.model)  # the calibration is written there
         kinds = len(set(map(batches.shared, wanted)))
@@ -272,7 +281,7 @@ def main() -> None:
     notes += [pipe.calibration.describe(error) for error in sorted(errors - {0})]
     first = jax.process_index() == 0
     if rewriter is not None:
-        notes += [f"{c['prompt'].original} -> {c['prompt'].text}" for c in wanted]
+        notes += batches.rewritten([clip for group in groups for clip in group])
     print("".join(f"{note}\n" for note in notes if first), end="", flush=True)
     if todo:
         make(pipe, groups, steps)

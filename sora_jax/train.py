@@ -1,4 +1,4 @@
-"""Trains what the config names: denoiser, video VAE, text encoder or captioner.
+"""Trains what the config names: denoiser, video VAE, text encoder, captioner, upsampler.
 
     python -m sora_jax.train --config=configs/toy.py --out=runs/toy \\
         --config.data.latents=runs/latents

@@ -3,14 +3,20 @@
 A clip is a dict of the arguments of a call for one clip, and the "file" to write.
 """
 
+import contextlib
 import itertools
+import json
 import pathlib
 from collections.abc import Sequence
+
+import jax
 
 from sora_jax.core import job
 from sora_jax.data import texts, video_io
 from sora_jax.generation import pipeline, prompt_upsampler, recipes
 from sora_jax.generation import request as requests
+
+_UPSAMPLED_AT_ONCE = 32  # prompts, whose texts are lost together
 
 
 def shared(clip: dict) -> tuple:
@@ -55,33 +61,51 @@ def draw_seeds(clips: Sequence[dict], resume: bool) -> None:
 
 def upsample(
     clips: Sequence[dict],
-    upsampler: prompt_upsampler.Upsampler | None,
-    resume: bool,
+    upsampler: prompt_upsampler.Upsampler,
+    kept: pathlib.Path | None,
 ) -> None:
     """Rewrites the prompts of clips, in all processes alike.
 
     Args:
       clips: those of the list.
-      upsampler: who rewrites them; None: nobody.
-      resume: whether an existing clip keeps the prompt that its own was rewritten as.
+      upsampler: who rewrites them.
+      kept: file of what was rewritten, by prompt, upsampler and seed, so that nothing is
+        asked for twice; None: none.
     """
-    if upsampler is None:
-        return
-    todo = []
+    before = {}
+    for line in texts.lines(kept) if kept and kept.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError):  # the last one may be cut off
+            original, by, seed, text = json.loads(line)
+            before[original, by, seed] = text
+
+    def key(clip: dict) -> tuple[str, str, int]:
+        return texts.normalise(clip["prompt"]), upsampler.id, clip["seed"]
+
+    todo = [clip for clip in clips if key(clip) not in before]
+    for part in itertools.batched(todo, _UPSAMPLED_AT_ONCE):
+        keys = [key(clip) for clip in part]
+        made = prompt_upsampler.shared(
+            upsampler, [k[0] for k in keys], [k[2] for k in keys]
+        )
+        before |= {k: prompt.text for k, prompt in zip(keys, made, strict=True)}
+        if kept and jax.process_index() == 0:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with open(kept, "a") as file:
+                file.writelines(json.dumps([*k, before[k]]) + "\n" for k in keys)
     for clip in clips:
-        recipe = recipes.existing(clip["file"]) if resume else None
-        before = recipes.upsampled(recipe or {})
-        if before and (before.original, before.upsampler) == (
-            texts.normalise(clip["prompt"]),
-            upsampler.id,
-        ):
-            clip["prompt"] = before
-        else:
-            todo.append(clip)
-    prompts = [texts.normalise(clip["prompt"]) for clip in todo]
-    made = prompt_upsampler.shared(upsampler, prompts, [clip["seed"] for clip in todo])
-    for clip, prompt in zip(todo, made, strict=True):
-        clip["prompt"] = prompt
+        original, by, _ = key(clip)
+        clip["prompt"] = requests.Upsampled(before[key(clip)], original, by)
+
+
+def rewritten(clips: Sequence[dict]) -> list[str]:
+    """Says how the prompts of clips were rewritten."""
+    prompts = [clip["prompt"] for clip in clips]
+    changed = [p for p in prompts if p.text != p.original]
+    lines = [f"{prompt.original} -> {prompt.text}" for prompt in changed]
+    if len(changed) < len(prompts):
+        kept = [p.text for p in prompts if p.text == p.original]
+        lines.append(f"prompts that stay as they are: {'; '.join(kept)}")
+    return lines
 
 
 def plan(

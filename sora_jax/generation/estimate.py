@@ -91,7 +91,7 @@ def report(
     for call in calls:
         request = requests.check(model.settings, strides, **call)
         requests.check_lengths(
-            request.prompts + request.negative_prompts,
+            request,
             lambda text: len(model.tokenizer.ids(text)),
             model.settings.text_length,
         )

@@ -323,7 +323,7 @@ class Pipeline:
         """Resolves and checks the arguments of a call, without computing anything."""
         request = requests.check(self.settings, self.strides, **arguments)
         requests.check_lengths(
-            request.prompts + request.negative_prompts,
+            request,
             lambda text: len(self.tokenizer.ids(text)),
             self.settings.text_length,
         )

@@ -82,18 +82,26 @@ class Network:
     def __init__(
         self, model: str | pathlib.Path, tier: str | None = None, beams: int = 1
     ):
-        self._loaded, self._beams = trained_captioner.load(model), beams
+        self._loaded, self._beams = trained_captioner.load(model, "text"), beams
         config = self._loaded.config
-        if config.reads != "text":
-            raise ValueError(f"{model} is a captioner of videos, not of prompts")
         self.tier = config.tiers[-1] if tier is None else tier
         if self.tier not in config.tiers:
             raise ValueError(f"{model} writes {', '.join(config.tiers)}, not {tier!r}")
         self.id = f"network-{self._loaded.digest}:{self.tier}"
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Upsampled]:
-        """See `Upsampler`. A text that does not end leaves its prompt as it is."""
+        """See `Upsampler`. A text that does not end leaves its prompt as it is.
+
+        Raises:
+          ValueError: a prompt is longer than those that the network reads.
+        """
         del seeds
+        most = self._loaded.config.read_length
+        for prompt in prompts:
+            if (count := len(self._loaded.tokenizer.ids(prompt))) > most:
+                raise ValueError(
+                    f"{prompt!r} has {count} tokens; the upsampler reads {most}"
+                )
         written = self._loaded.write(list(prompts), self.tier, beams=self._beams)
         return [
             Upsampled(text or prompt, prompt, self.id)
@@ -137,7 +145,12 @@ class Chat:
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Upsampled]:
         """See `Upsampler`."""
         with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
-            return [*pool.map(self._upsampled, prompts, seeds)]
+            try:
+                return [*pool.map(self._upsampled, prompts, seeds)]
+            except BaseException:
+                self._client.stop()  # so that the other threads do not wait
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def _upsampled(self, prompt: str, seed: int) -> Upsampled:
         reason = ""

@@ -251,15 +251,22 @@ def _texts(value: str | Sequence[str], name: str, empty_allowed: bool) -> list[s
 
 
 def check_lengths(
-    texts: Sequence[str], count: Callable[[str], int], text_length: int
+    request: Request, count: Callable[[str], int], text_length: int
 ) -> None:
     """Raises ValueError for a text with more tokens than the model was trained on."""
-    for text in dict.fromkeys(texts):
-        if count(text) > text_length:
-            raise ValueError(
-                f"a prompt has {count(text)} tokens; this model reads {text_length}: "
-                f"shorten {text[:60]!r}"
-            )
+    for text in dict.fromkeys(request.prompts + request.negative_prompts):
+        if (tokens := count(text)) <= text_length:
+            continue
+        for rewritten in request.upsampled:
+            if rewritten is not None and rewritten.text == text:
+                raise ValueError(
+                    f"{rewritten.upsampler} rewrote {rewritten.original[:60]!r} in "
+                    f"{tokens} tokens; this model reads {text_length}: {text!r}"
+                )
+        raise ValueError(
+            f"a prompt has {tokens} tokens; this model reads {text_length}: "
+            f"shorten {text[:60]!r}"
+        )
 
 
 def check_whole(settings: Settings) -> None:

@@ -8,8 +8,8 @@ is folded into the channels: a place of the encoder sees its square in all frame
 so that motion is read at once. The first input of the decoder is the caption's tier, so one
 network writes short captions and dense ones.
 
-`beam_search` and `sample` run the decoder one token at a time; keys and values of earlier
-tokens are cached.
+`beam_search` and `sample` run the decoder one token at a time, until all captions have
+ended; keys and values of earlier tokens are cached.
 
 Letters: b clips, t frames, h height, w width, c channels, n places, d width, a heads,
 e head size, l tokens (m: as keys), v vocabulary, k beams, j layers.
@@ -350,21 +350,29 @@ def sample(
     b, length = len(tier_b), captioner.config.length
     clip = captioner.begin(read)
 
-    def body(carry, place):
-        token_b, ended_b, total_b, cache = carry
+    def goes_on(carry):
+        place, _, ended_b, *_ = carry
+        return (place < length) & ~jnp.all(ended_b)
+
+    def body(carry):
+        place, ids_bl, ended_b, total_b, cache = carry
+        token_b = jax.lax.dynamic_index_in_dim(
+            ids_bl, jnp.maximum(place - 1, 0), 1, keepdims=False
+        )
         logits_bv, cache = captioner.step(tier_b, token_b, place, clip, cache)
         noise_bv = jax.random.gumbel(jax.random.fold_in(key, place), logits_bv.shape)
         drawn_b = jnp.argmax(logits_bv / temperature + noise_bv, -1)
         nats_bv = jax.nn.log_softmax(logits_bv)
         log_b = jnp.take_along_axis(nats_bv, drawn_b[:, None], 1)[:, 0]
         token_b = jnp.where(ended_b, PAD, drawn_b).astype(jnp.int32)
+        ids_bl = jax.lax.dynamic_update_index_in_dim(ids_bl, token_b, place, 1)
         total_b = total_b + jnp.where(ended_b, 0.0, log_b)
-        return (token_b, ended_b | (drawn_b == END), total_b, cache), token_b
+        return place + 1, ids_bl, ended_b | (drawn_b == END), total_b, cache
 
-    start = jnp.zeros(b, jnp.int32), jnp.zeros(b, bool), jnp.zeros(b)
-    start = (*start, captioner.empty_cache(b))
-    (_, _, total_b, _), ids_lb = jax.lax.scan(body, start, jnp.arange(length))
-    return ids_lb.T, total_b
+    start = jnp.zeros((b, length), jnp.int32), jnp.zeros(b, bool), jnp.zeros(b)
+    start = 0, *start, captioner.empty_cache(b)
+    _, ids_bl, _, total_b, _ = jax.lax.while_loop(goes_on, body, start)
+    return ids_bl, total_b
 
 
 def beam_search(
@@ -386,8 +394,12 @@ def beam_search(
     # An ended caption goes on with padding, at no cost.
     only_pad_v = jnp.where(jnp.arange(v) == PAD, 0.0, _NEVER)
 
-    def body(carry, place):
-        ids_bkl, ended_bk, total_bk, cache = carry
+    def goes_on(carry):
+        place, _, ended_bk, *_ = carry
+        return (place < length) & ~jnp.all(ended_bk)
+
+    def body(carry):
+        place, ids_bkl, ended_bk, total_bk, cache = carry
         before = jnp.maximum(place - 1, 0)
         token_bk = jax.lax.dynamic_index_in_dim(ids_bkl, before, 2, keepdims=False)
         logits_rv, cache = captioner.step(
@@ -402,16 +414,18 @@ def beam_search(
         ids_bkl = jax.lax.dynamic_update_index_in_dim(ids_bkl, token_bk, place, 2)
         ended_bk = jnp.take_along_axis(ended_bk, parent_bk, 1) | (token_bk == END)
         rows_r = (jnp.arange(b)[:, None] * k + parent_bk).reshape(-1)
-        cache = jax.tree.map(lambda x: x[:, rows_r], cache)
-        return (ids_bkl, ended_bk, total_bk, cache), None
+        if k > 1:
+            cache = jax.tree.map(lambda x: x[:, rows_r], cache)
+        return place + 1, ids_bkl, ended_bk, total_bk, cache
 
     start = (
+        0,
         jnp.zeros((b, k, length), jnp.int32),
         jnp.zeros((b, k), bool),
         jnp.zeros((b, k)) + first_k,
         captioner.empty_cache(b * k),
     )
-    (ids_bkl, _, total_bk, _), _ = jax.lax.scan(body, start, jnp.arange(length))
+    _, ids_bkl, _, total_bk, _ = jax.lax.while_loop(goes_on, body, start)
     tokens_bk = jnp.maximum(jnp.sum(ids_bkl != PAD, -1), 1)
     best_b = jnp.argmax(total_bk / tokens_bk, 1)
     ids_bl = jnp.take_along_axis(ids_bkl, best_b[:, None, None], 1)[:, 0]

@@ -389,3 +389,8 @@ def parse(text: str) -> Slots:
         kind, value = VOCABULARY[match.group()]
         getattr(reader, kind + "_")(value)
     return reader.slots()
+
+
+def unread(text: str) -> list[str]:
+    """The words of a text that `parse` skips."""
+    return re.findall(r"\w+", _PATTERN.sub(" ", " ".join(text.lower().split())))

@@ -49,7 +49,8 @@ class Captioning:
             ids_bl, tier_b = batch["text_ids"], batch["tier"]
         else:
             read, ids_bl = batch["text_ids"], batch["target_ids"]
-            tier_b = jnp.asarray(self._index_of_tier)[batch["target_tier"]]
+            of_tier_br = jax.nn.one_hot(batch["target_tier"], len(captions.REALISED))
+            tier_b = jnp.sum(of_tier_br * self._index_of_tier, -1).astype(jnp.int32)
         logits_blv = modules["captioner"](read, jnp.maximum(tier_b, 0), ids_bl)
         # Products with one-hot rows, which shard where a gather does not.
         chosen_blv = jax.nn.one_hot(ids_bl, self.config.vocab_size)

@@ -544,21 +544,14 @@ def captioner(c, folder: pathlib.Path, mesh) -> Job:
     clips = shards.open(_required(c.data.shards, "data.shards", what))
     sampler = captions.CaptionSampler(dict(c.text.tiers))
     sampler.check(clips.manifest["captions"], "text.tiers")
-    begun = None
-    if c.init and not checkpoint.has_any(folder):
-        begun = trained_captioner.load(c.init)
-        tokenizer = tokenizers.load(begun.file, c.text.clean)
-    else:  # of all tiers, also those that a later stage learns
-        tokenizer = _tokenizer(c, folder, clips, c.model.captioner.tiers)
-    config = _captioner_config(c, tokenizer, "video")
+    # Its tokenizer is of all tiers, also those that a later stage learns.
+    begun, tokenizer, config = _captioner_parts(
+        c, folder, clips, c.model.captioner.tiers, "video"
+    )
     if unknown := sampler.probabilities.keys() - set(config.tiers):
         raise ValueError(
             f"text.tiers gives weight to {sorted(unknown)}, which model.captioner.tiers "
             f"lacks: {', '.join(config.tiers)}"
-        )
-    if begun and (differ := pretrained.difference(begun.config, config)):
-        raise ValueError(
-            f"the captioner of {c.init} differs from the config's: {'; '.join(differ)}"
         )
     _check_sizes(mesh, c, _captioner_sizes(config))
     _warn_of_cut(
@@ -594,8 +587,8 @@ def upsampler(c, folder: pathlib.Path, mesh) -> Job:
     write = captions.CaptionSampler(dict.fromkeys(c.model.captioner.tiers, 1.0))
     read.check(source.manifest["captions"], "text.tiers")
     write.check(source.manifest["captions"], "model.captioner.tiers")
-    tokenizer = _tokenizer(c, folder, source, read.probabilities | write.probabilities)
-    config = _captioner_config(c, tokenizer, "text")
+    tiers = read.probabilities | write.probabilities
+    begun, tokenizer, config = _captioner_parts(c, folder, source, tiers, "text")
     _check_sizes(mesh, c, _captioner_sizes(config))
     for tiers, length, option in (
         (read.probabilities, config.read_length, "model.captioner.read_length"),
@@ -607,6 +600,8 @@ def upsampler(c, folder: pathlib.Path, mesh) -> Job:
         transforms.Tokenize(write, tokenizer, config.length),
     )
     run_folder.keep_data(folder, "data.shards", [source.manifest["digest"]])
+    if begun:
+        run_folder.keep(folder, "tokenizer.model", begun.file)
 
     def batches(start):
         steps = c.loop.num_steps - start
@@ -615,12 +610,28 @@ def upsampler(c, folder: pathlib.Path, mesh) -> Job:
     return Job(
         captioning.Captioning(config),
         batches,
+        initial=lambda: {"captioner": begun.params} if begun else {},
         finish=functools.partial(_save_captioner, folder, config),
     )
 
 
-def _captioner_config(c, tokenizer, reads: str) -> captioners.Config:
-    """Raises ValueError if the config's captioner reads something else."""
+def _captioner_parts(
+    c, folder: pathlib.Path, clips: shards.Shards, tiers, reads: str
+) -> tuple[
+    trained_captioner.LoadedCaptioner | None, tokenizers.Tokenizer, captioners.Config
+]:
+    """What a captioner begins with, if `init` names it; its tokenizer and its config.
+
+    Raises:
+      ValueError: the config's captioner reads something else than `reads`, or differs
+        from that of `init`.
+    """
+    begun = None
+    if c.init and not checkpoint.has_any(folder):
+        begun = trained_captioner.load(c.init, reads)
+        tokenizer = tokenizers.load(begun.file, c.text.clean)
+    else:
+        tokenizer = _tokenizer(c, folder, clips, tiers)
     sizes = dict(c.model.captioner) | {"vocab_size": tokenizer.vocab_size}
     config = configs.build(captioners.Config, sizes, "model.captioner")
     if config.reads != reads:
@@ -628,7 +639,11 @@ def _captioner_config(c, tokenizer, reads: str) -> captioners.Config:
             f"model.captioner.reads is {config.reads!r}; objective {c.objective!r} trains "
             f"one that reads {reads!r}"
         )
-    return config
+    if begun and (differ := pretrained.difference(begun.config, config)):
+        raise ValueError(
+            f"the captioner of {c.init} differs from the config's: {'; '.join(differ)}"
+        )
+    return begun, tokenizer, config
 
 
 def _captioner_sizes(config: captioners.Config) -> dict[str, tuple[str, int]]:

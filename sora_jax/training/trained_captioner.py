@@ -94,6 +94,13 @@ class LoadedCaptioner:
             raise ValueError(
                 f"the captioner writes {', '.join(self.config.tiers)}, not {tier!r}"
             )
+        # All on one device, whatever mesh the caller has set.
+        with jax.set_mesh(jax.sharding.Mesh(np.array(jax.local_devices()[0]), ())):
+            return self._written(given, tier, beams, temperature, seed, batch_size)
+
+    def _written(
+        self, given, tier, beams, temperature, seed, batch_size
+    ) -> list[tuple[str, float]]:
         search, draw = self._programs
         tier_b = jnp.full(batch_size, self.config.tiers.index(tier), jnp.int32)
         found = []
@@ -140,16 +147,23 @@ def save(
     checkpoint.save_weights(folder, jax.device_get(params), config, dtype)
 
 
-def load(folder: str | pathlib.Path) -> LoadedCaptioner:
+def load(folder: str | pathlib.Path, reads: str = "video") -> LoadedCaptioner:
     """Loads a captioner: its folder, or a run or a model with one as `captioner/`.
 
+    Args:
+      folder: where it is.
+      reads: what it must read, "video" or "text".
+
     Raises:
-      FileNotFoundError, ValueError: it is missing, damaged, or fits no captioner.
+      FileNotFoundError, ValueError: it is missing, damaged, fits no captioner, or reads
+        something else.
     """
-    folder = paths.model(folder)
+    name, folder = str(folder), paths.model(folder)
     folder = folder / "captioner" if (folder / "captioner").is_dir() else folder
     file = folder / "config.json"
     config = configs.build(captioner.Config, weight_files.read_json(file), str(file))
+    if config.reads != reads:
+        raise ValueError(f"the captioner of {name} reads {config.reads}, not {reads}")
     files = weight_files.TensorFiles(folder, "weights")
     digests.check_all((file, *files.paths, folder / _TOKENIZER))
     shapes = networks_of(config).abstract()["captioner"]

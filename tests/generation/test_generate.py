@@ -18,6 +18,7 @@ from sora_jax.data import tokenizer, video_io
 from sora_jax.generation import pipeline, recipes
 from sora_jax.training import checkpoint, cost, state
 from tests import conftest
+from tests.captioning import server
 from tests.generation import tiny
 
 CAPTIONS = ["a red circle moves left", "a blue square moves right", "a cat"]
@@ -115,8 +116,9 @@ def test_a_video_is_made_again_from_itself(generate, tmp_path):
 def test_an_upsampled_prompt_is_stored_shown_and_kept(generate, tmp_path, capsys):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "clips"
     prompts.write_text("a red circle\na cat\n")
-    flags = {"prompts": str(prompts), "out": str(out), "upsample": "rules"}
-    generate(**flags, upsample_tier="short")
+    generate(
+        prompts=str(prompts), out=str(out), upsample="rules", upsample_tier="short"
+    )
     told = capsys.readouterr().out
     files = sorted(out.glob("*.json"))
     first, second = (json.loads(file.read_text()) for file in files)
@@ -124,19 +126,43 @@ def test_an_upsampled_prompt_is_stored_shown_and_kept(generate, tmp_path, capsys
     assert first["upsampler"] == second["upsampler"] == "rules:short"
     assert second["prompt"] == second["original_prompt"] == "a cat"
     assert f"a red circle -> {first['prompt']}\n" in told
-    generate(**flags, upsample_tier="short")
-    assert "2 of 2 clips exist already" in capsys.readouterr().out
+    assert "prompts that stay as they are: a cat\n" in told
     again = tmp_path / "again.mp4"
     generate(**{"from": str(files[0].with_suffix(".mp4"))}, out=str(again))
     assert again.read_bytes() == files[0].with_suffix(".mp4").read_bytes()
+
+
+def test_a_chat_model_is_asked_once_for_a_prompt(generate, tmp_path, capsys):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "clips"
+    prompts.write_text("a cat\na red circle\n")
+    words = "a cat moves left while a red circle moves right and a blue square moves"
+    answers = (f"{words} {side}" for side in ("left", "right", "left left"))
+    flags = {"prompts": str(prompts), "out": str(out), "upsample": "chat"}
+    with server.serve(lambda *_: server.Reply(text=next(answers))) as served:
+        flags |= {"upsample_url": served.url, "upsample_model": "m"}
+        with pytest.raises(SystemExit, match="num_frames is 8"):
+            generate(**flags, num_frames=8)
+        assert not served.asked  # a wrong argument costs nothing
+        generate(**flags)
+        assert len(served.asked) == 2
+        made = {f.name: f.read_bytes() for f in out.iterdir()}
+        (out / "00001-a-red-circle.mp4").unlink()
+        generate(**flags)
+        assert len(served.asked) == 2
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == made
+    assert "1 of 2 clips exist already" in capsys.readouterr().out
+
+
+def test_upsampling_that_is_asked_for_wrongly_is_refused(generate, tmp_path):
     for wrong, message in (
         ({"upsample_tier": "dense"}, "no meaning with no --upsample"),
         ({"upsample": "rules", "upsample_url": "http://h/v1"}, "no meaning with --ups"),
         ({"upsample": "chat", "upsample_model": "m"}, "chat needs --upsample_url"),
         ({"upsample": "rules", "upsample_tier": "alt"}, "rules write short, medium"),
+        ({"upsample": "rules", "upsample_tier": "dense"}, "rules:dense rewrote 'a red"),
     ):
         with pytest.raises(SystemExit, match=message):
-            generate(prompt="a cat", out=str(tmp_path / "x.mp4"), **wrong)
+            generate(prompt="a red circle", out=str(tmp_path / "x.mp4"), **wrong)
 
 
 def test_a_video_of_other_weights_is_not_made_again(generate, run_folder, tmp_path):

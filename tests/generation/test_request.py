@@ -179,6 +179,11 @@ def test_a_model_without_a_rate_is_told_one():
 
 
 def test_prompts_beyond_the_models_length_are_refused():
-    request.check_lengths(["abc", ""], len, 3)
+    request.check_lengths(ask(prompt=["abc", "ab"]), len, 3)
     with pytest.raises(ValueError, match="has 4 tokens; this model reads 3"):
-        request.check_lengths(["abc", "abcd"], len, 3)
+        request.check_lengths(ask(prompt=["abc", "abcd"]), len, 3)
+    with pytest.raises(ValueError, match="has 4 tokens; this model reads 3"):
+        request.check_lengths(ask(prompt="abc", negative_prompt="abcd"), len, 3)
+    longer = request.Upsampled("abcd", "ab", "rules:dense")
+    with pytest.raises(ValueError, match="rules:dense rewrote 'ab' in 4 tokens; this"):
+        request.check_lengths(ask(prompt=["abc", longer]), len, 3)

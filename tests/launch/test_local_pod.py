@@ -21,6 +21,7 @@ ids = multihost_utils.process_allgather(jax.numpy.array([jax.process_index()]))
 # A shorter text in the second process, which is not the one that counts.
 text = mesh.broadcast_text("ü0ü" if jax.process_index() == 0 else "1")
 assert text == "ü0ü", text
+assert mesh.broadcast_text("" if jax.process_index() == 0 else "1") == ""
 counts = [jax.process_count(), jax.device_count(), jax.local_device_count()]
 # One write, for the collectives' library prints from a thread of its own.
 os.write(1, f"\\n{counts} {ids.tolist()}\\n".encode())

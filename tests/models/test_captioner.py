@@ -155,5 +155,5 @@ def test_impossible_sizes_are_refused(module, clips):
         captioner.Config(dim=16, num_heads=3)
     with pytest.raises(ValueError, match="tiers must be one or more different"):
         captioner.Config(tiers=("short", "short"))
-    with pytest.raises(ValueError, match="takes clips of \\(3, 8, 8, 3\\)"):
+    with pytest.raises(ValueError, match="takes video of \\(3, 8, 8, 3\\)"):
         module.encode(clips[:, :2])

@@ -42,11 +42,29 @@ def test_held_out_combinations_come_from_prompts_alone():
     assert (subject.colour, subject.shape) == ("red", "cross")
 
 
-def test_other_texts_stay_as_they_are():
-    for text in (
+@pytest.mark.parametrize(
+    "text",
+    [
         "a cat asleep on the sofa",
-        "a red circle, a blue square and a green cross",
-    ):
-        assert upsampling.upsample(text, "dense") == text
+        "a woman in a red dress walks slowly",  # words that captions do not have
+        "zoom in on a red circle",
+        "a red circle, a blue square and a green cross",  # too many things
+        "a red circle and a blue square",
+        "three red circles move left",  # no family has both
+        "a red circle in the centre moves left",
+    ],
+)
+def test_other_texts_stay_as_they_are(text):
+    assert upsampling.upsample(text, "dense") == text
+
+
+def test_a_tier_that_cannot_say_all_is_not_used():
+    """Structured captions of two things that move have no speed."""
+    text = "a red circle moves slowly left and a blue square moves quickly right"
+    assert upsampling.upsample(text, "structured") == text
+    assert facts(text) <= facts(upsampling.upsample(text, "dense"))
+
+
+def test_an_unknown_tier():
     with pytest.raises(ValueError, match="no caption tier"):
         upsampling.upsample("a red circle", "long")

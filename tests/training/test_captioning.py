@@ -142,16 +142,21 @@ def test_an_upsampler_rewrites_the_prompts_that_it_has_seen(folder, mesh):
     clips = [shards.open(folder / "shards")[i].captions for i in range(CLIPS)]
     for tier in ("medium", "structured"):
         network = prompt_upsampler.Network(out, tier)
-        made = network([clip["medium"] for clip in clips], [0] * CLIPS)
+        with jax.set_mesh(mesh):  # as generate does; the network takes one device
+            made = network([clip["medium"] for clip in clips], [0] * CLIPS)
         assert [m.text for m in made] == [clip[tier] for clip in clips]
         assert [m.original for m in made] == [clip["medium"] for clip in clips]
         assert network.id.startswith("network-") and made[0].upsampler == network.id
     with pytest.raises(ValueError, match="writes medium, structured, not 'dense'"):
         prompt_upsampler.Network(out, "dense")
+    with pytest.raises(ValueError, match="tokens; the upsampler reads 32"):
+        network(["a red circle " * 20], [0])
+    with pytest.raises(ValueError, match="reads text, not video"):
+        trained_captioner.load(out)
 
 
 def test_an_upsampler_is_no_captioner(folder, trained):
-    with pytest.raises(ValueError, match="is a captioner of videos, not of prompts"):
+    with pytest.raises(ValueError, match="reads video, not text"):
         prompt_upsampler.Network(trained)
 
 

@@ -56,7 +56,8 @@ def find_pairs(
       world.
     """
     order = sorted(tiers, key=lambda tier: -tiers[tier])
-    order = [tier for tier in order if tier != "alt"]  # these may be wrong already
+    # Not those that may be wrong already, or were worded by a model.
+    order = [tier for tier in order if tier in captions.TIERS and tier != "alt"]
     found, shape = {name: [] for name in captions.ATTRIBUTES}, None
     for indices in itertools.batched(samples.evenly(len(source), _SEARCHED), 64):
         if all(len(pairs) == clips for pairs in found.values()):

@@ -141,7 +141,8 @@ def read_folder(folder: pathlib.Path) -> Folder:
     for file in files:
         try:
             recipe = json.loads(file.with_suffix(".json").read_text())
-            prompt = recipe.get("original_prompt", recipe["prompt"])
+            prompt = recipe["prompt"]
+            prompt = recipe.get("original_prompt", prompt)
         except (OSError, ValueError, KeyError, TypeError):
             failures.append(
                 f"{file.name}: no recipe with a prompt beside it "
@@ -203,6 +204,9 @@ def read_material(folder: pathlib.Path) -> Material:
         absent = 0.0 if name == "step_cache" else None
         values = [sample.recipe.get(name, absent) for sample in chosen]
         making[name] = values[0] if values.count(values[0]) == len(values) else None
+    rewriters = {sample.recipe.get("upsampler") for sample in chosen} - {None}
+    if rewriters:  # clips of rewritten prompts are no rivals of those of plain ones
+        making["upsampler"] = ", ".join(sorted(map(str, rewriters)))
     facts = {"Samples": folder, "Clips": len(found.samples)}
     return Material(
         suites, {"model": videos}, making, facts, codec="h264", failures=tuple(failures)

@@ -62,6 +62,14 @@ class Words:
         return ids.astype(np.int32), ids != 0
 
 
+def test_captions_of_models_are_not_exchanged(latents):
+    tiers = {"model_dense": 0.9, "alt": 0.05, "short": 0.05}
+    found = loss_gap.find_pairs(latents, tiers, 3)
+    shorts = {r.captions["short"] for r in latents.read(range(len(latents)))}
+    assert {pair.right for pairs in found.values() for pair in pairs} <= shorts
+    assert loss_gap.find_pairs(latents, {"model_short": 1.0}, 3) == {}
+
+
 def test_the_gap_is_that_of_a_known_loss(latents, mesh):
     pairs = loss_gap.find_pairs(latents, TIERS, 3)
     words = Words(pairs)

@@ -71,6 +71,24 @@ def test_a_folder_with_faults(tmp_path):
     assert samples.read_material(tmp_path).making["step_cache"] is None
 
 
+def test_clips_of_rewritten_prompts_are_scored_by_what_was_asked(tmp_path):
+    longer = {"original_prompt": "a red circle moves left", "upsampler": "rules:dense"}
+    add(tmp_path, "a", "a red square moves right, slowly", **longer)
+    add(tmp_path, "b", "a blue square")
+    (tmp_path / "c.mp4").write_bytes((tmp_path / "b.mp4").read_bytes())
+    (tmp_path / "c.json").write_text("[1]")
+    found = samples.read_folder(tmp_path)
+    assert [s.prompt for s in found.samples] == [
+        "a red circle moves left",
+        "a blue square",
+    ]
+    assert "c.mp4: no recipe" in found.failures[0]
+    material = samples.read_material(tmp_path)
+    assert material.making["upsampler"] == "rules:dense"  # part of the protocol
+    (tmp_path / "a.mp4").unlink()
+    assert "upsampler" not in samples.read_material(tmp_path).making
+
+
 def test_nothing_usable_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no .mp4"):
         samples.read_folder(tmp_path)
