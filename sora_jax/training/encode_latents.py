@@ -1,6 +1,5 @@
 """Encoding video shards into a cache of latents."""
 
-import math
 import pathlib
 
 import jax
@@ -19,7 +18,7 @@ def encode(
     """Encodes all clips of video shards into a cache of normalised latents.
 
     The cache holds a copy of the VAE (`OUT/vae`), so that a model trained on it can
-    decode. Finished files are kept when the job is interrupted and started again.
+    decode. The clips may have several sizes; a batch has one. Finished files are kept when the job is interrupted and started again.
     Processes that share the folder share the work.
 
     Returns:
@@ -33,16 +32,14 @@ def encode(
     mean = np.asarray(vae.config.latent_mean or 0.0, np.float32)
     std = np.asarray(vae.config.latent_std or 1.0, np.float32)
     clips = shards.open(shards_folder)
-    size = [clips.manifest[name] for name in ("num_frames", "height", "width")]
-    batch_size = max(1, min(32, trained_vae.VOXELS_AT_ONCE // math.prod(size)))
-    encode_clips = trained_vae.encoder(vae, batch_size)
+    encode_clips = trained_vae.encoder(vae)
     manifest = latent_cache.write(
         out,
         clips,
         lambda clips: (encode_clips(clips) - mean) / std,
         vae_digest=checkpoint.weights_digest(source),
         preprocessing={"pixels": "[-1, 1]", "normalised": True},
-        batch_size=batch_size,
+        batch_size=trained_vae.clips_at_once,
         processes=caches.Processes(
             jax.process_index(), jax.process_count(), meshes.barrier
         ),
