@@ -3,6 +3,8 @@
     python -m sora_jax.prepare --source toyworld:tw32 --num_clips 8000 --out shards
     python -m sora_jax.prepare --source folder:my_videos --size 64x64 --num_frames 17 \\
         --fps 8 --out shards
+    python -m sora_jax.prepare --source folder:my_videos --size native --max_tokens 4096 \\
+        --num_frames 49,17,5 --fps native --out shards
     python -m sora_jax.prepare --source webdataset:tars --size 64x64 --out shards
     python -m sora_jax.prepare --source list:train.csv --videos my_videos --out shards
     python -m sora_jax.prepare --source shards:shards --curate policy.toml --out curated

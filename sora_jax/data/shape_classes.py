@@ -103,17 +103,14 @@ class Budget:
             return best
         return self._largest(native[1] / native[0], num_frames, native)
 
-    def _largest(
-        self, aspect: float, num_frames: int, most: tuple[float, float]
-    ) -> Size | None:
-        """The largest size of an aspect ratio within the budget and `most`, if any."""
+    def _largest(self, aspect: float, num_frames: int, most: Size) -> Size | None:
+        """The best size of an aspect ratio within the budget and `most`, if any."""
         m, room = self.multiple_of, self.max_tokens // _latent_frames(num_frames)
         # Higher ones are within the budget only if they crop a lot.
         highest = int(1.1 * math.sqrt(room / aspect)) + 1
         found = set()
-        for rows in range(1, int(min(highest, most[0] // m)) + 1):
-            widest = int(min(room // rows, most[1] // m))
-            if widest:
+        for rows in range(1, min(highest, most[0] // m) + 1):
+            if widest := min(room // rows, most[1] // m):
                 near = math.floor(rows * aspect), math.ceil(rows * aspect)
                 found |= {(rows, min(max(1, columns), widest)) for columns in near}
 
@@ -139,8 +136,8 @@ def _classes(budget: Budget, num_frames: int) -> tuple[Size, ...]:
             f"--max_tokens {budget.max_tokens} is too few for clips of {num_frames} "
             f"frames, which have at least {least} tokens"
         )
-    anything = (math.inf, math.inf)
-    return tuple(budget._largest(w / h, num_frames, anything) for w, h in ASPECTS)
+    side = budget.max_tokens * budget.multiple_of  # no size is higher or wider
+    return tuple(budget._largest(w / h, num_frames, (side, side)) for w, h in ASPECTS)
 
 
 def rate(native: float, max_fps: float) -> float:

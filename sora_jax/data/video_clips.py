@@ -8,10 +8,10 @@ end is dropped. A time range of a longer video is cut likewise, from the first f
 begins in it. With `split_shots`, the windows begin anew at each cut, so that none holds
 one, and the remainder of each shot is dropped. If clips may have several lengths, what is
 left at the end of a video or shot is cut into shorter clips. Size and rate of the clips
-are given, or follow from those of the video: see `shape_classes`. Each frame is the one on screen at its
-time, so a window may end with the
-video. A window that shows nothing but the frame that the one before it ended with is left
-out, so that a file of few bytes that claims to last for hours gives few clips.
+are given, or follow from those of the video: see `shape_classes`. Each frame is the one on
+screen at its time, so a window may end with the video. A window that shows nothing but the
+frame that the one before it ended with is left out, so that a file of few bytes that
+claims to last for hours gives few clips.
 """
 
 import collections
@@ -237,10 +237,11 @@ class FolderClips:
     @property
     def bounds(self) -> workers.Bounds:
         """What a video may use in its process, by the limits and the size of a clip."""
-        frame = self.size
-        if isinstance(frame, shape_classes.Budget):
-            frame = max(frame.classes(self.lengths[0]), key=math.prod)
-        clip = 3 * self.lengths[0] * math.prod(frame)
+        if isinstance(self.size, shape_classes.Budget):
+            # A token is of four frames, or of one.
+            clip = 3 * 4 * self.size.max_tokens * self.size.multiple_of**2
+        else:
+            clip = 3 * self.lengths[0] * math.prod(self.size)
         # FFmpeg has no larger frames than this.
         pixels = min(self.limits.max_pixels, 2**31)
         memory = _DECODER_BYTES * pixels + _CLIP_BYTES * clip
@@ -495,7 +496,7 @@ class FolderClips:
         return f"none of its shots has {shape.lengths[-1]} frames at {shape.fps:g} fps"
 
     def _trimmed(self, header: video_io.Header, shape: Shape) -> str:
-        """Says about how much of a video's frames its own shape class crops."""
+        """Says how much of its frames is cropped, if a video has a size for its aspect."""
         if not isinstance(self.size, shape_classes.Budget):
             return ""
         lost = 100 * shape_classes.cropped(header.shown, shape.size)
