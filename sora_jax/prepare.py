@@ -290,7 +290,7 @@ def number(text: str, flag: str = "num_frames", kind: type = int) -> float:
     try:
         return kind(text)
     except ValueError:
-        what = {int: "numbers such as 49,17", float: "a number, or native,"}[kind]
+        what = {int: "numbers such as 49,17", float: "a number, or native"}[kind]
         raise ValueError(f"--{flag} is {what}, not {text!r}") from None
 
 

@@ -342,7 +342,7 @@ class _Rows:
         except ValueError as error:
             raise ValueError(
                 f"{c.data.latents}: {error}: choose another model.dit.patch, or prepare "
-                "clips of another --size"
+                "clips of another --size or, if it is native, of another --multiple_of"
             ) from None
         self.tokens = self._lengths[:1]
         if self.packed:

@@ -116,7 +116,7 @@ def test_slices_of_a_long_video_give_the_same_frames(folder, monkeypatch):
     whole, one = frames(source_of(folder, lossless=True))
     monkeypatch.setattr(video_clips, "_SLICE_BYTES", path.stat().st_size // 3)
     sliced, several = frames(source_of(folder, lossless=True))
-    assert (one, several) == (1, 4) and len(whole) == 6 * 9 + 5
+    assert one == 1 and several > 2 and len(whole) == 6 * 9 + 5
     np.testing.assert_array_equal(sliced, whole)
 
 

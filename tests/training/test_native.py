@@ -16,7 +16,7 @@ from tests.training import tiny_job
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """Videos, their shards, a video VAE and the latents; a file of these has 10 clips."""
+    """Videos, their shards, a video VAE and the latents, with seven clips of five shapes."""
     base = tmp_path_factory.mktemp("native")
     (base / "in").mkdir()
     for name, num_frames, fps, height, width in (
@@ -33,7 +33,10 @@ def base(tmp_path_factory):
     )
     shards.write(base / "shards", source)
     tiny_job.write_vae(base / "vae")
-    encode_latents.encode(base / "shards", base / "vae", base / "latents")
+    with pytest.MonkeyPatch.context() as patched:
+        # Batches of two clips of the larger sizes, and of up to eight of the others.
+        patched.setattr(trained_vae, "VOXELS_AT_ONCE", 2 * 9 * 32 * 56)
+        encode_latents.encode(base / "shards", base / "vae", base / "latents")
     return base
 
 
@@ -63,8 +66,10 @@ def test_packed_rows_hold_them_all(base, start):
         "data__latents": base / "latents", "text__tiers__alt": 1.0,
         "packing__shapes": 2, "packing__unit": 8, "packing__clips": 6,
         "packing__window": 96, "packing__max_padding": 0.6, "data__batch_size": 8,
-        "loop__num_steps": 4,
+        "loop__num_steps": 4, "model__dit__patch": (1, 1, 1),
     }  # fmt: skip
+    with pytest.raises(SystemExit, match="do not divide.*another --multiple_of"):
+        start("other", **given | {"model__dit__patch": (1, 2, 2)})
     call = start("run", **given)
     with call.args[3](0) as batches:
         found = [next(iter(batches)) for _ in range(4)]
