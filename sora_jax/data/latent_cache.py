@@ -65,7 +65,8 @@ def write(
 ) -> dict[str, Any]:
     """Encodes all clips and stores the latents; continues an interrupted run.
 
-    A damaged clip is left out and listed in the manifest.
+    A damaged clip is left out and listed in the manifest. Clips of several sizes are
+    stored in the order of their sizes.
 
     Args:
       out_dir: see `caches.write`.
@@ -94,9 +95,11 @@ def write(
     }
     shapes = _shapes(clips)
     at_once = batch_size if callable(batch_size) else lambda shape: batch_size
+    # By size, so that few batches are not full.
+    order = sorted(range(len(clips)), key=shapes.__getitem__)
     files = [
         _batches(shapes, indices, at_once)
-        for indices in itertools.batched(range(len(clips)), clips_per_file)
+        for indices in itertools.batched(order, clips_per_file)
     ]
     source = _Source(settings, files, clips, encode, shapes)
     return caches.write(out_dir, source, processes)
@@ -115,13 +118,10 @@ def _batches(
     indices: Sequence[int],
     at_once: Callable[[tuple[int, int, int]], int],
 ) -> list[tuple[int, ...]]:
-    """Batches of clips of one size, in the order of the first clip of each size."""
-    of_size = collections.defaultdict(list)
-    for index in indices:
-        of_size[shapes[index]].append(index)
+    """Batches of clips of one size, which are adjacent."""
     return [
         batch
-        for shape, same in of_size.items()
+        for shape, same in itertools.groupby(indices, key=shapes.__getitem__)
         for batch in itertools.batched(same, at_once(shape))
     ]
 

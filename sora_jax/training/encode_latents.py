@@ -32,14 +32,20 @@ def encode(
     mean = np.asarray(vae.config.latent_mean or 0.0, np.float32)
     std = np.asarray(vae.config.latent_std or 1.0, np.float32)
     clips = shards.open(shards_folder)
-    encode_clips = trained_vae.encoder(vae)
+    counts = {tuple(shape): count for *shape, count in clips.manifest.get("shapes", [])}
+
+    def batch_size(shape: tuple[int, int, int]) -> int:
+        usual = trained_vae.clips_at_once(shape)
+        return min(usual, counts.get(shape, usual))  # a rare size has a smaller batch
+
+    encode_clips = trained_vae.encoder(vae, batch_size)
     manifest = latent_cache.write(
         out,
         clips,
         lambda clips: (encode_clips(clips) - mean) / std,
         vae_digest=checkpoint.weights_digest(source),
         preprocessing={"pixels": "[-1, 1]", "normalised": True},
-        batch_size=trained_vae.clips_at_once,
+        batch_size=batch_size,
         processes=caches.Processes(
             jax.process_index(), jax.process_count(), meshes.barrier
         ),

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -70,13 +70,15 @@ def clips_at_once(shape: tuple[int, int, int]) -> int:
     return max(1, min(32, VOXELS_AT_ONCE // math.prod(shape)))
 
 
-def encoder(vae: LoadedVAE, batch_size: int | None = None):
+def encoder(
+    vae: LoadedVAE, batch_size: int | Callable[[tuple[int, int, int]], int]
+) -> Callable[[Sequence[records.ClipRecord]], np.ndarray]:
     """Returns a function from clips to latent means, float32 [b, t, h, w, c], unscaled.
 
-    The clips of a call have one size. Fewer of them than `batch_size` (None:
-    `clips_at_once`) are padded to it, so that one program is compiled for each size.
-    Clips of more than VOXELS_AT_ONCE are encoded in chunks, in memory that does not grow
-    with their length.
+    The clips of a call have one size. Fewer of them than `batch_size`, or what it says
+    for their (frames, height, width), are padded to it, so that one program is compiled
+    for each size. Clips of more than VOXELS_AT_ONCE are encoded in chunks, in memory that
+    does not grow with their length.
     """
 
     @jax.jit
@@ -88,7 +90,7 @@ def encoder(vae: LoadedVAE, batch_size: int | None = None):
 
     def encode_clips(clips: Sequence[records.ClipRecord]) -> np.ndarray:
         frames = [clip.frames() for clip in clips]
-        count = batch_size or clips_at_once(frames[0].shape[:3])
+        count = batch_size(frames[0].shape[:3]) if callable(batch_size) else batch_size
         frames += [frames[-1]] * (count - len(frames))
         video_bthwc = np.stack(frames)
         if video_bthwc[..., 0].size <= VOXELS_AT_ONCE:
