@@ -380,8 +380,9 @@ class _Rows:
         if forecast.padding > packing_config.max_padding:
             raise ValueError(
                 f"packed rows have {forecast.padding:.1%} padding, more than "
-                f"packing.max_padding ({packing_config.max_padding:.1%}): other packing.shapes, more "
-                "packing.clips or a larger packing.window may help"
+                f"packing.max_padding ({packing_config.max_padding:.1%}): longer rows "
+                "(packing.tokens), other packing.shapes, more packing.clips or a larger "
+                "packing.window may help"
             )
         return planner
 
