@@ -3,6 +3,8 @@
     python -m sora_jax.prepare --source toyworld:tw32 --num_clips 8000 --out shards
     python -m sora_jax.prepare --source folder:my_videos --size 64x64 --num_frames 17 \\
         --fps 8 --out shards
+    python -m sora_jax.prepare --source folder:my_videos --size native --max_tokens 4096 \\
+        --num_frames 49,17,5 --fps native --out shards
     python -m sora_jax.prepare --source webdataset:tars --size 64x64 --out shards
     python -m sora_jax.prepare --source list:train.csv --videos my_videos --out shards
     python -m sora_jax.prepare --source shards:shards --curate policy.toml --out curated
@@ -42,6 +44,7 @@ from sora_jax.data import (
     inspection,
     remote,
     reports,
+    shape_classes,
     shards,
     toy_clips,
     video_clips,
@@ -83,9 +86,39 @@ _FAMILIES = flags.DEFINE_string(
     "families", None, "Toy world: weights such as attribute:0.25,motion:0.75."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Toy world: seed.")
-_SIZE = flags.DEFINE_string("size", "64x64", "Folder: WIDTHxHEIGHT of the clips.")
-_NUM_FRAMES = flags.DEFINE_integer("num_frames", 17, "Folder: frames per clip, 1 + 4n.")
-_FPS = flags.DEFINE_float("fps", 8.0, "Folder: frames per second of the clips.")
+_SIZE = flags.DEFINE_string(
+    "size",
+    "64x64",
+    "Folder: WIDTHxHEIGHT of the clips; or native: each video keeps its aspect, and is "
+    "scaled down where --max_tokens asks for it.",
+)
+_MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens",
+    None,
+    "Folder, --size native: tokens of a clip, at most. A token is --multiple_of pixels a "
+    "side, of one frame or of four.",
+)
+_MULTIPLE_OF = flags.DEFINE_integer(
+    "multiple_of",
+    16,
+    "Folder, --size native: sides are multiples of this: the spatial stride of the video "
+    "VAE times the patch of the denoiser.",
+)
+_NUM_FRAMES = flags.DEFINE_list(
+    "num_frames",
+    ["17"],
+    "Folder: frames per clip, 1 + 4n. Of several numbers, such as 49,17,5, each clip has "
+    "the largest that its video or shot fills.",
+)
+_FPS = flags.DEFINE_string(
+    "fps",
+    "8",
+    "Folder: frames per second of the clips; or native: those of the video, or every "
+    "second, third, ... frame where --max_fps asks for it.",
+)
+_MAX_FPS = flags.DEFINE_float(
+    "max_fps", 30.0, "Folder, --fps native: frames per second, at most."
+)
 _FRAMES_FPS = flags.DEFINE_float(
     "frames_fps",
     None,
@@ -173,6 +206,8 @@ _ENGINE = {"workers", "runner", "beam_options"}
 _OF_VIDEOS = {"out", "size", "num_frames", "fps", "lossless", "split", *_ENGINE}
 _OF_VIDEOS |= {"max_gib", "max_seconds", "max_side", "max_minutes", "colour"}
 _OF_VIDEOS |= {"caption_encoding", "inspect", "text_encoder", "split_shots"}
+_OF_NATIVE = {"max_tokens": _SIZE, "multiple_of": _SIZE, "max_fps": _FPS}
+_OF_VIDEOS |= _OF_NATIVE.keys()
 _BELONGS = {
     "toyworld": {"out", "num_clips", "families", "seed", "split", *_ENGINE},
     "folder": _OF_VIDEOS | {"follow_links", "frames_fps", "allow_http"},
@@ -222,9 +257,9 @@ def source_of(kind: str, name: str) -> shards.Source:
         raise ValueError(f"--split is one word, not {_SPLIT.value!r}")
     return make(
         folder,
-        job.parse_size(_SIZE.value),
-        _NUM_FRAMES.value,
-        _FPS.value,
+        size_of_clips(),
+        tuple(map(number, _NUM_FRAMES.value)),
+        None if _FPS.value == "native" else number(_FPS.value, "fps", float),
         _LOSSLESS.value,
         _SPLIT.value,
         video_clips.limits(
@@ -235,7 +270,28 @@ def source_of(kind: str, name: str) -> shards.Source:
         frames_fps=_FRAMES_FPS.value,
         caption_encoding=_CAPTION_ENCODING.value,
         split_shots=_SPLIT_SHOTS.value,
+        max_fps=_MAX_FPS.value,
     )
+
+
+def size_of_clips() -> tuple[int, int] | shape_classes.Budget:
+    """Returns the size or the budget that the flags ask for."""
+    if _SIZE.value != "native":
+        return job.parse_size(_SIZE.value)
+    if _MAX_TOKENS.value is None:
+        raise ValueError(
+            "--size native needs --max_tokens, such as 32760 for 81 frames of 832x480"
+        )
+    return shape_classes.Budget(_MAX_TOKENS.value, _MULTIPLE_OF.value)
+
+
+def number(text: str, flag: str = "num_frames", kind: type = int) -> float:
+    """Reads a number of a flag."""
+    try:
+        return kind(text)
+    except ValueError:
+        what = {int: "numbers such as 49,17", float: "a number, or native"}[kind]
+        raise ValueError(f"--{flag} is {what}, not {text!r}") from None
 
 
 def curated(name: str, num_workers: int) -> curation.CuratedClips:
@@ -255,6 +311,9 @@ def check_flags(kind: str, known: dict[str, set[str]]) -> None:
     for name in sorted(set().union(*known.values()) - known[kind]):
         if flags.FLAGS[name].present:
             raise ValueError(f"--{name} has no meaning for --source {kind}")
+    for name, flag in _OF_NATIVE.items():
+        if flags.FLAGS[name].present and flag.value != "native":
+            raise ValueError(f"--{name} has no meaning without --{flag.name} native")
     if _INSPECT.value and _OUT.value:
         raise ValueError("--inspect writes no clips: give it or --out")
     if _RUNNER.value and (_INSPECT.value or flags.FLAGS["workers"].present):
@@ -312,7 +371,7 @@ def inspect(source: video_clips.FolderClips, num_workers: int) -> None:
     for line in inspection.describe(source, seen, count_tokens):
         print(line)
     if seen:
-        for line in inspection.write_sheet(sheet, source.size, seen):
+        for line in inspection.write_sheet(sheet, seen):
             print(line)
 
 

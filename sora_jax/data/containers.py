@@ -120,7 +120,8 @@ class Header:
     """A file's properties by its header; width and height as stored, before rotation.
 
     From `video_io.probe`, `seconds` is the time from the first frame to the end of the
-    last, which starts at `last`, and `missing` by how much the file ends too early.
+    last, which starts at `last`, `missing` by how much the file ends too early, and `shown`
+    the (height, width) at which players show it: upright, with square pixels.
     """
 
     container: str
@@ -131,6 +132,7 @@ class Header:
     seconds: float
     last: float = 0.0
     missing: float = 0.0
+    shown: tuple[int, int] = (0, 0)
 
 
 @contextlib.contextmanager

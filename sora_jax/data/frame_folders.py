@@ -146,7 +146,14 @@ class FrameFolder:
         height, width = self.picture(0).shape[:2]
         count = len(self)
         header = video_io.Header(
-            "folder", "frames", width, height, fps, count / fps, (count - 1) / fps
+            "folder",
+            "frames",
+            width,
+            height,
+            fps,
+            count / fps,
+            (count - 1) / fps,
+            shown=(height, width),
         )
         with containers.boundary(self._path):
             containers.check_length(header, count, self._limits)

@@ -48,6 +48,7 @@ class Seen:
       header: None if it cannot be read.
       clips: how many it gives, unless it is damaged further on or stands still.
       reason: why it gives none, or "".
+      shapes: how many of them have each (frames, height, width).
       picture_hwc: a frame of its clips, uint8, if the contact sheet shows it.
     """
 
@@ -55,6 +56,7 @@ class Seen:
     header: video_io.Header | None = None
     clips: int = 0
     reason: str = ""
+    shapes: Mapping[tuple[int, int, int], int] = dataclasses.field(default_factory=dict)
     picture_hwc: np.ndarray | None = None
 
 
@@ -115,14 +117,16 @@ def _look_at(
         source.fetch(video, f"copy of {video}", note, avoid)
         tell()
         header, sample = source.opened(video, tell)
-        clips, picture_hwc = source.num_clips(video, header), None
+        shapes, picture_hwc = source.clips_by_shape(video, header), None
+        clips = sum(shapes.values())
         if shown and clips:
             begin, seconds = source.span(video, header)
             at = begin + min(seconds / 2, _AT)
-            pictures = sample([at], _picture_size(source.size), notes=set())
+            size = source.shape_of(video, header).size
+            pictures = sample([at], _picture_size(size), notes=set())
             picture_hwc = next(pictures, None)  # None: it ends before its header says
         reason = "" if clips else source.too_short(video, header)
-        return Seen(video, header, clips, reason, picture_hwc)
+        return Seen(video, header, clips, reason, shapes, picture_hwc)
     except video_io.UnreadableVideo as error:
         return Seen(video, header, reason=source.reason(video, error))
 
@@ -152,13 +156,16 @@ def describe(
     read = [one for one in seen if one.header]
     used = [one for one in seen if one.clips]
     hours = sum(one.header.seconds for one in read) / 3600
-    height, width = source.size
+    shapes = collections.Counter()
+    for one in seen:
+        shapes.update(one.shapes)
+    fps = f"{source.fps:g} fps" if source.fps else f"up to {source.max_fps:g} fps"
     lines = [
         f"{source.folder}: {reports.census(listing)}",
         f"{len(seen)} videos of {sum(listing.videos.values()) / 2**30:.2f} GiB and "
         f"{hours:.2f} hours: {len(used)} can be used, and give up to "
-        f"{sum(one.clips for one in used)} clips of {source.num_frames} frames, "
-        f"{width} wide, {height} high, {source.fps:g} fps",
+        f"{sum(one.clips for one in used)} clips of {reports.of_shapes(shapes)}, {fps}",
+        *reports.shapes(shapes),
     ]
     columns = {
         "width, pixels": [one.header.width for one in read],
@@ -222,24 +229,22 @@ def _short(number: float) -> str:
 # -- contact sheet --------------------------------------------------------------------
 
 
-def write_sheet(
-    path: pathlib.Path, size: tuple[int, int], seen: Sequence[Seen]
-) -> list[str]:
+def write_sheet(path: pathlib.Path, seen: Sequence[Seen]) -> list[str]:
     """Draws a contact sheet: pictures of up to 48 videos, each with its name and header.
 
     A video that cannot be used has its reason in place of a picture.
 
     Args:
       path: the file to write, .png or .jpg.
-      size: (height, width) of the clips.
       seen: the result of `inspect`, at least one.
 
     Returns:
       Lines that say what was drawn; names in scripts that the font lacks are among them.
     """
     font = PIL.ImageFont.load_default(_TEXT)
-    height, width = _picture_size(size)
     tiles = [seen[index] for index in samples.evenly(len(seen), _TILES)]
+    pictures = [one.picture_hwc for one in tiles if one.picture_hwc is not None]
+    height = max((len(picture_hwc) for picture_hwc in pictures), default=_PICTURE // 2)
     columns = min(_COLUMNS, len(tiles))
     step_x, step_y = _PICTURE + _MARGIN, height + 2 * _LINE + _MARGIN
     rows = math.ceil(len(tiles) / columns)
@@ -253,8 +258,8 @@ def write_sheet(
         if one.picture_hwc is not None:
             sheet.paste(PIL.Image.fromarray(one.picture_hwc), (x, y))
         else:
-            draw.rectangle((x, y, x + width - 1, y + height - 1), "#553333")
-            reason = textwrap.wrap(texts.escaped(one.reason), max(8, width // 6))
+            draw.rectangle((x, y, x + _PICTURE - 1, y + height - 1), "#553333")
+            reason = textwrap.wrap(texts.escaped(one.reason), _PICTURE // 6)
             reason = "\n".join(reason[: height // _LINE])
             draw.multiline_text((x + 4, y + 4), reason, "white", font)
         name = reports.name(one.name)

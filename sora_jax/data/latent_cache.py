@@ -59,22 +59,24 @@ def write(
     *,
     vae_digest: str,
     preprocessing: Mapping[str, Any],
-    batch_size: int = 32,
+    batch_size: int | Callable[[tuple[int, int, int]], int] = 32,
     clips_per_file: int = 512,
     processes: caches.Processes = caches.Processes(),
 ) -> dict[str, Any]:
     """Encodes all clips and stores the latents; continues an interrupted run.
 
-    A damaged clip is left out and listed in the manifest.
+    A damaged clip is left out and listed in the manifest. Clips of several sizes are
+    stored in the order of their sizes.
 
     Args:
       out_dir: see `caches.write`.
       clips: to encode: `shards.Shards`.
-      encode: returns the latents of up to `batch_size` clips; the same clips must give
-        the same latents.
+      encode: returns the latents of up to `batch_size` clips of one size; the same clips
+        must give the same latents.
       vae_digest: hash of the VAE's weights and config.
       preprocessing: JSON values that say what is done to frames before encoding.
-      batch_size: clips in one call of `encode`.
+      batch_size: clips in one call of `encode`, or a function that says it for clips of
+        (frames, height, width).
       clips_per_file: clips in one file, which is what an interruption can cost.
       processes: that share the folder.
 
@@ -91,12 +93,37 @@ def write(
         "preprocessing": dict(preprocessing),
         "clips_per_file": clips_per_file,
     }
+    shapes = _shapes(clips)
+    at_once = batch_size if callable(batch_size) else lambda shape: batch_size
+    # By size, so that few batches are not full.
+    order = sorted(range(len(clips)), key=shapes.__getitem__)
     files = [
-        [*itertools.batched(indices, batch_size)]
-        for indices in itertools.batched(range(len(clips)), clips_per_file)
+        _batches(shapes, indices, at_once)
+        for indices in itertools.batched(order, clips_per_file)
     ]
-    source = _Source(settings, files, clips, encode)
+    source = _Source(settings, files, clips, encode, shapes)
     return caches.write(out_dir, source, processes)
+
+
+def _shapes(clips: array_files.Records) -> list[tuple[int, int, int]]:
+    """The (frames, height, width) of every clip."""
+    usual = tuple(clips.manifest[name] for name in ("num_frames", "height", "width"))
+    if not any(isinstance(number, list) for number in usual):
+        return [usual] * len(clips)
+    return [records.shape_of(clips.entry(index)) for index in range(len(clips))]
+
+
+def _batches(
+    shapes: Sequence[tuple[int, int, int]],
+    indices: Sequence[int],
+    at_once: Callable[[tuple[int, int, int]], int],
+) -> list[tuple[int, ...]]:
+    """Batches of clips of one size, which are adjacent."""
+    return [
+        batch
+        for shape, same in itertools.groupby(indices, key=shapes.__getitem__)
+        for batch in itertools.batched(same, at_once(shape))
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +134,7 @@ class _Source:
     files: Sequence[Sequence[Sequence[int]]]
     clips: array_files.Records
     encode_clips: Encode
+    shapes: Sequence[tuple[int, int, int]]
     name, unit = _NAME, "clips"
 
     def read(self, batch, summary):
@@ -159,12 +187,13 @@ class _Source:
         return safetensors.numpy.save({"latents": latents_thwc}, metadata), entry
 
     def cost(self, batch):
-        return len(batch)
+        return sum(math.prod(self.shapes[index]) for index in batch)
 
     def nbytes(self, batches, items, arrays):
         texts = [text for clip in items for text in clip.captions.values()]
         size = arrays.nbytes + sum(len(text.encode()) for text in texts)
-        return size / len(items) * sum(map(len, batches))
+        voxels = sum(clip.num_frames * clip.height * clip.width for clip in items)
+        return size / voxels * sum(map(self.cost, batches))
 
     def describe(self, summaries):
         nonempty = [summary for summary in summaries if summary.get("positions")]

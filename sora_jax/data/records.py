@@ -6,6 +6,7 @@ Letters: t time, h height, w width, c channel.
 import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -99,6 +100,11 @@ class ClipRecord:
                 "video bytes", self.id, f"{frames_thwc.shape[:3]} frames, not {size}"
             )
         return frames_thwc
+
+
+def shape_of(entry: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Returns the (frames, height, width) of a clip, by its entry in a shard's index."""
+    return entry["num_frames"], entry["height"], entry["width"]
 
 
 def variants(text: str) -> list[str]:

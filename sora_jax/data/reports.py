@@ -15,6 +15,7 @@ from sora_jax.core import digests
 from sora_jax.data import folders, shards, texts, video_clips
 
 _LISTED = 20
+_FEW = 6  # rates that are printed one by one
 _LENGTH = 160  # characters of a name that is printed
 
 
@@ -62,12 +63,35 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
         where = [f"{clip} at frame {frames[0]}" for clip, frames in cuts.items()]
         lines.append(f"clips that seem to contain a cut: {_some(where)}")
     captions = ", ".join(f"{n} {tier}" for tier, n in manifest["captions"].items())
+    one = [manifest[name] for name in ("num_frames", "height", "width", "num_clips")]
+    counts = {tuple(s): count for *s, count in manifest.get("shapes", [one])}
     lines.append(
-        f"{out}: {manifest['num_clips']} clips of {manifest['num_frames']} frames, "
-        f"{manifest['width']} wide, {manifest['height']} high, "
+        f"{out}: {manifest['num_clips']} clips of {of_shapes(counts)}, "
         f"{_rates(manifest['fps'])} fps; captions: "
         f"{captions or 'none'}; {len(skipped)} skipped; {seconds:.1f} s"
     )
+    return lines + shapes(counts)
+
+
+def of_shapes(counts: Mapping[tuple[int, int, int], int]) -> str:
+    """Says which (frames, height, width) clips have, or how many different ones."""
+    if len(counts) != 1:
+        return f"{len(counts)} shapes"
+    ((num_frames, height, width),) = counts
+    return f"{num_frames} frames, {width} wide, {height} high"
+
+
+def shapes(counts: Mapping[tuple[int, int, int], int]) -> list[str]:
+    """Counts clips by (frames, height, width), the most common first, if they differ."""
+    if len(counts) < 2:
+        return []
+    most = sorted(counts, key=lambda shape: (-counts[shape], shape))
+    lines = [
+        f"{counts[shape]:6d}: {of_shapes({shape: counts[shape]})}"
+        for shape in most[:_LISTED]
+    ]
+    if left := sum(counts[shape] for shape in most[_LISTED:]):
+        lines.append(f"{left:6d}: {len(most) - _LISTED} other shapes")
     return lines
 
 
@@ -121,7 +145,11 @@ def name(file: str) -> str:
 
 def _rates(fps: float | list[float]) -> str:
     """One rate, or those of clips that have several."""
-    return f"{fps:g}" if isinstance(fps, float | int) else f"{[*map(float, fps)]}"
+    if isinstance(fps, float | int):
+        return f"{fps:g}"
+    if len(fps) > _FEW:
+        return f"{len(fps)} rates from {min(fps):g} to {max(fps):g}"
+    return f"{[*map(float, fps)]}"
 
 
 def _some(names: Collection[str]) -> str:

@@ -534,7 +534,10 @@ def _write_tfds_metadata(
 
 
 def _overview(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the number of captions by tier, and the sizes of the clips."""
+    """Returns the number of captions by tier, and the sizes of the clips.
+
+    `shapes` counts clips by (frames, height, width) where these differ.
+    """
     overview: dict[str, Any] = {
         "captions": array_files.count_captions(entries),
         "without_caption": sum(not entry["captions"] for entry in entries),
@@ -542,6 +545,9 @@ def _overview(entries: list[dict[str, Any]]) -> dict[str, Any]:
     for field in ("num_frames", "height", "width", "fps"):
         values = sorted({entry[field] for entry in entries})
         overview[field] = values[0] if len(values) == 1 else values
+    shapes = collections.Counter(map(records.shape_of, entries))
+    if len(shapes) > 1:
+        overview["shapes"] = [[*shape, shapes[shape]] for shape in sorted(shapes)]
     return overview
 
 

@@ -6,12 +6,15 @@ else is the same for the three. A folder of numbered pictures counts as a video.
 A video is cut into adjacent windows of `num_frames` frames at `fps`; the remainder at the
 end is dropped. A time range of a longer video is cut likewise, from the first frame that
 begins in it. With `split_shots`, the windows begin anew at each cut, so that none holds
-one, and the remainder of each shot is dropped. Each frame is the one on screen at its
-time, so a window may end with the
-video. A window that shows nothing but the frame that the one before it ended with is left
-out, so that a file of few bytes that claims to last for hours gives few clips.
+one, and the remainder of each shot is dropped. If clips may have several lengths, what is
+left at the end of a video or shot is cut into shorter clips. Size and rate of the clips
+are given, or follow from those of the video: see `shape_classes`. Each frame is the one on
+screen at its time, so a window may end with the video. A window that shows nothing but the
+frame that the one before it ended with is left out, so that a file of few bytes that
+claims to last for hours gives few clips.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -31,6 +34,7 @@ from sora_jax.data import (
     frames,
     records,
     remote,
+    shape_classes,
     shards,
     tables,
     texts,
@@ -51,6 +55,9 @@ _EARLY = 2e-3
 _REPEATED = "slower than the clips, with frames repeated"
 _BETWEEN = "cut to other shots, and what is left of a shot is shorter than a clip"
 _STILL = "still for whole clips, which are left out"
+_TRIMMED = "scaled to the size of their clips, and cropped by {} % at most"
+_CROPS = (1, 3, 6, 10, 25, 100)  # per cent, the steps in which crops are counted
+_LEAST_FPS = 0.1
 # Memory for reading a video: of the decoder, in bytes per pixel (twenty-six frames of
 # 4:2:0 with 8 bits, or ten of 4:2:2 with 10); of the frames of a clip, per byte of them;
 # and of all else.
@@ -92,14 +99,32 @@ def limits(
 
 
 @dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the clips of a video are like.
+
+    Attributes:
+      size: (height, width).
+      lengths: frames that clips may have, descending; at most those of the video, unless
+        it has too few for any.
+      fps: frames a second.
+    """
+
+    size: tuple[int, int]
+    lengths: tuple[int, ...]
+    fps: float
+
+
+@dataclasses.dataclass(frozen=True)
 class FolderClips:
-    """Clips of one size out of a folder of videos; see `shards.Source`.
+    """Clips out of a folder of videos; see `shards.Source`.
 
     Args:
       folder: where the videos are, at any depth; a folder here or at an address.
-      size: (height, width) of the clips; a video is scaled and its middle cut out.
-      num_frames: frames of a clip, 1 + 4n.
-      fps: frames a second of the clips; a video's frames are dropped or repeated.
+      size: (height, width) of the clips; a video is scaled and its middle cut out. Or a
+        budget, by which each video has a size for its aspect.
+      num_frames: frames of a clip, 1 + 4n, or several such lengths.
+      fps: frames a second of the clips; a video's frames are dropped or repeated. None:
+        those of the video, see `shape_classes.rate`.
       lossless: keep the scaled frames exactly, at several times the bytes.
       split: name of the split that is written.
       limits: of a video file.
@@ -111,15 +136,16 @@ class FolderClips:
       caption_encoding: of captions that are not UTF-8, such as "cp1252"; None: they are
         left out.
       split_shots: whether windows begin anew where the video cuts to another shot.
+      max_fps: the limit for `fps` None.
 
     Raises:
       ValueError: an impossible size, or there is no such folder.
     """
 
     folder: pathlib.Path | remote.RemoteFolder
-    size: tuple[int, int]
-    num_frames: int
-    fps: float
+    size: tuple[int, int] | shape_classes.Budget
+    num_frames: int | tuple[int, ...]
+    fps: float | None
     lossless: bool = False
     split: str = "train"
     limits: video_io.Limits = video_io.DEFAULT_LIMITS
@@ -128,6 +154,7 @@ class FolderClips:
     frames_fps: float | None = None
     caption_encoding: str | None = None
     split_shots: bool = False
+    max_fps: float = 30.0
     unit = "videos"
     form = "folder"
 
@@ -140,18 +167,22 @@ class FolderClips:
                 )
         elif not self.folder.is_dir():
             raise ValueError(f"there is no folder {self.folder}")
-        if self.num_frames < 1 or self.num_frames % 4 != 1:
-            below = max(1, (self.num_frames - 1) // 4 * 4 + 1)
-            raise ValueError(
-                f"a clip must have 1 + 4n frames, such as {below} or {below + 4}, not "
-                f"{self.num_frames}"
-            )
-        if min(self.size) < 8 or any(side % 2 for side in self.size):
+        for length in self.lengths:
+            if length < 1 or length % 4 != 1:
+                below = max(1, (length - 1) // 4 * 4 + 1)
+                raise ValueError(
+                    f"a clip must have 1 + 4n frames, such as {below} or {below + 4}, "
+                    f"not {length}"
+                )
+        if isinstance(self.size, shape_classes.Budget):
+            self.size.classes(self.lengths[0])  # raises if it holds none
+        elif min(self.size) < 8 or any(side % 2 for side in self.size):
             raise ValueError(
                 f"height and width must be even and at least 8, not {self.size}"
             )
-        if not 0 < self.fps <= 240:
-            raise ValueError(f"fps must be between 0 and 240, not {self.fps}")
+        for name, rate in (("fps", self.fps), ("max_fps", self.max_fps)):
+            if rate is not None and not 0 < rate <= 240:
+                raise ValueError(f"{name} must be between 0 and 240, not {rate}")
         if self.frames_fps is not None and not 0 < self.frames_fps <= 1000:
             raise ValueError(
                 f"frames_fps must be between 0 and 1000, not {self.frames_fps}"
@@ -171,14 +202,23 @@ class FolderClips:
         )
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """Frames that clips may have, descending."""
+        given = self.num_frames
+        return (given,) if isinstance(given, int) else tuple(sorted({*given})[::-1])
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings that determine the clips of a video."""
         shots = {"split_shots": True} if self.split_shots else {}
+        size = self.size
+        if isinstance(size, shape_classes.Budget):
+            size = dataclasses.asdict(size) | {"aspects": shape_classes.ASPECTS}
         return shots | {
             "source": self.form,
-            "size": list(self.size),
-            "num_frames": self.num_frames,
-            "fps": self.fps,
+            "size": size if isinstance(size, dict) else list(size),
+            "num_frames": self.lengths[0] if len(self.lengths) == 1 else self.lengths,
+            "fps": {"at most": self.max_fps} if self.fps is None else self.fps,
             "encoding": "lossless" if self.lossless else f"crf {_CRF}",
             "colour": self.colour,
             "reading": frames.RULES,
@@ -197,7 +237,11 @@ class FolderClips:
     @property
     def bounds(self) -> workers.Bounds:
         """What a video may use in its process, by the limits and the size of a clip."""
-        clip = 3 * self.num_frames * math.prod(self.size)
+        if isinstance(self.size, shape_classes.Budget):
+            # A token is of four frames, or of one.
+            clip = 3 * 4 * self.size.max_tokens * self.size.multiple_of**2
+        else:
+            clip = 3 * self.lengths[0] * math.prod(self.size)
         # FFmpeg has no larger frames than this.
         pixels = min(self.limits.max_pixels, 2**31)
         memory = _DECODER_BYTES * pixels + _CLIP_BYTES * clip
@@ -334,17 +378,50 @@ class FolderClips:
         begin = max(0, math.ceil((start - _EARLY) * header.fps)) / header.fps
         return begin, min(end, header.seconds) - begin
 
-    def num_clips(self, video: str, header: video_io.Header) -> int:
-        """Returns how many windows a video has."""
-        _, seconds = self.span(video, header)
-        return video_io.ticks(seconds, self.fps) // self.num_frames
+    def shape_of(self, video: str, header: video_io.Header) -> Shape:
+        """Returns what the clips of a video are like.
+
+        Raises:
+          UnreadableVideo: it is too small or too slow for clips.
+        """
+        fps = self.fps or shape_classes.rate(header.fps, self.max_fps)
+        if self.fps is None and fps < _LEAST_FPS:
+            raise video_io.UnreadableVideo(
+                f"its {fps:g} frames a second are fewer than {_LEAST_FPS:g}"
+            )
+        ticks = video_io.ticks(self.span(video, header)[1], fps)
+        lengths = tuple(length for length in self.lengths if length <= ticks)
+        lengths = lengths or self.lengths[-1:]
+        size = self.size
+        if isinstance(size, shape_classes.Budget):
+            size = size.size_of(header.shown, lengths[0])
+            if size is None:
+                raise video_io.UnreadableVideo(
+                    f"its frames of {header.shown[1]}x{header.shown[0]} pixels are smaller "
+                    f"than a token of {self.size.multiple_of}"
+                )
+        return Shape(size, lengths, fps)
+
+    def clips_by_shape(
+        self, video: str, header: video_io.Header
+    ) -> dict[tuple[int, int, int], int]:
+        """Returns how many clips of each (frames, height, width) a video of one shot has.
+
+        Raises:
+          UnreadableVideo: as for `shape_of`.
+        """
+        shape, (_, seconds) = self.shape_of(video, header), self.span(video, header)
+        ticks = video_io.ticks(seconds, shape.fps)
+        lengths = collections.Counter(shape_classes.pieces(ticks, shape.lengths))
+        return {(length, *shape.size): count for length, count in lengths.items()}
 
     def too_short(self, video: str, header: video_io.Header) -> str:
         """Returns why a video has no window."""
         begin, seconds = self.span(video, header)
+        shape = self.shape_of(video, header)
         due = (
-            f"the last of {self.num_frames} frames at {self.fps:g} fps is due at "
-            f"{(self.num_frames - 1) / self.fps:.2f} s"
+            f"the last of {shape.lengths[-1]} frames at {shape.fps:g} fps is due at "
+            f"{(shape.lengths[-1] - 1) / shape.fps:.2f} s"
         )
         if begin >= header.seconds:
             return f"it begins at {begin:.2f} s, and its file ends at {header.seconds:.2f} s"
@@ -359,8 +436,10 @@ class FolderClips:
         text: folders.Text,
         sample: Callable[..., Iterator[np.ndarray]],
     ) -> Iterator[records.ClipRecord | shards.Skipped | shards.Remark]:
-        total = self.num_clips(video, header)
-        begin, _ = self.span(video, header)
+        shape = self.shape_of(video, header)
+        begin, seconds = self.span(video, header)
+        longest, shortest = shape.lengths[0], shape.lengths[-1]
+        total = video_io.ticks(seconds, shape.fps) // longest
         said, missing = header.seconds + header.missing, header.missing
         ends = f"its header says {said:.2f} s, but it ends earlier"
         if span := self.listing.spans.get(video):
@@ -370,19 +449,19 @@ class FolderClips:
             yield shards.Skipped(video, self.too_short(video, header), video)
         first, end = total * number // slices, total * (number + 1) // slices
         if first < end:
-            until = end * self.num_frames
-            if self.split_shots and number == slices - 1:
-                # Windows may begin later; what is left at the end may hold one more.
-                until = video_io.ticks(self.span(video, header)[1], self.fps)
-            ticks = range(first * self.num_frames, until)
+            until = end * longest
+            if (self.split_shots or longest > shortest) and number == slices - 1:
+                # What is left at the end may hold one more.
+                until = video_io.ticks(seconds, shape.fps)
+            ticks = range(first * longest, until)
             notes: set[str] = set()
-            times = (begin + tick / self.fps for tick in ticks)
-            frames_hwc = sample(times, self.size, notes=notes)
+            times = (begin + tick / shape.fps for tick in ticks)
+            frames_hwc = sample(times, shape.size, notes=notes)
             made, repeated, still, last_hwc = 0, 0, 0, None
             between, left, at = 0, 0, ticks.start
-            for tick, clip in self._windowed(frames_hwc, ticks.start):
+            for tick, clip in self._windowed(frames_hwc, ticks.start, shape.lengths):
                 between, left, at = between + left, 0, tick + len(clip)
-                if len(clip) < self.num_frames:
+                if len(clip) < shortest:
                     left = len(clip)
                     continue
                 if all(one is last_hwc for one in clip):
@@ -391,13 +470,14 @@ class FolderClips:
                 pairs = itertools.pairwise([last_hwc, *clip])
                 repeated += sum(one is another for one, another in pairs)
                 made, last_hwc = made + len(clip), clip[-1]
-                yield self._record(video, tick, begin, np.stack(clip), text)
+                start = begin + tick / shape.fps
+                yield self._record(video, tick, start, shape.fps, np.stack(clip), text)
             if at < ticks.stop:
-                where = f"{video} from {begin + (at - left) / self.fps:.2f} s on"
+                where = f"{video} from {begin + (at - left) / shape.fps:.2f} s on"
                 yield shards.Skipped(where, ends, video)
             elif not made:
                 part = f"{video} ({number + 1} of {slices})" if slices > 1 else video
-                yield shards.Skipped(part, self._no_shot(), video)
+                yield shards.Skipped(part, self._no_shot(shape), video)
             for what in sorted(notes) if made else ():
                 yield shards.Remark(video, what, made)
             if repeated:
@@ -406,55 +486,78 @@ class FolderClips:
                 yield shards.Remark(video, _STILL, still)
             if made and between:
                 yield shards.Remark(video, _BETWEEN, between)
+            if made and (what := self._trimmed(header, shape)):
+                yield shards.Remark(video, what, made)
         if number == slices - 1 and missing > _MISSING:
             where = f"{video} from {header.seconds:.2f} s on"
             yield shards.Skipped(where, ends, video)
 
-    def _no_shot(self) -> str:
-        return f"none of its shots has {self.num_frames} frames at {self.fps:g} fps"
+    def _no_shot(self, shape: Shape) -> str:
+        return f"none of its shots has {shape.lengths[-1]} frames at {shape.fps:g} fps"
+
+    def _trimmed(self, header: video_io.Header, shape: Shape) -> str:
+        """Says how much of its frames is cropped, if a video has a size for its aspect."""
+        if not isinstance(self.size, shape_classes.Budget):
+            return ""
+        lost = 100 * shape_classes.cropped(header.shown, shape.size)
+        most = next(most for most in _CROPS if lost <= most)
+        return _TRIMMED.format(most) if lost else ""
 
     def _windowed(
-        self, frames_hwc: Iterator[np.ndarray], tick: int
+        self, frames_hwc: Iterator[np.ndarray], tick: int, lengths: tuple[int, ...]
     ) -> Iterator[tuple[int, list[np.ndarray]]]:
         """Yields windows: the tick of the first frame, and the frames.
 
-        Those that a cut or the end of the video ends have fewer frames.
+        What is left where a cut or the end of the video comes, and is shorter than any of
+        the lengths, is a window as well.
         """
         shown = ((frame_hwc, False) for frame_hwc in frames_hwc)
-        if self.split_shots and self.num_frames > 1:
+        if self.split_shots and lengths[0] > 1:
             shown = cuts.flagged(frames_hwc)
+
+        def cut(window: list[np.ndarray]) -> Iterator[tuple[int, list[np.ndarray]]]:
+            first = 0
+            for length in shape_classes.pieces(len(window), lengths):
+                yield tick + first, window[first : first + length]
+                first += length
+            if first < len(window):
+                yield tick + first, window[first:]
+
         window: list[np.ndarray] = []
         for frame_hwc, new_shot in shown:
-            if window and (new_shot or len(window) == self.num_frames):
-                yield tick, window
+            if window and (new_shot or len(window) == lengths[0]):
+                yield from cut(window)
                 tick, window = tick + len(window), []
             window.append(frame_hwc)
-        if window:
-            yield tick, window
+        yield from cut(window)
 
     def _record(
         self,
         video: str,
         tick: int,
-        begin: float,
+        start: float,
+        fps: float,
         frames_thwc: np.ndarray,
         text: folders.Text,
     ) -> records.ClipRecord:
         if self.lossless:
-            encoded = video_io.encode_lossless(frames_thwc, self.fps)
+            encoded = video_io.encode_lossless(frames_thwc, fps)
         else:
-            encoded = video_io.encode_mp4(frames_thwc, self.fps, crf=_CRF)
+            encoded = video_io.encode_mp4(frames_thwc, fps, crf=_CRF)
         # The windows of a slice do not overlap, so that no two have the same number.
-        window, start = tick // self.num_frames, begin + tick / self.fps
-        one_shot = ((0, self.num_frames),)
+        window = tick // self.lengths[-1]
+        one_shot = ((0, len(frames_thwc)),)
         shots = one_shot if self.split_shots else cuts.shots(frames_thwc)
-        return self._record_of(video, window, start, shots, encoded, text)
+        size = frames_thwc.shape[:3]
+        return self._record_of(video, window, start, fps, size, shots, encoded, text)
 
     def _record_of(
         self,
         video: str,
         window: int,
         start: float,
+        fps: float,
+        size: tuple[int, int, int],
         shots: tuple[tuple[int, int], ...],
         encoded: bytes,
         text: folders.Text,
@@ -462,10 +565,11 @@ class FolderClips:
         return records.ClipRecord(
             id=f"{video}#{window:05d}",
             video=encoded,
-            fps=self.fps,
-            num_frames=self.num_frames,
-            height=self.size[0],
-            width=self.size[1],
+            # Measured rates have digits without meaning, which differ between videos.
+            fps=round(fps, 3) if self.fps is None else fps,
+            num_frames=size[0],
+            height=size[1],
+            width=size[2],
             captions=text.captions,
             caption_sources=text.sources,
             shots=shots,
@@ -512,26 +616,28 @@ class TarClips(FolderClips):
         written, place = self.listing.written.get(video), self.listing.places[video]
         if written is None or place.size > _SLICE_BYTES:
             return None
-        size = (self.num_frames, *self.size)
+        shape = self.shape_of(video, header)
+        size = (shape.lengths[0], *shape.size)
         if size != (written.num_frames, written.height, written.width):
             return None
         rates = np.array([written.fps, header.fps])
         kind = (header.container, header.codec)
-        if kind != ("mov", "h264") or not np.allclose(rates, self.fps, rtol=1e-4):
+        if kind != ("mov", "h264") or not np.allclose(rates, shape.fps, rtol=1e-4):
             return None
         encoded = place.read()
         if hashlib.sha256(encoded).hexdigest() != written.sha256:
             return None
         with workers.limited_memory():
             decoded = video_io.decode(
-                encoded, max_frames=self.num_frames + 1, limits=self.limits
+                encoded, max_frames=size[0] + 1, limits=self.limits
             )
         if decoded.frames.shape[:3] != size or decoded.notes:
             return None
         shots = cuts.shots(decoded.frames)
         if self.split_shots and len(shots) > 1:
             return None
-        clip = self._record_of(video, 0, 0.0, shots, encoded, text)
+        fps = written.fps if self.fps is None else self.fps
+        clip = self._record_of(video, 0, 0.0, fps, size, shots, encoded, text)
         return dataclasses.replace(clip, state_json=written.state_json)
 
 

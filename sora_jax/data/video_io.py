@@ -104,7 +104,8 @@ def probe(
     Raises:
       UnreadableVideo: it is not a video, is damaged, or is beyond the limits.
     """
-    origin = _origin(source, limits)
+    first = _first(source, limits)
+    origin, shown = containers.seconds_of(first.frame), first.view.size(first.frame)
     with containers.opened(source, limits) as (container, stream, header):
         # A format without an index is read from its start.
         containers.seek(container, stream, 2 * limits.max_seconds)
@@ -136,17 +137,21 @@ def probe(
         if containers.has_no_times(container):
             origin = float((stream.start_time or 0) * stream.time_base)
         header = dataclasses.replace(
-            header, seconds=end - origin, last=starts - origin, missing=missing
+            header,
+            seconds=end - origin,
+            last=starts - origin,
+            missing=missing,
+            shown=shown,
         )
         containers.check_length(header, stream.frames, limits)
         return header
 
 
-def _origin(source: Origin, limits: Limits) -> float:
-    """The time of the first frame; raises if it cannot be decoded."""
+def _first(source: Origin, limits: Limits) -> Shown:
+    """The first frame; raises if it cannot be decoded."""
     with containers.boundary(source):
         for first in read(source, limits=limits):
-            return containers.seconds_of(first.frame)
+            return first
         raise frames.Refused("it has no frames")
 
 
@@ -188,7 +193,7 @@ def read(
       UnreadableVideo: it is not a video, is damaged, or is beyond the limits.
     """
     if start > _SEEK_FROM:
-        origin = _origin(source, limits)
+        origin = containers.seconds_of(_first(source, limits).frame)
         with containers.opened(source, limits) as (container, stream, header):
             # Frames after a key frame may refer to one before it; they are skipped.
             if containers.seek(container, stream, origin + start - 0.5):

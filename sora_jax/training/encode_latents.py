@@ -1,6 +1,5 @@
 """Encoding video shards into a cache of latents."""
 
-import math
 import pathlib
 
 import jax
@@ -19,7 +18,7 @@ def encode(
     """Encodes all clips of video shards into a cache of normalised latents.
 
     The cache holds a copy of the VAE (`OUT/vae`), so that a model trained on it can
-    decode. Finished files are kept when the job is interrupted and started again.
+    decode. The clips may have several sizes; a batch has one. Finished files are kept when the job is interrupted and started again.
     Processes that share the folder share the work.
 
     Returns:
@@ -33,8 +32,12 @@ def encode(
     mean = np.asarray(vae.config.latent_mean or 0.0, np.float32)
     std = np.asarray(vae.config.latent_std or 1.0, np.float32)
     clips = shards.open(shards_folder)
-    size = [clips.manifest[name] for name in ("num_frames", "height", "width")]
-    batch_size = max(1, min(32, trained_vae.VOXELS_AT_ONCE // math.prod(size)))
+    counts = {tuple(shape): count for *shape, count in clips.manifest.get("shapes", [])}
+
+    def batch_size(shape: tuple[int, int, int]) -> int:
+        usual = trained_vae.clips_at_once(shape)
+        return min(usual, counts.get(shape, usual))  # a rare size has a smaller batch
+
     encode_clips = trained_vae.encoder(vae, batch_size)
     manifest = latent_cache.write(
         out,

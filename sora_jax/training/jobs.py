@@ -343,7 +343,7 @@ class _Rows:
         except ValueError as error:
             raise ValueError(
                 f"{c.data.latents}: {error}: choose another model.dit.patch, or prepare "
-                "clips of another --size"
+                "clips of another --size or, if it is native, of another --multiple_of"
             ) from None
         self.tokens = self._lengths[:1]
         if self.packed:
@@ -381,8 +381,9 @@ class _Rows:
         if forecast.padding > packing_config.max_padding:
             raise ValueError(
                 f"packed rows have {forecast.padding:.1%} padding, more than "
-                f"packing.max_padding ({packing_config.max_padding:.1%}): other packing.shapes, more "
-                "packing.clips or a larger packing.window may help"
+                f"packing.max_padding ({packing_config.max_padding:.1%}): longer rows "
+                "(packing.tokens), other packing.shapes, more packing.clips or a larger "
+                "packing.window may help"
             )
         return planner
 

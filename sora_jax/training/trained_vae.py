@@ -3,10 +3,12 @@
 Letters: b batch, t time, h height, w width, c channels.
 """
 
+import collections
 import dataclasses
 import itertools
+import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -63,12 +65,20 @@ def load(folder: str | pathlib.Path, *, strict: bool = False) -> LoadedVAE:
     return LoadedVAE(opened.config, networks_of(opened.config), opened.load())
 
 
-def encoder(vae: LoadedVAE, batch_size: int):
+def clips_at_once(shape: tuple[int, int, int]) -> int:
+    """Returns how many clips of (frames, height, width) are encoded in one batch."""
+    return max(1, min(32, VOXELS_AT_ONCE // math.prod(shape)))
+
+
+def encoder(
+    vae: LoadedVAE, batch_size: int | Callable[[tuple[int, int, int]], int]
+) -> Callable[[Sequence[records.ClipRecord]], np.ndarray]:
     """Returns a function from clips to latent means, float32 [b, t, h, w, c], unscaled.
 
-    Fewer clips than `batch_size` are padded to it, so that one program is compiled.
-    Clips of more than VOXELS_AT_ONCE are encoded in chunks, in memory that does not grow
-    with their length.
+    The clips of a call have one size. Fewer of them than `batch_size`, or what it says
+    for their (frames, height, width), are padded to it, so that one program is compiled
+    for each size. Clips of more than VOXELS_AT_ONCE are encoded in chunks, in memory that
+    does not grow with their length.
     """
 
     @jax.jit
@@ -80,7 +90,8 @@ def encoder(vae: LoadedVAE, batch_size: int):
 
     def encode_clips(clips: Sequence[records.ClipRecord]) -> np.ndarray:
         frames = [clip.frames() for clip in clips]
-        frames += [frames[-1]] * (batch_size - len(frames))
+        count = batch_size(frames[0].shape[:3]) if callable(batch_size) else batch_size
+        frames += [frames[-1]] * (count - len(frames))
         video_bthwc = np.stack(frames)
         if video_bthwc[..., 0].size <= VOXELS_AT_ONCE:
             means = np.asarray(encode(vae.params, video_bthwc))
@@ -118,15 +129,8 @@ def save(
     encode_clips = encoder(LoadedVAE(config, networks_of(config), params), batch_size)
     count, total, square = 0, 0.0, 0.0
     indices = samples.evenly(len(clips), _MEASURED_CLIPS)
-    for chosen in itertools.batched(indices, batch_size):
-        good = [
-            clip
-            for clip in clips.read(chosen)
-            if not isinstance(clip, records.CorruptRecord)
-        ]
-        if not good:
-            continue
-        latents_nc = encode_clips(good).astype(np.float64)
+    for batch in _of_one_size(clips, indices, batch_size):
+        latents_nc = encode_clips(batch).astype(np.float64)
         latents_nc = latents_nc.reshape(-1, config.latent_channels)
         count += len(latents_nc)
         total = total + latents_nc.sum(0)
@@ -140,6 +144,22 @@ def save(
     )
     checkpoint.save_weights(folder, jax.device_get(params), config)
     return config
+
+
+def _of_one_size(
+    clips: shards.Shards, indices: Sequence[int], batch_size: int
+) -> Iterator[list[records.ClipRecord]]:
+    """Yields batches of undamaged clips of one size."""
+    waiting = collections.defaultdict(list)
+    for chosen in itertools.batched(indices, batch_size):
+        for clip in clips.read(chosen):
+            if isinstance(clip, records.CorruptRecord):
+                continue
+            shape = clip.num_frames, clip.height, clip.width
+            waiting[shape].append(clip)
+            if len(waiting[shape]) == batch_size:
+                yield waiting.pop(shape)
+    yield from waiting.values()
 
 
 def gather_and_save(

@@ -117,7 +117,7 @@ def test_tasks_leave_out_what_is_too_rare():
 class Clips:
     """Two hundred clips that say "left" or "right"."""
 
-    manifest = {"digest": "x"}
+    manifest = {"digest": "x", "num_frames": 5, "height": 8, "width": 8}
 
     def __len__(self):
         return 200
