@@ -6,7 +6,7 @@ Makes a folder of so many files: videos of twelve kinds with names in several sc
 captions in all forms, folders of frames, damaged and hostile files, pictures, captions of
 nothing, and others. `prepare` reads it once undisturbed. Then the same command is started
 again and again into another folder; each time its whole process group gets kill -9 at a
-random moment, and after the last kill it may finish. All files of both folders must be
+random moment of the work, and after the last kill it may finish. All files of both folders must be
 equal, byte for byte, and every input must have clips or a reason. Exits with 1 otherwise.
 """
 
@@ -176,18 +176,36 @@ def finish(folder: pathlib.Path, out: pathlib.Path, log: pathlib.Path) -> float:
     return time.monotonic() - began
 
 
-def kill(folder: pathlib.Path, out: pathlib.Path, log: pathlib.Path, delay: float):
-    """Starts `prepare`, kills its group after a delay, and says what there was."""
-    process = start(folder, out, log)
+def kill(
+    folder: pathlib.Path,
+    out: pathlib.Path,
+    log: pathlib.Path,
+    moment: float,
+    pace: float,
+) -> str:
+    """Starts `prepare`, kills its group at a moment, and says what there was then.
+
+    Args:
+      folder, out, log: see `start`.
+      moment: parts that must be finished; its fraction is a share of `pace` to wait then.
+      pace: seconds a part.
+    """
+    process, began = start(folder, out, log), time.monotonic()
+    while process.poll() is None and parts_of(out) < int(moment):
+        time.sleep(0.01)
     try:
-        code = process.wait(delay)
-        return f"ended with {code} before the kill after {delay:.2f} s"
+        code = process.wait(moment % 1 * pace)
+        return f"ended with {code} before the kill"
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    parts = len([*out.glob(".partial/*/part.json")])
-    what = "finished folder" if (out / "manifest.json").exists() else f"{parts} parts"
-    return f"killed after {delay:5.2f} s: {what}"
+    seconds = time.monotonic() - began
+    return f"killed after {seconds:5.2f} s, {parts_of(out)} parts of the clips finished"
+
+
+def parts_of(out: pathlib.Path) -> int:
+    """Returns the number of finished parts of an unfinished folder."""
+    return len([*out.glob(".partial/*/part.json")])
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
@@ -259,11 +277,12 @@ def main() -> None:
         seconds = finish(folder, clean, base / "clean.log")
         print(f"undisturbed: {seconds:.1f} s", flush=True)
         print(*(base / "clean.log").read_text().splitlines()[-2:], sep="\n")
+        # A file of records for each part.
+        parts = len([*clean.glob("*.array_record-*")])
+        moments = sorted(draw.uniform(0, parts) for _ in range(args.kills))
         ended = 0
-        for _ in range(args.kills):
-            # On average all kills together leave the time of one run.
-            delay = draw.uniform(0, 2 * seconds / (args.kills + 1))
-            said = kill(folder, killed, base / "killed.log", delay)
+        for moment in moments:
+            said = kill(folder, killed, base / "killed.log", moment, seconds / parts)
             ended += said.startswith("ended")
             print(said, flush=True)
         seconds = finish(folder, killed, base / "killed.log")
