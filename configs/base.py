@@ -81,6 +81,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.text.tiers.structured = 0.0
     c.text.tiers.model_short = 0.0  # those that recaption adds
     c.text.tiers.model_dense = 0.0
+    # Scores that become tags of captions, which prompts may then have: (score, limits, one
+    # word more), such as ("motion", (0.05, 0.3), ("low", "medium", "high")).
+    c.text.tags = ()
+    c.text.tag_keep = (
+        0.5  # probability of each tag of a clip, every time that it is seen
+    )
+    # Share of the dense and structured captions whose parts come in another order.
+    c.text.shuffle = 0.0
     # Objective "text_encoder": the tier of the caption that it learns to write.
     c.text.target = "structured"
     c.text.target_length = 40  # tokens

@@ -283,13 +283,15 @@ def discard_parts(out: pathlib.Path) -> None:
 
 
 def digest(entries: Iterable[Mapping[str, Any]]) -> str:
-    """Hashes ids, contents and captions in order, independent of the files' layout.
+    """Hashes ids, contents, captions and scores in order, whatever the files' layout.
 
     Text states have no captions in the index.
     """
     hashed = hashlib.sha256()
     for entry in entries:
         texts = json.dumps(entry.get("captions"), sort_keys=True)
+        if entry.get("scores"):
+            texts += f" {json.dumps(entry['scores'], sort_keys=True)}"
         hashed.update(f"{entry['id']} {entry['sha256']} {texts}\n".encode())
     return hashed.hexdigest()
 

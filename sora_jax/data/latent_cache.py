@@ -1,7 +1,7 @@
 """Cached latents: the video VAE's encoding of each clip, computed once.
 
 A folder holds latents.array_record-* files, whose records are safetensors bytes with one
-float32 tensor `latents` and the clip's id, captions, fps and state as metadata, and
+float32 tensor `latents` and the clip's id, captions, scores, fps and state as metadata, and
 `latents.json`, which names the VAE, the clips and the preprocessing that they come from,
 and has the mean and standard deviation of each channel. Opening a cache of other weights
 or other clips raises an error.
@@ -38,6 +38,7 @@ class LatentRecord:
     id: str
     latents: np.ndarray
     captions: Mapping[str, str]
+    scores: Mapping[str, float]
     fps: float
     header: bytes
 
@@ -175,16 +176,21 @@ class _Source:
             "fps": float(item.fps),
             "captions": dict(item.captions),
         }
+        # Clips without scores keep the bytes that they had before there were any.
+        scores = {"scores": dict(item.scores)} if item.scores else {}
         record = {
             "id": item.id,
             "sha256": entry["sha256"],
             "captions": entry["captions"],
             "fps": entry["fps"],
             "state_json": item.state_json,
+            **scores,
         }
         # One key of metadata: safetensors writes several in no fixed order.
         metadata = {"record": json.dumps(record)}
-        return safetensors.numpy.save({"latents": latents_thwc}, metadata), entry
+        return safetensors.numpy.save(
+            {"latents": latents_thwc}, metadata
+        ), entry | scores
 
     def cost(self, batch):
         return sum(math.prod(self.shapes[index]) for index in batch)
@@ -201,6 +207,9 @@ class _Source:
         mean_c = sum(np.array(summary["sums"]) for summary in nonempty) / positions
         square_c = sum(np.array(summary["squares"]) for summary in nonempty) / positions
         entries = [entry for summary in summaries for entry in summary["index"]]
+        scores = collections.Counter(
+            name for entry in entries for name in entry.get("scores", ())
+        )
         return {
             "dropped": [item for summary in summaries for item in summary["dropped"]],
             "mean": mean_c.tolist(),
@@ -208,6 +217,7 @@ class _Source:
             "shape": [list(s) for s in sorted({tuple(e["shape"]) for e in entries})],
             "fps": sorted({entry["fps"] for entry in entries}),
             "captions": array_files.count_captions(entries),
+            **({"scores": dict(sorted(scores.items()))} if scores else {}),
         }
 
 
@@ -255,6 +265,7 @@ class Latents(caches.Cache):
             id=entry["id"],
             latents=np.frombuffer(content, "<f4").reshape(entry["shape"]),
             captions=entry["captions"],
+            scores=entry.get("scores", {}),
             fps=entry["fps"],
             header=header,
         )
@@ -277,10 +288,11 @@ class Joined:
                     f"those in {self.folder} from {vaes[0][:12]}"
                 )
         self._ends = np.cumsum([len(part) for part in parts])
-        counts = collections.Counter()
+        captions, scores = collections.Counter(), collections.Counter()
         for part in parts:
-            counts.update(part.manifest["captions"])
-        self.manifest = {"captions": dict(counts)}
+            captions.update(part.manifest["captions"])
+            scores.update(part.manifest.get("scores", {}))
+        self.manifest = {"captions": dict(captions), "scores": dict(scores)}
 
     def __len__(self) -> int:
         return int(self._ends[-1])

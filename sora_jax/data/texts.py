@@ -22,6 +22,8 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 MAX_CHARACTERS = 4000  # of a caption or a prompt
 MAX_BYTES = 256 << 20  # of a file
 # Characters of a line of JSON, whose objects take twenty times the memory.
@@ -50,6 +52,23 @@ _NOT_MIRRORED = re.compile(
     r"text|letters?|words?|sign|signs|logo|caption|reads?|says?|copyrights?|rights)\b",
     re.IGNORECASE,
 )
+
+# Words at the beginning of a sentence that point to the one before it, or tell an order.
+_REFERS_BACK = re.compile(
+    r"(?:and|but|so|or|yet|then|next|after|afterwards?|before|later|finally|eventually|"
+    r"suddenly|soon|once|when|while|as|meanwhile|however|instead|also|again|first|"
+    r"second|third|last|it|its|they|their|theirs|them|he|she|his|hers?|him|this|that|"
+    r"these|those|both|neither|either|each|all|another|others?|here|there|seen the other "
+    r"way|the (?:other|same|former|latter|first|second|third|last|next|rest)|at (?:last|"
+    r"first)|in the end)\b",
+    re.IGNORECASE,
+)
+# What ends with a full stop and is no end of a sentence: initials, abbreviations.
+_NO_END = re.compile(
+    r"(?:^|[\s(])(?:[a-z]|mr|mrs|ms|dr|st|vs|etc|cf|approx|no|fig|e\.g|i\.e)\.$", re.I
+)
+_QUOTES = frozenset('"\u201c\u201d\u00ab\u00bb\u201e')
+_ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
 class BadLine(ValueError):
@@ -313,3 +332,56 @@ def mirrored(text: str) -> str | None:
         return side.capitalize() if word[0].isupper() else side
 
     return _SIDES.sub(other, text)
+
+
+def sentences(text: str) -> tuple[list[str], str] | None:
+    """Returns the parts of a text that may change places, and what joins them.
+
+    A part is a sentence with those behind it that refer to it ("It ...", "Then ..."): see
+    `_REFERS_BACK`. None: quoted speech, or an end without a full stop.
+    """
+    if set(text) & _QUOTES or not text.endswith((".", "!", "?")):
+        return None
+    parts: list[str] = []
+    for sentence in re.split(r"(?<=[.!?])\s+", text):
+        if parts and (_REFERS_BACK.match(sentence) or _NO_END.search(parts[-1])):
+            parts[-1] += f" {sentence}"
+        else:
+            parts.append(sentence)
+    return parts, " "
+
+
+def entries(text: str) -> tuple[list[str], str] | None:
+    """Returns the entries of "a: b; c: d" that may change places, and what joins them.
+
+    Entries up to the last one whose key was there before, or which is "second", "third",
+    ..., are one part, since their order tells what belongs to whom. None: not all are of
+    the form "key: value".
+    """
+    found = text.split("; ")
+    keys = [entry.partition(": ")[0].lower() for entry in found]
+    if not all(": " in entry for entry in found):
+        return None
+    bound = [0]
+    bound += [k for k, key in enumerate(keys) if key in keys[:k] or key in _ORDINALS]
+    fixed = max(bound) + 1
+    return ["; ".join(found[:fixed]), *found[fixed:]], "; "
+
+
+def shuffled(
+    text: str,
+    split: Callable[[str], tuple[list[str], str] | None],
+    random: np.random.Generator,
+) -> str:
+    """Returns a caption whose parts behind the first one are in a random order.
+
+    Args:
+      text: the caption, returned unchanged where it has no such parts.
+      split: `sentences` or `entries`.
+      random: of the order.
+    """
+    parts = split(text)
+    if parts is None:
+        return text
+    (first, *rest), joint = parts
+    return joint.join([first, *(rest[k] for k in random.permutation(len(rest)))])

@@ -111,7 +111,8 @@ class Tokenize:
         self._seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
-        text, tier = self.sampler.pick(record.captions, random)
+        scores = record.scores if self.sampler.variation.tags else None
+        text, tier = self.sampler.pick(record.captions, random, scores)
         if text not in self._seen:
             if len(self._seen) >= 200_000:  # bounds the cache's memory
                 self._seen.clear()

@@ -136,6 +136,7 @@ def states_of_run(
     Raises:
       ShardsError: the states are unfinished or missing, or come from another text
         encoder, other captions or another preprocessing.
+      ValueError: the run varies its captions, or reads several folders of latents.
     """
     place = cache_folder(source.folder)
     if run_folder.is_claimed(folder):
@@ -145,6 +146,11 @@ def states_of_run(
         used = c.text.frozen and has_files and place.is_dir()
     if not used:
         return None
+    if c.text.tags or c.text.shuffle:
+        raise ValueError(
+            f"{place} holds the states of captions as they are, but text.tags and "
+            "text.shuffle vary them: delete that folder to train without stored states"
+        )
     if isinstance(source, latent_cache.Joined):
         raise ValueError(
             f"{place} holds text states, which work with a single folder of latents only"

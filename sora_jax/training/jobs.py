@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
@@ -138,19 +139,17 @@ def read_ahead(c, mesh, source, transform, start, num_steps, planner=None):
 def text_encoder(c, folder: pathlib.Path, mesh) -> Job:
     """A text encoder, from the captions of a latent cache."""
     source = _latents(c)
-    read = captions.CaptionSampler(dict(c.text.tiers))
+    read = _sampler(c, source)
     write = captions.CaptionSampler({c.text.target: 1.0})
-    read.check(source.manifest["captions"], "text.tiers")
     write.check(source.manifest["captions"], "text.target")
-    tokenizer = _tokenizer(c, folder, source, read.probabilities | write.probabilities)
+    tiers = read.probabilities | write.probabilities
+    tokenizer = _tokenizer(c, folder, source, tiers, read.variation)
     target_length = c.text.target_length
     if read.probabilities.keys() == write.probabilities.keys():
         # The same text again: what was cut off of it cannot be written.
         target_length = min(target_length, c.text.length)
-    _warn_of_cut(source, read.probabilities, tokenizer, c.text.length, "text.length")
-    _warn_of_cut(
-        source, write.probabilities, tokenizer, target_length, "text.target_length"
-    )
+    _warn_of_cut(source, read, tokenizer, c.text.length, "text.length")
+    _warn_of_cut(source, write, tokenizer, target_length, "text.target_length")
     transform = transforms.TwoCaptions(
         transforms.Tokenize(read, tokenizer, c.text.length),
         transforms.Tokenize(write, tokenizer, target_length),
@@ -185,12 +184,30 @@ def _latents(c) -> latent_cache.Latents | latent_cache.Joined:
     return latent_cache.Joined(parts)
 
 
-def _tokenizer(c, folder, source, tiers) -> tokenizers.Tokenizer:
-    """The run's tokenizer, trained on the captions of those tiers where it is new."""
+def _sampler(c, source) -> captions.CaptionSampler:
+    """Draws and varies captions as the config says; refuses data that lacks them."""
+    varied = captions.variation(c.text.tags, c.text.tag_keep, c.text.shuffle)
+    sampler = captions.CaptionSampler(dict(c.text.tiers), varied)
+    sampler.check(source.manifest["captions"], "text.tiers")
+    sampler.check_scores(source.manifest.get("scores", {}))
+    return sampler
+
+
+def _tokenizer(
+    c, folder, source, tiers, variation=captions.Variation()
+) -> tokenizers.Tokenizer:
+    """The run's tokenizer; a new one is trained on captions of those tiers, and tags."""
     spiece = folder / "tokenizer.model"
     exists = run_folder.is_claimed(folder) and spiece.is_file()
     if jax.process_index() == 0 and not exists:
-        texts = source.all_captions(tiers)
+        texts = itertools.chain(
+            source.all_captions(tiers),
+            (
+                tag
+                for index in range(len(source) if variation.tags else 0)
+                for tag in variation.tags_of(source.entry(index).get("scores", {}))
+            ),
+        )
         if c.text.clean:
             texts = map(tokenizers.clean, texts)
         tokenizers.train(texts, spiece, c.text.vocab_size)
@@ -198,14 +215,16 @@ def _tokenizer(c, folder, source, tiers) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer(spiece, c.text.clean)
 
 
-def _warn_of_cut(source, tiers, tokenizer, length: int, option: str) -> None:
-    """Warns of how many captions of those tiers are cut, by a sample of the clips."""
+def _warn_of_cut(source, sampler, tokenizer, length: int, option: str) -> None:
+    """Warns of how many captions, with all tags, are cut, by a sample of the clips."""
     if jax.process_index():
         return
     tokens = [
-        len(tokenizer.ids(text))
+        len(tokenizer.ids(captions.tagged(text, tags)))
         for index in samples.evenly(len(source), _CLIPS_COUNTED)
-        for text in records.captions_of(source.entry(index)["captions"], tiers)
+        for entry in [source.entry(index)]
+        for tags in [sampler.variation.tags_of(entry.get("scores", {}))]
+        for text in records.captions_of(entry["captions"], sampler.probabilities)
     ]
     captions.warn_of_cut(tokens, length, f"--config.{option}")
 
@@ -214,11 +233,10 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
     """A denoiser, from a latent cache."""
     source = _latents(c)
     rows = _Rows(c, source)
-    sampler = captions.CaptionSampler(dict(c.text.tiers))
-    sampler.check(source.manifest["captions"], "text.tiers")
-    initialization = _begin(c, folder, source, sampler.probabilities)
+    sampler = _sampler(c, source)
+    initialization = _begin(c, folder, source, sampler)
     tokenizer = initialization.tokenizer
-    _warn_of_cut(source, sampler.probabilities, tokenizer, c.text.length, "text.length")
+    _warn_of_cut(source, sampler, tokenizer, c.text.length, "text.length")
     cached = encode_text.states_of_run(
         c, folder, source, initialization, sampler.probabilities
     )
@@ -388,7 +406,7 @@ class _Rows:
         return planner
 
 
-def _begin(c, folder: pathlib.Path, source, tiers) -> initial.Initial:
+def _begin(c, folder: pathlib.Path, source, sampler) -> initial.Initial:
     """The tokenizer, and the weights that a new run starts from."""
     if checkpoint.has_any(folder):  # the run has everything else
         tokenizer = tokenizers.load(folder, c.text.clean)
@@ -407,7 +425,8 @@ def _begin(c, folder: pathlib.Path, source, tiers) -> initial.Initial:
         raise ValueError(
             "text.frozen needs a trained text encoder: text.encoder or init"
         )
-    return initial.Initial(_tokenizer(c, folder, source, tiers))
+    tiers, variation = sampler.probabilities, sampler.variation
+    return initial.Initial(_tokenizer(c, folder, source, tiers, variation))
 
 
 def _check_rate(c) -> None:
@@ -543,7 +562,7 @@ def captioner(c, folder: pathlib.Path, mesh) -> Job:
     """A captioner, from video shards with captions."""
     what = "a folder of video shards that prepare wrote"
     clips = shards.open(_required(c.data.shards, "data.shards", what))
-    sampler = captions.CaptionSampler(dict(c.text.tiers))
+    sampler = captions.CaptionSampler(dict(c.text.tiers), _shuffling(c))
     sampler.check(clips.manifest["captions"], "text.tiers")
     # Its tokenizer is of all tiers, also those that a later stage learns.
     begun, tokenizer, config = _captioner_parts(
@@ -557,7 +576,7 @@ def captioner(c, folder: pathlib.Path, mesh) -> Job:
     _check_sizes(mesh, c, _captioner_sizes(config))
     _warn_of_cut(
         clips,
-        sampler.probabilities,
+        sampler,
         tokenizer,
         config.length,
         "model.captioner.length",
@@ -585,17 +604,19 @@ def upsampler(c, folder: pathlib.Path, mesh) -> Job:
     what = "a folder of video shards that prepare wrote"
     source = shards.open(_required(c.data.shards, "data.shards", what))
     read = captions.CaptionSampler(dict(c.text.tiers))
-    write = captions.CaptionSampler(dict.fromkeys(c.model.captioner.tiers, 1.0))
+    write = captions.CaptionSampler(
+        dict.fromkeys(c.model.captioner.tiers, 1.0), _shuffling(c)
+    )
     read.check(source.manifest["captions"], "text.tiers")
     write.check(source.manifest["captions"], "model.captioner.tiers")
     tiers = read.probabilities | write.probabilities
     begun, tokenizer, config = _captioner_parts(c, folder, source, tiers, "text")
     _check_sizes(mesh, c, _captioner_sizes(config))
-    for tiers, length, option in (
-        (read.probabilities, config.read_length, "model.captioner.read_length"),
-        (write.probabilities, config.length, "model.captioner.length"),
+    for sampler, length, option in (
+        (read, config.read_length, "model.captioner.read_length"),
+        (write, config.length, "model.captioner.length"),
     ):
-        _warn_of_cut(source, tiers, tokenizer, length, option)
+        _warn_of_cut(source, sampler, tokenizer, length, option)
     transform = transforms.TwoCaptions(
         transforms.Tokenize(read, tokenizer, config.read_length),
         transforms.Tokenize(write, tokenizer, config.length),
@@ -614,6 +635,11 @@ def upsampler(c, folder: pathlib.Path, mesh) -> Job:
         initial=lambda: {"captioner": begun.params} if begun else {},
         finish=functools.partial(_save_captioner, folder, config),
     )
+
+
+def _shuffling(c) -> captions.Variation:
+    """How a captioner's target varies: it writes no tags."""
+    return captions.Variation(shuffle=c.text.shuffle)
 
 
 def _captioner_parts(

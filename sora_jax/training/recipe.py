@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from sora_jax.core import config as configs
-from sora_jax.data import transforms
+from sora_jax.data import captions, transforms
 from sora_jax.diffusion import known, timesteps
 from sora_jax.models import (
     captioner,
@@ -26,6 +26,7 @@ _Own = Annotated[int, configs.Range("[1, 1e6]", 0, "the clip's own")]
 # What `transforms.stages` reads: the share of the steps, and kinds of windows.
 _Kind = tuple[_Own, _Own, _Own, configs.Size]
 _Stage = tuple[configs.Share, tuple[_Kind, ...]]
+_Limit = Annotated[float, configs.Range("[-1e9, 1e9]")]  # of a score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +80,17 @@ class Text:
     vocab_size: configs.Size
     dropout: configs.Share
     tiers: Mapping[str, configs.Factor]
+    tags: tuple[tuple[str, tuple[_Limit, ...], tuple[str, ...]], ...]
+    tag_keep: configs.Share
+    shuffle: configs.Share
     target: str
     target_length: configs.Size
     encoder: str
     frozen: bool
     clean: bool
+
+    def __post_init__(self):
+        captions.variation(self.tags, self.tag_keep, self.shuffle)
 
 
 @dataclasses.dataclass(frozen=True)

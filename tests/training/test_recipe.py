@@ -28,6 +28,7 @@ MEANT = {
     "text.dropout": {0}, "text.tiers.alt": {0}, "text.tiers.short": {0},
     "text.tiers.medium": {0}, "text.tiers.dense": {0}, "text.tiers.structured": {0},
     "text.tiers.model_short": {0}, "text.tiers.model_dense": {0},
+    "text.tags[0][1][0]": {0, -1, BILLION}, "text.tag_keep": {0}, "text.shuffle": {0},
     "model.dit.num_kv_heads": {0}, "model.text_encoder.vocab_size": {0},
     "model.vae.linear_channels": {0}, "model.discriminator.num_layers": {0},
     "noise.logit_normal": {0}, "noise.mean": {0, -1}, "noise.levels[0]": {0},
@@ -106,6 +107,7 @@ def build(config: dict) -> None:
 def test_numbers_outside_of_their_range_are_refused_in_one_sentence():
     config = toy.get_config().copy_and_resolve_references().to_dict()
     config["optim"]["learning_rate_factors"] = (("^text_encoder", 0.1),)
+    config["text"]["tags"] = (("motion", (0.1,), ("low", "high")),)
     found = [*numbers(recipe.Recipe, config)]
     of_sample = numbers(request.Settings, config["sample"], "sample.")
     found += [one for one in of_sample if one[2] not in ELSEWHERE]
