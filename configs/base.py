@@ -84,9 +84,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Scores that become tags of captions, which prompts may then have: (score, limits, one
     # word more), such as ("motion", (0.05, 0.3), ("low", "medium", "high")).
     c.text.tags = ()
-    c.text.tag_keep = (
-        0.5  # probability of each tag of a clip, every time that it is seen
-    )
+    c.text.tag_keep = 0.5  # probability of each tag, every time that a clip is seen
     # Share of the dense and structured captions whose parts come in another order.
     c.text.shuffle = 0.0
     # Objective "text_encoder": the tier of the caption that it learns to write.

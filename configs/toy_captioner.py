@@ -1,4 +1,4 @@
-"""The toy captioner: reads clips of 9 x 32 x 32 and writes captions of four tiers.
+"""The toy captioner: reads clips of 9 x 32 x 32 and writes captions of three tiers.
 
     python -m sora_jax.train --config=configs/toy_captioner.py --out=runs/captioner \\
         --config.data.shards=runs/labelled
@@ -17,8 +17,8 @@ def get_config():
     c.data.batch_size, c.data.gap_clips = 32, 0
     c.data.mirror = 0.5
     tiers = c.text.tiers
-    tiers.short, tiers.medium, tiers.dense, tiers.structured = 0.2, 0.2, 0.4, 0.2
-    c.model.captioner.tiers = ("short", "medium", "dense", "structured")
+    tiers.short, tiers.medium, tiers.dense, tiers.structured = 0.15, 0.0, 0.7, 0.15
+    c.model.captioner.tiers = ("short", "dense", "structured")
     c.model.captioner.length = 112  # the longest dense caption has 111 tokens
 
     c.optim.learning_rate, c.optim.muon_learning_rate = 2e-3, 0.01
