@@ -55,6 +55,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Objective "captioner": share of the clips that are mirrored, with left and right
     # exchanged in their captions.
     c.data.mirror = 0.0
+    # Objective "captioner": most pixels by which frames are shifted, and deviation of the
+    # noise of their pixels, of 255; both at random, so that no clip is known by its pixels.
+    c.data.shift = 0
+    c.data.noise = 0.0
 
     # Packing of clips of several sizes into rows (data/packing.py). A step then has
     # data.batch_size groups of rows: one long row each, or two of half the length, ...
@@ -72,7 +76,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.text.length = 24
     # Size of the tokenizer that is trained on the captions; text.encoder brings its own.
     c.text.vocab_size = 640
-    c.text.dropout = 0.1  # share of rows that train without text
+    # Share of rows that train without text; of a captioner, share of a caption's earlier
+    # tokens that it does not see, so that it has to look at the clip.
+    c.text.dropout = 0.1
     c.text.tiers = ml_collections.ConfigDict()  # frequency of each caption tier
     c.text.tiers.alt = 0.0  # the caption that a user's video came with
     c.text.tiers.short = 0.6

@@ -15,7 +15,8 @@ def get_config():
     c = toy.get_config()
     c.objective = "captioner"
     c.data.batch_size, c.data.gap_clips = 32, 0
-    c.data.mirror = 0.5
+    c.data.mirror, c.data.shift, c.data.noise = 0.5, 2, 8.0
+    c.text.dropout, c.text.shuffle = 0.2, 0.5
     tiers = c.text.tiers
     tiers.short, tiers.medium, tiers.dense, tiers.structured = 0.15, 0.0, 0.7, 0.15
     c.model.captioner.tiers = ("short", "dense", "structured")

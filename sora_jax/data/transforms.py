@@ -222,6 +222,8 @@ class CaptionedClips:
       tiers: the captioner's; `tier` is an index of them, -1 for a clip without a caption.
       mirror: share of the clips that are mirrored from left to right, if `texts.mirrored`
         knows their caption.
+      shift: pixels by which all frames are shifted, at most; edges are repeated.
+      noise: standard deviation of the noise of each pixel, of 255.
     """
 
     def __init__(
@@ -232,9 +234,12 @@ class CaptionedClips:
         shape: tuple[int, int, int],
         tiers: Sequence[str],
         mirror: float = 0.0,
+        shift: int = 0,
+        noise: float = 0.0,
     ):
         self.sampler, self.tokenizer, self.length = sampler, tokenizer, length
         self.shape, self.tiers, self.mirror = tuple(shape), list(tiers), mirror
+        self.shift, self.noise = shift, noise
 
     def __call__(
         self, record: records.ClipRecord, random: np.random.Generator
@@ -244,6 +249,7 @@ class CaptionedClips:
         turned = texts.mirrored(text) if random.random() < self.mirror else None
         if turned is not None:
             text, video_thwc = turned, video_thwc[:, :, ::-1]
+        video_thwc = self._changed(video_thwc, random)
         ids_1l, _ = self.tokenizer.encode([text], self.length)
         known = self.tiers.index(tier) if tier in self.tiers else -1
         return {
@@ -251,6 +257,18 @@ class CaptionedClips:
             "text_ids": ids_1l[0],
             "tier": np.int32(known),
         }
+
+    def _changed(self, video_thwc, random: np.random.Generator) -> np.ndarray:
+        if self.shift:
+            dy, dx = random.integers(0, 2 * self.shift + 1, 2)
+            edges = (0, 0), (self.shift,) * 2, (self.shift,) * 2, (0, 0)
+            padded = np.pad(video_thwc, edges, mode="edge")
+            _, h, w = self.shape
+            video_thwc = padded[:, dy : dy + h, dx : dx + w]
+        if self.noise:
+            noise = self.noise * random.standard_normal(video_thwc.shape, np.float32)
+            video_thwc = np.clip(np.round(video_thwc + noise), 0, 255).astype(np.uint8)
+        return video_thwc
 
 
 def resampled(video_thwc: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -258,20 +258,23 @@ class Captioner(nnx.Module):
         x_bmf = jax.nn.gelu(self.square2(jax.nn.gelu(self.square1(x_bmp))))
         return self.fold(jnp.reshape(x_bmf, (b, config.places, -1), out_sharding=rows))
 
-    def _inputs(self, tier_b, ids_bl) -> jax.Array:
+    def _inputs(self, tier_b, ids_bl, hidden_bl=None) -> jax.Array:
         """The decoder's inputs: the tier, and the tokens but the last."""
+        if hidden_bl is not None:
+            ids_bl = jnp.where(hidden_bl, PAD, ids_bl)
         before_bl = sharding.reshard(ids_bl, "batch", None)[:, :-1]
         x_bld = jnp.concatenate([self.tier(tier_b[:, None]), self.words(before_bl)], 1)
         x_bld = x_bld + _table(self.position)[: ids_bl.shape[1]]
         return x_bld.astype(self.config.dtype)
 
-    def __call__(self, read, tier_b, ids_bl) -> jax.Array:
+    def __call__(self, read, tier_b, ids_bl, hidden_bl=None) -> jax.Array:
         """Returns logits_blv of each token given those before it, float32.
 
         Args:
           read: see `encode`.
           tier_b: int, index of `Config.tiers`.
           ids_bl: the caption.
+          hidden_bl: bool, tokens that later ones do not see: padding stands for them.
         """
         clip_bnd, length = self.encode(read), ids_bl.shape[1]
         later_lm = jnp.triu(jnp.ones((length, length), bool), 1)
@@ -279,7 +282,9 @@ class Captioner(nnx.Module):
         def body(x_bld, block):
             return block(x_bld, clip_bnd, later_lm), None
 
-        x_bld, _ = jax.lax.scan(body, self._inputs(tier_b, ids_bl), self.decoder)
+        x_bld, _ = jax.lax.scan(
+            body, self._inputs(tier_b, ids_bl, hidden_bl), self.decoder
+        )
         return self.head(self.norm_out(x_bld)).astype(jnp.float32)
 
     # -- one token at a time -----------------------------------------------------------

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sora_jax.core import sharding
 from sora_jax.data import captions
 from sora_jax.models import captioner
 from sora_jax.training import state as states
@@ -20,6 +21,7 @@ class Captioning:
 
     Args:
       config: sizes of the captioner.
+      dropout: share of the preceding tokens that it does not see.
 
     Batches, where it reads videos: `video` uint8 [b, t, h, w, c]; `text_ids` int32 [b, l],
     padded with 0; and `tier` int32 [b], the index of one of `config.tiers`, or -1 for a
@@ -28,8 +30,8 @@ class Captioning:
     [b], the place of its tier in `captions.REALISED`.
     """
 
-    def __init__(self, config: captioner.Config):
-        self.config = config
+    def __init__(self, config: captioner.Config, dropout: float = 0.0):
+        self.config, self.dropout = config, dropout
         self.networks = states.Networks(
             lambda rngs: {"captioner": captioner.Captioner(config, rngs=rngs)}
         )
@@ -40,8 +42,10 @@ class Captioning:
         self.metric_names = {"loss_tier": config.tiers}
 
     def draw(self, key, batch, share):
-        del key, share
-        return batch
+        del share
+        name = "text_ids" if self.config.reads == "video" else "target_ids"
+        hidden_bl = jax.random.uniform(key, batch[name].shape) < self.dropout
+        return dict(batch) | {"hidden": sharding.reshard(hidden_bl, "batch", None)}
 
     def loss(self, modules, batch):
         if self.config.reads == "video":
@@ -51,7 +55,9 @@ class Captioning:
             read, ids_bl = batch["text_ids"], batch["target_ids"]
             of_tier_br = jax.nn.one_hot(batch["target_tier"], len(captions.REALISED))
             tier_b = jnp.sum(of_tier_br * self._index_of_tier, -1).astype(jnp.int32)
-        logits_blv = modules["captioner"](read, jnp.maximum(tier_b, 0), ids_bl)
+        logits_blv = modules["captioner"](
+            read, jnp.maximum(tier_b, 0), ids_bl, batch["hidden"]
+        )
         # Products with one-hot rows, which shard where a gather does not.
         chosen_blv = jax.nn.one_hot(ids_bl, self.config.vocab_size)
         nats_bl = -jnp.sum(jax.nn.log_softmax(logits_blv) * chosen_blv, -1)

@@ -582,7 +582,14 @@ def captioner(c, folder: pathlib.Path, mesh) -> Job:
         "model.captioner.length",
     )
     transform = transforms.CaptionedClips(
-        sampler, tokenizer, config.length, config.shape, config.tiers, c.data.mirror
+        sampler,
+        tokenizer,
+        config.length,
+        config.shape,
+        config.tiers,
+        c.data.mirror,
+        c.data.shift,
+        c.data.noise,
     )
     run_folder.keep_data(folder, "data.shards", [clips.manifest["digest"]])
     if begun:
@@ -592,7 +599,7 @@ def captioner(c, folder: pathlib.Path, mesh) -> Job:
         return read_ahead(c, mesh, clips, transform, start, c.loop.num_steps - start)
 
     return Job(
-        captioning.Captioning(config),
+        captioning.Captioning(config, c.text.dropout),
         batches,
         initial=lambda: {"captioner": begun.params} if begun else {},
         finish=functools.partial(_save_captioner, folder, config),
@@ -630,7 +637,7 @@ def upsampler(c, folder: pathlib.Path, mesh) -> Job:
         return read_ahead(c, mesh, source, transform, start, steps)
 
     return Job(
-        captioning.Captioning(config),
+        captioning.Captioning(config, c.text.dropout),
         batches,
         initial=lambda: {"captioner": begun.params} if begun else {},
         finish=functools.partial(_save_captioner, folder, config),

@@ -55,6 +55,8 @@ class Data:
     max_corrupt_share: configs.Share
     crops: tuple[_Stage, ...]
     mirror: configs.Share
+    shift: Annotated[int, configs.Range("[0, 1e4]")]
+    noise: Annotated[float, configs.Range("[0, 255]")]
 
     def __post_init__(self):
         transforms.stages(self.crops, 1)

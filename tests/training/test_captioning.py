@@ -31,7 +31,10 @@ def folder(tmp_path_factory):
 def config(folder, **changes):
     c = toy_captioner.get_config()
     c.data.shards, c.data.batch_size, c.data.mirror = str(folder / "shards"), CLIPS, 0.0
+    c.data.shift, c.data.noise, c.text.dropout, c.text.shuffle = 0, 0.0, 0.0, 0.0
     c.text.vocab_size = 400
+    c.text.tiers.short = c.text.tiers.medium = 0.5
+    c.model.captioner.tiers = ("short", "medium", "dense", "structured")
     c.text.tiers.dense = c.text.tiers.structured = 0.0
     c.model.captioner.update(SIZES)
     c.optim.learning_rate, c.optim.muon_learning_rate = 6e-3, 0.02
@@ -122,6 +125,7 @@ def test_an_upsampler_rewrites_the_prompts_that_it_has_seen(folder, mesh):
     c.data.shards, c.data.batch_size = str(folder / "shards"), CLIPS
     c.text.vocab_size, c.loop.num_steps = 400, 150
     c.text.tiers.short = 0.0  # of which several clips have the same
+    c.text.dropout = 0.0
     c.model.captioner.update({"dim": 48, "mlp_dim": 64, "num_layers": 1})
     c.model.captioner.decoder_layers, c.optim.ema_decay = 1, 0.9
     c.model.captioner.tiers = ("medium", "structured")
@@ -185,6 +189,8 @@ def test_the_loss_is_that_of_real_tokens_of_clips_with_a_caption():
         ),
         "tier": np.array([0, 1, -1], np.int32),
     }
+    batch = objective.draw(jax.random.key(2), batch, None)
+    assert not batch["hidden"].any()
     total, tokens, metrics = jax.jit(objective.loss)(modules, batch)
     video = jnp.asarray(batch["video"]) / 127.5 - 1
     logits = jax.jit(lambda m, *given: m(*given))(
@@ -227,6 +233,57 @@ def test_clips_are_resampled_and_mirrored_with_their_captions(folder):
     found = plain(record, np.random.default_rng(0))
     np.testing.assert_array_equal(found["video"], record.frames())
     assert tokenizer.texts[-1] == "it moves left" and found["tier"] == -1
+
+
+def test_frames_are_shifted_alike_and_noise_has_its_deviation(folder):
+    record = shards.open(folder / "shards")[0]
+    frames = record.frames()
+
+    class Sampler:
+        def pick(self, captions, random):
+            return "a dot", "short"
+
+    class Tokenizer:
+        def encode(self, texts, length):
+            return np.ones((1, length), np.int32), np.ones((1, length), bool)
+
+    def made(seed, **options):
+        sizes = 6, frames.shape[:3], ("short",)
+        change = transforms.CaptionedClips(Sampler(), Tokenizer(), *sizes, **options)
+        return change(record, np.random.default_rng(seed))["video"]
+
+    ways = set()
+    for seed in range(60):
+        video = made(seed, shift=1)
+        for dy, dx in np.ndindex(3, 3):
+            at = np.clip(np.arange(16) + dy - 1, 0, 15)
+            across = np.clip(np.arange(16) + dx - 1, 0, 15)
+            if np.array_equal(video, frames[:, at][:, :, across]):
+                ways.add((dy, dx))
+                break
+        else:
+            raise AssertionError("no shift gives this video")
+    assert len(ways) == 9
+    error = made(0, noise=5.0).astype(float) - frames
+    assert 4.8 < error.std() < 5.2 and abs(error.mean()) < 0.2
+
+
+def test_hidden_tokens_are_not_read():
+    sizes = SIZES | {"tiers": ("short", "dense"), "vocab_size": 11, "length": 6}
+    objective = captioning.Captioning(captioner.Config(**sizes), dropout=0.5)
+    params = jax.jit(objective.networks.init)(jax.random.key(0))
+    key = jax.random.key(1)
+    params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(key, x.shape), params)
+    ids = np.random.default_rng(0).integers(2, 11, (64, 6)).astype(np.int32)
+    hidden = np.asarray(objective.draw(key, {"text_ids": ids}, None)["hidden"])
+    assert 0.4 < hidden.mean() < 0.6
+    module = objective.networks.bind(params)["captioner"]
+    video, tier = jnp.zeros((64, 5, 16, 16, 3)), jnp.zeros(64, jnp.int32)
+    call = jax.jit(lambda ids: module(video, tier, ids, hidden))
+    other = np.where(hidden, 11 - 1 - (ids - 2), ids)
+    np.testing.assert_array_equal(call(ids), call(other))
+    shown = np.where(hidden, ids, 11 - 1 - (ids - 2))
+    assert np.abs(call(ids) - call(shown)).max() > 0.01
 
 
 def test_resampling_averages_repeats_and_keeps_the_ends():

@@ -21,7 +21,7 @@ MEANT = {
     "mesh.replica": {-1}, "mesh.fsdp": {-1}, "mesh.ring": {-1}, "mesh.ulysses": {-1},
     "mesh.tensor": {-1},
     "data.num_workers": {0}, "data.max_corrupt_share": {0}, "data.gap_clips": {0},
-    "data.mirror": {0}, "model.captioner.vocab_size": {0},
+    "data.mirror": {0}, "data.shift": {0}, "data.noise": {0}, "model.captioner.vocab_size": {0},
     "data.crops[0][1][0][0]": {0}, "data.crops[0][1][0][1]": {0},
     "data.crops[0][1][0][2]": {0},
     "packing.shapes": {0}, "packing.tokens": {0}, "packing.max_padding": {0},
