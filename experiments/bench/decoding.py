@@ -54,14 +54,15 @@ def pictures(clip: str | None, height: int, width: int) -> Iterator[np.ndarray]:
 
 def write(path: pathlib.Path, frames: Iterator[np.ndarray], count: int) -> None:
     """Encodes frames as H.264 with one key frame, as x264 does by default otherwise."""
+    first = next(frames)
     with av.open(str(path), "w") as container:
         options = {"g": str(count), "sc_threshold": "0", "crf": "23"}
         stream = container.add_stream("libx264", rate=FPS, options=options)
+        stream.height, stream.width = first.shape[:2]
         stream.pix_fmt, stream.thread_count = "yuv420p", 1
         stream.colorspace = stream.color_primaries = stream.color_trc = 1  # BT.709
         stream.color_range = av.video.reformatter.ColorRange.MPEG
-        for frame_hwc in itertools.islice(frames, count):
-            stream.height, stream.width = frame_hwc.shape[:2]
+        for frame_hwc in itertools.chain([first], itertools.islice(frames, count - 1)):
             frame = av.VideoFrame.from_ndarray(frame_hwc, format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709")
             container.mux(stream.encode(frame))
