@@ -210,7 +210,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32, help="scenes of a family")
     args = parser.parse_args()
     text = train_text(args)
-    seen = frozenset(latent_cache.open(args.latents).all_captions(TIERS))
+    # Not those of the captioner, so that the scenes do not depend on it.
+    seen = frozenset(latent_cache.open(args.latents).all_captions(captions.TIERS))
     rewriters = {"rules": prompt_upsampler.Rules("dense")}
     if args.upsampler:
         rewriters["network"] = prompt_upsampler.Network(args.upsampler, "dense")
