@@ -217,7 +217,9 @@ def _answers(
         if isinstance(answer, captioner.Failure):
             results.append((question, question.entry.failing(answer)))
             continue
-        problem = checks.problem(answer, tier, question.measured)
+        problem = checks.problem(
+            answer, tier, question.measured, is_assistant=writer.is_assistant
+        )
         text = checks.cleaned(answer.text)
         entry = question.entry.answered(answer, seed, text, problem)
         results.append((question, entry))

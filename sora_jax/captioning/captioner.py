@@ -51,6 +51,8 @@ class Captioner(Protocol):
       digest: hash of all else that decides its answers, besides clip and seed.
       concurrency: calls of `caption` that it can serve at a time.
       batch_size: clips that a call may have.
+      is_assistant: whether it follows an instruction, and so may refuse or add set phrases
+        and markup; another one writes as its training captions are worded.
     """
 
     id: str
@@ -58,6 +60,7 @@ class Captioner(Protocol):
     digest: str
     concurrency: int
     batch_size: int
+    is_assistant: bool
 
     def caption(
         self, clips: Sequence[records.ClipRecord], tier: str, seed: int

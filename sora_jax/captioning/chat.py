@@ -89,7 +89,7 @@ class Chat:
       ValueError: the URL cannot be used.
     """
 
-    batch_size = 1
+    batch_size, is_assistant = 1, True
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from sora_jax.captioning import captioner, motion
 from sora_jax.data import texts
 
-VERSION = 1  # Raise it when an answer may be judged otherwise.
+VERSION = 2  # Raise it when an answer may be judged otherwise.
 
 # Words of a tier's captions, at least and at most.
 WORDS = {"model_short": (2, 30), "model_dense": (12, 250)}
@@ -138,7 +138,10 @@ def cleaned(text: str) -> str:
 
 
 def problem(
-    answer: captioner.Answer, tier: str, measured: Callable[[], motion.Motion]
+    answer: captioner.Answer,
+    tier: str,
+    measured: Callable[[], motion.Motion],
+    is_assistant: bool = True,
 ) -> str | None:
     """Returns why an answer is no caption; None if it may be kept.
 
@@ -146,28 +149,32 @@ def problem(
       answer: of a captioner.
       tier: that it was asked for.
       measured: returns the motion in the clip; called where the text states a direction.
+      is_assistant: see `captioner.Captioner`.
     """
     text = cleaned(answer.text)
-    return problem_of_text(answer, tier) or _contradiction(text, measured)
+    return problem_of_text(answer, tier, is_assistant) or _contradiction(text, measured)
 
 
-def problem_of_text(answer: captioner.Answer, tier: str) -> str | None:
+def problem_of_text(
+    answer: captioner.Answer, tier: str, is_assistant: bool = True
+) -> str | None:
     """The same by the text alone, for one that describes no clip."""
     text = cleaned(answer.text)
     if answer.stopped in ("refusal", "content_filter"):
         return f"it is withheld ({answer.stopped})"
     if not text:
         return "it is empty"
-    if _REFUSED.search(text):
+    if is_assistant and _REFUSED.search(text):
         return "it refuses"
     if answer.stopped == "length":
         return "it is cut off at the limit of tokens"
     if answer.stopped in ("abort", "error"):
         return "the server broke it off"
-    if matched := _MARKUP.search(answer.text.strip()):
+    if is_assistant and (matched := _MARKUP.search(answer.text.strip())):
         return f"it has markup: {matched[0]!r}"
-    if matched := _OPENING.match(text) or _PHRASES.search(text):
-        return f"it has a set phrase: {matched[0]!r}"
+    opening = _OPENING.match(text) or _PHRASES.search(text)
+    if is_assistant and opening:
+        return f"it has a set phrase: {opening[0]!r}"
     return _wrong_script(text) or _wrong_length(text, tier) or _repeated(text)
 
 

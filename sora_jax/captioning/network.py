@@ -25,7 +25,7 @@ class Network:
         write these kinds.
     """
 
-    concurrency, batch_size = 1, 32
+    concurrency, batch_size, is_assistant = 1, 32, False
 
     def __init__(
         self,
