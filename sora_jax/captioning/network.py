@@ -25,7 +25,8 @@ class Network:
         write these kinds.
     """
 
-    concurrency, batch_size, is_assistant = 1, 32, False
+    # Two: one call checks its answers while the other computes.
+    concurrency, batch_size, is_assistant = 2, 32, False
 
     def __init__(
         self,

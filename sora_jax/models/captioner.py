@@ -12,7 +12,7 @@ network writes short captions and dense ones.
 ended; keys and values of earlier tokens are cached.
 
 Letters: b clips, t frames, h height, w width, c channels, n places, d width, a heads,
-e head size, l tokens (m: as keys), v vocabulary, k beams, j layers.
+e head size, l tokens (m: as keys), v vocabulary, k beams.
 """
 
 import dataclasses
@@ -118,21 +118,23 @@ class Attention(nnx.Module):
         return x_bld.reshape(*x_bld.shape[:2], self.heads, -1)
 
     def remember(self, y_bmd: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns keys and values of tokens: [b, m, a, e] each."""
-        return self.norm_k(self._split(self.k(y_bmd))), self._split(self.v(y_bmd))
+        """Returns keys_baem and values_bame of tokens, as products read them."""
+        k_bmae = self.norm_k(self._split(self.k(y_bmd)))
+        v_bmae = self._split(self.v(y_bmd))
+        return k_bmae.transpose(0, 2, 3, 1), v_bmae.transpose(0, 2, 1, 3)
 
     def __call__(self, x_bld, memory, hidden_lm=None) -> jax.Array:
         """hidden_lm: True where token l must not attend to token m; or None."""
-        k_bmae, v_bmae = memory
+        k_baem, v_bame = memory
         q_blae = self.norm_q(self._split(self.q(x_bld)))
         scores_balm = jnp.einsum(
-            "blae,bmae->balm", q_blae, k_bmae, preferred_element_type=jnp.float32
+            "blae,baem->balm", q_blae, k_baem, preferred_element_type=jnp.float32
         )
         scores_balm = scores_balm * q_blae.shape[-1] ** -0.5
         if hidden_lm is not None:
             scores_balm = jnp.where(hidden_lm, _NEVER, scores_balm)
         weights_balm = jax.nn.softmax(scores_balm, axis=-1).astype(x_bld.dtype)
-        y_blae = jnp.einsum("balm,bmae->blae", weights_balm, v_bmae)
+        y_blae = jnp.einsum("balm,bame->blae", weights_balm, v_bame)
         return self.o(y_blae.reshape(*x_bld.shape[:2], -1))
 
 
@@ -175,14 +177,16 @@ class DecoderBlock(nnx.Module):
         Args:
           x_b1d: the token.
           clip: keys and values of the clip's places.
-          cache: those of the tokens, [b, m, a, e] each.
+          cache: those of the tokens.
           place: of the token.
           later_m: True at the tokens behind it.
         """
         y_b1d = self.norm1(x_b1d)
         cache = tuple(
-            jax.lax.dynamic_update_slice_in_dim(old, new, place, axis=1)
-            for old, new in zip(cache, self.attention.remember(y_b1d), strict=True)
+            jax.lax.dynamic_update_slice_in_dim(old, new, place, axis)
+            for old, new, axis in zip(
+                cache, self.attention.remember(y_b1d), (3, 2), strict=True
+            )
         )
         x_b1d = x_b1d + self.attention(y_b1d, cache, later_m[None])
         x_b1d = x_b1d + self.look(self.norm2(x_b1d), clip)
@@ -289,29 +293,37 @@ class Captioner(nnx.Module):
 
     # -- one token at a time -----------------------------------------------------------
 
-    def begin(self, read) -> tuple[jax.Array, jax.Array]:
-        """Returns keys and values of what is read, by layer: [j, b, n, a, e] each."""
-        clip_bnd = self.encode(read)
+    def begin(self, read, beams: int = 1) -> list[tuple[DecoderBlock, tuple]]:
+        """Returns each layer, with the keys and values of what is read.
 
-        def body(_, block):
-            return None, block.look.remember(clip_bnd)
+        The layers are taken apart here, outside of the loop over tokens: a scan would
+        copy all caches at every token.
 
-        return jax.lax.scan(body, None, self.decoder)[1]
+        Args:
+          read: see `encode`.
+          beams: rows for each of what is read.
+        """
+        clip_bnd = jnp.repeat(self.encode(read), beams, 0)
+        blocks = (
+            jax.tree.map(lambda leaf, index=index: leaf[index], self.decoder)
+            for index in range(self.config.decoder_layers)
+        )
+        return [(block, block.look.remember(clip_bnd)) for block in blocks]
 
-    def empty_cache(self, rows: int) -> tuple[jax.Array, jax.Array]:
-        """Returns room for the keys and values of captions: [j, b, m, a, e] each."""
-        c = self.config
-        shape = (c.decoder_layers, rows, c.length, c.num_heads, c.dim // c.num_heads)
-        return jnp.zeros(shape, c.dtype), jnp.zeros(shape, c.dtype)
+    def empty_cache(self, rows: int) -> list[tuple[jax.Array, jax.Array]]:
+        """Returns room for the keys and values of captions, for each layer."""
+        c, e = self.config, self.config.dim // self.config.num_heads
+        k_baem = jnp.zeros((rows, c.num_heads, e, c.length), c.dtype)
+        return [(k_baem, k_baem.transpose(0, 1, 3, 2))] * c.decoder_layers
 
-    def step(self, tier_b, token_b, place, clip, cache) -> tuple[jax.Array, tuple]:
+    def step(self, tier_b, token_b, place, layers, cache) -> tuple[jax.Array, list]:
         """Returns logits_bv of the token at `place`, and the cache.
 
         Args:
           tier_b: of the captions.
           token_b: at the place before; ignored at place 0.
           place: int, traced.
-          clip: from `begin`, with as many rows.
+          layers: from `begin`, with as many rows.
           cache: from `empty_cache`, or from the step before.
         """
         x_b1d = jnp.where(
@@ -319,14 +331,12 @@ class Captioner(nnx.Module):
         )
         x_b1d = (x_b1d + _table(self.position)[place]).astype(self.config.dtype)
         later_m = jnp.arange(self.config.length) > place
-
-        def body(x_b1d, layer):
-            block, of_clip, of_layer = layer
-            return block.step(x_b1d, of_clip, of_layer, place, later_m)
-
-        x_b1d, cache = jax.lax.scan(body, x_b1d, (self.decoder, clip, cache))
+        caches = []
+        for (block, of_clip), of_layer in zip(layers, cache, strict=True):
+            x_b1d, of_layer = block.step(x_b1d, of_clip, of_layer, place, later_m)
+            caches.append(of_layer)
         logits_b1v = self.head(self.norm_out(x_b1d)).astype(jnp.float32)
-        return logits_b1v[:, 0], cache
+        return logits_b1v[:, 0], caches
 
 
 def _table(param: nnx.Param) -> jax.Array:
@@ -353,7 +363,7 @@ def sample(
       at temperature 1, float32 [b].
     """
     b, length = len(tier_b), captioner.config.length
-    clip = captioner.begin(read)
+    layers_of = captioner.begin(read)
 
     def goes_on(carry):
         place, _, ended_b, *_ = carry
@@ -364,7 +374,7 @@ def sample(
         token_b = jax.lax.dynamic_index_in_dim(
             ids_bl, jnp.maximum(place - 1, 0), 1, keepdims=False
         )
-        logits_bv, cache = captioner.step(tier_b, token_b, place, clip, cache)
+        logits_bv, cache = captioner.step(tier_b, token_b, place, layers_of, cache)
         noise_bv = jax.random.gumbel(jax.random.fold_in(key, place), logits_bv.shape)
         drawn_b = jnp.argmax(logits_bv / temperature + noise_bv, -1)
         nats_bv = jax.nn.log_softmax(logits_bv)
@@ -393,7 +403,7 @@ def beam_search(
     """
     (b, k), v = (len(tier_b), beams), captioner.config.vocab_size
     length = captioner.config.length
-    clip = jax.tree.map(lambda x: jnp.repeat(x, k, 1), captioner.begin(read))
+    layers_of = captioner.begin(read, k)
     tier_r = jnp.repeat(tier_b, k)
     first_k = jnp.where(jnp.arange(k) == 0, 0.0, _NEVER)  # all beams begin alike
     # An ended caption goes on with padding, at no cost.
@@ -408,7 +418,7 @@ def beam_search(
         before = jnp.maximum(place - 1, 0)
         token_bk = jax.lax.dynamic_index_in_dim(ids_bkl, before, 2, keepdims=False)
         logits_rv, cache = captioner.step(
-            tier_r, token_bk.reshape(-1), place, clip, cache
+            tier_r, token_bk.reshape(-1), place, layers_of, cache
         )
         nats_bkv = jax.nn.log_softmax(logits_rv).reshape(b, k, v)
         nats_bkv = jnp.where(ended_bk[..., None], only_pad_v, nats_bkv)
@@ -420,7 +430,7 @@ def beam_search(
         ended_bk = jnp.take_along_axis(ended_bk, parent_bk, 1) | (token_bk == END)
         rows_r = (jnp.arange(b)[:, None] * k + parent_bk).reshape(-1)
         if k > 1:
-            cache = jax.tree.map(lambda x: x[:, rows_r], cache)
+            cache = jax.tree.map(lambda x: x[rows_r], cache)
         return place + 1, ids_bkl, ended_bk, total_bk, cache
 
     start = (
