@@ -121,7 +121,8 @@ class Header:
 
     From `video_io.probe`, `seconds` is the time from the first frame to the end of the
     last, which starts at `last`, `missing` by how much the file ends too early, and `shown`
-    the (height, width) at which players show it: upright, with square pixels.
+    the (height, width) at which players show it: upright, with square pixels. `begins` is
+    the file's own time of its first frame.
     """
 
     container: str
@@ -133,6 +134,7 @@ class Header:
     last: float = 0.0
     missing: float = 0.0
     shown: tuple[int, int] = (0, 0)
+    begins: float | None = None
 
 
 @contextlib.contextmanager

@@ -105,7 +105,8 @@ def probe(
       UnreadableVideo: it is not a video, is damaged, or is beyond the limits.
     """
     first = _first(source, limits)
-    origin, shown = containers.seconds_of(first.frame), first.view.size(first.frame)
+    begins, shown = containers.seconds_of(first.frame), first.view.size(first.frame)
+    origin = begins
     with containers.opened(source, limits) as (container, stream, header):
         # A format without an index is read from its start.
         containers.seek(container, stream, 2 * limits.max_seconds)
@@ -142,6 +143,7 @@ def probe(
             last=starts - origin,
             missing=missing,
             shown=shown,
+            begins=begins,
         )
         containers.check_length(header, stream.frames, limits)
         return header
@@ -177,6 +179,7 @@ def read(
     *,
     colour: str | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    begins: float | None = None,
 ) -> Iterator[Shown]:
     """Yields a video's frames as players show them.
 
@@ -188,12 +191,15 @@ def read(
         may be skipped.
       colour: one of `colour.MATRICES`, for untagged video; None: by its size.
       limits: of the file.
+      begins: the file's own time of its first frame, from `probe`; None: it is found.
 
     Raises:
       UnreadableVideo: it is not a video, is damaged, or is beyond the limits.
     """
     if start > _SEEK_FROM:
-        origin = containers.seconds_of(_first(source, limits).frame)
+        origin = begins
+        if origin is None:
+            origin = containers.seconds_of(_first(source, limits).frame)
         with containers.opened(source, limits) as (container, stream, header):
             # Frames after a key frame may refer to one before it; they are skipped.
             if containers.seek(container, stream, origin + start - 0.5):
@@ -289,7 +295,8 @@ def sample(
         header = header or probe(source, limits, tell)
         due = iter(seconds)
         first = next(due)
-        shown = _telling(read(source, first, colour=colour, limits=limits), tell)
+        shown = read(source, first, colour=colour, limits=limits, begins=header.begins)
+        shown = _telling(shown, tell)
 
         def fit(now: Shown) -> np.ndarray:
             picture_hwc = now.fit(size)

@@ -301,3 +301,22 @@ def test_pictures(tmp_path):
     (tmp_path / "c.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(video_io.UnreadableVideo, match="c.png"):
         video_io.read_image(tmp_path / "c.png")
+
+
+def test_a_clip_late_in_a_file_opens_it_once_if_its_header_is_known(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "a.mp4"
+    frames = np.arange(64, dtype=np.uint8)[:, None, None, None] * np.uint8(3)
+    frames = np.broadcast_to(frames, (64, 32, 32, 3))
+    path.write_bytes(video_io.encode_mp4(frames, 16))
+    header, times = video_io.probe(path), [3.0, 3.1, 3.5]
+    alone = list(video_io.sample(path, times, (32, 32)))
+    opened, calls = containers.opened, []
+    monkeypatch.setattr(
+        containers, "opened", lambda *given: calls.append(1) or opened(*given)
+    )
+    known = list(video_io.sample(path, times, (32, 32), header=header))
+    assert len(calls) == 1
+    np.testing.assert_array_equal(known, alone)
+    assert abs(float(known[0].mean()) - 3 * 48) < 3
