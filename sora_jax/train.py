@@ -94,6 +94,11 @@ def evaluators(
     if c.objective != "vae" or not c.data.eval_shards:
         return {}
     clips = shards.open(c.data.eval_shards)
+    if clips.manifest.get("shapes"):
+        raise ValueError(
+            f"data.eval_shards {c.data.eval_shards} has clips of several sizes, and a "
+            "video VAE is evaluated on clips of one"
+        )
     chosen = samples.evenly(len(clips), c.data.eval_clips)
     found = [
         clip for clip in clips.read(chosen) if isinstance(clip, records.ClipRecord)

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from sora_jax.captioning import captioner, motion
 from sora_jax.data import texts
 
-VERSION = 2  # Raise it when an answer may be judged otherwise.
+# Raise the one whose answers may be judged otherwise: of assistants, of other captioners.
+VERSIONS = {True: 1, False: 2}
 
 # Words of a tier's captions, at least and at most.
 WORDS = {"model_short": (2, 30), "model_dense": (12, 250)}

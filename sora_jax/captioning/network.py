@@ -38,6 +38,7 @@ class Network:
         temperature: float = 0.3,
     ):
         self._loaded = trained_captioner.load(model)
+        self._loaded.prepare()  # before threads use it
         self._seed, self._beams, self._temperature = seed, beams, temperature
         names = {f"model_{kind}": kind for kind in kinds}
         if unknown := sorted(set(names) - set(records.MODEL_TIERS)):

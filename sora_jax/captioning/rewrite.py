@@ -71,7 +71,7 @@ class Recaptioned:
             "model": self.writer.id,
             "prompts": dict(self.writer.prompts),
             "captioner": self.writer.digest,
-            "checks": checks.VERSION,
+            "checks": checks.VERSIONS[self.writer.is_assistant],
         }
 
     @property

@@ -165,7 +165,7 @@ def _forecast(
     batches = [batch for file in files for batch in file]
     if sum(map(len, batches)) < _FEW * max(map(len, batches), default=1):
         return
-    sample = files[0][len(files[0]) // 2]
+    sample = max(files[0], key=source.cost)  # a full batch
     items = source.read(sample, {})
     if not items:
         return

@@ -250,7 +250,7 @@ class CaptionSampler:
                 f"no clip has the scores {lacking} that text.tags asks for; there are: "
                 f"{available or 'none'}. Scores come from prepare --curate or the files "
                 "beside videos, and latents that were made before have none: encode them "
-                "again"
+                "again, into another folder"
             )
 
 

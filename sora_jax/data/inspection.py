@@ -164,7 +164,8 @@ def describe(
         f"{source.folder}: {reports.census(listing)}",
         f"{len(seen)} videos of {sum(listing.videos.values()) / 2**30:.2f} GiB and "
         f"{hours:.2f} hours: {len(used)} can be used, and give up to "
-        f"{sum(one.clips for one in used)} clips of {reports.of_shapes(shapes)}, {fps}",
+        f"{sum(one.clips for one in used)} clips of "
+        f"{reports.of_shapes(shapes) if shapes else 'no size'}, {fps}",
         *reports.shapes(shapes),
     ]
     columns = {

@@ -94,6 +94,9 @@ def write(
         "preprocessing": dict(preprocessing),
         "clips_per_file": clips_per_file,
     }
+    # Latents of before they held scores are not continued: half of them would lack these.
+    if any(clips.entry(index).get("scores") for index in range(len(clips))):
+        settings["scores"] = True
     shapes = _shapes(clips)
     at_once = batch_size if callable(batch_size) else lambda shape: batch_size
     # By size, so that few batches are not full.

@@ -64,9 +64,13 @@ def summary(out: pathlib.Path, manifest: Mapping[str, Any], seconds: float) -> l
         lines.append(f"clips that seem to contain a cut: {_some(where)}")
     captions = ", ".join(f"{n} {tier}" for tier, n in manifest["captions"].items())
     one = [manifest[name] for name in ("num_frames", "height", "width", "num_clips")]
-    counts = {tuple(s): count for *s, count in manifest.get("shapes", [one])}
+    several = any(isinstance(number, list) for number in one)
+    # Older shards of several sizes did not count them.
+    counted = manifest.get("shapes", [] if several else [one])
+    counts = {tuple(s): count for *s, count in counted}
+    what = of_shapes(counts) if counts else "several sizes"
     lines.append(
-        f"{out}: {manifest['num_clips']} clips of {of_shapes(counts)}, "
+        f"{out}: {manifest['num_clips']} clips of {what}, "
         f"{_rates(manifest['fps'])} fps; captions: "
         f"{captions or 'none'}; {len(skipped)} skipped; {seconds:.1f} s"
     )

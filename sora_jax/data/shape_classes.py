@@ -23,6 +23,7 @@ ASPECTS = ((16, 9), (9, 16), (4, 3), (3, 4), (1, 1), (21, 9))
 # Shares of a picture: what a size may crop of its aspect ratio, so that it has whole
 # tokens, before it is hardly chosen; and what a class may crop of a video.
 _ROUNDED, _CROPPED = 0.03, 0.06
+_MOST_CROPPED = 0.5  # of a video with a size of its own: whole tokens may cost as much
 _NEAR = 1.05  # a rate up to so many times the limit counts as within it
 
 type Size = tuple[int, int]
@@ -92,7 +93,8 @@ class Budget:
           num_frames: of its clips.
 
         Returns:
-          The size; None if the video is smaller than one token.
+          The size; None if the video is smaller than one token, or of an aspect of which
+          no size within the budget shows half.
 
         Raises:
           ValueError: as for `classes`.
@@ -101,7 +103,8 @@ class Budget:
         fits = best[0] <= native[0] and best[1] <= native[1]
         if fits and cropped(native, best) <= _CROPPED:
             return best
-        return self._largest(native[1] / native[0], num_frames, native)
+        own = self._largest(native[1] / native[0], num_frames, native)
+        return own if own and cropped(native, own) <= _MOST_CROPPED else None
 
     def _largest(self, aspect: float, num_frames: int, most: Size) -> Size | None:
         """The best size of an aspect ratio within the budget and `most`, if any."""

@@ -65,7 +65,8 @@ _REFERS_BACK = re.compile(
 )
 # What ends with a full stop and is no end of a sentence: initials, abbreviations.
 _NO_END = re.compile(
-    r"(?:^|[\s(])(?:[a-z]|mr|mrs|ms|dr|st|vs|etc|cf|approx|no|fig|e\.g|i\.e)\.$", re.I
+    r"(?:^|[\s(])(?:[a-z]|(?:[a-z]\.)+[a-z]|mr|mrs|ms|dr|st|vs|etc|cf|approx|no|fig)\.$",
+    re.I,
 )
 _QUOTES = frozenset('"\u201c\u201d\u00ab\u00bb\u201e')
 _ORDINALS = ("first", "second", "third", "fourth", "fifth")
@@ -344,7 +345,10 @@ def sentences(text: str) -> tuple[list[str], str] | None:
         return None
     parts: list[str] = []
     for sentence in re.split(r"(?<=[.!?])\s+", text):
-        if parts and (_REFERS_BACK.match(sentence) or _NO_END.search(parts[-1])):
+        # After an abbreviation, where sentences begin with capitals.
+        goes_on = text[:1].isupper() and sentence[:1].islower()
+        goes_on = goes_on or _REFERS_BACK.match(sentence)
+        if parts and (goes_on or _NO_END.search(parts[-1])):
             parts[-1] += f" {sentence}"
         else:
             parts.append(sentence)

@@ -167,6 +167,8 @@ class FolderClips:
                 )
         elif not self.folder.is_dir():
             raise ValueError(f"there is no folder {self.folder}")
+        if not self.lengths:
+            raise ValueError("--num_frames names no number of frames")
         for length in self.lengths:
             if length < 1 or length % 4 != 1:
                 below = max(1, (length - 1) // 4 * 4 + 1)
@@ -183,6 +185,10 @@ class FolderClips:
         for name, rate in (("fps", self.fps), ("max_fps", self.max_fps)):
             if rate is not None and not 0 < rate <= 240:
                 raise ValueError(f"{name} must be between 0 and 240, not {rate}")
+        if self.fps is None and self.max_fps < _LEAST_FPS:
+            raise ValueError(
+                f"max_fps must be at least {_LEAST_FPS:g}, not {self.max_fps}"
+            )
         if self.frames_fps is not None and not 0 < self.frames_fps <= 1000:
             raise ValueError(
                 f"frames_fps must be between 0 and 1000, not {self.frames_fps}"
@@ -292,7 +298,9 @@ class FolderClips:
                 try:
                     self.fetch(video, f"copy of {item}", note, avoid)
                     tell()
-                    header, sample = self.opened(video, tell)
+                    opened, sample = self.opened(video, tell)
+                    self.shape_of(video, opened)  # raises for the whole file
+                    header = opened
                     yield from self._windows(
                         video, header, number, slices, text, sample
                     )
@@ -385,9 +393,9 @@ class FolderClips:
           UnreadableVideo: it is too small or too slow for clips.
         """
         fps = self.fps or shape_classes.rate(header.fps, self.max_fps)
-        if self.fps is None and fps < _LEAST_FPS:
+        if self.fps is None and header.fps < _LEAST_FPS:
             raise video_io.UnreadableVideo(
-                f"its {fps:g} frames a second are fewer than {_LEAST_FPS:g}"
+                f"its {header.fps:g} frames a second are fewer than {_LEAST_FPS:g}"
             )
         ticks = video_io.ticks(self.span(video, header)[1], fps)
         lengths = tuple(length for length in self.lengths if length <= ticks)
@@ -398,7 +406,8 @@ class FolderClips:
             if size is None:
                 raise video_io.UnreadableVideo(
                     f"its frames of {header.shown[1]}x{header.shown[0]} pixels are smaller "
-                    f"than a token of {self.size.multiple_of}"
+                    f"than a token of {self.size.multiple_of}, or too narrow for "
+                    f"{self.size.max_tokens} tokens"
                 )
         return Shape(size, lengths, fps)
 

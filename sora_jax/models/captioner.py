@@ -347,7 +347,7 @@ def sample(
     captioner: Captioner,
     read: jax.Array,
     tier_b: jax.Array,
-    key: jax.Array,
+    key_b: jax.Array,
     temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Draws captions token by token.
@@ -355,7 +355,7 @@ def sample(
     Args:
       read: see `Captioner.encode`.
       tier_b: int, index of `Config.tiers`.
-      key: of the draws.
+      key_b: of the draws of each caption, which do not depend on the other rows.
       temperature: divides the logits; above 0.
 
     Returns:
@@ -363,6 +363,7 @@ def sample(
       at temperature 1, float32 [b].
     """
     b, length = len(tier_b), captioner.config.length
+    vocabulary = captioner.config.vocab_size
     layers_of = captioner.begin(read)
 
     def goes_on(carry):
@@ -375,7 +376,9 @@ def sample(
             ids_bl, jnp.maximum(place - 1, 0), 1, keepdims=False
         )
         logits_bv, cache = captioner.step(tier_b, token_b, place, layers_of, cache)
-        noise_bv = jax.random.gumbel(jax.random.fold_in(key, place), logits_bv.shape)
+        noise_bv = jax.vmap(
+            lambda key: jax.random.gumbel(jax.random.fold_in(key, place), (vocabulary,))
+        )(key_b)
         drawn_b = jnp.argmax(logits_bv / temperature + noise_bv, -1)
         nats_bv = jax.nn.log_softmax(logits_bv)
         log_b = jnp.take_along_axis(nats_bv, drawn_b[:, None], 1)[:, 0]

@@ -645,7 +645,15 @@ def upsampler(c, folder: pathlib.Path, mesh) -> Job:
 
 
 def _shuffling(c) -> captions.Variation:
-    """How a captioner's target varies: it writes no tags."""
+    """How a captioner's target varies.
+
+    Raises:
+      ValueError: the config has tags, which it would have to guess.
+    """
+    if c.text.tags:
+        raise ValueError(
+            f"text.tags is given, but objective {c.objective!r} writes no tags: leave it ()"
+        )
     return captions.Variation(shuffle=c.text.shuffle)
 
 

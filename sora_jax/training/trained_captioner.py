@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import zlib
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -57,12 +58,19 @@ class LoadedCaptioner:
             )
 
         @jax.jit
-        def draw(params, given, tier_b, key, temperature):
+        def draw(params, given, tier_b, seed, of_row_b, temperature):
+            key_b = jax.vmap(jax.random.fold_in, (None, 0))(
+                jax.random.key(seed), of_row_b
+            )
             return captioner.sample(
-                bound(params), read(given), tier_b, key, temperature
+                bound(params), read(given), tier_b, key_b, temperature
             )
 
         return search, draw
+
+    def prepare(self) -> None:
+        """Makes the programs, so that threads do not make them twice."""
+        _ = self._programs
 
     def write(
         self,
@@ -84,7 +92,7 @@ class LoadedCaptioner:
           tier: one of the captioner's.
           beams: of the search for a likely caption.
           temperature: 0: search; above: draw captions instead.
-          seed: of the draws.
+          seed: of the draws; a caption also depends on its clip, and not on the others.
           batch_size: clips at a time; fewer are padded, so that one program is compiled.
 
         Raises:
@@ -108,8 +116,11 @@ class LoadedCaptioner:
             part = self._rows(given[start : start + batch_size])
             rows = np.stack(part + [part[-1]] * (batch_size - len(part)))
             if temperature:
-                key = jax.random.fold_in(jax.random.key(seed), start)
-                ids_bl, total_b = draw(self.params, rows, tier_b, key, temperature)
+                # A caption depends on seed and clip, not on the other clips.
+                of_row_b = np.array([zlib.crc32(row.tobytes()) for row in rows], "u4")
+                ids_bl, total_b = draw(
+                    self.params, rows, tier_b, seed, of_row_b, temperature
+                )
             else:
                 ids_bl, total_b = search(self.params, rows, tier_b, beams)
             rows = zip(np.asarray(ids_bl), np.asarray(total_b), strict=True)

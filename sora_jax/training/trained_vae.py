@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,6 @@ def save(
     params: Mapping,
     config: video_vae.Config,
     clips: shards.Shards,
-    batch_size: int = 32,
 ) -> video_vae.Config:
     """Measures each latent channel's mean and deviation, and writes the component.
 
@@ -121,15 +120,28 @@ def save(
       params: the VAE's parameters, unsharded.
       config: its sizes.
       clips: to measure on; 512 of them are used, spread evenly.
-      batch_size: clips encoded at once.
 
     Returns:
       The config with `latent_mean` and `latent_std`.
     """
+    of_shape = collections.defaultdict(list)
+    for index in samples.evenly(len(clips), _MEASURED_CLIPS):
+        of_shape[records.shape_of(clips.entry(index))].append(index)
+
+    def batch_size(shape: tuple[int, int, int]) -> int:
+        return min(clips_at_once(shape), len(of_shape[shape]))
+
     encode_clips = encoder(LoadedVAE(config, networks_of(config), params), batch_size)
     count, total, square = 0, 0.0, 0.0
-    indices = samples.evenly(len(clips), _MEASURED_CLIPS)
-    for batch in _of_one_size(clips, indices, batch_size):
+    batches = (
+        batch
+        for shape, indices in of_shape.items()
+        for batch in itertools.batched(indices, batch_size(shape))
+    )
+    for chosen in batches:
+        batch = [c for c in clips.read(chosen) if isinstance(c, records.ClipRecord)]
+        if not batch:
+            continue
         latents_nc = encode_clips(batch).astype(np.float64)
         latents_nc = latents_nc.reshape(-1, config.latent_channels)
         count += len(latents_nc)
@@ -144,22 +156,6 @@ def save(
     )
     checkpoint.save_weights(folder, jax.device_get(params), config)
     return config
-
-
-def _of_one_size(
-    clips: shards.Shards, indices: Sequence[int], batch_size: int
-) -> Iterator[list[records.ClipRecord]]:
-    """Yields batches of undamaged clips of one size."""
-    waiting = collections.defaultdict(list)
-    for chosen in itertools.batched(indices, batch_size):
-        for clip in clips.read(chosen):
-            if isinstance(clip, records.CorruptRecord):
-                continue
-            shape = clip.num_frames, clip.height, clip.width
-            waiting[shape].append(clip)
-            if len(waiting[shape]) == batch_size:
-                yield waiting.pop(shape)
-    yield from waiting.values()
 
 
 def gather_and_save(

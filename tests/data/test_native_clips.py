@@ -56,7 +56,11 @@ def test_each_video_keeps_its_aspect_and_its_rate(folder, tmp_path):
     assert found == shapes
     skipped = [(one["file"], one["reason"]) for one in report["skipped"]]
     assert skipped == [
-        ("tiny.gif", "its frames of 30x6 pixels are smaller than a token of 8")
+        (
+            "tiny.gif",
+            "its frames of 30x6 pixels are smaller than a token of 8, or too narrow for "
+            f"{BUDGET.max_tokens} tokens",
+        )
     ]
     remarks = {remark["what"]: remark["files"] for remark in report["remarks"]}
     cropped = "scaled to the size of their clips, and cropped by {} % at most"

@@ -34,6 +34,10 @@ def test_a_size_is_within_the_budget_and_the_video(budget, num_frames, native):
         assert size is None or size in budget.classes(num_frames)
         assert size is None or min(size) >= m
         return
+    if size is None:  # too narrow for the budget
+        own = budget._largest(native[1] / native[0], num_frames, native)
+        assert shape_classes.cropped(native, own) > 0.5
+        return
     assert size[0] % m == size[1] % m == 0 and min(size) >= m
     latent_frames = 1 + (num_frames - 1) / 4
     tokens = latent_frames * size[0] * size[1] / m**2
@@ -41,6 +45,11 @@ def test_a_size_is_within_the_budget_and_the_video(budget, num_frames, native):
     assert size[0] <= native[0] and size[1] <= native[1]
     again = Budget(budget.max_tokens, m).size_of(native, num_frames)
     assert again == size
+
+
+def test_a_video_too_narrow_for_the_budget_has_no_size():
+    assert Budget(300, 16).size_of((17, 3000), 17) is None
+    assert Budget(300, 16).size_of((17, 900), 17) == (16, 848)
 
 
 @many

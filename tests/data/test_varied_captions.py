@@ -111,6 +111,8 @@ def test_the_share_that_is_shuffled_and_its_orders():
     [
         ("A cat. It sits. A dog. Then it barks.", ["A cat. It sits.", "A dog. Then it barks."]),
         ("Mr. A. Smith walks. Rain falls.", ["Mr. A. Smith walks.", "Rain falls."]),
+        ("It is 3 p.m. in the U.S. capital. Rain falls.", ["It is 3 p.m. in the U.S. capital.", "Rain falls."]),
+        ("a dot. a box. the end.", ["a dot.", "a box.", "the end."]),
         ('A sign says "Stop. Go." Rain falls.', None),
         ("A cat. A dog", None),
         ("a cat", None),

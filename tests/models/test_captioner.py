@@ -136,7 +136,8 @@ def test_one_beam_takes_the_likeliest_tokens(module, clips, scored):
 
 def test_samples_have_the_probabilities_of_the_logits(module, clips, scored):
     many = jnp.repeat(clips[:1], 2000, 0)
-    ids_bl, total_b = draw(module, many, jnp.zeros(2000, jnp.int32), jax.random.key(5))
+    keys = jax.random.split(jax.random.key(5), 2000)
+    ids_bl, total_b = draw(module, many, jnp.zeros(2000, jnp.int32), keys)
     ids_nl, total_2n = scored
     for ids_l, wanted in zip(ids_nl, np.exp(total_2n[0]), strict=True):
         share = np.mean((np.asarray(ids_bl) == ids_l).all(1))
@@ -144,7 +145,7 @@ def test_samples_have_the_probabilities_of_the_logits(module, clips, scored):
     for row in (0, 7):
         wanted = total_of(scored, 0, ids_bl[row])
         assert float(total_b[row]) == pytest.approx(wanted, abs=1e-4)
-    cold_bl, _ = draw(module, clips, TIERS, jax.random.key(5), 1e-4)
+    cold_bl, _ = draw(module, clips, TIERS, keys[:2], 1e-4)
     np.testing.assert_array_equal(cold_bl, search(module, clips, TIERS)[0])
 
 

@@ -82,6 +82,11 @@ def test_it_writes_the_captions_that_it_has_seen(folder, trained):
     wanted = [record.captions["short"] for record in records]
     assert np.mean([text for text, _ in drawn] == np.array(wanted)) > 0.5
     assert max(nats for _, nats in drawn) < 0
+    alone = loaded.write(videos[5:6], "short", temperature=1.0, seed=1, batch_size=8)
+    assert alone[0][0] == drawn[5][0]
+    other = loaded.write(videos, "short", temperature=3.0, seed=2, batch_size=8)
+    again = loaded.write(videos, "short", temperature=3.0, seed=3, batch_size=8)
+    assert [text for text, _ in other] != [text for text, _ in again]
     with pytest.raises(ValueError, match="writes short, medium, dense, structured, no"):
         loaded.write(videos, "alt")
 

@@ -97,7 +97,7 @@ def test_a_video_vae_is_measured_on_clips_of_all_sizes(base, tmp_path):
     """Mean and deviation of its latents are those of the cache's, which has every clip."""
     vae = trained_vae.load(base / "vae")
     clips = shards.open(base / "shards")
-    config = trained_vae.save(tmp_path / "vae", vae.params, vae.config, clips, 2)
+    config = trained_vae.save(tmp_path / "vae", vae.params, vae.config, clips)
     mean, std = latent_cache.open(base / "latents").mean_std
     np.testing.assert_allclose(config.latent_mean, mean, atol=1e-4)
     np.testing.assert_allclose(config.latent_std, std, rtol=1e-3)

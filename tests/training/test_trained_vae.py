@@ -44,10 +44,16 @@ def test_statistics_are_measured_on_clips_of_the_whole_set(tmp_path, monkeypatch
         def __len__(self):
             return len(records)
 
+        def entry(self, index):
+            clip = records[index]
+            return {
+                name: getattr(clip, name) for name in ("num_frames", "height", "width")
+            }
+
         def read(self, indices):
             seen.extend(indices)
             return [records[index] for index in indices]
 
     monkeypatch.setattr(trained_vae, "_MEASURED_CLIPS", 4)
-    trained_vae.save(tmp_path / "vae", params, VAE, Clips(), batch_size=4)
+    trained_vae.save(tmp_path / "vae", params, VAE, Clips())
     assert seen == [0, 13, 26, 39]
