@@ -142,7 +142,9 @@ def test_samples_have_the_probabilities_of_the_logits(module, clips, scored):
     for ids_l, wanted in zip(ids_nl, np.exp(total_2n[0]), strict=True):
         share = np.mean((np.asarray(ids_bl) == ids_l).all(1))
         assert share == pytest.approx(wanted, abs=0.05)
-    for row in (0, 7):
+    early = np.flatnonzero((np.asarray(ids_bl)[:, :2] == 1).any(1))
+    assert len(early) > 5
+    for row in (0, 7, *early[:5]):
         wanted = total_of(scored, 0, ids_bl[row])
         assert float(total_b[row]) == pytest.approx(wanted, abs=1e-4)
     cold_bl, _ = draw(module, clips, TIERS, keys[:2], 1e-4)
