@@ -16,14 +16,12 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
+from experiments import jobs
 from sora_jax.data import video_io
 from sora_jax.evals import pixels
 from sora_jax.evals.prompts import make_clips, toyworld
@@ -140,14 +138,6 @@ def score(
     return found
 
 
-def run(job: str, **given) -> None:
-    """Runs a job of the package and prints its command."""
-    flags = [f"--{name.replace('__', '.')}={value}" for name, value in given.items()]
-    command = ["-m", f"sora_jax.{job}", *flags]
-    print(f"python {shlex.join(command)}", flush=True)
-    subprocess.run([sys.executable, *command], check=True)
-
-
 def table(scores: dict[str, dict[str, toyworld.Shares]]) -> str:
     """A Markdown table: a row for each part of each suite, a column for each model."""
     lines = [
@@ -174,7 +164,7 @@ def main() -> None:
     out, tier = args.out, scenes.TIERS[TIER]
     used = write_folder(out / "videos", args.old)
     size = f"{tier.size}x{tier.size}"
-    run(
+    jobs.run(
         "prepare",
         source=f"folder:{out / 'videos'}",
         size=size,
@@ -183,7 +173,7 @@ def main() -> None:
         lossless=True,
         out=out / "shards",
     )
-    run(
+    jobs.run(
         "prepare",
         source=f"shards:{out / 'shards'}",
         vae=args.model,
@@ -192,7 +182,7 @@ def main() -> None:
     seconds = {}
     for way, fields in WAYS.items():
         began = time.monotonic()
-        run(
+        jobs.run(
             "train",
             config="configs/toy.py",
             out=out / way,

@@ -18,14 +18,12 @@ that are there. Prints a Markdown table with 95 % intervals and writes OUT/effec
 import argparse
 import json
 import pathlib
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments import jobs
 from sora_jax.core import paths
 from sora_jax.data import latent_cache
 from sora_jax.evals import pixels, statistics
@@ -48,13 +46,6 @@ TIERS = ("alt", "short", "medium", "dense", "structured", "model_dense", "model_
 TEXT_TIERS = {"alt": 0.2, "short": 0.25, "medium": 0.2, "dense": 0.35}
 
 
-def run(job: str, flags: Mapping[str, object]) -> None:
-    """Runs a job of the package and prints its command."""
-    command = ["-m", f"sora_jax.{job}", *(f"--{n}={v}" for n, v in flags.items())]
-    print(f"python {shlex.join(command)}", flush=True)
-    subprocess.run([sys.executable, *command], check=True)
-
-
 def tier_flags(weights: Mapping[str, float]) -> dict[str, float]:
     """The flags that give weight to these tiers alone."""
     return {f"config.text.tiers.{tier}": weights.get(tier, 0.0) for tier in TIERS}
@@ -71,7 +62,7 @@ def train_text(args: argparse.Namespace) -> pathlib.Path:
         "config.loop.num_steps": args.text_steps,
     }
     if not (folder / "text_encoder" / "weights.safetensors").is_file():
-        run("train", flags | tier_flags(TEXT_TIERS))
+        jobs.run("train", **flags, **tier_flags(TEXT_TIERS))
     return folder
 
 
@@ -94,7 +85,7 @@ def train(
         "config.optim.ema_decay": 0.995,
     }
     if not (folder / "checkpoints" / str(args.steps)).is_dir():
-        run("train", flags | tier_flags(RUNS[name]))
+        jobs.run("train", **flags, **tier_flags(RUNS[name]))
     return folder
 
 

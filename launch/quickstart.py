@@ -5,9 +5,9 @@
 The first videos are those of the weights that are shipped. Then a text encoder and a
 denoiser are trained from scratch, on latents of the shipped video VAE; --from_scratch
 trains a video VAE as well. With --recaption the clips have poor captions, as videos of the
-web do, and the shipped captioner writes those that the denoiser learns from. The denoiser gets the time that --minutes leave: it measures
-its speed in its first steps, and takes as many as fit. --steps makes a run that can be
-repeated exactly.
+web do, and the shipped captioner writes those that the denoiser learns from. The denoiser
+gets the time that --minutes leave: it measures its speed in its first steps, and takes as
+many as fit. --steps makes a run that can be repeated exactly.
 
 Each stage is a job of `sora_jax`; its command is printed, and its output is kept in
 OUT/logs. The same command resumes: finished stages are skipped, and a stopped stage

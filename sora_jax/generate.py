@@ -7,9 +7,10 @@
 The model is the toy that is shipped, a run, or a folder of Wan 2.1 or 2.2 in diffusers'
 layout; Wan's own flag names work too. Each video gets a recipe file (clip.json), from
 which --from makes it again. --sheet shows all of a list in one picture. The same
-command resumes an interrupted list. --upsample rewrites short prompts. Several devices share the clips of a
-batch; with several processes, each runs the same command. --step_cache needs to be
-calibrated first, by --calibrate_step_cache in place of --step_cache and --out.
+command resumes an interrupted list. --upsample rewrites short prompts. Several devices
+share the clips of a batch; with several processes, each runs the same command.
+--step_cache needs to be calibrated first, by --calibrate_step_cache in place of
+--step_cache and --out.
 """
 
 import pathlib

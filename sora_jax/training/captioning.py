@@ -1,6 +1,6 @@
 """What the captioner learns.
 
-Letters: b clips, t frames, h height, w width, c channels, l tokens, v vocabulary, r tiers.
+Letters: b clips, t frames, h height, w width, c channels, l tokens, v vocabulary, r tiers, s tiers of data.
 """
 
 import jax
@@ -53,8 +53,8 @@ class Captioning:
             ids_bl, tier_b = batch["text_ids"], batch["tier"]
         else:
             read, ids_bl = batch["text_ids"], batch["target_ids"]
-            of_tier_br = jax.nn.one_hot(batch["target_tier"], len(captions.REALISED))
-            tier_b = jnp.sum(of_tier_br * self._index_of_tier, -1).astype(jnp.int32)
+            realised_bs = jax.nn.one_hot(batch["target_tier"], len(captions.REALISED))
+            tier_b = jnp.sum(realised_bs * self._index_of_tier, -1).astype(jnp.int32)
         logits_blv = modules["captioner"](
             read, jnp.maximum(tier_b, 0), ids_bl, batch["hidden"]
         )

@@ -49,22 +49,27 @@ def mesh():
     return meshes.make_mesh(devices=jax.devices()[:1])
 
 
+def train(job, c, out, mesh):
+    """Runs a job to its end."""
+    state = loop.train(
+        loop.Config(num_steps=c.loop.num_steps, log_every=c.loop.log_every),
+        optim.Config(**{**c.optim.to_dict(), "learning_rate_factors": ()}),
+        job.objective,
+        job.batches,
+        seed=0,
+        folder=out,
+        mesh=mesh,
+    )
+    job.finish(state.ema)
+
+
 @pytest.fixture(scope="module")
 def trained(folder, mesh):
     """A captioner that has learned eight clips by heart, and its metrics."""
     c, out = config(folder), folder / "run"
     with jax.set_mesh(mesh):
         job = jobs.captioner(c, out, mesh)
-        state = loop.train(
-            loop.Config(num_steps=c.loop.num_steps, log_every=20),
-            optim.Config(**{**c.optim.to_dict(), "learning_rate_factors": ()}),
-            job.objective,
-            job.batches,
-            seed=0,
-            folder=out,
-            mesh=mesh,
-        )
-        job.finish(state.ema)
+        train(job, c, out, mesh)
     return out
 
 
@@ -136,16 +141,7 @@ def test_an_upsampler_rewrites_the_prompts_that_it_has_seen(folder, mesh):
     c.model.captioner.tiers = ("medium", "structured")
     with jax.set_mesh(mesh):
         job = jobs.upsampler(c, out, mesh)
-        state = loop.train(
-            loop.Config(num_steps=c.loop.num_steps, log_every=50),
-            optim.Config(**{**c.optim.to_dict(), "learning_rate_factors": ()}),
-            job.objective,
-            job.batches,
-            seed=0,
-            folder=out,
-            mesh=mesh,
-        )
-        job.finish(state.ema)
+        train(job, c, out, mesh)
         with pytest.raises(ValueError, match="trains one that reads 'video'"):
             jobs.captioner(c, folder / "reads", mesh)
     clips = [shards.open(folder / "shards")[i].captions for i in range(CLIPS)]
