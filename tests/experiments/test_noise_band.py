@@ -122,6 +122,9 @@ class Clips:
     def __len__(self):
         return 200
 
+    def entry(self, index):
+        return {"id": str(index)}
+
     def read(self, indices):
         return [
             records.ClipRecord(
