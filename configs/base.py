@@ -188,9 +188,20 @@ def get_config() -> ml_collections.ConfigDict:
     # Noise levels that bound the bands by which losses are logged.
     c.noise.band_edges = (0.0, 0.25, 0.5, 0.7, 0.85, 0.93, 0.97, 1.0)
 
-    c.known = ml_collections.ConfigDict()  # diffusion/known.py: Config
-    c.known.probabilities = ml_collections.ConfigDict({"none": 1.0, "first_frame": 0.0})
-    c.known.known_tau = 0.02  # noise level of known tokens
+    c.known = ml_collections.ConfigDict()  # data/conditions.py: Config
+    # Shares of clips by what is given of them. All but the first three patterns and
+    # levels need more of the latents (prepare --pictures, --regions).
+    c.known.probabilities = ml_collections.ConfigDict(
+        {"none": 1.0, "first_frame": 0.0, "head": 0.0, "tail": 0.0, "both": 0.0}
+        | {"keyframes": 0.0, "every": 0.0, "region": 0.0, "levels": 0.0}
+    )
+    c.known.known_tau = 0.02  # noise level of known tokens in sampling
+    # In training: shares of clips whose known tokens have a level of up to a bound, as
+    # pairs (bound, share); the others have known_tau.
+    c.known.levels = ()
+    c.known.dropout = 0.0  # share of clips of which what is given is pure noise
+    # Share of packed clips whose window starts at a later latent frame.
+    c.known.mid_clip = 0.0
 
     # training/state_loss.py: Config, a second task of networks of the toy world.
     c.state_loss = ml_collections.ConfigDict()

@@ -1,13 +1,16 @@
-"""Generates videos from prompts, and from an image, as MP4, WebM or GIF files.
+"""Generates videos from prompts, and from images and videos, as MP4, WebM or GIF files.
 
     python -m sora_jax.generate --prompt "a red circle moves left" --out clip.mp4
+    python -m sora_jax.generate --task edit --video clip.mp4 --out blue.mp4 \
+        --source "a red circle moves left" --prompt "a blue circle moves left"
     python -m sora_jax.generate --model runs/toy --prompts prompts.csv --out clips/
     python -m sora_jax.generate --model runs/toy --from clip.mp4 --out again.mp4
 
 The model is the toy that is shipped, a run, or a folder of Wan 2.1 or 2.2 in diffusers'
 layout; Wan's own flag names work too. Each video gets a recipe file (clip.json), from
 which --from makes it again. --sheet shows all of a list in one picture. The same
-command resumes an interrupted list. --upsample rewrites short prompts. Several devices
+command resumes an interrupted list. --task makes a video of others: see
+sora_jax/generation/README.md. --upsample rewrites short prompts. Several devices
 share the clips of a batch; with several processes, each runs the same command.
 --step_cache needs to be calibrated first, by --calibrate_step_cache in place of
 --step_cache and --out.
@@ -31,6 +34,7 @@ from sora_jax.generation import (
     prompt_file,
     prompt_upsampler,
     recipes,
+    tasks,
 )
 from sora_jax.generation import request as requests
 from sora_jax.training import pretrained
@@ -81,6 +85,35 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("negative_prompt", None, "What guidance moves away from.")
 flags.DEFINE_string("image", None, "Image file that becomes the first frame.")
+flags.DEFINE_enum(
+    "task",
+    None,
+    [*tasks.TASKS],
+    "Way of making the video: "
+    + "; ".join(f"{name}, {task.about}" for name, task in tasks.TASKS.items())
+    + ".",
+)
+flags.DEFINE_string("video", None, "Task: video file.")
+flags.DEFINE_string("video_2", None, "Task connect: video that it leads to.")
+flags.DEFINE_string(
+    "mask", None, "Task inpaint: picture or video, white where the video is made anew."
+)
+flags.DEFINE_list(
+    "keyframes", None, "Task keyframes: FRAME=IMAGE, ..., such as 0=a.png,8=b.png."
+)
+flags.DEFINE_integer(
+    "frames", None, "Task extend, extend_backwards, connect: frames to make."
+)
+flags.DEFINE_integer("factor", None, "Task fill: how many times the frame rate.")
+flags.DEFINE_integer("first", None, "Task replace: first frame to make anew.")
+flags.DEFINE_integer("last", None, "Task replace: last frame to make anew.")
+flags.DEFINE_float(
+    "strength", None, "Task vary, edit: noise level to begin at, in (0, 1]."
+)
+flags.DEFINE_string("source", None, "Task edit: description of the video as it is.")
+flags.DEFINE_float(
+    "source_guidance_scale", None, "Task edit: weight of that description."
+)
 for _name, (_kind, _help) in requests.SHARED.items():
     job.DEFINE[_kind](_name, None, _help)
 flags.DEFINE_bool(
@@ -223,6 +256,109 @@ def check_sheet(clips: int) -> None:
     job.check_writable(FLAGS.sheet)
 
 
+_OF_TASKS = (
+    "video",
+    "video_2",
+    "mask",
+    "keyframes",
+    "frames",
+    "factor",
+    "first",
+    "last",
+)
+_OF_TASKS += ("strength", "source", "source_guidance_scale")
+
+
+def task_inputs(task: str | None) -> dict:
+    """What the flags give a task, read from files; the frame rate is the video's.
+
+    Raises:
+      ValueError: a flag does not belong to the task.
+    """
+    named = {n: FLAGS[n].value for n in _OF_TASKS if FLAGS[n].value is not None}
+    if task is None:
+        if named:
+            raise ValueError(f"--{min(named)} has no meaning without --task")
+        return {}
+    for name, why in (
+        ("prompts", "a list"),
+        ("from", "a recipe"),
+        ("image", "an image"),
+    ):
+        if FLAGS[name].value is not None:
+            raise ValueError(
+                f"--task makes one video, not of {why}: leave out --{name}"
+            )
+    if FLAGS.calibrate_step_cache or FLAGS.dry_run or FLAGS.upsample:
+        raise ValueError(
+            "--task takes no --dry_run, --upsample, --calibrate_step_cache"
+        )
+    kind = tasks.find(task)
+    taken = {*kind.inputs, *kind.options}
+    if "images" in kind.inputs:
+        taken = {"keyframes"}
+    if wrong := sorted(named.keys() - taken):
+        raise ValueError(f"--{wrong[0]} has no meaning for --task {task}")
+    for name in kind.inputs:
+        flag = "keyframes" if name == "images" else name
+        if flag not in named:
+            raise ValueError(f"--task {task} needs --{flag}")
+    for name in ("video", "video_2"):
+        if name in named:
+            film = video_io.decode(pathlib.Path(named[name]))
+            named[name] = film.frames
+            named.setdefault("fps", film.fps)
+    if "mask" in named:
+        file = pathlib.Path(named["mask"])
+        is_video = file.suffix.lower().removeprefix(".") in recipes.FORMATS
+        read = video_io.decode(file).frames if is_video else video_io.read_image(file)
+        named["mask"] = read.mean(-1) > 127
+    if "keyframes" in named:
+        named |= keyframes(named.pop("keyframes"))
+    if FLAGS.fps is not None:
+        named["fps"] = FLAGS.fps
+    return named
+
+
+def keyframes(items: list[str]) -> dict:
+    """Images and their frames, from FRAME=IMAGE each; scaled to one size."""
+    found = []
+    for item in items:
+        frame, sign, file = item.partition("=")
+        if not sign or not frame.strip().isdecimal():
+            raise ValueError(
+                f"--keyframes are FRAME=IMAGE, such as 0=a.png, not {item!r}"
+            )
+        found.append((int(frame), video_io.read_image(pathlib.Path(file))))
+    height, width = found[0][1].shape[:2]
+    images = [tasks.fitted(image[None], height, width)[0] for _, image in found]
+    return {"at": [frame for frame, _ in found], "images": images}
+
+
+def make_task(pipe: pipeline.Pipeline, clip: dict, inputs: dict) -> str:
+    """Makes one video of others, and writes it; says what was done."""
+    call = {n: v for n, v in clip.items() if n not in ("prompt", "file")} | inputs
+    request, _, windows = pipe.check_task(FLAGS.task, clip["prompt"], **call)
+    file, first = clip["file"], jax.process_index() == 0
+    recipe = pipe.recipe(request, 0) | pipe.task_recipe(FLAGS.task, **call)
+    if recipes.is_finished(file, recipe, FLAGS.overwrite):
+        return f"{file} exists already"
+    steps = windows * request.num_inference_steps
+    with progress.Progress(
+        steps, "generate", "clip steps", process_index=not first, compiles=True
+    ) as bar:
+        output = pipe.run(
+            FLAGS.task, clip["prompt"], progress=bar.update, batch_size=1, **call
+        )
+    frames = output.frames[0]
+    note = recipes.check_format(file, len(frames), request.fps)
+    if first:
+        recipes.save(frames, file, recipe)
+    return "\n".join(
+        filter(None, [note, f"1 clip of {len(frames)} frames written: {file}"])
+    )
+
+
 def arguments(group: list[dict]) -> dict:
     """The pipeline's arguments for clips that run together."""
     return batches.arguments(group, FLAGS.batch_size)
@@ -233,6 +369,7 @@ def main() -> None:
     source = FLAGS["from"].value
     recipe = recipes.read(source) if source else None
     wanted = clips(recipe)
+    inputs = task_inputs(FLAGS.task)
     if FLAGS.out:
         batches.check_files(wanted)
     check_sheet(len(wanted))
@@ -257,6 +394,8 @@ def main() -> None:
         lora_2=FLAGS.lora_2,
         strict=FLAGS.strict,
     )
+    if FLAGS.task:
+        return print(make_task(pipe, wanted[0], inputs))
     if recipe is not None:
         recipes.check_weights(recipe, pipe.source)
     if rewriter is not None:

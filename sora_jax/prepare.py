@@ -184,6 +184,20 @@ _CURATE = flags.DEFINE_string(
     "those that it keeps. The source may be several folders, separated by commas.",
 )
 _VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of a video VAE.")
+_PICTURES = flags.DEFINE_integer(
+    "pictures",
+    0,
+    "Video VAE: encode so many frames of each clip alone as well, which a denoiser may be "
+    "given (known.probabilities: tail, both, keyframes, every).",
+    lower_bound=0,
+    upper_bound=10_000,
+)
+_REGIONS = flags.DEFINE_boolean(
+    "regions",
+    False,
+    "Video VAE: encode a part of each clip with the rest in grey as well, which a "
+    "denoiser may be given (known.probabilities: region).",
+)
 _TEXT_ENCODER = flags.DEFINE_string(
     "text_encoder", None, "Shards, latents: run or folder of a text encoder."
 )
@@ -213,7 +227,7 @@ _BELONGS = {
     "folder": _OF_VIDEOS | {"follow_links", "frames_fps", "allow_http"},
     "webdataset": _OF_VIDEOS,
     "list": _OF_VIDEOS | {"follow_links", "videos"},
-    "shards": {"out", "vae", "text_encoder", *_OF_TEXT},
+    "shards": {"out", "vae", "pictures", "regions", "text_encoder", *_OF_TEXT},
     "shards with --curate": {"out", "curate", "workers"},
     "latents": {"text_encoder", *_OF_TEXT},
 }
@@ -344,7 +358,13 @@ def encode(kind: str, name: str) -> None:
     folder, began = name if kind == "latents" else _OUT.value, time.monotonic()
     job.lock_folder(folder)
     if kind == "shards":
-        encode_latents.encode(name, _VAE.value, folder)
+        encode_latents.encode(
+            name,
+            _VAE.value,
+            folder,
+            pictures=_PICTURES.value,
+            with_regions=_REGIONS.value,
+        )
         print(f"{folder}: latents of {name}; {time.monotonic() - began:.1f} s")
     if encoder := _TEXT_ENCODER.value:
         length, clean, dtype = _TEXT_LENGTH.value, _TEXT_CLEAN.value, _TEXT_DTYPE.value

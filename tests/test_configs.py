@@ -12,8 +12,8 @@ import pytest
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.data import tokenizer, transforms
-from sora_jax.diffusion import known, timesteps
+from sora_jax.data import conditions, tokenizer, transforms
+from sora_jax.diffusion import timesteps
 from sora_jax.generation import request, runs
 from sora_jax.models import video_vae
 from sora_jax.training import jobs, loop, objectives, optim, reconstruction, trained_vae
@@ -129,7 +129,7 @@ def test_every_section_is_understood(name):
     assert c.objective in jobs.JOBS
     for section, kind in (
         ("noise", timesteps.Config),
-        ("known", known.Config),
+        ("known", conditions.Config),
         ("optim", optim.Config),
         ("loop", loop.Config),
         ("reconstruction", reconstruction.Weights),

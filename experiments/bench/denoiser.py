@@ -41,7 +41,7 @@ from sora_jax.core import trees
 from sora_jax.data import packing
 from sora_jax.diffusion import samplers, timesteps
 from sora_jax.generation import compiled, request
-from sora_jax.models import dit, exchange, peer_configs
+from sora_jax.models import dit, exchange, peer_configs, rows
 from sora_jax.training import cost, weight_files
 
 WAN = {"mask_text": False, "known_embedding": False, "pooled_text": False}
@@ -122,8 +122,9 @@ def our_operations(
         return graph, state
 
     def velocity(graph, state, x, level, text):
-        found = nnx.merge(graph, state).apply_video(x, level[:, None], None, text, mask)
-        return found.astype(jnp.float32)
+        row = rows.of_video(config, x, level[:, None], text, mask)
+        found = nnx.merge(graph, state)(row)
+        return rows.to_video(found, x.shape[1:4], config.patch)
 
     # As in a pipeline, weights have the compute dtype; except in training.
     graph, fixed = network(config, config.dtype)
@@ -132,10 +133,14 @@ def our_operations(
     def sample():
         taus, levels = timesteps.diffusers_schedule("euler", steps, SHIFT)
         plan = samplers.plan("euler", taus, levels)
-        x, memory = given["x"], samplers.init_memory(given["x"], "euler")
-        text, null = (
-            {"states": given[name], "mask": mask} for name in ("text", "null")
+        branches = tuple(
+            compiled.start_rows(
+                config, given["x"], {"states": given[name], "mask": mask}, 16.0, 0.0
+            )
+            for name in ("text", "null")
         )
+        x = branches[0].tokens_bnc
+        memory = samplers.init_memory(x, "euler")
         for part in samplers.chunks(plan, request.Settings.chunk_steps):
             x, memory, _ = compiled.denoise_chunk(
                 graph,
@@ -143,16 +148,11 @@ def our_operations(
                 x,
                 memory,
                 part,
-                text,
-                null,
-                None,
-                np.float32(GUIDANCE),
-                np.float32(16),
-                np.float32(0),
+                branches,
+                (np.float32(GUIDANCE),),
                 sampler="euler",
-                guided=True,
             )
-        return x
+        return rows.to_video(x, given["x"].shape[1:4], config.patch)
 
     found = {
         "forward": lambda: forward(fixed, given["x"], given["level"], given["text"]),

@@ -18,8 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from sora_jax.core import digests, progress
 from sora_jax.data import array_files, records
 
@@ -58,20 +56,20 @@ class Source(Protocol):
     def read(self, batch: Batch, summary: dict[str, Any]) -> list[Any]:
         """Returns the items of a batch; lists damaged ones in the file's summary."""
 
-    def encode(self, items: list[Any], summary: dict[str, Any]) -> np.ndarray:
-        """Returns an array for each item; adds what `describe` needs to the summary.
+    def encode(self, items: list[Any], summary: dict[str, Any]) -> Sequence[Any]:
+        """Returns what is stored of each item; adds what `describe` needs to the summary.
 
         Raises:
           ValueError: the network returned something else.
         """
 
-    def pack(self, item: Any, array: np.ndarray) -> tuple[bytes, dict[str, Any]]:
+    def pack(self, item: Any, array: Any) -> tuple[bytes, dict[str, Any]]:
         """Returns a record's bytes and its index entry."""
 
     def cost(self, batch: Batch) -> int:
         """Returns how long a batch takes, in any unit."""
 
-    def nbytes(self, batches: list[Batch], items: list, arrays: np.ndarray) -> float:
+    def nbytes(self, batches: list[Batch], items: list, arrays: Sequence) -> float:
         """Returns the bytes that batches will take, from the items of one of them."""
 
     def describe(self, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

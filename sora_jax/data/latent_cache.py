@@ -1,8 +1,8 @@
 """Cached latents: the video VAE's encoding of each clip, computed once.
 
-A folder holds latents.array_record-* files, whose records are safetensors bytes with one
-float32 tensor `latents` and the clip's id, captions, scores, fps and state as metadata, and
-`latents.json`, which names the VAE, the clips and the preprocessing that they come from,
+A folder holds latents.array_record-* files, whose records are safetensors bytes with a
+float32 tensor `latents`, the tensors of `Views` if there are any, and the clip's id,
+captions, scores, fps and state as metadata, and `latents.json`, which names the VAE, the clips and the preprocessing that they come from,
 and has the mean and standard deviation of each channel. Opening a cache of other weights
 or other clips raises an error.
 
@@ -29,14 +29,38 @@ _NAME = "latents"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Views:
+    """What else was encoded of a clip, which the denoiser may be given.
+
+    Attributes:
+      frames: which video frames were encoded alone.
+      pictures: their latents, float32[p, h, w, c].
+      kept: latents of the clip with the rest of a region in grey, float32[t, h, w, c].
+      region: which of them are known, bool[t, h, w].
+    """
+
+    frames: tuple[int, ...] = ()
+    pictures: np.ndarray | None = None
+    kept: np.ndarray | None = None
+    region: np.ndarray | None = None
+
+    @property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Those that there are, by name."""
+        names = "pictures", "kept", "region"
+        return {n: x for n in names if (x := getattr(self, n)) is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentRecord:
-    """One clip's latents, float32[t, h, w, c], and its text.
+    """One clip's latents, float32[t, h, w, c], other views of it, and its text.
 
     `header` is the record's safetensors header, with the text and the state as JSON.
     """
 
     id: str
     latents: np.ndarray
+    views: Views = Views()
     captions: Mapping[str, str]
     scores: Mapping[str, float]
     fps: float
@@ -60,6 +84,7 @@ def write(
     *,
     vae_digest: str,
     preprocessing: Mapping[str, Any],
+    views: Callable[[list[records.ClipRecord]], list[Views]] | None = None,
     batch_size: int | Callable[[tuple[int, int, int]], int] = 32,
     clips_per_file: int = 512,
     processes: caches.Processes = caches.Processes(),
@@ -75,7 +100,9 @@ def write(
       encode: returns the latents of up to `batch_size` clips of one size; the same clips
         must give the same latents.
       vae_digest: hash of the VAE's weights and config.
-      preprocessing: JSON values that say what is done to frames before encoding.
+      preprocessing: JSON values that say what is done to frames before encoding, and
+        which views there are.
+      views: encodes what else is stored of these clips.
       batch_size: clips in one call of `encode`, or a function that says it for clips of
         (frames, height, width).
       clips_per_file: clips in one file, which is what an interruption can cost.
@@ -105,7 +132,7 @@ def write(
         _batches(shapes, indices, at_once)
         for indices in itertools.batched(order, clips_per_file)
     ]
-    source = _Source(settings, files, clips, encode, shapes)
+    source = _Source(settings, files, clips, encode, views, shapes)
     return caches.write(out_dir, source, processes)
 
 
@@ -138,6 +165,7 @@ class _Source:
     files: Sequence[Sequence[Sequence[int]]]
     clips: array_files.Records
     encode_clips: Encode
+    encode_views: Callable[[list[records.ClipRecord]], list[Views]] | None
     shapes: Sequence[tuple[int, int, int]]
     name, unit = _NAME, "clips"
 
@@ -168,13 +196,26 @@ class _Source:
             summary[name] = total_c.tolist()
         positions = math.prod(latents_nthwc.shape[:4])
         summary["positions"] = summary.get("positions", 0) + positions
-        return latents_nthwc
+        views = (
+            self.encode_views(items) if self.encode_views else [Views()] * len(items)
+        )
+        return [*zip(latents_nthwc, views, strict=True)]
 
     def pack(self, item, array):
-        latents_thwc = np.ascontiguousarray(array)
+        latents_thwc, views = np.ascontiguousarray(array[0]), array[1]
+        more = {}
+        if views.frames:
+            more["pictures"] = list(views.frames)
+        if views.region is not None:
+            more["region"] = True
+        tensors = {"latents": latents_thwc} | {
+            name: np.ascontiguousarray(x) for name, x in views.tensors.items()
+        }
+        content = safetensors.numpy.save(tensors)
+        content = content[8 + int.from_bytes(content[:8], "little") :]
         entry = {
             "id": item.id,
-            "sha256": hashlib.sha256(latents_thwc.tobytes()).hexdigest(),
+            "sha256": hashlib.sha256(content).hexdigest(),
             "shape": list(latents_thwc.shape),
             "fps": float(item.fps),
             "captions": dict(item.captions),
@@ -191,16 +232,17 @@ class _Source:
         }
         # One key of metadata: safetensors writes several in no fixed order.
         metadata = {"record": json.dumps(record)}
-        return safetensors.numpy.save(
-            {"latents": latents_thwc}, metadata
-        ), entry | scores
+        return safetensors.numpy.save(tensors, metadata), entry | scores | more
 
     def cost(self, batch):
         return sum(math.prod(self.shapes[index]) for index in batch)
 
     def nbytes(self, batches, items, arrays):
         texts = [text for clip in items for text in clip.captions.values()]
-        size = arrays.nbytes + sum(len(text.encode()) for text in texts)
+        size = sum(len(text.encode()) for text in texts)
+        for latents_thwc, views in arrays:
+            size += latents_thwc.nbytes
+            size += sum(x.nbytes for x in views.tensors.values())
         voxels = sum(clip.num_frames * clip.height * clip.width for clip in items)
         return size / voxels * sum(map(self.cost, batches))
 
@@ -258,15 +300,24 @@ class Latents(caches.Cache):
         return np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     def nbytes_of(self, record: LatentRecord) -> int:
-        return record.latents.nbytes + len(record.header)
+        views = sum(x.nbytes for x in record.views.tensors.values())
+        return record.latents.nbytes + views + len(record.header)
 
     def parse(self, raw: bytes, entry: Mapping[str, Any]) -> LatentRecord:
         # Text and shape come from the index, which is already parsed, so that reading a
         # record is little more than hashing its latents.
         header, content = caches.split(raw, entry, "latents")
+        views = Views()
+        if entry.get("pictures") or entry.get("region"):
+            arrays = safetensors.numpy.load(raw)
+            latents_thwc = arrays.pop("latents")
+            views = Views(frames=tuple(entry.get("pictures", ())), **arrays)
+        else:
+            latents_thwc = np.frombuffer(content, "<f4").reshape(entry["shape"])
         return LatentRecord(
             id=entry["id"],
-            latents=np.frombuffer(content, "<f4").reshape(entry["shape"]),
+            latents=latents_thwc,
+            views=views,
             captions=entry["captions"],
             scores=entry.get("scores", {}),
             fps=entry["fps"],

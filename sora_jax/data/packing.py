@@ -21,15 +21,16 @@ import bisect
 import dataclasses
 import heapq
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from sora_jax.data import loader, records
+from sora_jax.data import conditions, loader, records
 
 _PATIENCE = 20  # windows without a step before planning fails
-_STEPS = 0x73746570  # separates the order of a window's steps from other randomness
+# They separate the order of a window's steps, and conditions, from other randomness.
+_STEPS, _CONDITIONS = 0x73746570, 0x636F6E64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,14 @@ class Cost:
         return self.linear * tokens + self.quadratic * pairs
 
 
+class Clip(NamedTuple):
+    """A clip in a row: its index in the data, its tokens, and what is given of it."""
+
+    index: int
+    tokens: int
+    condition: conditions.Condition = conditions.Condition()
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """The rows of one step.
@@ -78,7 +87,7 @@ class Step:
     """
 
     shape: Shape
-    rows: tuple[tuple[int, ...], ...]
+    rows: tuple[tuple[Clip, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +147,8 @@ class Planner:
         a smaller share of them is carried over.
       seed: of the order.
       cost: of a row on the backend.
+      draw: draws the condition of a clip, from its index and a random generator, and says
+        how many tokens it then has; None: nothing is given of any clip.
 
     Raises:
       ValueError: a clip is longer than every row, or a size is not positive.
@@ -152,6 +163,8 @@ class Planner:
         window: int,
         seed: int,
         cost: Cost,
+        draw: Callable[[int, np.random.Generator], tuple[conditions.Condition, int]]
+        | None = None,
     ):
         lengths_n = np.asarray(lengths_n)
         if not len(lengths_n):
@@ -171,6 +184,7 @@ class Planner:
             raise ValueError(f"clip {int(lengths_n.argmin())} has no tokens")
         self.lengths_n = lengths_n
         self.groups, self.window, self.seed, self.cost = groups, window, seed, cost
+        self.draw = draw
         self._starts = [
             (0, [])
         ]  # of each window: its first step, the clips carried over
@@ -198,7 +212,9 @@ class Planner:
         self._planned = planned
         return planned[1][number - starts[window][0]]
 
-    def plan(self, window: int, carried: Sequence[int]) -> tuple[list[Step], list[int]]:
+    def plan(
+        self, window: int, carried: Sequence[Clip]
+    ) -> tuple[list[Step], list[Clip]]:
         """The steps of a window.
 
         Args:
@@ -212,7 +228,14 @@ class Planner:
         places = window * self.window + np.arange(self.window)
         fresh = loader.permute(places % n, n, self.seed, places // n)
         old = set(range(len(carried)))
-        pool = [*carried, *fresh.tolist()]
+        pool = [*carried]
+        for place, index in enumerate(fresh.tolist()):
+            if self.draw is None:
+                pool.append(Clip(index, int(self.lengths_n[index])))
+                continue
+            random = np.random.default_rng((_CONDITIONS, self.seed, window, place))
+            condition, tokens = self.draw(index, random)
+            pool.append(Clip(index, tokens, condition))
         steps, left = [], []
         for shape, rows in zip(self.shapes, self._pack(pool), strict=True):
             size = self.groups * shape.rows
@@ -227,13 +250,13 @@ class Planner:
         # In their original order, so that the next plan prefers the oldest.
         return [steps[i] for i in order], [pool[place] for place in sorted(left)]
 
-    def _pack(self, pool: Sequence[int]) -> list[list[tuple[int, tuple[int, ...]]]]:
+    def _pack(self, pool: Sequence[Clip]) -> list[list[tuple[int, tuple[int, ...]]]]:
         """Rows of each shape as (free tokens, places in the pool).
 
         Best fit, the longest clip first: each goes into the row that it leaves the
         fullest, or into a new row, as short as possible, if none has room.
         """
-        lengths = self.lengths_n[np.asarray(pool)]
+        lengths = np.array([clip.tokens for clip in pool])
         ends = [shape.tokens for shape in self.shapes]
         rows, kinds, free = [], [], []  # free: sorted (tokens, row), rows with room
         for place in np.argsort(-lengths, kind="stable").tolist():
@@ -251,15 +274,15 @@ class Planner:
                 bisect.insort(free, (room - length, row))
         result = [[] for _ in self.shapes]
         for kind, row in zip(kinds, rows, strict=True):
-            used = sum(int(lengths[place]) for place in row)
+            used = sum(pool[place].tokens for place in row)
             result[kind].append((ends[kind] - used, tuple(row)))
         return result
 
-    def _balance(self, shape: Shape, rows, pool: Sequence[int]) -> Iterator[Step]:
+    def _balance(self, shape: Shape, rows, pool: Sequence[Clip]) -> Iterator[Step]:
         """Cuts rows into steps of similar cost, and deals each step's rows to groups."""
 
         def price(row):
-            lengths = [int(self.lengths_n[pool[place]]) for place in row]
+            lengths = [pool[place].tokens for place in row]
             return self.cost.of_row(lengths, shape.tokens)
 
         priced = sorted(((price(row), row) for row in rows), reverse=True)
@@ -292,7 +315,7 @@ class Planner:
         used = room = clips = 0
         imbalances = []
         for step in steps:
-            lengths = [[int(self.lengths_n[clip]) for clip in row] for row in step.rows]
+            lengths = [[clip.tokens for clip in row] for row in step.rows]
             used += sum(map(sum, lengths))
             clips += sum(map(len, lengths))
             room += len(step.rows) * step.shape.tokens
@@ -344,17 +367,19 @@ def patches(
 class Batches:
     """Like `loader.Batches`, with several clips in a row.
 
-    A batch has `tokens` float32 [r, m, c] (padding is 0), `places` int32 [r, m, 3] in
-    the clip's grid, `segments` int32 [r, m], the clip's number in the row from 1 on (0:
-    padding), `frames` int32 and `fps` float32 [r, k], a clip's frames of tokens (0: no
-    clip) and frames a second, and the transform's other arrays, [r, k, ...].
+    A batch has `tokens` float32 [r, m, c] (padding is 0), `places` float32 [r, m, 3] in
+    the clip's grid, `slots` int8 [r, m] (see `conditions`), `segments` int32 [r, m], the
+    clip's number in the row from 1 on (0: padding), `frames` int32 and `fps` float32
+    [r, k], a clip's frames of tokens (0: no clip) and frames a second, and the
+    transform's other arrays, [r, k, ...]. Pictures follow the clip that they are of.
 
     A damaged record is not replaced, since another one of its length may not exist: its
     tokens become padding.
 
     Args:
       source: latents, of any sizes.
-      transform: as of `loader.Batches`; its `latents` are [t, h, w, c].
+      transform: as of `loader.Batches`, of a record and the condition of the clip; see
+        `transforms.LatentsAndText`.
       planner: of the rows.
       patch: latent voxels of a token.
       start_step, num_steps: the first step, and how many.
@@ -364,7 +389,7 @@ class Batches:
     instead: ClassVar[str] = "its place in the row stays empty"  # of a damaged clip
 
     source: loader.Source
-    transform: loader.Transform
+    transform: Callable
     planner: Planner
     patch: tuple[int, int, int]
     start_step: int
@@ -384,16 +409,20 @@ class Batches:
         cells = [
             (row, place) for row in range(share) for place in range(len(rows[row]))
         ]
-        loaded = self.source.read([rows[row][place] for row, place in cells])
+        clips = [rows[row][place] for row, place in cells]
+        loaded = self.source.read([clip.index for clip in clips])
         numbers = [(first + row) * step.shape.clips + place for row, place in cells]
         randoms = loader.example_rngs(self.planner.seed, number, numbers)
         damaged: dict[str, str] = {}
         examples = {}
-        for cell, record, random in zip(cells, loaded, randoms, strict=True):
+        for cell, clip, record, random in zip(
+            cells, clips, loaded, randoms, strict=True
+        ):
             try:
                 if isinstance(record, records.CorruptRecord):
                     raise record
-                examples[cell] = self.transform(record, random), record.fps
+                example = self.transform(record, random, clip.condition)
+                examples[cell] = example, record.fps
             except records.CorruptRecord as error:
                 damaged[error.id] = str(error)
         like = next((example for example, _ in examples.values()), None) or self._any()
@@ -404,7 +433,8 @@ class Batches:
         for index in range(len(self.source)):
             (record,) = self.source.read([index])
             if not isinstance(record, records.CorruptRecord):
-                return self.transform(record, np.random.default_rng(0))
+                random = np.random.default_rng(0)
+                return self.transform(record, random, conditions.Condition())
         raise loader.TooManyCorruptRecords("all records are damaged")
 
     def _join(
@@ -414,26 +444,37 @@ class Batches:
         wide = example["latents"].shape[-1] * math.prod(self.patch)
         batch = {
             "tokens": np.zeros((rows, shape.tokens, wide), np.float32),
-            "places": np.zeros((rows, shape.tokens, 3), np.int32),
+            "places": np.zeros((rows, shape.tokens, 3), np.float32),
+            "slots": np.zeros((rows, shape.tokens), np.int8),
             "segments": np.zeros((rows, shape.tokens), np.int32),
             "frames": np.zeros((rows, shape.clips), np.int32),
             "fps": np.ones((rows, shape.clips), np.float32),
         }
+        apart = {"latents", "slots", "start", "pictures", "picture_times"}
         for name, array in example.items():
-            if name != "latents":
+            if name not in apart:
                 size = (rows, shape.clips, *array.shape)
                 batch[name] = np.zeros(size, array.dtype)
         used = [0] * rows
         for (row, place), (example, fps) in examples.items():
             tokens_mc, places_m3 = patches(example["latents"], self.patch)
+            batch["frames"][row, place] = places_m3[-1, 0] + 1
+            places_m3 = places_m3 + np.float32([example["start"], 0, 0])
+            for time, picture_hwc in zip(
+                example["picture_times"], example["pictures"], strict=True
+            ):
+                more_mc, more_m3 = patches(picture_hwc[None], self.patch)
+                tokens_mc = np.concatenate([tokens_mc, more_mc])
+                more_m3 = more_m3 + np.float32([time, 0, 0])
+                places_m3 = np.concatenate([places_m3, more_m3])
             here = row, slice(used[row], used[row] + len(tokens_mc))
             used[row] += len(tokens_mc)
             batch["tokens"][here] = tokens_mc
             batch["places"][here] = places_m3
+            batch["slots"][here] = example["slots"]
             batch["segments"][here] = place + 1
-            batch["frames"][row, place] = places_m3[-1, 0] + 1
             batch["fps"][row, place] = fps
             for name, array in example.items():
-                if name != "latents":
+                if name not in apart:
                     batch[name][row, place] = array
         return batch

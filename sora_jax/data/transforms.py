@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from sora_jax.data import captions, records, text_cache, texts
+from sora_jax.data import captions, conditions, records, text_cache, texts
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.toyworld import scene, tokens
 
@@ -124,10 +124,21 @@ class Tokenize:
 
 
 class LatentsAndText:
-    """An example for the denoiser: latents and one of their captions.
+    """An example for the denoiser: latents, one of their captions, and what is given.
 
     The caption is given as `text_ids`, or as `text_states` [l, d] if there is a cache of
-    states; the choice of the caption is the same for both.
+    states; the choice of the caption is the same for both. Each token has its `slots`,
+    int8 [n], and each clip its `pattern`, a place in `conditions.PATTERNS`. A packed clip
+    also has the first latent frame of its window, `start`, and its `pictures` [p, h, w, c]
+    with their `picture_times` [p], in latent frames; in its tokens they come last.
+
+    Args:
+      text: picks a caption.
+      states: of the captions, if they are cached.
+      shown: what tokens of the toy world show.
+      given: how often what is given of a clip.
+      patch: latents of a token along time, height and width.
+      temporal_stride: video frames per latent frame, except for the first.
     """
 
     def __init__(
@@ -135,16 +146,72 @@ class LatentsAndText:
         text: Tokenize,
         states: text_cache.TextStates | None = None,
         shown: "Shown | None" = None,
+        given: conditions.Config = conditions.Config(),
+        patch: tuple[int, int, int] = (1, 1, 1),
+        temporal_stride: int = 4,
     ):
         self.text, self.states, self.shown = text, states, shown
+        self.given, self.patch, self.temporal_stride = given, patch, temporal_stride
 
-    def __call__(self, record, random: np.random.Generator) -> dict[str, np.ndarray]:
+    def draw(
+        self, entry: Mapping, random: np.random.Generator
+    ) -> tuple[conditions.Condition, int]:
+        """Draws the condition of a clip, and says how many tokens it then has."""
+        drawn = conditions.draw(
+            self.given, entry, random, self.patch, self.temporal_stride
+        )
+        return drawn, drawn.tokens(entry["shape"], self.patch)
+
+    def __call__(
+        self,
+        record,
+        random: np.random.Generator,
+        condition: conditions.Condition | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Draws the condition if it is not given: that of clips of one size."""
         text = self.text(record, random)
         if self.states is not None:
             ids_l = text.pop("text_ids")
             text["text_states"] = self.states.padded(ids_l, text["text_mask"])
         more = {} if self.shown is None else self.shown(record)
-        return {"latents": record.latents} | text | more
+        is_packed = condition is not None
+        if condition is None:
+            entry = {"shape": record.latents.shape, "region": record.views.region}
+            condition, _ = self.draw(entry, random)
+        return self._given(record, condition, is_packed) | text | more
+
+    def _given(
+        self, record, condition: conditions.Condition, is_packed: bool
+    ) -> dict[str, np.ndarray]:
+        """The latents of a clip's window, and what is given of it."""
+        views, latents_thwc = record.views, record.latents
+        region = None
+        if condition.pattern is conditions.Pattern.REGION:
+            region = views.region
+            latents_thwc = np.where(region[..., None], views.kept, latents_thwc)
+        first = condition.start * self.patch[0]
+        latents_thwc = latents_thwc[first:]
+        grid = [
+            size // patch
+            for size, patch in zip(latents_thwc.shape, self.patch, strict=False)
+        ]
+        if region is not None:  # a token is known if all of its latents are
+            pairs = [
+                part for pair in zip(grid, self.patch, strict=True) for part in pair
+            ]
+            region = region[first:].reshape(pairs).all((1, 3, 5))
+        found = {
+            "latents": latents_thwc,
+            "slots": conditions.slots(condition, grid, region),
+            "pattern": np.int32(conditions.PATTERNS.index(condition.pattern)),
+        }
+        if not is_packed:
+            return found
+        places = [views.frames.index(frame) for frame in condition.pictures]
+        pictures = views.pictures[places] if places else latents_thwc[:0]
+        times = np.float32(condition.pictures) / self.temporal_stride / self.patch[0]
+        start = np.int32(condition.start)
+        return found | {"start": start, "pictures": pictures, "picture_times": times}
 
 
 class Shown:

@@ -1,11 +1,11 @@
 """The null condition, and classifier-free guidance (Ho & Salimans 2022, 2207.12598).
 
 A condition is any pytree of arrays whose first axis is the row (token ids and mask,
-encoder states, ...). Training (dropout) and sampling (guidance) replace it by the null
-condition with the same function, so they cannot differ.
+encoder states, ...). Training (dropout) and sampling (guidance) replace it by the same
+null condition.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,21 +33,21 @@ def null_condition(condition: Any, null: Any, drop_b: jax.Array) -> Any:
     return jax.tree.map(pick, condition, null)
 
 
-def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Rows a0 b0 a1 b1 ...: both rows of a pair stay on the device of the row."""
-    pairs = jnp.stack([first, second], axis=1)
-    shape = (2 * first.shape[0], *first.shape[1:])
-    return jnp.reshape(pairs, shape, out_sharding=sharding.spec_like(first))
+def _interleave(*branches: jax.Array) -> jax.Array:
+    """Rows a0 b0 a1 b1 ...: the branches of a row stay on its device."""
+    together = jnp.stack(branches, axis=1)
+    shape = (-1, *branches[0].shape[1:])
+    return jnp.reshape(together, shape, out_sharding=sharding.spec_like(branches[0]))
 
 
-def _deinterleave(pairs: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _deinterleave(rows: jax.Array, count: int) -> list[jax.Array]:
     """The inverse of `_interleave`."""
-    spec = sharding.spec_like(pairs)
+    spec = sharding.spec_like(rows)
     if spec is not None:
         spec = jax.P(*spec[:1], None, *spec[1:])
-    shape = (pairs.shape[0] // 2, 2, *pairs.shape[1:])
-    pairs = jnp.reshape(pairs, shape, out_sharding=spec)
-    return pairs[:, 0], pairs[:, 1]
+    shape = (rows.shape[0] // count, count, *rows.shape[1:])
+    together = jnp.reshape(rows, shape, out_sharding=spec)
+    return [together[:, i] for i in range(count)]
 
 
 def rescaled(
@@ -89,43 +89,56 @@ def rescaled(
 
 def guided(
     velocity_fn: ConditionedVelocity,
-    condition: Any,
-    null: Any,
-    guidance_scale: jax.Array | float,
+    branches: Sequence[Any],
+    weights: Sequence[jax.Array | float] = (),
     rescale: jax.Array | float | None = None,
     known_mask: jax.Array | None = None,
 ) -> Velocity:
-    """v(x, tau) = v_null + s (v_condition - v_null), in one call on twice the rows.
+    """v(x, tau) = v_last + sum_i w_i (v_i - v_last), in one call on rows of all branches.
+
+    With a condition and the null condition, w_0 is the guidance scale s. With text and
+    another condition, of which each may be left out (arXiv 2211.09800, section 3.2),
+
+        v = v_null + s_other (v_other - v_null) + s_text (v_both - v_other)
+
+    has the branches both, other, null, and the weights s_text, s_other - s_text.
 
     Args:
       velocity_fn: (x_b..., tau, condition) -> velocity_b...; rows must be independent.
-      condition: a pytree of arrays [b, ...].
-      null: the same tree; its leaves have b rows, or one row for all.
-      guidance_scale: s. With the Python number 1 the null condition is not computed.
-      rescale: share of `rescaled`; None skips it.
+      branches: conditions, each a pytree of arrays [b, ...], the fullest first.
+      weights: of all branches but the last.
+      rescale: share of `rescaled`, towards the first branch; None skips it.
       known_mask: of `rescaled`.
 
-    Rows that divide over the devices only when doubled may be replicated: the two rows
-    of a pair are then computed on two devices.
+    Rows that divide over the devices only with all their branches may be replicated: the
+    branches of a row are then computed on several devices.
 
     Further arguments of the result, a step cache, are passed to velocity_fn after the
     condition, and returned after the velocity.
+
+    Raises:
+      ValueError: there are not as many weights as branches but the last.
     """
-    if isinstance(guidance_scale, int | float) and guidance_scale == 1:
-        return lambda x, tau, *cached: velocity_fn(x, tau, condition, *cached)
+    if len(weights) != len(branches) - 1:
+        raise ValueError(
+            f"{len(branches)} branches of guidance need {len(branches) - 1} weights, not "
+            f"{len(weights)}"
+        )
+    if len(branches) == 1:
+        return lambda x, tau, *cached: velocity_fn(x, tau, branches[0], *cached)
+    count = len(branches)
 
     def guided_velocity(x: jax.Array, tau: jax.Array, *cached):
-        rows = x.shape[0]
-        everyone = jnp.ones((rows,), bool)
-        empty = null_condition(condition, null, everyone)
-        pairs = _interleave(x, x)
-        conditions = jax.tree.map(_interleave, condition, empty)
-        output = velocity_fn(pairs, tau, conditions, *cached)
+        rows = _interleave(*[x] * count)
+        conditions = jax.tree.map(_interleave, *branches)
+        output = velocity_fn(rows, tau, conditions, *cached)
         velocity, *cached = output if cached else (output,)
-        with_text, without = _deinterleave(sharding.reshard_like(velocity, pairs))
-        velocity = without + guidance_scale * (with_text - without)
+        found = _deinterleave(sharding.reshard_like(velocity, rows), count)
+        velocity = found[-1]
+        for weight, branch in zip(weights, found, strict=False):
+            velocity = velocity + weight * (branch - found[-1])
         if rescale is not None:
-            velocity = rescaled(velocity, with_text, rescale, known_mask)
+            velocity = rescaled(velocity, found[0], rescale, known_mask)
         return (velocity, *cached) if cached else velocity
 
     return guided_velocity

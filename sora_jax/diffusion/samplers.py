@@ -46,6 +46,7 @@ def plan(sampler: str, taus: np.ndarray, levels: np.ndarray | None = None) -> Pl
     Args:
       sampler: the solver.
       taus: n + 1 levels that do not rise; a step between two equal ones does nothing.
+        Or of each of k schedules, [n + 1, k], where entries of x follow different ones.
       levels: the n levels that the network gets, where they differ from taus.
     """
     taus = np.asarray(taus, np.float32)
@@ -72,7 +73,8 @@ def split(steps: Plan, first: int) -> tuple[Plan, Plan]:
     before = {name: rows[:first] for name, rows in steps.items()}
     after = {name: rows[first:] for name, rows in steps.items()}
     if "second" in steps and first:
-        before["second"] = np.append(before["second"][:-1], np.float32(0))
+        before["second"] = before["second"].copy()
+        before["second"][-1] = 0
     return before, after
 
 
@@ -88,10 +90,11 @@ def evaluations(sampler: str, num_steps: int, networks: int = 1) -> int:
 
 def evaluation_mask(sampler: str, steps: Plan) -> np.ndarray:
     """Returns which evaluations a plan needs: bool [steps, evaluations of a step]."""
-    moves_n1 = (steps["tau"] > steps["next"])[:, None]
-    if Sampler(sampler) is not Sampler.HEUN:
-        return moves_n1
-    return np.concatenate([moves_n1, moves_n1 & (steps["second"] > 0)[:, None]], axis=1)
+    kinds = [steps["tau"] > steps["next"]]
+    if Sampler(sampler) is Sampler.HEUN:
+        kinds.append(kinds[0] & (steps["second"] > 0))
+    # One is needed where any of the schedules needs it.
+    return np.stack([k if k.ndim == 1 else k.any(1) for k in kinds], axis=1)
 
 
 def chunks(steps: Plan, size: int) -> Iterator[Plan]:
@@ -121,7 +124,7 @@ def restart(sampler: str, steps: Plan) -> Plan:
     """
     if Sampler(sampler) is not Sampler.UNIPC or not len(steps["tau"]):
         return steps
-    return steps | _unipc_weights(np.append(steps["tau"], steps["next"][-1]))
+    return steps | _unipc_weights(np.append(steps["tau"], steps["next"][-1:], axis=0))
 
 
 def init_memory(x: jax.Array, sampler: str) -> Any:
@@ -132,34 +135,35 @@ def init_memory(x: jax.Array, sampler: str) -> Any:
     return zeros, (zeros,) * _HISTORY
 
 
-def _euler(evaluate, x, memory, cache, step, fix_known):
+def _euler(evaluate, x, memory, cache, step, pick):
     """One step of Euler's method."""
     slope, cache = evaluate(x, step["level"], cache, 0)
-    return fix_known(x + (step["next"] - step["tau"]) * slope), memory, cache
+    return x + pick(step["next"] - step["tau"]) * slope, memory, cache
 
 
-def _heun(evaluate, x, memory, cache, step, fix_known):
+def _heun(evaluate, x, memory, cache, step, pick):
     """One step of Heun's method; Euler's where the plan has no second evaluation.
 
     That is at tau 0, where the model would see clean data, on which it was hardly trained
     (Karras et al. 2022, arXiv:2206.00364, algorithm 1), and where another network takes
     over (`split`).
     """
-    tau, tau_next = step["tau"], step["next"]
+    length = pick(step["next"] - step["tau"])
     slope, cache = evaluate(x, step["level"], cache, 0)
-    guess = fix_known(x + (tau_next - tau) * slope)
+    guess = x + length * slope
 
     def corrected(guess, cache):
-        second, cache = evaluate(guess, tau_next, cache, 1)
-        return fix_known(x + (tau_next - tau) * ((slope + second) / 2)), cache
+        second, cache = evaluate(guess, step["next"], cache, 1)
+        better = x + length * ((slope + second) / 2)
+        return jnp.where(pick(step["second"]) > 0, better, guess), cache
 
     x, cache = jax.lax.cond(
-        step["second"] > 0, corrected, lambda *same: same, guess, cache
+        jnp.any(step["second"] > 0), corrected, lambda *same: same, guess, cache
     )
     return x, memory, cache
 
 
-def _unipc(evaluate, x, memory, cache, step, fix_known):
+def _unipc(evaluate, x, memory, cache, step, pick):
     """One step of UniPC (Zhao et al. 2023, arXiv:2302.04867), B(h) = e^h - 1, order 2.
 
     The estimate of the data at this level first corrects x, which the previous step
@@ -168,14 +172,14 @@ def _unipc(evaluate, x, memory, cache, step, fix_known):
     """
     last, history = memory
     slope, cache = evaluate(x, step["level"], cache, 0)
-    data = x - step["tau"] * slope
-    x = _weighted(step["correct"], (x, last, data, *history))
+    data = x - pick(step["tau"]) * slope
+
+    def weighted(weights, terms):
+        return sum(pick(weights[i]) * term for i, term in enumerate(terms))
+
+    x = weighted(step["correct"], (x, last, data, *history))
     history = (data, *history[:-1])
-    return fix_known(_weighted(step["predict"], (x, *history))), (x, history), cache
-
-
-def _weighted(weights, terms):
-    return sum(weights[i] * term for i, term in enumerate(terms))
+    return weighted(step["predict"], (x, *history)), (x, history), cache
 
 
 def _unipc_weights(taus: np.ndarray) -> Plan:
@@ -187,19 +191,29 @@ def _unipc_weights(taus: np.ndarray) -> Plan:
         x_t = tau_t / tau_0 x_0 - alpha_t (e^-h - 1) (m_0 + sum_k c_k (m_k - m_0) / r_k)
 
     where m_k are estimates of the data at levels k and r_k = (lambda_k - lambda_0) / h.
-    The last step is of first order, and ends in m_0 itself.
+    The last step is of first order, and ends in m_0 itself. Steps between equal levels,
+    before or after the others, keep x.
+
+    Args:
+      taus: n + 1 levels; or of each of k schedules, [n + 1, k].
+
+    Returns:
+      `correct` and `predict`, [n, weights] or [n, weights, k].
     """
+    if taus.ndim == 2:
+        each = [_unipc_weights(one) for one in taus.T]
+        return {name: np.stack([w[name] for w in each], -1) for name in each[0]}
     # At level 1 lambda is not finite.
     taus = np.minimum(taus, np.float32(1 - 1e-6)).astype(np.float64)
-    count = int(np.sum(taus[:-1] > taus[1:]))
+    moving = np.flatnonzero(taus[:-1] > taus[1:])
     with np.errstate(divide="ignore"):
         log_snr = np.log1p(-taus) - np.log(taus)
     correct = np.zeros((len(taus) - 1, 3 + _HISTORY))
     predict = np.zeros((len(taus) - 1, 1 + _HISTORY))
-    correct[:, 0] = 1.0
+    correct[:, 0] = predict[:, 0] = 1.0
     order = 1
-    for i in range(count):
-        if i:  # from level i - 1 to i, with the estimate at i itself
+    for done, i in enumerate(moving):
+        if done:  # from level i - 1 to i, with the estimate at i itself
             behind = log_snr[i] - log_snr[i - 1]
             ratios = [(log_snr[i - 2] - log_snr[i - 1]) / behind] * (order - 1)
             kept, gain = _drift(taus[i - 1], taus[i], behind)
@@ -208,7 +222,7 @@ def _unipc_weights(taus: np.ndarray) -> Plan:
             correct[i, :3] = 0.0, kept, data[-1]
             correct[i, 3] = -gain - data.sum()
             correct[i, 4 : 3 + order] = data[:-1]
-        order = min(_HISTORY, i + 1, count - i)
+        order = min(_HISTORY, done + 1, len(moving) - done)
         ahead = log_snr[i + 1] - log_snr[i]
         kept, gain = _drift(taus[i], taus[i + 1], ahead)
         predict[i, :2] = kept, -gain
@@ -246,36 +260,28 @@ def sample_chunk(
     x: jax.Array,
     memory: Any,
     steps: Plan,
-    known_mask: jax.Array | None = None,
-    known_values: jax.Array | None = None,
     sampler: str = Sampler.EULER,
     cache: Any = None,
+    schedule_index: jax.Array | None = None,
 ) -> tuple[jax.Array, Any, Any]:
     """Runs the steps of a plan or of a part of it.
 
     Args:
-      velocity_fn: (x, level scalar) -> dx / dtau, the shape of x. With a cache it takes
-        and returns the cache as well.
+      velocity_fn: (x, level) -> dx / dtau, the shape of x. The level is a scalar, or one
+        for each schedule of the plan, [k]. With a cache it takes and returns that as well.
       x: the state at the first step's level.
       memory: from `init_memory`, or from the previous chunk.
-      steps: (a part of) a plan. A step between two equal levels costs nothing.
-      known_mask: bool, its shape a prefix of x's; these entries stay at known_values.
-      known_values: the shape of x.
+      steps: (a part of) a plan. A step between equal levels costs nothing.
       sampler: that of the plan.
       cache: the step cache of velocity_fn, where the plan has rows for it.
+      schedule_index: which schedule of a plan with several each entry follows, int; its
+        shape is a prefix of x's.
 
     Returns:
       x at the last level, the memory and the cache.
     """
-    if (known_mask is None) != (known_values is None):
-        raise ValueError("known_mask and known_values go together: give both or none")
     take_step = _STEPS[Sampler(sampler)]
-
-    def fix_known(x: jax.Array) -> jax.Array:
-        if known_mask is None:
-            return x
-        ones = (1,) * (x.ndim - known_mask.ndim)
-        return jnp.where(known_mask.reshape(known_mask.shape + ones), known_values, x)
+    pick = _picker(schedule_index, x)
 
     def body(carry, step):
         def evaluate(x, level, cache, number):
@@ -285,29 +291,43 @@ def sample_chunk(
             return velocity_fn(x, level, cache, rows)
 
         moved = jax.lax.cond(
-            step["tau"] > step["next"],
-            lambda carry: take_step(evaluate, *carry, step, fix_known),
+            jnp.any(step["tau"] > step["next"]),
+            lambda carry: take_step(evaluate, *carry, step, pick),
             lambda carry: carry,
             carry,
         )
         return moved, None
 
     steps = {name: jnp.asarray(rows, jnp.float32) for name, rows in steps.items()}
-    carry, _ = jax.lax.scan(body, (fix_known(x), memory, cache), steps)
+    carry, _ = jax.lax.scan(body, (x, memory, cache), steps)
     return carry
+
+
+def _picker(schedule_index: jax.Array | None, x: jax.Array):
+    """A function from numbers of the schedules [k] to those of the entries of x."""
+    if schedule_index is None:
+        return lambda number: number
+    ones = (1,) * (x.ndim - schedule_index.ndim)
+
+    def pick(number_k):
+        # A sum with one-hot rows, which shards where a gather does not. It is exact.
+        is_k = jax.nn.one_hot(schedule_index, len(number_k))
+        found = jnp.sum(jnp.where(is_k > 0, number_k, 0), axis=-1)
+        return found.reshape(*schedule_index.shape, *ones)
+
+    return pick
 
 
 def sample(
     velocity_fn: Velocity,
     noise: jax.Array,
     taus: np.ndarray,
-    known_mask: jax.Array | None = None,
-    known_values: jax.Array | None = None,
     sampler: str = Sampler.EULER,
+    schedule_index: jax.Array | None = None,
 ) -> jax.Array:
     """Solves from taus[0] to taus[-1] in one scan; see `plan` and `sample_chunk`."""
     steps = plan(sampler, taus)
     memory = init_memory(noise, sampler)
     return sample_chunk(
-        velocity_fn, noise, memory, steps, known_mask, known_values, sampler
+        velocity_fn, noise, memory, steps, sampler, schedule_index=schedule_index
     )[0]

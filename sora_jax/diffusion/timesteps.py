@@ -90,15 +90,18 @@ def sample_tau(key: jax.Array, n: int, config: Config) -> jax.Array:
     return jnp.clip(tau, low, high).astype(jnp.float32)
 
 
-def schedule(num_steps: int, s: float = 1.0) -> np.ndarray:
-    """Returns a sampler's levels: num_steps + 1 values, float32, from 1 to 0 inclusive.
+def schedule(num_steps: int, s: float = 1.0, first: float = 1.0) -> np.ndarray:
+    """Returns a sampler's levels: num_steps + 1 values, float32, from `first` to 0.
 
-    Equal steps in u, shifted by s: those of diffusers' FlowMatchEulerDiscreteScheduler
-    for sigmas = linspace(1, 1 / num_steps, num_steps).
+    Equal steps in u, shifted by s. From 1 on they are those of diffusers'
+    FlowMatchEulerDiscreteScheduler for sigmas = linspace(1, 1 / num_steps, num_steps).
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, not {num_steps}")
-    return shift(np.linspace(1.0, 0.0, num_steps + 1), s).astype(np.float32)
+    if not 0 < first <= 1:
+        raise ValueError(f"a schedule starts at a level in (0, 1], not at {first}")
+    levels = np.linspace(shift(first, 1 / s), 0.0, num_steps + 1)
+    return shift(levels, s).astype(np.float32)
 
 
 def diffusers_schedule(

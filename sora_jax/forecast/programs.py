@@ -132,6 +132,8 @@ def batch_of(c, mesh, objective: objectives.Denoiser) -> dict:
     rows, length = c.data.batch_size, c.text.length
     batch = {
         "latents": _place(mesh, jnp.float32, rows, *latent_shape(c)),
+        "slots": _place(mesh, jnp.int8, rows, tokens_of(c)),
+        "pattern": _place(mesh, jnp.int32, rows),
         "text_mask": _place(mesh, jnp.bool_, rows, length),
     }
     if c.text.frozen:
@@ -235,27 +237,24 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
         _, vae = network(
             mesh, lambda rngs: video_vae.VideoVAE(vae_config(c), rngs=rngs)
         )
-        x = _place(mesh, jnp.float32, rows, *latent_shape(c))
-        memory = _abstract(mesh, lambda x: samplers.init_memory(x, sampler), x)
+        noise = _place(mesh, jnp.float32, rows, *latent_shape(c))
         text = {
             "states": _place(
                 mesh, c.model.text_encoder.dtype, rows, c.text.length, config.text_dim
             ),
             "mask": _place(mesh, jnp.bool_, rows, c.text.length),
         }
-    arguments = (
-        graph,
-        weights,
-        x,
-        memory,
-        plan,
-        text,
-        text,
-        None,
-        np.float32(settings.guidance_scale),
-        np.float32(settings.fps or _FPS),
-        np.float32(settings.known_tau),
-    )
+
+        def start(noise, text):
+            return compiled.start_rows(config, noise, text, settings.fps or _FPS, 0.0)
+
+        row = _abstract(mesh, start, noise, text)
+        x = row.tokens_bnc
+        memory = _abstract(mesh, lambda x: samplers.init_memory(x, sampler), x)
+    branches, weights_of = (row,), ()
+    if guided:
+        branches, weights_of = (row, row), (np.float32(settings.guidance_scale),)
+    arguments = (graph, weights, x, memory, plan, branches, weights_of)
     passes = samplers.evaluations(sampler, count) / count * (1 + guided)
     forward = cost.dit_forward_flops(config, tokens, c.text.length)
     return _compile(
@@ -263,7 +262,7 @@ def sample_step(c, mesh: jax.sharding.Mesh) -> Forecast:
         compiled.denoise_chunk,
         arguments,
         {"parameters": weights},
-        keywords={"sampler": sampler, "guided": guided},
+        keywords={"sampler": sampler},
         what=f"a step of the sampler (denoiser only) of {rows} clips of {tokens:,} tokens",
         model_flops=passes * rows * forward,
         rows=rows,

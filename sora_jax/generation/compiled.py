@@ -1,19 +1,22 @@
 """The compiled functions of the pipeline; networks are passed as graph and state.
 
 Letters: b clips of a batch, t, h, w time, height and width (of latents or of video), c
-channels, l text tokens, d text width.
+channels, n tokens, k noise levels, l text tokens, d text width.
 """
 
+import dataclasses
 import functools
-import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.core import sharding
-from sora_jax.diffusion import guidance, known, samplers, step_cache
+from sora_jax.diffusion import flow, guidance, samplers, step_cache
+from sora_jax.generation import given as givens
 from sora_jax.models import dit as dits
+from sora_jax.models import patches, rows
 
 
 @functools.partial(jax.jit, static_argnames="shape")
@@ -45,17 +48,92 @@ def decode_video(graph, state, latents_bthwc) -> jax.Array:
     return jnp.clip(video_bthwc.astype(jnp.float32) / 2 + 0.5, 0, 1)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "rows", "grid", "slots"))
-def start_cache(config: dits.Config, rows: int, grid: tuple[int, int, int], slots=0):
+@functools.partial(jax.jit, static_argnames="config")
+def start_rows(
+    config: dits.Config,
+    noise_bthwc,
+    text: Mapping,
+    fps,
+    known_tau,
+    given: givens.Given = givens.Given(),
+    picture_noise_bphwc=None,
+    latents_bthwc=None,
+    level=1.0,
+) -> rows.Rows:
+    """The rows from which the solver starts: noise, and known tokens at their level.
+
+    Args:
+      config: the denoiser's.
+      noise_bthwc: of the whole video.
+      text: {"states": bld, "mask": bl}.
+      fps: frames per second.
+      known_tau: the noise level of known tokens.
+      given: what the task gives besides text.
+      picture_noise_bphwc: noise of its pictures.
+      latents_bthwc: clean latents that are noised to the first level, instead of noise.
+      level: the first level, of these.
+    """
+    b = len(noise_bthwc)
+    levels_bk, known_bn, start_bthwc = jnp.ones((b, 1)), None, noise_bthwc
+    if latents_bthwc is not None:
+        start_bthwc = flow.interpolate(latents_bthwc, noise_bthwc, level)
+    if given.known_bthw is not None:
+        known_bn = rows.known_tokens(given.known_bthw, config.patch)
+        given_bthwc = flow.interpolate(given.latents_bthwc, noise_bthwc, known_tau)
+        start_bthwc = jnp.where(given.known_bthw[..., None], given_bthwc, start_bthwc)
+    pictures = None
+    if given.pictures_bphwc is not None:
+        pictures_bphwc = flow.interpolate(
+            given.pictures_bphwc, picture_noise_bphwc, known_tau
+        )
+        pictures = pictures_bphwc, given.times_p
+    if known_bn is not None or pictures is not None:
+        levels_bk = jnp.concatenate([levels_bk, jnp.full((b, 1), known_tau)], axis=1)
+    return rows.of_video(
+        config,
+        start_bthwc,
+        levels_bk,
+        text["states"],
+        text["mask"],
+        known_bn=known_bn,
+        fps=fps,
+        start=given.start,
+        pictures=pictures,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "grid"))
+def to_video(config: dits.Config, tokens_bnc: jax.Array, grid) -> jax.Array:
+    """The latents [b, t, h, w, c] of rows of one clip each."""
+    return rows.to_video(tokens_bnc, grid, config.patch)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def of_video(config: dits.Config, start: rows.Rows, latents_bthwc) -> jax.Array:
+    """The tokens of latents that a caller has changed, but for the known ones."""
+    x_bnc = patches.patchify(latents_bthwc, config.patch)
+    of_pictures_bnc = start.tokens_bnc[:, x_bnc.shape[1] :]
+    return _with_known(start, jnp.concatenate([x_bnc, of_pictures_bnc], axis=1))
+
+
+def _with_known(start: rows.Rows, x_bnc: jax.Array) -> jax.Array:
+    """The tokens of the solver, with known ones as they were at the start."""
+    if start.known_bn is None:
+        return x_bnc
+    return jnp.where(start.known_bn[..., None], start.tokens_bnc, x_bnc)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "rows", "tokens", "slots"))
+def start_cache(config: dits.Config, rows: int, tokens: int, slots=0):
     """An empty step cache.
 
     Args:
       config: the denoiser's.
-      rows: of a batch, including both branches of guidance.
-      grid: the latents' time, height and width.
+      rows: of a batch, including all branches of guidance.
+      tokens: of a row.
       slots: number of evaluations whose change of the residual is recorded.
     """
-    tokens = sharding.padded_size(math.prod(grid) // math.prod(config.patch), "tokens")
+    tokens = sharding.padded_size(tokens, "tokens")
     residual_bnd = jnp.zeros((rows, tokens, config.dim), config.dtype)
     cache = {"residual": sharding.reshard(residual_bnd, "batch", "tokens", None)}
     if slots:
@@ -63,70 +141,120 @@ def start_cache(config: dits.Config, rows: int, grid: tuple[int, int, int], slot
     return cache
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "sampler", "guided"))
-def denoise_chunk(
-    graph,
-    state,
-    x_bthwc,
-    memory,
-    steps,
-    text,
-    null,
-    fixed,
-    scale,
-    fps,
-    known_tau,
-    *,
-    sampler: str,
-    guided: bool,
-    cache=None,
-    rescale=None,
-):
-    """Runs some solver steps; returns x, the solver's memory and the step cache.
+# What branches of guidance may differ in: all but the positions.
+_OF_BRANCH = ("tokens_bnc", "levels_bk", "text_bld", "text_mask_bl", "level_index_bn", "roles_bn")  # fmt: skip
 
-    Args:
-      fixed: (known_bthw, values_bthwc), or None.
-      scale, rescale: of guidance, see `guidance.guided`.
-      cache: from `start_cache` or the chunk before, if the steps have rows for it.
-      The others are described in `diffusion/samplers.py`.
-    """
-    dit = nnx.merge(graph, state)
-    known_bthw, values_bthwc = (None, None) if fixed is None else fixed
-    condition, empty = text | {"known": known_bthw}, null | {"known": known_bthw}
+
+def _velocity_of(dit: dits.DiT, branches, weights, rescale):
+    """The guided velocity of rows: (x, level) -> velocity, or with a step cache."""
+    start = branches[0]
 
     def velocity(x, level, condition, cache=None, step=None):
         x, condition = jax.tree.map(
             lambda a: sharding.reshard(a, "batch", *(None,) * (a.ndim - 1)),
             (x, condition),
         )
-        tau_b = sharding.reshard(jnp.full(x.shape[:1], level), "batch")
-        is_known, levels_bk = condition["known"], tau_b[:, None]
-        if is_known is not None:
-            levels_bk, _ = known.levels(tau_b, is_known, known_tau)
-            is_known = is_known.astype(jnp.float32)
+        row = dataclasses.replace(start, **condition)
+        tau_b1 = sharding.reshard(jnp.full((len(x), 1), level), "batch", None)
+        row = dataclasses.replace(
+            row,
+            tokens_bnc=_with_known(row, x),
+            levels_bk=jnp.concatenate([tau_b1, row.levels_bk[:, 1:]], axis=1),
+        )
         reuse = None
         if cache is not None:
             gain_b = jnp.tile(step["gain"], x.shape[0] // len(step["gain"]))
             gain_b = sharding.reshard(gain_b, "batch")
             reuse = dits.Reuse(cache["residual"], step["reuse"] > 0, gain_b)
-        found = dit.apply_video(
-            x, levels_bk, is_known, condition["states"], condition["mask"], fps, reuse
-        )
+        found = dit(row, reuse)
+        found, *residual = (found,) if cache is None else found
+        found = sharding.reshard_like(found, x)
+        if row.known_bn is not None:
+            found = jnp.where(row.known_bn[..., None], 0, found)
         if cache is None:
             return found
-        found, residual_bnd = found
-        kept = {"residual": residual_bnd}
+        kept = {"residual": residual[0]}
         if "changes" in cache:
-            change_b3 = step_cache.change(cache["residual"], residual_bnd)
+            change_b3 = step_cache.change(cache["residual"], residual[0])
             here = jnp.arange(len(cache["changes"])) == step["slot"]
             kept["changes"] = jnp.where(
                 here[:, None, None], sharding.replicate(change_b3), cache["changes"]
             )
         return found, kept
 
-    velocity = guidance.guided(
-        velocity, condition, empty, scale if guided else 1, rescale, known_bthw
-    )
-    return samplers.sample_chunk(
-        velocity, x_bthwc, memory, steps, known_bthw, values_bthwc, sampler, cache
-    )
+    conditions = [{name: getattr(row, name) for name in _OF_BRANCH} for row in branches]
+    return guidance.guided(velocity, conditions, weights, rescale, start.known_bn)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "sampler"))
+def denoise_chunk(
+    graph,
+    state,
+    x_bnc,
+    memory,
+    steps,
+    branches,
+    weights=(),
+    *,
+    sampler: str,
+    cache=None,
+    rescale=None,
+):
+    """Runs some solver steps; returns x, the solver's memory and the step cache.
+
+    Args:
+      x_bnc: tokens at the first step's level.
+      branches: rows as `start_rows` gives them, for each branch of guidance; the solver
+        moves the generated tokens of the first, at the first of their levels.
+      weights, rescale: of guidance, see `guidance.guided`.
+      cache: from `start_cache` or the chunk before, if the steps have rows for it.
+      The others are described in `diffusion/samplers.py`.
+    """
+    velocity = _velocity_of(nnx.merge(graph, state), branches, weights, rescale)
+    return samplers.sample_chunk(velocity, x_bnc, memory, steps, sampler, cache)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "sampler"))
+def edit_chunk(
+    graph,
+    state,
+    z_bnc,
+    memory,
+    steps,
+    source_bnc,
+    keys_b,
+    branches,
+    weights,
+    source_branches,
+    source_weights,
+    *,
+    sampler: str,
+    rescale=None,
+):
+    """Runs some steps of FlowEdit (arXiv 2412.08629, algorithm 1) from one text to another.
+
+    With fresh noise n at every level, x = (1 - tau) source + tau n and y = z + x - source,
+
+        dz / dtau = v(y, tau, text) - v(x, tau, source's text)
+
+    Args:
+      z_bnc: what the source has become, at first the source itself.
+      source_bnc: clean tokens of the source.
+      keys_b: of the noise of each clip.
+      branches, weights: of guidance with the new text.
+      source_branches, source_weights: of guidance with the source's text.
+      The others are those of `denoise_chunk`.
+    """
+    dit = nnx.merge(graph, state)
+    target = _velocity_of(dit, branches, weights, rescale)
+    source = _velocity_of(dit, source_branches, source_weights, rescale)
+
+    def velocity(z, level):
+        number = jnp.round(level * 2**20).astype(jnp.int32)  # of the level
+        noise = jax.vmap(
+            lambda key: jax.random.normal(jax.random.fold_in(key, number), z.shape[1:])
+        )(keys_b)
+        noised = flow.interpolate(source_bnc, noise, level)
+        return target(z + noised - source_bnc, level) - source(noised, level)
+
+    return samplers.sample_chunk(velocity, z_bnc, memory, steps, sampler)[:2]

@@ -17,6 +17,7 @@ channels, l text tokens, d text width.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -28,7 +29,7 @@ from flax import nnx
 import sora_jax
 from sora_jax.core import paths, rng
 from sora_jax.data import tokenizer as tokenizers
-from sora_jax.diffusion import flow, samplers, step_cache
+from sora_jax.diffusion import samplers, step_cache
 from sora_jax.generation import (
     cache_calibration,
     compiled,
@@ -39,7 +40,9 @@ from sora_jax.generation import (
     runs,
     tasks,
     wan,
+    windows,
 )
+from sora_jax.generation import given as givens
 from sora_jax.generation import request as requests
 from sora_jax.models import dit as dits
 from sora_jax.models import text_encoder as text_encoders
@@ -297,14 +300,14 @@ class Pipeline:
         with self._with_text_encoder():
             encoded = [self.encode_prompt(request, rows) for rows in batches]
         for rows, (text, null) in zip(batches, encoded, strict=True):
-            noise_bthwc, known = self.prepare_latents(request, rows)
+            noise_bthwc, given = self.prepare_latents(request, rows)
             latents_bthwc = self.denoise(
                 request,
                 rows,
                 text,
                 null,
                 noise_bthwc,
-                known,
+                given,
                 callback_on_step_end,
                 progress,
             )
@@ -318,6 +321,116 @@ class Pipeline:
             )
         written = tuple(self.recipe(request, index) for index in range(len(request)))
         return Output(joined, written)
+
+    def run(
+        self,
+        task: str,
+        prompt: str | requests.Upsampled | Sequence[str | requests.Upsampled],
+        *,
+        progress: Callable[[int], None] | None = None,
+        **arguments,
+    ) -> Output:
+        """Makes or edits videos in one of the ways of `tasks.TASKS`.
+
+            pipe.run("extend", "a red circle moves left", video=frames, frames=8)
+
+        Args:
+          task: its name.
+          prompt: as of a call.
+          progress: as of a call.
+          **arguments: the task's own inputs, and arguments of a call. Videos are uint8
+            [t, h, w, 3], images [h, w, 3]. Size and frame rate are those of the video,
+            where there is one; it is scaled and cropped to another `height` and `width`.
+
+        Returns:
+          The videos; what was given of them is in them as it was.
+
+        Raises:
+          ValueError: an input is wrong, or the denoiser was not trained for the task.
+          FloatingPointError: as a call.
+        """
+        request, inputs, _ = self.check_task(task, prompt, **arguments)
+        frames, batches = [], [*self.batches(request)]
+        with self._with_text_encoder():
+            encoded = [self.encode_prompt(request, rows) for rows in batches]
+            if source := inputs.get("source"):
+                inputs["source"] = [
+                    self._encode_texts([source] * len(rows)) for rows in batches
+                ]
+        for place, (rows, (text, null)) in enumerate(
+            zip(batches, encoded, strict=True)
+        ):
+            make = windows.Windows(self, request, rows, text, null, progress)
+            own = dict(inputs)
+            if "source" in own:
+                own["source"] = inputs["source"][place]
+            made = tasks.find(task).make(make, **own)
+            frames.append(made[: len(set(rows))].astype(np.float32) / 255)
+        written = tuple(
+            self.recipe(request, index) | self.task_recipe(task, **arguments)
+            for index in range(len(request))
+        )
+        return Output(np.concatenate(frames), written)
+
+    def check_task(
+        self, task: str, prompt, **arguments
+    ) -> tuple[requests.Request, dict, int]:
+        """Resolves and checks a task's inputs: the request, the inputs, its windows."""
+        kind = tasks.find(task)
+        taken = {*kind.inputs, *kind.options}
+        given = {name: x for name, x in arguments.items() if name in taken}
+        rest = {name: x for name, x in arguments.items() if name not in taken}
+        videos = {
+            name: tasks.pixels(given[name], name)
+            for name in kind.inputs
+            if given.get(name) is not None
+        }
+        asked = {
+            name: value
+            for name in ("num_frames", "height", "width", "fps")
+            if (value := rest.get(name)) is not None
+        }
+        size = tasks.Size(
+            **{
+                name: asked.get(name, getattr(self.settings, name))
+                for name in ("num_frames", "height", "width", "fps")
+            }
+        )
+        first = videos.get(kind.inputs[0])
+        if kind.fits and first is not None and not asked.keys() & {"height", "width"}:
+            size = dataclasses.replace(
+                size, height=first.shape[1], width=first.shape[2]
+            )
+        if kind.fits:
+            videos = {
+                name: tasks.fitted(video, size.height, size.width)
+                for name, video in videos.items()
+            }
+        found, size, count = tasks.check(
+            task,
+            given | videos,
+            size,
+            self.strides.time,
+            self.settings.trained_patterns,
+        )
+        request = self.check_inputs(prompt=prompt, **rest | dataclasses.asdict(size))
+        if request.step_cache:
+            raise ValueError(
+                "step_cache is for videos from text or an image, not tasks"
+            )
+        return request, found, count
+
+    @staticmethod
+    def task_recipe(task: str, **arguments) -> dict:
+        """The fields of a recipe that a task adds: digests stand for videos."""
+        kind, inputs = tasks.find(task), {}
+        for name in (*kind.inputs, *kind.options):
+            value = arguments.get(name, kind.options.get(name))
+            if name in kind.inputs:
+                pixels = np.ascontiguousarray(tasks.pixels(value, name))
+                value = {"sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}
+            inputs[name] = value
+        return {"task": task, "inputs": inputs}
 
     def check_inputs(self, **arguments) -> requests.Request:
         """Resolves and checks the arguments of a call, without computing anything."""
@@ -347,15 +460,17 @@ class Pipeline:
     ) -> tuple[dict, dict]:
         """Encodes prompts and negative prompts: {"states": bld, "mask": bl} each."""
 
-        def encode(texts: tuple[str, ...]) -> dict:
-            texts = [texts[row] for row in rows]
-            ids_bl, mask_bl = self.tokenizer.encode(texts, self.settings.text_length)
-            ids_bl, mask_bl = map(placement.rows_to_device, (ids_bl, mask_bl))
-            states_bld = compiled.encode_text(*self._text_encoder, ids_bl, mask_bl)
-            return {"states": states_bld, "mask": mask_bl}
-
         with self._with_text_encoder():
-            return encode(request.prompts), encode(request.negative_prompts)
+            return tuple(
+                self._encode_texts([texts[row] for row in rows])
+                for texts in (request.prompts, request.negative_prompts)
+            )
+
+    def _encode_texts(self, texts: Sequence[str]) -> dict:
+        ids_bl, mask_bl = self.tokenizer.encode(texts, self.settings.text_length)
+        ids_bl, mask_bl = map(placement.rows_to_device, (ids_bl, mask_bl))
+        states_bld = compiled.encode_text(*self._text_encoder, ids_bl, mask_bl)
+        return {"states": states_bld, "mask": mask_bl}
 
     @contextlib.contextmanager
     def _with_text_encoder(self):
@@ -371,11 +486,9 @@ class Pipeline:
 
     def prepare_latents(
         self, request: requests.Request, rows: Sequence[int]
-    ) -> tuple[jax.Array, tasks.KnownTokens | None]:
+    ) -> tuple[jax.Array, givens.Given]:
         """Draws each clip's noise from its seed, and encodes the image, if any."""
-        *grid, c = self._vae_config.latent_shape(
-            request.num_frames, request.height, request.width
-        )
+        *grid, c = self.latent_shape(request.num_frames, request.height, request.width)
         if request.latents is not None:
             noise_bcthw = np.asarray(request.latents, np.float32)[list(rows)]
             noise_bthwc = placement.rows_to_device(noise_bcthw.transpose(0, 2, 3, 4, 1))
@@ -383,14 +496,27 @@ class Pipeline:
             keys = jnp.stack([rng.key(request.seeds[row], "noise") for row in rows])
             noise_bthwc = compiled.draw_noise(keys, (*grid, c))
         if request.images is None:
-            return noise_bthwc, tasks.text_to_video()
+            return noise_bthwc, givens.text_to_video()
         images = [
-            tasks.fit_image(request.images[row], request.height, request.width)
+            givens.fit_image(request.images[row], request.height, request.width)
             for row in rows
         ]
-        video_b1hwc = placement.rows_to_device(np.stack(images)[:, None])
-        latents_b1hwc = compiled.encode_video(*self._vae, video_b1hwc)
-        return noise_bthwc, tasks.image_to_video(latents_b1hwc, tuple(grid))
+        latents_b1hwc = self.encode(np.stack(images)[:, None])
+        return noise_bthwc, givens.image_to_video(latents_b1hwc, tuple(grid))
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
+        """The latents [t, h, w, c] of a video of this size."""
+        return self._vae_config.latent_shape(num_frames, height, width)
+
+    @property
+    def vae_strides(self) -> tuple[int, int]:
+        """Pixels of a latent along a side, and frames of all but the first."""
+        return self._vae_config.spatial_stride, self._vae_config.temporal_stride
+
+    def encode(self, video_bthwc: np.ndarray) -> jax.Array:
+        """The normalised latents of videos in [-1, 1]."""
+        rows = placement.rows_to_device(np.asarray(video_bthwc, np.float32))
+        return compiled.encode_video(*self._vae, rows)
 
     def denoise(
         self,
@@ -399,10 +525,12 @@ class Pipeline:
         text: dict,
         null: dict,
         noise_bthwc: jax.Array,
-        known: tasks.KnownTokens | None,
+        given: givens.Given = givens.Given(),
         callback_on_step_end: Callable | None = None,
         progress: Callable[[int], None] | None = None,
         record: Callable[[int, dict], None] | None = None,
+        latents_bthwc: jax.Array | None = None,
+        first: float = 1.0,
     ) -> jax.Array:
         """Solves from noise to clean latents, in compiled chunks of steps.
 
@@ -411,77 +539,165 @@ class Pipeline:
             results of the stages before.
           record: called after each expert's steps with the number of guidance branches
             and the cache of `compiled.start_cache`, to calibrate the step cache.
+          latents_bthwc: clean latents to start from, noised to the first level, instead of
+            noise.
+          first: the highest noise level.
         """
-        settings, steps = self.settings, request.num_inference_steps
+        stages = self._stages(request, first)
+        steps = sum(len(part["tau"]) for *_, part in stages)
         size, padded = plans.sizes(request)
+        picture_noise_bphwc = None
+        if given.pictures_bphwc is not None:
+            keys = jnp.stack(
+                [rng.key(request.seeds[row], "picture noise") for row in rows]
+            )
+            shape = given.pictures_bphwc.shape[1:]
+            picture_noise_bphwc = compiled.draw_noise(keys, shape)
         if size < padded:  # guidance pairs divide over the devices, clips do not
-            text, null, noise_bthwc, known = placement.first_rows(
-                (text, null, noise_bthwc, known), size
+            text, null, noise_bthwc, picture_noise_bphwc, latents_bthwc = (
+                placement.first_rows(
+                    (text, null, noise_bthwc, picture_noise_bphwc, latents_bthwc), size
+                )
             )
-        chunk = 1 if callback_on_step_end else settings.chunk_steps
+            of_clips = {name: getattr(given, name) for name in givens.OF_CLIPS}
+            first = placement.first_rows(of_clips, size)
+            given = dataclasses.replace(given, **first)
+        chunk = 1 if callback_on_step_end else self.settings.chunk_steps
         real, done = len(set(rows)), 0
-        fixed = None
-        if known is not None:
-            known_bthw = placement.rows_to_device(known.known_bthw)
-            fixed = (
-                known_bthw,
-                flow.interpolate(known.latents_bthwc, noise_bthwc, settings.known_tau),
+        start, unconditioned = (
+            compiled.start_rows(
+                self._dit_config,
+                noise_bthwc,
+                condition,
+                np.float32(request.fps),
+                np.float32(self.settings.known_tau),
+                given,
+                picture_noise_bphwc,
+                latents_bthwc,
+                np.float32(next(p["tau"][0] for *_, p in stages if len(p["tau"]))),
             )
-        x_bthwc = noise_bthwc
-        memory = samplers.init_memory(x_bthwc, request.sampler)
-        stages = self._stages(request)
+            for condition in (text, null)
+        )
+        grid, x_bnc = noise_bthwc.shape[1:4], start.tokens_bnc
+        memory = samplers.init_memory(x_bnc, request.sampler)
         parts = [part for *_, part in stages]
         for stage, (network, scale, part) in enumerate(stages):
-            cache, slots, branches, rescale = None, 0, 1 + (scale != 1), None
+            branches, weights = (start,), ()
+            if scale != 1:
+                branches, weights = (start, unconditioned), (np.float32(scale),)
+            cache, slots, rescale = None, 0, None
             if request.guidance_rescale:
                 rescale = np.float32(request.guidance_rescale)
             if record:
                 slots = int(samplers.evaluation_mask(request.sampler, part).sum())
-                part |= step_cache.measurement_rows(request.sampler, part, branches)
+                part |= step_cache.measurement_rows(
+                    request.sampler, part, len(branches)
+                )
             if record or request.step_cache:  # of this expert's own blocks
                 cache = compiled.start_cache(
-                    self._dit_config, branches * len(x_bthwc), x_bthwc.shape[1:4], slots
+                    self._dit_config, len(branches) * len(x_bnc), x_bnc.shape[1], slots
                 )
             for first in range(0, len(part["tau"]), chunk):
                 plan = samplers.chunk(parts[stage], first, chunk)
-                x_bthwc, memory, cache = compiled.denoise_chunk(
+                x_bnc, memory, cache = compiled.denoise_chunk(
                     *network,
-                    x_bthwc,
+                    x_bnc,
                     memory,
                     plan,
-                    text,
-                    null,
-                    fixed,
-                    np.float32(scale),
-                    np.float32(request.fps),
-                    np.float32(settings.known_tau),
+                    branches,
+                    weights,
                     sampler=request.sampler,
-                    guided=scale != 1,
                     cache=cache,
                     rescale=rescale,
                 )
                 if callback_on_step_end:
                     tau = float(plan["next"][0])
                     call = functools.partial(callback_on_step_end, self, done, tau)
-                    edited = placement.edited(call, x_bthwc, real)
+                    shown = compiled.to_video(self._dit_config, x_bnc, grid)
+                    edited = placement.edited(call, shown, real)
                     if edited is not None:
-                        x_bthwc = edited
-                        memory = samplers.init_memory(x_bthwc, request.sampler)
+                        x_bnc = compiled.of_video(self._dit_config, start, edited)
+                        memory = samplers.init_memory(x_bnc, request.sampler)
                         parts = plans.restart(request.sampler, parts, done + 1)
                 step = min(chunk, steps - done)
                 done += step
                 if progress:
-                    jax.block_until_ready(x_bthwc)
+                    jax.block_until_ready(x_bnc)
                     progress(real * step)
             if record:
-                record(branches, cache)
-        if known is not None:  # the known tokens themselves, without their slight noise
-            x_bthwc = jnp.where(known_bthw[..., None], known.latents_bthwc, x_bthwc)
+                record(len(branches), cache)
+        x_bthwc = compiled.to_video(self._dit_config, x_bnc, grid)
+        if given.known_bthw is not None:  # themselves, without their slight noise
+            known_bthw = given.known_bthw[..., None]
+            x_bthwc = jnp.where(known_bthw, given.latents_bthwc, x_bthwc)
         return x_bthwc if size == padded else placement.fill_rows(x_bthwc, padded)
 
-    def _stages(self, request: requests.Request) -> list[tuple]:
+    def flow_edit(
+        self,
+        request: requests.Request,
+        rows: Sequence[int],
+        text: dict,
+        null: dict,
+        latents_bthwc: jax.Array,
+        source: dict,
+        source_guidance_scale: float,
+        first: float,
+        progress: Callable[[int], None] | None = None,
+    ) -> jax.Array:
+        """Turns latents from one text to another; see `compiled.edit_chunk`.
+
+        Args:
+          rows, text, null, progress: as of `denoise`.
+          latents_bthwc: of the video.
+          source: the encoded text that describes it.
+          source_guidance_scale: of that text.
+          first: the noise level at which the change begins.
+        """
+        size, padded = plans.sizes(request)
+        keys = jnp.stack([rng.key(request.seeds[row], "edit noise") for row in rows])
+        if size < padded:
+            text, null, source, latents_bthwc, keys = placement.first_rows(
+                (text, null, source, latents_bthwc, keys), size
+            )
+        level, fps = np.float32(0), np.float32(request.fps)
+        new, old, none = (
+            compiled.start_rows(self._dit_config, latents_bthwc, what, fps, level)
+            for what in (text, source, null)
+        )
+
+        def guided(row, scale):
+            if scale == 1:
+                return (row,), ()
+            return (row, none), (np.float32(scale),)
+
+        grid, z_bnc = latents_bthwc.shape[1:4], new.tokens_bnc
+        source_bnc, rescale = z_bnc, None
+        if request.guidance_rescale:
+            rescale = np.float32(request.guidance_rescale)
+        memory = samplers.init_memory(z_bnc, request.sampler)
+        for network, scale, part in self._stages(request, first):
+            for plan in samplers.chunks(part, self.settings.chunk_steps):
+                z_bnc, memory = compiled.edit_chunk(
+                    *network,
+                    z_bnc,
+                    memory,
+                    plan,
+                    source_bnc,
+                    keys,
+                    *guided(new, scale),
+                    *guided(old, source_guidance_scale),
+                    sampler=request.sampler,
+                    rescale=rescale,
+                )
+                if progress:
+                    jax.block_until_ready(z_bnc)
+                    progress(len(set(rows)) * int(np.sum(plan["tau"] > plan["next"])))
+        edited = compiled.to_video(self._dit_config, z_bnc, grid)
+        return edited if size == padded else placement.fill_rows(edited, padded)
+
+    def _stages(self, request: requests.Request, first: float = 1.0) -> list[tuple]:
         """(network, guidance scale, plan of its steps) for each expert."""
-        found = plans.plans(request, self.settings, self.calibration)
+        found = plans.plans(request, self.settings, self.calibration, first)
         scales = request.guidance_scale, request.guidance_scale_2
         return [*zip((self._dit, self._dit_2), scales, found, strict=False)]
 

@@ -12,17 +12,27 @@ from sora_jax.generation import cache_calibration
 from sora_jax.generation import request as requests
 
 
-def solver(settings: requests.Settings, sampler: str, steps: int, shift: float):
+def solver(
+    settings: requests.Settings,
+    sampler: str,
+    steps: int,
+    shift: float,
+    first: float = 1.0,
+):
     """The plan of a solver's steps, at the noise levels of the model's schedule.
 
     Args:
       settings: the model's.
       sampler, steps, shift: arguments of the call.
+      first: the highest level. The levels of diffusers' schedulers are those of all
+        steps, of which the ones above it are left out, as in its video to video.
     """
     if settings.levels == "diffusers":
         taus, levels = timesteps.diffusers_schedule(sampler, steps, shift)
+        above = min(int(np.sum(taus[:-1] > np.float32(first))), steps - 1)
+        taus, levels = taus[above:], levels[above:]
     else:
-        taus, levels = timesteps.schedule(steps, shift), None
+        taus, levels = timesteps.schedule(steps, shift, first), None
     return samplers.plan(sampler, taus, levels)
 
 
@@ -30,6 +40,7 @@ def plans(
     request: requests.Request,
     settings: requests.Settings,
     calibration: cache_calibration.Calibration | None,
+    first: float = 1.0,
 ) -> list[samplers.Plan]:
     """The plan of the one denoiser, or of the first and the second expert.
 
@@ -37,9 +48,10 @@ def plans(
       request: the call.
       settings: the model's.
       calibration: used if the request has a step cache.
+      first: the highest level; see `solver`.
     """
     steps = request.num_inference_steps
-    plan = solver(settings, request.sampler, steps, request.shift)
+    plan = solver(settings, request.sampler, steps, request.shift, first)
     parts = [plan]
     if settings.boundary is not None:
         # The first expert's levels come first: they fall from step to step.

@@ -103,6 +103,9 @@ class Settings(Arguments):
       levels: "even" steps before the shift, or those of the schedulers of "diffusers".
       boundary: noise level below which the second of two experts denoises.
       takes_images: whether an image can be given.
+      trained_patterns: what the denoiser was given in training, by names of
+        `conditions.Pattern`, and "mid_clip" for windows that start mid-clip; tasks that
+        give something else are refused.
       trained_levels: noise levels that the denoiser was trained on; one of two experts
         cannot make a video alone.
     """
@@ -114,6 +117,7 @@ class Settings(Arguments):
     levels: str = "even"
     boundary: configs.Share | None = None
     takes_images: bool = True
+    trained_patterns: tuple[str, ...] = ()
     trained_levels: tuple[configs.Share, configs.Share] = (0.0, 1.0)
 
 

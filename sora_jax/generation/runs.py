@@ -7,8 +7,8 @@ import ml_collections
 
 from sora_jax.core import config as configs
 from sora_jax.core import digests
+from sora_jax.data import conditions
 from sora_jax.data import tokenizer as tokenizers
-from sora_jax.diffusion import known
 from sora_jax.generation import cache_calibration
 from sora_jax.generation import request as requests
 from sora_jax.models import dit, text_encoder
@@ -39,8 +39,9 @@ def settings(config: Mapping) -> requests.Settings:
         "known_tau": config.known.known_tau,
         "trained_levels": tuple(config.noise.get("levels", (0.0, 1.0))),
     }
+    trained = configs.build(conditions.Config, config.known, "known")
+    sample["trained_patterns"] = trained.patterns
     if sample.get("takes_images") is None:
-        trained = configs.build(known.Config, config.known, "known")
         sample["takes_images"] = trained.takes_images
     return configs.build(requests.Settings, sample, "sample")
 

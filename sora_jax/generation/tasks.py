@@ -1,94 +1,480 @@
-"""Tasks: which latents are known in each way of making a video, and their values.
+"""Tasks: the ways of making or editing a video that begin with more than a text.
 
-Pure functions. The sampler sees known tokens only, not the task.
+A task turns what the user gives into windows of latents: what is known in each of them, at
+which level the solver starts, and how the results are joined. `TASKS` lists them: a new
+task is one function and one line. Frames that were given come back as they were.
 
-Letters: b batch, t, h, w latent time, height and width, c latent channels; for an
-image h, w, c are pixels and colours.
+Letters: t frames, h height, w width of a video; b clips.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.diffusion import known
+from sora_jax.data import regions
+from sora_jax.generation import given as givens
+from sora_jax.generation import windows
+
+_LAST = 3  # frames that are given as pictures where a clip must meet another one
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KnownTokens:
-    """The known tokens of a task.
+class Size:
+    """Frames, height and width of a task's windows, and frames a second of its video."""
 
-    known_bthw: bool, the same in every row. latents_bthwc: clean latents, used where
-    known.
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One way of making a video.
+
+    Attributes:
+      make: of (windows, **inputs), the frames of all clips, uint8 [b, t, h, w, 3].
+      about: what it does, in a few words.
+      inputs: names of videos and images that it takes, in the order of their importance.
+      options: other inputs and their defaults; None: must be given.
+      needs: what the denoiser must have been trained with, see
+        `Settings.trained_patterns`.
+      size: of (inputs, the size that was asked for, stride), that of its windows.
+      windows: of (inputs, size), how many it makes.
+      fits: whether videos are scaled to the size of the windows.
     """
 
-    known_bthw: np.ndarray
-    latents_bthwc: jax.Array
+    make: Callable[..., np.ndarray]
+    about: str
+    inputs: tuple[str, ...] = ("video",)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    size: Callable[[Mapping, Size, int], Size] = lambda inputs, size, stride: size
+    windows: Callable[[Mapping, Size, int], int] = lambda inputs, size, stride: 1
+    fits: bool = True
 
 
-def text_to_video() -> None:
-    """No token is known."""
-    return None
+def _whole(count: int, stride: int) -> int:
+    """The least 1 + stride n frames that hold so many."""
+    return 1 + stride * math.ceil(max(count - 1, 0) / stride)
 
 
-def image_to_video(image_b1hwc: jax.Array, grid: tuple[int, int, int]) -> KnownTokens:
-    """The first latent frame is known: an image that was encoded as one frame.
+def _of_video(inputs: Mapping, size: Size, stride: int) -> Size:
+    """Windows of the video's length, which must be that of some latents."""
+    frames = len(inputs["video"])
+    if (frames - 1) % stride:
+        less = 1 + (frames - 1) // stride * stride
+        raise ValueError(
+            f"the video has {frames} frames; this task takes 1 + {stride} n: the nearest "
+            f"is {less} or {less + stride}"
+        )
+    return dataclasses.replace(size, num_frames=frames)
 
-    A causal video encoder gives the first frame of a video the same latent.
 
-    Args:
-      image_b1hwc: normalised latents of the images.
-      grid: latent frames, height and width of the video.
+def _joined(make: windows.Windows, *parts: np.ndarray) -> np.ndarray:
+    """Joins videos in time: those of all clips, and those that were given."""
+    return np.concatenate([make.of_all(part) for part in parts], axis=1)
+
+
+# -- keyframes ------------------------------------------------------------------------
+
+
+def keyframes(
+    make: windows.Windows, images: Sequence[np.ndarray], at: Sequence[int]
+) -> np.ndarray:
+    """A video with the given pictures at the given frames.
+
+    A picture at frame 0 is the first latent itself, which comes back exactly.
 
     Raises:
-      ValueError: the latent does not have the video's size, or the video has only one
-        latent frame, so that nothing is left to generate.
+      ValueError: a frame is outside of the video, or two pictures are at one.
     """
-    if image_b1hwc.shape[1:4] != (1, *grid[1:]):
+    frames = make.request.num_frames
+    if len(images) != len(at):
+        raise ValueError(f"there are {len(images)} images and {len(at)} times for them")
+    if outside := [f for f in at if not 0 <= f < frames]:
         raise ValueError(
-            f"the image's latent is {image_b1hwc.shape[1:4]}; "
-            f"the video's first latent frame is {(1, *grid[1:])}"
+            f"a keyframe is at frame {outside[0]}; the video has frames 0 to {frames - 1}"
         )
-    known_thw = known.mask(known.Pattern.FIRST_FRAME, grid)
-    b = image_b1hwc.shape[0]
-    rest = ((0, 0), (0, grid[0] - 1), (0, 0), (0, 0), (0, 0))
-    return KnownTokens(
-        np.broadcast_to(known_thw, (b, *grid)).copy(), jnp.pad(image_b1hwc, rest)
+    if len(set(at)) < len(at):
+        twice = next(f for f in at if list(at).count(f) > 1)
+        raise ValueError(f"two keyframes are at frame {twice}: leave out one")
+    given: dict[str, Any] = {}
+    rest = [(image, f) for image, f in zip(images, at, strict=True) if f]
+    if 0 in at:
+        given |= make.head(make.encode(images[list(at).index(0)][None]))
+    if rest:
+        pictures, times = zip(*rest, strict=True)
+        given |= make.pictures(np.stack(pictures), times)
+    return make.decode(make.sample(givens.Given(**given)))
+
+
+def _keyframes_need(inputs: Mapping) -> tuple[str, ...]:
+    times = inputs["at"]
+    needs = ["keyframes"] if any(times) else []
+    return tuple(needs + ["first_frame"] * (0 in times))
+
+
+# -- longer videos --------------------------------------------------------------------
+
+
+def _kept_latents(latent_frames: int) -> int:
+    """Latent frames of a window that continue the one before it."""
+    return max(1, 2 * latent_frames // 3)
+
+
+def extend(make: windows.Windows, video: np.ndarray, frames: int) -> np.ndarray:
+    """Continues a video by so many frames.
+
+    The latents of what was made are carried from window to window, and decoded once.
+    """
+    t, stride = make.grid[0], make.stride
+    most = 1 + stride * (_kept_latents(t) - 1)
+    count = 1 + (min(len(video), most) - 1) // stride * stride
+    latents = make.encode(video[len(video) - count :])
+    before = latents.shape[1]
+    while stride * (latents.shape[1] - before) < frames:
+        keep = min(latents.shape[1], _kept_latents(t))
+        start = 0 if keep == latents.shape[1] else 1
+        window = make.sample(
+            givens.Given(**make.head(latents[:, latents.shape[1] - keep :], start))
+        )
+        latents = jnp.concatenate([latents, window[:, keep:]], axis=1)
+    new = make.decode(latents)[:, count:]
+    return _joined(make, video, new[:, :frames])
+
+
+def _extend_windows(inputs: Mapping, size: Size, stride: int) -> int:
+    t = 1 + (size.num_frames - 1) // stride
+    known, missing, count = (
+        1 + (len(inputs["video"]) - 1) // stride,
+        inputs["frames"],
+        0,
+    )
+    known = min(known, _kept_latents(t))
+    while missing > 0:
+        missing -= stride * (t - min(known, _kept_latents(t)))
+        known, count = _kept_latents(t), count + 1
+    return count
+
+
+def extend_backwards(
+    make: windows.Windows, video: np.ndarray, frames: int
+) -> np.ndarray:
+    """Makes so many frames that come before a video.
+
+    Its first frames are given as pictures at the end of the window.
+    """
+    size, found = make.request.num_frames, make.of_all(video)
+    while (missing := frames + len(video) - found.shape[1]) > 0:
+        count = min(_LAST, found.shape[1], size - 1)
+        given = make.pictures(found[:, :count], range(size - count, size))
+        new = make.decode(make.sample(givens.Given(**given)))[:, : size - count]
+        found = np.concatenate([new[:, -missing:], found], axis=1)
+    return found
+
+
+def _backwards_windows(inputs: Mapping, size: Size, stride: int) -> int:
+    count = min(_LAST, len(inputs["video"]), size.num_frames - 1)
+    return math.ceil(inputs["frames"] / (size.num_frames - count))
+
+
+def connect(
+    make: windows.Windows, video: np.ndarray, video_2: np.ndarray, frames: int
+) -> np.ndarray:
+    """Makes so many frames that lead from the end of a video to the start of another."""
+    head, last = _ends(video, video_2, frames, make.stride)
+    given = make.head(make.encode(video[len(video) - head :]))
+    given |= make.pictures(video_2[:last], range(head + frames, head + frames + last))
+    made = make.decode(make.sample(givens.Given(**given)))
+    return _joined(make, video, made[:, head : head + frames], video_2)
+
+
+def _ends(
+    video: np.ndarray, video_2: np.ndarray, frames: int, stride: int
+) -> tuple[int, int]:
+    """Frames that are given of both ends: latents of the first, pictures of the second."""
+    head = 1 + stride if len(video) > stride else 1
+    # As in training, the last pictures are at the very end of the window, if possible.
+    last = (-frames) % stride or _LAST
+    return head, min(last, _LAST, len(video_2))
+
+
+def _connect_size(inputs: Mapping, size: Size, stride: int) -> Size:
+    frames = inputs["frames"]
+    head, last = _ends(inputs["video"], inputs["video_2"], frames, stride)
+    whole = _whole(head + frames + last, stride)
+    return dataclasses.replace(size, num_frames=whole)
+
+
+def replace(
+    make: windows.Windows, video: np.ndarray, first: int, last: int
+) -> np.ndarray:
+    """Makes frames `first` to `last` of a video anew, to fit those on both sides."""
+    return connect(make, video[:first], video[last + 1 :], last + 1 - first)
+
+
+def _replace_size(inputs: Mapping, size: Size, stride: int) -> Size:
+    video, first, last = (inputs[name] for name in ("video", "first", "last"))
+    if not 0 < first <= last < len(video) - 1:
+        raise ValueError(
+            f"frames {first} to {last} are to be replaced, of a video with frames 0 to "
+            f"{len(video) - 1}: some must be left on both sides"
+        )
+    ends = {"video": video[:first], "video_2": video[last + 1 :]}
+    return _connect_size(ends | {"frames": last + 1 - first}, size, stride)
+
+
+def fill(make: windows.Windows, video: np.ndarray, factor: int) -> np.ndarray:
+    """Makes `factor` - 1 frames between every two, at that many times the frame rate."""
+    size = make.request.num_frames
+    per_window = (size - 1) // factor  # steps from given frame to given frame
+    parts, done, frames = [], 0, factor * (len(video) - 1) + 1
+    while done < len(video) - 1:
+        here = video[done : done + per_window + 1]
+        given = make.pictures(here, range(0, factor * len(here), factor))
+        made = make.decode(make.sample(givens.Given(**given)))
+        for step, frame in enumerate(here):
+            made[:, factor * step] = frame
+        parts.append(made[:, : factor * (len(here) - 1)])
+        done += len(here) - 1
+    return _joined(make, *parts, video[-1:])[:, :frames]
+
+
+def _fill_size(inputs: Mapping, size: Size, stride: int) -> Size:
+    factor, video = inputs["factor"], inputs["video"]
+    if factor < 2:
+        raise ValueError(f"factor is {factor}; frames are filled in from 2 on")
+    if len(video) < 2:
+        raise ValueError("the video has 1 frame: there is nothing to fill between")
+    if size.num_frames - 1 < factor:
+        raise ValueError(
+            f"factor is {factor}, more than a window of {size.num_frames} frames has room "
+            "for: give a smaller factor or a larger num_frames"
+        )
+    whole = min(size.num_frames, _whole(factor * (len(video) - 1) + 1, stride))
+    return dataclasses.replace(size, num_frames=whole, fps=size.fps * factor)
+
+
+def _fill_windows(inputs: Mapping, size: Size, stride: int) -> int:
+    steps = (size.num_frames - 1) // inputs["factor"]
+    return math.ceil((len(inputs["video"]) - 1) / steps)
+
+
+# -- edits ----------------------------------------------------------------------------
+
+
+def inpaint(make: windows.Windows, video: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Makes a part of a video anew, and keeps the rest.
+
+    Args:
+      mask: bool [t, h, w], true where the video is made anew.
+    """
+    kept, strides = ~mask, make.pipe.vae_strides
+    latents = make.encode(regions.blanked(video, kept))
+    known_thw = jnp.asarray(regions.of_latents(kept, *strides))
+    known_bthw = jnp.broadcast_to(known_thw, (len(make.rows), *known_thw.shape))
+    made = make.decode(make.sample(givens.Given(known_bthw, latents)))
+    return np.where(kept[None, ..., None], video[None], made)
+
+
+def vary(make: windows.Windows, video: np.ndarray, strength: float) -> np.ndarray:
+    """Variations of a video, or another style of it (SDEdit, arXiv 2108.01073).
+
+    Args:
+      strength: the noise level that it is brought to, in (0, 1]; at 1 nothing is left of
+        it.
+    """
+    return make.decode(
+        make.sample(latents_bthwc=make.encode(video), first=float(strength))
     )
 
 
-def fit_image(image_hwc: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scales an image to cover height x width, and crops its centre.
+def edit(
+    make: windows.Windows,
+    video: np.ndarray,
+    source: Mapping,
+    strength: float,
+    source_guidance_scale: float,
+) -> np.ndarray:
+    """Changes a video from what one text says to what another says (FlowEdit).
 
     Args:
-      image_hwc: RGB, uint8 or float in [0, 1].
+      source: the encoded description of the video as it is.
+      strength: the noise level that the change begins at, in (0, 1].
+      source_guidance_scale: weight of that description.
+    """
+    latents = make.encode(video)
+    return make.decode(
+        make.edit(latents, source, float(source_guidance_scale), float(strength))
+    )
 
-    Returns:
-      float32 [height, width, 3] in [-1, 1].
+
+def outpaint(make: windows.Windows, video: np.ndarray) -> np.ndarray:
+    """Makes what lies around a video, which stays in the middle of the larger frame."""
+    t, h, w, _ = video.shape
+    height, width = make.request.height, make.request.width
+    top, left = (height - h) // 2, (width - w) // 2
+    inside = slice(top, top + h), slice(left, left + w)
+    canvas = np.full((t, height, width, 3), regions.GREY, np.uint8)
+    mask = np.ones((t, height, width), bool)
+    canvas[:, *inside], mask[:, *inside] = video, False
+    return inpaint(make, canvas, mask)
+
+
+def _outpaint_size(inputs: Mapping, size: Size, stride: int) -> Size:
+    _, h, w, _ = inputs["video"].shape
+    if size.height < h or size.width < w or (size.height, size.width) == (h, w):
+        raise ValueError(
+            f"the video is {w} x {h}, and {size.width} x {size.height} is asked for: give "
+            "a larger height or width"
+        )
+    return _of_video(inputs, size, stride)
+
+
+TASKS: dict[str, Task] = {
+    "keyframes": Task(
+        keyframes, "pictures at any times", ("images",), {"at": None}
+    ),
+    "extend": Task(
+        extend, "continue a video", options={"frames": None}, needs=("head",),
+        windows=_extend_windows,
+    ),
+    "extend_backwards": Task(
+        extend_backwards, "what comes before a video", options={"frames": None},
+        needs=("tail",), windows=_backwards_windows,
+    ),
+    "connect": Task(
+        connect, "from one video to another", ("video", "video_2"), {"frames": None},
+        ("both",), _connect_size,
+    ),
+    "replace": Task(
+        replace, "new frames in the middle of a video",
+        options={"first": None, "last": None}, needs=("both",), size=_replace_size,
+    ),
+    "fill": Task(
+        fill, "more frames a second", options={"factor": 2}, needs=("every",),
+        size=_fill_size, windows=_fill_windows,
+    ),
+    "inpaint": Task(
+        inpaint, "a new part of every frame", ("video", "mask"), needs=("region",),
+        size=_of_video,
+    ),
+    "outpaint": Task(
+        outpaint, "a larger frame around a video", needs=("region",),
+        size=_outpaint_size, fits=False,
+    ),
+    "vary": Task(
+        vary, "variations, or another style", options={"strength": 0.8}, size=_of_video
+    ),
+    "edit": Task(
+        edit, "another text for the same video",
+        options={"source": None, "strength": 0.9, "source_guidance_scale": 1.0},
+        size=_of_video,
+    ),
+}  # fmt: skip
+
+
+def pixels(value: Any, name: str) -> np.ndarray:
+    """A video or images as uint8 [t, h, w, 3], a mask as bool [t, h, w].
 
     Raises:
-      ValueError: it has another shape, type or range.
+      ValueError: it is something else.
     """
-    image_hwc = np.asarray(image_hwc)
-    if image_hwc.ndim != 3 or image_hwc.shape[2] != 3 or not image_hwc.size:
-        raise ValueError(
-            f"an image has shape [height, width, 3], not {image_hwc.shape}"
+    array = np.asarray(value)
+    if name == "mask":
+        array = array[None] if array.ndim == 2 else array
+        if array.ndim != 3 or not array.size:
+            raise ValueError(f"mask is [h, w] or [t, h, w], not {list(array.shape)}")
+        return array.astype(bool)
+    if array.ndim != 4 or array.shape[-1] != 3 or not array.size:
+        what = "are images" if name == "images" else "is a video"
+        raise ValueError(f"{name} {what}, uint8 [t, h, w, 3], not {list(array.shape)}")
+    if array.dtype != np.uint8:
+        raise ValueError(f"{name} is uint8, not {array.dtype}")
+    return array
+
+
+def fitted(video: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A video or mask scaled to cover a size, and cropped at its centre."""
+    if video.shape[1:3] == (height, width):
+        return video
+    if video.ndim == 3:  # what is new in part is new
+        masks = fitted(
+            np.repeat(255 * video[..., None].astype("u1"), 3, -1), height, width
         )
-    if image_hwc.dtype == np.uint8:
-        image_hwc = image_hwc.astype(np.float32) / 255
-    elif not np.issubdtype(image_hwc.dtype, np.floating):
-        raise ValueError(f"an image is uint8 or float, not {image_hwc.dtype}")
-    elif not (image_hwc.min() >= 0 and image_hwc.max() <= 1):
-        raise ValueError("an image of floats has values in [0, 1]")
-    scale = max(height / image_hwc.shape[0], width / image_hwc.shape[1])
-    size = [
-        max(least, round(side * scale))
-        for least, side in zip((height, width), image_hwc.shape[:2], strict=True)
-    ]
-    if tuple(size) != image_hwc.shape[:2]:
-        image_hwc = jax.image.resize(image_hwc, (*size, 3), "linear")
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    cut = np.asarray(image_hwc)[top : top + height, left : left + width]
-    return cut.astype(np.float32) * 2 - 1
+        return masks[..., 0] > 0
+    frames = [givens.fit_image(frame, height, width) for frame in video]
+    return np.round((np.stack(frames) + 1) * 127.5).astype(np.uint8)
+
+
+def find(name: str) -> Task:
+    """The task of this name; ValueError if there is none."""
+    if name not in TASKS:
+        raise ValueError(f"task {name!r} is unknown; there are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def check(
+    name: str,
+    inputs: Mapping[str, Any],
+    size: Size,
+    stride: int,
+    trained: Sequence[str],
+) -> tuple[dict[str, Any], Size, int]:
+    """Resolves and checks what a task is given.
+
+    Args:
+      name: of the task.
+      inputs: by the names of `Task.inputs` and `Task.options`; None is not given.
+      size: that was asked for.
+      stride: video frames per latent frame.
+      trained: what the denoiser was given in training.
+
+    Returns:
+      All inputs, the size of the windows, and their number.
+
+    Raises:
+      ValueError: one sentence: what is wrong, and what would be right.
+    """
+    task = find(name)
+    named = {key: value for key, value in inputs.items() if value is not None}
+    if unknown := sorted(named.keys() - {*task.inputs, *task.options}):
+        raise ValueError(f"{unknown[0]} has no meaning for task {name!r}")
+    named = {**{k: v for k, v in task.options.items() if v is not None}, **named}
+    for key in (*task.inputs, *task.options):
+        if key not in named:
+            raise ValueError(f"task {name!r} needs {key}")
+    for key in ("frames", "factor", "first", "last"):
+        if key in named and (isinstance(named[key], bool) or named[key] < 0):
+            raise ValueError(f"{key} is a whole number from 0 on, not {named[key]}")
+    if named.get("frames") == 0:
+        raise ValueError("frames is 0: there is nothing to make")
+    if "strength" in named and not 0 < named["strength"] <= 1:
+        raise ValueError(
+            f"strength is a noise level in (0, 1], not {named['strength']:g}"
+        )
+    if "mask" in named:
+        shape = named["video"].shape[:3]
+        if len(named["mask"]) == 1:
+            named["mask"] = np.repeat(named["mask"], shape[0], axis=0)
+        if named["mask"].shape != shape:
+            t, h, w = named["mask"].shape
+            raise ValueError(
+                f"the mask has {t} frames of {w} x {h}, the video {shape[0]} of "
+                f"{shape[2]} x {shape[1]}: make it a picture or a video of that size"
+            )
+    found = task.size(named, size, stride)
+    count = task.windows(named, found, stride)
+    needs = task.needs if name != "keyframes" else _keyframes_need(named)
+    needs += ("mid_clip",) * (name == "extend" and count > 1)
+    if missing := [need for need in needs if need not in trained]:
+        raise ValueError(
+            f"task {name!r} needs a denoiser that was trained with {missing[0]!r} "
+            f"(see known in its config); this one was trained with {', '.join(trained)}"
+        )
+    return named, found, count

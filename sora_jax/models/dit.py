@@ -25,8 +25,8 @@ from sora_jax.models import (
     attention,
     encodings,
     layers,
-    patches,
     quantization,
+    rows,
     text_encoder,
 )
 
@@ -274,34 +274,12 @@ class DiT(nnx.Module):
         )
 
     def __call__(
-        self,
-        x_bnc: jax.Array,
-        levels_bk: jax.Array,
-        level_index_bn: jax.Array | None,
-        known_bn: jax.Array | None,
-        pos_bn3: jax.Array,
-        text_bld: jax.Array,
-        text_mask_bl: jax.Array,
-        segments_bn: jax.Array | None = None,
-        text_segments_bl: jax.Array | None = None,
-        level_segments_bk: jax.Array | None = None,
-        reuse: Reuse | None = None,
-        hidden_after: int = 0,
+        self, given: rows.Rows, reuse: Reuse | None = None, hidden_after: int = 0
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """Predicts the velocity noise - clean of every token.
 
         Args:
-          x_bnc: noised latent patches, each flattened in the order (t, h, w, channel).
-          levels_bk: the few distinct noise levels tau of a row, in [0, 1]. Modulation is
-            computed for these, not for every token.
-          level_index_bn: which of them each token has; None where k is 1.
-          known_bn: 1 where the token is known; None where none is.
-          pos_bn3: (t, h, w) of each token, real-valued; b may be 1.
-          text_bld: states of the text encoder.
-          text_mask_bl: True at real text tokens.
-          segments_bn, text_segments_bl, level_segments_bk: where several clips share a
-            row, the clip of each token, text token and noise level; other ids are
-            padding.
+          given: rows of tokens.
           reuse: a step cache, which may replace running the blocks.
           hidden_after: also return the hidden states after so many blocks; 0: do not.
 
@@ -309,27 +287,18 @@ class DiT(nnx.Module):
           velocity_bnc, float32; with `reuse` also the residual of the blocks, for the
           next evaluation; with `hidden_after` also hidden_bnd.
         """
-        config = self.config
+        config, n = self.config, given.tokens_bnc.shape[1]
         dtype = jnp.dtype(config.dtype)
-        x_bnc = sharding.reshard(x_bnc, "batch", "tokens", None)
-        levels_bk = sharding.reshard(levels_bk, "batch", None)
-        text_bld = sharding.reshard(text_bld, "batch", None, None)
-        text_mask_bl = sharding.reshard(text_mask_bl, "batch", None)
-        if level_index_bn is not None:
-            level_index_bn = sharding.reshard(level_index_bn, "batch", "tokens")
-        if known_bn is not None:
-            known_bn = sharding.reshard(known_bn, "batch", "tokens")
-        if segments_bn is not None:
-            segments_bn = sharding.reshard(segments_bn, "batch", "tokens")
-            text_segments_bl = sharding.reshard(text_segments_bl, "batch", None)
-            level_segments_bk = sharding.reshard(level_segments_bk, "batch", None)
+        given = given.sharded()
+        x_bnc, levels_bk = given.tokens_bnc, given.levels_bk
+        text_bld, text_mask_bl = given.text_bld, given.text_mask_bl
         x_bnd = self.patch_embedding(x_bnc.astype(dtype))
-        if self.known is not None and known_bn is not None:
-            x_bnd = x_bnd + (known_bn[..., None] * self.known[...]).astype(dtype)
+        if self.known is not None and given.known_bn is not None:
+            is_known = given.known_bn[..., None].astype(jnp.float32)
+            x_bnd = x_bnd + (is_known * self.known[...]).astype(dtype)
         if config.additive_positions:
-            x_bnd = x_bnd + encodings.additive_positions(pos_bn3, config.dim).astype(
-                dtype
-            )
+            place_bnd = encodings.additive_positions(given.pos_bn3, config.dim)
+            x_bnd = x_bnd + place_bnd.astype(dtype)
 
         # Noise level and modulation in float32, for the k levels only.
         level_bkd = self.time_embedder(
@@ -337,25 +306,29 @@ class DiT(nnx.Module):
         )
         mask_bl = text_mask_bl if config.mask_text else None
         if self.pooled_text is not None:
-            if level_segments_bk is None:
+            if given.segments_bn is None:
                 mean_bkd = text_encoder.mean_state(text_bld, text_mask_bl)[:, None]
             else:
-                same_bkl = level_segments_bk[:, :, None] == text_segments_bl[:, None]
+                of_level_bk1 = given.level_segments_bk[:, :, None]
+                same_bkl = of_level_bk1 == given.text_segments_bl[:, None]
                 seen_bkl = same_bkl & text_mask_bl[:, None]
                 mean_bkd = text_encoder.mean_states(text_bld, seen_bkl)
             level_bkd = level_bkd + self.pooled_text(mean_bkd)
         modulation_bk6d = self.time_proj(jax.nn.silu(level_bkd))
         modulation_bk6d = modulation_bk6d.reshape(*level_bkd.shape[:2], 6, config.dim)
 
-        pick = layers.picker(level_index_bn, levels_bk.shape[1])
+        pick = layers.picker(given.level_index_bn, levels_bk.shape[1])
         text_bld = self.text_embedder(text_bld.astype(dtype))
+        of_row = {"q_segments_bn": given.segments_bn}
         inputs = {
-            "rope": encodings.rope_tables(pos_bn3, config.head_dim, config.rope_theta),
-            "of_tokens": {"q_segments_bn": segments_bn, "k_segments_bm": segments_bn},
-            "of_text": {
+            "rope": encodings.rope_tables(
+                given.pos_bn3, config.head_dim, config.rope_theta
+            ),
+            "of_tokens": of_row | {"k_segments_bm": given.segments_bn},
+            "of_text": of_row
+            | {
                 "mask_bm": mask_bl,
-                "q_segments_bn": segments_bn,
-                "k_segments_bm": text_segments_bl,
+                "k_segments_bm": given.text_segments_bl,
                 "name": _TEXT,
             },
         }
@@ -399,118 +372,13 @@ class DiT(nnx.Module):
         if config.input_skip:
             gain = pick(linear_guess(levels_bk)[..., None])
             velocity_bnc = velocity_bnc + gain * x_bnc
+
+        def unfilled(x_bn):
+            if x_bn.shape[1] == n:
+                return x_bn
+            return sharding.reshard(x_bn, "batch", None, None)[:, :n]
+
+        velocity_bnc = unfilled(velocity_bnc)
         if hidden_after:
-            return velocity_bnc, hidden_bnd
+            return velocity_bnc, unfilled(hidden_bnd)
         return velocity_bnc if reuse is None else (velocity_bnc, residual_bnd)
-
-    def apply_video(
-        self,
-        latents_bthwc: jax.Array,
-        levels_bk: jax.Array,
-        known_bthw: jax.Array | None,
-        text_bld: jax.Array,
-        text_mask_bl: jax.Array,
-        fps: float | jax.Array | None = None,
-        reuse: Reuse | None = None,
-        hidden_after: int = 0,
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Predicts the velocity of whole latent videos of one size.
-
-        Args:
-          latents_bthwc: noised latents; sizes are multiples of the patch.
-          levels_bk: level 0 is that of the unknown tokens, level 1 (where k is 2) that
-            of the known ones.
-          known_bthw: 1 where a latent voxel is known; a token is known when all of its
-            voxels are.
-          text_bld, text_mask_bl: states and mask of the text encoder.
-          fps: frames per second of the video, where positions are in seconds.
-          reuse, hidden_after: see `__call__`.
-
-        Returns:
-          velocity_bthwc, float32; with `reuse` also the residual of the blocks; with
-          `hidden_after` also hidden_bnd, [b, n, d].
-        """
-        grid = latents_bthwc.shape[1:4]
-        x_bnc = patches.patchify(latents_bthwc, self.config.patch)
-        known_bn = index_bn = None
-        if known_bthw is not None:
-            known_bnp = patches.patchify(known_bthw[..., None], self.config.patch)
-            known_bn = jnp.min(known_bnp, axis=-1).astype(jnp.float32)
-            if levels_bk.shape[1] == 2:
-                index_bn = known_bn.astype(jnp.int32)
-        pos_1n3 = grid_positions(grid, self.config, fps)
-        # Rows are padded with tokens of no clip, so that they divide over the mesh.
-        n = x_bnc.shape[1]
-        more = sharding.padded_size(n, "tokens") - n
-        of_tokens, segments = (x_bnc, index_bn, known_bn, pos_1n3), {}
-        if more:
-            of_tokens = jax.tree.map(lambda x: _pad_tokens(x, more), of_tokens)
-            segments = {
-                "segments_bn": _pad_tokens(
-                    jnp.zeros(x_bnc.shape[:2], jnp.int32), more, 1
-                ),
-                "text_segments_bl": jnp.zeros(text_mask_bl.shape, jnp.int32),
-                "level_segments_bk": jnp.zeros(levels_bk.shape, jnp.int32),
-            }
-        x_bnc, index_bn, known_bn, pos_1n3 = of_tokens
-        output = self(
-            x_bnc,
-            levels_bk,
-            index_bn,
-            known_bn,
-            pos_1n3,
-            text_bld,
-            text_mask_bl,
-            **segments,
-            reuse=reuse,
-            hidden_after=hidden_after,
-        )
-        alone = reuse is None and not hidden_after
-        velocity_bnc, *others = (output,) if alone else output
-        if more:
-            velocity_bnc = sharding.reshard(velocity_bnc, "batch", None, None)[:, :n]
-        if hidden_after:
-            others = [sharding.reshard(others[0], "batch", None, None)[:, :n]]
-        video_bthwc = patches.unpatchify(velocity_bnc, grid, self.config.patch)
-        return video_bthwc if alone else (video_bthwc, *others)
-
-
-def _pad_tokens(x_bn: jax.Array, more: int, value: int = 0) -> jax.Array:
-    """Adds `more` tokens at the end of rows [b, n, ...]."""
-    edges = [(0, 0), (0, more), *[(0, 0)] * (x_bn.ndim - 2)]
-    return jnp.pad(x_bn, edges, constant_values=value)
-
-
-def grid_positions(
-    grid: tuple[int, int, int], config: Config, fps: float | jax.Array | None = None
-) -> jax.Array:
-    """Returns (t, h, w) of every token of a latent grid: [1, n, 3], float32.
-
-    h and w count tokens. t counts latent frames where `config.time_scale` is None, as in
-    Wan; otherwise it is the time in seconds of a latent's last video frame, times
-    `time_scale`, so that a second is the same at every frame rate.
-    """
-    sizes = [size // patch for size, patch in zip(grid, config.patch, strict=True)]
-    axes = [jnp.arange(size, dtype=jnp.float32) for size in sizes]
-    index = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
-    return positions(index.reshape(1, -1, 3), config, fps)
-
-
-def positions(
-    index_bn3: jax.Array, config: Config, fps: float | jax.Array | None
-) -> jax.Array:
-    """Returns `grid_positions` of any tokens: [b, n, 3], float32.
-
-    Args:
-      index_bn3: each token's index in the token grid of its clip.
-      config: the denoiser's.
-      fps: frames per second of all tokens, or of each token, [b, n].
-    """
-    index_bn3 = index_bn3.astype(jnp.float32)
-    if config.time_scale is None:
-        return index_bn3
-    if fps is None:
-        raise ValueError("positions are in seconds (time_scale) and need fps")
-    frame_bn = index_bn3[..., 0] * config.patch[0] * config.temporal_stride
-    time_bn = frame_bn / fps * config.time_scale
-    return jnp.concatenate([time_bn[..., None], index_bn3[..., 1:]], axis=-1)

@@ -32,7 +32,7 @@ def unpatchify(
     (pt, ph, pw), (t, h, w) = patch, (s // p for s, p in zip(grid, patch, strict=True))
     b, c = x_bnc.shape[0], x_bnc.shape[-1] // (pt * ph * pw)
     # All-gathers tokens that were sharded over the context axes.
-    x = sharding.reshard(x_bnc, "batch", None, None)
+    x = sharding.gather_axis(x_bnc, 1, x_bnc)
     x = _reshape(x, (b, t, h, w, pt, ph, pw, c))
     x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
     return _reshape(x, (b, *grid, c))

@@ -1,12 +1,13 @@
 """Encoding video shards into a cache of latents."""
 
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from sora_jax.core import mesh as meshes
-from sora_jax.data import caches, latent_cache, shards
+from sora_jax.data import caches, latent_cache, records, regions, samples, shards
 from sora_jax.training import checkpoint, pretrained, trained_vae
 
 
@@ -14,18 +15,31 @@ def encode(
     shards_folder: str | pathlib.Path,
     vae_folder: str | pathlib.Path,
     out: str | pathlib.Path,
+    *,
+    pictures: int = 0,
+    with_regions: bool = False,
 ) -> dict:
     """Encodes all clips of video shards into a cache of normalised latents.
 
     The cache holds a copy of the VAE (`OUT/vae`), so that a model trained on it can
-    decode. The clips may have several sizes; a batch has one. Finished files are kept when the job is interrupted and started again.
-    Processes that share the folder share the work.
+    decode. The clips may have several sizes; a batch has one. Finished files are kept
+    when the job is interrupted and started again. Processes that share the folder share
+    the work.
+
+    Args:
+      shards_folder: the clips.
+      vae_folder: run or folder of the video VAE.
+      out: the folder to write.
+      pictures: frames of each clip that are also encoded alone, spread evenly from the
+        first to the last.
+      with_regions: whether a part of each clip is also encoded with the rest in grey.
 
     Returns:
       The cache's manifest.
 
     Raises:
-      ShardsError: the folder holds latents of another VAE or of other shards.
+      ShardsError: the folder holds latents of another VAE, of other shards or with other
+        views of them.
     """
     out, source = pathlib.Path(out), trained_vae.component(vae_folder)
     vae = trained_vae.load(source)
@@ -39,12 +53,46 @@ def encode(
         return min(usual, counts.get(shape, usual))  # a rare size has a smaller batch
 
     encode_clips = trained_vae.encoder(vae, batch_size)
+    encode_video = trained_vae.video_encoder(vae)
+    strides = vae.config.spatial_stride, vae.config.temporal_stride
+
+    def full(videos: Sequence[np.ndarray], count: int) -> np.ndarray:
+        """Latents of videos of one size, of which as many as usual are encoded at once."""
+        padded = np.stack([*videos, *[videos[-1]] * (count - len(videos))])
+        return (encode_video(padded)[: len(videos)] - mean) / std
+
+    def views(batch: Sequence[records.ClipRecord]) -> list[latent_cache.Views]:
+        videos = [clip.frames() for clip in batch]
+        t, h, w, _ = videos[0].shape
+        count = batch_size((t, h, w))
+        found = [{} for _ in batch]
+        if pictures:
+            frames = tuple(samples.evenly(t, pictures))
+            for number, frame in enumerate(frames):
+                latents = full([video[frame][None] for video in videos], count)
+                for one, latent in zip(found, latents, strict=True):
+                    one.setdefault("pictures", []).append(latent[0])
+                    one["frames"] = frames[: number + 1]
+        if with_regions:
+            kept = [regions.of_clip(clip.id, (t, h, w)) for clip in batch]
+            latents = full([*map(regions.blanked, videos, kept)], count)
+            for one, latent, mask in zip(found, latents, kept, strict=True):
+                one |= {"kept": latent, "region": regions.of_latents(mask, *strides)}
+        for one in found:
+            if "pictures" in one:
+                one["pictures"] = np.stack(one["pictures"])
+        return [latent_cache.Views(**one) for one in found]
+
+    # Only where there are some, so that latents without them are still continued.
+    stated = {"pictures": pictures} if pictures else {}
+    stated |= {"regions": True} if with_regions else {}
     manifest = latent_cache.write(
         out,
         clips,
         lambda clips: (encode_clips(clips) - mean) / std,
         vae_digest=checkpoint.weights_digest(source),
-        preprocessing={"pixels": "[-1, 1]", "normalised": True},
+        preprocessing={"pixels": "[-1, 1]", "normalised": True, **stated},
+        views=views if stated else None,
         batch_size=batch_size,
         processes=caches.Processes(
             jax.process_index(), jax.process_count(), meshes.barrier

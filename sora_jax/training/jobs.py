@@ -23,6 +23,7 @@ from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding
 from sora_jax.data import (
     captions,
+    conditions,
     latent_cache,
     loader,
     packing,
@@ -249,7 +250,6 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         c,
         tokenizer,
         fps=rows.fps,
-        most_frames=rows.most_frames,
         null_states=null_states,
         state_loss=_state_loss(
             c, not rows.packed and not c.lora.rank, "packed rows and LoRA"
@@ -262,10 +262,17 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         grid = [size // patch for size, patch in pairs]
         shown = transforms.Shown(tuple(grid), dit_config.temporal_stride)
     transform = transforms.LatentsAndText(
-        transforms.Tokenize(sampler, tokenizer, c.text.length), cached, shown
+        transforms.Tokenize(sampler, tokenizer, c.text.length),
+        cached,
+        shown,
+        rows.given,
+        dit_config.patch,
+        dit_config.temporal_stride,
     )
     check_denoiser(mesh, c, objective, rows.tokens if rows.packed else ())
-    planner = rows.planner(cost.packed_row_cost(dit_config)) if rows.packed else None
+    planner = None
+    if rows.packed:
+        planner = rows.planner(cost.packed_row_cost(dit_config), transform)
     # Everything has been checked; from here on, files are copied into the run folder.
     run_folder.keep_data(folder, "data.latents", source.digests)
     if c.sample.fps is None:
@@ -337,14 +344,13 @@ class _Rows:
       tokens: the lengths of rows.
       fps: of all clips, if rows are not packed.
       usual_fps: the most frequent one.
-      most_frames: frames of tokens of the longest clip, if rows are packed; else 0.
     """
 
     def __init__(self, c, source):
-        self._c, patch = c, tuple(c.model.dit.patch)
-        self.packed, self.fps, self.most_frames = c.packing.shapes > 0, None, 0
+        self._c, self._source, patch = c, source, tuple(c.model.dit.patch)
+        self.packed, self.fps = c.packing.shapes > 0, None
+        entries = [source.entry(index) for index in range(len(source))]
         if self.packed:
-            entries = [source.entry(index) for index in range(len(source))]
             shapes = [entry["shape"] for entry in entries]
             rates = collections.Counter(entry["fps"] for entry in entries)
             self.usual_fps = rates.most_common(1)[0][0]
@@ -363,16 +369,25 @@ class _Rows:
                 f"{c.data.latents}: {error}: choose another model.dit.patch, or prepare "
                 "clips of another --size or, if it is native, of another --multiple_of"
             ) from None
+        self.given = configs.build(conditions.Config, c.known, "known")
+        self.given.check_source(entries, self.packed, patch)
         self.tokens = self._lengths[:1]
         if self.packed:
-            self.most_frames = max(shape[0] // patch[0] for shape in shapes)
-            longest = c.packing.tokens or max(self._lengths)
+            most = max(self.given.most_tokens(entry, patch) for entry in entries)
+            longest = c.packing.tokens or most
+            if longest < most:
+                raise ValueError(
+                    f"packing.tokens is {longest}, but a clip with its pictures may have "
+                    f"{most} tokens"
+                )
             self._shapes = packing.halved(
                 longest, c.packing.shapes, unit=c.packing.unit, clips=c.packing.clips
             )
             self.tokens = [shape.tokens for shape in self._shapes]
 
-    def planner(self, row_cost: packing.Cost) -> packing.Planner:
+    def planner(
+        self, row_cost: packing.Cost, transform: transforms.LatentsAndText
+    ) -> packing.Planner:
         """Plans packed rows and prints how well they are filled.
 
         Raises:
@@ -386,6 +401,7 @@ class _Rows:
             window=packing_config.window,
             seed=self._c.seed,
             cost=row_cost,
+            draw=functools.partial(_condition_of, self._source, transform),
         )
         forecast = planner.forecast()
         if jax.process_index() == 0:
@@ -404,6 +420,11 @@ class _Rows:
                 "packing.window may help"
             )
         return planner
+
+
+def _condition_of(source, transform: transforms.LatentsAndText, index: int, random):
+    """Draws the condition of a clip; a function that worker processes can be given."""
+    return transform.draw(source.entry(index), random)
 
 
 def _begin(c, folder: pathlib.Path, source, sampler) -> initial.Initial:

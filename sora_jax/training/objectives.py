@@ -4,6 +4,7 @@ Letters: b rows, t, h, w latent time, height and width, c channels, l text token
 text width; of packed rows n tokens, k clips, c numbers of a token.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 
 from sora_jax.core import config as configs
 from sora_jax.core import sharding
-from sora_jax.data import captions
-from sora_jax.diffusion import flow, guidance, known, timesteps
-from sora_jax.models import caption_decoder, dit, lora, text_encoder
+from sora_jax.data import captions, conditions
+from sora_jax.diffusion import flow, guidance, timesteps
+from sora_jax.models import caption_decoder, dit, lora, patches, rows, text_encoder
 from sora_jax.toyworld import tokens
 from sora_jax.training import state as states
 from sora_jax.training import state_loss as state_losses
@@ -78,7 +79,6 @@ def denoiser(
     tokenizer,
     *,
     fps: float | None = None,
-    most_frames: int = 0,
     null_states=None,
     state_loss: state_losses.Config | None = None,
 ) -> "Denoiser":
@@ -87,9 +87,7 @@ def denoiser(
     Args:
       c: the run's config.
       tokenizer: its tokenizer.
-      fps: frames a second of the training clips, if rows are not packed.
-      most_frames: frames of tokens of the longest clip, if rows are packed; else 0.
-      null_states: see `Denoiser`.
+      fps, null_states: see `Denoiser`.
       state_loss: the second task, if batches say what tokens show.
 
     Raises:
@@ -102,46 +100,48 @@ def denoiser(
             "run with LoRA trains: add --config.text.frozen=True"
         )
     null_ids, _ = tokenizer.encode([""], c.text.length)
-    kind, sizes = Denoiser, {"fps": fps}
-    if most_frames:
-        kind, sizes = PackedDenoiser, {"most_frames": most_frames}
-    if state_loss:
-        sizes["state_loss"] = state_loss
-    return kind(
+    return Denoiser(
         *denoiser_configs(c, tokenizer.vocab_size),
         configs.build(timesteps.Config, c.noise, "noise"),
-        configs.build(known.Config, c.known, "known"),
+        configs.build(conditions.Config, c.known, "known"),
         text_dropout=c.text.dropout,
         null_ids=null_ids[0],
         null_states=null_states,
         lora_config=configs.build(lora.Config, c.lora, "lora"),
-        **sizes,
+        fps=fps,
+        state_loss=state_loss,
     )
 
 
 class Denoiser:
     """Rectified flow on latents, with text dropout and known tokens.
 
-    The loss of a clip is the mean of (velocity - (noise - x0))^2 over its unknown
-    voxels; clips weigh the same whatever their size (arXiv 2209.03003, 2403.03206).
+    The loss of a clip is the mean of (velocity - (noise - x0))^2 over its generated
+    tokens; clips weigh the same whatever their size (arXiv 2209.03003, 2403.03206).
 
     Args:
       dit_config, text_config: the networks; the train state says whether the text
         encoder is trained or fixed.
       noise: distribution of noise levels.
-      known_config: how often which tokens are known.
-      text_dropout: share of rows whose text is replaced by the null text.
+      known_config: how noisy known tokens are; `data/conditions.py`.
+      text_dropout: share of clips whose text is replaced by the null text.
       null_ids: token ids of the null text, [l].
-      fps: frames a second of the training clips.
+      fps: frames a second of clips of one size.
       null_states: the text encoder's states of the null text, [l, d], if batches hold
         cached states; the text encoder is then not one of the networks.
-      state_loss: a second task on the exact state of the toy world.
+      state_loss: a second task on the exact state of the toy world, for clips of one size.
       lora_config: adapters of the denoiser, which are trained in its place.
 
-    Batches: `latents` float32 [b, t, h, w, c] normalised to unit variance, `text_mask`
-    bool [b, l], and `text_ids` int32 [b, l] or `text_states` [b, l, d] in any type; with
-    `state_loss` also what tokens show (`state_loss.loss`). With `text_tier` int32 [b],
-    places in `captions.REALISED`, losses are also given by the tier of the caption.
+    Batches of clips of one size: `latents` float32 [b, t, h, w, c] normalised to unit
+    variance, `slots` int8 [b, n] and `pattern` int32 [b] (`data/conditions.py`),
+    `text_mask` bool [b, l], and `text_ids` int32 [b, l] or `text_states` [b, l, d] in any
+    type; with `state_loss` also what tokens show (`state_loss.loss`). With `text_tier`
+    int32 [b], places in `captions.REALISED`, losses are also given by the tier of the
+    caption.
+
+    Batches of packed clips are those of `packing.Batches`: what belongs to a clip has the
+    axes [b, k], such as `text_ids` [b, k, l]. Each clip has its own noise levels, and a
+    row's text is the concatenation of its clips' texts.
     """
 
     def __init__(
@@ -149,16 +149,17 @@ class Denoiser:
         dit_config: dit.Config,
         text_config: text_encoder.Config,
         noise: timesteps.Config,
-        known_config: known.Config,
+        known_config: conditions.Config,
         *,
         text_dropout: float,
         null_ids,
-        fps: float | None,
+        fps: float | None = None,
         null_states=None,
         state_loss: state_losses.Config | None = None,
         lora_config: lora.Config = lora.Config(),
     ):
-        self.dit_config, self.text_config, self.fps = dit_config, text_config, fps
+        self.dit_config, self.text_config = dit_config, text_config
+        self.fps = fps
         self.state_loss = state_loss
         self.noise, self.known = noise, known_config
         self.text_dropout = text_dropout
@@ -174,237 +175,214 @@ class Denoiser:
             self.networks.abstract()  # raises where it names layers that are not there
         self.metric_names = {
             "loss_band": timesteps.band_names(noise.band_edges),
+            "loss_pattern": [pattern.value for pattern in conditions.PATTERNS],
             "loss_tier": list(captions.REALISED),
         }
 
     def draw(self, key, batch, share):
+        """Adds the noise levels of clips `tau` [b, k] and `known_tau` [b, k], those of
+        `extra_tau` [b, k, levels] where some clips have more, `drop` [b, k] and `noise`.
+        """
         del share
         tau_key, noise_key, drop_key, known_key = jax.random.split(key, 4)
-        b, *grid, c = batch["latents"].shape
-        drawn = dict(batch)
-        drawn["tau"] = sharding.reshard(
-            timesteps.sample_tau(tau_key, b, self.noise), "batch"
-        )
+        data = batch["latents" if "latents" in batch else "tokens"]
+        b, k = batch["frames"].shape if "frames" in batch else (len(data), 1)
+        tau_m = timesteps.sample_tau(tau_key, b * k, self.noise)
+        drawn = {
+            "tau": tau_m,
+            "drop": jax.random.uniform(drop_key, (b * k,)) < self.text_dropout,
+            "known_tau": self._known_tau(known_key, tau_m),
+        }
+        if more := self.known.slots - conditions.Slot.EXTRA:
+            extra_key = jax.random.fold_in(tau_key, 1)
+            extra_m = timesteps.sample_tau(extra_key, b * k * more, self.noise)
+            drawn["extra_tau"] = extra_m.reshape(b * k, more)
+        drawn = {
+            name: sharding.reshard(
+                x.reshape(b, k, *x.shape[1:]), "batch", *(None,) * x.ndim
+            )
+            for name, x in drawn.items()
+        }
+        if more:  # sorted, so that the index of a frame's level says how noisy it is
+            pattern_bk = batch["pattern"].reshape(b, k)
+            is_sorted = pattern_bk == conditions.PATTERNS.index(
+                conditions.Pattern.LEVELS
+            )
+            levels = [drawn["tau"][..., None], drawn["extra_tau"]]
+            levels_bke = jnp.sort(jnp.concatenate(levels, -1), -1)
+            drawn["tau"] = jnp.where(is_sorted, levels_bke[..., 0], drawn["tau"])
+            drawn["extra_tau"] = levels_bke[..., 1:]  # of no other clip
         drawn["noise"] = jax.random.normal(
-            noise_key, (b, *grid, c), out_sharding=_rows(None, None, None, None)
+            noise_key, data.shape, out_sharding=_rows(*(None,) * (data.ndim - 1))
         )
-        drop_b = jax.random.uniform(drop_key, (b,)) < self.text_dropout
-        drawn["drop"] = sharding.reshard(drop_b, "batch")
-        drawn["known"] = sharding.reshard(
-            known.sample_known(known_key, b, tuple(grid), self.known.probabilities),
-            "batch",
-            None,
-            None,
-            None,
-        )
-        return drawn
+        return dict(batch) | drawn
+
+    def _known_tau(self, key, tau_m):
+        """Draws the noise levels of what is known, of clips with these levels: [m]."""
+        which_m, level_m, drop_m = jax.random.uniform(key, (3, len(tau_m)))
+        found_m, first = jnp.full_like(tau_m, self.known.known_tau), 0.0
+        for bound, share in self.known.levels:
+            here_m = (which_m >= first) & (which_m < first + share)
+            found_m = jnp.where(here_m, jnp.minimum(bound * level_m, tau_m), found_m)
+            first += share
+        return jnp.where(drop_m < self.known.dropout, 1.0, found_m)
 
     def _text(self, modules, batch):
-        """States [b, l, d] and mask [b, l] of each row's text, or of the null text."""
+        """States [b, k l, d] and mask [b, k l] of each row's texts, or of the null text."""
         stored = self.null_states_1ld is not None
-        text = {"mask": batch["text_mask"]}
+        names = {"mask": "text_mask", "states": "text_states", "ids": "text_ids"}
+        del names["ids" if stored else "states"]
+        b, k = batch["drop"].shape
+        text = {name: batch[key] for name, key in names.items()}
+        is_packed = text["mask"].ndim == 3
+        if is_packed:
+            text = {name: _joined(x) for name, x in text.items()}
         null = {"mask": self.null_ids_1l != 0}
-        if stored:
-            text["states"], null["states"] = batch["text_states"], self.null_states_1ld
-        else:
-            text["ids"], null["ids"] = batch["text_ids"], self.null_ids_1l
-        text = guidance.null_condition(text, null, batch["drop"])
+        null |= (
+            {"states": self.null_states_1ld} if stored else {"ids": self.null_ids_1l}
+        )
+        text = guidance.null_condition(text, null, _joined(batch["drop"]))
+        mask = text["mask"]
         if stored:  # in the type that the text encoder would return
-            return text["states"].astype(self.text_config.dtype), text["mask"]
-        return modules["text_encoder"](text["ids"], text["mask"]), text["mask"]
-
-    def loss(self, modules, batch):
-        hidden_bnd = None
-        if self.state_loss:
-            after = self.state_loss.after(self.dit_config.num_layers)
-            loss_b, hidden_bnd = self.row_losses(modules, batch, after)
+            states = text["states"].astype(self.text_config.dtype)
         else:
-            loss_b = self.row_losses(modules, batch)
-        total, weight, metrics = self._summed(loss_b, jnp.ones_like(loss_b), batch)
-        if hidden_bnd is not None:
-            found_bnc = modules[state_losses.NAME](hidden_bnd.astype(jnp.float32))
-            more, of_state = state_losses.loss(found_bnc, batch)
-            total, metrics = total + self.state_loss.weight * more, metrics | of_state
-        return total, weight, metrics
+            states = modules["text_encoder"](text["ids"], mask)
+        if is_packed:
+            l, d = states.shape[1:]
+            states = jnp.reshape(states, (b, k * l, d), out_sharding=_rows(None, None))
+            mask = jnp.reshape(mask, (b, k * l), out_sharding=_rows(None))
+        return states, mask
 
-    def row_losses(self, modules, batch, hidden_after: int = 0):
-        """The loss of each row, [b], of a batch that `draw` has completed.
+    def clean_rows(self, modules, batch) -> tuple[rows.Rows, jax.Array | None]:
+        """The rows of a batch that `draw` has completed: clean tokens, and their levels.
 
-        With `hidden_after` also the denoiser's hidden states, [b, n, d].
+        Also which clip of its row each packed token belongs to, one-hot [b, n, k]; None
+        where a row is one clip.
         """
-        states_bld, text_mask_bl = self._text(modules, batch)
-        x0, noise, is_known = batch["latents"], batch["noise"], batch["known"]
-        tau_bthw = known.token_tau(batch["tau"], is_known, self.known.known_tau)
-        levels_bk, _ = known.levels(batch["tau"], is_known, self.known.known_tau)
-        velocity = modules["dit"].apply_video(
-            flow.interpolate(x0, noise, tau_bthw),
-            levels_bk,
-            is_known.astype(jnp.float32),
-            states_bld,
-            text_mask_bl,
-            self.fps,
-            hidden_after=hidden_after,
-        )
-        velocity, *hidden_bnd = velocity if hidden_after else (velocity,)
-        error_bthw = jnp.mean(jnp.square(velocity - flow.velocity(x0, noise)), -1)
-        unknown_bthw = 1.0 - is_known
-        if self.state_loss and "shown_shape" in batch:
-            unknown_bthw = unknown_bthw * self._focus(batch["shown_shape"], x0.shape)
-        loss_b = jnp.sum(error_bthw * unknown_bthw, (1, 2, 3)) / jnp.sum(
-            unknown_bthw, (1, 2, 3)
-        )
-        return (loss_b, *hidden_bnd) if hidden_after else loss_b
-
-    def _focus(self, shape_bn, size):
-        """The weight of each voxel, [b, t, h, w]: more where a token shows a thing."""
-        patch, (b, t, h, w, _) = self.dit_config.patch, size
-        thing_bn = (shape_bn > tokens.NOTHING).astype(jnp.float32)
-        weight_bn = 1 + (self.state_loss.focus - 1) * thing_bn
-        grid = t // patch[0], h // patch[1], w // patch[2]
-        weight = jnp.reshape(
-            weight_bn, (b, *grid), out_sharding=_rows(None, None, None)
-        )
-        for axis, size in enumerate(patch, 1):
-            weight = jnp.repeat(weight, size, axis=axis)
-        return weight
-
-    def _summed(self, loss_b, weight_b, batch):
-        """Sums the losses of clips: in total, by band of noise level, by caption tier."""
-
-        def by(kind_b, count):
-            is_kind_bk = jax.nn.one_hot(kind_b, count) * weight_b[:, None]
-            layout = sharding.out_sharding(None)
-            sum_k = _exactly("b,bk->k", loss_b, is_kind_bk, out_sharding=layout)
-            return sum_k, jnp.sum(is_kind_bk, 0)
-
-        edges = self.noise.band_edges
-        band_b = timesteps.band_index(batch["tau"], edges)
-        metrics = {"loss_band": by(band_b, len(edges) - 1)}
-        if "text_tier" in batch:
-            none = captions.REALISED.index(captions.NO_CAPTION)
-            tier_b = jnp.where(batch["drop"], none, batch["text_tier"])
-            metrics["loss_tier"] = by(tier_b, len(captions.REALISED))
-        return jnp.sum(loss_b * weight_b), jnp.sum(weight_b), metrics
-
-
-class PackedDenoiser(Denoiser):
-    """`Denoiser` for clips of any size that share rows, each with its own noise level.
-
-    Batches are those of `packing.Batches`, with `text_mask` bool [b, k, l], and
-    `text_ids` int32 [b, k, l] or `text_states` [b, k, l, d]. A row's text is the
-    concatenation of its clips' texts. Patterns of known tokens cover frames of tokens; a
-    clip too short for the pattern that it draws has no known tokens.
-
-    Args:
-      most_frames: frames of tokens of the longest clip.
-      others: see `Denoiser`.
-    """
-
-    def __init__(self, *args, most_frames: int, **others):
-        super().__init__(*args, fps=None, **others)
-        self.most_frames = most_frames
-
-    def draw(self, key, batch, share):
-        del share
-        tau_key, noise_key, drop_key, known_key = jax.random.split(key, 4)
-        b, k = batch["frames"].shape
-        tau_bk = timesteps.sample_tau(tau_key, b * k, self.noise).reshape(b, k)
-        drop_bk = jax.random.uniform(drop_key, (b, k)) < self.text_dropout
-        known_bkt = known.sample_known_frames(
-            known_key,
-            sharding.replicate(batch["frames"]).reshape(b * k),
-            self.most_frames,
-            self.known.probabilities,
-        ).reshape(b, k, self.most_frames)
-        noise_bnc = jax.random.normal(
-            noise_key, batch["tokens"].shape, out_sharding=_rows(None, None)
-        )
-        return dict(batch) | {
-            "tau": sharding.reshard(tau_bk, "batch", None),
-            "drop": sharding.reshard(drop_bk, "batch", None),
-            "known": sharding.reshard(known_bkt, "batch", None, None),
-            "noise": noise_bnc,
-        }
-
-    def _texts(self, modules, batch):
-        """States [b, k l, d] and mask [b, k l] of each row's texts."""
-
-        def apart(x):  # [b, k, ...] -> [b k, ...]
-            layout = _rows(*(None,) * (x.ndim - 2))
-            return jnp.reshape(x, (-1, *x.shape[2:]), out_sharding=layout)
-
-        names = {"text_ids", "text_states", "text_mask", "drop"} & batch.keys()
-        clips = {name: apart(batch[name]) for name in names}
-        states_gld, mask_gl = self._text(modules, clips)
-        (b, k, l), d = batch["text_mask"].shape, states_gld.shape[-1]
-        return (
-            jnp.reshape(states_gld, (b, k * l, d), out_sharding=_rows(None, None)),
-            jnp.reshape(mask_gl, (b, k * l), out_sharding=_rows(None)),
-        )
-
-    def loss(self, modules, batch):
-        x0, noise, segments_bn = batch["tokens"], batch["noise"], batch["segments"]
-        b, k = batch["frames"].shape
-        states_bld, text_mask_bl = self._texts(modules, batch)
+        text = self._text(modules, batch)
+        b, k = batch["tau"].shape
+        slots_bn = batch["slots"].astype(jnp.int32)
+        levels = [batch["tau"], batch["known_tau"]]
+        if "extra_tau" in batch:
+            levels += [
+                batch["extra_tau"][..., i] for i in range(conditions.EXTRA_LEVELS)
+            ]
+        levels_bm = jnp.concatenate(levels, axis=1)  # slot by slot
+        is_known_bn = (slots_bn == conditions.Slot.KNOWN).astype(jnp.int32)
+        if "latents" in batch:
+            found = rows.of_video(
+                self.dit_config, batch["latents"], levels_bm, *text, fps=self.fps
+            )
+            return dataclasses.replace(
+                found, level_index_bn=slots_bn, roles_bn=is_known_bn
+            ), None
 
         def of_rows(x_1m):
             x_bm = jnp.broadcast_to(x_1m, (b, x_1m.shape[1]))
             return sharding.reshard(x_bm, "batch", None)
 
         # Products with one-hot rows, which shard where a gather does not. At the highest
-        # precision they select levels, rates and losses exactly.
+        # precision they select rates and losses exactly.
+        segments_bn = batch["segments"]
         of_clip_bnk = jax.nn.one_hot(segments_bn - 1, k)
-        in_frame_bnt = jax.nn.one_hot(batch["places"][..., 0], self.most_frames)
-        there_bn = (segments_bn > 0).astype(jnp.float32)
-        known_bnt = _exactly(
-            "bnk,bkt->bnt", of_clip_bnk, batch["known"].astype(jnp.float32)
-        )
-        known_bn = jnp.sum(known_bnt * in_frame_bnt, -1)
-        tau_bn = _exactly("bnk,bk->bn", of_clip_bnk, batch["tau"])
-        tau_bn = jnp.where(known_bn > 0, self.known.known_tau, tau_bn)
-        fps_bn = _exactly("bnk,bk->bn", of_clip_bnk, batch["fps"]) + 1 - there_bn
-        known_tau_bk = of_rows(jnp.full((1, k), self.known.known_tau))
-        number_bn = jnp.maximum(segments_bn - 1, 0) + k * known_bn.astype(jnp.int32)
+        is_padding_bn = (segments_bn == 0).astype(jnp.float32)
+        fps_bn = _exactly("bnk,bk->bn", of_clip_bnk, batch["fps"]) + is_padding_bn
         clip_1k = jnp.arange(1, k + 1)[None]
+        return rows.Rows(
+            batch["tokens"],
+            rows.positions(batch["places"], self.dit_config, fps_bn),
+            levels_bm,
+            *text,
+            level_index_bn=jnp.maximum(segments_bn - 1, 0) + k * slots_bn,
+            roles_bn=is_known_bn,
+            segments_bn=segments_bn,
+            text_segments_bl=of_rows(
+                jnp.repeat(clip_1k, text[0].shape[1] // k, axis=1)
+            ),
+            level_segments_bk=of_rows(jnp.tile(clip_1k, (1, len(levels)))),
+        ), of_clip_bnk
 
-        velocity_bnc = modules["dit"](
-            flow.interpolate(x0, noise, tau_bn),
-            jnp.concatenate([batch["tau"], known_tau_bk], 1),
-            number_bn,
-            known_bn,
-            dit.positions(batch["places"], self.dit_config, fps_bn),
-            states_bld,
-            text_mask_bl,
-            segments_bn,
-            of_rows(jnp.repeat(clip_1k, states_bld.shape[1] // k, axis=1)),
-            of_rows(jnp.tile(clip_1k, (1, 2))),
+    def clip_losses(self, modules, batch, hidden_after: int = 0):
+        """The loss of each clip, [b, k], of a batch that `draw` has completed.
+
+        With `hidden_after` also the denoiser's hidden states, [b, n, d].
+        """
+        clean, of_clip_bnk = self.clean_rows(modules, batch)
+        x0, noise = clean.tokens_bnc, batch["noise"]
+        if of_clip_bnk is None:
+            noise = patches.patchify(noise, self.dit_config.patch)
+        noised = flow.interpolate(x0, noise, clean.tau)
+        found = modules["dit"](
+            dataclasses.replace(clean, tokens_bnc=noised), hidden_after=hidden_after
         )
+        velocity_bnc, *hidden_bnd = found if hidden_after else (found,)
         error_bn = jnp.mean(jnp.square(velocity_bnc - flow.velocity(x0, noise)), -1)
-        unknown_bn = there_bn - known_bn
+        weight_bn = 1.0 - clean.known_bn
+        if self.state_loss and "shown_shape" in batch:  # more where it shows a thing
+            is_thing_bn = (batch["shown_shape"] > tokens.NOTHING).astype(jnp.float32)
+            weight_bn = weight_bn * (1 + (self.state_loss.focus - 1) * is_thing_bn)
 
         def by_clip(x_bn):
+            if of_clip_bnk is None:
+                return jnp.sum(x_bn, 1, keepdims=True)
             x_bn = sharding.reshard(x_bn, "batch", None)
             return _exactly("bn,bnk->bk", x_bn, of_clip_bnk)
 
-        loss_bk = by_clip(error_bn * unknown_bn) / jnp.maximum(by_clip(unknown_bn), 1)
-        weight_bk = (batch["frames"] > 0).astype(jnp.float32)
+        loss_bk = by_clip(error_bn * weight_bn) / jnp.maximum(by_clip(weight_bn), 1)
+        return (loss_bk, *hidden_bnd) if hidden_after else loss_bk
 
-        def flat(x_bk):
-            return jnp.reshape(x_bk, (b * k,), out_sharding=_rows())
+    def loss(self, modules, batch):
+        hidden_after = 0
+        if self.state_loss:
+            hidden_after = self.state_loss.after(self.dit_config.num_layers)
+        found = self.clip_losses(modules, batch, hidden_after)
+        loss_bk, *hidden_bnd = found if hidden_after else (found,)
+        weight_bk, more = jnp.ones_like(loss_bk), {}
+        if "segments" in batch:
+            weight_bk = (batch["frames"] > 0).astype(jnp.float32)
+            padding_bn = (batch["segments"] == 0).astype(jnp.float32)
+            count = jnp.full((), len(weight_bk), jnp.float32)
+            more = {
+                "padding": (jnp.sum(padding_bn), count * padding_bn.shape[1]),
+                "clips_per_row": (jnp.sum(weight_bk), count),
+            }
+        clips = {
+            name: batch[name].reshape(loss_bk.shape)
+            for name in {"tau", "drop", "pattern", "text_tier"} & batch.keys()
+        }
+        total, weight, metrics = self._summed(loss_bk, weight_bk, clips)
+        if hidden_bnd:
+            logits_bnc = modules[state_losses.NAME](hidden_bnd[0].astype(jnp.float32))
+            of_state, shown = state_losses.loss(logits_bnc, batch)
+            total, metrics = total + self.state_loss.weight * of_state, metrics | shown
+        return total, weight, metrics | more
 
-        names = {"tau", "drop", "text_tier"} & batch.keys()
-        clips = {name: flat(batch[name]) for name in names}
-        total, weight, metrics = self._summed(flat(loss_bk), flat(weight_bk), clips)
-        tokens = jnp.full((), there_bn.size, jnp.float32)
-        return (
-            total,
-            weight,
-            metrics
-            | {
-                "padding": (tokens - jnp.sum(there_bn), tokens),
-                "clips_per_row": (weight, jnp.full((), b, jnp.float32)),
-            },
-        )
+    def _summed(self, loss_bk, weight_bk, clips):
+        """Sums the losses of clips: in total, and by noise level, pattern and caption."""
+
+        def by(kind_bk, count):
+            is_kind_bkm = jax.nn.one_hot(kind_bk, count) * weight_bk[..., None]
+            layout = sharding.out_sharding(None)
+            sum_m = _exactly("bk,bkm->m", loss_bk, is_kind_bkm, out_sharding=layout)
+            return sum_m, jnp.sum(is_kind_bkm, (0, 1))
+
+        edges = self.noise.band_edges
+        band_bk = timesteps.band_index(clips["tau"], edges)
+        metrics = {"loss_band": by(band_bk, len(edges) - 1)}
+        if "pattern" in clips:
+            patterns = by(clips["pattern"], len(conditions.PATTERNS))
+            metrics["loss_pattern"] = patterns
+        if "text_tier" in clips:
+            none = captions.REALISED.index(captions.NO_CAPTION)
+            tier_bk = jnp.where(clips["drop"], none, clips["text_tier"])
+            metrics["loss_tier"] = by(tier_bk, len(captions.REALISED))
+        return jnp.sum(loss_bk * weight_bk), jnp.sum(weight_bk), metrics
+
+
+def _joined(x: jax.Array) -> jax.Array:
+    """[b, k, ...] -> [b k, ...]: what belongs to the clips of all rows."""
+    layout = _rows(*(None,) * (x.ndim - 2))
+    return jnp.reshape(x, (-1, *x.shape[2:]), out_sharding=layout)
 
 
 class Rewriting:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from sora_jax.core import config as configs
-from sora_jax.data import captions, transforms
-from sora_jax.diffusion import known, timesteps
+from sora_jax.data import captions, conditions, transforms
+from sora_jax.diffusion import timesteps
 from sora_jax.models import (
     captioner,
     discriminator,
@@ -119,7 +119,7 @@ class Recipe:
     text: Text
     model: Model
     noise: timesteps.Config
-    known: known.Config
+    known: conditions.Config
     state_loss: state_loss.Config
     reconstruction: reconstruction.Weights
     lora: lora.Config

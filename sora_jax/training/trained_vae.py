@@ -77,8 +77,25 @@ def encoder(
 
     The clips of a call have one size. Fewer of them than `batch_size`, or what it says
     for their (frames, height, width), are padded to it, so that one program is compiled
-    for each size. Clips of more than VOXELS_AT_ONCE are encoded in chunks, in memory that
-    does not grow with their length.
+    for each size.
+    """
+
+    encode = video_encoder(vae)
+
+    def encode_clips(clips: Sequence[records.ClipRecord]) -> np.ndarray:
+        frames = [clip.frames() for clip in clips]
+        count = batch_size(frames[0].shape[:3]) if callable(batch_size) else batch_size
+        frames += [frames[-1]] * (count - len(frames))
+        return encode(np.stack(frames))[: len(clips)]
+
+    return encode_clips
+
+
+def video_encoder(vae: LoadedVAE) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function from videos, uint8 [b, t, h, w, 3], to their latent means.
+
+    Those of more than VOXELS_AT_ONCE are encoded in chunks, in memory that does not grow
+    with their length.
     """
 
     @jax.jit
@@ -88,23 +105,17 @@ def encoder(
 
     module = vae.module()
 
-    def encode_clips(clips: Sequence[records.ClipRecord]) -> np.ndarray:
-        frames = [clip.frames() for clip in clips]
-        count = batch_size(frames[0].shape[:3]) if callable(batch_size) else batch_size
-        frames += [frames[-1]] * (count - len(frames))
-        video_bthwc = np.stack(frames)
+    def encode_video(video_bthwc: np.ndarray) -> np.ndarray:
         if video_bthwc[..., 0].size <= VOXELS_AT_ONCE:
-            means = np.asarray(encode(vae.params, video_bthwc))
-        else:
-            chunks = (
-                chunk.astype(np.float32) / 127.5 - 1
-                for chunk in np.array_split(video_bthwc, video_bthwc.shape[1], axis=1)
-            )
-            means = [np.asarray(mean) for mean, _ in module.encode_stream(chunks)]
-            means = np.concatenate(means, axis=1)
-        return means[: len(clips)]
+            return np.asarray(encode(vae.params, video_bthwc))
+        chunks = (
+            chunk.astype(np.float32) / 127.5 - 1
+            for chunk in np.array_split(video_bthwc, video_bthwc.shape[1], axis=1)
+        )
+        means = [np.asarray(mean) for mean, _ in module.encode_stream(chunks)]
+        return np.concatenate(means, axis=1)
 
-    return encode_clips
+    return encode_video
 
 
 def save(

@@ -35,6 +35,12 @@ def test_null_condition_replaces_only_the_dropped_rows_of_every_leaf():
     assert dropped["ids"].dtype == condition["ids"].dtype
 
 
+def _branches(rows=3):
+    """A condition and the null condition."""
+    condition = _condition(rows)
+    return condition, guidance.null_condition(condition, NULL, jnp.ones(rows, bool))
+
+
 def _velocity(calls):
     def velocity(x, tau, condition):
         calls.append(x.shape[0])
@@ -45,45 +51,60 @@ def _velocity(calls):
 
 
 def test_guidance_extrapolates_from_null_in_one_call_of_twice_the_rows():
-    x, condition, calls = jnp.ones((3, 4)), _condition(), []
+    x, branches, calls = jnp.ones((3, 4)), _branches(), []
     velocity = _velocity(calls)
-    got = guidance.guided(velocity, condition, NULL, 3.5)(x, 0.5)
+    got = guidance.guided(velocity, branches, [3.5])(x, 0.5)
     assert calls == [6]
-    everyone = guidance.null_condition(condition, NULL, jnp.ones(3, bool))
-    null = velocity(x, 0.5, everyone)
-    text = velocity(x, 0.5, condition)
+    text, null = (velocity(x, 0.5, condition) for condition in branches)
     np.testing.assert_allclose(got, null + 3.5 * (text - null), rtol=1e-5)
 
 
-def test_scale_one_computes_no_null_half():
+def test_one_branch_is_computed_alone():
     x, condition, calls = jnp.ones((3, 4)), _condition(), []
     velocity = _velocity(calls)
-    got = guidance.guided(velocity, condition, NULL, 1)(x, 0.5)
+    got = guidance.guided(velocity, [condition])(x, 0.5)
     assert calls == [3]
     np.testing.assert_array_equal(got, velocity(x, 0.5, condition))
 
 
+def test_two_conditions_may_be_left_out_apart():
+    """InstructPix2Pix, equation 3, with a scale of its own for each condition."""
+    x, calls = jnp.ones((3, 4)), []
+    both, null = _branches()
+    other = both | {"ids": jnp.full((3,), 2)}
+    velocity, of_text, of_other = _velocity(calls), 4.0, 1.5
+    got = guidance.guided(velocity, (both, other, null), (of_text, of_other - of_text))(
+        x, 0.5
+    )
+    assert calls == [9]
+    v_both, v_other, v_null = (velocity(x, 0.5, c) for c in (both, other, null))
+    want = v_null + of_other * (v_other - v_null) + of_text * (v_both - v_other)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    with pytest.raises(ValueError, match="3 branches .* need 2 weights, not 1"):
+        guidance.guided(velocity, (both, other, null), (of_text,))
+
+
 def test_scale_may_be_traced():
-    x, condition = jnp.ones((3, 4)), _condition()
+    x, branches = jnp.ones((3, 4)), _branches()
     velocity = _velocity([])
-    run = jax.jit(lambda s: guidance.guided(velocity, condition, NULL, s)(x, 0.5))
+    run = jax.jit(lambda s: guidance.guided(velocity, branches, [s])(x, 0.5))
     np.testing.assert_allclose(
-        run(2.0), guidance.guided(velocity, condition, NULL, 2.0)(x, 0.5), rtol=1e-6
+        run(2.0), guidance.guided(velocity, branches, [2.0])(x, 0.5), rtol=1e-6
     )
 
 
 @pytest.mark.peers
 def test_rescaling_is_that_of_diffusers(peers_python):
-    x, condition, calls = jnp.linspace(-1, 2, 12).reshape(3, 4), _condition(), []
+    x, branches, calls = jnp.linspace(-1, 2, 12).reshape(3, 4), _branches(), []
     velocity = _velocity(calls)
-    guided = guidance.guided(velocity, condition, NULL, 3.5)(x, 0.5)
-    with_text = velocity(x, 0.5, condition)
+    guided = guidance.guided(velocity, branches, [3.5])(x, 0.5)
+    with_text = velocity(x, 0.5, branches[0])
     given = {"guided": guided.tolist(), "with_text": with_text.tolist(), "share": 0.7}
     run = subprocess.run(
         [peers_python, str(ORACLE)], input=json.dumps(given), capture_output=True,
         text=True, check=True,
     )  # fmt: skip
-    got = guidance.guided(velocity, condition, NULL, 3.5, rescale=0.7)(x, 0.5)
+    got = guidance.guided(velocity, branches, [3.5], rescale=0.7)(x, 0.5)
     np.testing.assert_allclose(got, json.loads(run.stdout), rtol=1e-5)
     assert np.abs(np.asarray(got - guided)).max() > 1
 
@@ -109,15 +130,15 @@ def test_rescaling_gives_free_entries_the_deviation_of_the_text():
 
 @pytest.mark.parametrize("shape", [{"replica": 8}, {"replica": 2, "fsdp": 4}])
 def test_pairs_stay_on_the_device_of_their_row(shape):
-    x, condition = jnp.ones((8, 4)), _condition(8)
+    x, branches = jnp.ones((8, 4)), _branches(8)
     velocity = _velocity([])
-    want = guidance.guided(velocity, condition, NULL, 2.0)(x, 0.5)
+    want = guidance.guided(velocity, branches, [2.0])(x, 0.5)
     devices = mesh.make_mesh(shape)
     with jax.set_mesh(devices):
         rows = sharding.named_sharding(devices, "batch")
-        put = jax.device_put((x, condition), rows)
+        put = jax.device_put((x, branches), rows)
         program = jax.jit(
-            lambda x, condition: guidance.guided(velocity, condition, NULL, 2.0)(x, 0.5)
+            lambda x, branches: guidance.guided(velocity, branches, [2.0])(x, 0.5)
         )
         got = program(*put)
         assert got.sharding.is_equivalent_to(rows, 2)

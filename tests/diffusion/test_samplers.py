@@ -164,25 +164,46 @@ def test_chunks_join_exactly_and_padding_is_free(sampler):
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "unipc"])
-def test_known_tokens_are_held_and_seen(sampler):
-    known = jnp.asarray([[True, False, False], [False, False, True]])
-    values = jax.random.normal(jax.random.key(2), (2, 3, 4))
-    noise = jax.random.normal(jax.random.key(3), (2, 3, 4))
+def test_each_entry_may_follow_a_schedule_of_its_own(sampler):
+    """As if it had been solved alone: another shift, a late start and an early end."""
+    full = timesteps.schedule(12, 3.0)
+    late = np.concatenate([np.full(4, 0.8, np.float32), np.linspace(0.8, 0, 9)])
+    early = np.concatenate([timesteps.schedule(7), np.zeros(5, np.float32)])
+    taus = np.stack([full, late, early], axis=1)
+    x = jax.random.normal(jax.random.key(2), (4, 6, 2))
+    index = jnp.asarray(np.arange(24).reshape(4, 6) % 3)
 
-    def pulling(x, tau):
-        # every evaluation must see the held values themselves
-        wrong = jnp.where(known[..., None], jnp.abs(x - values), 0).max()
-        return jnp.where(wrong > 0, jnp.nan, x - x.mean(1, keepdims=True) + 1)
+    def velocity(x, level_k):
+        return gaussian_velocity(x, level_k[index][..., None])
 
-    taus = timesteps.schedule(5)
-    x = samplers.sample(pulling, noise, taus, known, values, sampler)
-    np.testing.assert_array_equal(x[known], values[known])
-    assert np.isfinite(x).all()
-    assert not np.isclose(x[~known], noise[~known]).any()
+    got = samplers.sample(velocity, x, taus, sampler, index)
+    for number, alone in enumerate((full, late[3:], early[:8])):
+        want = samplers.sample(gaussian_velocity, x, alone, sampler)
+        mine = np.asarray(index) == number
+        np.testing.assert_allclose(got[mine], want[mine], rtol=1e-4, atol=1e-5)
 
 
-def test_half_of_a_known_pair_is_refused():
-    with pytest.raises(ValueError, match="go together"):
-        samplers.sample(
-            gaussian_velocity, jnp.ones(3), timesteps.schedule(2), jnp.ones(3, bool)
-        )
+@pytest.mark.parametrize("sampler", ["euler", "heun", "unipc"])
+def test_a_velocity_of_zero_keeps_what_it_is_of(sampler):
+    """That is how known tokens are kept; they may have any value."""
+    x = jax.random.normal(jax.random.key(2), (2, 3, 4))
+    held = jnp.asarray([[True, False, False], [False, False, True]])[..., None]
+
+    def velocity(x, tau):
+        return jnp.where(held, 0, gaussian_velocity(x, tau))
+
+    got = samplers.sample(velocity, x, timesteps.schedule(20, 3.0), sampler)
+    kept = np.broadcast_to(held, x.shape)
+    np.testing.assert_allclose(got[kept], x[kept], rtol=1e-5)
+    assert not np.isclose(got[~kept], x[~kept]).any()
+
+
+def test_evaluations_are_asked_for_where_any_schedule_moves():
+    taus = np.stack([np.linspace(1, 0, 5), [0.5, 0.5, 0.5, 0.25, 0.0]], axis=1)
+    plan = samplers.plan("heun", taus)
+    wanted = [[True, True]] * 3 + [[True, False]]
+    np.testing.assert_array_equal(samplers.evaluation_mask("heun", plan), wanted)
+    idle = samplers.plan("heun", np.stack([taus[:, 0] * 0, taus[:, 1] * 0], axis=1))
+    assert not samplers.evaluation_mask("heun", idle).any()
+    first, rest = samplers.split(plan, 2)
+    assert first["second"].tolist() == [[1, 1], [0, 0]] and len(rest["tau"]) == 2

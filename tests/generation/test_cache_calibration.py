@@ -12,6 +12,7 @@ from sora_jax.diffusion import samplers, step_cache, timesteps
 from sora_jax.evals.metrics import reconstruction
 from sora_jax.evals.prompts import cached_sampling
 from sora_jax.generation import cache_calibration, compiled, pipeline
+from sora_jax.models import rows as rows_of
 from tests.generation import tiny
 
 PROMPTS = {"prompt": ["a dog", "a cat", "x"], "seed": [0, 3, 5]}
@@ -50,14 +51,15 @@ def by_hand(pipe, sampler: str, threshold: float) -> np.ndarray:
     @jax.jit
     def residual_of(x, level, states, mask):
         """What the blocks add: seen by the head's input with and without them."""
-        nothing = compiled.start_cache(tiny.DIT, 4, x.shape[1:4])["residual"]
-        never = dits_reuse(nothing, False, np.ones(4))
-        return dit.apply_video(x, level, None, states, mask, 8.0, never)[1]
+        row = rows_of.of_video(tiny.DIT, x, level, states, mask, fps=8.0)
+        nothing = compiled.start_cache(tiny.DIT, *row.tokens_bnc.shape[:2])["residual"]
+        return dit(row, dits_reuse(nothing, False, np.ones(4)))[1]
 
     @jax.jit
     def head_of(x, level, states, mask, residual):
-        always = dits_reuse(residual, True, np.ones(4))
-        return dit.apply_video(x, level, None, states, mask, 8.0, always)[0]
+        row = rows_of.of_video(tiny.DIT, x, level, states, mask, fps=8.0)
+        found = dit(row, dits_reuse(residual, True, np.ones(4)))[0]
+        return rows_of.to_video(found, x.shape[1:4], tiny.DIT.patch)
 
     def velocity(x, tau):
         spared, gains = next(asked)
@@ -184,12 +186,16 @@ def test_a_spared_evaluation_runs_no_block(calibrated):
     rows = [0, 1, 2, 2]
     text, null = calibrated.encode_prompt(request, rows)
     x, _ = calibrated.prepare_latents(request, rows)
-    cache = compiled.start_cache(tiny.DIT, 8, x.shape[1:4])
+    branches = tuple(
+        compiled.start_rows(tiny.DIT, x, given, 8.0, 0.0) for given in (text, null)
+    )
+    x = branches[0].tokens_bnc
+    cache = compiled.start_cache(tiny.DIT, 8, x.shape[1])
     jaxpr = jax.make_jaxpr(
         lambda *given: compiled.denoise_chunk.__wrapped__(
-            *network, *given, sampler="euler", guided=True, cache=cache
+            *network, *given, sampler="euler", cache=cache
         )
-    )(x, (), plan, text, null, None, 2.0, 8.0, 0.0)
+    )(x, (), plan, branches, (2.0,))
 
     def scans(jaxpr, inside=()):
         """Lengths of scans, with the branches of conditions that they stand in."""

@@ -439,3 +439,108 @@ def test_what_cannot_be_done_ends_with_one_sentence(
         generate(**({"out": "clip.mp4"} | values))
     assert str(caught.value).startswith("generate: ")
     assert {p.name for p in tmp_path.rglob("*")} == before
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """A video file of nine frames, and its frames."""
+    frames = np.random.default_rng(3).integers(0, 256, (9, 16, 16, 3), np.uint8)
+    file = tmp_path_factory.mktemp("film") / "film.mp4"
+    file.write_bytes(video_io.encode_lossless(frames, 6.0))
+    return file, video_io.decode(file).frames
+
+
+def test_a_task_makes_a_video_of_another_once(generate, film, tmp_path, capsys):
+    file, frames = film
+    out = tmp_path / "varied.mp4"
+    asked = dict(
+        task="vary", prompt="a cat", video=str(file), strength=0.6, out=str(out)
+    )
+    generate(**asked)
+    assert "1 clip of 9 frames written" in capsys.readouterr().out
+    made = video_io.decode(out)
+    assert made.frames.shape == frames.shape and made.fps == 6.0
+    recipe = recipes.read(out)
+    assert recipe["task"] == "vary" and recipe["inputs"]["strength"] == 0.6
+    generate(**asked)
+    assert "exists already" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="exists with another recipe .*strength"):
+        generate(**asked | {"strength": 0.7})
+    generate(**asked | {"strength": 0.7}, overwrite=True)
+    assert recipes.read(out)["inputs"]["strength"] == 0.7
+
+
+def test_tasks_read_pictures_masks_and_times(generate, film, tmp_path, monkeypatch):
+    file, frames = film
+    for name in ("a", "b"):
+        PIL.Image.fromarray(frames[0]).save(tmp_path / f"{name}.png")
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:, 8:] = 255
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+    seen = []
+
+    def run(self, task, prompt, **given):
+        seen.append((task, given))
+        frames = np.zeros((1, 9, 16, 16, 3), np.float32)
+        return pipeline.Output(frames, ({},))
+
+    monkeypatch.setattr(pipeline.Pipeline, "run", run)
+    settings = pipeline.requests.Settings
+    check = pipeline.tasks.check
+    monkeypatch.setattr(
+        pipeline.tasks, "check",
+        lambda *given: check(*given[:-1], [*map(str, EVERY_PATTERN)]),
+    )  # fmt: skip
+    assert settings
+    keys = f"0={tmp_path / 'a.png'},8={tmp_path / 'b.png'}"
+    asked = dict(prompt="a cat")
+    generate(
+        task="keyframes",
+        keyframes=keys.split(","),
+        out=str(tmp_path / "k.mp4"),
+        **asked,
+    )
+    assert seen[-1][1]["at"] == [0, 8] and np.shape(seen[-1][1]["images"]) == (
+        2,
+        16,
+        16,
+        3,
+    )
+    generate(
+        task="inpaint", video=str(file), mask=str(tmp_path / "mask.png"),
+        out=str(tmp_path / "i.mp4"), **asked,
+    )  # fmt: skip
+    np.testing.assert_array_equal(seen[-1][1]["mask"], mask > 0)
+    np.testing.assert_array_equal(seen[-1][1]["video"], frames)
+    assert seen[-1][1]["fps"] == 6.0
+
+
+EVERY_PATTERN = ("first_frame", "keyframes", "region")
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"video": "x.mp4"}, "--video has no meaning without --task"),
+        ({"task": "vary"}, "--task vary needs --video"),
+        ({"task": "vary", "video": "no.mp4"}, "no.mp4"),
+        ({"task": "vary", "video": "FILM", "factor": 2}, "--factor has no meaning"),
+        ({"task": "extend", "video": "FILM", "frames": 4}, "trained with 'head'"),
+        ({"task": "vary", "video": "FILM", "dry_run": True}, "no --dry_run"),
+        ({"task": "keyframes", "keyframes": ["a.png"]}, "FRAME=IMAGE"),
+        ({"task": "vary", "video": "FILM", "strength": 2.0}, "in .0, 1., not 2"),
+        ({"task": "edit", "video": "FILM"}, "'edit' needs source"),
+        (
+            {"task": "inpaint", "video": "FILM", "mask": "FILM_TEXT"},
+            "FILM_TEXT|picture",
+        ),
+    ],
+)
+def test_wrong_flags_of_tasks_get_one_sentence(
+    generate, film, tmp_path, flags, message
+):
+    flags = {n: str(film[0]) if v == "FILM" else v for n, v in flags.items()}
+    out = tmp_path / "no.mp4"
+    with pytest.raises(SystemExit, match=message) as error:
+        generate(prompt="a cat", out=str(out), **flags)
+    assert "\n" not in str(error.value).strip() and not out.exists()

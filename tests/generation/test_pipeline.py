@@ -239,16 +239,17 @@ def test_the_two_branches_of_one_clip_are_on_two_devices(pipe):
         text, null = spread.encode_prompt(request, [0, 0])
         noise, _ = spread.prepare_latents(request, [0, 0])
         rows = []
-        video = compiled.dits.DiT.apply_video
+        video = compiled.dits.DiT.__call__
 
-        def spying(self, x, *rest):
+        def spying(self, given, *rest):
+            x = given.tokens_bnc
             rows.append((x.shape[0], jax.typeof(x).sharding.spec[0]))
-            return video(self, x, *rest)
+            return video(self, given, *rest)
 
         compiled.denoise_chunk.clear_cache()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compiled.dits.DiT, "apply_video", spying)
-            spread.denoise(request, [0, 0], text, null, noise, None)
+            patch.setattr(compiled.dits.DiT, "__call__", spying)
+            spread.denoise(request, [0, 0], text, null, noise)
         compiled.denoise_chunk.clear_cache()
     # Two rows, of one clip, split over the two devices.
     assert set(rows) == {(2, ("replica", "fsdp"))}

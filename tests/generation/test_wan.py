@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from sora_jax.core import mesh, trees
 from sora_jax.generation import compiled, export, pipeline
-from sora_jax.models import dit
+from sora_jax.models import rows
 from sora_jax.training import pretrained
 
 ORACLE = pathlib.Path(__file__).resolve().parent.parent / "oracle" / "wan_pipeline.py"
@@ -112,13 +112,13 @@ def test_experts_that_change_places_give_something_else(made, pipes):
 
 
 def test_height_and_width_are_told_apart_by_their_positions(made, pipes, monkeypatch):
-    given = dit.grid_positions
+    given = rows.grid_positions
     monkeypatch.setattr(
-        dit, "grid_positions", lambda *a: given(*a)[..., jax.numpy.array([0, 2, 1])]
+        rows, "grid_positions", lambda *a: given(*a)[..., jax.numpy.array([0, 2, 1])]
     )
-    compiled.denoise_chunk.clear_cache()
+    compiled.start_rows.clear_cache()
     turned = call(made, pipes["t2v"], "t2v")
-    compiled.denoise_chunk.clear_cache()
+    compiled.start_rows.clear_cache()
     assert apart(turned, made[2]["t2v"]["latents/whole"]) > 0.01
 
 

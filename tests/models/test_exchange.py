@@ -11,7 +11,14 @@ import pytest
 from flax import nnx
 
 from sora_jax.core import trees
-from sora_jax.models import dit, exchange, peer_configs, text_encoder, video_vae
+from sora_jax.models import (
+    dit,
+    exchange,
+    peer_configs,
+    rows,
+    text_encoder,
+    video_vae,
+)
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden"
 WAN_1_3B = dit.Config(mask_text=False, known_embedding=False, pooled_text=False)
@@ -269,21 +276,23 @@ def test_velocities_and_gradients_are_those_of_wan(goldens, build, close, name, 
     graph, state = nnx.split(build(make_dit(config), params))
 
     @jax.jit
-    def apply(state, *inputs):
-        return nnx.merge(graph, state).apply_video(*inputs)
+    def apply(state, latents, levels, text, mask, known=None):
+        row = rows.of_video(config, latents, levels, text, mask, known_bn=known)
+        velocity = nnx.merge(graph, state)(row)
+        return rows.to_video(velocity, latents.shape[1:4], config.patch)
 
     for i, size in enumerate(golden.case["latents"]):
         latents = jnp.moveaxis(jnp.asarray(golden.inputs[f"latents{i}"]), 1, -1)
         text = jnp.asarray(golden.inputs[f"text{i}"])
         mask = jnp.any(text != 0, axis=-1)
         tau = jnp.asarray(golden.inputs[f"timestep{i}"])[:, None] / 1000
-        velocity = apply(state, latents, tau, None, text, mask)
+        velocity = apply(state, latents, tau, text, mask)
         expected = np.moveaxis(golden.outputs[f"velocity{i}"], 1, -1)
         close(f"velocity of {size}", velocity, expected, 1e-5)
         # The first frame's tokens have level 0; they count as known ones.
-        first = jnp.zeros(latents.shape[:-1]).at[:, : config.patch[0]].set(1)
+        first = jnp.zeros(latents.shape[:-1], bool).at[:, : config.patch[0]].set(True)
         levels = jnp.concatenate([tau, jnp.zeros_like(tau)], axis=1)
-        inputs = latents, levels, first, text, mask
+        inputs = latents, levels, text, mask, rows.known_tokens(first, config.patch)
         expected = np.moveaxis(golden.outputs[f"velocity_per_token{i}"], 1, -1)
         close(f"velocity of {size}, two levels", apply(state, *inputs), expected, 1e-5)
 

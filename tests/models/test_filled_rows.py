@@ -8,7 +8,7 @@ from flax import nnx
 
 from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding
-from sora_jax.models import dit
+from sora_jax.models import dit, rows
 
 CONFIG = dit.Config(
     in_channels=3, out_channels=3, patch=(1, 1, 1), dim=32, num_heads=4, num_layers=2,
@@ -58,10 +58,16 @@ def run(network, given, known: bool, reuse: bool):
         gain = sharding.reshard(jnp.asarray([0.5, 2.0]), "batch")
         cached = dit.Reuse(residual, jnp.asarray(True), gain)
     levels = given["levels"] if known else given["levels"][:, :1]
-    found = network.apply_video(
-        given["latents"], levels, given["known"] if known else None,
-        given["text"], given["mask"], reuse=cached,
-    )  # fmt: skip
+    is_known = rows.known_tokens(given["known"] > 0, CONFIG.patch) if known else None
+    row = rows.of_video(
+        CONFIG,
+        given["latents"],
+        levels,
+        given["text"],
+        given["mask"],
+        known_bn=is_known,
+    )
+    found = network(row, cached)
     return found[0] if reuse else found
 
 

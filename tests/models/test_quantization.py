@@ -11,7 +11,7 @@ from flax import nnx
 from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding
 from sora_jax.forecast import flops
-from sora_jax.models import dit, layers
+from sora_jax.models import dit, layers, rows
 
 CONFIG = dit.Config(
     in_channels=4, out_channels=4, patch=(1, 1, 1), dim=64, num_layers=2, num_heads=4,
@@ -76,7 +76,9 @@ def loss_of(network, given):
     x, tau, text, mask = given
 
     def loss(params):
-        velocity = nnx.merge(graph, params).apply_video(x, tau, None, text, mask)
+        velocity = nnx.merge(graph, params)(
+            rows.of_video(network.config, x, tau, text, mask)
+        )
         return jnp.mean(velocity**2), velocity
 
     return loss, params

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sora_jax.models import attention, chunked_attention, dit
+from sora_jax.models import attention, chunked_attention, dit, rows
 
 CONFIG = dit.Config(
     in_channels=4, out_channels=4, patch=(1, 1, 1), dim=32, num_layers=6, num_heads=2,
@@ -35,7 +35,7 @@ def programs(monkeypatch, remat, chunked):
         module = nnx.merge(graph, params)
         tau = jnp.full((1, 1), 0.7)
         mask = jnp.ones((1, 5), bool)
-        return jnp.sum(module.apply_video(x, tau, None, text, mask) ** 2)
+        return jnp.sum(module(rows.of_video(config, x, tau, text, mask)) ** 2)
 
     run = jax.jit(jax.grad(loss)).lower(params).compile()
     return jax.tree.leaves(run(params)), run
@@ -68,7 +68,8 @@ def test_a_size_or_policy_that_is_none_is_named():
 def test_attention_to_text_is_not_kept():
     model = dit.DiT(CONFIG, rngs=nnx.Rngs(0))
     x, text = jnp.zeros((1, 2, 8, 8, 4)), jnp.zeros((1, 5, 8))
-    given = x, jnp.full((1, 1), 0.7), None, text, jnp.ones((1, 5), bool)
-    program = str(jax.make_jaxpr(model.apply_video)(*given))
+    mask = jnp.ones((1, 5), bool)
+    given = rows.of_video(CONFIG, x, jnp.full((1, 1), 0.7), text, mask)
+    program = str(jax.make_jaxpr(model)(given))
     assert program.count(f"name[name={attention.SAVED}]") == 1
     assert program.count("name[name=text_attention]") == 1

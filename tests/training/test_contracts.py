@@ -28,6 +28,7 @@ from sora_jax.core import mesh as meshes
 from sora_jax.core import sharding, trees
 from sora_jax.forecast import hlo, programs
 from sora_jax.models import captioner, dit, layers, video_vae
+from sora_jax.models import rows as rows_of
 from sora_jax.training import jobs, loop, trained_captioner, trained_vae
 from tests.training import tiny
 
@@ -233,9 +234,10 @@ def test_a_block_exchanges_no_more_than_it_must(axis):
 
         def loss(params, *given):
             latents_bthwc, levels_bk, text_bld, mask_bl = given
-            velocity = nnx.merge(graph, params).apply_video(
-                latents_bthwc, levels_bk, None, text_bld, mask_bl, 8.0
+            row = rows_of.of_video(
+                config, latents_bthwc, levels_bk, text_bld, mask_bl, fps=8.0
             )
+            velocity = nnx.merge(graph, params)(row)
             return jnp.sum(velocity**2)
 
         given = rows(2, 4, 4, 4), rows(1), rows(6, 16), rows(6, dtype=jnp.bool_)

@@ -8,11 +8,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 
-from sora_jax.diffusion import known, samplers, timesteps
+from sora_jax.diffusion import samplers, timesteps
 from sora_jax.generation import compiled
 from sora_jax.models import dit
 from sora_jax.training import objectives, optim, step
@@ -54,11 +53,10 @@ def check(program, *given):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_training_step_rounds_no_level_time_loss_or_modulation(packed):
-    kind, sizes, batch = objectives.Denoiser, {"fps": 8.0}, tiny.batch(0)
+    sizes, batch = {"fps": 8.0}, tiny.batch(0)
     if packed:
-        kind, sizes = objectives.PackedDenoiser, {"most_frames": 4}
-        batch, _ = test_packed.packed_batch()
-    objective = kind(
+        sizes, (batch, _) = {}, test_packed.packed_batch()
+    objective = objectives.Denoiser(
         DIT, TEXT, timesteps.Config(shift=3.0), test_packed.KNOWN, **sizes,
         **test_packed.COMMON,
     )  # fmt: skip
@@ -77,13 +75,15 @@ def test_sampling_rounds_no_level_or_modulation(sampler):
     b, t, h, w = grid = (2, 3, 2, 2)
     x = jnp.zeros((*grid, 4))
     text = {"states": jnp.zeros((b, 6, 16)), "mask": jnp.ones((b, 6), bool)}
-    given = jnp.asarray(np.broadcast_to(known.mask("first_frame", (t, h, w)), grid)), x
+    given = jnp.zeros((b, t, h, w), bool).at[:, 0].set(True), x
     plan = samplers.plan(sampler, timesteps.schedule(3, 3.0))
+    start = compiled.start_rows(DIT, x, text, 8.0, 0.02, given)
+    tokens = start.tokens_bnc
 
     def run(state):
         return compiled.denoise_chunk.__wrapped__(
-            network[0], state, x, samplers.init_memory(x, sampler), plan, text, text, given,
-            2.0, 8.0, 0.02, sampler=sampler, guided=True, rescale=0.7,
+            network[0], state, tokens, samplers.init_memory(tokens, sampler), plan,
+            (start, start), (2.0,), sampler=sampler, rescale=0.7,
         )  # fmt: skip
 
     check(run, network[1])

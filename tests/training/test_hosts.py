@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from sora_jax.data import loader, packing
+from sora_jax.data import conditions, loader, packing
 from sora_jax.training import jobs
 
 # (hosts, steps): the run is stopped twice, and goes on with another number of hosts.
@@ -36,8 +36,12 @@ class Record:
         self.latents = np.full((*grid, 2), index + 1, np.float32)
 
 
-def transform(record, random):
-    return {"latents": record.latents, "drawn": random.random(2)}
+def transform(record, random, condition=None):
+    found = {"latents": record.latents, "drawn": random.random(2)}
+    if condition is not None:  # of a packed clip
+        slots = conditions.slots(condition, record.latents.shape[:3])
+        found |= {"slots": slots, "start": 0, "pictures": (), "picture_times": ()}
+    return found
 
 
 def config(batch_size):
@@ -128,7 +132,7 @@ def test_packed_batches_on_4_then_2_then_8_hosts(monkeypatch):
                 seen[int(values[0]) - 1] += 1
     # What fills no step at the end waits for the next window.
     assert 0 < len(carried) < 60
-    seen.update(carried)
+    seen.update(clip.index for clip in carried)
     assert seen == dict.fromkeys(range(300), 2)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from sora_jax.core import trees
 from sora_jax.generation import estimate, pipeline
-from sora_jax.models import exchange, lora, lora_exchange
+from sora_jax.models import exchange, lora, lora_exchange, rows
 from sora_jax.training import lora_files, pretrained
 from tests import conftest
 from tests.training import tiny_folder, tiny_lora
@@ -60,8 +60,11 @@ def test_diffusers_computes_the_same_with_our_file_and_we_with_theirs(
         if name != "none":
             network = lora_files.merged(tmp_path / f"{name}.safetensors", network)
         mask = jnp.ones(text.shape[:2], bool)
-        video = jax.jit(type(network).apply_video)(
-            network, latents, levels, None, text, mask
+        row = rows.of_video(network.config, latents, levels, text, mask)
+        video = rows.to_video(
+            jax.jit(type(network).__call__)(network, row),
+            latents.shape[1:4],
+            network.config.patch,
         )
         return np.asarray(video).transpose(0, 4, 1, 2, 3)
 

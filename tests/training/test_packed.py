@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sora_jax.core import mesh
-from sora_jax.data import packing, records
-from sora_jax.diffusion import known, timesteps
+from sora_jax.data import conditions, packing, records
+from sora_jax.diffusion import timesteps
 from sora_jax.training import loop, objectives
 from tests.training import tiny
 
@@ -19,7 +19,17 @@ FPS = [8.0, 8.0, 16.0, 24.0, 12.0, 6.0]
 ROWS = [(0, 1), (2, 3, 5), (4,), ()]  # clips of each row
 TOKENS, CLIPS, LENGTH = 72, 3, 6  # tokens divide over eight devices
 NOISE = timesteps.Config(shift=3.0)
-KNOWN = known.Config({"none": 0.5, "first_frame": 0.5})
+PATTERNS = {"none": 0.25, "first_frame": 0.25, "levels": 0.5}
+KNOWN = conditions.Config(PATTERNS, levels=((0.1, 0.5),), dropout=0.2)
+# What is given of each clip, and its slots by frame.
+CONDITIONS = {
+    0: conditions.Condition("first_frame", head=1),
+    1: conditions.Condition(),
+    2: conditions.Condition("levels", levels=(0, 3, 1)),
+    3: conditions.Condition(),
+    4: conditions.Condition("head", head=2),
+    5: conditions.Condition("levels", levels=(2, 2)),
+}
 COMMON = dict(text_dropout=0.2, null_ids=[1] + [0] * 5)
 
 
@@ -50,9 +60,18 @@ class Record:
         self.ids, self.tier = ids, np.int32(index % 3)
 
 
-def transform(record, random):
+def slots_of(clip):
+    return conditions.slots(CONDITIONS[clip], GRIDS[clip])
+
+
+def transform(record, random, condition):
     return {
         "latents": record.latents,
+        "slots": conditions.slots(condition, record.latents.shape[:3]),
+        "pattern": np.int32(conditions.PATTERNS.index(condition.pattern)),
+        "start": np.int32(0),
+        "pictures": record.latents[:0],
+        "picture_times": np.zeros(0, np.float32),
         "text_ids": record.ids,
         "text_mask": record.ids != 0,
         "text_tier": record.tier,
@@ -65,7 +84,12 @@ class Plan:
     seed = 0
 
     def step(self, number):
-        return packing.Step(packing.Shape(len(ROWS), TOKENS, CLIPS), tuple(ROWS))
+        rows = tuple(tuple(map(placed, row)) for row in ROWS)
+        return packing.Step(packing.Shape(len(ROWS), TOKENS, CLIPS), rows)
+
+
+def placed(clip):
+    return packing.Clip(clip, int(np.prod(GRIDS[clip])), CONDITIONS[clip])
 
 
 def close(name, ours, theirs, tolerance):
@@ -82,9 +106,7 @@ def packed_batch(**more):
 
 @functools.cache
 def make():
-    objective = objectives.PackedDenoiser(
-        tiny.DIT, tiny.TEXT, NOISE, KNOWN, most_frames=4, **COMMON
-    )
+    objective = objectives.Denoiser(tiny.DIT, tiny.TEXT, NOISE, KNOWN, **COMMON)
     params = jax.jit(objective.networks.init)(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     random = np.random.default_rng(5)  # nothing stays at the zero that it begins with
@@ -129,15 +151,17 @@ def test_packed_clips_are_each_clip_alone():
             alone = objectives.Denoiser(
                 tiny.DIT, tiny.TEXT, NOISE, KNOWN, fps=FPS[clip], **COMMON
             )
-            frames = batch["known"][row, place, : grid[0], None, None]
             noise = batch["noise"][row, first : first + size]
             given = {
                 "latents": Record(clip).latents[None],
                 "text_ids": batch["text_ids"][row, place][None],
                 "text_mask": batch["text_mask"][row, place][None],
-                "tau": batch["tau"][row, place][None],
-                "drop": batch["drop"][row, place][None],
-                "known": jnp.broadcast_to(frames, grid)[None],
+                "tau": batch["tau"][row, place][None, None],
+                "drop": batch["drop"][row, place][None, None],
+                "known_tau": batch["known_tau"][row, place][None, None],
+                "extra_tau": batch["extra_tau"][row, place][None, None],
+                "slots": slots_of(clip)[None],
+                "pattern": batch["pattern"][row, place][None],
                 "noise": noise.reshape(1, *grid, 4),
             }
             (loss, (_, found)), of_clip = graded(alone, params, given)
@@ -147,7 +171,9 @@ def test_packed_clips_are_each_clip_alone():
             gradients.append(of_clip)
             in_bands += found["loss_band"][0]
             first += size
-    assert np.ptp(losses) > 0.1 and np.asarray(batch["known"]).any()
+    assert np.ptp(losses) > 0.1 and len(set(np.ravel(batch["known_tau"]))) > 4
+    by_pattern = metrics["loss_pattern"][1]
+    assert by_pattern.sum() == len(GRIDS) and np.count_nonzero(by_pattern) == 4
     assert np.asarray(batch["drop"]).any()
     close("loss", total, sum(losses), 1e-5)
     close("by band", metrics["loss_band"][0], in_bands, 1e-5)
@@ -161,6 +187,70 @@ def test_packed_clips_are_each_clip_alone():
     )
     for (path, ours), theirs in pairs:
         close(jax.tree_util.keystr(path), ours, theirs, 1e-4)
+
+
+def test_a_clip_with_pictures_is_the_same_alone():
+    """Its pictures are seen by its own tokens, at their own times, and by no others."""
+    objective, params = make()
+    given = conditions.Condition("both", 1, 1, (5, 8))
+    pictures = np.random.default_rng(9).normal(size=(2, 2, 6, 4)).astype(np.float32)
+    tokens = given.tokens(GRIDS[2], (1, 1, 1))
+
+    def with_pictures(record, random, condition):
+        found = transform(record, random, condition)
+        if condition != given:
+            return found
+        window = record.latents[1:]
+        return found | {
+            "latents": window,
+            "slots": conditions.slots(given, window.shape[:3]),
+            "start": np.int32(1),
+            "pictures": pictures,
+            "picture_times": np.float32([5 / 4, 2.0]),
+        }
+
+    def batch_of(row, room):
+        plan = Plan()
+        step = packing.Step(packing.Shape(1, room, len(row)), (row,))
+        plan.step = lambda number: step
+        batches = packing.Batches(Source(), with_pictures, plan, (1, 1, 1), 0, 1)
+        return batches[0][0]
+
+    clip = packing.Clip(2, tokens, given)
+    alone = drawn(objective, batch_of((clip,), tokens))
+    shared = drawn(objective, batch_of((placed(0), clip), TOKENS + 24))
+    here = slice(32, 32 + tokens)
+    for name in ("tau", "known_tau", "drop", "extra_tau"):
+        alone[name] = shared[name][:, 1:]
+    alone["noise"] = shared["noise"][:, here]
+    loss = lambda batch: np.ravel(objective.clip_losses(  # noqa: E731
+        objective.networks.bind(params), batch
+    ))  # fmt: skip
+    np.testing.assert_allclose(loss(alone)[0], loss(shared)[1], rtol=1e-5)
+    # Both pictures, their times and the window's start matter.
+    for name, change in (
+        ("tokens", lambda x: x.at[:, -12:].add(1.0)),
+        ("tokens", lambda x: x.at[:, -24:-12].add(1.0)),
+        ("places", lambda x: x.at[:, -24:-12, 0].add(0.25)),
+        ("places", lambda x: x.at[:, :24, 0].add(1.0)),
+    ):
+        other = alone | {name: change(alone[name])}
+        assert abs(loss(other)[0] - loss(alone)[0]) > 1e-5
+    assert loss(alone)[0] > 0
+
+
+def test_known_tokens_have_no_loss():
+    objective, params = make()
+    batch = drawn(objective, packed_batch()[0])
+    modules = objective.networks.bind(params)
+    is_known = np.asarray(batch["slots"] == conditions.Slot.KNOWN)
+    assert is_known.any()
+    # Where known tokens are clean, their noise is only in their target.
+    batch["known_tau"] = jnp.zeros_like(batch["known_tau"])
+    loss_bk = objective.clip_losses(modules, batch)
+    noise = jnp.where(is_known[..., None], 100.0, batch["noise"])
+    found_bk = objective.clip_losses(modules, batch | {"noise": noise})
+    np.testing.assert_allclose(found_bk, loss_bk, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +303,7 @@ def test_a_step_without_a_clip_that_can_be_read_is_all_padding():
     batch, damaged = packed_batch(damaged=(0, 1, 2, 3, 4))
     assert len(damaged) == 5 and batch["frames"].sum() == 2  # clip 5 is left
     rest = Plan()
-    rest.step = lambda number: packing.Step(packing.Shape(1, 16, 2), ((1,),))
+    rest.step = lambda number: packing.Step(packing.Shape(1, 16, 2), ((placed(1),),))
     batch, damaged = packing.Batches(
         Source(damaged=(1,)), transform, rest, (1, 1, 1), 0, 1
     )[0]

@@ -12,9 +12,9 @@ import pytest
 from configs import toy, toy_vae
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.data import latent_cache, shards, transforms
-from sora_jax.diffusion import known, timesteps
-from sora_jax.models import video_vae
+from sora_jax.data import conditions, latent_cache, shards, transforms
+from sora_jax.diffusion import timesteps
+from sora_jax.models import rows, video_vae
 from sora_jax.toyworld import families, scene, tokens
 from sora_jax.training import (
     checkpoint,
@@ -34,7 +34,7 @@ DIT = dataclasses.replace(tiny.DIT, num_layers=2)
 def objective(weight=0.5, mesh=None):
     del mesh
     return objectives.Denoiser(
-        DIT, tiny.TEXT, timesteps.Config(shift=3.0), known.Config({"none": 1.0}),
+        DIT, tiny.TEXT, timesteps.Config(shift=3.0), conditions.Config({"none": 1.0}),
         text_dropout=0.2, null_ids=[1] + [0] * 5, fps=8.0,
         state_loss=state_loss.Config(weight, 0.5) if weight else None,
     )  # fmt: skip
@@ -107,7 +107,7 @@ def test_the_loss_is_the_velocitys_and_a_weighted_sum_of_both_errors():
     @jax.jit
     def hidden(params):
         modules = made.networks.bind(params)
-        return made.row_losses(modules, given, hidden_after=1)
+        return made.clip_losses(modules, given, hidden_after=1)
 
     _, states = hidden(params)
     head = jax.device_get(params[state_loss.NAME])
@@ -128,7 +128,7 @@ def test_the_loss_is_the_velocitys_and_a_weighted_sum_of_both_errors():
 def test_tokens_that_show_a_thing_may_weigh_more():
     config = dataclasses.replace(DIT, patch=(1, 2, 2))
     made = objectives.Denoiser(
-        config, tiny.TEXT, timesteps.Config(shift=3.0), known.Config({"none": 1.0}),
+        config, tiny.TEXT, timesteps.Config(shift=3.0), conditions.Config({"none": 1.0}),
         text_dropout=0.0, null_ids=[1] + [0] * 5, fps=8.0,
         state_loss=state_loss.Config(0.5, 0.5, focus=3.0),
     )  # fmt: skip
@@ -137,22 +137,24 @@ def test_tokens_that_show_a_thing_may_weigh_more():
     given = jax.jit(made.draw)(
         jax.random.key(7), tiny.batch(1, 8) | shown, jnp.zeros(())
     )
-    found = made.row_losses(made.networks.bind(params), given)
+    found = made.clip_losses(made.networks.bind(params), given)
     plain = {name: leaf for name, leaf in given.items() if "shown" not in name}
-    alone = np.asarray(made.row_losses(made.networks.bind(params), plain))
+    alone = np.asarray(made.clip_losses(made.networks.bind(params), plain))[:, 0]
     tokens_of = np.asarray(shown["shown_shape"]).reshape(8, 2, 2, 2)
     weight = 1 + 2 * (tokens_of > tokens.NOTHING).repeat(2, 2).repeat(2, 3)
-    velocity = made.networks.bind(params)["dit"].apply_video(
-        given["latents"] * (1 - given["tau"])[:, None, None, None, None]
-        + given["noise"] * given["tau"][:, None, None, None, None],
-        given["tau"][:, None],
-        jnp.zeros((8, 2, 4, 4)),
+    tau = given["tau"][:, :, None, None, None]
+    row = rows.of_video(
+        config,
+        given["latents"] * (1 - tau) + given["noise"] * tau,
+        given["tau"],
         *made._text(made.networks.bind(params), given),
-        8.0,
+        fps=8.0,
     )
+    velocity = made.networks.bind(params)["dit"](row)
+    velocity = rows.to_video(velocity, (2, 4, 4), config.patch)
     error = np.square(velocity - (given["noise"] - given["latents"])).mean(-1)
     wanted = (error * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    np.testing.assert_allclose(found[:, 0], wanted, rtol=1e-4)
     np.testing.assert_allclose(alone, error.mean((1, 2, 3)), rtol=1e-4)
     assert np.abs(wanted / alone - 1).max() > 1e-3
 
@@ -165,7 +167,7 @@ def test_the_velocity_is_the_same_with_hidden_states():
     @jax.jit
     def both(params):
         modules = made.networks.bind(params)
-        return made.row_losses(modules, given, 1)[0], made.row_losses(modules, given)
+        return made.clip_losses(modules, given, 1)[0], made.clip_losses(modules, given)
 
     np.testing.assert_allclose(*both(params), rtol=1e-6)
 
@@ -200,7 +202,7 @@ def test_the_depth_is_a_share_of_the_blocks(layers, depth, after):
 def test_all_blocks_may_come_before():
     config = dataclasses.replace(DIT, num_layers=1)
     made = objectives.Denoiser(
-        config, tiny.TEXT, timesteps.Config(), known.Config(), text_dropout=0.0,
+        config, tiny.TEXT, timesteps.Config(), conditions.Config(), text_dropout=0.0,
         null_ids=[1] + [0] * 5, fps=8.0, state_loss=state_loss.Config(0.1),
     )  # fmt: skip
     given = jax.jit(made.draw)(jax.random.key(7), batch(), jnp.zeros(()))

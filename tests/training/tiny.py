@@ -6,7 +6,8 @@ import functools
 import jax
 import numpy as np
 
-from sora_jax.diffusion import known, timesteps
+from sora_jax.data import conditions
+from sora_jax.diffusion import timesteps
 from sora_jax.models import dit, lora, text_encoder
 from sora_jax.training import loop, objectives, optim
 from sora_jax.training import trackers as run_trackers
@@ -37,7 +38,7 @@ def _objective(config, lora_config, mesh) -> objectives.Denoiser:
         config,
         TEXT,
         timesteps.Config(shift=3.0),
-        known.Config({"none": 0.5, "first_frame": 0.5}),
+        conditions.Config({"none": 0.5, "first_frame": 0.5}),
         text_dropout=0.2,
         null_ids=[1] + [0] * 5,
         fps=8.0,
@@ -50,10 +51,16 @@ def batch(step: int, rows: int = 8) -> dict[str, np.ndarray]:
     random = np.random.default_rng(step)
     ids = random.integers(3, 40, (rows, 6)).astype(np.int32)
     ids[:, 4:] = 0
+    latents = random.normal(size=(rows, 2, 4, 4, 4)).astype(np.float32)
+    is_image = random.random(rows) < 0.5
+    slots = np.zeros((rows, 32), np.int8)
+    slots[is_image, :16] = conditions.Slot.KNOWN
     return {
-        "latents": random.normal(size=(rows, 2, 4, 4, 4)).astype(np.float32),
+        "latents": latents,
         "text_ids": ids,
         "text_mask": ids != 0,
+        "slots": slots,
+        "pattern": is_image.astype(np.int32),
     }
 
 

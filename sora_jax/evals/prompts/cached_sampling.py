@@ -143,6 +143,4 @@ def _measure(pipe: pipeline.Pipeline, request: requests.Request, rows: list[int]
         changes_eb3 = changes_eb3.reshape(e, b // branches, branches, 3)
         changes.append(changes_eb3.transpose(0, 2, 1, 3))
 
-    return pipe.denoise(
-        request, rows, text, null, x_bthwc, None, record=record
-    ), changes
+    return pipe.denoise(request, rows, text, null, x_bthwc, record=record), changes

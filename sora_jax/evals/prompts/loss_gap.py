@@ -19,7 +19,7 @@ import numpy as np
 
 from sora_jax.core import sharding
 from sora_jax.data import captions as clip_captions
-from sora_jax.data import latent_cache, samples
+from sora_jax.data import latent_cache, packing, samples
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import timesteps
 from sora_jax.toyworld import captions, scene
@@ -131,7 +131,7 @@ class LossGap:
         @jax.jit
         def losses(params, batch):
             modules = objective.networks.bind(params)
-            return sharding.replicate(objective.row_losses(modules, batch))
+            return sharding.replicate(objective.clip_losses(modules, batch))
 
         self._losses = losses
 
@@ -172,19 +172,24 @@ class LossGap:
         rows = rows[part * mine : (part + 1) * mine]
         texts = [self._texts[text] for _, _, text, _ in rows]
         latents_bthwc = np.stack([latents for _, latents, _, _ in rows])
+        count = packing.tokens_of(
+            latents_bthwc.shape[1:], self._objective.dit_config.patch
+        )
         batch = {
             "latents": latents_bthwc,
             "text_ids": np.stack([ids for ids, _ in texts]),
             "text_mask": np.stack([mask for _, mask in texts]),
-            "tau": np.float32([level for *_, level in rows]),
+            "tau": np.float32([[level] for *_, level in rows]),
             "noise": np.stack(
                 [self._noise(number, latents) for number, latents, _, _ in rows]
             ),
-            "known": np.zeros(latents_bthwc.shape[:-1], bool),
-            "drop": np.zeros(len(rows), bool),
+            "known_tau": np.zeros((len(rows), 1), np.float32),
+            "slots": np.zeros((len(rows), count), np.int8),
+            "drop": np.zeros((len(rows), 1), bool),
         }
         with jax.set_mesh(self._mesh):
-            return np.asarray(self._losses(params, loop.to_device(batch, self._mesh)))
+            rows = loop.to_device(batch, self._mesh)
+            return np.asarray(self._losses(params, rows))[:, 0]
 
     def _noise(self, number: int, latents_thwc: np.ndarray) -> np.ndarray:
         """The noise of a clip, the same at all levels and for both captions."""
@@ -218,7 +223,7 @@ def of_run(
     if not pairs:
         return None
     alone = objective
-    if isinstance(objective, objectives.PackedDenoiser):
+    if objective.fps is None:  # of packed rows
         fps = source.entry(0)["fps"]
         alone = objectives.denoiser(c, tokenizer, fps=fps)
     return LossGap(

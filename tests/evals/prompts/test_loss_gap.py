@@ -77,16 +77,19 @@ def test_the_gap_is_that_of_a_known_loss(latents, mesh):
     noise = timesteps.Config(shift=3.0)
     levels = []
 
-    def row_losses(modules, batch):
+    def clip_losses(modules, batch):
         """tau times a number of the text, and a part that is in both losses."""
         both = jnp.sum(batch["noise"], (1, 2, 3, 4))
         both += jnp.sum(batch["latents"], (1, 2, 3, 4))
         of_text = jax.nn.one_hot(batch["text_ids"][:, 0], len(table)) @ table
-        return batch["tau"] * of_text * modules["text_encoder"] + both
+        return (
+            batch["tau"] * (of_text * modules["text_encoder"])[:, None] + both[:, None]
+        )
 
     objective = types.SimpleNamespace(
         noise=noise,
-        row_losses=row_losses,
+        clip_losses=clip_losses,
+        dit_config=types.SimpleNamespace(patch=(1, 1, 1)),
         networks=types.SimpleNamespace(
             bind=dict, abstract=lambda: {"text_encoder": None}
         ),

@@ -1,0 +1,290 @@
+"""What the denoiser is given of a clip besides its text, while it learns.
+
+A clip of 1 + 4 n frames has 1 + n latent frames, of which the first shows one frame. What
+is given must be what a task can give, latent by latent, so there are three ways:
+
+  known latents   the first latent frames: they depend on no later frame
+  pictures        frames that were encoded alone, as one-frame latents at their own times
+  a region        part of every frame: the clip was encoded with the rest in grey
+
+A condition is drawn on the host, for each clip of each step, from the index alone, since
+it decides how many tokens a clip has. Each token gets a slot, which says its role and
+which of its clip's noise levels it has.
+
+Letters: t latent frames, h and w latent height and width, p pictures, n tokens.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+
+from sora_jax.core import config as configs
+
+EXTRA_LEVELS = 3  # of a clip whose latent frames have levels of their own, besides tau
+
+
+class Pattern(enum.StrEnum):
+    """What is given of a clip."""
+
+    NONE = "none"  # nothing: text to video
+    FIRST_FRAME = "first_frame"  # image to video
+    HEAD = "head"  # the first latent frames: extension forwards
+    TAIL = "tail"  # the last frames, as pictures: extension backwards
+    BOTH = "both"  # the first latent frames and the last frames: connecting clips
+    KEYFRAMES = "keyframes"  # one to three frames at any times, as pictures
+    EVERY = "every"  # every m-th frame, as pictures: interpolation
+    REGION = "region"  # part of every frame: inpainting and outpainting
+    LEVELS = "levels"  # nothing, and each latent frame has a noise level of its own
+
+
+PATTERNS = tuple(Pattern)
+_OF_PICTURES = {Pattern.TAIL, Pattern.BOTH, Pattern.KEYFRAMES, Pattern.EVERY}
+# The fewest latent frames with which a pattern leaves at least one to generate.
+_LEAST_FRAMES = {p: 1 for p in Pattern} | {
+    Pattern.FIRST_FRAME: 2,
+    Pattern.HEAD: 2,
+    Pattern.BOTH: 2,
+    Pattern.LEVELS: 2,
+}
+_MOST_PICTURES = 3  # of "tail", "both" and "keyframes"
+
+
+class Slot(enum.IntEnum):
+    """A token's role and noise level; from EXTRA on it is generated at another level."""
+
+    GENERATED = 0
+    KNOWN = 1
+    EXTRA = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How often each pattern is trained, and how noisy what is given is.
+
+    known_tau is the noise level of known tokens in sampling: slightly above 0, so that the
+    model uses them without copying all of their flaws. In training it is drawn: a share
+    of clips, for each (bound, share) of `levels`, has a level that is uniform up to the
+    bound, and never above that of the generated tokens; the others have known_tau.
+    """
+
+    probabilities: Mapping[str, configs.Share] = dataclasses.field(
+        default_factory=lambda: {"none": 1.0}
+    )
+    known_tau: Annotated[float, configs.Range("[0, 1)")] = 0.02
+    levels: tuple[tuple[configs.Share, configs.Share], ...] = ()
+    # Share of clips of which what is known is pure noise (level 1): the null condition.
+    dropout: configs.Share = 0.0
+    # Share of clips with three or more latent frames that start at a later one.
+    mid_clip: configs.Share = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "probabilities", dict(self.probabilities))
+        object.__setattr__(self, "levels", tuple(map(tuple, self.levels)))
+        names = [p.value for p in Pattern]
+        for name, share in self.probabilities.items():
+            if name not in names:
+                raise ValueError(
+                    f"known-token pattern {name!r} is unknown; choose from "
+                    f"{', '.join(names)}"
+                )
+            if share < 0:
+                raise ValueError(f"the probability of {name!r} is negative: {share}")
+        total = sum(self.probabilities.values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(
+                "the probabilities of known-token patterns must sum to 1, not "
+                f"{total:g}: {self.probabilities}"
+            )
+        if not 0 <= self.known_tau < 1:
+            raise ValueError(f"known_tau must be in [0, 1), not {self.known_tau}")
+        if any(len(pair) != 2 for pair in self.levels):
+            raise ValueError(
+                f"known.levels are pairs (bound, share), not {self.levels}"
+            )
+        if (share := sum(share for _, share in self.levels)) > 1 + 1e-6:
+            raise ValueError(f"the shares of known.levels sum to {share:g}, above 1")
+
+    def has(self, *patterns: Pattern) -> bool:
+        """Whether any of these is trained."""
+        return any(self.probabilities.get(p, 0) > 0 for p in patterns)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Names of what is trained, with "mid_clip"."""
+        found = [p.value for p in PATTERNS if self.has(p)]
+        return (*found, *["mid_clip"] * (self.mid_clip > 0))
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether some clips are trained with their first latent frame known."""
+        return self.has(Pattern.FIRST_FRAME, Pattern.HEAD)
+
+    @property
+    def slots(self) -> int:
+        """Noise levels that a clip has."""
+        return Slot.EXTRA + EXTRA_LEVELS * self.has(Pattern.LEVELS)
+
+    def check_source(
+        self, entries: Sequence[Mapping[str, Any]], packed: bool, patch: Sequence[int]
+    ) -> None:
+        """Raises ValueError if cached latents lack what a pattern needs.
+
+        Args:
+          entries: of the index of the latents.
+          packed: whether rows are packed.
+          patch: latents of a token along time, height and width.
+        """
+        longest = max(entry["shape"][0] for entry in entries) // patch[0]
+        for pattern in PATTERNS:
+            if not self.has(pattern):
+                continue
+            if longest < _LEAST_FRAMES[pattern]:
+                raise ValueError(
+                    f"pattern {pattern.value!r} needs at least {_LEAST_FRAMES[pattern]} "
+                    f"latent frames, not {longest}: fewer leave nothing to generate"
+                )
+            if pattern in _OF_PICTURES and patch[0] > 1:
+                raise ValueError(
+                    f"known.probabilities.{pattern.value} is above 0, but a token spans "
+                    f"{patch[0]} latent frames (model.dit.patch), and a picture has one"
+                )
+            lacks = None
+            if pattern in _OF_PICTURES and not any(e.get("pictures") for e in entries):
+                lacks = "pictures: encode the clips with prepare --pictures"
+            if pattern is Pattern.REGION and not any(e.get("region") for e in entries):
+                lacks = "regions: encode the clips with prepare --regions"
+            if lacks:
+                raise ValueError(
+                    f"known.probabilities.{pattern.value} is above 0, but the latents "
+                    f"have no {lacks}"
+                )
+            if pattern in _OF_PICTURES and not packed:
+                raise ValueError(
+                    f"known.probabilities.{pattern.value} is above 0, which adds tokens to "
+                    "some clips and needs packed rows (packing.shapes)"
+                )
+        if self.mid_clip and not packed:
+            raise ValueError(
+                f"known.mid_clip is {self.mid_clip:g}, which takes tokens from some clips "
+                "and needs packed rows (packing.shapes)"
+            )
+
+    def most_tokens(self, entry: Mapping[str, Any], patch: Sequence[int]) -> int:
+        """The most tokens that a clip can have."""
+        frames, pictures = tuple(entry.get("pictures") or ()), 0
+        if self.has(Pattern.TAIL, Pattern.BOTH, Pattern.KEYFRAMES):
+            pictures = min(_MOST_PICTURES, len(frames))
+        if self.has(Pattern.EVERY):
+            pictures = max(pictures, len(frames[::2]))
+        return Condition(pictures=frames[:pictures]).tokens(entry["shape"], patch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What is given of one clip.
+
+    Attributes:
+      pattern: its name; "none" where a clip has no room for what was drawn.
+      start: the first frame of tokens of the window that is generated.
+      head: frames of tokens that are known at its head.
+      pictures: video frames that are given as pictures.
+      levels: for "levels", which level each frame of tokens of the window has.
+    """
+
+    pattern: Pattern = Pattern.NONE
+    start: int = 0
+    head: int = 0
+    pictures: tuple[int, ...] = ()
+    levels: tuple[int, ...] = ()
+
+    def tokens(self, shape: Sequence[int], patch: Sequence[int]) -> int:
+        """Tokens of a clip of latents [t, h, w, ...], with those of its pictures."""
+        frames, a_frame = (
+            shape[0] // patch[0],
+            math.prod(shape[1:3]) // (patch[1] * patch[2]),
+        )
+        return a_frame * (frames - self.start + len(self.pictures))
+
+
+def draw(
+    config: Config,
+    entry: Mapping[str, Any],
+    random: np.random.Generator,
+    patch: Sequence[int] = (1, 1, 1),
+    temporal_stride: int = 4,
+) -> Condition:
+    """Draws the condition of a clip, in frames of tokens.
+
+    Args:
+      config: how often each pattern is drawn.
+      entry: of the clip, in the index of cached latents: its `shape`, the video frames of
+        its `pictures`, and whether it has a `region`.
+      random: of this clip at this step.
+      patch: latents of a token along time, height and width.
+      temporal_stride: video frames per latent frame, except for the first.
+    """
+    names = [name for name, share in config.probabilities.items() if share > 0]
+    edges = np.cumsum([config.probabilities[name] for name in names])
+    place = int(np.searchsorted(edges, random.random() * edges[-1], side="right"))
+    pattern = Pattern(names[min(place, len(names) - 1)])
+    t, frames = entry["shape"][0] // patch[0], tuple(entry.get("pictures") or ())
+    start = 0
+    if config.mid_clip and random.random() < config.mid_clip and t > 2:
+        start = int(random.integers(1, t - 1))
+        first = 1 + temporal_stride * (start * patch[0] - 1)  # frame of the window
+        frames = tuple(frame for frame in frames if frame >= first)
+    t -= start
+    if (
+        t < _LEAST_FRAMES[pattern]
+        or (pattern in _OF_PICTURES and not frames)
+        or (pattern is Pattern.REGION and entry.get("region") is None)
+        or (pattern is Pattern.FIRST_FRAME and start)
+    ):
+        return Condition(start=start)
+    head, pictures, levels = 0, (), ()
+    if pattern is Pattern.FIRST_FRAME:
+        head = 1
+    if pattern in (Pattern.HEAD, Pattern.BOTH):
+        head = int(random.integers(1, t))
+    if pattern in (Pattern.TAIL, Pattern.BOTH):
+        count = int(random.integers(1, _MOST_PICTURES + 1))
+        pictures = frames[-count:]
+    if pattern is Pattern.KEYFRAMES:
+        count = int(random.integers(1, min(_MOST_PICTURES, len(frames)) + 1))
+        pictures = tuple(sorted(random.choice(frames, count, replace=False).tolist()))
+    if pattern is Pattern.EVERY:
+        pictures = frames[:: int(random.integers(2, 5))]
+    if pattern is Pattern.LEVELS:
+        drawn = random.integers(0, 1 + EXTRA_LEVELS, t)
+        if (
+            random.random() < 0.5
+        ):  # later frames are noisier, as where a clip is extended
+            drawn = np.sort(drawn)
+        levels = tuple(drawn.tolist())
+    return Condition(pattern, start, head, pictures, levels)
+
+
+def slots(
+    condition: Condition, grid: Sequence[int], region_thw: np.ndarray | None = None
+) -> np.ndarray:
+    """The slot of each token of a clip's window and of its pictures, int8 [n].
+
+    Args:
+      condition: of the clip.
+      grid: tokens along time, height and width of the window.
+      region_thw: for "region", which tokens of the window are known.
+    """
+    found = np.zeros(grid, np.int8)
+    found[: condition.head] = Slot.KNOWN
+    if condition.levels:
+        level_t = np.array(condition.levels, np.int8)
+        level_t[level_t > 0] += Slot.EXTRA - 1
+        found[:] = level_t[:, None, None]
+    if region_thw is not None:
+        found[region_thw] = Slot.KNOWN
+    of_pictures = len(condition.pictures) * math.prod(grid[1:])
+    return np.append(found.ravel(), np.full(of_pictures, Slot.KNOWN, np.int8))

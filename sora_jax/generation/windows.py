@@ -1,0 +1,142 @@
+"""The clips of a batch, of which a task makes one window of video after another.
+
+Letters: b clips of the batch, t, h, w time, height and width (of latents or of video), c
+channels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sora_jax.core import rng
+from sora_jax.generation import compiled, placement
+from sora_jax.generation import given as givens
+from sora_jax.generation import request as requests
+
+if TYPE_CHECKING:
+    from sora_jax.generation import pipeline
+
+
+class Windows:
+    """What a task may do: encode what the user gives, sample, and decode.
+
+    Args:
+      pipe: the model.
+      request: the call; its num_frames, height and width are those of a window.
+      rows: the clips of the batch, by their places in the request.
+      text, null: their encoded prompts and negative prompts.
+      progress: called with the number of clip steps since its last call.
+    """
+
+    def __init__(
+        self,
+        pipe: "pipeline.Pipeline",
+        request: requests.Request,
+        rows: Sequence[int],
+        text: Mapping,
+        null: Mapping,
+        progress: Callable[[int], None] | None = None,
+    ):
+        self.pipe, self.request, self.rows = pipe, request, rows
+        self._text, self._null, self._progress = text, null, progress
+        self._made = 0  # windows, of which each has its own noise
+        self.stride = pipe.strides.time
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Latent frames, height and width of a window."""
+        r = self.request
+        *grid, _ = self.pipe.latent_shape(r.num_frames, r.height, r.width)
+        return tuple(grid)
+
+    def of_all(self, frames: np.ndarray) -> np.ndarray:
+        """Frames [b, t, h, w, c] of every clip, of those or of one video for all."""
+        frames = np.asarray(frames)
+        if frames.ndim == 5:
+            return frames
+        return np.repeat(frames[None], len(self.rows), axis=0)
+
+    def encode(self, frames: np.ndarray) -> jax.Array:
+        """The normalised latents [b, t, h, w, c] of videos, or of one for all clips.
+
+        Args:
+          frames: uint8 [t, h, w, 3] or [b, t, h, w, 3], at the size of the request; t is
+            1 + stride n.
+        """
+        return self.pipe.encode(self.of_all(frames).astype(np.float32) / 127.5 - 1)
+
+    def pictures(self, frames: np.ndarray, at: Sequence[int]) -> dict:
+        """Fields of `Given` for frames that are encoded alone.
+
+        Args:
+          frames: as of `encode`.
+          at: the video frame of the window that each of them is.
+        """
+        frames = self.of_all(frames)
+        latents = [self.encode(frames[:, p : p + 1])[:, 0] for p in range(len(at))]
+        times_p = jnp.asarray(at, jnp.float32) / self.stride
+        return {"pictures_bphwc": jnp.stack(latents, axis=1), "times_p": times_p}
+
+    def head(self, latents_bthwc: jax.Array, start: int = 0) -> dict:
+        """Fields of `Given` for a window that begins with known latents."""
+        b, known, *_ = latents_bthwc.shape
+        t, h, w = self.grid
+        known_bthw = jnp.zeros((b, t, h, w), bool).at[:, :known].set(True)
+        rest = ((0, 0), (0, t - known), (0, 0), (0, 0), (0, 0))
+        return {
+            "known_bthw": known_bthw,
+            "latents_bthwc": jnp.pad(latents_bthwc, rest),
+            "start": start,
+        }
+
+    def sample(
+        self,
+        what: givens.Given = givens.Given(),
+        latents_bthwc: jax.Array | None = None,
+        first: float = 1.0,
+    ) -> jax.Array:
+        """Generates a window, and returns its latents; see `Pipeline.denoise`."""
+        return self.pipe.denoise(
+            self.request,
+            self.rows,
+            self._text,
+            self._null,
+            self.noise(),
+            what,
+            progress=self._progress,
+            latents_bthwc=latents_bthwc,
+            first=first,
+        )
+
+    def edit(
+        self, latents_bthwc: jax.Array, source: Mapping, guidance: float, first: float
+    ) -> jax.Array:
+        """Turns latents from one text to another; see `Pipeline.flow_edit`."""
+        return self.pipe.flow_edit(
+            self.request,
+            self.rows,
+            self._text,
+            self._null,
+            latents_bthwc,
+            source,
+            guidance,
+            first,
+            self._progress,
+        )
+
+    def noise(self) -> jax.Array:
+        """Draws the noise of the next window."""
+        more = (self._made,) if self._made else ()
+        self._made += 1
+        r = self.request
+        shape = self.pipe.latent_shape(r.num_frames, r.height, r.width)
+        keys = [rng.key(r.seeds[row], "noise", *more) for row in self.rows]
+        return compiled.draw_noise(jnp.stack(keys), shape)
+
+    def decode(self, latents_bthwc: jax.Array) -> np.ndarray:
+        """The video of latents, uint8 [b, t, h, w, 3]."""
+        frames = placement.to_host(self.pipe.decode_latents(latents_bthwc))
+        return np.round(frames * 255).astype(np.uint8)
