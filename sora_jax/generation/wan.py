@@ -44,6 +44,7 @@ def settings(folder: pretrained.Folder) -> request.Settings:
         levels="diffusers",
         boundary=folder.boundary,
         takes_images=folder.takes_images,
+        trained_patterns=("none", *["first_frame"] * folder.takes_images),
     )
 
 

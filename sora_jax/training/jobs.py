@@ -393,7 +393,9 @@ class _Rows:
         Raises:
           ValueError: more of them is padding than the config allows.
         """
-        packing_config = self._c.packing
+        packing_config, draw = self._c.packing, None
+        if self.given.patterns != (conditions.Pattern.NONE,):
+            draw = functools.partial(_condition_of, self._source, transform)
         planner = packing.Planner(
             np.array(self._lengths),
             self._shapes,
@@ -401,7 +403,7 @@ class _Rows:
             window=packing_config.window,
             seed=self._c.seed,
             cost=row_cost,
-            draw=functools.partial(_condition_of, self._source, transform),
+            draw=draw,
         )
         forecast = planner.forecast()
         if jax.process_index() == 0:
