@@ -54,6 +54,7 @@ NOT_IN_BASE = {
     "sample.shift": "it is noise.shift",
     "sample.known_tau": "it is known.known_tau",
     "sample.trained_levels": "it is noise.levels",
+    "sample.trained_patterns": "they are known.probabilities",
     "sample.boundary": "convert sets it when it joins two experts",
     "sample.guidance_scale_2": "convert sets it when it joins two experts",
 }
@@ -232,6 +233,8 @@ def test_the_train_step_is_traced_on_a_pod(name, shape):
 
         batch = {
             "latents": place((rows, t, h, w, channels), jnp.float32),
+            "slots": place((rows, t * h * w // 4), jnp.int8),
+            "pattern": place((rows,), jnp.int32),
             "text_ids": place((rows, c.text.length), jnp.int32),
             "text_mask": place((rows, c.text.length), jnp.bool_),
         }

@@ -45,7 +45,7 @@ TOPOLOGIES = {
 COUNTS = sorted(set(TOPOLOGIES.values()))
 DENOISERS = ("s", "b", "l", "wan_1_3b", "wan_5b", "wan_14b", "wan_a14b")
 # Those for a few devices, which share too little width for more.
-SMALL = ("toy", "toy_text", "toy_captioner", "toy_upsampler")
+SMALL = ("toy", "toy_mixture", "toy_text", "toy_captioner", "toy_upsampler")
 VAES = ("toy_vae", "toy_vae_4x16x16", "vae_4x16x16", "vae_8x32x32")
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 
 from sora_jax.diffusion import samplers, timesteps
 from sora_jax.generation import compiled
+from sora_jax.generation import given as givens
 from sora_jax.models import dit
 from sora_jax.training import objectives, optim, step
 from sora_jax.training import state as states
@@ -75,7 +76,7 @@ def test_sampling_rounds_no_level_or_modulation(sampler):
     b, t, h, w = grid = (2, 3, 2, 2)
     x = jnp.zeros((*grid, 4))
     text = {"states": jnp.zeros((b, 6, 16)), "mask": jnp.ones((b, 6), bool)}
-    given = jnp.zeros((b, t, h, w), bool).at[:, 0].set(True), x
+    given = givens.Given(jnp.zeros((b, t, h, w), bool).at[:, 0].set(True), x)
     plan = samplers.plan(sampler, timesteps.schedule(3, 3.0))
     start = compiled.start_rows(DIT, x, text, 8.0, 0.02, given)
     tokens = start.tokens_bnc

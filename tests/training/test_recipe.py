@@ -35,7 +35,11 @@ MEANT = {
     "noise.band_edges[0]": {0},
     "state_loss.weight": {0}, "state_loss.depth": {0}, "state_loss.noise": {0},
     "reconstruction.latent_noise": {0}, "loop.minutes": {0},
-    "known.known_tau": {0}, "known.dropout": {0}, "known.mid_clip": {0}, "lora.rank": {0}, "lora.alpha": {0},
+    "known.known_tau": {0}, "known.dropout": {0}, "known.mid_clip": {0},
+    "known.probabilities.head": {0}, "known.probabilities.tail": {0},
+    "known.probabilities.both": {0}, "known.probabilities.keyframes": {0},
+    "known.probabilities.every": {0}, "known.probabilities.region": {0},
+    "known.probabilities.levels": {0}, "lora.rank": {0}, "lora.alpha": {0},
     "reconstruction.l1": {0}, "reconstruction.bands": {0}, "reconstruction.kl": {0},
     "reconstruction.lpips": {0}, "reconstruction.adversarial": {0},
     "reconstruction.adversarial_start": {0}, "reconstruction.disc_learning": {0},
@@ -50,7 +54,7 @@ MEANT = {
     "sample.step_cache": {0}, "sample.guidance_rescale": {0},
 }  # fmt: skip
 # Of sample, what other sections say.
-ELSEWHERE = ("text_length", "shift", "known_tau", "trained_levels")
+ELSEWHERE = ("text_length", "shift", "known_tau", "trained_levels", "trained_patterns")
 
 
 def is_number(hint) -> bool:
