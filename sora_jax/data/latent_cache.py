@@ -211,11 +211,14 @@ class _Source:
         tensors = {"latents": latents_thwc} | {
             name: np.ascontiguousarray(x) for name, x in views.tensors.items()
         }
-        content = safetensors.numpy.save(tensors)
-        content = content[8 + int.from_bytes(content[:8], "little") :]
+        # As safetensors lays them out: the widest types first, then by name.
+        order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+        digest = hashlib.sha256()
+        for name in order:
+            digest.update(tensors[name].tobytes())
         entry = {
             "id": item.id,
-            "sha256": hashlib.sha256(content).hexdigest(),
+            "sha256": digest.hexdigest(),
             "shape": list(latents_thwc.shape),
             "fps": float(item.fps),
             "captions": dict(item.captions),

@@ -7,7 +7,7 @@ from flax import nnx
 
 from sora_jax.core import mesh
 from sora_jax.forecast import flops
-from sora_jax.models import attention, dit
+from sora_jax.models import attention, dit, rows
 from sora_jax.training import cost
 
 
@@ -71,7 +71,7 @@ def test_a_denoisers_formula_counts_its_program(kv_heads):
 
     def run(state, x, level, positions, text):
         model, mask = nnx.merge(graph, state), jnp.ones((1, length), bool)
-        return model(x, level, None, None, positions, text, mask)
+        return model(rows.Rows(x, positions, level, text, mask))
 
     sizes = (1, tokens, config.token_dim), (1, 1), (1, tokens, 3), (1, length, 64)
     given = [jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes]

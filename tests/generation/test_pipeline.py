@@ -7,6 +7,7 @@ import pytest
 from sora_jax.core import mesh, rng
 from sora_jax.data import video_io
 from sora_jax.generation import compiled, pipeline, recipes
+from sora_jax.generation import given as givens
 from tests.generation import tiny
 
 
@@ -50,7 +51,7 @@ def test_seed_prompt_guidance_and_negative_prompt_all_matter(pipe, trio):
 def test_noise_is_a_function_of_the_seed_alone(pipe):
     request = pipe.check_inputs(prompt=["a", "b"], seed=[5, 2**32 - 1])
     noise, given = pipe.prepare_latents(request, [0, 1])
-    assert given is None
+    assert given == givens.Given()
     for row, seed in enumerate(request.seeds):
         key = rng.key(seed, "noise")
         np.testing.assert_array_equal(noise[row], jax.random.normal(key, (3, 2, 2, 4)))

@@ -11,7 +11,7 @@ from jax._src.ad_checkpoint import saved_residuals
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from sora_jax.core import mesh
-from sora_jax.models import attention, cudnn_attention, dit
+from sora_jax.models import attention, cudnn_attention, dit, rows
 from tests.models.test_attention import compare, draw, graded, masks
 
 
@@ -112,7 +112,7 @@ def test_remat_keeps_what_its_name_says(hopper, remat, values):
 
     def loss(state, x, level, positions, text, mask):
         model = nnx.merge(graph, state)
-        return jnp.sum(model(x, level, None, None, positions, text, mask))
+        return jnp.sum(model(rows.Rows(x, positions, level, text, mask)))
 
     text = lowered(
         jax.grad(loss),

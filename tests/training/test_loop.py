@@ -88,7 +88,7 @@ def test_noise_is_the_same_on_every_mesh(name):
     mesh = make_mesh(MESHES[name])
     with jax.set_mesh(mesh):
         found = draw(loop.to_device(tiny.batch(3), mesh))
-        for drawn in ("noise", "tau", "drop", "known"):
+        for drawn in ("noise", "tau", "drop", "known_tau"):
             assert found[drawn].sharding.spec[0] == ("replica", "fsdp"), drawn
             np.testing.assert_array_equal(found[drawn], wanted[drawn])
 

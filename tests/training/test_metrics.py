@@ -126,8 +126,12 @@ def test_losses_are_given_by_the_tier_that_was_read():
 
     def summed(batch, loss_b):
         drawn = objective.draw(jax.random.key(1), batch, jnp.zeros(()))
-        found = objective._summed(loss_b, jnp.ones_like(loss_b), drawn)
-        return found[2], drawn["drop"]
+        clips = {
+            name: drawn[name].reshape(24, 1) for name in ("tau", "drop", "text_tier")
+        }
+        loss_bk = loss_b[:, None]
+        found = objective._summed(loss_bk, jnp.ones_like(loss_bk), clips)
+        return found[2], drawn["drop"][:, 0]
 
     found, drop_b = jax.jit(summed)(batch, loss_b)
     assert 0 < drop_b.sum() < 24

@@ -134,8 +134,9 @@ def test_tokens_that_show_a_thing_may_weigh_more():
     )  # fmt: skip
     params = params_of(made)
     shown = shown_by(np.random.default_rng(3), 8, 2 * 2 * 2)
+    free = {"slots": np.zeros((8, 8), np.int8), "pattern": np.zeros(8, np.int32)}
     given = jax.jit(made.draw)(
-        jax.random.key(7), tiny.batch(1, 8) | shown, jnp.zeros(())
+        jax.random.key(7), tiny.batch(1, 8) | free | shown, jnp.zeros(())
     )
     found = made.clip_losses(made.networks.bind(params), given)
     plain = {name: leaf for name, leaf in given.items() if "shown" not in name}
