@@ -289,10 +289,9 @@ def task_inputs(task: str | None) -> dict:
             raise ValueError(
                 f"--task makes one video, not of {why}: leave out --{name}"
             )
-    if FLAGS.calibrate_step_cache or FLAGS.dry_run or FLAGS.upsample:
-        raise ValueError(
-            "--task takes no --dry_run, --upsample, --calibrate_step_cache"
-        )
+    for name in ("dry_run", "upsample", "calibrate_step_cache", "sheet", "batch_size"):
+        if FLAGS[name].value:
+            raise ValueError(f"--task takes no --{name}")
     kind = tasks.find(task)
     taken = {*kind.inputs, *kind.options}
     if "images" in kind.inputs:
@@ -322,6 +321,8 @@ def task_inputs(task: str | None) -> dict:
 
 def keyframes(items: list[str]) -> dict:
     """Images and their frames, from FRAME=IMAGE each; scaled to one size."""
+    if not items:
+        raise ValueError("--keyframes is empty: give FRAME=IMAGE, such as 0=a.png")
     found = []
     for item in items:
         frame, sign, file = item.partition("=")
@@ -343,6 +344,7 @@ def make_task(pipe: pipeline.Pipeline, clip: dict, inputs: dict) -> str:
     recipe = pipe.recipe(request, 0) | pipe.task_recipe(FLAGS.task, **call)
     if recipes.is_finished(file, recipe, FLAGS.overwrite):
         return f"{file} exists already"
+    note = recipes.check_format(file, request.num_frames, request.fps)
     steps = windows * request.num_inference_steps
     with progress.Progress(
         steps, "generate", "clip steps", process_index=not first, compiles=True
@@ -351,7 +353,6 @@ def make_task(pipe: pipeline.Pipeline, clip: dict, inputs: dict) -> str:
             FLAGS.task, clip["prompt"], progress=bar.update, batch_size=1, **call
         )
     frames = output.frames[0]
-    note = recipes.check_format(file, len(frames), request.fps)
     if first:
         recipes.save(frames, file, recipe)
     return "\n".join(

@@ -187,8 +187,9 @@ _VAE = flags.DEFINE_string("vae", None, "Shards: run or folder of a video VAE.")
 _PICTURES = flags.DEFINE_integer(
     "pictures",
     0,
-    "Video VAE: encode so many frames of each clip alone as well, which a denoiser may be "
-    "given (known.probabilities: tail, both, keyframes, every).",
+    "Video VAE: encode so many frames of each clip, and its last three, alone as well, "
+    "which a denoiser may be given (known.probabilities: tail, both, keyframes and, with "
+    "all frames, every).",
     lower_bound=0,
     upper_bound=10_000,
 )

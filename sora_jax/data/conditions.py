@@ -50,7 +50,7 @@ _LEAST_FRAMES = {p: 1 for p in Pattern} | {
     Pattern.BOTH: 2,
     Pattern.LEVELS: 2,
 }
-_MOST_PICTURES = 3  # of "tail", "both" and "keyframes"
+MOST_PICTURES = 3  # of "tail", "both" and "keyframes"
 
 
 class Slot(enum.IntEnum):
@@ -157,6 +157,18 @@ class Config:
                 lacks = "pictures: encode the clips with prepare --pictures"
             if pattern is Pattern.REGION and not any(e.get("region") for e in entries):
                 lacks = "regions: encode the clips with prepare --regions"
+            whole = [[*range(len(e["pictures"]))] for e in entries if e.get("pictures")]
+            if (
+                pattern is Pattern.EVERY
+                and not lacks
+                and not any(
+                    pictures == entry["pictures"]
+                    for pictures, entry in zip(
+                        whole, (e for e in entries if e.get("pictures")), strict=True
+                    )
+                )
+            ):
+                lacks = "picture of every frame: prepare --pictures with all of them"
             if lacks:
                 raise ValueError(
                     f"known.probabilities.{pattern.value} is above 0, but the latents "
@@ -177,7 +189,7 @@ class Config:
         """The most tokens that a clip can have."""
         frames, pictures = tuple(entry.get("pictures") or ()), 0
         if self.has(Pattern.TAIL, Pattern.BOTH, Pattern.KEYFRAMES):
-            pictures = min(_MOST_PICTURES, len(frames))
+            pictures = min(MOST_PICTURES, len(frames))
         if self.has(Pattern.EVERY):
             pictures = max(pictures, len(frames[::2]))
         return Condition(pictures=frames[:pictures]).tokens(entry["shape"], patch)
@@ -241,6 +253,7 @@ def draw(
     if (
         t < _LEAST_FRAMES[pattern]
         or (pattern in _OF_PICTURES and not frames)
+        or (pattern is Pattern.EVERY and frames[-1] - frames[0] >= len(frames))
         or (pattern is Pattern.REGION and entry.get("region") is None)
         or (pattern is Pattern.FIRST_FRAME and start)
     ):
@@ -251,10 +264,10 @@ def draw(
     if pattern in (Pattern.HEAD, Pattern.BOTH):
         head = int(random.integers(1, t))
     if pattern in (Pattern.TAIL, Pattern.BOTH):
-        count = int(random.integers(1, _MOST_PICTURES + 1))
-        pictures = frames[-count:]
+        count = int(random.integers(1, MOST_PICTURES + 1))
+        pictures = frames[-count:]  # of which the last three are neighbours
     if pattern is Pattern.KEYFRAMES:
-        count = int(random.integers(1, min(_MOST_PICTURES, len(frames)) + 1))
+        count = int(random.integers(1, min(MOST_PICTURES, len(frames)) + 1))
         pictures = tuple(sorted(random.choice(frames, count, replace=False).tolist()))
     if pattern is Pattern.EVERY:
         pictures = frames[:: int(random.integers(2, 5))]

@@ -6,6 +6,7 @@ channels, n tokens, k noise levels, l text tokens, d text width.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 
 import jax
@@ -80,7 +81,10 @@ def start_rows(
     if given.known_bthw is not None:
         known_bn = rows.known_tokens(given.known_bthw, config.patch)
         given_bthwc = flow.interpolate(given.latents_bthwc, noise_bthwc, known_tau)
-        start_bthwc = jnp.where(given.known_bthw[..., None], given_bthwc, start_bthwc)
+        # Tokens of which only a part is known are noise, as in training.
+        part_bnp = jnp.repeat(known_bn[..., None], math.prod(config.patch), axis=-1)
+        whole_bthw1 = rows.to_video(part_bnp, start_bthwc.shape[1:4], config.patch)
+        start_bthwc = jnp.where(whole_bthw1, given_bthwc, start_bthwc)
     pictures = None
     if given.pictures_bphwc is not None:
         pictures_bphwc = flow.interpolate(

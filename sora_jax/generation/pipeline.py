@@ -197,7 +197,14 @@ class Pipeline:
                     f"{pipe.settings.trained_levels}, not on {wanted}"
                 )
         settings = dataclasses.replace(
-            self.settings, boundary=boundary, trained_levels=(0.0, 1.0)
+            self.settings,
+            boundary=boundary,
+            trained_levels=(0.0, 1.0),
+            trained_patterns=tuple(
+                name
+                for name in self.settings.trained_patterns
+                if name in other.settings.trained_patterns
+            ),
         )
         text = self._text_files or nnx.merge(*self._text_encoder)
         source = self.source | {"expert_2": other.source}
@@ -338,9 +345,10 @@ class Pipeline:
           task: its name.
           prompt: as of a call.
           progress: as of a call.
-          **arguments: the task's own inputs, and arguments of a call. Videos are uint8
-            [t, h, w, 3], images [h, w, 3]. Size and frame rate are those of the video,
-            where there is one; it is scaled and cropped to another `height` and `width`.
+          **arguments: the task's own inputs, and arguments of a call but image, latents
+            and output_type. Videos are uint8 [t, h, w, 3], images [h, w, 3]. The size is
+            that of the video, where there is one; it is scaled and cropped to another
+            `height` and `width`. `fps` is its frame rate; default: the model's.
 
         Returns:
           The videos; what was given of them is in them as it was.
@@ -353,7 +361,7 @@ class Pipeline:
         frames, batches = [], [*self.batches(request)]
         with self._with_text_encoder():
             encoded = [self.encode_prompt(request, rows) for rows in batches]
-            if source := inputs.get("source"):
+            if (source := inputs.get("source")) is not None:
                 inputs["source"] = [
                     self._encode_texts([source] * len(rows)) for rows in batches
                 ]
@@ -378,45 +386,50 @@ class Pipeline:
         """Resolves and checks a task's inputs: the request, the inputs, its windows."""
         kind = tasks.find(task)
         taken = {*kind.inputs, *kind.options}
-        given = {name: x for name, x in arguments.items() if name in taken}
-        rest = {name: x for name, x in arguments.items() if name not in taken}
-        videos = {
-            name: tasks.pixels(given[name], name)
-            for name in kind.inputs
-            if given.get(name) is not None
-        }
-        asked = {
-            name: value
-            for name in ("num_frames", "height", "width", "fps")
-            if (value := rest.get(name)) is not None
-        }
-        size = tasks.Size(
-            **{
-                name: asked.get(name, getattr(self.settings, name))
-                for name in ("num_frames", "height", "width", "fps")
-            }
-        )
-        first = videos.get(kind.inputs[0])
+        given = {n: x for n, x in arguments.items() if n in taken and x is not None}
+        rest = {n: x for n, x in arguments.items() if n not in taken and x is not None}
+        allowed = {*requests.SHARED, *requests.OF_CLIPS}
+        if unknown := sorted(rest.keys() - allowed):
+            raise ValueError(f"{unknown[0]} has no meaning for task {task!r}")
+        videos = {n: tasks.pixels(given[n], n) for n in kind.inputs if n in given}
+        tasks.check_mask(videos)
+        names = ("num_frames", "height", "width", "fps")
+        asked = {name: rest[name] for name in names if name in rest}
+        size = {name: getattr(self.settings, name) for name in names} | asked
+        first = videos.get("video")
         if kind.fits and first is not None and not asked.keys() & {"height", "width"}:
-            size = dataclasses.replace(
-                size, height=first.shape[1], width=first.shape[2]
-            )
+            size |= {"height": first.shape[1], "width": first.shape[2]}
+        if kind.fixed:  # the task says it
+            size["num_frames"] = 1
+        sizes = size["num_frames"], size["height"], size["width"]
+        requests.check_size(*sizes, self.strides)
         if kind.fits:
-            videos = {
-                name: tasks.fitted(video, size.height, size.width)
-                for name, video in videos.items()
-            }
+            videos = {n: tasks.fitted(x, *sizes[1:]) for n, x in videos.items()}
         found, size, count = tasks.check(
             task,
             given | videos,
-            size,
+            tasks.Size(**size),
             self.strides.time,
             self.settings.trained_patterns,
         )
+        if kind.fixed and asked.get("num_frames", size.num_frames) != size.num_frames:
+            raise ValueError(
+                f"num_frames is {asked['num_frames']}, but what task {task!r} is given "
+                f"makes windows of {size.num_frames}: leave it out"
+            )
         request = self.check_inputs(prompt=prompt, **rest | dataclasses.asdict(size))
         if request.step_cache:
             raise ValueError(
                 "step_cache is for videos from text or an image, not tasks"
+            )
+        if "source" in found:
+            (found["source"],) = requests.checked_texts(
+                found["source"], "source", False
+            )
+            self._check_lengths(
+                dataclasses.replace(
+                    request, prompts=(found["source"],), upsampled=(None,)
+                )
             )
         return request, found, count
 
@@ -435,11 +448,7 @@ class Pipeline:
     def check_inputs(self, **arguments) -> requests.Request:
         """Resolves and checks the arguments of a call, without computing anything."""
         request = requests.check(self.settings, self.strides, **arguments)
-        requests.check_lengths(
-            request,
-            lambda text: len(self.tokenizer.ids(text)),
-            self.settings.text_length,
-        )
+        self._check_lengths(request)
         if request.step_cache:
             self.calibration = cache_calibration.read(self.calibration)
             self.calibration.check(request, self.source)
@@ -454,6 +463,13 @@ class Pipeline:
                     f"it is [b, c, t, h, w] = {wanted}"
                 )
         return request
+
+    def _check_lengths(self, request: requests.Request) -> None:
+        requests.check_lengths(
+            request,
+            lambda text: len(self.tokenizer.ids(text)),
+            self.settings.text_length,
+        )
 
     def encode_prompt(
         self, request: requests.Request, rows: Sequence[int]

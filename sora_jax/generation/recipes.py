@@ -137,6 +137,11 @@ def arguments(recipe: Mapping, image: str | None = None) -> dict:
         raise ValueError(
             "the video was made from an image, which it does not contain: give --image"
         )
+    if recipe.get("task"):
+        raise ValueError(
+            f"the video was made by task {recipe['task']!r} of files that it does not "
+            "contain: give that task again"
+        )
     if recipe.get("latents_sha256"):
         raise ValueError("the video was made from latents, which it does not contain")
     values = _arguments(recipe)

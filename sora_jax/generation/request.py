@@ -26,6 +26,8 @@ from sora_jax.models import video_vae
 
 _MOST = 10**6  # frames and pixels a side; see `configs.Size`
 RANDOM = -1  # in place of a seed: draw one
+# Arguments of a call that each clip may have its own of, and how many there are.
+OF_CLIPS = ("negative_prompt", "seed", "num_videos_per_prompt", "batch_size")
 _Scale = Annotated[float, configs.Range("[0, 100]")]
 
 
@@ -236,7 +238,9 @@ def check_size(num_frames: int, height: int, width: int, strides: Strides) -> No
             )
 
 
-def _texts(value: str | Sequence[str], name: str, empty_allowed: bool) -> list[str]:
+def checked_texts(
+    value: str | Sequence[str], name: str, empty_allowed: bool
+) -> list[str]:
     """The texts, normalised as captions are."""
     normal = [value] if isinstance(value, str) else list(value)
     for index, text in enumerate(normal):
@@ -365,14 +369,14 @@ def check(
     given = [prompt] if isinstance(prompt, str | Upsampled) else list(prompt)
     rewritten = [value if isinstance(value, Upsampled) else None for value in given]
     plain = [value.text if isinstance(value, Upsampled) else value for value in given]
-    prompts = _texts(plain, "prompt", empty_allowed=False)
+    prompts = checked_texts(plain, "prompt", empty_allowed=False)
     if not prompts:
         raise ValueError("there is no prompt: give at least one")
     if not isinstance(num_videos_per_prompt, int) or num_videos_per_prompt < 1:
         raise ValueError(
             f"num_videos_per_prompt is at least 1, not {num_videos_per_prompt!r}"
         )
-    negatives = _texts(negative_prompt, "negative_prompt", empty_allowed=True)
+    negatives = checked_texts(negative_prompt, "negative_prompt", empty_allowed=True)
     negatives = _per_clip(negatives, len(prompts), "negative prompts")
     images = _images(image, len(prompts))
 

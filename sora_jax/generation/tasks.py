@@ -2,7 +2,8 @@
 
 A task turns what the user gives into windows of latents: what is known in each of them, at
 which level the solver starts, and how the results are joined. `TASKS` lists them: a new
-task is one function and one line. Frames that were given come back as they were.
+task is one function and one line. Frames that were given come back as they
+were.
 
 Letters: t frames, h height, w width of a video; b clips.
 """
@@ -46,6 +47,7 @@ class Task:
       size: of (inputs, the size that was asked for, stride), that of its windows.
       windows: of (inputs, size), how many it makes.
       fits: whether videos are scaled to the size of the windows.
+      fixed: whether the inputs say how long a window is.
     """
 
     make: Callable[..., np.ndarray]
@@ -56,6 +58,7 @@ class Task:
     size: Callable[[Mapping, Size, int], Size] = lambda inputs, size, stride: size
     windows: Callable[[Mapping, Size, int], int] = lambda inputs, size, stride: 1
     fits: bool = True
+    fixed: bool = False
 
 
 def _whole(count: int, stride: int) -> int:
@@ -88,7 +91,7 @@ def keyframes(
 ) -> np.ndarray:
     """A video with the given pictures at the given frames.
 
-    A picture at frame 0 is the first latent itself, which comes back exactly.
+    One at frame 0 alone is a first frame, whose latent is known.
 
     Raises:
       ValueError: a frame is outside of the video, or two pictures are at one.
@@ -103,28 +106,33 @@ def keyframes(
     if len(set(at)) < len(at):
         twice = next(f for f in at if list(at).count(f) > 1)
         raise ValueError(f"two keyframes are at frame {twice}: leave out one")
-    given: dict[str, Any] = {}
-    rest = [(image, f) for image, f in zip(images, at, strict=True) if f]
-    if 0 in at:
-        given |= make.head(make.encode(images[list(at).index(0)][None]))
-    if rest:
-        pictures, times = zip(*rest, strict=True)
-        given |= make.pictures(np.stack(pictures), times)
-    return make.decode(make.sample(givens.Given(**given)))
+    images = np.stack(images)
+    if [*at] == [0]:
+        given = make.head(make.encode(images))
+    else:
+        given = make.pictures(images, at)
+    made = make.decode(make.sample(givens.Given(**given)))
+    made[:, [*at]] = images
+    return made
 
 
 def _keyframes_need(inputs: Mapping) -> tuple[str, ...]:
-    times = inputs["at"]
-    needs = ["keyframes"] if any(times) else []
-    return tuple(needs + ["first_frame"] * (0 in times))
+    return ("first_frame",) if [*inputs["at"]] == [0] else ("keyframes",)
 
 
 # -- longer videos --------------------------------------------------------------------
 
 
-def _kept_latents(latent_frames: int) -> int:
-    """Latent frames of a window that continue the one before it."""
-    return max(1, 2 * latent_frames // 3)
+def _lengths(latent_frames: int, known: int) -> tuple[int, int, int]:
+    """The window that comes after so many latent frames: (start, its length, known ones).
+
+    A window that holds a video's first latent is like a clip, and a later one like a clip
+    without its first latent, as in training with `mid_clip`.
+    """
+    keep = max(1, 2 * latent_frames // 3)
+    if known <= keep:
+        return 0, latent_frames, known
+    return 1, latent_frames - 1, max(1, 2 * (latent_frames - 1) // 3)
 
 
 def extend(make: windows.Windows, video: np.ndarray, frames: int) -> np.ndarray:
@@ -133,32 +141,40 @@ def extend(make: windows.Windows, video: np.ndarray, frames: int) -> np.ndarray:
     The latents of what was made are carried from window to window, and decoded once.
     """
     t, stride = make.grid[0], make.stride
-    most = 1 + stride * (_kept_latents(t) - 1)
+    most = 1 + stride * (max(1, 2 * t // 3) - 1)
     count = 1 + (min(len(video), most) - 1) // stride * stride
     latents = make.encode(video[len(video) - count :])
     before = latents.shape[1]
     while stride * (latents.shape[1] - before) < frames:
-        keep = min(latents.shape[1], _kept_latents(t))
-        start = 0 if keep == latents.shape[1] else 1
-        window = make.sample(
-            givens.Given(**make.head(latents[:, latents.shape[1] - keep :], start))
-        )
+        start, length, keep = _lengths(t, latents.shape[1])
+        head = make.head(latents[:, latents.shape[1] - keep :], start, length)
+        window = make.sample(givens.Given(**head), length=length)
         latents = jnp.concatenate([latents, window[:, keep:]], axis=1)
     new = make.decode(latents)[:, count:]
     return _joined(make, video, new[:, :frames])
 
 
+def _longer_size(inputs: Mapping, size: Size, stride: int) -> Size:
+    if size.num_frames < 1 + stride:
+        raise ValueError(
+            f"num_frames is {size.num_frames}, of which nothing is left to make beside "
+            f"what is given: give {1 + stride} or more"
+        )
+    return size
+
+
 def _extend_windows(inputs: Mapping, size: Size, stride: int) -> int:
     t = 1 + (size.num_frames - 1) // stride
-    known, missing, count = (
-        1 + (len(inputs["video"]) - 1) // stride,
-        inputs["frames"],
-        0,
-    )
-    known = min(known, _kept_latents(t))
+    known = min(1 + (len(inputs["video"]) - 1) // stride, max(1, 2 * t // 3))
+    missing, count = inputs["frames"], 0
     while missing > 0:
-        missing -= stride * (t - min(known, _kept_latents(t)))
-        known, count = _kept_latents(t), count + 1
+        start, length, keep = _lengths(t, known)
+        if length == keep:
+            raise ValueError(
+                f"frames is {inputs['frames']}; windows of {size.num_frames} frames "
+                f"continue a video by {stride * (t - 1)}: give a larger num_frames"
+            )
+        missing, known, count = missing - stride * (length - keep), t, count + 1
     return count
 
 
@@ -179,8 +195,11 @@ def extend_backwards(
 
 
 def _backwards_windows(inputs: Mapping, size: Size, stride: int) -> int:
-    count = min(_LAST, len(inputs["video"]), size.num_frames - 1)
-    return math.ceil(inputs["frames"] / (size.num_frames - count))
+    found, missing, windows_made = len(inputs["video"]), inputs["frames"], 0
+    while missing > 0:
+        new = size.num_frames - min(_LAST, found, size.num_frames - 1)
+        found, missing, windows_made = found + new, missing - new, windows_made + 1
+    return windows_made
 
 
 def connect(
@@ -342,19 +361,20 @@ TASKS: dict[str, Task] = {
     ),
     "extend": Task(
         extend, "continue a video", options={"frames": None}, needs=("head",),
-        windows=_extend_windows,
+        size=_longer_size, windows=_extend_windows,
     ),
     "extend_backwards": Task(
         extend_backwards, "what comes before a video", options={"frames": None},
-        needs=("tail",), windows=_backwards_windows,
+        needs=("tail",), size=_longer_size, windows=_backwards_windows,
     ),
     "connect": Task(
         connect, "from one video to another", ("video", "video_2"), {"frames": None},
-        ("both",), _connect_size,
+        ("both",), _connect_size, fixed=True,
     ),
     "replace": Task(
         replace, "new frames in the middle of a video",
         options={"first": None, "last": None}, needs=("both",), size=_replace_size,
+        fixed=True,
     ),
     "fill": Task(
         fill, "more frames a second", options={"factor": 2}, needs=("every",),
@@ -362,19 +382,20 @@ TASKS: dict[str, Task] = {
     ),
     "inpaint": Task(
         inpaint, "a new part of every frame", ("video", "mask"), needs=("region",),
-        size=_of_video,
+        size=_of_video, fixed=True,
     ),
     "outpaint": Task(
         outpaint, "a larger frame around a video", needs=("region",),
-        size=_outpaint_size, fits=False,
+        size=_outpaint_size, fits=False, fixed=True,
     ),
     "vary": Task(
-        vary, "variations, or another style", options={"strength": 0.8}, size=_of_video
+        vary, "variations, or another style", options={"strength": 0.8}, size=_of_video,
+        fixed=True,
     ),
     "edit": Task(
         edit, "another text for the same video",
         options={"source": None, "strength": 0.9, "source_guidance_scale": 1.0},
-        size=_of_video,
+        size=_of_video, fixed=True,
     ),
 }  # fmt: skip
 
@@ -397,6 +418,26 @@ def pixels(value: Any, name: str) -> np.ndarray:
     if array.dtype != np.uint8:
         raise ValueError(f"{name} is uint8, not {array.dtype}")
     return array
+
+
+def _count(value: Any, name: str) -> int:
+    """A whole number from 0 on."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 0:
+        raise ValueError(f"{name} is a whole number from 0 on, not {value!r}")
+    return int(value)
+
+
+def check_mask(videos: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError if a mask is not of the size of its video."""
+    if not videos.keys() >= {"mask", "video"}:
+        return
+    (t, h, w), shape = videos["mask"].shape, videos["video"].shape
+    if t not in (1, shape[0]) or (h, w) != shape[1:3]:
+        raise ValueError(
+            f"the mask has {t} frames of {w} x {h}, the video {shape[0]} of "
+            f"{shape[2]} x {shape[1]}: make it a picture or a video of that size"
+        )
 
 
 def fitted(video: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -449,25 +490,24 @@ def check(
     for key in (*task.inputs, *task.options):
         if key not in named:
             raise ValueError(f"task {name!r} needs {key}")
-    for key in ("frames", "factor", "first", "last"):
-        if key in named and (isinstance(named[key], bool) or named[key] < 0):
-            raise ValueError(f"{key} is a whole number from 0 on, not {named[key]}")
+    for key in {"frames", "factor", "first", "last"} & named.keys():
+        named[key] = _count(named[key], key)
+    if "at" in named:
+        named["at"] = [
+            _count(value, "the frame of a keyframe") for value in named["at"]
+        ]
     if named.get("frames") == 0:
         raise ValueError("frames is 0: there is nothing to make")
+    if not isinstance(named.get("source", ""), str):
+        raise ValueError(f"source is text, not {type(named['source']).__name__}")
     if "strength" in named and not 0 < named["strength"] <= 1:
         raise ValueError(
             f"strength is a noise level in (0, 1], not {named['strength']:g}"
         )
-    if "mask" in named:
-        shape = named["video"].shape[:3]
-        if len(named["mask"]) == 1:
-            named["mask"] = np.repeat(named["mask"], shape[0], axis=0)
-        if named["mask"].shape != shape:
-            t, h, w = named["mask"].shape
-            raise ValueError(
-                f"the mask has {t} frames of {w} x {h}, the video {shape[0]} of "
-                f"{shape[2]} x {shape[1]}: make it a picture or a video of that size"
-            )
+    if not 0 <= (scale := named.get("source_guidance_scale", 1)) <= 100:
+        raise ValueError(f"source_guidance_scale is in [0, 100], not {scale:g}")
+    if "mask" in named and len(named["mask"]) == 1:
+        named["mask"] = np.repeat(named["mask"], len(named["video"]), axis=0)
     found = task.size(named, size, stride)
     count = task.windows(named, found, stride)
     needs = task.needs if name != "keyframes" else _keyframes_need(named)

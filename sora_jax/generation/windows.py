@@ -80,10 +80,19 @@ class Windows:
         times_p = jnp.asarray(at, jnp.float32) / self.stride
         return {"pictures_bphwc": jnp.stack(latents, axis=1), "times_p": times_p}
 
-    def head(self, latents_bthwc: jax.Array, start: int = 0) -> dict:
-        """Fields of `Given` for a window that begins with known latents."""
+    def head(
+        self, latents_bthwc: jax.Array, start: int = 0, length: int | None = None
+    ) -> dict:
+        """Fields of `Given` for a window that begins with known latents.
+
+        Args:
+          latents_bthwc: these.
+          start: index of the window's first latent frame.
+          length: latent frames of the window; None: as many as usual.
+        """
         b, known, *_ = latents_bthwc.shape
         t, h, w = self.grid
+        t = length or t
         known_bthw = jnp.zeros((b, t, h, w), bool).at[:, :known].set(True)
         rest = ((0, 0), (0, t - known), (0, 0), (0, 0), (0, 0))
         return {
@@ -97,14 +106,18 @@ class Windows:
         what: givens.Given = givens.Given(),
         latents_bthwc: jax.Array | None = None,
         first: float = 1.0,
+        length: int | None = None,
     ) -> jax.Array:
-        """Generates a window, and returns its latents; see `Pipeline.denoise`."""
+        """Generates a window, and returns its latents; see `Pipeline.denoise`.
+
+        length: latent frames of the window; None: as many as usual.
+        """
         return self.pipe.denoise(
             self.request,
             self.rows,
             self._text,
             self._null,
-            self.noise(),
+            self.noise(length),
             what,
             progress=self._progress,
             latents_bthwc=latents_bthwc,
@@ -127,16 +140,25 @@ class Windows:
             self._progress,
         )
 
-    def noise(self) -> jax.Array:
-        """Draws the noise of the next window."""
+    def noise(self, length: int | None = None) -> jax.Array:
+        """Draws the noise of the next window, of so many latent frames."""
         more = (self._made,) if self._made else ()
         self._made += 1
         r = self.request
-        shape = self.pipe.latent_shape(r.num_frames, r.height, r.width)
+        t, *rest = self.pipe.latent_shape(r.num_frames, r.height, r.width)
+        shape = (length or t, *rest)
         keys = [rng.key(r.seeds[row], "noise", *more) for row in self.rows]
         return compiled.draw_noise(jnp.stack(keys), shape)
 
     def decode(self, latents_bthwc: jax.Array) -> np.ndarray:
-        """The video of latents, uint8 [b, t, h, w, 3]."""
+        """The video of latents, uint8 [b, t, h, w, 3].
+
+        Raises:
+          FloatingPointError: the model's weights give numbers that are not finite.
+        """
         frames = placement.to_host(self.pipe.decode_latents(latents_bthwc))
+        if not np.isfinite(frames).all():
+            raise FloatingPointError(
+                "the model's weights give numbers that are not finite"
+            )
         return np.round(frames * 255).astype(np.uint8)

@@ -134,8 +134,8 @@ def of_video(
     Args:
       config: the denoiser's.
       latents_bthwc: sizes are multiples of the patch.
-      levels_bk: level 0 is that of generated tokens, level 1 (where k is 2) that of known
-        ones.
+      levels_bk: level 0 is that of generated tokens, level 1, if there is one, that of
+        known ones.
       text_bld, text_mask_bl: see `Rows`.
       known_bn: 1 where a token is known; see `known_tokens`.
       fps: frames per second of the video, where positions are in seconds.

@@ -7,8 +7,22 @@ import jax
 import numpy as np
 
 from sora_jax.core import mesh as meshes
-from sora_jax.data import caches, latent_cache, records, regions, samples, shards
+from sora_jax.data import (
+    caches,
+    conditions,
+    latent_cache,
+    records,
+    regions,
+    samples,
+    shards,
+)
 from sora_jax.training import checkpoint, pretrained, trained_vae
+
+
+def picture_frames(num_frames: int, pictures: int) -> tuple[int, ...]:
+    """Which frames of a clip are encoded alone: so many, evenly, and the last three."""
+    last = range(max(0, num_frames - conditions.MOST_PICTURES), num_frames)
+    return tuple(sorted({*samples.evenly(num_frames, pictures), *last}))
 
 
 def encode(
@@ -31,7 +45,7 @@ def encode(
       vae_folder: run or folder of the video VAE.
       out: the folder to write.
       pictures: frames of each clip that are also encoded alone, spread evenly from the
-        first to the last.
+        first to the last, beside the last three.
       with_regions: whether a part of each clip is also encoded with the rest in grey.
 
     Returns:
@@ -67,7 +81,7 @@ def encode(
         count = batch_size((t, h, w))
         found = [{} for _ in batch]
         if pictures:
-            frames = tuple(samples.evenly(t, pictures))
+            frames = picture_frames(t, pictures)
             for number, frame in enumerate(frames):
                 latents = full([video[frame][None] for video in videos], count)
                 for one, latent in zip(found, latents, strict=True):

@@ -66,6 +66,13 @@ def test_keyframes_are_at_any_times_and_every_mth_frame_is_regular():
     assert found == {tuple(range(0, 17, m)) for m in (2, 3, 4)}
 
 
+def test_with_few_pictures_tails_are_still_the_last_frames():
+    few = ENTRY | {"pictures": [0, 8, 14, 15, 16]}
+    found = {one.pictures for one in drawn("tail", entry=few)}
+    assert found == {(16,), (15, 16), (14, 15, 16)}
+    assert {one.pattern for one in drawn("every", 50, few)} == {Pattern.NONE}
+
+
 def test_levels_of_frames_are_apart_or_rise():
     found = [one.levels for one in drawn("levels", 2000)]
     assert {level for levels in found for level in levels} == {0, 1, 2, 3}
@@ -134,6 +141,13 @@ def test_wrong_configs_are_refused(given, message):
         ({"tail": 1.0}, {"shape": [3, 2, 2, 4]}, True, (1, 1, 1), "--pictures"),
         ({"region": 1.0}, {"shape": [3, 2, 2, 4]}, False, (1, 1, 1), "--regions"),
         ({"every": 1.0}, ENTRY, False, (1, 1, 1), "packing.shapes"),
+        (
+            {"every": 1.0},
+            ENTRY | {"pictures": [0, 8, 14, 15, 16]},
+            True,
+            (1, 1, 1),
+            "picture of every frame",
+        ),
         ({"every": 1.0}, ENTRY, True, (2, 1, 1), "a picture has one"),
     ],
 )

@@ -466,6 +466,8 @@ def test_a_task_makes_a_video_of_another_once(generate, film, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="exists with another recipe .*strength"):
         generate(**asked | {"strength": 0.7})
+    with pytest.raises(SystemExit, match="by task 'vary' of files"):
+        generate(**{"from": str(out)}, out=str(tmp_path / "again.mp4"))
     generate(**asked | {"strength": 0.7}, overwrite=True)
     assert recipes.read(out)["inputs"]["strength"] == 0.7
 
@@ -527,6 +529,8 @@ EVERY_PATTERN = ("first_frame", "keyframes", "region")
         ({"task": "vary", "video": "FILM", "factor": 2}, "--factor has no meaning"),
         ({"task": "extend", "video": "FILM", "frames": 4}, "trained with 'head'"),
         ({"task": "vary", "video": "FILM", "dry_run": True}, "no --dry_run"),
+        ({"task": "vary", "video": "FILM", "sheet": "a.png"}, "no --sheet"),
+        ({"task": "keyframes", "keyframes": []}, "keyframes is empty"),
         ({"task": "keyframes", "keyframes": ["a.png"]}, "FRAME=IMAGE"),
         ({"task": "vary", "video": "FILM", "strength": 2.0}, "in .0, 1., not 2"),
         ({"task": "edit", "video": "FILM"}, "'edit' needs source"),

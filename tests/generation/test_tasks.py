@@ -10,7 +10,8 @@ import pytest
 from sora_jax.core import rng
 from sora_jax.data import conditions, regions
 from sora_jax.diffusion import timesteps
-from sora_jax.generation import pipeline, tasks
+from sora_jax.generation import compiled, pipeline, tasks
+from sora_jax.generation import given as givens
 from sora_jax.models import rows
 from tests.generation import tiny
 
@@ -52,6 +53,8 @@ def test_a_video_is_continued_and_stays_what_it_was(pipe, length):
     assert np.ptp(found[:, length:].astype(int), axis=0).max() > 0  # two clips
     *_, windows = pipe.check_task("extend", "a cat", video=video, frames=6)
     assert steps == windows * STEPS and windows == (1 if length < 5 else 2)
+    with pytest.raises(ValueError, match="windows of 5 frames continue a video by 4"):
+        pipe.check_task("extend", "a", video=video, frames=6, num_frames=5)
 
 
 def test_latents_are_carried_from_window_to_window(pipe, monkeypatch):
@@ -76,9 +79,10 @@ def test_latents_are_carried_from_window_to_window(pipe, monkeypatch):
     assert [given.start for given, *_ in seen] == [0, 1, 1]
     for (_, before, noise), (given, after, other) in zip(seen, seen[1:], strict=False):
         known = np.asarray(given.known_bthw)[0, :, 0, 0]
-        assert known.tolist() == [True, True, False]
-        np.testing.assert_array_equal(after[:, :2], before[:, 1:])
-        assert np.abs(noise - other).max() > 0.1  # each window has its own
+        # Like a clip of three latents without its first, as in training.
+        assert known.tolist() == [True, False] and after.shape[1] == 2
+        np.testing.assert_array_equal(after[:, :1], before[:, -1:])
+        assert np.abs(noise[:, :1] - other[:, :1]).max() > 0.1  # each has its own
 
 
 @pytest.mark.parametrize("length", [1, 2, 9])
@@ -89,6 +93,8 @@ def test_what_comes_before_a_video_is_made(pipe, length):
     np.testing.assert_array_equal(found[:, 13:], np.stack([video] * 2))
     *_, windows = pipe.check_task("extend_backwards", "a", video=video, frames=13)
     assert windows == {1: 2, 2: 2, 9: 3}[length]
+    one = pipe.check_task("extend_backwards", "a", video=film(1), frames=16)
+    assert one[2] == 3  # of 8, 6 and 2 new frames
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 7])
@@ -141,8 +147,10 @@ def test_keyframes_at_any_times(pipe):
     assert (found != moved).any()
     # A picture at frame 0 alone is a first frame.
     first, _ = run(pipe, "keyframes", images=images[:1], at=[0])
-    image = pipe(["a cat", "x"], seed=3, image=images[0]).frames
-    np.testing.assert_array_equal(first, np.round(image * 255).astype(np.uint8))
+    image = np.round(pipe(["a cat", "x"], seed=3, image=images[0]).frames * 255)
+    np.testing.assert_array_equal(first[:, 1:], image[:, 1:].astype(np.uint8))
+    for made, at in ((found, [0, 3, 8]), (moved, [0, 4, 8]), (first, [0])):
+        np.testing.assert_array_equal(made[:, at], np.stack([images[: len(at)]] * 2))
 
 
 @pytest.mark.parametrize("length", [1, 5, 9])
@@ -170,6 +178,27 @@ def test_a_video_is_put_in_the_middle_of_a_larger_frame(pipe):
     found, _ = run(pipe, "outpaint", video=video, height=16, width=32)
     assert found.shape == (2, 9, 16, 32, 3)
     np.testing.assert_array_equal(found[:, :, 4:12, 8:24], np.stack([video] * 2))
+
+
+def test_tokens_of_which_a_part_is_kept_are_noise_at_first():
+    """As in training, where a token is known if all of its latents are."""
+    config = dataclasses.replace(tiny.DIT, patch=(1, 2, 2))
+    known = jnp.zeros((1, 1, 4, 4), bool).at[:, :, :, :3].set(True)
+    latents, noise = jnp.zeros((1, 1, 4, 4, 4)), jnp.full((1, 1, 4, 4, 4), 9.0)
+    text = {"states": jnp.zeros((1, 2, 16)), "mask": jnp.ones((1, 2), bool)}
+    start = compiled.start_rows(
+        config, noise, text, 8.0, 0.0, givens.Given(known, latents)
+    )
+    assert start.known_bn.tolist() == [[True, False, True, False]]
+    np.testing.assert_array_equal(start.tokens_bnc[0, 1::2], 9.0)
+    np.testing.assert_array_equal(start.tokens_bnc[0, ::2], 0.0)
+
+
+def test_weights_that_give_no_numbers_are_reported(pipe, monkeypatch):
+    bad = lambda x: np.full((2, 5, 16, 16, 3), np.nan)  # noqa: E731
+    monkeypatch.setattr(pipe, "decode_latents", bad)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        run(pipe, "vary", video=film(5))
 
 
 def velocities(pipe, text, scale):
@@ -288,7 +317,7 @@ def test_a_video_of_another_size_is_scaled_where_a_size_is_asked_for(pipe):
         (
             "extend",
             {"video": film(5), "frames": 2, "mask": film(1)},
-            "unexpected|unknown",
+            "mask has no meaning",
         ),
         ("extend", {"video": film(5, height=15), "frames": 2}, "height is 15"),
         ("vary", {"video": film(6)}, "6 frames; .*the nearest is 5 or 9"),
@@ -308,7 +337,7 @@ def test_a_video_of_another_size_is_scaled_where_a_size_is_asked_for(pipe):
             "two keyframes are at frame 3",
         ),
         ("keyframes", {"images": film(2), "at": [3, 9]}, "frame 9; the video has .* 8"),
-        ("keyframes", {"images": film(2), "at": [-1, 2]}, "frame -1"),
+        ("keyframes", {"images": film(2), "at": [-1, 2]}, "not -1"),
         ("keyframes", {"images": film(2), "at": [1]}, "2 images and 1 times"),
         ("vary", {"video": film(5), "step_cache": 0.1}, "step_cache|step cache"),
     ],

@@ -7,7 +7,7 @@ from sora_jax.data import array_files, latent_cache, regions, shards, toy_clips
 from sora_jax.training import encode_latents, metrics, trained_vae
 from tests.training import test_train_job, tiny_job
 
-PICTURES = 4
+PICTURES = 9
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_views_are_what_the_video_vae_gives_of_them_alone(encoded):
     for record in latents.read(range(12)):
         frames = clips[record.id].frames()
         views = record.views
-        assert views.frames == (0, 2, 5, 8)
+        assert views.frames == (*range(9),)
         for frame, picture in zip(views.frames, views.pictures, strict=True):
             alone = encode(frames[None, frame : frame + 1])[0, 0]
             np.testing.assert_allclose(picture, alone, atol=1e-4)
@@ -46,10 +46,17 @@ def test_views_are_what_the_video_vae_gives_of_them_alone(encoded):
         np.testing.assert_array_equal(views.region, regions.of_latents(kept, *strides))
         assert np.abs(views.kept - record.latents).max() > 0.1
     assert all(
-        latents.entry(index)["pictures"] == [0, 2, 5, 8]
+        latents.entry(index)["pictures"] == [*range(9)]
         and latents.entry(index)["region"] is True
         for index in range(12)
     )
+
+
+def test_the_last_frames_are_always_among_the_pictures():
+    assert encode_latents.picture_frames(9, 4) == (0, 2, 5, 6, 7, 8)
+    assert encode_latents.picture_frames(17, 1) == (0, 14, 15, 16)
+    assert encode_latents.picture_frames(1, 3) == (0,)
+    assert encode_latents.picture_frames(9, 9) == (*range(9),)
 
 
 def test_other_views_are_not_mixed_into_finished_latents(encoded):
