@@ -256,17 +256,8 @@ def check_sheet(clips: int) -> None:
     job.check_writable(FLAGS.sheet)
 
 
-_OF_TASKS = (
-    "video",
-    "video_2",
-    "mask",
-    "keyframes",
-    "frames",
-    "factor",
-    "first",
-    "last",
-)
-_OF_TASKS += ("strength", "source", "source_guidance_scale")
+_OF_TASKS = ("video", "video_2", "mask", "keyframes", "frames", "factor", "first")
+_OF_TASKS += ("last", "strength", "source", "source_guidance_scale")
 
 
 def task_inputs(task: str | None) -> dict:

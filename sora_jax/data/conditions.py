@@ -157,17 +157,7 @@ class Config:
                 lacks = "pictures: encode the clips with prepare --pictures"
             if pattern is Pattern.REGION and not any(e.get("region") for e in entries):
                 lacks = "regions: encode the clips with prepare --regions"
-            whole = [[*range(len(e["pictures"]))] for e in entries if e.get("pictures")]
-            if (
-                pattern is Pattern.EVERY
-                and not lacks
-                and not any(
-                    pictures == entry["pictures"]
-                    for pictures, entry in zip(
-                        whole, (e for e in entries if e.get("pictures")), strict=True
-                    )
-                )
-            ):
+            if pattern is Pattern.EVERY and not lacks and not any(map(_whole, entries)):
                 lacks = "picture of every frame: prepare --pictures with all of them"
             if lacks:
                 raise ValueError(
@@ -215,11 +205,14 @@ class Condition:
 
     def tokens(self, shape: Sequence[int], patch: Sequence[int]) -> int:
         """Tokens of a clip of latents [t, h, w, ...], with those of its pictures."""
-        frames, a_frame = (
-            shape[0] // patch[0],
-            math.prod(shape[1:3]) // (patch[1] * patch[2]),
-        )
-        return a_frame * (frames - self.start + len(self.pictures))
+        a_frame = math.prod(shape[1:3]) // math.prod(patch[1:])
+        return a_frame * (shape[0] // patch[0] - self.start + len(self.pictures))
+
+
+def _whole(entry: Mapping[str, Any]) -> bool:
+    """Whether a clip's pictures are all frames from the first on."""
+    pictures = entry.get("pictures") or ()
+    return bool(pictures) and pictures[-1] == len(pictures) - 1
 
 
 def draw(
@@ -273,10 +266,8 @@ def draw(
         pictures = frames[:: int(random.integers(2, 5))]
     if pattern is Pattern.LEVELS:
         drawn = random.integers(0, 1 + EXTRA_LEVELS, t)
-        if (
-            random.random() < 0.5
-        ):  # later frames are noisier, as where a clip is extended
-            drawn = np.sort(drawn)
+        if random.random() < 0.5:
+            drawn = np.sort(drawn)  # later frames are noisier, as in an extension
         levels = tuple(drawn.tolist())
     return Condition(pattern, start, head, pictures, levels)
 

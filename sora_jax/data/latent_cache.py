@@ -2,9 +2,9 @@
 
 A folder holds latents.array_record-* files, whose records are safetensors bytes with a
 float32 tensor `latents`, the tensors of `Views` if there are any, and the clip's id,
-captions, scores, fps and state as metadata, and `latents.json`, which names the VAE, the clips and the preprocessing that they come from,
-and has the mean and standard deviation of each channel. Opening a cache of other weights
-or other clips raises an error.
+captions, scores, fps and state as metadata, and `latents.json`, which names the VAE, the
+clips and the preprocessing that they come from, and has the mean and standard deviation
+of each channel. Opening a cache of other weights or other clips raises an error.
 
 Letters: n clips, t time, h height, w width, c channel.
 """

@@ -34,9 +34,18 @@ class Given:
 OF_CLIPS = ("known_bthw", "latents_bthwc", "pictures_bphwc")  # the first axis: clips
 
 
-def text_to_video() -> Given:
-    """Nothing is given."""
-    return Given()
+def head(latents_bthwc: jax.Array, grid: tuple[int, int, int], start: int = 0) -> Given:
+    """The first latent frames of a video are known.
+
+    Args:
+      latents_bthwc: these.
+      grid: latent frames, height and width of the video.
+      start: see `Given`.
+    """
+    b, known = latents_bthwc.shape[:2]
+    known_bthw = jnp.zeros((b, *grid), bool).at[:, :known].set(True)
+    rest = ((0, 0), (0, grid[0] - known), (0, 0), (0, 0), (0, 0))
+    return Given(known_bthw, jnp.pad(latents_bthwc, rest), start)
 
 
 def image_to_video(image_b1hwc: jax.Array, grid: tuple[int, int, int]) -> Given:
@@ -62,9 +71,7 @@ def image_to_video(image_b1hwc: jax.Array, grid: tuple[int, int, int]) -> Given:
             "a video that begins with an image needs at least 2 latent frames, not 1: "
             "nothing else is left to generate"
         )
-    known_bthw = jnp.zeros((image_b1hwc.shape[0], *grid), bool).at[:, 0].set(True)
-    rest = ((0, 0), (0, grid[0] - 1), (0, 0), (0, 0), (0, 0))
-    return Given(known_bthw, jnp.pad(image_b1hwc, rest))
+    return head(image_b1hwc, grid)
 
 
 def fit_image(image_hwc: np.ndarray, height: int, width: int) -> np.ndarray:

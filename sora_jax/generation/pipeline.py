@@ -27,7 +27,7 @@ import numpy as np
 from flax import nnx
 
 import sora_jax
-from sora_jax.core import paths, rng
+from sora_jax.core import paths
 from sora_jax.data import tokenizer as tokenizers
 from sora_jax.diffusion import samplers, step_cache
 from sora_jax.generation import (
@@ -70,6 +70,19 @@ class Output:
                 f"frames of {self.frames.shape[-1]} channels are latents, not a video"
             )
         recipes.save(self.frames[index], path, self.recipes[index])
+
+
+def _guided(row, null, scale: float) -> tuple[tuple, tuple]:
+    """The branches of guidance from the null text, and their weights."""
+    if scale == 1:
+        return (row,), ()
+    return (row, null), (np.float32(scale),)
+
+
+def _rescale(request: requests.Request) -> np.float32 | None:
+    """The share of guidance's rescaling; None where it is off."""
+    share = request.guidance_rescale
+    return np.float32(share) if share else None
 
 
 class Pipeline:
@@ -322,10 +335,7 @@ class Pipeline:
                 latents_bthwc = self.decode_latents(latents_bthwc)
             frames.append(placement.to_host(latents_bthwc)[: len(set(rows))])
         joined = np.concatenate(frames)
-        if not np.isfinite(joined).all():
-            raise FloatingPointError(
-                "the model's weights give numbers that are not finite"
-            )
+        placement.check_finite(joined)
         written = tuple(self.recipe(request, index) for index in range(len(request)))
         return Output(joined, written)
 
@@ -361,22 +371,17 @@ class Pipeline:
         frames, batches = [], [*self.batches(request)]
         with self._with_text_encoder():
             encoded = [self.encode_prompt(request, rows) for rows in batches]
-            if (source := inputs.get("source")) is not None:
-                inputs["source"] = [
-                    self._encode_texts([source] * len(rows)) for rows in batches
-                ]
-        for place, (rows, (text, null)) in enumerate(
-            zip(batches, encoded, strict=True)
-        ):
+            if "source" in inputs:  # batches are of one size
+                inputs["source"] = self._encode_texts(
+                    [inputs["source"]] * len(batches[0])
+                )
+        for rows, (text, null) in zip(batches, encoded, strict=True):
             make = windows.Windows(self, request, rows, text, null, progress)
-            own = dict(inputs)
-            if "source" in own:
-                own["source"] = inputs["source"][place]
-            made = tasks.find(task).make(make, **own)
+            made = tasks.find(task).make(make, **inputs)
             frames.append(made[: len(set(rows))].astype(np.float32) / 255)
+        of_task = self.task_recipe(task, **arguments)
         written = tuple(
-            self.recipe(request, index) | self.task_recipe(task, **arguments)
-            for index in range(len(request))
+            self.recipe(request, index) | of_task for index in range(len(request))
         )
         return Output(np.concatenate(frames), written)
 
@@ -509,10 +514,9 @@ class Pipeline:
             noise_bcthw = np.asarray(request.latents, np.float32)[list(rows)]
             noise_bthwc = placement.rows_to_device(noise_bcthw.transpose(0, 2, 3, 4, 1))
         else:
-            keys = jnp.stack([rng.key(request.seeds[row], "noise") for row in rows])
-            noise_bthwc = compiled.draw_noise(keys, (*grid, c))
+            noise_bthwc = compiled.draw_noise(request.keys(rows, "noise"), (*grid, c))
         if request.images is None:
-            return noise_bthwc, givens.text_to_video()
+            return noise_bthwc, givens.Given()
         images = [
             givens.fit_image(request.images[row], request.height, request.width)
             for row in rows
@@ -564,11 +568,9 @@ class Pipeline:
         size, padded = plans.sizes(request)
         picture_noise_bphwc = None
         if given.pictures_bphwc is not None:
-            keys = jnp.stack(
-                [rng.key(request.seeds[row], "picture noise") for row in rows]
+            picture_noise_bphwc = compiled.draw_noise(
+                request.keys(rows, "picture noise"), given.pictures_bphwc.shape[1:]
             )
-            shape = given.pictures_bphwc.shape[1:]
-            picture_noise_bphwc = compiled.draw_noise(keys, shape)
         if size < padded:  # guidance pairs divide over the devices, clips do not
             text, null, noise_bthwc, picture_noise_bphwc, latents_bthwc = (
                 placement.first_rows(
@@ -576,8 +578,7 @@ class Pipeline:
                 )
             )
             of_clips = {name: getattr(given, name) for name in givens.OF_CLIPS}
-            first = placement.first_rows(of_clips, size)
-            given = dataclasses.replace(given, **first)
+            given = dataclasses.replace(given, **placement.first_rows(of_clips, size))
         chunk = 1 if callback_on_step_end else self.settings.chunk_steps
         real, done = len(set(rows)), 0
         start, unconditioned = (
@@ -598,12 +599,8 @@ class Pipeline:
         memory = samplers.init_memory(x_bnc, request.sampler)
         parts = [part for *_, part in stages]
         for stage, (network, scale, part) in enumerate(stages):
-            branches, weights = (start,), ()
-            if scale != 1:
-                branches, weights = (start, unconditioned), (np.float32(scale),)
-            cache, slots, rescale = None, 0, None
-            if request.guidance_rescale:
-                rescale = np.float32(request.guidance_rescale)
+            branches, weights = _guided(start, unconditioned, scale)
+            cache, slots = None, 0
             if record:
                 slots = int(samplers.evaluation_mask(request.sampler, part).sum())
                 part |= step_cache.measurement_rows(
@@ -613,8 +610,8 @@ class Pipeline:
                 cache = compiled.start_cache(
                     self._dit_config, len(branches) * len(x_bnc), x_bnc.shape[1], slots
                 )
-            for first in range(0, len(part["tau"]), chunk):
-                plan = samplers.chunk(parts[stage], first, chunk)
+            for place in range(0, len(part["tau"]), chunk):
+                plan = samplers.chunk(parts[stage], place, chunk)
                 x_bnc, memory, cache = compiled.denoise_chunk(
                     *network,
                     x_bnc,
@@ -624,7 +621,7 @@ class Pipeline:
                     weights,
                     sampler=request.sampler,
                     cache=cache,
-                    rescale=rescale,
+                    rescale=_rescale(request),
                 )
                 if callback_on_step_end:
                     tau = float(plan["next"][0])
@@ -670,7 +667,7 @@ class Pipeline:
           first: the noise level at which the change begins.
         """
         size, padded = plans.sizes(request)
-        keys = jnp.stack([rng.key(request.seeds[row], "edit noise") for row in rows])
+        keys = request.keys(rows, "edit noise")
         if size < padded:
             text, null, source, latents_bthwc, keys = placement.first_rows(
                 (text, null, source, latents_bthwc, keys), size
@@ -681,15 +678,8 @@ class Pipeline:
             for what in (text, source, null)
         )
 
-        def guided(row, scale):
-            if scale == 1:
-                return (row,), ()
-            return (row, none), (np.float32(scale),)
-
-        grid, z_bnc = latents_bthwc.shape[1:4], new.tokens_bnc
-        source_bnc, rescale = z_bnc, None
-        if request.guidance_rescale:
-            rescale = np.float32(request.guidance_rescale)
+        grid, source_bnc = latents_bthwc.shape[1:4], new.tokens_bnc
+        z_bnc = source_bnc
         memory = samplers.init_memory(z_bnc, request.sampler)
         for network, scale, part in self._stages(request, first):
             for plan in samplers.chunks(part, self.settings.chunk_steps):
@@ -700,10 +690,10 @@ class Pipeline:
                     plan,
                     source_bnc,
                     keys,
-                    *guided(new, scale),
-                    *guided(old, source_guidance_scale),
+                    *_guided(new, none, scale),
+                    *_guided(old, none, source_guidance_scale),
                     sampler=request.sampler,
-                    rescale=rescale,
+                    rescale=_rescale(request),
                 )
                 if progress:
                     jax.block_until_ready(z_bnc)

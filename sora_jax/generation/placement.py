@@ -78,6 +78,12 @@ def fill_rows(x: jax.Array, count: int) -> jax.Array:
     return sharding.reshard(filled, "batch", *(None,) * (x.ndim - 1))
 
 
+def check_finite(x: np.ndarray) -> None:
+    """Raises FloatingPointError if a result has numbers that are not finite."""
+    if not np.isfinite(x).all():
+        raise FloatingPointError("the model's weights give numbers that are not finite")
+
+
 def to_host(x: jax.Array | np.ndarray) -> np.ndarray:
     """Gathers the whole array on every process."""
     if isinstance(x, np.ndarray) or x.is_fully_addressable:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -179,6 +180,10 @@ class Request(Arguments):
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def keys(self, rows: Sequence[int], stream: str, *indices: int) -> jax.Array:
+        """The random keys of these clips, see `rng.key`."""
+        return jnp.stack([rng.key(self.seeds[row], stream, *indices) for row in rows])
 
     def recipe(self, index: int) -> dict:
         """The arguments of this call for one clip, as JSON can hold them."""

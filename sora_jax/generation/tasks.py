@@ -2,8 +2,7 @@
 
 A task turns what the user gives into windows of latents: what is known in each of them, at
 which level the solver starts, and how the results are joined. `TASKS` lists them: a new
-task is one function and one line. Frames that were given come back as they
-were.
+task is one function and one line. Frames that were given come back as they were.
 
 Letters: t frames, h height, w width of a video; b clips.
 """
@@ -42,8 +41,8 @@ class Task:
       about: what it does, in a few words.
       inputs: names of videos and images that it takes, in the order of their importance.
       options: other inputs and their defaults; None: must be given.
-      needs: what the denoiser must have been trained with, see
-        `Settings.trained_patterns`.
+      needs: of (inputs, number of windows), what the denoiser must have been trained
+        with; see `Settings.trained_patterns`.
       size: of (inputs, the size that was asked for, stride), that of its windows.
       windows: of (inputs, size), how many it makes.
       fits: whether videos are scaled to the size of the windows.
@@ -54,7 +53,7 @@ class Task:
     about: str
     inputs: tuple[str, ...] = ("video",)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    needs: tuple[str, ...] = ()
+    needs: Callable[[Mapping, int], tuple[str, ...]] = lambda inputs, windows: ()
     size: Callable[[Mapping, Size, int], Size] = lambda inputs, size, stride: size
     windows: Callable[[Mapping, Size, int], int] = lambda inputs, size, stride: 1
     fits: bool = True
@@ -111,12 +110,12 @@ def keyframes(
         given = make.head(make.encode(images))
     else:
         given = make.pictures(images, at)
-    made = make.decode(make.sample(givens.Given(**given)))
+    made = make.decode(make.sample(given))
     made[:, [*at]] = images
     return made
 
 
-def _keyframes_need(inputs: Mapping) -> tuple[str, ...]:
+def _keyframes_need(inputs: Mapping, windows: int) -> tuple[str, ...]:
     return ("first_frame",) if [*inputs["at"]] == [0] else ("keyframes",)
 
 
@@ -148,10 +147,14 @@ def extend(make: windows.Windows, video: np.ndarray, frames: int) -> np.ndarray:
     while stride * (latents.shape[1] - before) < frames:
         start, length, keep = _lengths(t, latents.shape[1])
         head = make.head(latents[:, latents.shape[1] - keep :], start, length)
-        window = make.sample(givens.Given(**head), length=length)
+        window = make.sample(head, length=length)
         latents = jnp.concatenate([latents, window[:, keep:]], axis=1)
     new = make.decode(latents)[:, count:]
     return _joined(make, video, new[:, :frames])
+
+
+def _extend_needs(inputs: Mapping, windows: int) -> tuple[str, ...]:
+    return ("head",) if windows == 1 else ("head", "mid_clip")
 
 
 def _longer_size(inputs: Mapping, size: Size, stride: int) -> Size:
@@ -189,7 +192,7 @@ def extend_backwards(
     while (missing := frames + len(video) - found.shape[1]) > 0:
         count = min(_LAST, found.shape[1], size - 1)
         given = make.pictures(found[:, :count], range(size - count, size))
-        new = make.decode(make.sample(givens.Given(**given)))[:, : size - count]
+        new = make.decode(make.sample(given))[:, : size - count]
         found = np.concatenate([new[:, -missing:], found], axis=1)
     return found
 
@@ -207,9 +210,12 @@ def connect(
 ) -> np.ndarray:
     """Makes so many frames that lead from the end of a video to the start of another."""
     head, last = _ends(video, video_2, frames, make.stride)
-    given = make.head(make.encode(video[len(video) - head :]))
-    given |= make.pictures(video_2[:last], range(head + frames, head + frames + last))
-    made = make.decode(make.sample(givens.Given(**given)))
+    given = make.pictures(
+        video_2[:last],
+        range(head + frames, head + frames + last),
+        beside=make.head(make.encode(video[len(video) - head :])),
+    )
+    made = make.decode(make.sample(given))
     return _joined(make, video, made[:, head : head + frames], video_2)
 
 
@@ -256,7 +262,7 @@ def fill(make: windows.Windows, video: np.ndarray, factor: int) -> np.ndarray:
     while done < len(video) - 1:
         here = video[done : done + per_window + 1]
         given = make.pictures(here, range(0, factor * len(here), factor))
-        made = make.decode(make.sample(givens.Given(**given)))
+        made = make.decode(make.sample(given))
         for step, frame in enumerate(here):
             made[:, factor * step] = frame
         parts.append(made[:, : factor * (len(here) - 1)])
@@ -357,35 +363,35 @@ def _outpaint_size(inputs: Mapping, size: Size, stride: int) -> Size:
 
 TASKS: dict[str, Task] = {
     "keyframes": Task(
-        keyframes, "pictures at any times", ("images",), {"at": None}
+        keyframes, "pictures at any times", ("images",), {"at": None}, _keyframes_need
     ),
     "extend": Task(
-        extend, "continue a video", options={"frames": None}, needs=("head",),
-        size=_longer_size, windows=_extend_windows,
+        extend, "continue a video", options={"frames": None},
+        needs=_extend_needs, size=_longer_size, windows=_extend_windows,
     ),
     "extend_backwards": Task(
         extend_backwards, "what comes before a video", options={"frames": None},
-        needs=("tail",), size=_longer_size, windows=_backwards_windows,
+        needs=lambda *_: ("tail",), size=_longer_size, windows=_backwards_windows,
     ),
     "connect": Task(
         connect, "from one video to another", ("video", "video_2"), {"frames": None},
-        ("both",), _connect_size, fixed=True,
+        lambda *_: ("both",), _connect_size, fixed=True,
     ),
     "replace": Task(
         replace, "new frames in the middle of a video",
-        options={"first": None, "last": None}, needs=("both",), size=_replace_size,
-        fixed=True,
+        options={"first": None, "last": None}, needs=lambda *_: ("both",),
+        size=_replace_size, fixed=True,
     ),
     "fill": Task(
-        fill, "more frames a second", options={"factor": 2}, needs=("every",),
-        size=_fill_size, windows=_fill_windows,
+        fill, "more frames a second", options={"factor": 2},
+        needs=lambda *_: ("every",), size=_fill_size, windows=_fill_windows,
     ),
     "inpaint": Task(
-        inpaint, "a new part of every frame", ("video", "mask"), needs=("region",),
-        size=_of_video, fixed=True,
+        inpaint, "a new part of every frame", ("video", "mask"),
+        needs=lambda *_: ("region",), size=_of_video, fixed=True,
     ),
     "outpaint": Task(
-        outpaint, "a larger frame around a video", needs=("region",),
+        outpaint, "a larger frame around a video", needs=lambda *_: ("region",),
         size=_outpaint_size, fits=False, fixed=True,
     ),
     "vary": Task(
@@ -471,7 +477,7 @@ def check(
 
     Args:
       name: of the task.
-      inputs: by the names of `Task.inputs` and `Task.options`; None is not given.
+      inputs: what is given, by the names of `Task.inputs` and `Task.options`.
       size: that was asked for.
       stride: video frames per latent frame.
       trained: what the denoiser was given in training.
@@ -483,10 +489,7 @@ def check(
       ValueError: one sentence: what is wrong, and what would be right.
     """
     task = find(name)
-    named = {key: value for key, value in inputs.items() if value is not None}
-    if unknown := sorted(named.keys() - {*task.inputs, *task.options}):
-        raise ValueError(f"{unknown[0]} has no meaning for task {name!r}")
-    named = {**{k: v for k, v in task.options.items() if v is not None}, **named}
+    named = {k: v for k, v in task.options.items() if v is not None} | dict(inputs)
     for key in (*task.inputs, *task.options):
         if key not in named:
             raise ValueError(f"task {name!r} needs {key}")
@@ -510,8 +513,7 @@ def check(
         named["mask"] = np.repeat(named["mask"], len(named["video"]), axis=0)
     found = task.size(named, size, stride)
     count = task.windows(named, found, stride)
-    needs = task.needs if name != "keyframes" else _keyframes_need(named)
-    needs += ("mid_clip",) * (name == "extend" and count > 1)
+    needs = task.needs(named, count)
     if missing := [need for need in needs if need not in trained]:
         raise ValueError(
             f"task {name!r} needs a denoiser that was trained with {missing[0]!r} "

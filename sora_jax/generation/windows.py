@@ -4,6 +4,7 @@ Letters: b clips of the batch, t, h, w time, height and width (of latents or of 
 channels.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.core import rng
 from sora_jax.generation import compiled, placement
 from sora_jax.generation import given as givens
 from sora_jax.generation import request as requests
@@ -68,38 +68,38 @@ class Windows:
         """
         return self.pipe.encode(self.of_all(frames).astype(np.float32) / 127.5 - 1)
 
-    def pictures(self, frames: np.ndarray, at: Sequence[int]) -> dict:
-        """Fields of `Given` for frames that are encoded alone.
+    def pictures(
+        self,
+        frames: np.ndarray,
+        at: Sequence[int],
+        beside: givens.Given = givens.Given(),
+    ) -> givens.Given:
+        """What gives a window frames that are encoded alone.
 
         Args:
           frames: as of `encode`.
           at: the video frame of the window that each of them is.
+          beside: what else is given.
         """
         frames = self.of_all(frames)
         latents = [self.encode(frames[:, p : p + 1])[:, 0] for p in range(len(at))]
         times_p = jnp.asarray(at, jnp.float32) / self.stride
-        return {"pictures_bphwc": jnp.stack(latents, axis=1), "times_p": times_p}
+        return dataclasses.replace(
+            beside, pictures_bphwc=jnp.stack(latents, axis=1), times_p=times_p
+        )
 
     def head(
         self, latents_bthwc: jax.Array, start: int = 0, length: int | None = None
-    ) -> dict:
-        """Fields of `Given` for a window that begins with known latents.
+    ) -> givens.Given:
+        """What gives a window known latents at its head.
 
         Args:
           latents_bthwc: these.
           start: index of the window's first latent frame.
           length: latent frames of the window; None: as many as usual.
         """
-        b, known, *_ = latents_bthwc.shape
         t, h, w = self.grid
-        t = length or t
-        known_bthw = jnp.zeros((b, t, h, w), bool).at[:, :known].set(True)
-        rest = ((0, 0), (0, t - known), (0, 0), (0, 0), (0, 0))
-        return {
-            "known_bthw": known_bthw,
-            "latents_bthwc": jnp.pad(latents_bthwc, rest),
-            "start": start,
-        }
+        return givens.head(latents_bthwc, (length or t, h, w), start)
 
     def sample(
         self,
@@ -146,9 +146,8 @@ class Windows:
         self._made += 1
         r = self.request
         t, *rest = self.pipe.latent_shape(r.num_frames, r.height, r.width)
-        shape = (length or t, *rest)
-        keys = [rng.key(r.seeds[row], "noise", *more) for row in self.rows]
-        return compiled.draw_noise(jnp.stack(keys), shape)
+        keys_b = r.keys(self.rows, "noise", *more)
+        return compiled.draw_noise(keys_b, (length or t, *rest))
 
     def decode(self, latents_bthwc: jax.Array) -> np.ndarray:
         """The video of latents, uint8 [b, t, h, w, 3].
@@ -157,8 +156,5 @@ class Windows:
           FloatingPointError: the model's weights give numbers that are not finite.
         """
         frames = placement.to_host(self.pipe.decode_latents(latents_bthwc))
-        if not np.isfinite(frames).all():
-            raise FloatingPointError(
-                "the model's weights give numbers that are not finite"
-            )
+        placement.check_finite(frames)
         return np.round(frames * 255).astype(np.uint8)

@@ -1,5 +1,6 @@
 """Encoding video shards into a cache of latents."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -66,36 +67,44 @@ def encode(
         usual = trained_vae.clips_at_once(shape)
         return min(usual, counts.get(shape, usual))  # a rare size has a smaller batch
 
-    encode_clips = trained_vae.encoder(vae, batch_size)
     encode_video = trained_vae.video_encoder(vae)
     strides = vae.config.spatial_stride, vae.config.temporal_stride
 
-    def full(videos: Sequence[np.ndarray], count: int) -> np.ndarray:
-        """Latents of videos of one size, of which as many as usual are encoded at once."""
+    def latents_of(videos: Sequence[np.ndarray], count: int) -> np.ndarray:
+        """Latents of videos of one size, padded to `count` for one program."""
         padded = np.stack([*videos, *[videos[-1]] * (count - len(videos))])
         return (encode_video(padded)[: len(videos)] - mean) / std
+
+    def encode_clips(batch: Sequence[records.ClipRecord]) -> np.ndarray:
+        videos = [clip.frames() for clip in batch]
+        return latents_of(videos, batch_size(videos[0].shape[:3]))
 
     def views(batch: Sequence[records.ClipRecord]) -> list[latent_cache.Views]:
         videos = [clip.frames() for clip in batch]
         t, h, w, _ = videos[0].shape
         count = batch_size((t, h, w))
-        found = [{} for _ in batch]
+        found = [latent_cache.Views()] * len(batch)
         if pictures:
             frames = picture_frames(t, pictures)
-            for number, frame in enumerate(frames):
-                latents = full([video[frame][None] for video in videos], count)
-                for one, latent in zip(found, latents, strict=True):
-                    one.setdefault("pictures", []).append(latent[0])
-                    one["frames"] = frames[: number + 1]
+            of_frames = [
+                latents_of([video[frame : frame + 1] for video in videos], count)
+                for frame in frames
+            ]
+            pictures_nphwc = np.concatenate(of_frames, axis=1)
+            found = [
+                dataclasses.replace(one, frames=frames, pictures=latents)
+                for one, latents in zip(found, pictures_nphwc, strict=True)
+            ]
         if with_regions:
-            kept = [regions.of_clip(clip.id, (t, h, w)) for clip in batch]
-            latents = full([*map(regions.blanked, videos, kept)], count)
-            for one, latent, mask in zip(found, latents, kept, strict=True):
-                one |= {"kept": latent, "region": regions.of_latents(mask, *strides)}
-        for one in found:
-            if "pictures" in one:
-                one["pictures"] = np.stack(one["pictures"])
-        return [latent_cache.Views(**one) for one in found]
+            masks = [regions.of_clip(clip.id, (t, h, w)) for clip in batch]
+            kept_nthwc = latents_of([*map(regions.blanked, videos, masks)], count)
+            found = [
+                dataclasses.replace(
+                    one, kept=latents, region=regions.of_latents(mask, *strides)
+                )
+                for one, latents, mask in zip(found, kept_nthwc, masks, strict=True)
+            ]
+        return found
 
     # Only where there are some, so that latents without them are still continued.
     stated = {"pictures": pictures} if pictures else {}
@@ -103,7 +112,7 @@ def encode(
     manifest = latent_cache.write(
         out,
         clips,
-        lambda clips: (encode_clips(clips) - mean) / std,
+        encode_clips,
         vae_digest=checkpoint.weights_digest(source),
         preprocessing={"pixels": "[-1, 1]", "normalised": True, **stated},
         views=views if stated else None,
