@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 
 
 def read_tensorboard(folder):
@@ -61,6 +62,8 @@ def records(file):
             int.from_bytes(content[place + 4 : place + 6], "little"),
             content[place + 6],
         )
+        if place + 7 + size > len(content):  # it is still being written
+            return
         parts.append(content[place + 7 : place + 7 + size])
         place += 7 + size
         if kind in (1, 4):  # whole, or the last part
@@ -68,16 +71,27 @@ def records(file):
             parts = []
 
 
-def read_wandb(folder):
+def whole(file):
+    """The parsed records of a file once its last one, of the run's end, is written.
+
+    wandb's own process may write it after `finish` has returned.
+    """
     from wandb.proto import wandb_internal_pb2
 
+    for _ in range(300):
+        found = [wandb_internal_pb2.Record.FromString(data) for data in records(file)]
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"{file} has no end")
+
+
+def read_wandb(folder):
     runs, history = set(), []
     files = glob.glob(f"{folder}/wandb/offline-run-*/*.wandb")
     # Two runs of one second have names in no order.
     for file in sorted(files, key=os.path.getmtime):
-        for data in records(file):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
+        for record in whole(file):
             if record.WhichOneof("record_type") == "run":
                 runs.add((record.run.run_id, record.run.project))
             if record.WhichOneof("record_type") == "history":
