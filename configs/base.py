@@ -117,6 +117,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model.dit.cross_attn_norm = True  # a layer norm before the text's attention
     c.model.dit.mask_text = True  # hide the padding of captions
     c.model.dit.known_embedding = True  # an embedding of the known/unknown flag
+    c.model.dit.context_embedding = False  # of references, and of an edit's source
     c.model.dit.pooled_text = True  # the pooled text in the modulation
     c.model.dit.additive_positions = False
     c.model.dit.rope_theta = 10_000.0
@@ -190,10 +191,13 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.known = ml_collections.ConfigDict()  # data/conditions.py: Config
     # Shares of clips by what is given of them. All but the first three patterns and
-    # levels need more of the latents (prepare --pictures, --regions).
+    # levels need more of the latents: prepare --pictures and --regions, and clips that are
+    # related to others (edit, reference) or repeat themselves (loop: all of these,
+    # whatever its share is).
     c.known.probabilities = ml_collections.ConfigDict(
         {"none": 1.0, "first_frame": 0.0, "head": 0.0, "tail": 0.0, "both": 0.0}
         | {"keyframes": 0.0, "every": 0.0, "region": 0.0, "levels": 0.0}
+        | {"reference": 0.0, "edit": 0.0, "loop": 0.0}
     )
     c.known.known_tau = 0.02  # noise level of known tokens in sampling
     # In training: shares of clips whose known tokens have a level of up to a bound, as
@@ -202,6 +206,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.known.dropout = 0.0  # share of clips of which what is given is pure noise
     # Share of packed clips whose window starts at a later latent frame.
     c.known.mid_clip = 0.0
+    c.known.images = 0.0  # share of packed clips that are cut to their first frame
 
     # training/state_loss.py: Config, a second task of networks of the toy world.
     c.state_loss = ml_collections.ConfigDict()

@@ -85,6 +85,13 @@ _NUM_CLIPS = flags.DEFINE_integer("num_clips", 8000, "Toy world: number of clips
 _FAMILIES = flags.DEFINE_string(
     "families", None, "Toy world: weights such as attribute:0.25,motion:0.75."
 )
+_KIND = flags.DEFINE_enum(
+    "kind",
+    "scenes",
+    toy_clips.KINDS,
+    "Toy world: scenes; groups of a clip, the same with an edit, and another one of its "
+    "thing; loops; or rates, clips of 4, 8 and 16 frames a second.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Toy world: seed.")
 _SIZE = flags.DEFINE_string(
     "size",
@@ -224,7 +231,7 @@ _OF_VIDEOS |= {"caption_encoding", "inspect", "text_encoder", "split_shots"}
 _OF_NATIVE = {"max_tokens": _SIZE, "multiple_of": _SIZE, "max_fps": _FPS}
 _OF_VIDEOS |= _OF_NATIVE.keys()
 _BELONGS = {
-    "toyworld": {"out", "num_clips", "families", "seed", "split", *_ENGINE},
+    "toyworld": {"out", "num_clips", "families", "kind", "seed", "split", *_ENGINE},
     "folder": _OF_VIDEOS | {"follow_links", "frames_fps", "allow_http"},
     "webdataset": _OF_VIDEOS,
     "list": _OF_VIDEOS | {"follow_links", "videos"},
@@ -243,6 +250,7 @@ def source_of(kind: str, name: str) -> shards.Source:
             _SPLIT.value,
             toy_clips.parse_families(_FAMILIES.value),
             _SEED.value,
+            _KIND.value,
         )
     address = kind == "folder" and remote.is_address(name)
     for flag, means in (

@@ -1,11 +1,16 @@
 """What the denoiser is given of a clip besides its text, while it learns.
 
 A clip of 1 + 4 n frames has 1 + n latent frames, of which the first shows one frame. What
-is given must be what a task can give, latent by latent, so there are three ways:
+is given must be what a task can give, latent by latent, so there are these ways:
 
   known latents   the first latent frames: they depend on no later frame
   pictures        frames that were encoded alone, as one-frame latents at their own times
   a region        part of every frame: the clip was encoded with the rest in grey
+  references      pictures of the same thing: the first latents of other clips of it
+  a source        the latents of the clip of which this one is an edit
+
+A clip that repeats itself is given as a loop: latents of one period, whose time goes round
+in a circle.
 
 A condition is drawn on the host, for each clip of each step, from the index alone, since
 it decides how many tokens a clip has. Each token gets a slot, which says its role and
@@ -39,6 +44,9 @@ class Pattern(enum.StrEnum):
     EVERY = "every"  # every m-th frame, as pictures: interpolation
     REGION = "region"  # part of every frame: inpainting and outpainting
     LEVELS = "levels"  # nothing, and each latent frame has a noise level of its own
+    REFERENCE = "reference"  # one or two pictures of the same thing in other clips
+    EDIT = "edit"  # the clip before an edit
+    LOOP = "loop"  # nothing; of all clips that repeat themselves, whatever its share is
 
 
 PATTERNS = tuple(Pattern)
@@ -51,14 +59,26 @@ _LEAST_FRAMES = {p: 1 for p in Pattern} | {
     Pattern.LEVELS: 2,
 }
 MOST_PICTURES = 3  # of "tail", "both" and "keyframes"
+MOST_REFERENCES = 2
+# What the entries of latents must have for a pattern, and what it is.
+_RELATIONS = {
+    Pattern.REFERENCE: ("siblings", "clips of one subject"),
+    Pattern.EDIT: ("source", "clips that are edits of others (edit_of)"),
+    Pattern.LOOP: ("period", "clips that repeat themselves (period)"),
+}
 
 
 class Slot(enum.IntEnum):
-    """A token's role and noise level; from EXTRA on it is generated at another level."""
+    """A token's role and noise level; from EXTRA on it is generated at another level.
+
+    What is given, in whatever role, has one level.
+    """
 
     GENERATED = 0
     KNOWN = 1
-    EXTRA = 2
+    REFERENCE = 2
+    SOURCE = 3
+    EXTRA = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +100,8 @@ class Config:
     dropout: configs.Share = 0.0
     # Share of clips with three or more latent frames that start at a later one.
     mid_clip: configs.Share = 0.0
+    # Share of clips of which only the first latent frame is generated, an image.
+    images: configs.Share = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "probabilities", dict(self.probabilities))
@@ -114,9 +136,10 @@ class Config:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """Names of what is trained, with "mid_clip"."""
+        """Names of what is trained, with "mid_clip" and "images"."""
         found = [p.value for p in PATTERNS if self.has(p)]
-        return (*found, *["mid_clip"] * (self.mid_clip > 0))
+        more = [name for name in ("mid_clip", "images") if getattr(self, name) > 0]
+        return (*found, *more)
 
     @property
     def takes_images(self) -> bool:
@@ -124,9 +147,9 @@ class Config:
         return self.has(Pattern.FIRST_FRAME, Pattern.HEAD)
 
     @property
-    def slots(self) -> int:
-        """Noise levels that a clip has."""
-        return Slot.EXTRA + EXTRA_LEVELS * self.has(Pattern.LEVELS)
+    def extra_levels(self) -> int:
+        """Noise levels that a clip has besides those of generated and given tokens."""
+        return EXTRA_LEVELS * self.has(Pattern.LEVELS)
 
     def check_source(
         self, entries: Sequence[Mapping[str, Any]], packed: bool, patch: Sequence[int]
@@ -134,7 +157,7 @@ class Config:
         """Raises ValueError if cached latents lack what a pattern needs.
 
         Args:
-          entries: of the index of the latents.
+          entries: of the index of the latents; see `related`.
           packed: whether rows are packed.
           patch: latents of a token along time, height and width.
         """
@@ -159,30 +182,50 @@ class Config:
                 lacks = "regions: encode the clips with prepare --regions"
             if pattern is Pattern.EVERY and not lacks and not any(map(_whole, entries)):
                 lacks = "picture of every frame: prepare --pictures with all of them"
+            name, what = _RELATIONS.get(pattern, ("", ""))
+            if name and all(entry.get(name) is None for entry in entries):
+                lacks = what
             if lacks:
                 raise ValueError(
                     f"known.probabilities.{pattern.value} is above 0, but the latents "
                     f"have no {lacks}"
                 )
-            if pattern in _OF_PICTURES and not packed:
+            if (pattern in _OF_PICTURES or pattern in _RELATIONS) and not packed:
                 raise ValueError(
-                    f"known.probabilities.{pattern.value} is above 0, which adds tokens to "
-                    "some clips and needs packed rows (packing.shapes)"
+                    f"known.probabilities.{pattern.value} is above 0, which gives "
+                    "some clips more or fewer tokens and needs packed rows (packing.shapes)"
                 )
-        if self.mid_clip and not packed:
-            raise ValueError(
-                f"known.mid_clip is {self.mid_clip:g}, which takes tokens from some clips "
-                "and needs packed rows (packing.shapes)"
-            )
+        for name in ("mid_clip", "images"):
+            if getattr(self, name) and not packed:
+                raise ValueError(
+                    f"known.{name} is {getattr(self, name):g}, which takes tokens from some "
+                    "clips and needs packed rows (packing.shapes)"
+                )
 
-    def most_tokens(self, entry: Mapping[str, Any], patch: Sequence[int]) -> int:
-        """The most tokens that a clip can have."""
+    def loops(self, entry: Mapping[str, Any]) -> bool:
+        """Whether a clip is given as a loop, as all are that repeat themselves."""
+        return self.has(Pattern.LOOP) and bool(entry.get("period"))
+
+    def most_tokens(
+        self, entry: Mapping[str, Any], patch: Sequence[int], temporal_stride: int = 4
+    ) -> int:
+        """The most tokens that a clip can have; the arguments are those of `draw`."""
+        shape = entry["shape"]
+        if self.loops(entry):
+            length = entry["period"] // temporal_stride // patch[0]
+            return Condition(stop=length).tokens(shape, patch)
         frames, pictures = tuple(entry.get("pictures") or ()), 0
         if self.has(Pattern.TAIL, Pattern.BOTH, Pattern.KEYFRAMES):
             pictures = min(MOST_PICTURES, len(frames))
         if self.has(Pattern.EVERY):
             pictures = max(pictures, len(frames[::2]))
-        return Condition(pictures=frames[:pictures]).tokens(entry["shape"], patch)
+        kinds = [Condition(pictures=frames[:pictures])]
+        if self.has(Pattern.REFERENCE):
+            siblings = tuple(entry.get("siblings", ()))
+            kinds.append(Condition(references=siblings[:MOST_REFERENCES]))
+        if self.has(Pattern.EDIT):
+            kinds.append(Condition(source=entry.get("source")))
+        return max(kind.tokens(shape, patch) for kind in kinds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,22 +234,35 @@ class Condition:
 
     Attributes:
       pattern: its name; "none" where a clip has no room for what was drawn.
-      start: the first frame of tokens of the window that is generated.
+      start, stop: the frames of tokens of the window that is generated; None: to the end.
       head: frames of tokens that are known at its head.
       pictures: video frames that are given as pictures.
       levels: for "levels", which level each frame of tokens of the window has.
+      references: clips whose first latents are given, by their places in the data.
+      source: the clip of which this one is an edit, likewise.
     """
 
     pattern: Pattern = Pattern.NONE
     start: int = 0
+    stop: int | None = None
     head: int = 0
     pictures: tuple[int, ...] = ()
     levels: tuple[int, ...] = ()
+    references: tuple[int, ...] = ()
+    source: int | None = None
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The other clips that are needed, by their places in the data."""
+        return self.references + (() if self.source is None else (self.source,))
 
     def tokens(self, shape: Sequence[int], patch: Sequence[int]) -> int:
-        """Tokens of a clip of latents [t, h, w, ...], with those of its pictures."""
+        """Tokens of a clip of latents [t, h, w, ...], with those that are given beside."""
         a_frame = math.prod(shape[1:3]) // math.prod(patch[1:])
-        return a_frame * (shape[0] // patch[0] - self.start + len(self.pictures))
+        t = shape[0] // patch[0]
+        frames = (t if self.stop is None else self.stop) - self.start
+        frames += len(self.pictures) + len(self.references)
+        return a_frame * (frames + (0 if self.source is None else t))
 
 
 def _whole(entry: Mapping[str, Any]) -> bool:
@@ -227,7 +283,8 @@ def draw(
     Args:
       config: how often each pattern is drawn.
       entry: of the clip, in the index of cached latents: its `shape`, the video frames of
-        its `pictures`, and whether it has a `region`.
+        its `pictures`, whether it has a `region`, its `period`; and of `related`, its
+        `siblings` and its `source`.
       random: of this clip at this step.
       patch: latents of a token along time, height and width.
       temporal_stride: video frames per latent frame, except for the first.
@@ -236,9 +293,18 @@ def draw(
     edges = np.cumsum([config.probabilities[name] for name in names])
     place = int(np.searchsorted(edges, random.random() * edges[-1], side="right"))
     pattern = Pattern(names[min(place, len(names) - 1)])
+    if config.loops(entry):
+        length = entry["period"] // temporal_stride // patch[0]
+        # From the second frame of tokens on: the first latent shows one frame.
+        room = entry["shape"][0] // patch[0] - length
+        start = int(random.integers(1, room + 1))
+        return Condition(Pattern.LOOP, start, start + length)
+    if config.images and patch[0] == 1 and random.random() < config.images:
+        return Condition(stop=1)
     t, frames = entry["shape"][0] // patch[0], tuple(entry.get("pictures") or ())
     start = 0
-    if config.mid_clip and random.random() < config.mid_clip and t > 2:
+    is_mid = config.mid_clip > 0 and random.random() < config.mid_clip
+    if is_mid and t > 2 and pattern is not Pattern.EDIT:
         start = int(random.integers(1, t - 1))
         first = 1 + temporal_stride * (start * patch[0] - 1)  # frame of the window
         frames = tuple(frame for frame in frames if frame >= first)
@@ -249,6 +315,9 @@ def draw(
         or (pattern is Pattern.EVERY and frames[-1] - frames[0] >= len(frames))
         or (pattern is Pattern.REGION and entry.get("region") is None)
         or (pattern is Pattern.FIRST_FRAME and start)
+        or (pattern is Pattern.REFERENCE and not entry.get("siblings"))
+        or (pattern is Pattern.EDIT and entry.get("source") is None)
+        or pattern is Pattern.LOOP
     ):
         return Condition(start=start)
     head, pictures, levels = 0, (), ()
@@ -269,13 +338,55 @@ def draw(
         if random.random() < 0.5:
             drawn = np.sort(drawn)  # later frames are noisier, as in an extension
         levels = tuple(drawn.tolist())
-    return Condition(pattern, start, head, pictures, levels)
+    references, source = (), None
+    if pattern is Pattern.REFERENCE:
+        siblings = entry["siblings"]
+        count = int(random.integers(1, min(MOST_REFERENCES, len(siblings)) + 1))
+        references = tuple(random.choice(siblings, count, replace=False).tolist())
+    if pattern is Pattern.EDIT:
+        source = entry["source"]
+    return Condition(pattern, start, None, head, pictures, levels, references, source)
+
+
+def reference_time(number: int) -> float:
+    """The time of a reference, in frames of tokens: before that of any window."""
+    return -1.0 - number
+
+
+def related(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The entries of an index, with the other clips that may be given of each.
+
+    Args:
+      entries: of the index of cached latents.
+
+    Returns:
+      Those entries, with the places of other clips of the same subject and size as
+      `siblings`, and the place of the clip that this one is an edit of, if it is there
+      and of the same size, as `source`.
+    """
+    places = {entry["id"]: place for place, entry in enumerate(entries)}
+    subjects: dict[tuple, list[int]] = {}
+    for place, entry in enumerate(entries):
+        if entry.get("subject"):
+            key = (entry["subject"], *entry["shape"][1:3])
+            subjects.setdefault(key, []).append(place)
+    found = []
+    for place, entry in enumerate(entries):
+        key = (entry.get("subject"), *entry["shape"][1:3])
+        more = {}
+        if siblings := [other for other in subjects.get(key, ()) if other != place]:
+            more["siblings"] = siblings
+        source = places.get(entry.get("edit_of"))
+        if source is not None and entries[source]["shape"] == entry["shape"]:
+            more["source"] = source
+        found.append(entry | more if more else entry)
+    return found
 
 
 def slots(
     condition: Condition, grid: Sequence[int], region_thw: np.ndarray | None = None
 ) -> np.ndarray:
-    """The slot of each token of a clip's window and of its pictures, int8 [n].
+    """The slot of each token of a clip's window and of those given beside it, int8 [n].
 
     Args:
       condition: of the clip.
@@ -290,5 +401,8 @@ def slots(
         found[:] = level_t[:, None, None]
     if region_thw is not None:
         found[region_thw] = Slot.KNOWN
-    of_pictures = len(condition.pictures) * math.prod(grid[1:])
-    return np.append(found.ravel(), np.full(of_pictures, Slot.KNOWN, np.int8))
+    beside = [Slot.KNOWN] * len(condition.pictures)
+    beside += [Slot.REFERENCE] * len(condition.references)
+    beside += [Slot.SOURCE] * (0 if condition.source is None else grid[0])
+    beside_n = np.repeat(np.array(beside, np.int8), math.prod(grid[1:]))
+    return np.append(found.ravel(), beside_n)

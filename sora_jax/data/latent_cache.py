@@ -203,7 +203,7 @@ class _Source:
 
     def pack(self, item, array):
         latents_thwc, views = np.ascontiguousarray(array[0]), array[1]
-        more = {}
+        more = records.relations(item)
         if views.frames:
             more["pictures"] = list(views.frames)
         if views.region is not None:

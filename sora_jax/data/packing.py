@@ -371,7 +371,7 @@ class Batches:
     the clip's grid, `slots` int8 [r, m] (see `conditions`), `segments` int32 [r, m], the
     clip's number in the row from 1 on (0: padding), `frames` int32 and `fps` float32
     [r, k], a clip's frames of tokens (0: no clip) and frames a second, and the
-    transform's other arrays, [r, k, ...]. Pictures follow the clip that they are of.
+    transform's other arrays, [r, k, ...]. What is given beside a clip follows it.
 
     A damaged record is not replaced, since another one of its length may not exist: its
     tokens become padding.
@@ -410,18 +410,21 @@ class Batches:
             (row, place) for row in range(share) for place in range(len(rows[row]))
         ]
         clips = [rows[row][place] for row, place in cells]
-        loaded = self.source.read([clip.index for clip in clips])
+        wanted = [[clip.index, *clip.condition.others] for clip in clips]
+        read = iter(self.source.read([index for some in wanted for index in some]))
+        loaded = [[next(read) for _ in some] for some in wanted]
         numbers = [(first + row) * step.shape.clips + place for row, place in cells]
         randoms = loader.example_rngs(self.planner.seed, number, numbers)
         damaged: dict[str, str] = {}
         examples = {}
-        for cell, clip, record, random in zip(
+        for cell, clip, (record, *others), random in zip(
             cells, clips, loaded, randoms, strict=True
         ):
             try:
-                if isinstance(record, records.CorruptRecord):
-                    raise record
-                example = self.transform(record, random, clip.condition)
+                for one in (record, *others):
+                    if isinstance(one, records.CorruptRecord):
+                        raise one
+                example = self.transform(record, random, clip.condition, others)
                 examples[cell] = example, record.fps
             except records.CorruptRecord as error:
                 damaged[error.id] = str(error)
@@ -450,7 +453,7 @@ class Batches:
             "frames": np.zeros((rows, shape.clips), np.int32),
             "fps": np.ones((rows, shape.clips), np.float32),
         }
-        apart = {"latents", "slots", "start", "pictures", "picture_times"}
+        apart = {"latents", "slots", "start", "beside", "times"}
         for name, array in example.items():
             if name not in apart:
                 size = (rows, shape.clips, *array.shape)
@@ -460,10 +463,10 @@ class Batches:
             tokens_mc, places_m3 = patches(example["latents"], self.patch)
             batch["frames"][row, place] = places_m3[-1, 0] + 1
             places_m3 = places_m3 + np.float32([example["start"], 0, 0])
-            for time, picture_hwc in zip(
-                example["picture_times"], example["pictures"], strict=True
+            for time, latent_hwc in zip(
+                example["times"], example["beside"], strict=True
             ):
-                more_mc, more_m3 = patches(picture_hwc[None], self.patch)
+                more_mc, more_m3 = patches(latent_hwc[None], self.patch)
                 tokens_mc = np.concatenate([tokens_mc, more_mc])
                 more_m3 = more_m3 + np.float32([time, 0, 0])
                 places_m3 = np.concatenate([places_m3, more_m3])

@@ -51,6 +51,11 @@ class ClipRecord:
       shots: (first frame, one past the last) of each shot.
       scores: named measures of the clip, such as motion.
       licence, source: the clip's terms of use and its origin.
+      edit_of: id of the clip of which this one is an edit, frame by frame; a denoiser may
+        be given that clip.
+      subject: a name that clips have in common which show the same thing; a denoiser may
+        be given pictures out of the others.
+      period: frames after which the clip repeats itself, a multiple of 4; 0: it does not.
       sha256: of `video`; computed by default, checked by `verify`.
       state_json: the toy world's scene as JSON; None for other clips.
     """
@@ -67,6 +72,9 @@ class ClipRecord:
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     licence: str = ""
     source: str = ""
+    edit_of: str = ""
+    subject: str = ""
+    period: int = 0
     sha256: str = ""
     state_json: str | None = None
 
@@ -79,6 +87,11 @@ class ClipRecord:
         if self.num_frames % 4 != 1:
             raise ValueError(
                 f"clip {self.id!r} has {self.num_frames} frames; clips have 1 + 4n"
+            )
+        if self.period % 4 or not 0 <= 2 * self.period < self.num_frames:
+            raise ValueError(
+                f"clip {self.id!r} has {self.num_frames} frames and period {self.period}: "
+                "it must be a multiple of 4, and the clip longer than two periods"
             )
         if not self.sha256:
             digest = hashlib.sha256(self.video).hexdigest()
@@ -100,6 +113,14 @@ class ClipRecord:
                 "video bytes", self.id, f"{frames_thwc.shape[:3]} frames, not {size}"
             )
         return frames_thwc
+
+
+RELATIONS = {"edit_of", "subject", "period"}
+
+
+def relations(clip: ClipRecord) -> dict[str, Any]:
+    """What relates a clip to others and to itself, by field; only what there is."""
+    return {name: value for name in sorted(RELATIONS) if (value := getattr(clip, name))}
 
 
 def shape_of(entry: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -115,8 +115,9 @@ def _stored_tiers(used: Collection[str]) -> tuple[str, ...]:
 
 
 @functools.cache
-def _features(tiers: tuple[str, ...]) -> tfds.features.FeaturesDict:
+def _features(tiers: tuple[str, ...], related: bool) -> tfds.features.FeaturesDict:
     text = tfds.features.Text
+    more = {"relations_json": text(optional=True)} if related else {}
     by_tier = {tier: text(optional=tier in records.MODEL_TIERS) for tier in tiers}
     return tfds.features.FeaturesDict(
         {
@@ -134,6 +135,7 @@ def _features(tiers: tuple[str, ...]) -> tfds.features.FeaturesDict:
             "source": text(),
             "sha256": text(),
             "state_json": text(),
+            **more,
         }
     )
 
@@ -156,7 +158,10 @@ def _to_example(clip: records.ClipRecord) -> bytes:
         "sha256": clip.sha256,
         "state_json": clip.state_json or "",
     }
-    features = _features(tiers)
+    # Only where there are some, so that the bytes of other clips stay as they are.
+    if found := records.relations(clip):
+        example["relations_json"] = json.dumps(found, sort_keys=True)
+    features = _features(tiers, bool(found))
     written = features.serialize_example(features.encode_example(example))
     # Fields in a fixed order, so that an interrupted job gives the same files.
     parsed = tf_example_pb2.Example.FromString(written)
@@ -178,6 +183,9 @@ def _from_example(raw: bytes) -> records.ClipRecord:
     def integer(name: str) -> int:
         return fields[name].int64_list.value[0]
 
+    found = {}
+    if "relations_json" in fields:
+        found = json.loads(text("relations_json"))
     shots = iter(fields["shots"].int64_list.value)
     return records.ClipRecord(
         id=text("id"),
@@ -194,6 +202,7 @@ def _from_example(raw: bytes) -> records.ClipRecord:
         source=text("source"),
         sha256=text("sha256"),
         state_json=text("state_json") or None,
+        **found,
     )
 
 
@@ -207,7 +216,8 @@ def _clip_entry(clip: records.ClipRecord) -> dict[str, Any]:
         "width": clip.width,
         "captions": dict(clip.captions),
     }
-    return entry | ({"scores": dict(clip.scores)} if clip.scores else {})
+    scores = {"scores": dict(clip.scores)} if clip.scores else {}
+    return entry | scores | records.relations(clip)
 
 
 def _write_part(
@@ -426,7 +436,8 @@ def _finish(
         reasons = "; ".join(f"{s['file']}: {s['reason']}" for s in skipped[:3])
         reasons = texts.escaped(reasons) or "no video files"
         raise ShardsError(f"nothing usable was found ({reasons})")
-    _write_tfds_metadata(out, source.split, files, overview["captions"])
+    related = any(entry.keys() & records.RELATIONS for entry in entries)
+    _write_tfds_metadata(out, source.split, files, overview["captions"], related)
     made = {entry["id"].rpartition("#")[0] for entry in entries}
     silent = plan["items"].keys() - made - {s["item"] for s in in_items}
     assert not silent, f"neither clips nor a reason came of {sorted(silent)[:3]}"
@@ -509,7 +520,11 @@ def _by_what(before: list[dict[str, Any]], remarks: list[dict[str, Any]]) -> lis
 
 
 def _write_tfds_metadata(
-    out: pathlib.Path, split: str, files: list[dict], tiers: Collection[str]
+    out: pathlib.Path,
+    split: str,
+    files: list[dict],
+    tiers: Collection[str],
+    related: bool,
 ) -> None:
     template = tfds.core.ShardedFileTemplate(
         data_dir=out,
@@ -526,7 +541,7 @@ def _write_tfds_metadata(
     )
     tfds.folder_dataset.write_metadata(
         data_dir=out,
-        features=_features(_stored_tiers(tiers)),
+        features=_features(_stored_tiers(tiers), related),
         split_infos=[info],
         filename_template=template,
         check_data=False,

@@ -7,9 +7,13 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from sora_jax.data import records, video_io, workers
-from sora_jax.toyworld import captions, families, render, scene
+from sora_jax.toyworld import captions, families, render, scene, variants
 
 _CLIPS_PER_PART = 250
+KINDS = ("scenes", "groups", "loops", "rates")
+_PERIODS = (8, 12, 16)
+# Split of the scene, and frames a second: 5 to 33 frames in one or two seconds.
+_RATES = (("train", 4), ("train", 16), ("long", 4), ("long", 8), ("long", 16))
 
 
 def parse_families(text: str | None) -> dict[str, float] | None:
@@ -38,9 +42,13 @@ class ToyClips:
       split: one of `scene.SPLITS`.
       families: weight by family; equal by default.
       seed: of the scenes.
+      kind: "scenes"; "groups" of a clip of one thing, the same with an edit (`edit_of`),
+        and another clip of its thing (`subject`); "loops", which repeat themselves
+        (`period`); "rates", clips of 4, 8 and 16 frames a second and up to twice the
+        usual seconds.
 
     Raises:
-      ValueError: an unknown tier, split or family.
+      ValueError: an unknown tier, split, family or kind.
     """
 
     tier: str
@@ -48,15 +56,47 @@ class ToyClips:
     split: str = "train"
     families: Mapping[str, float] | None = None
     seed: int = 0
+    kind: str = "scenes"
     unit, admits, bounds = "clips", "", workers.Bounds()
 
     def __post_init__(self):
         if self.num_clips < 1:
             raise ValueError(f"num_clips must be 1 or more, not {self.num_clips}")
-        self._scene(0)
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; it is one of {', '.join(KINDS)}")
+        if self.families and self.kind in ("groups", "loops"):
+            raise ValueError(f"--families does not go with clips of kind {self.kind}")
+        self._clip(0)
 
-    def _scene(self, index: int) -> scene.Scene:
-        return families.scene(self.tier, self.split, index, self.families, self.seed)
+    def _clip(self, index: int) -> tuple[scene.Scene, float, dict[str, Any]]:
+        """The scene at an index, its frames a second, and more fields of its record."""
+        fps, where = scene.find_tier(self.tier).fps, (self.tier, self.split)
+        if self.kind == "scenes":
+            return families.scene(*where, index, self.families, self.seed), fps, {}
+        if self.kind == "loops":
+            period = _PERIODS[index % len(_PERIODS)]
+            drawn = variants.looping(*where, index, period, seed=self.seed)
+            return drawn, fps, {"period": period}
+        if self.kind == "rates":
+            split, fps = _RATES[index % len(_RATES)]
+            split = "test_len" if split == "long" else self.split
+            drawn = families.scene(self.tier, split, index, self.families, self.seed)
+            return variants.at_rate(drawn, fps), fps, {}
+        group, place = divmod(index, 3)
+        drawn = variants.one_thing(*where, group, self.seed)
+        what = variants.EDITS[group % len(variants.EDITS)]
+        more = {"subject": f"{self._id(group)}"}
+        if place == 0:
+            return drawn, fps, more | {"edit_of": self._id(3 * group + 1)}
+        if place == 1:
+            more = more if what == "background" else {}
+            more["edit_of"] = self._id(3 * group)
+            return variants.edited(drawn, what), fps, more
+        return variants.sibling(drawn), fps, more
+
+    def _id(self, index: int) -> str:
+        kind = "" if self.kind == "scenes" else f"{self.kind}/"
+        return f"toyworld/{kind}{self.tier}/{self.split}/{self.seed}/{index:07d}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -70,6 +110,7 @@ class ToyClips:
             "world_version": scene.VERSION,
             "captions_version": captions.VERSION,
             "encoding": "lossless",
+            **({} if self.kind == "scenes" else {"kind": self.kind}),
         }
 
     @property
@@ -98,12 +139,17 @@ class ToyClips:
     ) -> Iterator[records.ClipRecord]:
         """Yields the clips of a part."""
         for index in range(*part):
-            drawn = self._scene(index)
+            drawn, fps, more = self._clip(index)
             frames_thwc = render.render(drawn)
-            fps = scene.TIERS[self.tier].fps
             texts = captions.captions(drawn)
+            if self.kind == "groups" and index % 3 == 2:
+                # So that a picture of the thing is needed to know what it looks like.
+                for tier in ("short", "medium"):
+                    texts[tier] = records.join(
+                        [texts[tier], variants.unnamed(drawn)]
+                    )
             yield records.ClipRecord(
-                id=f"toyworld/{self.tier}/{self.split}/{self.seed}/{index:07d}",
+                id=self._id(index),
                 video=video_io.encode_lossless(frames_thwc, fps),
                 fps=fps,
                 num_frames=frames_thwc.shape[0],
@@ -118,5 +164,6 @@ class ToyClips:
                 licence="CC0-1.0",
                 source=f"toyworld {drawn.family}",
                 state_json=drawn.to_json(),
+                **more,
             )
             note(finished=1)

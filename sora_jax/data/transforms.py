@@ -129,8 +129,10 @@ class LatentsAndText:
     The caption is given as `text_ids`, or as `text_states` [l, d] if there is a cache of
     states; the choice of the caption is the same for both. Each token has its `slots`,
     int8 [n], and each clip its `pattern`, a place in `conditions.PATTERNS`. A packed clip
-    also has the first latent frame of its window, `start`, and its `pictures` [p, h, w, c]
-    with their `picture_times` [p], in latent frames; in its tokens they come last.
+    also has the first latent frame of its window, `start`, the `period` of a loop in latent
+    frames (else 0), and what is given `beside` it, latents [q, h, w, c] with their
+    `times` [q], in latent frames; in its tokens they come last: pictures, references
+    before the clip, the frames of a source.
 
     Args:
       text: picks a caption.
@@ -167,9 +169,16 @@ class LatentsAndText:
         record,
         random: np.random.Generator,
         condition: conditions.Condition | None = None,
+        others: Sequence = (),
     ) -> dict[str, np.ndarray]:
-        """Draws the condition if it is not given: that of clips of one size."""
-        text = self.text(record, random)
+        """Draws the condition if it is not given: that of clips of one size.
+
+        others: the records of `Condition.others`.
+        """
+        told = record
+        if condition is not None and condition.source is not None:
+            told = _telling(record, others[-1])
+        text = self.text(told, random)
         if self.states is not None:
             ids_l = text.pop("text_ids")
             text["text_states"] = self.states.padded(ids_l, text["text_mask"])
@@ -178,19 +187,25 @@ class LatentsAndText:
         if condition is None:
             entry = {"shape": record.latents.shape, "region": record.views.region}
             condition, _ = self.draw(entry, random)
-        return self._given(record, condition, is_packed) | text | more
+        given = self._given(record, condition, is_packed, others)
+        return given | text | more
 
     def _given(
-        self, record, condition: conditions.Condition, is_packed: bool
+        self,
+        record,
+        condition: conditions.Condition,
+        is_packed: bool,
+        others: Sequence,
     ) -> dict[str, np.ndarray]:
-        """The latents of a clip's window, and what is given of it."""
+        """The latents of a clip's window, and what is given of it and beside it."""
         views, latents_thwc = record.views, record.latents
         region = None
         if condition.pattern is conditions.Pattern.REGION:
             region = views.region
             latents_thwc = np.where(region[..., None], views.kept, latents_thwc)
         first = condition.start * self.patch[0]
-        latents_thwc = latents_thwc[first:]
+        stop = None if condition.stop is None else condition.stop * self.patch[0]
+        latents_thwc = latents_thwc[first:stop]
         grid = [
             size // patch
             for size, patch in zip(latents_thwc.shape, self.patch, strict=False)
@@ -199,7 +214,7 @@ class LatentsAndText:
             pairs = [
                 part for pair in zip(grid, self.patch, strict=True) for part in pair
             ]
-            region = region[first:].reshape(pairs).all((1, 3, 5))
+            region = region[first:stop].reshape(pairs).all((1, 3, 5))
         found = {
             "latents": latents_thwc,
             "slots": conditions.slots(condition, grid, region),
@@ -207,11 +222,35 @@ class LatentsAndText:
         }
         if not is_packed:
             return found
-        places = [views.frames.index(frame) for frame in condition.pictures]
-        pictures = views.pictures[places] if places else latents_thwc[:0]
-        times = np.float32(condition.pictures) / self.temporal_stride / self.patch[0]
-        start = np.int32(condition.start)
-        return found | {"start": start, "pictures": pictures, "picture_times": times}
+        beside, times = [latents_thwc[:0]], []
+        if condition.pictures:
+            places = [views.frames.index(frame) for frame in condition.pictures]
+            beside.append(views.pictures[places])
+            frames = np.array(condition.pictures)
+            times += (frames / self.temporal_stride / self.patch[0]).tolist()
+        for number, _ in enumerate(condition.references):
+            beside.append(others[number].latents[:1])
+            times.append(conditions.reference_time(number))
+        if condition.source is not None:
+            beside.append(others[-1].latents)
+            times += range(grid[0])
+        loops = condition.pattern is conditions.Pattern.LOOP
+        return found | {
+            "start": np.int32(condition.start),
+            "period": np.float32(grid[0] * loops),
+            "beside": np.concatenate(beside),
+            "times": np.float32(times),
+        }
+
+
+def _telling(record, source):
+    """A record with those of its captions that differ from its source's, if any does."""
+    captions = {
+        tier: text
+        for tier, text in record.captions.items()
+        if source.captions.get(tier) != text
+    }
+    return dataclasses.replace(record, captions=captions) if captions else record
 
 
 class Shown:

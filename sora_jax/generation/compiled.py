@@ -57,7 +57,7 @@ def start_rows(
     fps,
     known_tau,
     given: givens.Given = givens.Given(),
-    picture_noise_bphwc=None,
+    beside_noises=(),
     latents_bthwc=None,
     level=1.0,
 ) -> rows.Rows:
@@ -70,7 +70,7 @@ def start_rows(
       fps: frames per second.
       known_tau: the noise level of known tokens.
       given: what the task gives besides text.
-      picture_noise_bphwc: noise of its pictures.
+      beside_noises: noise of each part of what it gives beside the video.
       latents_bthwc: clean latents that are noised to the first level, instead of noise.
       level: the first level, of these.
     """
@@ -85,13 +85,13 @@ def start_rows(
         part_bnp = jnp.repeat(known_bn[..., None], math.prod(config.patch), axis=-1)
         whole_bthw1 = rows.to_video(part_bnp, start_bthwc.shape[1:4], config.patch)
         start_bthwc = jnp.where(whole_bthw1, given_bthwc, start_bthwc)
-    pictures = None
-    if given.pictures_bphwc is not None:
-        pictures_bphwc = flow.interpolate(
-            given.pictures_bphwc, picture_noise_bphwc, known_tau
+    beside = [
+        dataclasses.replace(
+            one, latents_bthwc=flow.interpolate(one.latents_bthwc, noise, known_tau)
         )
-        pictures = pictures_bphwc, given.times_p
-    if known_bn is not None or pictures is not None:
+        for one, noise in zip(given.beside, beside_noises, strict=True)
+    ]
+    if known_bn is not None or beside:
         levels_bk = jnp.concatenate([levels_bk, jnp.full((b, 1), known_tau)], axis=1)
     return rows.of_video(
         config,
@@ -102,7 +102,8 @@ def start_rows(
         known_bn=known_bn,
         fps=fps,
         start=given.start,
-        pictures=pictures,
+        beside=beside,
+        is_loop=given.is_loop,
     )
 
 
@@ -121,10 +122,10 @@ def of_video(config: dits.Config, start: rows.Rows, latents_bthwc) -> jax.Array:
 
 
 def _with_known(start: rows.Rows, x_bnc: jax.Array) -> jax.Array:
-    """The tokens of the solver, with known ones as they were at the start."""
-    if start.known_bn is None:
+    """The tokens of the solver, with given ones as they were at the start."""
+    if start.given_bn is None:
         return x_bnc
-    return jnp.where(start.known_bn[..., None], start.tokens_bnc, x_bnc)
+    return jnp.where(start.given_bn[..., None], start.tokens_bnc, x_bnc)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "rows", "tokens", "slots"))
@@ -173,8 +174,8 @@ def _velocity_of(dit: dits.DiT, branches, weights, rescale):
         found = dit(row, reuse)
         found, *residual = (found,) if cache is None else found
         found = sharding.reshard_like(found, x)
-        if row.known_bn is not None:
-            found = jnp.where(row.known_bn[..., None], 0, found)
+        if row.given_bn is not None:
+            found = jnp.where(row.given_bn[..., None], 0, found)
         if cache is None:
             return found
         kept = {"residual": residual[0]}
@@ -187,7 +188,7 @@ def _velocity_of(dit: dits.DiT, branches, weights, rescale):
         return found, kept
 
     conditions = [{name: getattr(row, name) for name in _OF_BRANCH} for row in branches]
-    return guidance.guided(velocity, conditions, weights, rescale, start.known_bn)
+    return guidance.guided(velocity, conditions, weights, rescale, start.given_bn)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "sampler"))

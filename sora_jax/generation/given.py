@@ -5,10 +5,13 @@ image h, w, c are pixels and colours.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from sora_jax.models import rows
 
 
 @jax.tree_util.register_dataclass
@@ -20,18 +23,35 @@ class Given:
       known_bthw: bool, which latents of the video are known; the same in every row.
       latents_bthwc: clean latents, used where known.
       start: index of the video's first latent frame, 0 or, mid-clip, later.
-      pictures_bphwc: clean latents of frames that were encoded alone.
-      times_p: the time of each picture, in latent frames.
+      beside: latents that are given beside those of the video: frames that were encoded
+        alone, references, the source of an edit.
+      is_loop: whether the video's first latent frame comes after its last.
     """
 
     known_bthw: jax.Array | None = None
     latents_bthwc: jax.Array | None = None
     start: jax.Array | int = 0
-    pictures_bphwc: jax.Array | None = None
-    times_p: jax.Array | None = None
+    beside: tuple[rows.Beside, ...] = ()
+    is_loop: bool = dataclasses.field(default=False, metadata={"static": True})
 
-
-OF_CLIPS = ("known_bthw", "latents_bthwc", "pictures_bphwc")  # the first axis: clips
+    def of_clips(self, pick: Callable) -> "Given":
+        """This, of fewer clips: `pick` takes and returns arrays whose first axis is clips."""
+        known_bthw, latents_bthwc, beside = pick(
+            (
+                self.known_bthw,
+                self.latents_bthwc,
+                tuple(one.latents_bthwc for one in self.beside),
+            )
+        )
+        return dataclasses.replace(
+            self,
+            known_bthw=known_bthw,
+            latents_bthwc=latents_bthwc,
+            beside=tuple(
+                dataclasses.replace(one, latents_bthwc=latents)
+                for one, latents in zip(self.beside, beside, strict=True)
+            ),
+        )
 
 
 def head(latents_bthwc: jax.Array, grid: tuple[int, int, int], start: int = 0) -> Given:

@@ -566,19 +566,20 @@ class Pipeline:
         stages = self._stages(request, first)
         steps = sum(len(part["tau"]) for *_, part in stages)
         size, padded = plans.sizes(request)
-        picture_noise_bphwc = None
-        if given.pictures_bphwc is not None:
-            picture_noise_bphwc = compiled.draw_noise(
-                request.keys(rows, "picture noise"), given.pictures_bphwc.shape[1:]
+        beside_noises = tuple(
+            compiled.draw_noise(
+                request.keys(rows, "picture noise", *[number] * (number > 0)),
+                one.latents_bthwc.shape[1:],
             )
+            for number, one in enumerate(given.beside)
+        )
         if size < padded:  # guidance pairs divide over the devices, clips do not
-            text, null, noise_bthwc, picture_noise_bphwc, latents_bthwc = (
+            text, null, noise_bthwc, beside_noises, latents_bthwc = (
                 placement.first_rows(
-                    (text, null, noise_bthwc, picture_noise_bphwc, latents_bthwc), size
+                    (text, null, noise_bthwc, beside_noises, latents_bthwc), size
                 )
             )
-            of_clips = {name: getattr(given, name) for name in givens.OF_CLIPS}
-            given = dataclasses.replace(given, **placement.first_rows(of_clips, size))
+            given = given.of_clips(lambda arrays: placement.first_rows(arrays, size))
         chunk = 1 if callback_on_step_end else self.settings.chunk_steps
         real, done = len(set(rows)), 0
         start, unconditioned = (
@@ -589,7 +590,7 @@ class Pipeline:
                 np.float32(request.fps),
                 np.float32(self.settings.known_tau),
                 given,
-                picture_noise_bphwc,
+                beside_noises,
                 latents_bthwc,
                 np.float32(next(p["tau"][0] for *_, p in stages if len(p["tau"]))),
             )

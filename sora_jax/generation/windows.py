@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sora_jax.data import conditions
 from sora_jax.generation import compiled, placement
 from sora_jax.generation import given as givens
 from sora_jax.generation import request as requests
+from sora_jax.models import rows
 
 if TYPE_CHECKING:
     from sora_jax.generation import pipeline
@@ -81,12 +83,33 @@ class Windows:
           at: the video frame of the window that each of them is.
           beside: what else is given.
         """
+        times_t = jnp.asarray(at, jnp.float32) / self.stride
+        pictures = rows.Beside(self.encode_alone(frames), times_t)
+        return dataclasses.replace(beside, beside=(*beside.beside, pictures))
+
+    def references(self, images: np.ndarray) -> givens.Given:
+        """What gives a window pictures of something that it is to show.
+
+        images: as frames of `encode`.
+        """
+        latents_bthwc = self.encode_alone(images)
+        times = map(conditions.reference_time, range(latents_bthwc.shape[1]))
+        times_t = jnp.asarray([*times], jnp.float32)
+        role = rows.Role.REFERENCE
+        return givens.Given(beside=(rows.Beside(latents_bthwc, times_t, role),))
+
+    def source(self, video: np.ndarray) -> givens.Given:
+        """What gives a window the video before an edit; see `encode`."""
+        latents_bthwc = self.encode(video)
+        times_t = jnp.arange(latents_bthwc.shape[1], dtype=jnp.float32)
+        role = rows.Role.SOURCE
+        return givens.Given(beside=(rows.Beside(latents_bthwc, times_t, role),))
+
+    def encode_alone(self, frames: np.ndarray) -> jax.Array:
+        """The latents of frames, each encoded alone: [b, t, h, w, c]; see `encode`."""
         frames = self.of_all(frames)
-        latents = [self.encode(frames[:, p : p + 1])[:, 0] for p in range(len(at))]
-        times_p = jnp.asarray(at, jnp.float32) / self.stride
-        return dataclasses.replace(
-            beside, pictures_bphwc=jnp.stack(latents, axis=1), times_p=times_p
-        )
+        alone = [self.encode(frames[:, t : t + 1]) for t in range(frames.shape[1])]
+        return jnp.concatenate(alone, axis=1)
 
     def head(
         self, latents_bthwc: jax.Array, start: int = 0, length: int | None = None

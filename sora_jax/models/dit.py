@@ -64,6 +64,7 @@ class Config:
     cross_attn_norm: bool = True  # a layer norm before the text's attention
     mask_text: bool = True  # hide text padding (Wan: zero-padded and visible)
     known_embedding: bool = True
+    context_embedding: bool = False  # of references and of the source of an edit
     pooled_text: bool = True
     additive_positions: bool = False
     input_skip: bool = False  # the network learns the residual of a linear guess
@@ -257,6 +258,11 @@ class DiT(nnx.Module):
         self.known = (
             layers.param(rngs, zeros, (d,), (None,)) if config.known_embedding else None
         )
+        self.context = (
+            layers.param(rngs, zeros, (2, d), (None, None))
+            if config.context_embedding
+            else None
+        )
         self.pooled_text = (
             layers.Linear(config.text_dim, d, init=zeros, **exact)
             if config.pooled_text
@@ -293,11 +299,18 @@ class DiT(nnx.Module):
         x_bnc, levels_bk = given.tokens_bnc, given.levels_bk
         text_bld, text_mask_bl = given.text_bld, given.text_mask_bl
         x_bnd = self.patch_embedding(x_bnc.astype(dtype))
-        if self.known is not None and given.known_bn is not None:
-            is_known = given.known_bn[..., None].astype(jnp.float32)
-            x_bnd = x_bnd + (is_known * self.known[...]).astype(dtype)
+        of_roles = {rows.Role.KNOWN: self.known}
+        if self.context is not None:
+            of_roles[rows.Role.REFERENCE] = self.context[0]
+            of_roles[rows.Role.SOURCE] = self.context[1]
+        for role, embedding in of_roles.items():
+            if embedding is not None and given.roles_bn is not None:
+                has_role = (given.roles_bn == role)[..., None].astype(jnp.float32)
+                x_bnd = x_bnd + (has_role * embedding[...]).astype(dtype)
         if config.additive_positions:
-            place_bnd = encodings.additive_positions(given.pos_bn3, config.dim)
+            place_bnd = encodings.additive_positions(
+                given.pos_bn3, config.dim, given.period_bn
+            )
             x_bnd = x_bnd + place_bnd.astype(dtype)
 
         # Noise level and modulation in float32, for the k levels only.
@@ -322,7 +335,7 @@ class DiT(nnx.Module):
         of_row = {"q_segments_bn": given.segments_bn}
         inputs = {
             "rope": encodings.rope_tables(
-                given.pos_bn3, config.head_dim, config.rope_theta
+                given.pos_bn3, config.head_dim, config.rope_theta, given.period_bn
             ),
             "of_tokens": of_row | {"k_segments_bm": given.segments_bn},
             "of_text": of_row

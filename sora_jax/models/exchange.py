@@ -355,13 +355,13 @@ def _beyond_wan(params: Tree, config: dit.Config) -> list[str]:
 
 
 # While they are zero, as at first, the denoiser computes the same as Wan.
-_BEYOND_WAN = ("known", "pooled_text")
+_BEYOND_WAN = ("known", "context", "pooled_text")
 TRANSFORMER = Peer(
     "WanTransformer3DModel",
     _transformer,
     lambda config, rngs: dit.DiT(config, rngs=rngs),
     beyond=_BEYOND_WAN,
-    added=("known_embedding", "pooled_text"),
+    added=("known_embedding", "context_embedding", "pooled_text"),
     inexpressible=_beyond_wan,
 )
 

@@ -239,6 +239,7 @@ def read_transformer(
         cross_attn_norm=fields.take("cross_attn_norm", _FLAG, True),
         mask_text=False,
         known_embedding=False,
+        context_embedding=False,
         pooled_text=False,
     )
 

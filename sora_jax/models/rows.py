@@ -11,6 +11,7 @@ of a row, l text tokens, d text width; t, h, w time, height and width of a laten
 import dataclasses
 import enum
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -24,10 +25,15 @@ if TYPE_CHECKING:
 
 
 class Role(enum.IntEnum):
-    """What a token is for; its noise level and its weight in the loss are apart."""
+    """What a token is for; its noise level and its weight in the loss are apart.
+
+    All but the first are given to the denoiser, which uses them to generate the others.
+    """
 
     GENERATED = 0
-    KNOWN = 1  # given to the denoiser, which uses it to generate the others
+    KNOWN = 1  # part of the video, or a frame of it
+    REFERENCE = 2  # a picture of something that the video shows
+    SOURCE = 3  # part of the video before an edit
 
 
 @jax.tree_util.register_dataclass
@@ -44,6 +50,8 @@ class Rows:
       text_bld, text_mask_bl: states of the text encoder, and True at real text tokens.
       level_index_bn: which level each token has; None where k is 1.
       roles_bn: int32 `Role` of each token; None where all are generated.
+      period_bn: after which time, in the unit of pos_bn3, that of a token starts anew; 0:
+        never. b may be 1; None where none does.
       segments_bn, text_segments_bl, level_segments_bk: where several clips share a row,
         the clip of each token, text token and noise level, from 1 on; 0 is padding.
     """
@@ -55,6 +63,7 @@ class Rows:
     text_mask_bl: jax.Array
     level_index_bn: jax.Array | None = None
     roles_bn: jax.Array | None = None
+    period_bn: jax.Array | None = None
     segments_bn: jax.Array | None = None
     text_segments_bl: jax.Array | None = None
     level_segments_bk: jax.Array | None = None
@@ -68,9 +77,9 @@ class Rows:
         return pick(self.levels_bk[..., None])[..., 0]
 
     @property
-    def known_bn(self) -> jax.Array | None:
-        """Which tokens are known, bool; None where all are generated."""
-        return None if self.roles_bn is None else self.roles_bn == Role.KNOWN
+    def given_bn(self) -> jax.Array | None:
+        """Which tokens are given, bool; None where all are generated."""
+        return None if self.roles_bn is None else self.roles_bn != Role.GENERATED
 
     def sharded(self) -> "Rows":
         """These rows over the mesh, filled with padding so that their tokens divide."""
@@ -104,7 +113,7 @@ class Rows:
         def longer(x_bn):
             return jnp.pad(x_bn, [(0, 0), (0, more), *[(0, 0)] * (x_bn.ndim - 2)])
 
-        names = ("tokens_bnc", "pos_bn3", "level_index_bn", "roles_bn", "segments_bn")
+        names = ("tokens_bnc", "pos_bn3", "level_index_bn", "roles_bn", "period_bn", "segments_bn")  # fmt: skip
         found = {n: longer(x) for n in names if (x := getattr(self, n)) is not None}
         if self.segments_bn is None:
             alike = {
@@ -117,6 +126,22 @@ class Rows:
         return dataclasses.replace(self, **found)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """Latents that are given beside a video, each frame with a time of its own.
+
+    Attributes:
+      latents_bthwc: clean ones.
+      times_t: the time of each frame, in latent frames.
+      role: of their tokens.
+    """
+
+    latents_bthwc: jax.Array
+    times_t: jax.Array
+    role: Role = dataclasses.field(default=Role.KNOWN, metadata={"static": True})
+
+
 def of_video(
     config: "dit.Config",
     latents_bthwc: jax.Array,
@@ -127,7 +152,8 @@ def of_video(
     known_bn: jax.Array | None = None,
     fps: float | jax.Array | None = None,
     start: int | jax.Array = 0,
-    pictures: tuple[jax.Array, jax.Array] | None = None,
+    beside: Sequence[Beside] = (),
+    is_loop: bool = False,
 ) -> Rows:
     """Rows of one clip each, all of one size.
 
@@ -135,48 +161,58 @@ def of_video(
       config: the denoiser's.
       latents_bthwc: sizes are multiples of the patch.
       levels_bk: level 0 is that of generated tokens, level 1, if there is one, that of
-        known ones.
+        given ones.
       text_bld, text_mask_bl: see `Rows`.
       known_bn: 1 where a token is known; see `known_tokens`.
       fps: frames per second of the video, where positions are in seconds.
       start: index of the first frame of tokens, which is not 0 in a window that starts
         mid-clip.
-      pictures: latents [b, p, h, w, c] of frames that were encoded alone, and the time of
-        each [p], in latent frames. Their tokens are known, and follow those of the video.
+      beside: what is given beside the video; its tokens follow.
+      is_loop: whether the first frame comes after the last.
 
     Raises:
       ValueError: a size is not a multiple of the patch's, or a token spans several latent
-        frames, of which a picture has one.
+        frames, and what is given beside the video has a time for each.
     """
     tokens_bnc = patches.patchify(latents_bthwc, config.patch)
     pos_1n3 = grid_positions(latents_bthwc.shape[1:4], config, fps, start)
-    is_known = None if known_bn is None else known_bn.astype(jnp.int32)
-    if pictures is not None:
+    roles_bn = None if known_bn is None else known_bn.astype(jnp.int32)
+    if beside and roles_bn is None:
+        roles_bn = jnp.zeros(tokens_bnc.shape[:2], jnp.int32)
+    period_1n = None
+    if is_loop:
+        length = jnp.full((1, tokens_bnc.shape[1]), latents_bthwc.shape[1] / config.patch[0])
+        period_1n = seconds(length, config, fps)
+    for one in beside:
         if config.patch[0] > 1:
             raise ValueError(
-                f"a token spans {config.patch[0]} latent frames, and a picture has one"
+                f"a token spans {config.patch[0]} latent frames, and what is given beside a "
+                "video has a time for each"
             )
-        pictures_bphwc, times_p = pictures
-        if is_known is None:
-            is_known = jnp.zeros(tokens_bnc.shape[:2], jnp.int32)
-        more_bnc = patches.patchify(pictures_bphwc, config.patch)
+        more_bnc = patches.patchify(one.latents_bthwc, config.patch)
         tokens_bnc = jnp.concatenate([tokens_bnc, more_bnc], axis=1)
-        is_known = jnp.concatenate(
-            [is_known, jnp.ones(more_bnc.shape[:2], jnp.int32)], axis=1
-        )
-        index_1n3 = _grid_index(pictures_bphwc.shape[1:4], config.patch)
-        a_picture = index_1n3.shape[1] // len(times_p)
-        index_1n3 = index_1n3.at[..., 0].set(jnp.repeat(times_p, a_picture))
+        role_bn = jnp.full(more_bnc.shape[:2], one.role, jnp.int32)
+        roles_bn = jnp.concatenate([roles_bn, role_bn], axis=1)
+        index_1n3 = _grid_index(one.latents_bthwc.shape[1:4], config.patch)
+        a_frame = index_1n3.shape[1] // len(one.times_t)
+        index_1n3 = index_1n3.at[..., 0].set(jnp.repeat(one.times_t, a_frame))
         more_1n3 = positions(index_1n3, config, fps)
         pos_1n3 = jnp.concatenate([pos_1n3, more_1n3], axis=1)
+        if is_loop:
+            filled = ((0, 0), (0, more_1n3.shape[1]))
+            period_1n = jnp.pad(period_1n, filled)
+    level_index_bn = None
+    if levels_bk.shape[1] > 1 and roles_bn is not None:
+        level_index_bn = jnp.minimum(roles_bn, 1)
     return Rows(
         tokens_bnc,
         pos_1n3,
         levels_bk,
         text_bld,
         text_mask_bl,
-        level_index_bn=is_known if levels_bk.shape[1] > 1 else None,
-        roles_bn=is_known,
+        level_index_bn=level_index_bn,
+        roles_bn=roles_bn,
+        period_bn=period_1n,
     )
 
 
@@ -185,7 +221,7 @@ def to_video(
 ) -> jax.Array:
     """The latents [b, t, h, w, c] of rows of one clip of this size.
 
-    Tokens of pictures, which follow those of the video, are left out.
+    Tokens that are given beside the video, and follow it, are left out.
     """
     count = math.prod(grid) // math.prod(patch)
     if tokens_bnc.shape[1] > count:
@@ -236,10 +272,20 @@ def positions(
       fps: frames per second of all tokens, or of each token, [b, n].
     """
     index_bn3 = index_bn3.astype(jnp.float32)
+    time_bn = seconds(index_bn3[..., 0], config, fps)
+    return jnp.concatenate([time_bn[..., None], index_bn3[..., 1:]], axis=-1)
+
+
+def seconds(
+    frames_bn: jax.Array, config: "dit.Config", fps: float | jax.Array | None
+) -> jax.Array:
+    """How long so many frames of tokens are, in the unit of positions: [b, n].
+
+    That is a latent frame where `config.time_scale` is None.
+    """
     if config.time_scale is None:
-        return index_bn3
+        return frames_bn
     if fps is None:
         raise ValueError("positions are in seconds (time_scale) and need fps")
-    frame_bn = index_bn3[..., 0] * config.patch[0] * config.temporal_stride
-    time_bn = frame_bn / fps * config.time_scale
-    return jnp.concatenate([time_bn[..., None], index_bn3[..., 1:]], axis=-1)
+    video_frames_bn = frames_bn * config.patch[0] * config.temporal_stride
+    return video_frames_bn / fps * config.time_scale

@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from sora_jax.toyworld import generators, rules, wordings
 from sora_jax.toyworld.generators import Layout
@@ -109,7 +110,8 @@ def _shares(weights: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], 
     return tuple(shares)
 
 
-def _background(draws: Draws, size_class: Tier) -> tuple[str, Background]:
+def background(draws: Draws, size_class: Tier) -> tuple[str, Background]:
+    """Draws a background, and its tone."""
     level = draws.unit()
     waves = []
     turn = draws.uniform(0.0, math.pi)
@@ -157,23 +159,46 @@ def scene(
     at = draws.unit()
     shares = _shares(tuple(sorted(weights.items())))
     name = next((name for name, reached in shares if at < reached), shares[-1][0])
-    tone, background = _background(draws, size_class)
+    tone, behind = background(draws, size_class)
     slots = FAMILIES[name].choose(draws, size_class, split)
-    layout = FAMILIES[name].lay_out(draws, size_class, split, slots)
-    frames = size_class.frames(split)
+    key = SceneKey(tier, split, index, seed)
+    return realised(key, name, slots, draws, tone, behind)
+
+
+class SceneKey(NamedTuple):
+    """What a scene is drawn from, besides its family."""
+
+    tier: str
+    split: str
+    index: int
+    seed: int
+
+
+def realised(
+    key: SceneKey | Scene,
+    family: str,
+    slots: Slots,
+    draws: Draws,
+    tone: str,
+    behind: Background,
+) -> Scene:
+    """A scene that shows these facts, with sizes, places and paths that are drawn."""
+    size_class = find_tier(key.tier)
+    layout = FAMILIES[family].lay_out(draws, size_class, key.split, slots)
+    frames = size_class.frames(key.split)
     pos, vel, camera = generators.paths(layout, frames, size_class.size)
     truth = dataclasses.replace(slots, tone=tone).factors() | layout.truth
     return Scene(
-        tier=tier,
-        family=name,
-        split=split,
-        index=index,
-        seed=seed,
+        tier=key.tier,
+        family=family,
+        split=key.split,
+        index=key.index,
+        seed=key.seed,
         objects=layout.objects,
         pos=pos,
         vel=vel,
         camera=camera,
-        background=background,
+        background=behind,
         factors=truth,
     )
 

@@ -347,9 +347,11 @@ class _Rows:
     """
 
     def __init__(self, c, source):
-        self._c, self._source, patch = c, source, tuple(c.model.dit.patch)
+        self._c, patch = c, tuple(c.model.dit.patch)
         self.packed, self.fps = c.packing.shapes > 0, None
-        entries = [source.entry(index) for index in range(len(source))]
+        self._entries = entries = conditions.related(
+            [source.entry(index) for index in range(len(source))]
+        )
         if self.packed:
             shapes = [entry["shape"] for entry in entries]
             rates = collections.Counter(entry["fps"] for entry in entries)
@@ -373,11 +375,12 @@ class _Rows:
         self.given.check_source(entries, self.packed, patch)
         self.tokens = self._lengths[:1]
         if self.packed:
-            most = max(self.given.most_tokens(entry, patch) for entry in entries)
+            stride = c.model.dit.temporal_stride
+            most = max(self.given.most_tokens(e, patch, stride) for e in entries)
             longest = c.packing.tokens or most
             if longest < most:
                 raise ValueError(
-                    f"packing.tokens is {longest}, but a clip with its pictures may have "
+                    f"packing.tokens is {longest}, but a clip with what is given may have "
                     f"{most} tokens"
                 )
             self._shapes = packing.halved(
@@ -395,7 +398,7 @@ class _Rows:
         """
         packing_config, draw = self._c.packing, None
         if self.given.patterns != (conditions.Pattern.NONE,):
-            draw = functools.partial(_condition_of, self._source, transform)
+            draw = functools.partial(_condition_of, self._entries, transform)
         planner = packing.Planner(
             np.array(self._lengths),
             self._shapes,
@@ -424,9 +427,9 @@ class _Rows:
         return planner
 
 
-def _condition_of(source, transform: transforms.LatentsAndText, index: int, random):
+def _condition_of(entries, transform: transforms.LatentsAndText, index: int, random):
     """Draws the condition of a clip; a function that worker processes can be given."""
-    return transform.draw(source.entry(index), random)
+    return transform.draw(entries[index], random)
 
 
 def _begin(c, folder: pathlib.Path, source, sampler) -> initial.Initial:

@@ -193,7 +193,7 @@ class Denoiser:
             "drop": jax.random.uniform(drop_key, (b * k,)) < self.text_dropout,
             "known_tau": self._known_tau(known_key, tau_m),
         }
-        if more := self.known.slots - conditions.Slot.EXTRA:
+        if more := self.known.extra_levels:
             extra_key = jax.random.fold_in(tau_key, 1)
             extra_m = timesteps.sample_tau(extra_key, b * k * more, self.noise)
             drawn["extra_tau"] = extra_m.reshape(b * k, more)
@@ -262,19 +262,24 @@ class Denoiser:
         text = self._text(modules, batch)
         b, k = batch["tau"].shape
         slots_bn = batch["slots"].astype(jnp.int32)
+        first_extra = conditions.Slot.EXTRA
+        # Levels are those of generated tokens, of what is given, and extra ones.
+        level_bn = jnp.where(
+            slots_bn < first_extra, jnp.minimum(slots_bn, 1), slots_bn - first_extra + 2
+        )
+        roles_bn = jnp.where(slots_bn < first_extra, slots_bn, rows.Role.GENERATED)
         levels = [batch["tau"], batch["known_tau"]]
         if "extra_tau" in batch:
             levels += [
                 batch["extra_tau"][..., i] for i in range(conditions.EXTRA_LEVELS)
             ]
-        levels_bm = jnp.concatenate(levels, axis=1)  # slot by slot
-        is_known_bn = (slots_bn == conditions.Slot.KNOWN).astype(jnp.int32)
+        levels_bm = jnp.concatenate(levels, axis=1)
         if "latents" in batch:
             found = rows.of_video(
                 self.dit_config, batch["latents"], levels_bm, *text, fps=self.fps
             )
             return dataclasses.replace(
-                found, level_index_bn=slots_bn, roles_bn=is_known_bn
+                found, level_index_bn=level_bn, roles_bn=roles_bn
             ), None
 
         def of_rows(x_1m):
@@ -288,13 +293,21 @@ class Denoiser:
         is_padding_bn = (segments_bn == 0).astype(jnp.float32)
         fps_bn = _exactly("bnk,bk->bn", of_clip_bnk, batch["fps"]) + is_padding_bn
         clip_1k = jnp.arange(1, k + 1)[None]
+        period_bn = None
+        if self.known.has(conditions.Pattern.LOOP):
+            period_bn = rows.seconds(
+                _exactly("bnk,bk->bn", of_clip_bnk, batch["period"]),
+                self.dit_config,
+                fps_bn,
+            )
         return rows.Rows(
             batch["tokens"],
             rows.positions(batch["places"], self.dit_config, fps_bn),
             levels_bm,
             *text,
-            level_index_bn=jnp.maximum(segments_bn - 1, 0) + k * slots_bn,
-            roles_bn=is_known_bn,
+            level_index_bn=jnp.maximum(segments_bn - 1, 0) + k * level_bn,
+            roles_bn=roles_bn,
+            period_bn=period_bn,
             segments_bn=segments_bn,
             text_segments_bl=of_rows(
                 jnp.repeat(clip_1k, text[0].shape[1] // k, axis=1)
@@ -317,7 +330,7 @@ class Denoiser:
         )
         velocity_bnc, *hidden_bnd = found if hidden_after else (found,)
         error_bn = jnp.mean(jnp.square(velocity_bnc - flow.velocity(x0, noise)), -1)
-        weight_bn = 1.0 - clean.known_bn
+        weight_bn = 1.0 - clean.given_bn
         if self.state_loss and "shown_shape" in batch:  # more where it shows a thing
             is_thing_bn = (batch["shown_shape"] > tokens.NOTHING).astype(jnp.float32)
             weight_bn = weight_bn * (1 + (self.state_loss.focus - 1) * is_thing_bn)

@@ -80,7 +80,7 @@ def test_levels_of_frames_are_apart_or_rise():
     assert 0.5 < rising < 0.6  # half of them, and some of the others
     one = conditions.Condition(Pattern.LEVELS, levels=(0, 2, 1, 3, 0))
     slots = conditions.slots(one, (T, H, W)).reshape(T, -1)
-    assert slots[:, 0].tolist() == [0, 3, 2, 4, 0] and np.ptp(slots, axis=1).max() == 0
+    assert slots[:, 0].tolist() == [0, 5, 4, 6, 0] and np.ptp(slots, axis=1).max() == 0
 
 
 def test_windows_start_mid_clip_and_take_their_own_pictures():
