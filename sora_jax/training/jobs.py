@@ -520,16 +520,19 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         with contextlib.closing(rows()) as iterator:
             yield iterator
 
-    init = None
-    if c.init and not checkpoint.has_any(folder):
+    init, statistics = None, None
+    factors = configs.build(optim.Config, c.optim, "optim")
+    is_fixed = factors.factor("vae.encoder.conv_in.kernel") == 0
+    if c.init and (is_fixed or not checkpoint.has_any(folder)):
         found = pretrained.open_component(trained_vae.component(c.init), "vae")
-        init = found.fitted(
-            dataclasses.replace(
-                objective.config,
-                latent_mean=found.config.latent_mean,
-                latent_std=found.config.latent_std,
-            )
+        config = dataclasses.replace(
+            objective.config,
+            latent_mean=found.config.latent_mean,
+            latent_std=found.config.latent_std,
         )
+        init = found.fitted(config)
+        if is_fixed:  # latents stay what they are, and so does their scale
+            statistics = config
 
     def begin():
         if init is not None:
@@ -545,7 +548,7 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     def finish(params):
         if not ended or not (folder / "vae" / "config.json").is_file():
             trained_vae.gather_and_save(
-                folder / "vae", params["vae"], objective.config, clips
+                folder / "vae", params["vae"], statistics or objective.config, clips
             )
 
     def fixed():

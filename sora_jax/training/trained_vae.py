@@ -129,12 +129,15 @@ def save(
     Args:
       folder: the component folder to write.
       params: the VAE's parameters, unsharded.
-      config: its sizes.
+      config: its sizes; one that has `latent_mean` and `latent_std` keeps them.
       clips: to measure on; 512 of them are used, spread evenly.
 
     Returns:
       The config with `latent_mean` and `latent_std`.
     """
+    if config.latent_mean is not None:
+        checkpoint.save_weights(folder, jax.device_get(params), config)
+        return config
     of_shape = collections.defaultdict(list)
     for index in samples.evenly(len(clips), _MEASURED_CLIPS):
         of_shape[records.shape_of(clips.entry(index))].append(index)

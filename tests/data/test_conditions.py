@@ -178,10 +178,10 @@ def example(condition, patch=(1, 1, 1)):
 
 
 def test_the_example_of_a_clip_holds_what_is_given_of_it():
-    one = example(conditions.Condition(Pattern.BOTH, 1, 2, (11, 16)))
+    one = example(conditions.Condition(Pattern.BOTH, 1, head=2, pictures=(11, 16)))
     np.testing.assert_array_equal(one["latents"], Record.latents[1:])
-    np.testing.assert_array_equal(one["pictures"], Record.views.pictures[[11, 16]])
-    np.testing.assert_allclose(one["picture_times"], [11 / 4, 4.0])
+    np.testing.assert_array_equal(one["beside"], Record.views.pictures[[11, 16]])
+    np.testing.assert_allclose(one["times"], [11 / 4, 4.0])
     slots = one["slots"].reshape(-1, H * W)
     assert slots[:, 0].tolist() == [1, 1, 0, 0, 1, 1] and one["start"] == 1
     assert conditions.PATTERNS[one["pattern"]] is Pattern.BOTH
@@ -200,7 +200,7 @@ def test_known_tokens_of_a_region_do_not_see_the_rest():
 
 
 def test_pictures_are_laid_behind_their_clip_at_their_times():
-    given = conditions.Condition(Pattern.TAIL, 2, 0, (15, 16))
+    given = conditions.Condition(Pattern.TAIL, 2, pictures=(15, 16))
     tokens = given.tokens((T, H, W), (1, 1, 1))
     assert tokens == (3 + 2) * H * W
     shape = packing.Shape(1, 80, 2)

@@ -24,23 +24,27 @@ def drawn(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def training_row(given, latents, pictures, noise, tau, known_tau, fps):
+def training_row(given, latents, beside, times, noise, tau, known_tau, fps):
     """The one clip of a packed row, noised, as the objective gives it to the denoiser."""
+    known = conditions.Config({"none": 0.5, "loop": 0.5})
     objective = objectives.Denoiser(
-        CONFIG, tiny.TEXT, timesteps.Config(), conditions.Config(), text_dropout=0.0,
+        CONFIG, tiny.TEXT, timesteps.Config(), known, text_dropout=0.0,
         null_ids=[1] + [0] * 5,
     )  # fmt: skip
     tokens_mc, places_m3 = packing.patches(np.asarray(latents), CONFIG.patch)
     places_m3 = places_m3 + np.float32([given.start, 0, 0])
-    for frame, picture in zip(given.pictures, pictures, strict=True):
-        more_mc, more_m3 = packing.patches(np.asarray(picture)[None], CONFIG.patch)
+    for time, latent in zip(times, beside, strict=True):
+        more_mc, more_m3 = packing.patches(np.asarray(latent)[None], CONFIG.patch)
         tokens_mc = np.concatenate([tokens_mc, more_mc])
-        places_m3 = np.concatenate([places_m3, more_m3 + np.float32([frame / 4, 0, 0])])
+        places_m3 = np.concatenate([places_m3, more_m3 + np.float32([time, 0, 0])])
     grid = [s // p for s, p in zip(latents.shape, CONFIG.patch, strict=False)]
     batch = {
         "tokens": tokens_mc[None], "places": places_m3[None],
         "slots": conditions.slots(given, grid)[None],
         "segments": np.ones((1, len(tokens_mc)), np.int32),
+        "period": np.full(
+            (1, 1), len(latents) * (given.pattern == "loop"), np.float32
+        ),
         "frames": np.full((1, 1), len(latents)), "fps": np.full((1, 1), fps, np.float32),
         "text_ids": np.ones((1, 1, 6), np.int32), "text_mask": np.ones((1, 1, 6), bool),
         "tau": np.full((1, 1), tau, np.float32), "drop": np.zeros((1, 1), bool),
@@ -59,9 +63,12 @@ def training_row(given, latents, pictures, noise, tau, known_tau, fps):
     "given",
     [
         conditions.Condition("none"),
-        conditions.Condition("head", 0, 2),
-        conditions.Condition("both", 1, 1, (11, 12)),
-        conditions.Condition("keyframes", 0, 0, (5,)),
+        conditions.Condition("head", 0, head=2),
+        conditions.Condition("both", 1, head=1, pictures=(11, 12)),
+        conditions.Condition("keyframes", 0, pictures=(5,)),
+        conditions.Condition("reference", references=(7, 9)),
+        conditions.Condition("edit", source=3),
+        conditions.Condition("loop", 1, 1 + GRID[0]),
     ],
     ids=lambda given: f"{given.pattern} from {given.start}",
 )
@@ -69,9 +76,14 @@ def test_a_task_gives_what_training_gave(given):
     """The same tokens at the same places, levels and roles, and so the same velocity."""
     known_tau, fps = 0.1, 12.0
     latents, noise = drawn(1, *GRID, C), drawn(1, *GRID, C, seed=1)
-    count = len(given.pictures)
-    pictures = drawn(1, count, 2, 2, C, seed=2) if count else None
-    picture_noise = drawn(1, count, 2, 2, C, seed=3) if count else None
+    times, role = [frame / 4 for frame in given.pictures], rows.Role.KNOWN
+    if given.references:
+        times, role = [-1.0, -2.0], rows.Role.REFERENCE
+    if given.source is not None:
+        times, role = [*range(GRID[0])], rows.Role.SOURCE
+    shape = (1, len(times), *GRID[1:], C)
+    others, other_noise = drawn(*shape, seed=2), drawn(*shape, seed=3)
+    beside = (rows.Beside(others, jnp.asarray(times, jnp.float32), role),)
     known = jnp.zeros((1, *GRID), bool).at[:, : given.head].set(True)
     text = tiny.networks()["text_encoder"](
         jnp.ones((1, 6), jnp.int32), jnp.ones((1, 6), bool)
@@ -79,28 +91,32 @@ def test_a_task_gives_what_training_gave(given):
     row = compiled.start_rows(
         CONFIG, noise, {"states": text, "mask": jnp.ones((1, 6), bool)}, fps, known_tau,
         givens.Given(
-            known if given.head else None, latents, given.start, pictures,
-            jnp.asarray(given.pictures, jnp.float32) / 4 if count else None,
+            known if given.head else None, latents, given.start,
+            beside if times else (), given.pattern == "loop",
         ),
-        picture_noise,
+        (other_noise,) if times else (),
     )  # fmt: skip
     of_clip = [np.asarray(rows.patches.patchify(noise, CONFIG.patch))[0]]
-    if count:
-        of_clip += [np.asarray(rows.patches.patchify(picture_noise, CONFIG.patch))[0]]
+    if times:
+        of_clip += [np.asarray(rows.patches.patchify(other_noise, CONFIG.patch))[0]]
     trained = training_row(
-        given, latents[0], [] if not count else pictures[0], np.concatenate(of_clip),
-        1.0, known_tau, fps,
-    )  # fmt: skip
+        given, latents[0], others[0], times, np.concatenate(of_clip), 1.0, known_tau, fps
+    )
     np.testing.assert_allclose(row.tokens_bnc, trained.tokens_bnc, atol=1e-6)
     np.testing.assert_allclose(row.pos_bn3, trained.pos_bn3, atol=1e-6)
     np.testing.assert_allclose(np.broadcast_to(
         np.asarray(row.tau)[..., None] if row.tau.ndim == 1 else row.tau, trained.tau.shape
     ), trained.tau)  # fmt: skip
-    wanted = trained.known_bn
-    found = jnp.zeros_like(wanted) if row.known_bn is None else row.known_bn
+    wanted = trained.roles_bn
+    found = jnp.zeros_like(wanted) if row.roles_bn is None else row.roles_bn
     np.testing.assert_array_equal(found, wanted)
-    assert int(wanted.sum()) == 2 * (given.head + count)
-    network = dit.DiT(CONFIG, rngs=jax_rngs())
+    assert int((wanted > 0).sum()) == 2 * (given.head + len(times))
+    period = 0.0 if row.period_bn is None else row.period_bn
+    np.testing.assert_allclose(trained.period_bn, jnp.broadcast_to(period, wanted.shape))
+    assert bool((trained.period_bn > 0).any()) == (given.pattern == "loop")
+    config = dataclasses.replace(CONFIG, context_embedding=True)
+    network = dit.DiT(config, rngs=jax_rngs())
+    network.context[...] = drawn(2, CONFIG.dim, seed=4)
     ours, theirs = jax.jit(lambda a, b: (network(a), network(b)))(row, trained)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
@@ -112,7 +128,7 @@ def jax_rngs():
 
 
 PICTURES = dict(
-    pictures_bphwc=drawn(4, 2, 2, 2, 4, seed=5), times_p=jnp.asarray([1.25, 2.0])
+    beside=(rows.Beside(drawn(4, 2, 2, 2, 4, seed=5), jnp.asarray([1.25, 2.0])),)
 )
 
 

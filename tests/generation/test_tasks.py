@@ -189,7 +189,7 @@ def test_tokens_of_which_a_part_is_kept_are_noise_at_first():
     start = compiled.start_rows(
         config, noise, text, 8.0, 0.0, givens.Given(known, latents)
     )
-    assert start.known_bn.tolist() == [[True, False, True, False]]
+    assert start.given_bn.tolist() == [[True, False, True, False]]
     np.testing.assert_array_equal(start.tokens_bnc[0, 1::2], 9.0)
     np.testing.assert_array_equal(start.tokens_bnc[0, ::2], 0.0)
 

@@ -81,7 +81,7 @@ def test_each_frame_is_noised_at_its_own_level():
         tau[:, 0], np.repeat(found["extra_tau"][:, 0, 1:2], 16, 1)
     )
     np.testing.assert_array_equal(tau[:, 1], np.repeat(found["tau"], 16, 1))
-    assert not np.asarray(rows.known_bn).any()
+    assert not np.asarray(rows.given_bn).any()
 
 
 def test_a_mesh_draws_the_same():

@@ -64,14 +64,15 @@ def slots_of(clip):
     return conditions.slots(CONDITIONS[clip], GRIDS[clip])
 
 
-def transform(record, random, condition):
+def transform(record, random, condition, others=()):
     return {
         "latents": record.latents,
         "slots": conditions.slots(condition, record.latents.shape[:3]),
         "pattern": np.int32(conditions.PATTERNS.index(condition.pattern)),
         "start": np.int32(0),
-        "pictures": record.latents[:0],
-        "picture_times": np.zeros(0, np.float32),
+        "period": np.float32(0),
+        "beside": record.latents[:0],
+        "times": np.zeros(0, np.float32),
         "text_ids": record.ids,
         "text_mask": record.ids != 0,
         "text_tier": record.tier,
@@ -192,11 +193,11 @@ def test_packed_clips_are_each_clip_alone():
 def test_a_clip_with_pictures_is_the_same_alone():
     """Its pictures are seen by its own tokens, at their own times, and by no others."""
     objective, params = make()
-    given = conditions.Condition("both", 1, 1, (5, 8))
+    given = conditions.Condition("both", 1, head=1, pictures=(5, 8))
     pictures = np.random.default_rng(9).normal(size=(2, 2, 6, 4)).astype(np.float32)
     tokens = given.tokens(GRIDS[2], (1, 1, 1))
 
-    def with_pictures(record, random, condition):
+    def with_pictures(record, random, condition, others=()):
         found = transform(record, random, condition)
         if condition != given:
             return found
@@ -205,8 +206,8 @@ def test_a_clip_with_pictures_is_the_same_alone():
             "latents": window,
             "slots": conditions.slots(given, window.shape[:3]),
             "start": np.int32(1),
-            "pictures": pictures,
-            "picture_times": np.float32([5 / 4, 2.0]),
+            "beside": pictures,
+            "times": np.float32([5 / 4, 2.0]),
         }
 
     def batch_of(row, room):
