@@ -53,23 +53,40 @@ def background(source: np.ndarray, made: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-2)))
 
 
-def row(name: str, made: list[np.ndarray], asked: list[tuple]) -> str:
-    """A row of the table: the asked part, the rest, both, and the background."""
-    colour, rest, both, psnr = [], [], [], []
+def measure(made: list[np.ndarray], asked: list[tuple]) -> dict[str, list]:
+    """For each clip: the asked part, the rest, both, and the background's PSNR."""
+    found = {"new colour": [], "shape and motion": [], "both": [], "background, dB": []}
     for video, (source, *suites) in zip(made, asked, strict=True):
         video = video.astype(np.uint8)
         # The oracle finds a thing by its colour: the rest is read of either of the two.
-        found = [toyworld.verdicts(one, [video])[0] for one in suites]
-        colour.append(found[0]["colour"])
-        others = found[0].keys() - {"colour", toyworld.PASS}
-        rest.append(any(all(one[part] for part in others) for one in found))
-        both.append(colour[-1] and rest[-1])
-        psnr.append(background(source, video))
+        verdicts = [toyworld.verdicts(one, [video])[0] for one in suites]
+        colour = verdicts[0]["colour"]
+        others = verdicts[0].keys() - {"colour", toyworld.PASS}
+        rest = any(all(one[part] for part in others) for one in verdicts)
+        values = colour, rest, colour and rest, background(source, video)
+        for column, value in zip(found.values(), values, strict=True):
+            column.append(value)
+    return found
+
+
+def row(name: str, made: list[np.ndarray], asked: list[tuple]) -> str:
+    """A row of the table: the asked part, the rest, both, and the background."""
+    *shares, psnr = measure(made, asked).values()
     cells = []
-    for right in (colour, rest, both):
+    for right in shares:
         share = statistics.proportion(sum(right), len(right))
         cells.append(f"{share.value:.3f} ({share.low:.3f}-{share.high:.3f})")
     return f"| {name} | {' | '.join(cells)} | {np.mean(psnr):.1f} |"
+
+
+def edited(pipe: pipeline.Pipeline, asked: list[tuple], task: str, **options) -> list:
+    """What a task makes of the clips with the new texts: float [t, h, w, 3], of 255."""
+    made = []
+    for seed, (video, new, old) in enumerate(asked):
+        own = options | ({"source": old.texts[0]} if task == "edit" else {})
+        out = pipe.run(task, new.texts[0], video=video, seed=seed, batch_size=1, **own)
+        made.append(np.round(255 * out.frames[0]))
+    return made
 
 
 def main() -> None:
@@ -82,17 +99,6 @@ def main() -> None:
     half = args.clips // 2
     asked = pairs(half, "attribute") + pairs(args.clips - half, "motion")
     videos = [source for source, *_ in asked]
-
-    def edited(task, **options):
-        made = []
-        for seed, (video, new, old) in enumerate(asked):
-            own = options | ({"source": old.texts[0]} if task == "edit" else {})
-            out = pipe.run(
-                task, new.texts[0], video=video, seed=seed, batch_size=1, **own
-            )
-            made.append(np.round(255 * out.frames[0]))
-        return made
-
     latents = [pipe.encode(v[None].astype(np.float32) / 127.5 - 1) for v in videos]
     again = [np.round(255 * np.asarray(pipe.decode_latents(x)))[0] for x in latents]
     new = pipe([new.texts[0] for _, new, _ in asked], seed=0).frames
@@ -107,7 +113,7 @@ def main() -> None:
             ("FlowEdit", "edit", {}),
             ("FlowEdit, source guided by 1.5", "edit", {"source_guidance_scale": 1.5}),
         ):
-            made = edited(task, strength=strength, **options)
+            made = edited(pipe, asked, task, strength=strength, **options)
             print(row(f"{name} from {strength:g}", made, asked), flush=True)
 
 
