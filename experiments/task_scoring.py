@@ -358,9 +358,13 @@ def place_after(frames: int) -> Callable[[Seen], float]:
     return figure
 
 
-def near(seen: Seen) -> bool:
-    """The thing is never further than 1.5 pixels from its true place."""
-    return bool((seen.errors_t[seen.case.made_t] <= NEAR).all())
+def within(limit: float) -> Callable[[Seen], bool]:
+    """In what was made, the thing is never further than that from its true place."""
+
+    def figure(seen: Seen) -> bool:
+        return bool((seen.errors_t[seen.case.made_t] <= limit).all())
+
+    return figure
 
 
 def velocity(seen: Seen) -> float:
@@ -438,14 +442,18 @@ def camera(seen: Seen) -> bool:
 
 
 def border(seen: Seen) -> float:
-    """The step of brightness over the border of what is given, over that of the truth."""
+    """How unlike the truth the step over the border of what is given is.
+
+    The ratio of the mean steps of brightness, the larger to the smaller: neither an edge
+    nor a blurred border is good.
+    """
     given_thw = seen.case.given_thw
-    total = [0.0, 0.0]
+    total = [1e-6, 1e-6]
     for axis in (1, 2):
         over = np.diff(given_thw.astype(int), axis=axis) != 0
         for which, video in enumerate((seen.video_thwc, seen.case.truth_thwc)):
             total[which] += np.abs(np.diff(video.astype(float), axis=axis))[over].sum()
-    return float(total[0] / max(total[1], 1e-6))
+    return float(min(max(total) / min(total), LOST))
 
 
 def closing(seen: Seen) -> float:
@@ -538,13 +546,20 @@ class Figure:
         if isinstance(values[0], bool | np.bool_):
             return statistics.proportion(int(sum(values)), len(values))
         values_n = np.array(values, float)
-        middle = np.median if self.median else np.mean
-        found = statistics.bootstrap(
-            lambda rng: float(middle(statistics.resample(values_n, rng))),
-            float(middle(values_n)),
-            num_resamples=1000,
-        )
+        found = median(values_n) if self.median else statistics.bootstrap_mean(values_n)
         return dataclasses.replace(found, count=len(values))
+
+
+def median(values_n: np.ndarray) -> statistics.Estimate:
+    """A median with its bootstrap interval.
+
+    The percentiles are not shifted: a median of resamples is one of the values, and a
+    lost thing's would be moved below 0.
+    """
+    rng = np.random.default_rng(0)
+    values_r = [np.median(statistics.resample(values_n, rng)) for _ in range(1000)]
+    low, high = np.quantile(values_r, [0.025, 0.975])
+    return statistics.Estimate(float(np.median(values_n)), float(low), float(high))
 
 
 ALL = "all of it"

@@ -43,6 +43,7 @@ _MARGIN = 2.0  # pixels between a thing and the edge of the box around it
 _REACH = 1.15  # of the corners of a shape of radius 1
 _CHUNK = 256  # training clips that are compared at a time
 OURS, TRUTH, RECONSTRUCTION = "ours", "ground truth", "its reconstruction"
+AT_ONCE = "its reconstruction without windows"
 
 # -- cases ----------------------------------------------------------------------------
 
@@ -170,7 +171,10 @@ def boxes(scene: scenes.Scene) -> np.ndarray:
 
 
 def inpaintings(count: int) -> list[Case]:
-    """The moving thing is redrawn in another colour, which the text says."""
+    """The moving thing is redrawn in another colour, which the text says.
+
+    The box is around its whole path, so that it does not tell where the thing is when.
+    """
 
     def has_other(scene):
         return captions.exchanged(scene, "medium", "colour") is not None
@@ -180,7 +184,8 @@ def inpaintings(count: int) -> list[Case]:
         text = captions.exchanged(scene, "medium", "colour")
         stated, (thing,) = captions.parse(text), scene.objects
         new = dataclasses.replace(thing, colour=stated.subjects[0].colour)
-        before_thwc, mask_thw = render.render(scene), boxes(scene)
+        before_thwc, box_thw = render.render(scene), boxes(scene)
+        mask_thw = np.broadcast_to(box_thw.any(0), box_thw.shape)
         found.append(
             case(
                 dataclasses.replace(scene, objects=(new,)),
@@ -256,10 +261,13 @@ def outpaintings(count: int) -> list[Case]:
 
 
 def loops(count: int) -> list[Case]:
-    """Prompts of moving things. The truth has them go round in a circle, as fast."""
+    """Prompts of moving things. The truth has them go round in a circle, as fast.
+
+    Latents of a circle show `stride` frames each: 8 frames in place of 9.
+    """
     found = []
     for scene in drawn(count, "motion"):
-        t, speed = scene.num_frames, float(np.linalg.norm(scene.vel[0, 0]))
+        t, speed = scene.num_frames - 1, float(np.linalg.norm(scene.vel[0, 0]))
         # The chord of one step is the speed.
         radius = speed / (2 * math.sin(math.pi / t))
         room = _REACH * scene.objects[0].radius + radius
@@ -267,7 +275,8 @@ def loops(count: int) -> list[Case]:
         angle_t = 2 * np.pi * np.arange(t) / t
         circle_tx = np.stack([np.cos(angle_t), np.sin(angle_t)], axis=1)
         pos = (middle_x + radius * circle_tx)[:, None]
-        found.append(case(dataclasses.replace(scene, pos=pos)))
+        circle = dataclasses.replace(scene, pos=pos, camera=scene.camera[:t])
+        found.append(case(circle))
     return found
 
 
@@ -310,6 +319,8 @@ def references(count: int, named: bool) -> list[Case]:
 class _Recorded(windows.Windows):
     """Windows that keep what they decode, before a task puts what is given into it."""
 
+    decoded_bthwc: np.ndarray | None = None
+
     def decode(self, latents_bthwc) -> np.ndarray:
         decoded_bthwc = super().decode(latents_bthwc)
         self.decoded_bthwc = decoded_bthwc.copy()
@@ -327,9 +338,10 @@ def by_task(task: str) -> Callable:
             )
             window = _Recorded(pipe, request, [0], *pipe.encode_prompt(request, [0]))
             (video_thwc,) = tasks.find(task).make(window, **inputs)
-            raw_thwc = window.decoded_bthwc[0]
-            same = raw_thwc.shape == video_thwc.shape
-            found.append(Result(video_thwc, raw_thwc if same else video_thwc))
+            raw_thwc = video_thwc
+            if np.shape(window.decoded_bthwc) == (1, *video_thwc.shape):
+                (raw_thwc,) = window.decoded_bthwc
+            found.append(Result(video_thwc, raw_thwc))
         return found
 
     return make
@@ -357,20 +369,25 @@ def by_prompts(task: str) -> Callable:
     return make
 
 
-def reconstructions(pipe: pipeline.Pipeline, cases: Sequence[Case]) -> list[Result]:
-    """The truths through the video VAE, in windows of the model's length.
+def reconstructions(
+    pipe: pipeline.Pipeline, cases: Sequence[Case], step: int
+) -> list[Result]:
+    """The truths through the video VAE, in windows of 1 + `step` frames.
 
-    Two windows share a frame; what is given is put into the result.
+    Two windows share a frame; what is given is put into the result. A loop lacks the
+    last frame of a window, for which its first is taken.
     """
-    step, found = pipe.settings.num_frames - 1, []
+    found = []
     for one in cases:
-        parts = []
-        for start in range(0, len(one.truth_thwc) - 1, step):
-            window_thwc = one.truth_thwc[None, start : start + step + 1]
+        parts, length = [], len(one.truth_thwc)
+        rest = ((0, -(length - 1) % pipe.strides.time), (0, 0), (0, 0), (0, 0))
+        whole_thwc = np.pad(one.truth_thwc, rest, mode="wrap")
+        for start in range(0, len(whole_thwc) - 1, step):
+            window_thwc = whole_thwc[None, start : start + step + 1]
             latents = pipe.encode(window_thwc.astype(np.float32) / 127.5 - 1)
             part_thwc = np.asarray(pipe.decode_latents(latents))[0]
             parts.append(np.round(255 * part_thwc[start > 0 :]).astype(np.uint8))
-        raw_thwc = np.concatenate(parts)
+        raw_thwc = np.concatenate(parts)[:length]
         found.append(Result(one.pasted(raw_thwc), raw_thwc))
     return found
 
@@ -385,7 +402,7 @@ def nearest(cases: Sequence[Case], clips: Sequence) -> list[Result]:
       cases: of equal windows.
       clips: `data.shards.Shards`; those of other sizes are passed over.
     """
-    length = scoring.TIER.num_frames
+    length = min(scoring.TIER.num_frames, len(cases[0].truth_thwc))
     starts, known, wanted = [], [], []
     for one in cases:
         made = [
@@ -405,7 +422,7 @@ def nearest(cases: Sequence[Case], clips: Sequence) -> list[Result]:
     least_n, found = np.full(len(cases), np.inf), [None] * len(cases)
     for first in range(0, len(clips), _CHUNK):
         frames = [
-            clips[index].frames()
+            clips[index].frames()[:length]
             for index in range(first, min(first + _CHUNK, len(clips)))
         ]
         shape = (length, *cases[0].truth_thwc.shape[1:])
@@ -430,10 +447,12 @@ def nearest(cases: Sequence[Case], clips: Sequence) -> list[Result]:
 
 # -- tasks and their figures ----------------------------------------------------------
 
+# A thing that stands still beside a given frame is 1.2 px off: less is asked there.
+_LESS = 0.75
 _EXACT = Figure("given part exact", scoring.exact, 1.0)
 _KEPT = Figure("same object, moving", scoring.kept, 0.97)
 _SEAM = Figure("seam \\|z\\|", scoring.seam, 2.0, at_least=False)
-_NEAR = Figure("never over 1.5 px off", scoring.near, 0.9)
+_NEAR = Figure("never over 1.5 px off", scoring.within(scoring.NEAR), 0.9)
 _VELOCITY = Figure(
     "velocity error, px/frame", scoring.velocity, median=True, judges=False
 )
@@ -464,14 +483,16 @@ def _after(sign: int) -> tuple[Figure, ...]:
         Figure(
             f"place error at {sign * frames:+d}, px",
             scoring.place_after(sign * frames),
-            scoring.NEAR,
+            bar,
             at_least=False,
             median=True,
         )
-        for frames in (1, 4, 8)
+        # a still thing is 1.25 px off after one frame
+        for frames, bar in ((1, _LESS), (4, scoring.NEAR), (8, scoring.NEAR))
     )
 
 
+_MADE = Figure("made frames, dB", scoring.made_psnr)
 _CONNECT = (
     _EXACT,
     Figure("no cut", scoring.uncut, 0.9),
@@ -479,13 +500,14 @@ _CONNECT = (
     _KEPT,
     _PLACE,
     _SEAM,
+    _MADE,
 )
 _FILL = (
     _EXACT,
-    Figure("made frames, dB", scoring.made_psnr),
+    _MADE,
     Figure("above their reconstruction, dB", scoring.made_gap, -1.0),
-    _PLACE,
-    _NEAR,
+    Figure("place error, px", scoring.place, _LESS, at_least=False, median=True),
+    Figure(f"never over {_LESS} px off", scoring.within(_LESS), 0.9),
     _KEPT,
     Figure("one thing", scoring.alone, 0.97),
     _SEAM,
@@ -553,12 +575,12 @@ TRIALS: dict[str, Trial] = {
     "keyframes_3": _of_task("keyframes", lambda n: keyframes(n, (3,)), _KEYFRAMES),
     "keyframes_8": _of_task("keyframes", lambda n: keyframes(n, (8,)), _KEYFRAMES),
     "extend": _of_task(
-        "extend", extensions, (_EXACT, *_after(1), _NEAR, _VELOCITY, _KEPT, _SEAM)
+        "extend", extensions, (_EXACT, *_after(1), _NEAR, _VELOCITY, _KEPT, _SEAM, _MADE)
     ),
     "extend_backwards": _of_task(
         "extend_backwards",
         backward_extensions,
-        (_EXACT, *_after(-1), _NEAR, _VELOCITY, _KEPT, _SEAM),
+        (_EXACT, *_after(-1), _NEAR, _VELOCITY, _KEPT, _SEAM, _MADE),
     ),
     "fill_2": _of_task("fill", lambda n: fills(n, 2), _FILL),
     "fill_4": _of_task("fill", lambda n: fills(n, 4), _FILL),
@@ -583,7 +605,7 @@ TRIALS: dict[str, Trial] = {
             Figure("background as asked", scoring.tone, 0.9),
             _KEPT,
             Figure("one thing", scoring.alone, 0.97),
-            Figure("step over the border, of the truth's", scoring.border, judges=False),
+            Figure("step over the border, beside the truth's", scoring.border, judges=False),
         ),
     ),
     "outpaint": _of_task(
@@ -595,11 +617,11 @@ TRIALS: dict[str, Trial] = {
             Figure("camera as asked", scoring.camera, 0.9),
             Figure("one thing", scoring.alone, 0.97),
             Figure(
-                "step over the border, of the truth's",
+                "step over the border, beside the truth's",
                 scoring.border,
                 1.5,
                 at_least=False,
-                clip_bar=3.0,
+                clip_bar=2.0,
             ),
         ),
     ),
@@ -630,7 +652,14 @@ TRIALS: dict[str, Trial] = {
     ),
 }  # fmt: skip
 EDITS = ("vary", "edit")
-_EDIT_BARS = (0.85, 0.9, None, None)
+_BACKGROUND, _GAP = "background, dB", "above its reconstruction, dB"
+_EDIT_BARS = {
+    "new colour": 0.85,
+    "shape and motion": 0.9,
+    "both": None,
+    _BACKGROUND: None,
+    _GAP: -2.0,
+}
 
 
 # -- rows -----------------------------------------------------------------------------
@@ -700,11 +729,18 @@ def try_task(
     cases = trial.cases(count)
     if trial.task:
         pipe.check_task(trial.task, cases[0].text, batch_size=1, **cases[0].inputs)
-    ceilings = reconstructions(pipe, cases)
+    window, whole = pipe.settings.num_frames - 1, len(cases[0].truth_thwc) - 1
+    ceilings = reconstructions(pipe, cases, window)
     made, pace = {OURS: trial.make(pipe, cases)}, None
+    if whole > window:
+        made[AT_ONCE] = reconstructions(pipe, cases, whole)
     made["shuffled"] = shuffled(trial, pipe, cases)
     if trial.beside:
         plain = by_text(pipe, [dataclasses.replace(one, inputs={}) for one in cases])
+        plain = [
+            Result.of(result.video_thwc[: len(one.truth_thwc)])
+            for one, result in zip(cases, plain, strict=True)
+        ]
         made["text to video"] = plain
         none = np.zeros(1)
         seen = [
@@ -740,9 +776,11 @@ def try_edit(task: str, pipe: pipeline.Pipeline, count: int) -> dict[str, Row]:
         RECONSTRUCTION: again,
         "freeze": still,
     }
+    best = edit_truth.measure(again, asked)[_BACKGROUND]
     found = {}
     for name, results in made.items():
         columns = edit_truth.measure(results, asked)
+        columns[_GAP] = [*np.subtract(columns[_BACKGROUND], best)]
         found[name] = {
             figure: Figure(figure, len).estimate(values)
             for figure, values in columns.items()
@@ -756,8 +794,7 @@ def try_edit(task: str, pipe: pipeline.Pipeline, count: int) -> dict[str, Row]:
 def bars(name: str) -> dict[str, tuple[float | None, bool]]:
     """The bar of each figure of a task, and whether it is the lowest good value."""
     if name in EDITS:
-        names = ("new colour", "shape and motion", "both", "background, dB")
-        return {n: (bar, True) for n, bar in zip(names, _EDIT_BARS, strict=True)}
+        return {figure: (bar, True) for figure, bar in _EDIT_BARS.items()}
     trial = TRIALS[name]
     found = {figure.name: (figure.bar, figure.at_least) for figure in trial.figures}
     found[scoring.ALL] = (None, True)
