@@ -16,8 +16,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sora_jax.core import digests, paths, xla_flags
 from sora_jax.core import mesh as meshes
-from sora_jax.core import paths, xla_flags
 
 _PROFILE = flags.DEFINE_enum(
     "xla_profile",
@@ -32,15 +32,26 @@ DEFINE = {
     str: flags.DEFINE_string,
 }
 MESH = "Devices on each mesh axis, such as fsdp=4,tensor=2; -1: all that are left."
+BAD_INPUT = 2  # exit code
+# Of files that a user names. A full disk, for example, is a failure instead.
+_WRONG_FILES = (
+    *(FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError),
+    PermissionError,
+)
 _LEAST_COMPILE_SECONDS = 0.2  # of a program that JAX_COMPILATION_CACHE_DIR stores
 _locks, _locked_folders = contextlib.ExitStack(), set()  # of this job
+
+
+class BadInput(SystemExit):
+    """What a job was given is wrong; the message says what would be right."""
 
 
 def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
     """Parses the flags and calls `main`.
 
-    Exit codes: 2 for flags that cannot be parsed, 130 after Ctrl-C, 1 with one sentence
-    for wrong input (`concise_errors`) or too little memory.
+    Exit codes: 0 after --help; 2 with one sentence for wrong flags or input
+    (`concise_errors`); 1 for failures such as damaged files, a full disk, numbers that are
+    not finite, or too little memory; 130 after Ctrl-C.
 
     Of several processes, one that fails exits at once: in an orderly exit JAX would wait
     minutes for the others, which wait for this one. Only `sys.exit(number)` is orderly,
@@ -55,7 +66,7 @@ def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         try:
-            left = flags.FLAGS(argv)
+            left = _parsed(argv)
             if len(left) > 1:
                 raise flags.Error(f"unknown argument {left[1]!r}")
             _check_finite(flags.FLAGS)
@@ -63,7 +74,7 @@ def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
                 flags.FLAGS["config"].value.keys()  # fails where none could be read
         except flags.Error as error:
             print(f"{name}: {error}; --help lists the flags", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(BAD_INPUT)
         except (AttributeError, KeyError, OSError) as error:
             # ml_collections raises these for a field or a recipe that does not exist.
             reason = " ".join(str(error).strip("\"'").replace("\\n", "\n").split())
@@ -72,7 +83,7 @@ def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
                 "configs/base.py lists every field",
                 file=sys.stderr,
             )
-            sys.exit(2)
+            sys.exit(BAD_INPUT)
         xla_flags.set_defaults(_PROFILE.value, any_batch=any_batch)
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             # By default JAX stores programs that took a second; small jobs have none.
@@ -90,7 +101,7 @@ def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
         except SystemExit as stop:
             if not isinstance(stop.code, str):
                 raise
-            _end(stop.code, 1)
+            _end(stop.code, BAD_INPUT if isinstance(stop, BadInput) else 1)
         except Exception as error:
             if _is_out_of_memory(error):
                 reason = str(error).splitlines()[0][:200]
@@ -105,6 +116,19 @@ def run(main: Callable[[], None], name: str, any_batch: bool = False) -> None:
 
     sys.unraisablehook = _unraisable
     app.run(guarded, flags_parser=parse)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    """Parses the flags; returns the other arguments.
+
+    Raises:
+      flags.Error: a flag is wrong.
+      SystemExit: with code 0, after --help and the like. absl's own code is 1.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except SystemExit:
+        sys.exit(0)
 
 
 def _check_finite(flag_values: flags.FlagValues) -> None:
@@ -151,7 +175,10 @@ def concise_errors(name: str) -> Iterator[None]:
     """Ends the job with one sentence where its input or a file is wrong, not a traceback.
 
     Raises:
-      SystemExit: "name: message", for a ValueError, OSError or FloatingPointError.
+      BadInput: "name: message", for a ValueError, or an OSError of a file that is not
+        there or may not be read or written.
+      SystemExit: the same, for other OSErrors, digests.Damaged and FloatingPointError,
+        which are not the user's mistakes.
     """
     try:
         yield
@@ -159,7 +186,10 @@ def concise_errors(name: str) -> Iterator[None]:
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None:
             text = f"{error.filename}: {error.strerror}"
-        raise SystemExit(f"{name}: {text}") from None
+        is_wrong = isinstance(error, (ValueError, *_WRONG_FILES))
+        is_wrong = is_wrong and not isinstance(error, digests.Damaged)
+        kind = BadInput if is_wrong else SystemExit
+        raise kind(f"{name}: {text}") from None
 
 
 def log_warnings() -> None:

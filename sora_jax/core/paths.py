@@ -174,7 +174,7 @@ def check_writable(path: str | os.PathLike) -> None:
         temporary.write_bytes(b"0")
         temporary.unlink()
     except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror}") from None
+        raise type(error)(f"{path} cannot be written: {error.strerror}") from None
     finally:
         for folder in made:
             with contextlib.suppress(OSError):

@@ -100,7 +100,7 @@ class TensorFiles(Mapping):
                 f"{path} is damaged or not a safetensors file: {error}"
             ) from None
         except OSError as error:  # its message does not name the file
-            raise OSError(f"{path} cannot be read: {error}") from None
+            raise type(error)(f"{path} cannot be read: {error}") from None
         pages = np.memmap(path, np.uint8, "r")
         (length,) = struct.unpack("<Q", pages[:8].tobytes())
         header = json.loads(pages[8 : 8 + length].tobytes())

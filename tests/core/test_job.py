@@ -11,7 +11,7 @@ import pytest
 from absl import flags, logging
 from ml_collections import config_flags
 
-from sora_jax.core import job, paths, versions
+from sora_jax.core import digests, job, paths, versions
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "toy.py"
 
@@ -37,6 +37,8 @@ def raised(error):
 TOO_LARGE = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 GiB")
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/metrics.jsonl")
 
+MISSING = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "a.png")
+
 
 @pytest.mark.parametrize(
     "error, code, said",
@@ -44,7 +46,10 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/metrics.jsonl")
         (FULL, 1, "x: run/metrics.jsonl: No space left on device\n"),
         (paths.InUse("run is in use"), 1, "x: run is in use\n"),
         (SystemExit("x: wrong config"), 1, "x: wrong config\n"),
-        (ValueError("--size is wrong"), 1, "x: --size is wrong\n"),
+        (ValueError("--size is wrong"), 2, "x: --size is wrong\n"),
+        (MISSING, 2, "x: a.png: No such file or directory\n"),
+        (PermissionError("a.mp4 cannot be written"), 2, "x: a.mp4 cannot be written\n"),
+        (digests.Damaged("a.zarr is damaged"), 1, "x: a.zarr is damaged\n"),
         (FloatingPointError("nan"), 1, "x: nan\n"),
         (KeyboardInterrupt(), 130, "x: interrupted; the same command resumes\n"),
         (TOO_LARGE, 1, f"or more devices ({TOO_LARGE})\n"),
@@ -122,6 +127,19 @@ def test_numbers_that_are_not_finite_are_refused_for_every_flag(monkeypatch, cap
         job.run(lambda: None, "x")
     assert end.value.code == 2
     assert "x: flag --rate=nan: it is not a finite number" in capsys.readouterr().err
+
+
+def test_help_is_no_failure(monkeypatch):
+    given = flags.FlagValues()
+    flags.DEFINE_flag(job.app.HelpFlag(), given)
+    monkeypatch.setattr(job.flags, "FLAGS", given)
+    monkeypatch.setattr(
+        job.app, "run", lambda main, flags_parser: flags_parser(["x", "--help"])
+    )
+    monkeypatch.setattr(job.app, "usage", lambda **_: None)
+    with pytest.raises(SystemExit) as end:
+        job.run(lambda: None, "x")
+    assert end.value.code == 0
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
