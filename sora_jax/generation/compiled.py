@@ -72,13 +72,16 @@ def start_rows(
       given: what the task gives besides text.
       beside_noises: noise of each part of what it gives beside the video.
       latents_bthwc: clean latents that are noised to the first level, instead of noise.
-      level: the first level, of these.
+      level: the first level, of these and of known latents that are blended.
     """
     b = len(noise_bthwc)
     levels_bk, known_bn, start_bthwc = jnp.ones((b, 1)), None, noise_bthwc
     if latents_bthwc is not None:
         start_bthwc = flow.interpolate(latents_bthwc, noise_bthwc, level)
-    if given.known_bthw is not None:
+    if given.known_bthw is not None and given.blended:
+        given_bthwc = flow.interpolate(given.latents_bthwc, noise_bthwc, level)
+        start_bthwc = jnp.where(given.known_bthw[..., None], given_bthwc, start_bthwc)
+    elif given.known_bthw is not None:
         known_bn = rows.known_tokens(given.known_bthw, config.patch)
         given_bthwc = flow.interpolate(given.latents_bthwc, noise_bthwc, known_tau)
         # Tokens of which only a part is known are noise, as in training.
@@ -105,6 +108,24 @@ def start_rows(
         beside=beside,
         is_loop=given.is_loop,
     )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def path_of(config: dits.Config, given: givens.Given, noise_bthwc) -> dict:
+    """What keeps known latents x0 on the straight path from their noise, in tokens.
+
+    The velocity of (1 - tau) x0 + tau noise is noise - x0, and every solver follows a
+    straight path exactly. So the latents stay what blended diffusion sets them to after
+    each step (arXiv 2201.09865, 2206.02779).
+
+    Returns:
+      {"velocity": bnc, "known": bool bnc}; a token may be known in part.
+    """
+    known_bthwc = jnp.broadcast_to(given.known_bthw[..., None], noise_bthwc.shape)
+    return {
+        "velocity": patches.patchify(noise_bthwc - given.latents_bthwc, config.patch),
+        "known": patches.patchify(known_bthwc, config.patch),
+    }
 
 
 @functools.partial(jax.jit, static_argnames=("config", "grid"))
@@ -191,7 +212,52 @@ def _velocity_of(dit: dits.DiT, branches, weights, rescale):
     return guidance.guided(velocity, conditions, weights, rescale, start.given_bn)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "sampler"))
+def _on_path(velocity, path: Mapping):
+    """The velocity with that of known latents in place of the denoiser's own."""
+
+    def kept(x_bnc, level, *cache):
+        found = velocity(x_bnc, level, *cache)
+        found_bnc, *cache = found if cache else (found,)
+        found_bnc = jnp.where(path["known"], path["velocity"], found_bnc)
+        return (found_bnc, *cache) if cache else found_bnc
+
+    return kept
+
+
+def _on_circle(velocity, frames: int, levels_k: jax.Array, done: jax.Array):
+    """The velocity of a video that repeats: its latents are rolled while it is computed.
+
+    Step k rolls them by k times `circle_step` latent frames, so that the place where the
+    denoiser sees an end is another one at each step (Mobius, arXiv 2502.20307).
+
+    Args:
+      velocity: of tokens in the order of time.
+      frames: latent frames of the video.
+      levels_k: of the steps of this chunk, falling.
+      done: number of steps before them.
+    """
+
+    def rolled(x_bnc, level):
+        step = done + jnp.sum(levels_k > level)
+        frame = x_bnc.shape[1] // frames  # tokens of a latent frame
+        shift = frame * (step * circle_step(frames) % frames)
+        found_bnc = velocity(jnp.roll(x_bnc, -shift, axis=1), level)
+        return jnp.roll(found_bnc, shift, axis=1)
+
+    return rolled
+
+
+def circle_step(frames: int) -> int:
+    """Latent frames by which a circle is rolled further at each step.
+
+    Nearly half of it, and without a divisor in common with it, so that every latent
+    becomes the first one.
+    """
+    half = range(1, frames // 2 + 1)
+    return max((step for step in half if math.gcd(step, frames) == 1), default=0)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "sampler", "circle_frames"))
 def denoise_chunk(
     graph,
     state,
@@ -204,6 +270,9 @@ def denoise_chunk(
     sampler: str,
     cache=None,
     rescale=None,
+    path=None,
+    circle_frames=None,
+    done=0,
 ):
     """Runs some solver steps; returns x, the solver's memory and the step cache.
 
@@ -213,9 +282,18 @@ def denoise_chunk(
         moves the generated tokens of the first, at the first of their levels.
       weights, rescale: of guidance, see `guidance.guided`.
       cache: from `start_cache` or the chunk before, if the steps have rows for it.
+      path: from `path_of`, if known latents are kept without the denoiser's knowledge.
+      circle_frames: latent frames of a video that repeats; not with a cache.
+      done: solver steps before these.
       The others are described in `diffusion/samplers.py`.
     """
     velocity = _velocity_of(nnx.merge(graph, state), branches, weights, rescale)
+    if circle_frames:
+        velocity = _on_circle(
+            velocity, circle_frames, jnp.asarray(steps["level"]), done
+        )
+    if path is not None:
+        velocity = _on_path(velocity, path)
     return samplers.sample_chunk(velocity, x_bnc, memory, steps, sampler, cache)
 
 

@@ -26,6 +26,8 @@ class Given:
       beside: latents that are given beside those of the video: frames that were encoded
         alone, references, the source of an edit.
       is_loop: whether the video's first latent frame comes after its last.
+      blended: whether known latents are kept by the solver alone, for a denoiser that did
+        not learn to be given them; see `compiled.path_of`.
     """
 
     known_bthw: jax.Array | None = None
@@ -33,6 +35,7 @@ class Given:
     start: jax.Array | int = 0
     beside: tuple[rows.Beside, ...] = ()
     is_loop: bool = dataclasses.field(default=False, metadata={"static": True})
+    blended: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def of_clips(self, pick: Callable) -> "Given":
         """This, of fewer clips: `pick` takes and returns arrays whose first axis is clips."""

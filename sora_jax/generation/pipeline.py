@@ -551,6 +551,7 @@ class Pipeline:
         record: Callable[[int, dict], None] | None = None,
         latents_bthwc: jax.Array | None = None,
         first: float = 1.0,
+        is_circle: bool = False,
     ) -> jax.Array:
         """Solves from noise to clean latents, in compiled chunks of steps.
 
@@ -562,9 +563,9 @@ class Pipeline:
           latents_bthwc: clean latents to start from, noised to the first level, instead of
             noise.
           first: the highest noise level.
+          is_circle: whether the latent after the last is the first again.
         """
         stages = self._stages(request, first)
-        steps = sum(len(part["tau"]) for *_, part in stages)
         size, padded = plans.sizes(request)
         beside_noises = tuple(
             compiled.draw_noise(
@@ -597,6 +598,9 @@ class Pipeline:
             for condition in (text, null)
         )
         grid, x_bnc = noise_bthwc.shape[1:4], start.tokens_bnc
+        path = None
+        if given.known_bthw is not None and given.blended:
+            path = compiled.path_of(self._dit_config, given, noise_bthwc)
         memory = samplers.init_memory(x_bnc, request.sampler)
         parts = [part for *_, part in stages]
         for stage, (network, scale, part) in enumerate(stages):
@@ -623,6 +627,9 @@ class Pipeline:
                     sampler=request.sampler,
                     cache=cache,
                     rescale=_rescale(request),
+                    path=path,
+                    circle_frames=grid[0] if is_circle else None,
+                    done=np.int32(done),
                 )
                 if callback_on_step_end:
                     tau = float(plan["next"][0])
@@ -633,7 +640,7 @@ class Pipeline:
                         x_bnc = compiled.of_video(self._dit_config, start, edited)
                         memory = samplers.init_memory(x_bnc, request.sampler)
                         parts = plans.restart(request.sampler, parts, done + 1)
-                step = min(chunk, steps - done)
+                step = min(chunk, len(part["tau"]) - place)
                 done += step
                 if progress:
                     jax.block_until_ready(x_bnc)

@@ -91,20 +91,7 @@ def keyframes(
     """A video with the given pictures at the given frames.
 
     One at frame 0 alone is a first frame, whose latent is known.
-
-    Raises:
-      ValueError: a frame is outside of the video, or two pictures are at one.
     """
-    frames = make.request.num_frames
-    if len(images) != len(at):
-        raise ValueError(f"there are {len(images)} images and {len(at)} times for them")
-    if outside := [f for f in at if not 0 <= f < frames]:
-        raise ValueError(
-            f"a keyframe is at frame {outside[0]}; the video has frames 0 to {frames - 1}"
-        )
-    if len(set(at)) < len(at):
-        twice = next(f for f in at if list(at).count(f) > 1)
-        raise ValueError(f"two keyframes are at frame {twice}: leave out one")
     images = np.stack(images)
     if [*at] == [0]:
         given = make.head(make.encode(images))
@@ -115,8 +102,48 @@ def keyframes(
     return made
 
 
+def _keyframes_size(inputs: Mapping, size: Size, stride: int) -> Size:
+    """That of the video, in which each picture must have a frame of its own."""
+    at, count, frames = inputs["at"], len(inputs["images"]), size.num_frames
+    if count != len(at):
+        raise ValueError(f"there are {count} images and {len(at)} times for them")
+    if outside := [frame for frame in at if frame >= frames]:
+        raise ValueError(
+            f"a keyframe is at frame {outside[0]}; the video has frames 0 to {frames - 1}"
+        )
+    if twice := [frame for frame in at if at.count(frame) > 1]:
+        raise ValueError(f"two keyframes are at frame {twice[0]}: leave out one")
+    return size
+
+
 def _keyframes_need(inputs: Mapping, windows: int) -> tuple[str, ...]:
     return ("first_frame",) if [*inputs["at"]] == [0] else ("keyframes",)
+
+
+# -- loops ----------------------------------------------------------------------------
+
+
+def loop(make: windows.Windows) -> np.ndarray:
+    """A video that repeats: the frame after its last is its first.
+
+    Its latents are a circle, of `stride` frames each. What follows is Mobius (arXiv
+    2502.20307), which needs no training: the circle is rolled at every step of the solver.
+    A denoiser that learned windows from mid-clip, where no latent is a single frame, sees
+    the circle as one of these.
+    """
+    t = make.grid[0] - 1
+    start = int("mid_clip" in make.pipe.settings.trained_patterns)
+    given = givens.Given(start=start)
+    return make.decode_loop(make.sample(given, length=t, is_circle=True))
+
+
+def _loop_size(inputs: Mapping, size: Size, stride: int) -> Size:
+    if size.num_frames < 1 + 2 * stride:
+        raise ValueError(
+            f"num_frames is {size.num_frames}, too few for a circle: give "
+            f"{1 + 2 * stride} or more"
+        )
+    return size
 
 
 # -- longer videos --------------------------------------------------------------------
@@ -296,6 +323,9 @@ def _fill_windows(inputs: Mapping, size: Size, stride: int) -> int:
 def inpaint(make: windows.Windows, video: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Makes a part of a video anew, and keeps the rest.
 
+    A denoiser that learned "region" is given what is kept. With others the solver alone
+    keeps it: `Given.blended`.
+
     Args:
       mask: bool [t, h, w], true where the video is made anew.
     """
@@ -303,7 +333,9 @@ def inpaint(make: windows.Windows, video: np.ndarray, mask: np.ndarray) -> np.nd
     latents = make.encode(regions.blanked(video, kept))
     known_thw = jnp.asarray(regions.of_latents(kept, *strides))
     known_bthw = jnp.broadcast_to(known_thw, (len(make.rows), *known_thw.shape))
-    made = make.decode(make.sample(givens.Given(known_bthw, latents)))
+    blended = "region" not in make.pipe.settings.trained_patterns
+    given = givens.Given(known_bthw, latents, blended=blended)
+    made = make.decode(make.sample(given))
     return np.where(kept[None, ..., None], video[None], made)
 
 
@@ -363,8 +395,10 @@ def _outpaint_size(inputs: Mapping, size: Size, stride: int) -> Size:
 
 TASKS: dict[str, Task] = {
     "keyframes": Task(
-        keyframes, "pictures at any times", ("images",), {"at": None}, _keyframes_need
+        keyframes, "pictures at any times", ("images",), {"at": None}, _keyframes_need,
+        _keyframes_size,
     ),
+    "loop": Task(loop, "a video that repeats", (), size=_loop_size),
     "extend": Task(
         extend, "continue a video", options={"frames": None},
         needs=_extend_needs, size=_longer_size, windows=_extend_windows,
@@ -387,12 +421,12 @@ TASKS: dict[str, Task] = {
         needs=lambda *_: ("every",), size=_fill_size, windows=_fill_windows,
     ),
     "inpaint": Task(
-        inpaint, "a new part of every frame", ("video", "mask"),
-        needs=lambda *_: ("region",), size=_of_video, fixed=True,
+        inpaint, "a new part of every frame", ("video", "mask"), size=_of_video,
+        fixed=True,
     ),
     "outpaint": Task(
-        outpaint, "a larger frame around a video", needs=lambda *_: ("region",),
-        size=_outpaint_size, fits=False, fixed=True,
+        outpaint, "a larger frame around a video", size=_outpaint_size, fits=False,
+        fixed=True,
     ),
     "vary": Task(
         vary, "variations, or another style", options={"strength": 0.8}, size=_of_video,

@@ -21,6 +21,10 @@ from sora_jax.models import rows
 if TYPE_CHECKING:
     from sora_jax.generation import pipeline
 
+# Latents that are decoded before a loop. The toy's decoder then shows a seam of less than
+# 0.001 of 255, and random weights of Wan's form, which amplify it, one of 0.7.
+_WARM_UP = 20
+
 
 class Windows:
     """What a task may do: encode what the user gives, sample, and decode.
@@ -130,6 +134,7 @@ class Windows:
         latents_bthwc: jax.Array | None = None,
         first: float = 1.0,
         length: int | None = None,
+        is_circle: bool = False,
     ) -> jax.Array:
         """Generates a window, and returns its latents; see `Pipeline.denoise`.
 
@@ -145,6 +150,7 @@ class Windows:
             progress=self._progress,
             latents_bthwc=latents_bthwc,
             first=first,
+            is_circle=is_circle,
         )
 
     def edit(
@@ -171,6 +177,22 @@ class Windows:
         t, *rest = self.pipe.latent_shape(r.num_frames, r.height, r.width)
         keys_b = r.keys(self.rows, "noise", *more)
         return compiled.draw_noise(keys_b, (length or t, *rest))
+
+    def decode_loop(self, latents_bthwc: jax.Array) -> np.ndarray:
+        """The video of a circle of latents: all its frames, and then the first again.
+
+        Every latent stands for `stride` frames. The decoder is causal, so it gets a
+        warm-up lap first: the latents that come before the first one in the circle.
+
+        Args:
+          latents_bthwc: t latents, of which the one after the last is the first.
+
+        Returns:
+          uint8 [b, stride t, h, w, 3].
+        """
+        t = latents_bthwc.shape[1]
+        circle = latents_bthwc[:, np.arange(-_WARM_UP, t) % t]
+        return self.decode(circle)[:, -self.stride * t :]
 
     def decode(self, latents_bthwc: jax.Array) -> np.ndarray:
         """The video of latents, uint8 [b, t, h, w, 3].

@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -13,7 +18,7 @@ from flax import nnx
 
 from configs import toy
 from sora_jax.core import config as configs
-from sora_jax.core import digests, mesh, paths
+from sora_jax.core import digests, job, mesh, paths
 from sora_jax.data import tokenizer, video_io
 from sora_jax.generation import pipeline, recipes
 from sora_jax.training import checkpoint, cost, state
@@ -548,3 +553,90 @@ def test_wrong_flags_of_tasks_get_one_sentence(
     with pytest.raises(SystemExit, match=message) as error:
         generate(prompt="a cat", out=str(out), **flags)
     assert "\n" not in str(error.value).strip() and not out.exists()
+
+
+@pytest.fixture
+def files(film, tmp_path, monkeypatch):
+    """A folder of inputs, right and wrong, which is the working directory."""
+    file, frames = film
+    (tmp_path / "nine.mp4").write_bytes(file.read_bytes())
+    (tmp_path / "seven.mp4").write_bytes(video_io.encode_lossless(frames[:7], 6.0))
+    PIL.Image.fromarray(frames[0]).save(tmp_path / "a.png")
+    PIL.Image.fromarray(frames[0, :8, :8]).save(tmp_path / "small.png")
+    for name in ("broken.png", "broken.mp4"):
+        (tmp_path / name).write_bytes(b"x" * 99)
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+NINE = {"video": "nine.mp4"}
+
+
+@pytest.mark.parametrize(
+    "task, flags, message",
+    [
+        ("inpaint", NINE | {"mask": "small.png"}, "mask has 1 frames of 8 x 8"),
+        ("inpaint", NINE | {"mask": "seven.mp4"}, "mask has 7 frames of 16 x 16"),
+        ("inpaint", {"video": "seven.mp4", "mask": "a.png"}, "the nearest is 5 or 9"),
+        ("edit", {"video": "seven.mp4", "source": "a"}, "the nearest is 5 or 9"),
+        ("fill", NINE | {"factor": 9}, "more than a window of 9 frames has room"),
+        ("outpaint", NINE | {"size": "16x16"}, "give a larger height or width"),
+        ("keyframes", {"keyframes": ["0=broken.png"]}, "broken.png: .*picture"),
+        ("keyframes", {"keyframes": ["0=no.png"]}, "no.png: .*No such file"),
+        ("inpaint", NINE | {"mask": "broken.png"}, "broken.png: .*picture"),
+        ("vary", {"video": "broken.mp4"}, "broken.mp4"),
+        ("vary", {"video": "no.mp4"}, "no.mp4: .*No such file"),
+        ("keyframes", {"keyframes": ["-1=a.png"]}, "FRAME=IMAGE.*not '-1=a.png'"),
+        ("keyframes", {"keyframes": ["0=a.png", "9=a.png"]}, "has frames 0 to 8"),
+        ("keyframes", {"keyframes": ["4=a.png", "4=a.png"]}, "two .* at frame 4"),
+        ("replace", NINE | {"first": -1, "last": 3}, "first is .* 0 on, not -1"),
+        ("vary", NINE | {"strength": 0.0}, r"in \(0, 1\], not 0$"),
+        ("vary", NINE | {"strength": 1.5}, r"in \(0, 1\], not 1.5$"),
+        ("extend", NINE | {"frames": 0}, "frames is 0: there is nothing to make"),
+        ("extend", NINE | {"frames": -4}, "from 0 on, not -4"),
+        ("loop", {"num_frames": 0}, "num_frames is 0"),
+        ("loop", {"num_frames": 5}, "too few for a circle"),
+        ("loop", NINE, "--video has no meaning for --task loop"),
+        ("connect", NINE | {"frames": 3}, "--task connect needs --video_2"),
+        ("inpaint", NINE, "--task inpaint needs --mask"),
+        ("edit", NINE, "'edit' needs source"),
+        ("extend", NINE | {"frames": 4}, "'extend' needs a denoiser .*'head'"),
+    ],
+)
+def test_bad_input_of_a_task_leaves_nothing_behind(
+    generate, files, task, flags, message
+):
+    before = {path: path.stat() for path in files.rglob("*")}
+    with pytest.raises(job.BadInput, match=message) as error:
+        generate(prompt="a cat", task=task, out="new/clip.mp4", **flags)
+    assert str(error.value).startswith("generate: ") and "\n" not in str(error.value)
+    assert {path: path.stat() for path in files.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "flags, code, said",
+    [
+        (["--task=turn"], 2, "flag --task=turn: value should be one of <keyframes|"),
+        (["--task=vary", "--video=broken.mp4"], 2, "generate: broken.mp4"),
+        (["--help"], 0, ""),
+    ],
+)
+def test_exit_codes_of_the_command(files, flags, code, said):
+    command = [sys.executable, "-m", "sora_jax.generate", "--prompt=a", "--out=a.mp4"]
+    path = {"PYTHONPATH": str(conftest.ROOT)}
+    ended = subprocess.run(
+        [*command, *flags], env=os.environ | path, capture_output=True, text=True
+    )
+    assert ended.returncode == code and said in ended.stderr
+    assert (
+        len(ended.stderr.splitlines()) == bool(code)
+        and not pathlib.Path("a.mp4").exists()
+    )
+
+
+def test_a_loop_from_the_command_line(generate, files):
+    generate(prompt="a cat", task="loop", out="loop.mp4", num_frames=13)
+    assert video_io.decode(files / "loop.mp4").frames.shape == (12, 16, 16, 3)
+    assert recipes.read("loop.mp4")["task"] == "loop"

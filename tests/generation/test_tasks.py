@@ -180,6 +180,43 @@ def test_a_video_is_put_in_the_middle_of_a_larger_frame(pipe):
     np.testing.assert_array_equal(found[:, :, 4:12, 8:24], np.stack([video] * 2))
 
 
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_regions_are_given_where_they_were_trained(pipe, monkeypatch, is_trained):
+    """Else the solver alone keeps them: see test_untrained_modes.py."""
+    seen, denoise = [], pipe.denoise
+
+    def spying(*arguments, **named):
+        seen.append(arguments[5])
+        return denoise(*arguments, **named)
+
+    monkeypatch.setattr(pipe, "denoise", spying)
+    if not is_trained:
+        rest = tuple(name for name in EVERYTHING if name != "region")
+        monkeypatch.setattr(
+            pipe, "settings", dataclasses.replace(pipe.settings, trained_patterns=rest)
+        )
+    run(pipe, "inpaint", video=film(5), mask=np.ones((16, 16), bool))
+    assert seen[0].blended is not is_trained
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_loop_starts_mid_clip_where_that_was_trained(pipe, monkeypatch, is_trained):
+    seen, denoise = [], pipe.denoise
+
+    def spying(request, rows, text, null, noise, given, **named):
+        seen.append((noise.shape[1], given.start, named["is_circle"]))
+        return denoise(request, rows, text, null, noise, given, **named)
+
+    monkeypatch.setattr(pipe, "denoise", spying)
+    if not is_trained:
+        settings = dataclasses.replace(pipe.settings, trained_patterns=("none",))
+        monkeypatch.setattr(pipe, "settings", settings)
+    found, steps = run(pipe, "loop")
+    assert found.shape == (2, 8, 16, 16, 3) and steps == STEPS
+    assert seen == [(2, int(is_trained), True)]
+    assert (found[0] != found[1]).any()
+
+
 def test_tokens_of_which_a_part_is_kept_are_noise_at_first():
     """As in training, where a token is known if all of its latents are."""
     config = dataclasses.replace(tiny.DIT, patch=(1, 2, 2))
@@ -307,7 +344,7 @@ def test_a_video_of_another_size_is_scaled_where_a_size_is_asked_for(pipe):
 @pytest.mark.parametrize(
     "task, arguments, message",
     [
-        ("turn", {}, "'turn' is unknown; there are keyframes, extend"),
+        ("turn", {}, "'turn' is unknown; there are keyframes, loop, extend"),
         ("extend", {"frames": 3}, "'extend' needs video"),
         ("extend", {"video": film(5)}, "'extend' needs frames"),
         ("extend", {"video": film(5), "frames": 0}, "nothing to make"),
@@ -338,6 +375,9 @@ def test_a_video_of_another_size_is_scaled_where_a_size_is_asked_for(pipe):
         ),
         ("keyframes", {"images": film(2), "at": [3, 9]}, "frame 9; the video has .* 8"),
         ("keyframes", {"images": film(2), "at": [-1, 2]}, "not -1"),
+        ("loop", {"num_frames": 5}, "5, too few for a circle: give 9"),
+        ("loop", {"num_frames": 10}, "the nearest is 9 or 13"),
+        ("loop", {"video": film(5)}, "video has no meaning"),
         ("keyframes", {"images": film(2), "at": [1]}, "2 images and 1 times"),
         ("vary", {"video": film(5), "step_cache": 0.1}, "step_cache|step cache"),
     ],
@@ -350,7 +390,7 @@ def test_wrong_inputs_get_one_sentence(pipe, task, arguments, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("task", ["extend", "connect", "fill", "inpaint", "keyframes"])
+@pytest.mark.parametrize("task", ["extend", "connect", "fill", "keyframes"])
 def test_a_denoiser_that_was_not_trained_for_a_task_is_named(pipe, task):
     settings = dataclasses.replace(
         pipe.settings, trained_patterns=("none", "first_frame")
@@ -362,7 +402,6 @@ def test_a_denoiser_that_was_not_trained_for_a_task_is_named(pipe, task):
         "extend": {"video": film(5), "frames": 4},
         "connect": {"video": film(5), "video_2": film(5), "frames": 3},
         "fill": {"video": film(5)},
-        "inpaint": {"video": film(5), "mask": np.ones((16, 16), bool)},
         "keyframes": {"images": film(1), "at": [4]},
     }[task]
     with pytest.raises(ValueError, match=f"'{task}' needs .* trained with none, first"):
