@@ -448,7 +448,11 @@ def clock(seconds: float) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Locks the folder and runs the remaining stages; returns the exit code."""
-    (args.out / "logs").mkdir(parents=True, exist_ok=True)
+    try:
+        (args.out / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        say(f"--out {args.out} cannot be written: {error.strerror}")
+        return 2
     with open(args.out / "logs" / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -388,6 +388,22 @@ def test_a_loop_is_a_circle_that_is_rolled(pipe, velocity_of, monkeypatch, sampl
     check(f"loop, {sampler}", found[:, -5:], wanted, still)
 
 
+def test_a_circle_is_rolled_on_where_another_expert_takes_over(
+    parts, pipe, monkeypatch
+):
+    """Two experts of the same weights are one denoiser; chunks are of three steps."""
+    settings = dataclasses.replace(parts["settings"], boundary=0.9)
+    assert sum(levels()[1] >= 0.9) == 2
+    two = pipeline.Pipeline(**parts | {"dit_2": parts["dit"], "settings": settings})
+    told = []
+    found, wanted = (
+        latents_of(one, "loop", monkeypatch, num_frames=21, progress=told.append)
+        for one in (two, pipe)
+    )
+    assert difference(found, wanted) <= BAR
+    assert told == [2, 2, 3, 1]
+
+
 @pytest.mark.parametrize("frames", range(1, 40))
 def test_every_latent_of_a_circle_is_once_the_first(frames):
     step = compiled.circle_step(frames)

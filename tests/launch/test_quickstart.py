@@ -184,6 +184,15 @@ def test_two_do_not_work_in_one_folder(jobs, tmp_path, capfd):
     assert run(tmp_path) == 0
 
 
+def test_a_folder_that_cannot_be_is_refused(tmp_path, capfd):
+    (tmp_path / "file").touch()
+    args = quickstart.parse(["--out", str(tmp_path / "file" / "run")])
+    assert quickstart.run(args) == 2
+    told = capfd.readouterr().err
+    assert told.endswith("cannot be written: Not a directory\n")
+    assert told.count("\n") == 1
+
+
 def test_memory_of_all_descendants_is_measured(jobs, tmp_path):
     grab = "import sys, time; x = bytearray(80 << 20); time.sleep(1.5)"
     program = (
