@@ -83,7 +83,8 @@ def edited(pipe: pipeline.Pipeline, asked: list[tuple], task: str, **options) ->
     """What a task makes of the clips with the new texts: float [t, h, w, 3], of 255."""
     made = []
     for seed, (video, new, old) in enumerate(asked):
-        own = options | ({"source": old.texts[0]} if task == "edit" else {})
+        flows = options.get("method") == "flowedit"
+        own = options | ({"source": old.texts[0]} if flows else {})
         out = pipe.run(task, new.texts[0], video=video, seed=seed, batch_size=1, **own)
         made.append(np.round(255 * out.frames[0]))
     return made
@@ -107,11 +108,16 @@ def main() -> None:
     print(row("the clip itself", videos, asked))
     print(row("its reconstruction", again, asked))
     print(row("a new video from the text", [*np.round(255 * new)], asked), flush=True)
+    flow = {"method": "flowedit"}
     for strength in map(float, args.strengths.split(",")):
         for name, task, options in (
             ("SDEdit", "vary", {}),
-            ("FlowEdit", "edit", {}),
-            ("FlowEdit, source guided by 1.5", "edit", {"source_guidance_scale": 1.5}),
+            ("FlowEdit", "edit", flow),
+            (
+                "FlowEdit, source guided by 1.5",
+                "edit",
+                flow | {"source_guidance_scale": 1.5},
+            ),
         ):
             made = edited(pipe, asked, task, strength=strength, **options)
             print(row(f"{name} from {strength:g}", made, asked), flush=True)

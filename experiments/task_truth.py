@@ -32,12 +32,15 @@ from sora_jax.core import paths
 from sora_jax.data import shards
 from sora_jax.evals import statistics
 from sora_jax.generation import pipeline, tasks, windows
-from sora_jax.toyworld import captions, families, grammar, render
+from sora_jax.toyworld import captions, families, render, variants
 from sora_jax.toyworld import scene as scenes
 
 VERSION = 1  # of cases and figures: results of another one are computed again
 SEED = 11
-EDIT_STRENGTHS = {"edit": 0.9, "vary": 0.8}
+EDIT_OPTIONS = {
+    "edit": {"strength": 0.9, "method": "flowedit"},
+    "vary": {"strength": 0.8},
+}
 _FPS = scoring.TIER.fps
 _MARGIN = 2.0  # pixels between a thing and the edge of the box around it
 _REACH = 1.15  # of the corners of a shape of radius 1
@@ -285,7 +288,7 @@ def references(count: int, named: bool) -> list[Case]:
 
     Args:
       named: whether the text is the medium caption, with the colour and the shape;
-        otherwise it says only where "a thing" moves, which the grammar can.
+        otherwise it says only how "a thing" moves.
     """
     found = []
     for scene in drawn(count, "motion"):
@@ -300,16 +303,41 @@ def references(count: int, named: bool) -> list[Case]:
             background=other.background,
         )
         fields = {
-            "inputs": {"images": [render.render(shown)[0]]},
+            "inputs": {"references": [render.render(shown)[0]]},
             "place_x": place_x,
         }
         if not named:
-            way = scene.truth.subjects[0].direction
-            slots = scenes.Slots((scenes.Subject(direction=way),))
-            wording = families.FAMILIES["motion"].wording
-            text, stated = grammar.compose(slots, wording, "medium", draws)
+            text, stated = variants.unnamed(scene, "medium")
             fields |= {"text": text, "stated": stated}
         found.append(case(scene, **fields))
+    return found
+
+
+def edits(count: int, what: str) -> list[Case]:
+    """A clip of which one thing is changed by the text: its colour, or the background.
+
+    Only structured captions state the tone of every background.
+    """
+    found = []
+    for scene in drawn(count, "motion"):
+        seed = SEED
+        other = variants.edited(scene, what, seed)
+        while what == "background" and other.truth.tone == "medium":
+            seed += 1
+            other = variants.edited(scene, what, seed)
+        tier = "structured" if what == "background" else "medium"
+        text, stated = captions.stated(other, tier)
+        before_thwc = render.render(scene)
+        found.append(
+            case(
+                other,
+                text=text,
+                stated=stated,
+                before_thwc=before_thwc,
+                old=scene.objects[0].colour,
+                inputs={"video": before_thwc, "method": "context"},
+            )
+        )
     return found
 
 
@@ -638,6 +666,26 @@ TRIALS: dict[str, Trial] = {
         "loop",
         beside=True,
     ),
+    "edit_colour": _of_task(
+        "edit",
+        lambda n: edits(n, "colour"),
+        (
+            Figure("all that the text says", scoring.passed, 0.85),
+            Figure("old colour gone", scoring.gone, 0.97),
+            _KEPT,
+            _PLACE,
+            _MADE,
+        ),
+    ),
+    "edit_background": _of_task(
+        "edit",
+        lambda n: edits(n, "background"),
+        (
+            Figure("background as asked", scoring.tone, 0.85),
+            _KEPT,
+            _PLACE,
+        ),
+    ),
     "reference": _of_task(
         "reference",
         lambda n: references(n, named=False),
@@ -651,7 +699,7 @@ TRIALS: dict[str, Trial] = {
         across=(("correlation of places", scoring.place_correlation, 0.2),),
     ),
 }  # fmt: skip
-EDITS = ("vary", "edit")
+EDITS = ("vary", "edit")  # by text alone, without training
 _BACKGROUND, _GAP = "background, dB", "above its reconstruction, dB"
 _EDIT_BARS = {
     "new colour": 0.85,
@@ -763,14 +811,13 @@ def try_edit(task: str, pipe: pipeline.Pipeline, count: int) -> dict[str, Row]:
         (other[0], one[1], other[2])
         for one, other in zip(asked, asked[1:] + asked[:1], strict=True)
     ]
-    strength = EDIT_STRENGTHS[task]
-    ours = edit_truth.edited(pipe, asked, task, strength=strength)
-    crossed = edit_truth.edited(pipe, mixed, task, strength=strength)
+    ours = edit_truth.edited(pipe, asked, task, **EDIT_OPTIONS[task])
+    crossed = edit_truth.edited(pipe, mixed, task, **EDIT_OPTIONS[task])
     latents = [pipe.encode(v[None].astype(np.float32) / 127.5 - 1) for v in videos]
     again = [np.round(255 * np.asarray(pipe.decode_latents(x)))[0] for x in latents]
     still = [np.repeat(video[:1], len(video), axis=0) for video in videos]
     made = {
-        f"{OURS}, from {strength:g}": ours,
+        f"{OURS}, from {EDIT_OPTIONS[task]['strength']:g}": ours,
         "shuffled": crossed,
         "the clip itself": videos,
         RECONSTRUCTION: again,

@@ -2,7 +2,7 @@
 
     python -m sora_jax.generate --prompt "a red circle moves left" --out clip.mp4
     python -m sora_jax.generate --task edit --video clip.mp4 --out blue.mp4 \
-        --source "a red circle moves left" --prompt "a blue circle moves left"
+        --prompt "a blue circle moves left"
     python -m sora_jax.generate --model runs/toy --prompts prompts.csv --out clips/
     python -m sora_jax.generate --model runs/toy --from clip.mp4 --out again.mp4
 
@@ -101,6 +101,9 @@ flags.DEFINE_string(
 flags.DEFINE_list(
     "keyframes", None, "Task keyframes: FRAME=IMAGE, ..., such as 0=a.png,8=b.png."
 )
+flags.DEFINE_list(
+    "references", None, "Task reference: one or two pictures of what the video shows."
+)
 flags.DEFINE_integer(
     "frames", None, "Task extend, extend_backwards, connect: frames to make."
 )
@@ -110,7 +113,15 @@ flags.DEFINE_integer("last", None, "Task replace: last frame to make anew.")
 flags.DEFINE_float(
     "strength", None, "Task vary, edit: noise level to begin at, in (0, 1]."
 )
-flags.DEFINE_string("source", None, "Task edit: description of the video as it is.")
+flags.DEFINE_enum(
+    "method",
+    None,
+    tasks.METHODS,
+    "Task edit: context, if the denoiser learned it (the default then), or flowedit.",
+)
+flags.DEFINE_string(
+    "source", None, "Task edit by flowedit: description of the video as it is."
+)
 flags.DEFINE_float(
     "source_guidance_scale", None, "Task edit: weight of that description."
 )
@@ -257,7 +268,8 @@ def check_sheet(clips: int) -> None:
 
 
 _OF_TASKS = ("video", "video_2", "mask", "keyframes", "frames", "factor", "first")
-_OF_TASKS += ("last", "strength", "source", "source_guidance_scale")
+_OF_TASKS += ("last", "strength", "source", "source_guidance_scale", "references")
+_OF_TASKS += ("method",)
 
 
 def task_inputs(task: str | None) -> dict:
@@ -305,6 +317,8 @@ def task_inputs(task: str | None) -> dict:
         named["mask"] = read.mean(-1) > 127
     if "keyframes" in named:
         named |= keyframes(named.pop("keyframes"))
+    if "references" in named:
+        named["references"] = alike([*map(video_io.read_image, named["references"])])
     if FLAGS.fps is not None:
         named["fps"] = FLAGS.fps
     return named
@@ -322,9 +336,16 @@ def keyframes(items: list[str]) -> dict:
                 f"--keyframes are FRAME=IMAGE, such as 0=a.png, not {item!r}"
             )
         found.append((int(frame), video_io.read_image(pathlib.Path(file))))
-    height, width = found[0][1].shape[:2]
-    images = [tasks.fitted(image[None], height, width)[0] for _, image in found]
+    images = alike([image for _, image in found])
     return {"at": [frame for frame, _ in found], "images": images}
+
+
+def alike(images: list) -> list:
+    """Images, scaled and cropped to the size of the first."""
+    if not images:
+        raise ValueError("--references is empty: name one or two pictures")
+    height, width = images[0].shape[:2]
+    return [tasks.fitted(image[None], height, width)[0] for image in images]
 
 
 def make_task(pipe: pipeline.Pipeline, clip: dict, inputs: dict) -> str:

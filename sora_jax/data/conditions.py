@@ -38,8 +38,8 @@ class Pattern(enum.StrEnum):
     NONE = "none"  # nothing: text to video
     FIRST_FRAME = "first_frame"  # image to video
     HEAD = "head"  # the first latent frames: extension forwards
-    TAIL = "tail"  # the last frames, as pictures: extension backwards
-    BOTH = "both"  # the first latent frames and the last frames: connecting clips
+    TAIL = "tail"  # frames at the end, as pictures: extension backwards
+    BOTH = "both"  # the first latent frames and frames at the end: connecting clips
     KEYFRAMES = "keyframes"  # one to three frames at any times, as pictures
     EVERY = "every"  # every m-th frame, as pictures: interpolation
     REGION = "region"  # part of every frame: inpainting and outpainting
@@ -327,7 +327,14 @@ def draw(
         head = int(random.integers(1, t))
     if pattern in (Pattern.TAIL, Pattern.BOTH):
         count = int(random.integers(1, MOST_PICTURES + 1))
-        pictures = frames[-count:]  # of which the last three are neighbours
+        # The last three are neighbours. Where all are there, they need not be the last:
+        # a task's window has whole latents, and may end up to a latent later.
+        end = len(frames)
+        if frames[-1] - frames[0] < len(frames):
+            end -= int(
+                random.integers(0, min(temporal_stride, len(frames) - count + 1))
+            )
+        pictures = frames[end - count : end]
     if pattern is Pattern.KEYFRAMES:
         count = int(random.integers(1, min(MOST_PICTURES, len(frames)) + 1))
         pictures = tuple(sorted(random.choice(frames, count, replace=False).tolist()))

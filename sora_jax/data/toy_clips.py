@@ -145,9 +145,8 @@ class ToyClips:
             if self.kind == "groups" and index % 3 == 2:
                 # So that a picture of the thing is needed to know what it looks like.
                 for tier in ("short", "medium"):
-                    texts[tier] = records.join(
-                        [texts[tier], variants.unnamed(drawn)]
-                    )
+                    text, _ = variants.unnamed(drawn, tier)
+                    texts[tier] = records.join([texts[tier], text])
             yield records.ClipRecord(
                 id=self._id(index),
                 video=video_io.encode_lossless(frames_thwc, fps),

@@ -371,7 +371,7 @@ class Pipeline:
         frames, batches = [], [*self.batches(request)]
         with self._with_text_encoder():
             encoded = [self.encode_prompt(request, rows) for rows in batches]
-            if "source" in inputs:  # batches are of one size
+            if inputs.get("source"):  # batches are of one size
                 inputs["source"] = self._encode_texts(
                     [inputs["source"]] * len(batches[0])
                 )
@@ -427,7 +427,7 @@ class Pipeline:
             raise ValueError(
                 "step_cache is for videos from text or an image, not tasks"
             )
-        if "source" in found:
+        if found.get("source"):
             (found["source"],) = requests.checked_texts(
                 found["source"], "source", False
             )
@@ -551,7 +551,7 @@ class Pipeline:
         record: Callable[[int, dict], None] | None = None,
         latents_bthwc: jax.Array | None = None,
         first: float = 1.0,
-        is_circle: bool = False,
+        is_rolled: bool = False,
     ) -> jax.Array:
         """Solves from noise to clean latents, in compiled chunks of steps.
 
@@ -563,7 +563,8 @@ class Pipeline:
           latents_bthwc: clean latents to start from, noised to the first level, instead of
             noise.
           first: the highest noise level.
-          is_circle: whether the latent after the last is the first again.
+          is_rolled: whether latents are rolled at every step, so that the first comes after
+            the last.
         """
         stages = self._stages(request, first)
         size, padded = plans.sizes(request)
@@ -628,7 +629,7 @@ class Pipeline:
                     cache=cache,
                     rescale=_rescale(request),
                     path=path,
-                    circle_frames=grid[0] if is_circle else None,
+                    circle_frames=grid[0] if is_rolled else None,
                     done=np.int32(done),
                 )
                 if callback_on_step_end:

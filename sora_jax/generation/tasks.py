@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sora_jax.data import regions
+from sora_jax.data import conditions, regions
 from sora_jax.generation import given as givens
 from sora_jax.generation import windows
 
@@ -126,15 +126,15 @@ def _keyframes_need(inputs: Mapping, windows: int) -> tuple[str, ...]:
 def loop(make: windows.Windows) -> np.ndarray:
     """A video that repeats: the frame after its last is its first.
 
-    Its latents are a circle, of `stride` frames each. What follows is Mobius (arXiv
-    2502.20307), which needs no training: the circle is rolled at every step of the solver.
-    A denoiser that learned windows from mid-clip, where no latent is a single frame, sees
-    the circle as one of these.
+    Its latents are a circle, of `stride` frames each. A denoiser that learned loops sees
+    time as a circle. Others need no training (Mobius, arXiv 2502.20307): the latents are
+    rolled at every step of the solver. One that learned windows from mid-clip, where no
+    latent is a single frame, sees them as one of these.
     """
-    t = make.grid[0] - 1
-    start = int("mid_clip" in make.pipe.settings.trained_patterns)
-    given = givens.Given(start=start)
-    return make.decode_loop(make.sample(given, length=t, is_circle=True))
+    t, trained = make.grid[0] - 1, make.pipe.settings.trained_patterns
+    start, learned = int("mid_clip" in trained), "loop" in trained
+    given = givens.Given(start=start, is_loop=learned)
+    return make.decode_loop(make.sample(given, length=t, is_rolled=not learned))
 
 
 def _loop_size(inputs: Mapping, size: Size, stride: int) -> Size:
@@ -142,6 +142,22 @@ def _loop_size(inputs: Mapping, size: Size, stride: int) -> Size:
         raise ValueError(
             f"num_frames is {size.num_frames}, too few for a circle: give "
             f"{1 + 2 * stride} or more"
+        )
+    return size
+
+
+# -- references -----------------------------------------------------------------------
+
+
+def reference(make: windows.Windows, references: Sequence[np.ndarray]) -> np.ndarray:
+    """A video of something that pictures show, elsewhere or in another setting."""
+    return make.decode(make.sample(make.references(np.stack(references))))
+
+
+def _references_size(inputs: Mapping, size: Size, stride: int) -> Size:
+    if (count := len(inputs["references"])) > conditions.MOST_REFERENCES:
+        raise ValueError(
+            f"there are {count} references; up to {conditions.MOST_REFERENCES} are used"
         )
     return size
 
@@ -236,7 +252,7 @@ def connect(
     make: windows.Windows, video: np.ndarray, video_2: np.ndarray, frames: int
 ) -> np.ndarray:
     """Makes so many frames that lead from the end of a video to the start of another."""
-    head, last = _ends(video, video_2, frames, make.stride)
+    head, last = _ends(video, video_2, make.stride)
     given = make.pictures(
         video_2[:last],
         range(head + frames, head + frames + last),
@@ -246,19 +262,15 @@ def connect(
     return _joined(make, video, made[:, head : head + frames], video_2)
 
 
-def _ends(
-    video: np.ndarray, video_2: np.ndarray, frames: int, stride: int
-) -> tuple[int, int]:
+def _ends(video: np.ndarray, video_2: np.ndarray, stride: int) -> tuple[int, int]:
     """Frames that are given of both ends: latents of the first, pictures of the second."""
     head = 1 + stride if len(video) > stride else 1
-    # As in training, the last pictures are at the very end of the window, if possible.
-    last = (-frames) % stride or _LAST
-    return head, min(last, _LAST, len(video_2))
+    return head, min(_LAST, len(video_2))
 
 
 def _connect_size(inputs: Mapping, size: Size, stride: int) -> Size:
     frames = inputs["frames"]
-    head, last = _ends(inputs["video"], inputs["video_2"], frames, stride)
+    head, last = _ends(inputs["video"], inputs["video_2"], stride)
     whole = _whole(head + frames + last, stride)
     return dataclasses.replace(size, num_frames=whole)
 
@@ -354,17 +366,22 @@ def vary(make: windows.Windows, video: np.ndarray, strength: float) -> np.ndarra
 def edit(
     make: windows.Windows,
     video: np.ndarray,
-    source: Mapping,
+    source: Mapping | None,
     strength: float,
     source_guidance_scale: float,
+    method: str,
 ) -> np.ndarray:
-    """Changes a video from what one text says to what another says (FlowEdit).
+    """Changes a video to what a text says.
 
     Args:
-      source: the encoded description of the video as it is.
-      strength: the noise level that the change begins at, in (0, 1].
+      source: the encoded description of the video as it is; for FlowEdit.
+      strength: the noise level that FlowEdit begins at, in (0, 1].
       source_guidance_scale: weight of that description.
+      method: "context" gives the denoiser the video as it is, which it must have learned;
+        "flowedit" needs no training (arXiv 2412.08629).
     """
+    if method == "context":
+        return make.decode(make.sample(make.source(video)))
     latents = make.encode(video)
     return make.decode(
         make.edit(latents, source, float(source_guidance_scale), float(strength))
@@ -399,6 +416,10 @@ TASKS: dict[str, Task] = {
         _keyframes_size,
     ),
     "loop": Task(loop, "a video that repeats", (), size=_loop_size),
+    "reference": Task(
+        reference, "of what pictures show", ("references",),
+        needs=lambda *_: ("reference",), size=_references_size,
+    ),
     "extend": Task(
         extend, "continue a video", options={"frames": None},
         needs=_extend_needs, size=_longer_size, windows=_extend_windows,
@@ -434,10 +455,16 @@ TASKS: dict[str, Task] = {
     ),
     "edit": Task(
         edit, "another text for the same video",
-        options={"source": None, "strength": 0.9, "source_guidance_scale": 1.0},
+        options={
+            "source": "", "strength": 0.9, "source_guidance_scale": 1.0, "method": "",
+        },
+        needs=lambda inputs, _: ("edit",) if inputs["method"] == "context" else (),
         size=_of_video, fixed=True,
     ),
 }  # fmt: skip
+
+
+IMAGES = ("images", "references")  # inputs that are pictures, not videos
 
 
 def pixels(value: Any, name: str) -> np.ndarray:
@@ -453,7 +480,7 @@ def pixels(value: Any, name: str) -> np.ndarray:
             raise ValueError(f"mask is [h, w] or [t, h, w], not {list(array.shape)}")
         return array.astype(bool)
     if array.ndim != 4 or array.shape[-1] != 3 or not array.size:
-        what = "are images" if name == "images" else "is a video"
+        what = "are images" if name in IMAGES else "is a video"
         raise ValueError(f"{name} {what}, uint8 [t, h, w, 3], not {list(array.shape)}")
     if array.dtype != np.uint8:
         raise ValueError(f"{name} is uint8, not {array.dtype}")
@@ -466,6 +493,26 @@ def _count(value: Any, name: str) -> int:
     if not whole or value < 0:
         raise ValueError(f"{name} is a whole number from 0 on, not {value!r}")
     return int(value)
+
+
+METHODS = ("context", "flowedit")
+
+
+def _edit_method(inputs: Mapping[str, Any], trained: Sequence[str]) -> dict[str, Any]:
+    """The method of an edit, and the text of its source if it needs one."""
+    method = inputs["method"] or ("context" if "edit" in trained else "flowedit")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it is one of {', '.join(METHODS)}")
+    if method == "flowedit" and not inputs["source"]:
+        raise ValueError(
+            "task 'edit' by flowedit needs source, a description of the video as it is"
+        )
+    if method == "context" and inputs["source"]:
+        raise ValueError(
+            "source, a description of the video as it is, has no meaning for method "
+            "context: leave it out, or choose method flowedit"
+        )
+    return {"method": method, "source": inputs["source"] or None}
 
 
 def check_mask(videos: Mapping[str, np.ndarray]) -> None:
@@ -535,7 +582,9 @@ def check(
         ]
     if named.get("frames") == 0:
         raise ValueError("frames is 0: there is nothing to make")
-    if not isinstance(named.get("source", ""), str):
+    if "method" in named:
+        named |= _edit_method(named, trained)
+    if not isinstance(named.get("source") or "", str):
         raise ValueError(f"source is text, not {type(named['source']).__name__}")
     if "strength" in named and not 0 < named["strength"] <= 1:
         raise ValueError(

@@ -134,7 +134,7 @@ class Windows:
         latents_bthwc: jax.Array | None = None,
         first: float = 1.0,
         length: int | None = None,
-        is_circle: bool = False,
+        is_rolled: bool = False,
     ) -> jax.Array:
         """Generates a window, and returns its latents; see `Pipeline.denoise`.
 
@@ -150,7 +150,7 @@ class Windows:
             progress=self._progress,
             latents_bthwc=latents_bthwc,
             first=first,
-            is_circle=is_circle,
+            is_rolled=is_rolled,
         )
 
     def edit(

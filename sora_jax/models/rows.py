@@ -181,7 +181,9 @@ def of_video(
         roles_bn = jnp.zeros(tokens_bnc.shape[:2], jnp.int32)
     period_1n = None
     if is_loop:
-        length = jnp.full((1, tokens_bnc.shape[1]), latents_bthwc.shape[1] / config.patch[0])
+        length = jnp.full(
+            (1, tokens_bnc.shape[1]), latents_bthwc.shape[1] / config.patch[0]
+        )
         period_1n = seconds(length, config, fps)
     for one in beside:
         if config.patch[0] > 1:

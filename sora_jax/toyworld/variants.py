@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from sora_jax.toyworld import families, generators
+from sora_jax.toyworld import families, generators, grammar
 from sora_jax.toyworld.scene import (
     DIRECTIONS,
     Draws,
@@ -67,9 +67,7 @@ def edited(scene: Scene, what: str, seed: int = 0) -> Scene:
     chosen = draws.choice(allowed or choices)
     changed = dataclasses.replace(thing, **{what: getattr(chosen, what)})
     facts = dataclasses.replace(truth, subjects=(chosen,)).factors()
-    return dataclasses.replace(
-        scene, objects=(changed,), factors=scene.factors | facts
-    )
+    return dataclasses.replace(scene, objects=(changed,), factors=scene.factors | facts)
 
 
 def sibling(scene: Scene, number: int = 0) -> Scene:
@@ -161,16 +159,20 @@ def at_rate(scene: Scene, fps: float) -> Scene:
     )
 
 
-def unnamed(scene: Scene) -> str:
-    """A caption of a scene of one thing that does not say which thing it is."""
-    truth = scene.truth
-    subject: Subject = truth.subjects[0]
-    words = ["the thing"]
-    if subject.direction:
-        words += ["moves", subject.direction]
-        words += [{"slow": "slowly", "fast": "fast"}[subject.speed or "slow"]]
-    elif truth.camera not in (None, "static"):
-        kind, way = truth.camera.split("-")
-        words[0] += ", the camera"
-        words += [{"pan": "pans", "tilt": "tilts", "zoom": "zooms"}[kind], way]
-    return " ".join(words)
+def unnamed(scene: Scene, tier: str) -> tuple[str, Slots]:
+    """A caption of a scene of one thing that does not say which thing it is.
+
+    Args:
+      scene: of one thing.
+      tier: of the caption, as of `captions.caption`.
+
+    Returns:
+      The caption, and what it states.
+    """
+    subject = scene.truth.subjects[0]
+    seen = Subject(direction=subject.direction, speed=subject.speed)
+    slots = Slots((seen,), camera=scene.truth.camera)
+    label = f"unnamed/{scene.tier}/{scene.split}/{scene.family}/{tier}"
+    draws = Draws(scene.seed, label, scene.index)
+    wording = families.FAMILIES[scene.family].wording
+    return grammar.compose(slots, wording, tier, draws)

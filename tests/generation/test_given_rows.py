@@ -100,7 +100,14 @@ def test_a_task_gives_what_training_gave(given):
     if times:
         of_clip += [np.asarray(rows.patches.patchify(other_noise, CONFIG.patch))[0]]
     trained = training_row(
-        given, latents[0], others[0], times, np.concatenate(of_clip), 1.0, known_tau, fps
+        given,
+        latents[0],
+        others[0],
+        times,
+        np.concatenate(of_clip),
+        1.0,
+        known_tau,
+        fps,
     )
     np.testing.assert_allclose(row.tokens_bnc, trained.tokens_bnc, atol=1e-6)
     np.testing.assert_allclose(row.pos_bn3, trained.pos_bn3, atol=1e-6)
@@ -112,7 +119,9 @@ def test_a_task_gives_what_training_gave(given):
     np.testing.assert_array_equal(found, wanted)
     assert int((wanted > 0).sum()) == 2 * (given.head + len(times))
     period = 0.0 if row.period_bn is None else row.period_bn
-    np.testing.assert_allclose(trained.period_bn, jnp.broadcast_to(period, wanted.shape))
+    np.testing.assert_allclose(
+        trained.period_bn, jnp.broadcast_to(period, wanted.shape)
+    )
     assert bool((trained.period_bn > 0).any()) == (given.pattern == "loop")
     config = dataclasses.replace(CONFIG, context_embedding=True)
     network = dit.DiT(config, rngs=jax_rngs())

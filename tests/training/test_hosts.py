@@ -40,7 +40,13 @@ def transform(record, random, condition=None, others=()):
     found = {"latents": record.latents, "drawn": random.random(2)}
     if condition is not None:  # of a packed clip
         slots = conditions.slots(condition, record.latents.shape[:3])
-        found |= {"slots": slots, "start": 0, "period": np.float32(0), "beside": (), "times": ()}
+        found |= {
+            "slots": slots,
+            "start": 0,
+            "period": np.float32(0),
+            "beside": (),
+            "times": (),
+        }
     return found
 
 
