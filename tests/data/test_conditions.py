@@ -1,6 +1,8 @@
 """What is given of a clip while the denoiser learns: how it is drawn, and its tokens."""
 
 import collections
+import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -51,8 +53,13 @@ def test_heads_have_every_length_and_leave_some(name):
 def test_tails_are_the_last_frames_as_pictures():
     for name in ("tail", "both"):
         found = collections.Counter(one.pictures for one in drawn(name))
-        assert set(found) == {(16,), (15, 16), (14, 15, 16)}
-        assert min(found.values()) > 150
+        # One to three neighbours; the last of them is within the last latent frame.
+        assert set(found) == {
+            tuple(range(last - more, last + 1))
+            for last in range(13, 17)
+            for more in range(3)
+        }
+        assert min(found.values()) > 25
     assert not frames_of("tail").any()
 
 
@@ -260,3 +267,127 @@ def test_a_planner_counts_the_tokens_of_pictures_and_keeps_what_it_has_drawn():
     assert carried and set(carried) <= {clip for clip in placed} | set(
         plan().plan(1, carried)[1]
     )
+
+
+# -- other clips, and loops -----------------------------------------------------------
+
+SHORT = [3, H, W, C]
+INDEX = [
+    {"id": "a", "shape": SHORT, "subject": "x"},
+    {"id": "b", "shape": SHORT, "subject": "x", "edit_of": "a"},
+    {"id": "c", "shape": [5, H, W, C], "subject": "x"},
+    {"id": "d", "shape": [3, H, 2 * W, C], "subject": "x"},  # of another size
+    {"id": "e", "shape": [5, H, W, C], "edit_of": "a"},  # of another length
+    {"id": "f", "shape": SHORT, "edit_of": "gone"},
+    {"id": "g", "shape": SHORT, "subject": "alone"},
+]
+
+
+def test_other_clips_are_those_of_the_subject_and_the_source_of_the_same_size():
+    found = conditions.related(INDEX)
+    assert [entry.get("siblings") for entry in found] == [
+        [1, 2], [0, 2], [0, 1], None, None, None, None,
+    ]  # fmt: skip
+    assert [entry.get("source") for entry in found] == [None, 0, *[None] * 5]
+
+
+def test_references_and_sources_are_given_where_there_are_any():
+    entries = conditions.related(INDEX)
+    found = drawn("reference", entry=entries[0])
+    counts = collections.Counter(one.references for one in found)
+    assert set(counts) == {(1,), (2,), (1, 2), (2, 1)}
+    assert min(counts.values()) > 100
+    assert {one.pattern for one in drawn("reference", 5, entries[4])} == {Pattern.NONE}
+    edit = drawn("edit", 1, entries[1], mid_clip=1.0)[0]
+    assert (edit.pattern, edit.source, edit.start) == (Pattern.EDIT, 0, 0)
+    assert edit.tokens(SHORT, (1, 1, 1)) == 6 * H * W
+    assert {one.pattern for one in drawn("edit", 5, entries[4])} == {Pattern.NONE}
+    given = conditions.Config({"none": 0.5, "reference": 0.25, "edit": 0.25})
+    for entry, most in ((entries[0], 5), (entries[1], 6), (entries[3], 3)):
+        assert given.most_tokens(entry, (1, 1, 1)) == most * math.prod(
+            entry["shape"][1:3]
+        )
+
+
+def test_a_clip_that_repeats_itself_is_a_window_of_one_period():
+    """Of 17 frames and period 8: latents 1 to 2, 2 to 3 or 3 to 4."""
+    entry = {"shape": [T, H, W, C], "period": 8}
+    given = conditions.Config({"none": 0.9, "loop": 0.1})
+    found = [
+        conditions.draw(given, entry, np.random.default_rng(seed))
+        for seed in range(300)
+    ]
+    windows = collections.Counter((one.start, one.stop) for one in found)
+    assert set(windows) == {(1, 3), (2, 4), (3, 5)} and min(windows.values()) > 60
+    assert {one.pattern for one in found} == {Pattern.LOOP}
+    assert {one.tokens(entry["shape"], (1, 1, 1)) for one in found} == {2 * H * W}
+    assert given.most_tokens(entry, (1, 1, 1)) == 2 * H * W
+    once = ENTRY | {"pictures": []}
+    assert {one.pattern for one in drawn("loop", 20, once)} == {Pattern.NONE}
+    # Where loops are not trained, it is a clip like any other.
+    assert drawn("none", 1, entry)[0] == conditions.Condition()
+
+
+def test_images_are_clips_cut_to_their_first_latent():
+    found = drawn("first_frame", images=0.25)
+    share = np.mean([one == conditions.Condition(stop=1) for one in found])
+    assert 0.2 < share < 0.3
+    assert conditions.Config({"none": 1.0}, images=0.1).patterns == ("none", "images")
+
+
+@pytest.mark.parametrize(
+    ("name", "lacks"),
+    [
+        ("reference", "clips of one subject"),
+        ("edit", "clips that are edits of others"),
+        ("loop", "clips that repeat themselves"),
+    ],
+)
+def test_what_the_clips_lack_is_said(name, lacks):
+    given = conditions.Config({name: 1.0})
+    with pytest.raises(ValueError, match=lacks):
+        given.check_source([ENTRY], True, (1, 1, 1))
+    entries = [ENTRY | {"siblings": [1], "source": 1, "period": 8}]
+    given.check_source(entries, True, (1, 1, 1))
+    with pytest.raises(ValueError, match="packed rows"):
+        given.check_source(entries, False, (1, 1, 1))
+
+
+class Other(Record):
+    latents = -1.0 - Record.latents
+    captions = {"short": "before", "dense": "the same"}
+
+
+def test_other_clips_are_laid_beside_a_clip():
+    two = conditions.Condition(Pattern.REFERENCE, references=(4, 7))
+    made = transforms.LatentsAndText(lambda record, random: {})
+    one = made(Record(), None, two, [Other(), Record()])
+    np.testing.assert_array_equal(one["beside"], [Other.latents[0], Record.latents[0]])
+    assert one["times"].tolist() == [-1, -2] and one["period"] == 0
+    slots = one["slots"].reshape(-1, H * W)[:, 0].tolist()
+    assert slots == [0] * T + [Slot.REFERENCE] * 2
+
+
+def test_an_edit_is_told_by_a_caption_that_its_source_does_not_have():
+    @dataclasses.dataclass(frozen=True)
+    class After:
+        captions: dict
+        latents = Record.latents
+        views = Record.views
+
+    told = []
+    made = transforms.LatentsAndText(lambda record, random: told.append(record) or {})
+    edit = conditions.Condition(Pattern.EDIT, source=2)
+    one = made(After({"short": "after", "dense": "the same"}), None, edit, [Other()])
+    np.testing.assert_array_equal(one["beside"], Other.latents)
+    assert one["times"].tolist() == [0, 1, 2, 3, 4]
+    slots = one["slots"].reshape(-1, H * W)[:, 0].tolist()
+    assert slots == [0] * T + [Slot.SOURCE] * T
+    made(After({"dense": "the same"}), None, edit, [Other()])
+    assert [one.captions for one in told] == [{"short": "after"}, {"dense": "the same"}]
+
+
+def test_a_loop_is_its_window_and_says_its_period():
+    one = example(conditions.Condition(Pattern.LOOP, 2, 4))
+    np.testing.assert_array_equal(one["latents"], Record.latents[2:4])
+    assert one["period"] == 2 and one["start"] == 2 and len(one["slots"]) == 2 * H * W

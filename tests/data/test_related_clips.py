@@ -1,0 +1,76 @@
+"""Clips that are related to others: written, read back, encoded and drawn."""
+
+import numpy as np
+import pytest
+
+from sora_jax.data import latent_cache, records, shards, toy_clips
+
+
+@pytest.fixture(scope="module", params=["groups", "loops", "rates"])
+def made(request, tmp_path_factory):
+    source = toy_clips.ToyClips("tw32", 6, kind=request.param)
+    out = tmp_path_factory.mktemp(request.param)
+    shards.write(out, source)
+    return request.param, shards.open(out)
+
+
+def test_relations_come_back_and_stand_in_the_index(made):
+    kind, clips = made
+    for index in range(6):
+        clip, entry = clips[index], clips.entry(index)
+        found = records.relations(clip)
+        assert {n: entry[n] for n in records.RELATIONS & entry.keys()} == found
+        assert {"groups": {"edit_of", "subject"}, "loops": {"period"}, "rates": set()}[
+            kind
+        ] >= found.keys()
+        if kind == "loops":
+            frames = clip.frames()
+            assert (clip.num_frames - 1) == 2 * clip.period
+            np.testing.assert_array_equal(frames[0], frames[clip.period])
+    if kind == "groups":
+        first, edit, sibling = (clips[index] for index in range(3))
+        assert first.edit_of == edit.id and edit.edit_of == first.id
+        assert first.subject == sibling.subject and not sibling.edit_of
+        same = (first.frames() == edit.frames()).all(-1).mean()
+        assert 0.1 < same < 1 or first.frames().std(0).max() == 0
+    if kind == "rates":
+        sizes = {(clips[i].num_frames, clips[i].fps) for i in range(5)}
+        assert sizes == {(5, 4), (17, 16), (9, 4), (17, 8), (33, 16)}
+
+
+def test_latents_keep_relations(made, tmp_path):
+    _, clips = made
+    encode = lambda batch: np.zeros(  # noqa: E731
+        (len(batch), 1 + (batch[0].num_frames - 1) // 4, 8, 8, 2), "f4"
+    )
+    latent_cache.write(
+        tmp_path, clips, encode, vae_digest="v", preprocessing={}, batch_size=1
+    )
+    cache = latent_cache.open(tmp_path)
+    by_id = {clips.entry(i)["id"]: clips.entry(i) for i in range(6)}
+    for index in range(6):
+        entry = cache.entry(index)
+        for name in records.RELATIONS:
+            assert entry.get(name) == by_id[entry["id"]].get(name)
+
+
+def test_a_period_is_shorter_than_half_of_the_clip():
+    fields = {
+        "id": "a",
+        "video": b"",
+        "fps": 8.0,
+        "height": 8,
+        "width": 8,
+        "captions": {},
+    }
+    records.ClipRecord(num_frames=17, period=8, **fields)
+    for frames, period in ((13, 8), (17, 6), (17, -4)):
+        with pytest.raises(ValueError, match="period"):
+            records.ClipRecord(num_frames=frames, period=period, **fields)
+
+
+def test_a_kind_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="kind is"):
+        toy_clips.ToyClips("tw32", 3, kind="pairs")
+    with pytest.raises(ValueError, match="--families"):
+        toy_clips.ToyClips("tw32", 3, families={"motion": 1.0}, kind="loops")
