@@ -122,9 +122,10 @@ def path_of(config: dits.Config, given: givens.Given, noise_bthwc) -> dict:
       {"velocity": bnc, "known": bool bnc}; a token may be known in part.
     """
     known_bthwc = jnp.broadcast_to(given.known_bthw[..., None], noise_bthwc.shape)
+    velocity_bthwc = flow.velocity(given.latents_bthwc, noise_bthwc)
     return {
-        "velocity": patches.patchify(noise_bthwc - given.latents_bthwc, config.patch),
-        "known": patches.patchify(known_bthwc, config.patch),
+        name: patches.patchify(sharding.reshard_like(x, noise_bthwc), config.patch)
+        for name, x in (("velocity", velocity_bthwc), ("known", known_bthwc))
     }
 
 

@@ -7,6 +7,7 @@ differ by 1e-4 of their largest value; a method that is wrong differs by far mor
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -432,11 +433,13 @@ def test_a_loop_has_no_seam(pipe):
     assert cold.mean() > 1  # without a lap before it
 
 
-def test_modes_on_a_mesh(parts, pipe, monkeypatch):
+@pytest.mark.parametrize("shape", [{"replica": 1}, {"fsdp": 2, "ring": 2}])
+def test_modes_on_a_mesh(parts, pipe, monkeypatch, shape):
     video, mask = film(), np.zeros((32, 32), bool)
     mask[:, 16:] = True
     asked = {"inpaint": {"video": video, "mask": mask}, "loop": {"num_frames": 21}}
-    with jax.set_mesh(mesh.make_mesh({"fsdp": 2, "ring": 2}, jax.devices()[:4])):
+    devices = jax.devices()[: math.prod(shape.values())]
+    with jax.set_mesh(mesh.make_mesh(shape, devices)):
         spread = pipeline.Pipeline(**parts)
         found = {t: latents_of(spread, t, monkeypatch, **a) for t, a in asked.items()}
     for task, arguments in asked.items():
