@@ -278,6 +278,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.sample.num_inference_steps = 20
     c.sample.guidance_scale = 3.5  # 1: no guidance
     c.sample.guidance_rescale = 0.0  # share, 0: off
+    c.sample.given_scale = 1.0  # guidance by what is given besides text; 1: none
+    # Noise level of what is given at the first steps, for an image that stays still; 0: off.
+    c.sample.anchor_tau = 0.0
     c.sample.sampler = "euler"  # or "heun", "unipc"
     c.sample.levels = "even"  # or "diffusers": spaced as its schedulers do
     c.sample.batch_size = 8  # clips that are computed at a time

@@ -94,7 +94,9 @@ flags.DEFINE_enum(
     + ".",
 )
 flags.DEFINE_string("video", None, "Task: video file.")
-flags.DEFINE_string("video_2", None, "Task connect: video that it leads to.")
+flags.DEFINE_string(
+    "video_2", None, "Task connect, blend: video that it leads to, or becomes."
+)
 flags.DEFINE_string(
     "mask", None, "Task inpaint: picture or video, white where the video is made anew."
 )
@@ -111,7 +113,10 @@ flags.DEFINE_integer("factor", None, "Task fill: how many times the frame rate."
 flags.DEFINE_integer("first", None, "Task replace: first frame to make anew.")
 flags.DEFINE_integer("last", None, "Task replace: last frame to make anew.")
 flags.DEFINE_float(
-    "strength", None, "Task vary, edit: noise level to begin at, in (0, 1]."
+    "strength", None, "Task vary, edit, blend: noise level to begin at, in (0, 1]."
+)
+flags.DEFINE_list(
+    "curve", None, "Task blend: shares of --video_2, such as 0,0.5,1; default: 0,1."
 )
 flags.DEFINE_enum(
     "method",
@@ -269,7 +274,7 @@ def check_sheet(clips: int) -> None:
 
 _OF_TASKS = ("video", "video_2", "mask", "keyframes", "frames", "factor", "first")
 _OF_TASKS += ("last", "strength", "source", "source_guidance_scale", "references")
-_OF_TASKS += ("method",)
+_OF_TASKS += ("method", "curve")
 
 
 def task_inputs(task: str | None) -> dict:
@@ -317,6 +322,13 @@ def task_inputs(task: str | None) -> dict:
         named["mask"] = read.mean(-1) > 127
     if "keyframes" in named:
         named |= keyframes(named.pop("keyframes"))
+    if "curve" in named:
+        try:
+            named["curve"] = [float(share) for share in named["curve"]]
+        except ValueError:
+            raise ValueError(
+                f"--curve is numbers such as 0,0.5,1, not {','.join(named['curve'])}"
+            ) from None
     if "references" in named:
         named["references"] = alike([*map(video_io.read_image, named["references"])])
     if FLAGS.fps is not None:

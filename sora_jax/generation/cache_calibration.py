@@ -36,6 +36,8 @@ _SAMPLING = (
     "guidance_scale",
     "guidance_scale_2",
     "guidance_rescale",
+    "given_scale",
+    "anchor_tau",
 )
 Table = tuple[tuple[tuple[float, ...], ...], ...]  # [expert][evaluation][branch]
 

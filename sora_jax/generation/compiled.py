@@ -168,20 +168,51 @@ def start_cache(config: dits.Config, rows: int, tokens: int, slots=0):
     return cache
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Anchor:
+    """What is given at first, from which it changes to what the rows have.
+
+    Attributes:
+      branches: rows, for each branch of guidance, with the levels of the first step.
+      until: the noise level of the video at which the change is over.
+    """
+
+    branches: tuple[rows.Rows, ...]
+    until: jax.Array
+
+
 # What branches of guidance may differ in: all but the positions.
 _OF_BRANCH = ("tokens_bnc", "levels_bk", "text_bld", "text_mask_bl", "level_index_bn", "roles_bn")  # fmt: skip
 
 
-def _velocity_of(dit: dits.DiT, branches, weights, rescale):
+def _velocity_of(
+    dit: dits.DiT, branches, weights, rescale, anchor: Anchor | None = None
+):
     """The guided velocity of rows: (x, level) -> velocity, or with a step cache."""
     start = branches[0]
+
+    def anchored(row: rows.Rows, first: rows.Rows, level) -> rows.Rows:
+        """A row with its given tokens on the line between two levels of them."""
+        share = jnp.clip((level - anchor.until) / (1 - anchor.until), 0, 1)
+        names = ("tokens_bnc", "levels_bk")
+        return dataclasses.replace(
+            row,
+            **{
+                name: getattr(row, name)
+                + share * (getattr(first, name) - getattr(row, name))
+                for name in names
+            },
+        )
 
     def velocity(x, level, condition, cache=None, step=None):
         x, condition = jax.tree.map(
             lambda a: sharding.reshard(a, "batch", *(None,) * (a.ndim - 1)),
             (x, condition),
         )
-        row = dataclasses.replace(start, **condition)
+        row = dataclasses.replace(start, **condition["row"])
+        if anchor is not None:
+            row = anchored(row, dataclasses.replace(row, **condition["first"]), level)
         tau_b1 = sharding.reshard(jnp.full((len(x), 1), level), "batch", None)
         row = dataclasses.replace(
             row,
@@ -209,7 +240,15 @@ def _velocity_of(dit: dits.DiT, branches, weights, rescale):
             )
         return found, kept
 
-    conditions = [{name: getattr(row, name) for name in _OF_BRANCH} for row in branches]
+    def fields(row: rows.Rows) -> dict:
+        return {name: getattr(row, name) for name in _OF_BRANCH}
+
+    conditions = [{"row": fields(row)} for row in branches]
+    if anchor is not None:
+        conditions = [
+            condition | {"first": fields(row)}
+            for condition, row in zip(conditions, anchor.branches, strict=True)
+        ]
     return guidance.guided(velocity, conditions, weights, rescale, start.given_bn)
 
 
@@ -271,6 +310,7 @@ def denoise_chunk(
     sampler: str,
     cache=None,
     rescale=None,
+    anchor=None,
     path=None,
     circle_frames=None,
     done=0,
@@ -283,12 +323,13 @@ def denoise_chunk(
         moves the generated tokens of the first, at the first of their levels.
       weights, rescale: of guidance, see `guidance.guided`.
       cache: from `start_cache` or the chunk before, if the steps have rows for it.
+      anchor: of what is given, if its level falls over the first steps.
       path: from `path_of`, if known latents are kept without the denoiser's knowledge.
       circle_frames: latent frames of a video that repeats; not with a cache.
       done: solver steps before these.
       The others are described in `diffusion/samplers.py`.
     """
-    velocity = _velocity_of(nnx.merge(graph, state), branches, weights, rescale)
+    velocity = _velocity_of(nnx.merge(graph, state), branches, weights, rescale, anchor)
     if circle_frames:
         velocity = _on_circle(
             velocity, circle_frames, jnp.asarray(steps["level"]), done

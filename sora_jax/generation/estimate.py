@@ -126,6 +126,8 @@ def _describe(model: _Model, request: requests.Request, drawn: bool) -> str:
         int(samplers.evaluation_mask(request.sampler, part).sum()) for part in parts
     ]
     branches = [1 + (scale != 1) for scale in scales[: len(parts)]]
+    if request.images is not None and request.given_scale != 1:
+        branches = [3] * len(parts)
     forward = cost.dit_forward_flops(model.dit, tokens, model.settings.text_length)
     evaluations = sum(map(operator.mul, passes, branches))
     rows = request.batch_size * max(branches)

@@ -45,6 +45,7 @@ from sora_jax.generation import (
 from sora_jax.generation import given as givens
 from sora_jax.generation import request as requests
 from sora_jax.models import dit as dits
+from sora_jax.models import rows as row_types
 from sora_jax.models import text_encoder as text_encoders
 from sora_jax.models import video_vae
 from sora_jax.training import checkpoint, lora_files, pretrained, trained_vae
@@ -72,11 +73,23 @@ class Output:
         recipes.save(self.frames[index], path, self.recipes[index])
 
 
-def _guided(row, null, scale: float) -> tuple[tuple, tuple]:
-    """The branches of guidance from the null text, and their weights."""
+def _guided(
+    row, less: Sequence, scale: float, given_scale: float = 1.0
+) -> tuple[tuple, tuple]:
+    """The branches of guidance and their weights; see `guidance.guided`.
+
+    Args:
+      row: with the text and what is given.
+      less: without the text, and perhaps without either.
+      scale: of the text.
+      given_scale: of what is given.
+    """
+    if len(less) == 2:
+        weights = np.float32(scale), np.float32(given_scale - scale)
+        return (row, *less), weights
     if scale == 1:
         return (row,), ()
-    return (row, null), (np.float32(scale),)
+    return (row, *less), (np.float32(scale),)
 
 
 def _rescale(request: requests.Request) -> np.float32 | None:
@@ -258,6 +271,8 @@ class Pipeline:
         guidance_scale: float | None = None,
         guidance_scale_2: float | None = None,
         guidance_rescale: float | None = None,
+        given_scale: float | None = None,
+        anchor_tau: float | None = None,
         shift: float | None = None,
         num_videos_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
@@ -286,6 +301,11 @@ class Pipeline:
             is given.
           guidance_rescale: share, in [0, 1], by which the standard deviation of a guided
             velocity is moved to that without guidance; 0 is off.
+          given_scale: weight of what is given besides the prompt, such as the image; 1 is
+            no guidance by it. Others take a third branch (arXiv 2211.09800, section 3.2).
+          anchor_tau: noise level of what is given at the first step. Over the first tenth
+            of the steps it falls to that of training. A picture that is sharp from the
+            first step on may stay still; 0 is off.
           shift: of the noise levels towards noise.
           num_videos_per_prompt: clips per prompt, adjacent in the result.
           seed: in [0, 2^64); clip i of the call has seed + i. Or one seed for each clip.
@@ -584,20 +604,33 @@ class Pipeline:
             given = given.of_clips(lambda arrays: placement.first_rows(arrays, size))
         chunk = 1 if callback_on_step_end else self.settings.chunk_steps
         real, done = len(set(rows)), 0
-        start, unconditioned = (
-            compiled.start_rows(
+
+        taus = np.concatenate([part["tau"] for *_, part in stages])
+
+        def start_of(condition: dict, known_tau: float) -> row_types.Rows:
+            return compiled.start_rows(
                 self._dit_config,
                 noise_bthwc,
                 condition,
                 np.float32(request.fps),
-                np.float32(self.settings.known_tau),
+                np.float32(known_tau),
                 given,
                 beside_noises,
                 latents_bthwc,
-                np.float32(next(p["tau"][0] for *_, p in stages if len(p["tau"]))),
+                np.float32(taus[0]),
             )
-            for condition in (text, null)
-        )
+
+        known_tau, anchor_tau = self.settings.known_tau, request.anchor_tau
+        start = start_of(text, known_tau)
+        # Beside the row itself, and at the first step: without the text, without anything.
+        kinds = [(null, known_tau, anchor_tau), (null, 1.0, 1.0)]
+        if start.given_bn is None or request.given_scale == 1:
+            del kinds[1]
+        less = [start_of(condition, level) for condition, level, _ in kinds]
+        anchors, until = [], taus[max(1, len(taus) // 10) :][:1]
+        if anchor_tau and start.given_bn is not None and len(until):
+            anchors = [start_of(text, anchor_tau)]
+            anchors += [start_of(condition, level) for condition, _, level in kinds]
         grid, x_bnc = noise_bthwc.shape[1:4], start.tokens_bnc
         path = None
         if given.known_bthw is not None and given.blended:
@@ -605,7 +638,10 @@ class Pipeline:
         memory = samplers.init_memory(x_bnc, request.sampler)
         parts = [part for *_, part in stages]
         for stage, (network, scale, part) in enumerate(stages):
-            branches, weights = _guided(start, unconditioned, scale)
+            branches, weights = _guided(start, less, scale, request.given_scale)
+            anchor = None
+            if anchors:
+                anchor = compiled.Anchor(tuple(anchors[: len(branches)]), until[0])
             cache, slots = None, 0
             if record:
                 slots = int(samplers.evaluation_mask(request.sampler, part).sum())
@@ -628,6 +664,7 @@ class Pipeline:
                     sampler=request.sampler,
                     cache=cache,
                     rescale=_rescale(request),
+                    anchor=anchor,
                     path=path,
                     circle_frames=grid[0] if is_rolled else None,
                     done=np.int32(done),
@@ -699,8 +736,8 @@ class Pipeline:
                     plan,
                     source_bnc,
                     keys,
-                    *_guided(new, none, scale),
-                    *_guided(old, none, source_guidance_scale),
+                    *_guided(new, [none], scale),
+                    *_guided(old, [none], source_guidance_scale),
                     sampler=request.sampler,
                     rescale=_rescale(request),
                 )

@@ -57,6 +57,14 @@ class Arguments:
         "Rescaling of guided velocities, from 0 (off) to 1; 0.7 suits high guidance.",
         0.0,
     )
+    given_scale: _Scale = _argument(
+        "Weight of what is given besides the prompt; 1: no guidance by it.", 1.0
+    )
+    anchor_tau: configs.Share = _argument(
+        "Noise level of what is given at the first step, from which it falls over the "
+        "first tenth of the steps; frees a still picture. 0: off.",
+        0.0,
+    )
     shift: Annotated[float, configs.Range("(0, 100]")] = _argument(
         "Shift of the noise levels towards noise; 1: none."
     )

@@ -363,6 +363,44 @@ def vary(make: windows.Windows, video: np.ndarray, strength: float) -> np.ndarra
     )
 
 
+def blend(
+    make: windows.Windows,
+    video: np.ndarray,
+    video_2: np.ndarray,
+    strength: float,
+    curve: Sequence[float],
+) -> np.ndarray:
+    """Turns one video into another of its length, along a curve.
+
+    Their latents are mixed, brought to a noise level and denoised (as `vary`).
+
+    Args:
+      strength: that noise level, in (0, 1].
+      curve: shares of the second video, evenly spaced in time from the first frame to the
+        last; those of latents between are interpolated.
+    """
+    first, second = make.encode(video), make.encode(video_2)
+    at = np.linspace(0, len(curve) - 1, first.shape[1])
+    share_t = jnp.asarray(np.interp(at, np.arange(len(curve)), curve), jnp.float32)
+    mixed = first + share_t[None, :, None, None, None] * (second - first)
+    return make.decode(make.sample(latents_bthwc=mixed, first=float(strength)))
+
+
+def _blend_size(inputs: Mapping, size: Size, stride: int) -> Size:
+    lengths = len(inputs["video"]), len(inputs["video_2"])
+    if lengths[0] != lengths[1]:
+        raise ValueError(
+            f"the videos have {lengths[0]} and {lengths[1]} frames: blend takes two of one "
+            "length"
+        )
+    curve = inputs["curve"]
+    if len(curve) < 2 or not all(0 <= share <= 1 for share in curve):
+        raise ValueError(
+            f"curve is two or more shares of the second video in [0, 1], not {[*curve]}"
+        )
+    return _of_video(inputs, size, stride)
+
+
 def edit(
     make: windows.Windows,
     video: np.ndarray,
@@ -452,6 +490,10 @@ TASKS: dict[str, Task] = {
     "vary": Task(
         vary, "variations, or another style", options={"strength": 0.8}, size=_of_video,
         fixed=True,
+    ),
+    "blend": Task(
+        blend, "one video turns into another", ("video", "video_2"),
+        {"strength": 0.7, "curve": (0.0, 1.0)}, size=_blend_size, fixed=True,
     ),
     "edit": Task(
         edit, "another text for the same video",

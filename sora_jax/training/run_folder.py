@@ -60,6 +60,8 @@ INCIDENTAL = frozenset(
         "sample.chunk_steps",
         "sample.step_cache",
         "sample.guidance_rescale",
+        "sample.given_scale",
+        "sample.anchor_tau",
     }
 )
 # Fields that are not used once there is a checkpoint.

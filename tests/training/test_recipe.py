@@ -51,7 +51,8 @@ MEANT = {
     "loop.checkpoint_every": {0, BILLION}, "loop.eval_every": {0, BILLION},
     "loop.keep_checkpoints": {0}, "loop.max_skipped_in_a_row": {BILLION},
     "sample.boundary": {0}, "sample.guidance_scale": {0}, "sample.guidance_scale_2": {0},
-    "sample.step_cache": {0}, "sample.guidance_rescale": {0},
+    "sample.step_cache": {0}, "sample.guidance_rescale": {0}, "sample.given_scale": {0},
+    "sample.anchor_tau": {0}, "known.images": {0},
 }  # fmt: skip
 # Of sample, what other sections say.
 ELSEWHERE = ("text_length", "shift", "known_tau", "trained_levels", "trained_patterns")
