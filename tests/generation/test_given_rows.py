@@ -158,7 +158,9 @@ def test_pictures_change_the_video_and_are_no_part_of_it(pipe):
     )
     assert free.shape == held.shape == (2, 3, 2, 2, 4)
     assert np.abs(free - held).max() > 1e-3
-    moved = givens.Given(**PICTURES | {"times_p": jnp.asarray([0.0, 2.0])})
+    (pictures,) = PICTURES["beside"]
+    moved = dataclasses.replace(pictures, times_t=jnp.asarray([0.0, 2.0]))
+    moved = givens.Given(beside=(moved,))
     assert np.abs(generated(pipe, moved) - held).max() > 1e-4
     later = givens.Given(**PICTURES, start=1)
     assert np.abs(generated(pipe, later) - held).max() > 1e-4

@@ -107,12 +107,12 @@ def test_two_videos_are_connected_and_both_stay(pipe, frames, length):
     np.testing.assert_array_equal(found[1, length + frames :], second)
 
 
-def test_pictures_end_the_window_of_a_connection_as_in_training():
+def test_pictures_are_within_the_last_latent_of_a_connection_as_in_training():
     for frames in range(1, 20):
-        head, last = tasks._ends(film(9), film(9), frames, 4)
+        head, last = tasks._ends(film(9), film(9), 4)
         whole = tasks._whole(head + frames + last, 4)
-        assert 1 <= last <= 3 and head == 5
-        assert whole == head + frames + last or (frames % 4 == 0 and last == 3)
+        assert (head, last) == (5, 3)
+        assert whole - 4 < head + frames + last <= whole
 
 
 def test_the_middle_of_a_video_is_replaced(pipe):
@@ -199,21 +199,27 @@ def test_regions_are_given_where_they_were_trained(pipe, monkeypatch, is_trained
     assert seen[0].blended is not is_trained
 
 
-@pytest.mark.parametrize("is_trained", [True, False])
-def test_a_loop_starts_mid_clip_where_that_was_trained(pipe, monkeypatch, is_trained):
+@pytest.mark.parametrize(
+    ("patterns", "start", "circular"),
+    [
+        (("none",), 0, False),
+        (("none", "mid_clip"), 1, False),
+        (("loop", "mid_clip"), 1, True),
+    ],
+)
+def test_a_loop_is_made_as_it_was_trained(pipe, monkeypatch, patterns, start, circular):
     seen, denoise = [], pipe.denoise
 
     def spying(request, rows, text, null, noise, given, **named):
-        seen.append((noise.shape[1], given.start, named["is_circle"]))
+        seen.append((noise.shape[1], given.start, given.is_loop, named["is_rolled"]))
         return denoise(request, rows, text, null, noise, given, **named)
 
     monkeypatch.setattr(pipe, "denoise", spying)
-    if not is_trained:
-        settings = dataclasses.replace(pipe.settings, trained_patterns=("none",))
-        monkeypatch.setattr(pipe, "settings", settings)
+    settings = dataclasses.replace(pipe.settings, trained_patterns=patterns)
+    monkeypatch.setattr(pipe, "settings", settings)
     found, steps = run(pipe, "loop")
     assert found.shape == (2, 8, 16, 16, 3) and steps == STEPS
-    assert seen == [(2, int(is_trained), True)]
+    assert seen == [(2, start, circular, not circular)]
     assert (found[0] != found[1]).any()
 
 
@@ -305,7 +311,7 @@ def test_edits_are_those_of_flowedit(pipe):
         z = z + (following - tau) * (new(z + noised - source, tau) - old(noised, tau))
     out = pipe.run(
         "edit", "a cat", video=video, source="a dog", strength=level, seed=3,
-        source_guidance_scale=1.5,
+        source_guidance_scale=1.5, method="flowedit",
     )  # fmt: skip
     np.testing.assert_allclose(out.frames[0], decoded(pipe, z), atol=1 / 255)
 
@@ -313,8 +319,9 @@ def test_edits_are_those_of_flowedit(pipe):
 def test_an_edit_to_the_same_text_changes_nothing(pipe):
     video = film(9)
     out = pipe.run(
-        "edit", "a cat", video=video, source="a cat", source_guidance_scale=2.0, seed=3
-    )
+        "edit", "a cat", video=video, source="a cat", source_guidance_scale=2.0, seed=3,
+        method="flowedit",
+    )  # fmt: skip
     alone = decoded(pipe, latents_of(pipe, video))
     np.testing.assert_allclose(out.frames[0], alone, atol=1 / 255)
 
@@ -344,7 +351,7 @@ def test_a_video_of_another_size_is_scaled_where_a_size_is_asked_for(pipe):
 @pytest.mark.parametrize(
     "task, arguments, message",
     [
-        ("turn", {}, "'turn' is unknown; there are keyframes, loop, extend"),
+        ("turn", {}, "'turn' is unknown; there are keyframes, loop, reference"),
         ("extend", {"frames": 3}, "'extend' needs video"),
         ("extend", {"video": film(5)}, "'extend' needs frames"),
         ("extend", {"video": film(5), "frames": 0}, "nothing to make"),
@@ -359,7 +366,21 @@ def test_a_video_of_another_size_is_scaled_where_a_size_is_asked_for(pipe):
         ("extend", {"video": film(5, height=15), "frames": 2}, "height is 15"),
         ("vary", {"video": film(6)}, "6 frames; .*the nearest is 5 or 9"),
         ("vary", {"video": film(5), "strength": 1.5}, r"level in \(0, 1\], not 1.5"),
-        ("edit", {"video": film(5)}, "'edit' needs source"),
+        ("edit", {"video": film(5), "method": "flowedit"}, "flowedit needs source"),
+        ("edit", {"video": film(5), "method": "magic"}, "method is 'magic'"),
+        ("edit", {"video": film(5), "source": "x"}, "no meaning for method context"),
+        ("reference", {"references": film(3)}, "there are 3 references; up to 2"),
+        ("blend", {"video": film(5), "video_2": film(9)}, "5 and 9 frames"),
+        (
+            "blend",
+            {"video": film(5), "video_2": film(5), "curve": [0.5]},
+            "curve is two",
+        ),
+        (
+            "blend",
+            {"video": film(5), "video_2": film(5), "curve": [0, 2]},
+            "curve is two",
+        ),
         ("fill", {"video": film(1)}, "nothing to fill"),
         ("fill", {"video": film(3), "factor": 1}, "from 2 on"),
         ("fill", {"video": film(3), "factor": 9}, "9, more than a window of 9 frames"),
