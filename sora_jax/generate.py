@@ -23,7 +23,6 @@ from absl import flags
 
 from sora_jax.core import job, progress
 from sora_jax.core import mesh as meshes
-from sora_jax.data import video_io
 from sora_jax.evals.prompts import cached_sampling
 from sora_jax.generation import (
     batches,
@@ -34,6 +33,7 @@ from sora_jax.generation import (
     prompt_file,
     prompt_upsampler,
     recipes,
+    task_files,
     tasks,
 )
 from sora_jax.generation import request as requests
@@ -49,7 +49,9 @@ flags.DEFINE_string("prompt", None, "Description of the video.")
 flags.DEFINE_string("prompts", None, "File of prompts: .txt, .csv or .jsonl.")
 flags.DEFINE_string("from", None, "Video with a recipe, to be made again.")
 flags.DEFINE_string(
-    "out", None, "Video file (.mp4, .webm, .gif); with --prompts, a folder."
+    "out",
+    None,
+    "Video file (.mp4, .webm, .gif; .png of one frame); with --prompts, a folder.",
 )
 flags.DEFINE_enum(
     "upsample",
@@ -277,8 +279,36 @@ _OF_TASKS += ("last", "strength", "source", "source_guidance_scale", "references
 _OF_TASKS += ("method", "curve")
 
 
-def task_inputs(task: str | None) -> dict:
-    """What the flags give a task, read from files; the frame rate is the video's.
+def task_of(recipe: dict | None) -> str | None:
+    """The way of making the video: that of --task, or of the recipe.
+
+    Raises:
+      ValueError: they differ, or flags do not go together.
+    """
+    task = FLAGS.task
+    if recipe is not None and (stored := recipe.get("task")) is not None:
+        if not isinstance(stored, str) or task not in (None, stored):
+            raise ValueError(
+                f"the video was made by task {stored!r}: leave out --task, or --from"
+            )
+        task = stored
+    elif recipe is not None and task is not None:
+        raise ValueError("--from is a video that no task made: leave out --task")
+    if task is None:
+        return None
+    for name, why in (("prompts", "a list"), ("image", "an image")):
+        if FLAGS[name].value is not None:
+            raise ValueError(
+                f"--task makes one video, not of {why}: leave out --{name}"
+            )
+    for name in ("dry_run", "upsample", "calibrate_step_cache", "sheet", "batch_size"):
+        if FLAGS[name].value:
+            raise ValueError(f"--task takes no --{name}")
+    return task
+
+
+def task_inputs(task: str | None, recipe: dict | None) -> dict:
+    """What the flags, and the recipe of a video to be made again, give a task.
 
     Raises:
       ValueError: a flag does not belong to the task.
@@ -288,84 +318,21 @@ def task_inputs(task: str | None) -> dict:
         if named:
             raise ValueError(f"--{min(named)} has no meaning without --task")
         return {}
-    for name, why in (
-        ("prompts", "a list"),
-        ("from", "a recipe"),
-        ("image", "an image"),
-    ):
-        if FLAGS[name].value is not None:
-            raise ValueError(
-                f"--task makes one video, not of {why}: leave out --{name}"
-            )
-    for name in ("dry_run", "upsample", "calibrate_step_cache", "sheet", "batch_size"):
-        if FLAGS[name].value:
-            raise ValueError(f"--task takes no --{name}")
-    kind = tasks.find(task)
-    taken = {*kind.inputs, *kind.options}
-    if "images" in kind.inputs:
-        taken = {"keyframes"}
-    if wrong := sorted(named.keys() - taken):
-        raise ValueError(f"--{wrong[0]} has no meaning for --task {task}")
-    for name in kind.inputs:
-        flag = "keyframes" if name == "images" else name
-        if flag not in named:
-            raise ValueError(f"--task {task} needs --{flag}")
-    for name in ("video", "video_2"):
-        if name in named:
-            film = video_io.decode(pathlib.Path(named[name]))
-            named[name] = film.frames
-            named.setdefault("fps", film.fps)
-    if "mask" in named:
-        file = pathlib.Path(named["mask"])
-        is_video = file.suffix.lower().removeprefix(".") in recipes.FORMATS
-        read = video_io.decode(file).frames if is_video else video_io.read_image(file)
-        named["mask"] = read.mean(-1) > 127
-    if "keyframes" in named:
-        named |= keyframes(named.pop("keyframes"))
-    if "curve" in named:
-        try:
-            named["curve"] = [float(share) for share in named["curve"]]
-        except ValueError:
-            raise ValueError(
-                f"--curve is numbers such as 0,0.5,1, not {','.join(named['curve'])}"
-            ) from None
-    if "references" in named:
-        named["references"] = alike([*map(video_io.read_image, named["references"])])
+    task_files.check(task, named)
+    found = task_files.read(named)
+    if recipe is not None:
+        found = task_files.again(recipe, found)
     if FLAGS.fps is not None:
-        named["fps"] = FLAGS.fps
-    return named
+        found["fps"] = FLAGS.fps
+    return found
 
 
-def keyframes(items: list[str]) -> dict:
-    """Images and their frames, from FRAME=IMAGE each; scaled to one size."""
-    if not items:
-        raise ValueError("--keyframes is empty: give FRAME=IMAGE, such as 0=a.png")
-    found = []
-    for item in items:
-        frame, sign, file = item.partition("=")
-        if not sign or not frame.strip().isdecimal():
-            raise ValueError(
-                f"--keyframes are FRAME=IMAGE, such as 0=a.png, not {item!r}"
-            )
-        found.append((int(frame), video_io.read_image(pathlib.Path(file))))
-    images = alike([image for _, image in found])
-    return {"at": [frame for frame, _ in found], "images": images}
-
-
-def alike(images: list) -> list:
-    """Images, scaled and cropped to the size of the first."""
-    if not images:
-        raise ValueError("--references is empty: name one or two pictures")
-    height, width = images[0].shape[:2]
-    return [tasks.fitted(image[None], height, width)[0] for image in images]
-
-
-def make_task(pipe: pipeline.Pipeline, clip: dict, inputs: dict) -> str:
+def make_task(pipe: pipeline.Pipeline, task: str, clip: dict, inputs: dict) -> str:
     """Makes one video of others, and writes it; says what was done."""
     call = {n: v for n, v in clip.items() if n not in ("prompt", "file")} | inputs
-    request, _, windows = pipe.check_task(FLAGS.task, clip["prompt"], **call)
+    request, _, windows = pipe.check_task(task, clip["prompt"], **call)
     file, first = clip["file"], jax.process_index() == 0
-    recipe = pipe.recipe(request, 0) | pipe.task_recipe(FLAGS.task, **call)
+    recipe = pipe.recipe(request, 0) | pipe.task_recipe(task, **call)
     if recipes.is_finished(file, recipe, FLAGS.overwrite):
         return f"{file} exists already"
     note = recipes.check_format(file, request.num_frames, request.fps)
@@ -374,7 +341,7 @@ def make_task(pipe: pipeline.Pipeline, clip: dict, inputs: dict) -> str:
         steps, "generate", "clip steps", process_index=not first, compiles=True
     ) as bar:
         output = pipe.run(
-            FLAGS.task, clip["prompt"], progress=bar.update, batch_size=1, **call
+            task, clip["prompt"], progress=bar.update, batch_size=1, **call
         )
     frames = output.frames[0]
     if first:
@@ -393,8 +360,9 @@ def main() -> None:
     meshes.initialize()
     source = FLAGS["from"].value
     recipe = recipes.read(source) if source else None
+    task = task_of(recipe)
     wanted = clips(recipe)
-    inputs = task_inputs(FLAGS.task)
+    inputs = task_inputs(task, recipe)
     if FLAGS.out:
         batches.check_files(wanted)
     check_sheet(len(wanted))
@@ -419,10 +387,10 @@ def main() -> None:
         lora_2=FLAGS.lora_2,
         strict=FLAGS.strict,
     )
-    if FLAGS.task:
-        return print(make_task(pipe, wanted[0], inputs))
     if recipe is not None:
         recipes.check_weights(recipe, pipe.source)
+    if task:
+        return print(make_task(pipe, task, wanted[0], inputs))
     if rewriter is not None:
         for clip in wanted:  # before anyone is paid
             pipe.check_inputs(**arguments([clip]))
@@ -451,7 +419,7 @@ def main() -> None:
     if todo:
         make(pipe, groups, steps)
     if first and FLAGS.sheet:
-        videos = [video_io.decode(clip["file"]).frames for clip in wanted]
+        videos = [recipes.frames_of(clip["file"]) for clip in wanted]
         prompts = [getattr(c["prompt"], "text", c["prompt"]) for c in wanted]
         contact_sheet.write(pathlib.Path(FLAGS.sheet), videos, prompts)
     if first:

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageCms
 import PIL.ImageOps
+import PIL.PngImagePlugin
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -92,3 +93,25 @@ def _in_srgb(image: PIL.Image.Image, profile: bytes | None) -> PIL.Image.Image:
         except (PIL.ImageCms.PyCMSError, OSError):
             pass  # as browsers do
     return image.convert("RGB")
+
+
+def encode_png(frame_hwc: np.ndarray, comment: str) -> bytes:
+    """A PNG of uint8 [h, w, 3], with a comment."""
+    info = PIL.PngImagePlugin.PngInfo()
+    info.add_itxt("Comment", comment)
+    out = io.BytesIO()
+    PIL.Image.fromarray(frame_hwc).save(out, "PNG", pnginfo=info)
+    return out.getvalue()
+
+
+def read_comment(path: str | os.PathLike) -> str | None:
+    """The comment of a PNG; None if it has none.
+
+    Raises:
+      frames.Refused: it is not a PNG.
+    """
+    try:
+        with PIL.Image.open(path, formats=("PNG",)) as opened:
+            return opened.info.get("Comment")
+    except (PIL.UnidentifiedImageError, SyntaxError, ValueError):
+        raise frames.Refused(f"{path} is not a PNG picture") from None

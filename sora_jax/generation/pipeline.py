@@ -17,7 +17,6 @@ channels, l text tokens, d text width.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -38,6 +37,7 @@ from sora_jax.generation import (
     plans,
     recipes,
     runs,
+    task_files,
     tasks,
     wan,
     windows,
@@ -465,8 +465,7 @@ class Pipeline:
         for name in (*kind.inputs, *kind.options):
             value = arguments.get(name, kind.options.get(name))
             if name in kind.inputs:
-                pixels = np.ascontiguousarray(tasks.pixels(value, name))
-                value = {"sha256": hashlib.sha256(pixels.tobytes()).hexdigest()}
+                value = {"sha256": task_files.digest(value, name)}
             inputs[name] = value
         return {"task": task, "inputs": inputs}
 

@@ -1,8 +1,8 @@
 """Video files with recipes: what is needed to make a video again.
 
 A recipe is a JSON object of the arguments of the call and digests of the weights. It is
-stored in the video file's comment and beside it: clip.json for clip.mp4, clip.webm.json
-and clip.gif.json.
+stored in the video file's comment and beside it: clip.json for clip.mp4, clip.webm.json,
+clip.gif.json and clip.png.json.
 """
 
 import contextlib
@@ -13,11 +13,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from sora_jax.core import paths
-from sora_jax.data import gif, video_io
+from sora_jax.data import gif, pictures, video_io
 from sora_jax.generation import prompt_file
 from sora_jax.generation import request as requests
 
-FORMATS = ("mp4", "webm", "gif")
+VIDEO_FORMATS = ("mp4", "webm", "gif")
+FORMATS = (*VIDEO_FORMATS, "png")  # a PNG holds a video of one frame
 
 # Fields that identify the weights; the others are arguments of the call.
 WEIGHTS = ("config_digest", "step", "vae_digest", "text_encoder_digest", "weights")
@@ -45,7 +46,13 @@ def check_format(path: pathlib.Path, num_frames: int, fps: float) -> str:
     Raises:
       ValueError: the suffix is unknown, or the format cannot hold such a video.
     """
-    if format_of(path) != "gif":
+    kind = format_of(path)
+    if kind == "png" and num_frames > 1:
+        raise ValueError(
+            f"a .png is one frame, and the video has {num_frames}: give num_frames 1, or "
+            "another file"
+        )
+    if kind != "gif":
         return ""
     gif.check(num_frames, fps)
     shown = sorted(set(gif.durations(num_frames, fps)))
@@ -70,7 +77,7 @@ def save(frames_thwc: np.ndarray, path: str | pathlib.Path, recipe: Mapping) -> 
 
     Args:
       frames_thwc: float in [0, 1].
-      path: ends in .mp4, .webm or .gif.
+      path: ends in one of `FORMATS`.
       recipe: from `Output.recipes`.
     """
     path = pathlib.Path(path)
@@ -79,6 +86,9 @@ def save(frames_thwc: np.ndarray, path: str | pathlib.Path, recipe: Mapping) -> 
     text = json.dumps(dict(recipe), sort_keys=True)
     if kind == "gif":
         video = gif.encode(frames_u8, recipe["fps"], text)
+    elif kind == "png":
+        (frame_hwc,) = frames_u8
+        video = pictures.encode_png(frame_hwc, text)
     else:
         encode = video_io.encode_mp4 if kind == "mp4" else video_io.encode_webm
         video = encode(frames_u8, recipe["fps"], metadata={"comment": text})
@@ -89,13 +99,22 @@ def save(frames_thwc: np.ndarray, path: str | pathlib.Path, recipe: Mapping) -> 
     paths.write_atomically(sidecar_of(path), text)
 
 
+def frames_of(path: str | pathlib.Path) -> np.ndarray:
+    """The frames of a file that `save` wrote, uint8 [t, h, w, 3]."""
+    if format_of(pathlib.Path(path)) == "png":
+        return pictures.read_image(path)[None]
+    return video_io.decode(path).frames
+
+
 def read(path: str | pathlib.Path) -> dict:
     """Reads the recipe that a video carries.
 
     Raises:
       ValueError: it is not a video with a recipe.
     """
-    recipe = _parse(video_io.read_comment(path) or "")
+    is_png = pathlib.Path(path).suffix.lower() == ".png"
+    comment = pictures.read_comment(path) if is_png else video_io.read_comment(path)
+    recipe = _parse(comment or "")
     if recipe is None:
         raise ValueError(f"{path} contains no recipe: generate did not make it")
     try:
@@ -136,11 +155,6 @@ def arguments(recipe: Mapping, image: str | None = None) -> dict:
     if recipe.get("image_sha256") and image is None:
         raise ValueError(
             "the video was made from an image, which it does not contain: give --image"
-        )
-    if recipe.get("task"):
-        raise ValueError(
-            f"the video was made by task {recipe['task']!r} of files that it does not "
-            "contain: give that task again"
         )
     if recipe.get("latents_sha256"):
         raise ValueError("the video was made from latents, which it does not contain")

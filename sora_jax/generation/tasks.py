@@ -557,6 +557,13 @@ def _edit_method(inputs: Mapping[str, Any], trained: Sequence[str]) -> dict[str,
     return {"method": method, "source": inputs["source"] or None}
 
 
+def _number(inputs: Mapping[str, Any], name: str, default: float = 0.0) -> float:
+    value = inputs.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise ValueError(f"{name} is a number, not {value!r}")
+    return float(value)
+
+
 def check_mask(videos: Mapping[str, np.ndarray]) -> None:
     """Raises ValueError if a mask is not of the size of its video."""
     if not videos.keys() >= {"mask", "video"}:
@@ -628,12 +635,21 @@ def check(
         named |= _edit_method(named, trained)
     if not isinstance(named.get("source") or "", str):
         raise ValueError(f"source is text, not {type(named['source']).__name__}")
-    if "strength" in named and not 0 < named["strength"] <= 1:
+    if "strength" in named and not 0 < _number(named, "strength") <= 1:
         raise ValueError(
             f"strength is a noise level in (0, 1], not {named['strength']:g}"
         )
-    if not 0 <= (scale := named.get("source_guidance_scale", 1)) <= 100:
-        raise ValueError(f"source_guidance_scale is in [0, 100], not {scale:g}")
+    if not 0 <= _number(named, "source_guidance_scale", 1.0) <= 100:
+        raise ValueError(
+            "source_guidance_scale is in [0, 100], not "
+            f"{named['source_guidance_scale']:g}"
+        )
+    if "curve" in named:
+        curve = named["curve"]
+        if not isinstance(curve, list | tuple | np.ndarray):
+            raise ValueError(f"curve is numbers, not {curve!r}")
+        shares = [_number({"curve": share}, "curve") for share in curve]
+        named["curve"] = shares
     if "mask" in named and len(named["mask"]) == 1:
         named["mask"] = np.repeat(named["mask"], len(named["video"]), axis=0)
     found = task.size(named, size, stride)

@@ -81,13 +81,13 @@ def test_a_damaged_recipe_is_named(tmp_path, field, value, reason):
 
 
 def test_formats_do_not_share_a_recipes_file(tmp_path):
-    for suffix in recipes.FORMATS:
+    for suffix in recipes.VIDEO_FORMATS:
         recipes.save(FRAMES, tmp_path / f"clip.{suffix}", RECIPE)
     assert all(
         recipes.is_finished(tmp_path / f"clip.{suffix}", RECIPE)
-        for suffix in recipes.FORMATS
+        for suffix in recipes.VIDEO_FORMATS
     )
-    assert len([*tmp_path.glob("*.json")]) == len(recipes.FORMATS)
+    assert len([*tmp_path.glob("*.json")]) == len(recipes.VIDEO_FORMATS)
 
 
 def test_a_webm_is_vp9_in_bt709_and_reads_back(tmp_path):
@@ -143,3 +143,22 @@ def test_a_clip_made_without_the_file_is_another(tmp_path):
         recipes.is_finished(clip, recipe)
     with pytest.raises(ValueError, match="lora y"):
         recipes.check_weights(recipes.read(clip), recipe)
+
+
+def test_an_image_is_a_png_of_exact_pixels_with_its_recipe(tmp_path):
+    path, random = tmp_path / "one.png", np.random.default_rng(0)
+    frame = random.integers(0, 256, (1, 16, 24, 3), np.uint8)
+    recipes.save(frame / 255, path, RECIPE)
+    np.testing.assert_array_equal(recipes.frames_of(path), frame)
+    with PIL.Image.open(path) as opened:
+        np.testing.assert_array_equal(np.asarray(opened), frame[0])
+        assert json.loads(opened.text["Comment"]) == RECIPE
+    assert recipes.read(path) == RECIPE and recipes.is_finished(path, RECIPE)
+    with pytest.raises(ValueError, match="a .png is one frame, and the video has 9"):
+        recipes.check_format(path, 9, 8.0)
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
+    with pytest.raises(ValueError, match="contains no recipe"):
+        recipes.read(tmp_path / "other.png")
+    (tmp_path / "none.png").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a PNG"):
+        recipes.read(tmp_path / "none.png")
