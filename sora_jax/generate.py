@@ -29,6 +29,7 @@ from sora_jax.generation import (
     cache_calibration,
     contact_sheet,
     estimate,
+    gallery,
     pipeline,
     prompt_file,
     prompt_upsampler,
@@ -74,6 +75,9 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string(
     "sheet", None, "Picture (.png) to write: the prompts, and frames of their videos."
+)
+flags.DEFINE_string(
+    "gallery", None, "Folder: write an example of each way of making a video instead."
 )
 flags.DEFINE_bool("overwrite", False, "Replace existing files.")
 flags.DEFINE_enum(
@@ -327,6 +331,32 @@ def task_inputs(task: str | None, recipe: dict | None) -> dict:
     return found
 
 
+def open_gallery() -> pipeline.Pipeline:
+    """Opens the model of a gallery, whose prompts and inputs are its own."""
+    others = ("prompt", "prompts", "from", "task", "out", "sheet", "image", "dry_run")
+    if given := [name for name in others if FLAGS[name].value]:
+        raise ValueError(f"--gallery makes its own videos: leave out --{given[0]}")
+    job.check_writable(pathlib.Path(FLAGS.gallery) / "gallery.gif")
+    jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
+    return pipeline.Pipeline.from_pretrained(FLAGS.model, FLAGS.dtype)
+
+
+def make_gallery(pipe: pipeline.Pipeline) -> str:
+    """Makes an example of each task, and says which are left out."""
+    folder = pathlib.Path(FLAGS.gallery)
+    with progress.Progress(
+        len(tasks.TASKS), "gallery", "tasks", process_index=jax.process_index()
+    ) as bar:
+        found, refused = gallery.examples(
+            pipe, seed=FLAGS.seed, progress=lambda name: bar.update(1)
+        )
+    lines = [f"{name} is left out: {why}" for name, why in refused.items()]
+    if jax.process_index() == 0:
+        files = gallery.write(folder, found)
+        lines.append(f"{len(found)} examples written: {files[-1]}")
+    return "\n".join(lines)
+
+
 def make_task(pipe: pipeline.Pipeline, task: str, clip: dict, inputs: dict) -> str:
     """Makes one video of others, and writes it; says what was done."""
     call = {n: v for n, v in clip.items() if n not in ("prompt", "file")} | inputs
@@ -359,6 +389,8 @@ def arguments(group: list[dict]) -> dict:
 def main() -> None:
     meshes.initialize()
     source = FLAGS["from"].value
+    if FLAGS.gallery:
+        return print(make_gallery(open_gallery()))
     recipe = recipes.read(source) if source else None
     task = task_of(recipe)
     wanted = clips(recipe)
