@@ -276,6 +276,24 @@ def motion(seen: Seen) -> bool | None:
     return all(parts) if parts else None
 
 
+def motion_at(fps: float) -> Callable[[Seen], bool]:
+    """The stated direction and speed at a frame rate: what counts is pixels a second."""
+
+    def figure(seen: Seen) -> bool:
+        (subject,) = seen.case.stated.subjects
+        if not seen.track.present:
+            return False
+        velocity_x = seen.track.line[0] * fps / TIER.fps
+        ways = {d: np.dot(scenes.DIRECTIONS[d], velocity_x) for d in TIER.directions}
+        speed = float(np.linalg.norm(velocity_x))
+        is_fast = speed > TIER.speed_limit
+        right = subject.speed is None or is_fast == (subject.speed == "fast")
+        moves = speed > STILL * TIER.slow[0]
+        return bool(moves and right and max(ways, key=ways.get) == subject.direction)
+
+    return figure
+
+
 def colour_and_shape(seen: Seen) -> bool:
     """What the text states of these."""
     return all(seen.verdict.get(part, True) for part in ("colour", "shape"))

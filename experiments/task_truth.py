@@ -16,6 +16,7 @@ them. Prints a Markdown table for each task, with 95 % intervals.
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -104,6 +105,15 @@ def texts(count: int) -> list[Case]:
     """Half of the prompts are of moving things, half of still ones."""
     moving = drawn(count - count // 2, "motion")
     return [case(scene) for scene in [*moving, *drawn(count // 2, "attribute")]]
+
+
+def at_rate(count: int, frames: int, fps: float) -> list[Case]:
+    """Prompts of moving things, for videos of another length or frame rate."""
+    seconds = (frames - 1) / fps
+    split = "test_len" if seconds > 1 else "test"
+    return [
+        case(variants.at_rate(scene, fps)) for scene in drawn(count, "motion", split)
+    ]
 
 
 def first_frames(count: int) -> list[Case]:
@@ -386,6 +396,18 @@ def by_text(pipe: pipeline.Pipeline, cases: Sequence[Case]) -> list[Result]:
     return [Result.of(np.round(255 * video).astype(np.uint8)) for video in out.frames]
 
 
+def by_text_at(frames: int, fps: float) -> Callable:
+    """Makes clips from their texts, of a length and frame rate."""
+
+    def make(pipe: pipeline.Pipeline, cases: Sequence[Case]) -> list[Result]:
+        texts, seeds = [one.text for one in cases], [*range(len(cases))]
+        out = pipe(texts, seed=seeds, num_frames=frames, fps=fps)
+        videos = np.round(255 * out.frames).astype(np.uint8)
+        return [Result.of(video) for video in videos]
+
+    return make
+
+
 def by_prompts(task: str) -> Callable:
     """Makes clips with a task that takes no video, in batches."""
 
@@ -597,6 +619,17 @@ TRIALS: dict[str, Trial] = {
             Figure("frozen", _frozen_text, 0.02, at_least=False),
         ),
     ),
+    **{
+        f"text_{frames}_at_{fps}": Trial(
+            functools.partial(at_rate, frames=frames, fps=fps),
+            by_text_at(frames, fps),
+            (
+                Figure("motion as asked, by the second", scoring.motion_at(fps), 0.9),
+                Figure("colour and shape", scoring.colour_and_shape, 0.97),
+            ),
+        )
+        for frames, fps in ((9, 8), (5, 4), (9, 4), (17, 8), (17, 16), (33, 16))
+    },
     "first_frame": Trial(first_frames, by_text, _FIRST),
     "keyframes_0": _of_task("keyframes", first_frames, (_EXACT, *_FIRST)),
     "keyframes_0_4_8": _of_task("keyframes", lambda n: keyframes(n, (0, 4, 8)), _KEYFRAMES),

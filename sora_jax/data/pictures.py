@@ -108,10 +108,10 @@ def read_comment(path: str | os.PathLike) -> str | None:
     """The comment of a PNG; None if it has none.
 
     Raises:
-      frames.Refused: it is not a PNG.
+      ValueError: it is not a PNG.
     """
     try:
         with PIL.Image.open(path, formats=("PNG",)) as opened:
             return opened.info.get("Comment")
     except (PIL.UnidentifiedImageError, SyntaxError, ValueError):
-        raise frames.Refused(f"{path} is not a PNG picture") from None
+        raise ValueError(f"{path} is not a PNG picture") from None

@@ -54,10 +54,10 @@ def _inside(video: np.ndarray) -> np.ndarray:
     return video[:, h // 4 : h // 4 + h // 2, w // 4 : w // 4 + w // 2]
 
 
-def _middle(video: np.ndarray) -> np.ndarray:
+def _lower(video: np.ndarray) -> np.ndarray:
+    """All but the upper third of each frame."""
     mask = np.zeros(video.shape[:3], bool)
-    _, h, w = mask.shape
-    mask[:, h // 4 : 3 * h // 4] = True
+    mask[:, video.shape[1] // 3 :] = True
     return mask
 
 
@@ -78,7 +78,7 @@ INPUTS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], dict[str, Any]], bool
         False,
     ),
     "inpaint": (
-        lambda video, other: {"video": video, "mask": _middle(video)},
+        lambda video, other: {"video": video, "mask": _lower(video)},
         True,
     ),
     "outpaint": (

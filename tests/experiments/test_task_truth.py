@@ -169,7 +169,7 @@ def test_a_loop_closes_and_a_line_does_not():
 
 def test_a_place_copied_from_the_picture_correlates():
     cases = task_truth.references(12, named=True)
-    there = [seen(c, np.repeat(c.inputs["images"][0][None], 9, 0)) for c in cases]
+    there = [seen(c, np.repeat(c.inputs["references"][0][None], 9, 0)) for c in cases]
     assert scoring.place_correlation(there).value > 0.95
     assert (
         abs(scoring.place_correlation([seen(c, c.truth_thwc) for c in cases]).value)

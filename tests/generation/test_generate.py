@@ -374,7 +374,7 @@ def test_a_picture_becomes_the_first_frame(generate, tmp_path):
         ({"prompt": "a", "prompts": "b.txt"}, "--prompt, --prompts and --from"),
         (
             {"prompt": "a", "out": "x.avi"},
-            "ends in one of .mp4, .webm, .gif, not 'x.avi'",
+            "ends in one of .mp4, .webm, .gif, .png, not 'x.avi'",
         ),
         ({"prompt": "a", "format": "gif"}, "--format is for --prompts"),
         ({"prompt": "a", "out": ""}, "give --out: the video's file"),
@@ -471,8 +471,17 @@ def test_a_task_makes_a_video_of_another_once(generate, film, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="exists with another recipe .*strength"):
         generate(**asked | {"strength": 0.7})
-    with pytest.raises(SystemExit, match="by task 'vary' of files"):
-        generate(**{"from": str(out)}, out=str(tmp_path / "again.mp4"))
+    again = {"from": str(out), "out": str(tmp_path / "again.mp4")}
+    with pytest.raises(SystemExit, match="--task vary needs --video"):
+        generate(**again)
+    with pytest.raises(SystemExit, match="video is not the one .* SHA-256 differs"):
+        generate(**again, video=str(out))
+    with pytest.raises(SystemExit, match="was made by task 'vary': leave out --task"):
+        generate(**again, task="loop")
+    assert not (tmp_path / "again.mp4").exists()
+    generate(**again, video=str(file))
+    assert (tmp_path / "again.mp4").read_bytes() == out.read_bytes()
+    assert recipes.read(again["out"]) == recipes.read(out)
     generate(**asked | {"strength": 0.7}, overwrite=True)
     assert recipes.read(out)["inputs"]["strength"] == 0.7
 
@@ -538,7 +547,7 @@ EVERY_PATTERN = ("first_frame", "keyframes", "region")
         ({"task": "keyframes", "keyframes": []}, "keyframes is empty"),
         ({"task": "keyframes", "keyframes": ["a.png"]}, "FRAME=IMAGE"),
         ({"task": "vary", "video": "FILM", "strength": 2.0}, "in .0, 1., not 2"),
-        ({"task": "edit", "video": "FILM"}, "'edit' needs source"),
+        ({"task": "edit", "video": "FILM"}, "flowedit needs source"),
         (
             {"task": "inpaint", "video": "FILM", "mask": "FILM_TEXT"},
             "FILM_TEXT|picture",
@@ -601,7 +610,7 @@ NINE = {"video": "nine.mp4"}
         ("loop", NINE, "--video has no meaning for --task loop"),
         ("connect", NINE | {"frames": 3}, "--task connect needs --video_2"),
         ("inpaint", NINE, "--task inpaint needs --mask"),
-        ("edit", NINE, "'edit' needs source"),
+        ("edit", NINE, "flowedit needs source"),
         ("extend", NINE | {"frames": 4}, "'extend' needs a denoiser .*'head'"),
     ],
 )
