@@ -1,17 +1,10 @@
 """The toy denoiser of every task: text, pictures, parts of a clip, levels of its own.
 
-    for kind in scenes groups loops rates; do
-      python -m sora_jax.prepare --source toyworld:tw32 --kind $kind --out runs/$kind
-    done
-    python -m sora_jax.prepare --source shards:runs/scenes --vae toy \\
-        --pictures 9 --regions --out runs/latents
-    for kind in groups loops rates; do
-      python -m sora_jax.prepare --source shards:runs/$kind --vae toy --out runs/latents_$kind
-    done
     python -m sora_jax.train --config=configs/toy_mixture.py --init toy \\
-        --out=runs/toy_mixture --config.data.latents=\\
-        runs/latents,runs/latents_groups,runs/latents_loops,runs/latents_rates
+        --out=runs/mixture --config.data.latents=runs/latents_scenes,\\
+        runs/latents_groups,runs/latents_loops,runs/latents_rates
 
+sora_jax/training/README.md has the commands that make these latents.
 Its rows are packed, since clips have several lengths, and pictures add tokens to some.
 """
 

@@ -65,13 +65,18 @@ _OF_CLIPS = (*video_io.SUFFIXES, ".npy")
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The texts of one video, and its scores; fields as in `records.ClipRecord`."""
+    """The texts of one video, and its scores; fields as in `records.ClipRecord`.
+
+    But `edit_of` names a video of the folder, not a clip.
+    """
 
     captions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
     licence: str = ""
     source: str = ""
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    subject: str = ""
+    edit_of: str = ""
 
     def over(self, other: "Text") -> "Text":
         """Returns both merged; this one's values win."""
@@ -81,6 +86,8 @@ class Text:
             self.licence or other.licence,
             self.source or other.source,
             {**other.scores, **self.scores},
+            self.subject or other.subject,
+            self.edit_of or other.edit_of,
         )
 
 
@@ -104,6 +111,7 @@ class Rows:
         self._sources = collections.defaultdict(dict)
         self._licence = self._source = ""
         self._scores: dict[str, float] = {}
+        self._subject = self._edit_of = ""
 
     def add(self, row: Text) -> None:
         for tier, several in row.captions.items():
@@ -112,6 +120,8 @@ class Rows:
         self._licence = self._licence or row.licence
         self._source = self._source or row.source
         self._scores = {**row.scores, **self._scores}
+        self._subject = self._subject or row.subject
+        self._edit_of = self._edit_of or row.edit_of
 
     def text(self) -> Text:
         return Text(
@@ -120,6 +130,8 @@ class Rows:
             self._licence,
             self._source,
             self._scores,
+            self._subject,
+            self._edit_of,
         )
 
 
@@ -168,7 +180,7 @@ def is_score(field: str) -> bool:
 
 
 def text_of(fields: Any, *, needs_caption: bool = True) -> Text:
-    """Reads an object's captions, licence, source and scores.
+    """Reads an object's captions, licence, source, scores, subject and edit_of.
 
     Raises:
       ValueError: one of them is no text, or it has no caption and needs one.
@@ -201,6 +213,8 @@ def text_of(fields: Any, *, needs_caption: bool = True) -> Text:
         _clean(fields.get("licence") or fields.get("license") or "", "licence"),
         _clean(origins[0] if origins else "", "source"),
         _scores_of(fields),
+        _clean(fields.get("subject") or "", "subject"),
+        _clean(fields.get("edit_of") or "", "edit_of"),
     )
 
 

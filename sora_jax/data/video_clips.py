@@ -572,7 +572,7 @@ class FolderClips:
         text: folders.Text,
     ) -> records.ClipRecord:
         return records.ClipRecord(
-            id=f"{video}#{window:05d}",
+            id=_clip_id(video, window),
             video=encoded,
             # Measured rates have digits without meaning, which differ between videos.
             fps=round(fps, 3) if self.fps is None else fps,
@@ -585,7 +585,14 @@ class FolderClips:
             scores=text.scores,
             licence=text.licence,
             source=text.source or f"{video} from {start:.3f} s",
+            subject=text.subject,
+            edit_of=_clip_id(text.edit_of, window) if text.edit_of else "",
         )
+
+
+def _clip_id(video: str, window: int) -> str:
+    """The id of a video's clip, by its number."""
+    return f"{video}#{window:05d}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,6 +43,8 @@ _OTHERS = (
     "license",
     "source",
     "scores",
+    "subject",
+    "edit_of",
 )
 _KNOWN = {*folders.FILE_FIELDS, *_IDS, *_RANGES, *_STARTS, *_ENDS, *_CAPTIONS}
 _KNOWN |= {*_MEASURED, *_OTHERS}

@@ -1,9 +1,18 @@
 """Clips that are related to others: written, read back, encoded and drawn."""
 
+import json
+
 import numpy as np
 import pytest
 
-from sora_jax.data import latent_cache, records, shards, toy_clips
+from sora_jax.data import (
+    latent_cache,
+    records,
+    shards,
+    toy_clips,
+    video_clips,
+    video_io,
+)
 
 
 @pytest.fixture(scope="module", params=["groups", "loops", "rates"])
@@ -74,3 +83,36 @@ def test_a_kind_that_does_not_exist_is_refused():
         toy_clips.ToyClips("tw32", 3, kind="pairs")
     with pytest.raises(ValueError, match="--families"):
         toy_clips.ToyClips("tw32", 3, families={"motion": 1.0}, kind="loops")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json"])
+def test_a_users_edits_and_subjects_are_read(form, tmp_path):
+    """Two windows of each video, matched by their numbers."""
+    random = np.random.default_rng(0)
+    fields = {
+        "a.mp4": {"caption": "a cat", "subject": "cat 7"},
+        "b.mp4": {"caption": "a white cat", "subject": "cat 7", "edit_of": "a.mp4"},
+    }
+    for name in fields:
+        frames = random.integers(0, 256, (10, 32, 32, 3), np.uint8)
+        (tmp_path / name).write_bytes(video_io.encode_lossless(frames, 8.0))
+        if form == "json":
+            side = (tmp_path / name).with_suffix(".json")
+            side.write_text(json.dumps(fields[name]))
+    if form == "jsonl":
+        lines = [json.dumps({"file": n} | more) for n, more in fields.items()]
+        (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    source = video_clips.FolderClips(
+        tmp_path, num_frames=(5,), size=(32, 32), fps=8.0, split_shots=False
+    )
+    shards.write(tmp_path / "shards", source)
+    clips = shards.open(tmp_path / "shards")
+    found = {
+        clips.entry(i)["id"]: records.relations(clips[i]) for i in range(len(clips))
+    }
+    assert found == {
+        "a.mp4#00000": {"subject": "cat 7"},
+        "a.mp4#00001": {"subject": "cat 7"},
+        "b.mp4#00000": {"subject": "cat 7", "edit_of": "a.mp4#00000"},
+        "b.mp4#00001": {"subject": "cat 7", "edit_of": "a.mp4#00001"},
+    }
