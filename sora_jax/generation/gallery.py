@@ -21,7 +21,7 @@ from sora_jax.data import gif
 from sora_jax.data import samples as sampling
 from sora_jax.generation import pipeline, tasks
 
-PROMPTS = ("a red circle moves right", "a blue square moves right")
+PROMPTS = ("a red circle moves right slowly", "a blue square moves right slowly")
 _COLUMNS, _SCALE, _GAP, _TEXT = 4, 2, 6, 12
 _PAPER, _INK = "white", "#222222"
 _FPS = 8.0
@@ -64,7 +64,7 @@ def _lower(video: np.ndarray) -> np.ndarray:
 # Of two videos, what each task is given, and whether the text is that of the second.
 INPUTS: dict[str, tuple[Callable[[np.ndarray, np.ndarray], dict[str, Any]], bool]] = {
     "keyframes": (_keyframes, False),
-    "loop": (lambda video, other: {}, False),
+    "loop": (lambda video, other: {"num_frames": 17}, False),
     "reference": (lambda video, other: {"references": [other[0]]}, True),
     "extend": (lambda video, other: {"video": video, "frames": 8}, False),
     "extend_backwards": (lambda video, other: {"video": video, "frames": 8}, False),

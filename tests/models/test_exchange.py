@@ -23,7 +23,7 @@ from sora_jax.models import (
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent / "golden"
 WAN_1_3B = dit.Config(mask_text=False, known_embedding=False, pooled_text=False)
 # What the denoiser has beyond Wan, by the path of the parameter.
-OURS = {"known", "pooled_text.kernel", "pooled_text.bias"}
+OURS = {"known", "context", "pooled_text.kernel", "pooled_text.bias"}
 
 
 def shapes(make):
@@ -81,7 +81,9 @@ def test_one_parameter_for_each_of_wan_2_1_1_3b(peer, make, export, config):
 
 
 def test_what_is_ours_beyond_wan_is_listed():
-    full = dataclasses.replace(WAN_1_3B, known_embedding=True, pooled_text=True)
+    full = dataclasses.replace(
+        WAN_1_3B, known_embedding=True, context_embedding=True, pooled_text=True
+    )
     ours = trees.flatten(shapes(make_dit(full)))
     wan = trees.flatten(shapes(make_dit(WAN_1_3B)))
     assert set(ours) - set(wan) == OURS

@@ -159,7 +159,8 @@ OTHER = {
         "in_channels": 8, "out_channels": 8, "patch": (2, 2, 2), "dim": 24,
         "num_layers": 3, "num_heads": 6, "num_kv_heads": 4, "mlp_dim": 7,
         "text_dim": 8, "freq_dim": 8, "cross_attn_norm": False, "mask_text": False,
-        "known_embedding": False, "pooled_text": False, "additive_positions": True,
+        "known_embedding": False, "context_embedding": True, "pooled_text": False,
+        "additive_positions": True,
         "input_skip": True, "rope_theta": 2.0, "time_scale": 1.0,
     },
     text_encoder.Config: {
