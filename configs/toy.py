@@ -21,6 +21,7 @@ def get_config():
     dit.dim, dit.num_layers, dit.num_heads, dit.mlp_dim = 160, 5, 5, 640
     dit.text_dim, dit.freq_dim = 96, 128
     dit.additive_positions = dit.input_skip = True
+    dit.context_embedding = True  # for --init toy: the shipped weights have it
     dit.rope_theta = 100.0  # for a grid of a few tokens a side
     dit.time_scale = 2.0
     dit.remat = "dots"

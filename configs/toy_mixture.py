@@ -14,7 +14,6 @@ from configs import toy
 def get_config():
     """Returns the config."""
     c = toy.get_config()
-    c.model.dit.context_embedding = True
     # Rows of four clips of 48 tokens each, or fewer with what is given beside them.
     c.data.batch_size, c.data.gap_clips = 8, 0
     c.packing.shapes, c.packing.tokens, c.packing.unit, c.packing.clips = 1, 192, 16, 4

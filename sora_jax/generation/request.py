@@ -115,8 +115,8 @@ class Settings(Arguments):
       boundary: noise level below which the second of two experts denoises.
       takes_images: whether an image can be given.
       trained_patterns: what the denoiser was given in training, by names of
-        `conditions.Pattern`, and "mid_clip" for windows that start mid-clip; tasks that
-        give something else are refused.
+        `conditions.Pattern`, "mid_clip" for windows that start mid-clip, and "images";
+        tasks that give something else are refused.
       trained_levels: noise levels that the denoiser was trained on; one of two experts
         cannot make a video alone.
     """
