@@ -977,9 +977,7 @@ def main() -> None:
                     found = try_edit(name, pipe, args.clips)
                 else:
                     found = try_task(TRIALS[name], pipe, args.clips, clips)
-            except ValueError as error:
-                if "trained" not in str(error):
-                    raise
+            except tasks.Untrained as error:
                 print(f"Not trained: {error}.\n", flush=True)
                 continue
             seconds = time.perf_counter() - start

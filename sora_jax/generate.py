@@ -334,11 +334,15 @@ def task_inputs(task: str | None, recipe: dict | None) -> dict:
 def open_gallery() -> pipeline.Pipeline:
     """Opens the model of a gallery, whose prompts and inputs are its own."""
     others = ("prompt", "prompts", "from", "task", "out", "sheet", "image", "dry_run")
+    others += ("size", "calibrate_step_cache", "upsample", *_OF_TASKS, *requests.SHARED)
     if given := [name for name in others if FLAGS[name].value]:
         raise ValueError(f"--gallery makes its own videos: leave out --{given[0]}")
     job.check_writable(pathlib.Path(FLAGS.gallery) / "gallery.gif")
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
-    return pipeline.Pipeline.from_pretrained(FLAGS.model, FLAGS.dtype)
+    loras = {"lora": FLAGS.lora, "lora_2": FLAGS.lora_2}
+    return pipeline.Pipeline.from_pretrained(
+        FLAGS.model, FLAGS.dtype, strict=FLAGS.strict, **loras
+    )
 
 
 def make_gallery(pipe: pipeline.Pipeline) -> str:

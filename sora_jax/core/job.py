@@ -127,8 +127,8 @@ def _parsed(argv: list[str]) -> list[str]:
     """
     try:
         return flags.FLAGS(argv)
-    except SystemExit:
-        sys.exit(0)
+    except SystemExit as stop:
+        sys.exit(0 if stop.code == 1 else stop.code)
 
 
 def _check_finite(flag_values: flags.FlagValues) -> None:

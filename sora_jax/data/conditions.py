@@ -170,10 +170,11 @@ class Config:
                     f"pattern {pattern.value!r} needs at least {_LEAST_FRAMES[pattern]} "
                     f"latent frames, not {longest}: fewer leave nothing to generate"
                 )
-            if pattern in _OF_PICTURES and patch[0] > 1:
+            if pattern in _OF_PICTURES | _RELATIONS.keys() and patch[0] > 1:
                 raise ValueError(
                     f"known.probabilities.{pattern.value} is above 0, but a token spans "
-                    f"{patch[0]} latent frames (model.dit.patch), and a picture has one"
+                    f"{patch[0]} latent frames (model.dit.patch), of which it needs single "
+                    "ones"
                 )
             lacks = None
             if pattern in _OF_PICTURES and not any(e.get("pictures") for e in entries):
@@ -195,6 +196,11 @@ class Config:
                     f"known.probabilities.{pattern.value} is above 0, which gives "
                     "some clips more or fewer tokens and needs packed rows (packing.shapes)"
                 )
+        if self.images and patch[0] > 1:
+            raise ValueError(
+                f"known.images is {self.images:g}, but a token spans {patch[0]} latent "
+                "frames (model.dit.patch), and an image has one"
+            )
         for name in ("mid_clip", "images"):
             if getattr(self, name) and not packed:
                 raise ValueError(
@@ -212,17 +218,22 @@ class Config:
         """The most tokens that a clip can have; the arguments are those of `draw`."""
         shape = entry["shape"]
         if self.loops(entry):
+            if entry["period"] % temporal_stride:
+                raise ValueError(
+                    f"a clip repeats itself after {entry['period']} frames, which is no "
+                    f"multiple of the {temporal_stride} frames of a latent"
+                )
             length = entry["period"] // temporal_stride // patch[0]
             return Condition(stop=length).tokens(shape, patch)
         frames, pictures = tuple(entry.get("pictures") or ()), 0
         if self.has(Pattern.TAIL, Pattern.BOTH, Pattern.KEYFRAMES):
             pictures = min(MOST_PICTURES, len(frames))
-        if self.has(Pattern.EVERY):
+        if self.has(Pattern.EVERY) and _whole(entry):
             pictures = max(pictures, len(frames[::2]))
         kinds = [Condition(pictures=frames[:pictures])]
         if self.has(Pattern.REFERENCE):
-            siblings = tuple(entry.get("siblings", ()))
-            kinds.append(Condition(references=siblings[:MOST_REFERENCES]))
+            others = max(0, len(entry.get("siblings", ())) - 1)
+            kinds.append(Condition(references=(0,) * min(others, MOST_REFERENCES)))
         if self.has(Pattern.EDIT):
             kinds.append(Condition(source=entry.get("source")))
         return max(kind.tokens(shape, patch) for kind in kinds)
@@ -299,7 +310,7 @@ def draw(
         room = entry["shape"][0] // patch[0] - length
         start = int(random.integers(1, room + 1))
         return Condition(Pattern.LOOP, start, start + length)
-    if config.images and patch[0] == 1 and random.random() < config.images:
+    if config.images and random.random() < config.images:
         return Condition(stop=1)
     t, frames = entry["shape"][0] // patch[0], tuple(entry.get("pictures") or ())
     start = 0
@@ -312,7 +323,7 @@ def draw(
     if (
         t < _LEAST_FRAMES[pattern]
         or (pattern in _OF_PICTURES and not frames)
-        or (pattern is Pattern.EVERY and frames[-1] - frames[0] >= len(frames))
+        or (pattern is Pattern.EVERY and not _whole(entry))
         or (pattern is Pattern.REGION and entry.get("region") is None)
         or (pattern is Pattern.FIRST_FRAME and start)
         or (pattern is Pattern.REFERENCE and not entry.get("siblings"))
@@ -326,11 +337,11 @@ def draw(
     if pattern in (Pattern.HEAD, Pattern.BOTH):
         head = int(random.integers(1, t))
     if pattern in (Pattern.TAIL, Pattern.BOTH):
-        count = int(random.integers(1, MOST_PICTURES + 1))
+        count = min(int(random.integers(1, MOST_PICTURES + 1)), len(frames))
         # The last three are neighbours. Where all are there, they need not be the last:
         # a task's window has whole latents, and may end up to a latent later.
         end = len(frames)
-        if frames[-1] - frames[0] < len(frames):
+        if _whole(entry):
             end -= int(
                 random.integers(0, min(temporal_stride, len(frames) - count + 1))
             )
@@ -347,9 +358,11 @@ def draw(
         levels = tuple(drawn.tolist())
     references, source = (), None
     if pattern is Pattern.REFERENCE:
-        siblings = entry["siblings"]
-        count = int(random.integers(1, min(MOST_REFERENCES, len(siblings)) + 1))
-        references = tuple(random.choice(siblings, count, replace=False).tolist())
+        siblings, rank = entry["siblings"], entry["rank"]
+        others = len(siblings) - 1
+        count = int(random.integers(1, min(MOST_REFERENCES, others) + 1))
+        chosen = random.choice(others, count, replace=False)
+        references = tuple(siblings[i] for i in (chosen + (chosen >= rank)).tolist())
     if pattern is Pattern.EDIT:
         source = entry["source"]
     return Condition(pattern, start, None, head, pictures, levels, references, source)
@@ -360,34 +373,45 @@ def reference_time(number: int) -> float:
     return -1.0 - number
 
 
-def related(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def related(
+    entries: Sequence[Mapping[str, Any]], first: int = 0
+) -> list[Mapping[str, Any]]:
     """The entries of an index, with the other clips that may be given of each.
 
     Args:
-      entries: of the index of cached latents.
+      entries: of the index of one cache of latents.
+      first: place of the first of them in the data.
 
     Returns:
-      Those entries, with the places of other clips of the same subject and size as
-      `siblings`, and the place of the clip that this one is an edit of, if it is there
-      and of the same size, as `source`.
+      Those entries, with the places of all clips of the same subject and size as
+      `siblings`, if there are several, and the clip's own number among them as `rank`;
+      and with the place of the clip that this one is an edit of as `source`, if it is
+      there, of the same size and frame rate.
     """
     places = {entry["id"]: place for place, entry in enumerate(entries)}
     subjects: dict[tuple, list[int]] = {}
+    ranks = []
     for place, entry in enumerate(entries):
-        if entry.get("subject"):
-            key = (entry["subject"], *entry["shape"][1:3])
-            subjects.setdefault(key, []).append(place)
+        same = subjects.setdefault(_subject(entry), [])
+        ranks.append(len(same))
+        same.append(first + place)
     found = []
-    for place, entry in enumerate(entries):
-        key = (entry.get("subject"), *entry["shape"][1:3])
+    for entry, rank in zip(entries, ranks, strict=True):
         more = {}
-        if siblings := [other for other in subjects.get(key, ()) if other != place]:
-            more["siblings"] = siblings
+        siblings = subjects[_subject(entry)]
+        if entry.get("subject") and len(siblings) > 1:  # one list, shared by all
+            more |= {"siblings": siblings, "rank": rank}
         source = places.get(entry.get("edit_of"))
-        if source is not None and entries[source]["shape"] == entry["shape"]:
-            more["source"] = source
+        if source is not None and all(
+            entries[source].get(name) == entry.get(name) for name in ("shape", "fps")
+        ):
+            more["source"] = first + source
         found.append(entry | more if more else entry)
     return found
+
+
+def _subject(entry: Mapping[str, Any]) -> tuple:
+    return entry.get("subject"), *entry["shape"][1:3]
 
 
 def slots(

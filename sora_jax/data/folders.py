@@ -150,6 +150,12 @@ def _clean(text: Any, field: str) -> str:
     return cleaned
 
 
+def _name(value: Any) -> str:
+    """A name in words or as a number; anything else is none."""
+    is_name = isinstance(value, str | int) and not isinstance(value, bool)
+    return texts.normalise(str(value)) if is_name else ""
+
+
 def _captions(value: Any, tier: str) -> str:
     """One caption, or a list of captions, of a tier."""
     several = value if isinstance(value, list) else [value]
@@ -213,8 +219,8 @@ def text_of(fields: Any, *, needs_caption: bool = True) -> Text:
         _clean(fields.get("licence") or fields.get("license") or "", "licence"),
         _clean(origins[0] if origins else "", "source"),
         _scores_of(fields),
-        _clean(fields.get("subject") or "", "subject"),
-        _clean(fields.get("edit_of") or "", "edit_of"),
+        _name(fields.get("subject")),
+        posixpath.normpath(name) if (name := _name(fields.get("edit_of"))) else "",
     )
 
 

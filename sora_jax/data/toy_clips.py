@@ -12,8 +12,8 @@ from sora_jax.toyworld import captions, families, render, scene, variants
 _CLIPS_PER_PART = 250
 KINDS = ("scenes", "groups", "loops", "rates")
 _PERIODS = (8, 12, 16)
-# Split of the scene, and frames a second: 5 to 33 frames in one or two seconds.
-_RATES = (("train", 4), ("train", 16), ("long", 4), ("long", 8), ("long", 16))
+# Length of the scene, and frames a second: 5 to 33 frames in one or two seconds.
+_RATES = (("usual", 4), ("usual", 16), ("long", 4), ("long", 8), ("long", 16))
 
 
 def parse_families(text: str | None) -> dict[str, float] | None:
@@ -66,6 +66,10 @@ class ToyClips:
             raise ValueError(f"kind is {self.kind!r}; it is one of {', '.join(KINDS)}")
         if self.families and self.kind in ("groups", "loops"):
             raise ValueError(f"--families does not go with clips of kind {self.kind}")
+        if self.kind == "rates" and self.split not in ("train", "val", "test"):
+            raise ValueError(
+                f"clips of kind rates are train, val or test, not {self.split}"
+            )
         self._clip(0)
 
     def _clip(self, index: int) -> tuple[scene.Scene, float, dict[str, Any]]:
@@ -74,18 +78,22 @@ class ToyClips:
         if self.kind == "scenes":
             return families.scene(*where, index, self.families, self.seed), fps, {}
         if self.kind == "loops":
-            period = _PERIODS[index % len(_PERIODS)]
+            periods = [p for p in _PERIODS if variants.fits(self.tier, p)]
+            period = periods[index % len(periods)]
             drawn = variants.looping(*where, index, period, seed=self.seed)
             return drawn, fps, {"period": period}
         if self.kind == "rates":
-            split, fps = _RATES[index % len(_RATES)]
-            split = "test_len" if split == "long" else self.split
-            drawn = families.scene(self.tier, split, index, self.families, self.seed)
+            length, fps = _RATES[index % len(_RATES)]
+            split, seed = self.split, self.seed
+            if length == "long":  # the scenes of no other split or seed
+                seed = f"{self.seed} {self.split} of two seconds"
+                split = "test_len"
+            drawn = families.scene(self.tier, split, index, self.families, seed)
             return variants.at_rate(drawn, fps), fps, {}
         group, place = divmod(index, 3)
         drawn = variants.one_thing(*where, group, self.seed)
         what = variants.EDITS[group % len(variants.EDITS)]
-        more = {"subject": f"{self._id(group)}"}
+        more = {"subject": self._id(3 * group)}
         if place == 0:
             return drawn, fps, more | {"edit_of": self._id(3 * group + 1)}
         if place == 1:

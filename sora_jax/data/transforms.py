@@ -8,7 +8,7 @@ Letters: n windows, t time, h height, w width, c channels, l tokens, d text widt
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -177,7 +177,7 @@ class LatentsAndText:
         """
         told = record
         if condition is not None and condition.source is not None:
-            told = _telling(record, others[-1])
+            told = _telling(record, others[-1], self.text.sampler.has)
         text = self.text(told, random)
         if self.states is not None:
             ids_l = text.pop("text_ids")
@@ -243,14 +243,24 @@ class LatentsAndText:
         }
 
 
-def _telling(record, source):
-    """A record with those of its captions that differ from its source's, if any does."""
+def _telling(record, source, has: Callable[[Mapping[str, str]], bool]):
+    """A record with those of its captions that its source does not have.
+
+    has: whether one of some captions is of a tier that is used; if none is, the record
+      stays as it is.
+    """
     captions = {
-        tier: text
-        for tier, text in record.captions.items()
-        if source.captions.get(tier) != text
+        tier: records.join(
+            [
+                text
+                for text in records.variants(several)
+                if text not in records.variants(source.captions.get(tier, ""))
+            ]
+        )
+        for tier, several in record.captions.items()
     }
-    return dataclasses.replace(record, captions=captions) if captions else record
+    captions = {tier: text for tier, text in captions.items() if text}
+    return dataclasses.replace(record, captions=captions) if has(captions) else record
 
 
 class Shown:

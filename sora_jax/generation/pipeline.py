@@ -466,7 +466,15 @@ class Pipeline:
             value = arguments.get(name, kind.options.get(name))
             if name in kind.inputs:
                 value = {"sha256": task_files.digest(value, name)}
+            elif isinstance(value, Sequence | np.ndarray) and not isinstance(
+                value, str
+            ):
+                value = np.asarray(value).tolist()
+            elif isinstance(value, np.generic):
+                value = value.item()
             inputs[name] = value
+        if arguments.get("fps") is not None:  # that of a video that was given
+            inputs["fps"] = float(arguments["fps"])
         return {"task": task, "inputs": inputs}
 
     def check_inputs(self, **arguments) -> requests.Request:

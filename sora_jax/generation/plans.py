@@ -97,6 +97,7 @@ def sizes(request: requests.Request) -> tuple[int, int]:
     mesh = jax.sharding.get_mesh()
     ways = 1 if mesh.empty else sharding.logical_axis_size(mesh, "batch")
     is_guided = 1 not in (request.guidance_scale, request.guidance_scale_2)
+    is_guided &= request.given_scale == 1  # guidance by what is given has three rows
     least = ways // 2 if is_guided and ways % 2 == 0 else ways
     size = math.ceil(request.batch_size / least) * least
     return size, math.ceil(size / ways) * ways

@@ -82,6 +82,7 @@ def save(frames_thwc: np.ndarray, path: str | pathlib.Path, recipe: Mapping) -> 
     """
     path = pathlib.Path(path)
     kind = format_of(path)
+    check_format(path, len(frames_thwc), recipe["fps"])
     frames_u8 = np.round(np.clip(frames_thwc, 0, 1) * 255).astype(np.uint8)
     text = json.dumps(dict(recipe), sort_keys=True)
     if kind == "gif":

@@ -425,6 +425,11 @@ def check(
                 f"{name} is given, but guidance_scale is 1, where it does nothing: "
                 "give another guidance_scale, such as 3.5, or leave it out"
             )
+    if request.step_cache and request.given_scale != 1:
+        raise ValueError(
+            "step_cache is not for guidance by what is given: leave out one of step_cache "
+            "and given_scale"
+        )
     if images is not None and not settings.takes_images:
         raise ValueError(
             "image is given, but this model makes videos from text alone: Wan 2.2 "

@@ -112,7 +112,7 @@ def again(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
     """
     kind, inputs = tasks.find(recipe["task"]), recipe.get("inputs")
     names = {*kind.inputs, *kind.options}
-    if not isinstance(inputs, dict) or inputs.keys() != names:
+    if not isinstance(inputs, dict) or inputs.keys() - {"fps"} != names:
         raise ValueError(f"the recipe lacks what task {recipe['task']!r} was given")
     for name in kind.inputs:
         stored = inputs[name]
@@ -123,4 +123,5 @@ def again(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]
                 f"{name} is not the one that the video was made of: its SHA-256 differs"
             )
     options = {n: inputs[n] for n in kind.options if inputs[n] not in (None, "")}
-    return options | dict(given)
+    rate = {"fps": inputs["fps"]} if "fps" in inputs else {}
+    return options | dict(given) | rate

@@ -132,7 +132,8 @@ def loop(make: windows.Windows) -> np.ndarray:
     latent is a single frame, sees them as one of these.
     """
     t, trained = make.grid[0] - 1, make.pipe.settings.trained_patterns
-    start, learned = int("mid_clip" in trained), "loop" in trained
+    learned = "loop" in trained
+    start = int(learned or "mid_clip" in trained)
     given = givens.Given(start=start, is_loop=learned)
     return make.decode_loop(make.sample(given, length=t, is_rolled=not learned))
 
@@ -540,7 +541,9 @@ def _count(value: Any, name: str) -> int:
 METHODS = ("context", "flowedit")
 
 
-def _edit_method(inputs: Mapping[str, Any], trained: Sequence[str]) -> dict[str, Any]:
+def _edit_method(
+    inputs: Mapping[str, Any], given: Mapping[str, Any], trained: Sequence[str]
+) -> dict[str, Any]:
     """The method of an edit, and the text of its source if it needs one."""
     method = inputs["method"] or ("context" if "edit" in trained else "flowedit")
     if method not in METHODS:
@@ -549,10 +552,11 @@ def _edit_method(inputs: Mapping[str, Any], trained: Sequence[str]) -> dict[str,
         raise ValueError(
             "task 'edit' by flowedit needs source, a description of the video as it is"
         )
-    if method == "context" and inputs["source"]:
+    of_flow = ("source", "strength", "source_guidance_scale")
+    for name in (n for n in of_flow if method == "context" and given.get(n)):
         raise ValueError(
-            "source, a description of the video as it is, has no meaning for method "
-            "context: leave it out, or choose method flowedit"
+            f"{name} has no meaning for method context: leave it out, or choose method "
+            "flowedit"
         )
     return {"method": method, "source": inputs["source"] or None}
 
@@ -587,6 +591,10 @@ def fitted(video: np.ndarray, height: int, width: int) -> np.ndarray:
         return masks[..., 0] > 0
     frames = [givens.fit_image(frame, height, width) for frame in video]
     return np.round((np.stack(frames) + 1) * 127.5).astype(np.uint8)
+
+
+class Untrained(ValueError):
+    """The denoiser was not given in training what a task gives."""
 
 
 def find(name: str) -> Task:
@@ -632,7 +640,7 @@ def check(
     if named.get("frames") == 0:
         raise ValueError("frames is 0: there is nothing to make")
     if "method" in named:
-        named |= _edit_method(named, trained)
+        named |= _edit_method(named, inputs, trained)
     if not isinstance(named.get("source") or "", str):
         raise ValueError(f"source is text, not {type(named['source']).__name__}")
     if "strength" in named and not 0 < _number(named, "strength") <= 1:
@@ -656,7 +664,7 @@ def check(
     count = task.windows(named, found, stride)
     needs = task.needs(named, count)
     if missing := [need for need in needs if need not in trained]:
-        raise ValueError(
+        raise Untrained(
             f"task {name!r} needs a denoiser that was trained with {missing[0]!r} "
             f"(see known in its config); this one was trained with {', '.join(trained)}"
         )

@@ -80,10 +80,10 @@ def sibling(scene: Scene, number: int = 0) -> Scene:
     tier = find_tier(scene.tier)
     label = f"sibling/{number}/{scene.tier}/{scene.split}"
     draws = Draws(scene.seed, label, scene.index)
-    name = draws.choice(ALONE)
     tone, background = families.background(draws, tier)
     subject = scene.truth.subjects[0]
     while True:
+        name = draws.choice(ALONE)
         slots = families.FAMILIES[name].choose(draws, tier, scene.split)
         own = dataclasses.replace(
             slots.subjects[0], colour=subject.colour, shape=subject.shape
@@ -92,6 +92,13 @@ def sibling(scene: Scene, number: int = 0) -> Scene:
             break
     slots = dataclasses.replace(slots, subjects=(own,))
     return families.realised(scene, name, slots, draws, tone, background)
+
+
+def fits(tier: str, period: int) -> bool:
+    """Whether the fastest and largest thing has room for a loop of so many frames."""
+    size_class = find_tier(tier)
+    free = size_class.size - 2 * (size_class.radius[1] + generators.MARGIN)
+    return size_class.fast[0] * period / 2 <= free
 
 
 def looping(
@@ -105,6 +112,8 @@ def looping(
     Raises:
       ValueError: the way there is longer than the frame.
     """
+    if not fits(tier, period):
+        raise ValueError(f"period {period} is too long for tier {tier}")
     size_class = find_tier(tier)
     drawn = families.scene(tier, split, index, {"motion": 1.0}, seed)
     draws = Draws(seed, f"loop/{period}/{tier}/{split}", index)
@@ -115,8 +124,6 @@ def looping(
     free = (size_class.size - 2 * room) / np.abs(way).max()
     speed = draws.uniform(low, min(high, 2 * free / period))
     reach = speed * period / 2
-    if reach > free:
-        raise ValueError(f"period {period} is too long for tier {tier}")
     lows = room + np.maximum(0, -way * reach)
     highs = size_class.size - room - np.maximum(0, way * reach)
     start = [draws.uniform(a, b) for a, b in zip(lows, highs, strict=True)]

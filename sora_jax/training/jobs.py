@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ import numpy as np
 
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.core import sharding
+from sora_jax.core import sharding, trees
 from sora_jax.data import (
     captions,
     conditions,
@@ -57,6 +58,9 @@ from sora_jax.training import state as states
 _CLIPS_TO_BEGIN_WITH = 512  # from which a video VAE's linear path is computed
 _CLIPS_COUNTED = 10_000  # whose captions are counted, to see whether they are cut
 _LPIPS = "lpips.safetensors"  # a run's copy
+_BEGUN = (
+    "begun"  # the config of the video VAE that a run with a fixed encoder began with
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,9 +353,10 @@ class _Rows:
     def __init__(self, c, source):
         self._c, patch = c, tuple(c.model.dit.patch)
         self.packed, self.fps = c.packing.shapes > 0, None
-        self._entries = entries = conditions.related(
-            [source.entry(index) for index in range(len(source))]
-        )
+        self._entries = entries = []
+        for part in getattr(source, "parts", [source]):  # clips are related within one
+            own = [part.entry(index) for index in range(len(part))]
+            entries += conditions.related(own, len(entries))
         if self.packed:
             shapes = [entry["shape"] for entry in entries]
             rates = collections.Counter(entry["fps"] for entry in entries)
@@ -373,6 +378,14 @@ class _Rows:
             ) from None
         self.given = configs.build(conditions.Config, c.known, "known")
         self.given.check_source(entries, self.packed, patch)
+        of_others = self.given.has(
+            conditions.Pattern.REFERENCE, conditions.Pattern.EDIT
+        )
+        if of_others and not c.model.dit.context_embedding:
+            raise ValueError(
+                "known.probabilities.reference or edit is above 0, but the denoiser cannot "
+                "tell what is given so from the rest: set model.dit.context_embedding=True"
+            )
         self.tokens = self._lengths[:1]
         if self.packed:
             stride = c.model.dit.temporal_stride
@@ -520,19 +533,19 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         with contextlib.closing(rows()) as iterator:
             yield iterator
 
-    init, statistics = None, None
-    factors = configs.build(optim.Config, c.optim, "optim")
-    is_fixed = factors.factor("vae.encoder.conv_in.kernel") == 0
-    if c.init and (is_fixed or not checkpoint.has_any(folder)):
-        found = pretrained.open_component(trained_vae.component(c.init), "vae")
-        config = dataclasses.replace(
-            objective.config,
-            latent_mean=found.config.latent_mean,
-            latent_std=found.config.latent_std,
-        )
-        init = found.fitted(config)
-        if is_fixed:  # latents stay what they are, and so does their scale
-            statistics = config
+    init, begun, scaled = None, None, objective.config
+    if c.init and not checkpoint.has_any(folder):
+        begun = trained_vae.component(c.init)
+        found = pretrained.open_component(begun, "vae")
+        init = found.fitted(_scaled(objective.config, found.folder))
+    if _encoder_is_fixed(c, objective):  # latents keep their scale
+        kept = folder / _BEGUN if begun is None else found.folder
+        if not (kept / "config.json").is_file():
+            raise ValueError(
+                "optim.learning_rate_factors keep the encoder as it is: name a video VAE "
+                "with --init"
+            )
+        scaled = _scaled(objective.config, kept)
 
     def begin():
         if init is not None:
@@ -547,14 +560,15 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
 
     def finish(params):
         if not ended or not (folder / "vae" / "config.json").is_file():
-            trained_vae.gather_and_save(
-                folder / "vae", params["vae"], statistics or objective.config, clips
-            )
+            trained_vae.gather_and_save(folder / "vae", params["vae"], scaled, clips)
 
     def fixed():
         return {perceptual.NAME: lpips_weights.load()} if weights.lpips else {}
 
     run_folder.keep_data(folder, "data.shards", [clips.manifest["digest"]])
+    if begun is not None and scaled.latent_mean is not None:
+        file = found.folder / "config.json"
+        run_folder.keep(folder, f"{_BEGUN}/{file.name}", file)
     if lpips_weights:
         run_folder.keep(folder, _LPIPS, lpips_weights.file)
     return Job(
@@ -565,6 +579,35 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         finish=finish,
         lpips=lpips_weights,
     )
+
+
+def _encoder_is_fixed(c, objective: reconstruction.Reconstruction) -> bool:
+    """Whether the optimizer leaves all that makes latents as it is.
+
+    Raises:
+      ValueError: it leaves a part.
+    """
+    factors = configs.build(optim.Config, c.optim, "optim")
+    names = trees.flatten(objective.networks.abstract()["vae"])
+    rates = {
+        factors.factor(f"vae.{name}")
+        for name in names
+        if name.split(".")[0] in ("encoder", "quant_conv", "linear")
+    }
+    if 0 in rates and len(rates) > 1:
+        raise ValueError(
+            "optim.learning_rate_factors fix a part of what makes latents: fix encoder, "
+            "quant_conv and linear, as in (('^vae.(encoder|quant_conv|linear)', 0.0),)"
+        )
+    return rates == {0}
+
+
+def _scaled(config: video_vae.Config, folder: pathlib.Path) -> video_vae.Config:
+    """A config with the scale of latents of the video VAE in a folder."""
+    stored = json.loads((folder / "config.json").read_text())
+    names = ("latent_mean", "latent_std")
+    scale = {n: stored[n] and tuple(stored[n]) for n in names if n in stored}
+    return dataclasses.replace(config, **scale)
 
 
 def _lpips(c, folder: pathlib.Path, sizes) -> perceptual.Weights:

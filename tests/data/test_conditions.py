@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sora_jax.data import conditions, latent_cache, packing, transforms
+from sora_jax.data import captions, conditions, latent_cache, packing, transforms
 from sora_jax.data.conditions import Pattern, Slot
 
 T, H, W, C = 5, 2, 3, 4  # 17 video frames
@@ -284,11 +284,15 @@ INDEX = [
 
 
 def test_other_clips_are_those_of_the_subject_and_the_source_of_the_same_size():
-    found = conditions.related(INDEX)
+    found = conditions.related(INDEX, first=10)
     assert [entry.get("siblings") for entry in found] == [
-        [1, 2], [0, 2], [0, 1], None, None, None, None,
+        *[[10, 11, 12]] * 3, None, None, None, None,
     ]  # fmt: skip
-    assert [entry.get("source") for entry in found] == [None, 0, *[None] * 5]
+    assert found[0]["siblings"] is found[2]["siblings"]  # however many there are
+    assert [entry.get("rank") for entry in found[:3]] == [0, 1, 2]
+    assert [entry.get("source") for entry in found] == [None, 10, *[None] * 5]
+    slower = [*INDEX[:1], INDEX[1] | {"fps": 4.0}]
+    assert "source" not in conditions.related(slower)[1]
 
 
 def test_references_and_sources_are_given_where_there_are_any():
@@ -297,6 +301,8 @@ def test_references_and_sources_are_given_where_there_are_any():
     counts = collections.Counter(one.references for one in found)
     assert set(counts) == {(1,), (2,), (1, 2), (2, 1)}
     assert min(counts.values()) > 100
+    of_last = {r for one in drawn("reference", 90, entries[2]) for r in one.references}
+    assert of_last == {0, 1}
     assert {one.pattern for one in drawn("reference", 5, entries[4])} == {Pattern.NONE}
     edit = drawn("edit", 1, entries[1], mid_clip=1.0)[0]
     assert (edit.pattern, edit.source, edit.start) == (Pattern.EDIT, 0, 0)
@@ -347,10 +353,21 @@ def test_what_the_clips_lack_is_said(name, lacks):
     given = conditions.Config({name: 1.0})
     with pytest.raises(ValueError, match=lacks):
         given.check_source([ENTRY], True, (1, 1, 1))
-    entries = [ENTRY | {"siblings": [1], "source": 1, "period": 8}]
+    entries = [ENTRY | {"siblings": [0, 1], "rank": 0, "source": 1, "period": 8}]
     given.check_source(entries, True, (1, 1, 1))
     with pytest.raises(ValueError, match="packed rows"):
         given.check_source(entries, False, (1, 1, 1))
+    with pytest.raises(ValueError, match="a token spans 2 latent frames"):
+        given.check_source(entries, True, (2, 1, 1))
+
+
+def test_what_a_patch_or_a_stride_rules_out_is_refused():
+    images = conditions.Config({"none": 1.0}, images=0.1)
+    with pytest.raises(ValueError, match="an image has one"):
+        images.check_source([ENTRY], True, (2, 1, 1))
+    loops = conditions.Config({"none": 0.5, "loop": 0.5})
+    with pytest.raises(ValueError, match="no multiple of the 8 frames"):
+        loops.most_tokens({"shape": [5, H, W, C], "period": 12}, (1, 1, 1), 8)
 
 
 class Other(Record):
@@ -376,15 +393,26 @@ def test_an_edit_is_told_by_a_caption_that_its_source_does_not_have():
         views = Record.views
 
     told = []
-    made = transforms.LatentsAndText(lambda record, random: told.append(record) or {})
+
+    class Text:
+        sampler = captions.CaptionSampler({"short": 0.5, "dense": 0.5})
+
+        def __call__(self, record, random):
+            told.append(record.captions)
+            return {}
+
+    made = transforms.LatentsAndText(Text())
     edit = conditions.Condition(Pattern.EDIT, source=2)
-    one = made(After({"short": "after", "dense": "the same"}), None, edit, [Other()])
+    both = {"short": "before\nafter", "dense": "the same", "alt": "another"}
+    one = made(After(both), None, edit, [Other()])
     np.testing.assert_array_equal(one["beside"], Other.latents)
     assert one["times"].tolist() == [0, 1, 2, 3, 4]
     slots = one["slots"].reshape(-1, H * W)[:, 0].tolist()
     assert slots == [0] * T + [Slot.SOURCE] * T
-    made(After({"dense": "the same"}), None, edit, [Other()])
-    assert [one.captions for one in told] == [{"short": "after"}, {"dense": "the same"}]
+    # Where only captions differ that are not used, all are kept.
+    alike = {"dense": "the same", "alt": "another"}
+    made(After(alike), None, edit, [Other()])
+    assert told == [{"short": "after", "alt": "another"}, alike]
 
 
 def test_a_loop_is_its_window_and_says_its_period():

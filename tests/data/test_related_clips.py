@@ -81,6 +81,8 @@ def test_a_period_is_shorter_than_half_of_the_clip():
 def test_a_kind_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="kind is"):
         toy_clips.ToyClips("tw32", 3, kind="pairs")
+    with pytest.raises(ValueError, match="train, val or test, not test_comp"):
+        toy_clips.ToyClips("tw32", 3, "test_comp", kind="rates")
     with pytest.raises(ValueError, match="--families"):
         toy_clips.ToyClips("tw32", 3, families={"motion": 1.0}, kind="loops")
 
@@ -116,3 +118,12 @@ def test_a_users_edits_and_subjects_are_read(form, tmp_path):
         "b.mp4#00000": {"subject": "cat 7", "edit_of": "a.mp4#00000"},
         "b.mp4#00001": {"subject": "cat 7", "edit_of": "a.mp4#00001"},
     }
+
+
+def test_rates_of_another_split_are_other_scenes():
+    def videos(split, seed=0):
+        source = toy_clips.ToyClips("tw32", 5, split, seed=seed, kind="rates")
+        return [clip.video for clip in source.clips([0, 5], lambda **_: None, {})]
+
+    train, val, other = videos("train"), videos("val"), videos("train", 1)
+    assert not set(train) & {*val, *other} and videos("train") == train

@@ -461,6 +461,8 @@ def test_what_needs_training_is_refused_by_name(pipe):
         "vary": {"video": film()},
         "edit": {"video": film(), "source": OTHER},
         "loop": {},
+        "reference": {"references": film(1)},
+        "blend": {"video": film(), "video_2": film(seed=1)},
     }
     assert inputs.keys() == tasks.TASKS.keys()
     refused = set()
@@ -471,5 +473,6 @@ def test_what_needs_training_is_refused_by_name(pipe):
             assert f"task {task!r} needs a denoiser that was trained with" in str(error)
             refused.add(task)
     assert refused == {
-        *("keyframes", "extend", "extend_backwards", "connect", "replace", "fill")
+        *("keyframes", "extend", "extend_backwards", "connect", "replace", "fill"),
+        "reference",
     }

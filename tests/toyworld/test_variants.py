@@ -101,3 +101,20 @@ def test_a_thing_may_be_unnamed():
         for one in stated.subjects:
             assert one.colour is None and one.shape is None
             assert one.direction in (None, subject.direction)
+
+
+def test_siblings_of_held_out_things_are_held_out():
+    for index in range(30):
+        scene = variants.one_thing("tw32", "test_comp", index)
+        assert variants.sibling(scene).truth.held_out() == scene.truth.held_out()
+
+
+@pytest.mark.parametrize("tier", scenes.TIERS)
+def test_loops_fit_their_tier(tier):
+    fitting = [period for period in (8, 12, 16, 48) if variants.fits(tier, period)]
+    assert 8 in fitting and 48 not in fitting
+    for period in fitting:
+        for index in range(12):
+            variants.looping(tier, "train", index, period)
+    with pytest.raises(ValueError, match="period 48 is too long"):
+        variants.looping(tier, "train", 0, 48)
