@@ -204,7 +204,7 @@ def test_regions_are_given_where_they_were_trained(pipe, monkeypatch, is_trained
     [
         (("none",), 0, False),
         (("none", "mid_clip"), 1, False),
-        (("loop", "mid_clip"), 1, True),
+        (("loop",), 1, True),
     ],
 )
 def test_a_loop_is_made_as_it_was_trained(pipe, monkeypatch, patterns, start, circular):
@@ -369,6 +369,7 @@ def test_a_video_of_another_size_is_scaled_where_a_size_is_asked_for(pipe):
         ("edit", {"video": film(5), "method": "flowedit"}, "flowedit needs source"),
         ("edit", {"video": film(5), "method": "magic"}, "method is 'magic'"),
         ("edit", {"video": film(5), "source": "x"}, "no meaning for method context"),
+        ("edit", {"video": film(5), "strength": 0.5}, "no meaning for method context"),
         ("reference", {"references": film(3)}, "there are 3 references; up to 2"),
         ("blend", {"video": film(5), "video_2": film(9)}, "5 and 9 frames"),
         (
