@@ -155,7 +155,7 @@ def test_wrong_configs_are_refused(given, message):
             (1, 1, 1),
             "picture of every frame",
         ),
-        ({"every": 1.0}, ENTRY, True, (2, 1, 1), "a picture has one"),
+        ({"every": 1.0}, ENTRY, True, (2, 1, 1), "of which it needs single"),
     ],
 )
 def test_patterns_that_the_data_cannot_give_are_refused(

@@ -1,13 +1,15 @@
 """The video VAE's job: stages with several kinds of windows, checked before they run."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
-from configs import toy
+from configs import toy, toy_vae
 from sora_jax.core import mesh as meshes
 from sora_jax.data import shards
-from sora_jax.training import jobs
+from sora_jax.training import jobs, trained_vae
 from tests.data import clips
 
 CLIPS, IMAGES = (5, 8, 8, 1), (1, 0, 0, 2)
@@ -54,3 +56,38 @@ def test_impossible_crops_are_refused_before_the_first_step(folder, kinds, messa
     with pytest.raises(ValueError, match=message) as refused:
         make(folder, crops)
     assert "\n" not in str(refused.value)
+
+
+FIXED = "^vae.(encoder|quant_conv|linear)"
+
+
+def test_a_fixed_encoder_keeps_the_scale_of_its_latents(folder, tmp_path, monkeypatch):
+    """Also when the run goes on, and its start is no longer there."""
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    shipped = trained_vae.load(trained_vae.component("toy"))
+
+    def scale_of(init, pattern=FIXED):
+        c = toy.get_config()
+        c.objective, c.data.shards, c.init = "vae", str(folder), init
+        c.model.vae = toy_vae.get_config().model.vae
+        c.data.batch_size, c.loop.num_steps = 4, 4
+        c.optim.learning_rate_factors = ((pattern, 0.0),) if pattern else ()
+        out = tmp_path / "run"
+        with jax.set_mesh(mesh):
+            job = jobs.vae(c, out, mesh)
+            job.finish({"vae": shipped.params})
+        found = trained_vae.load(out / "vae").config
+        return found.latent_mean, found.latent_std
+
+    own = shipped.config.latent_mean, shipped.config.latent_std
+    assert scale_of("toy") == own
+    assert scale_of("toy", "") != own  # measured on these clips
+    for pattern in ("^vae.encoder", "^vae.encoder.conv_in"):
+        with pytest.raises(ValueError, match="fix a part of what makes latents"):
+            scale_of("toy", pattern)
+    assert scale_of("toy") == own
+    monkeypatch.setattr(jobs.checkpoint, "has_any", lambda folder: True)
+    assert scale_of("") == own
+    shutil.rmtree(tmp_path / "run" / "begun")
+    with pytest.raises(ValueError, match="name a video VAE with --init"):
+        scale_of("")
