@@ -10,6 +10,7 @@ import pytest
 from experiments import task_scoring as scoring
 from experiments import task_truth
 from sora_jax.evals import statistics
+from sora_jax.generation import tasks
 
 CLIPS = 4
 TRIALS = sorted(task_truth.TRIALS)
@@ -251,9 +252,7 @@ def test_finished_tasks_are_not_computed_again(scored, monkeypatch, tmp_path, ca
     def try_task(trial, pipe, count, clips):
         asked.append(count)
         if trial.task == "fill":
-            raise ValueError(
-                "task 'fill' needs a denoiser that was trained with 'every'"
-            )
+            raise tasks.Untrained("task 'fill' needs 'every'")
         return {task_truth.OURS: scored["extend"]["freeze"]}
 
     monkeypatch.setattr(task_truth, "try_task", try_task)
