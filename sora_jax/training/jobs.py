@@ -533,7 +533,7 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         with contextlib.closing(rows()) as iterator:
             yield iterator
 
-    init, begun, scaled = None, None, objective.config
+    init, begun, scaled = None, None, None
     if c.init and not checkpoint.has_any(folder):
         begun = trained_vae.component(c.init)
         found = pretrained.open_component(begun, "vae")
@@ -560,13 +560,18 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
 
     def finish(params):
         if not ended or not (folder / "vae" / "config.json").is_file():
-            trained_vae.gather_and_save(folder / "vae", params["vae"], scaled, clips)
+            trained_vae.gather_and_save(
+                folder / "vae",
+                params["vae"],
+                scaled or objective.config,
+                None if scaled else clips,
+            )
 
     def fixed():
         return {perceptual.NAME: lpips_weights.load()} if weights.lpips else {}
 
     run_folder.keep_data(folder, "data.shards", [clips.manifest["digest"]])
-    if begun is not None and scaled.latent_mean is not None:
+    if begun is not None and scaled:
         file = found.folder / "config.json"
         run_folder.keep(folder, f"{_BEGUN}/{file.name}", file)
     if lpips_weights:

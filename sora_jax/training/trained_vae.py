@@ -122,20 +122,21 @@ def save(
     folder: str | pathlib.Path,
     params: Mapping,
     config: video_vae.Config,
-    clips: shards.Shards,
+    clips: shards.Shards | None,
 ) -> video_vae.Config:
     """Measures each latent channel's mean and deviation, and writes the component.
 
     Args:
       folder: the component folder to write.
       params: the VAE's parameters, unsharded.
-      config: its sizes; one that has `latent_mean` and `latent_std` keeps them.
-      clips: to measure on; 512 of them are used, spread evenly.
+      config: its sizes.
+      clips: to measure on; 512 of them are used, spread evenly. None: the config has the
+        mean and deviation.
 
     Returns:
       The config with `latent_mean` and `latent_std`.
     """
-    if config.latent_mean is not None:
+    if clips is None:
         checkpoint.save_weights(folder, jax.device_get(params), config)
         return config
     of_shape = collections.defaultdict(list)
@@ -176,7 +177,7 @@ def gather_and_save(
     folder: pathlib.Path,
     params: Mapping,
     config: video_vae.Config,
-    clips: shards.Shards,
+    clips: shards.Shards | None,
 ) -> None:
     """Saves a VAE whose parameters are sharded over a mesh.
 

@@ -243,7 +243,7 @@ def test_a_sweep_runs_all_its_points_once(bench):
     assert len(bench.calls()) == 8 and len(bench.states()) == 8
     bench.write_sweep([5, 10, 30])  # not become another
     code, _, said = bench.run()
-    assert code == 1 and len(bench.calls()) == 8
+    assert code == 2 and len(bench.calls()) == 8
     assert "holds another sweep" in said and "num_inference_steps: 20, now 30" in said
 
 
@@ -304,7 +304,7 @@ def test_a_sweep_that_was_killed_goes_on_when_its_jobs_have_ended(bench):
     process.communicate()
     pid = indices.read(bench.out / "index.jsonl")[0].pid
     code, _, said = bench.run("--collect")
-    assert code == 1 and f"runs in {bench.out} (jobs: {pid})" in said
+    assert code == 2 and f"runs in {bench.out} (jobs: {pid})" in said
     os.kill(pid, signal.SIGKILL)
     bench.behave()
     assert bench.run()[0] == 0 and bench.states() == ["finished"] * 6
