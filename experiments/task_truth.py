@@ -509,6 +509,9 @@ _VELOCITY = Figure(
 _MOTION = Figure("motion as asked", scoring.motion, 0.9)
 _FROZEN = Figure("frozen", scoring.frozen, 0.02, at_least=False)
 _PLACE = Figure("place error, px", scoring.place, 1.5, at_least=False, median=True)
+_LOOKS = Figure("colour and shape", scoring.colour_and_shape, 0.97)
+_GONE = Figure("old colour gone", scoring.gone, 0.97)
+_ALONE = Figure("one thing", scoring.alone, 0.97)
 _FIRST = (
     Figure("first frame, dB", scoring.anchor),
     Figure("above its reconstruction, dB", scoring.anchor_gap, -1.0),
@@ -559,7 +562,7 @@ _FILL = (
     Figure("place error, px", scoring.place, _LESS, at_least=False, median=True),
     Figure(f"never over {_LESS} px off", scoring.within(_LESS), 0.9),
     _KEPT,
-    Figure("one thing", scoring.alone, 0.97),
+    _ALONE,
     _SEAM,
 )
 # The place depends on the text alone where it does not come from what is given.
@@ -615,7 +618,7 @@ TRIALS: dict[str, Trial] = {
             Figure("moving things: all of the text", _moving_text, 0.9),
             Figure("still things: all of the text", _still_text, 0.9),
             _MOTION,
-            Figure("colour and shape", scoring.colour_and_shape, 0.97),
+            _LOOKS,
             Figure("frozen", _frozen_text, 0.02, at_least=False),
         ),
     ),
@@ -625,7 +628,7 @@ TRIALS: dict[str, Trial] = {
             by_text_at(frames, fps),
             (
                 Figure("motion as asked, by the second", scoring.motion_at(fps), 0.9),
-                Figure("colour and shape", scoring.colour_and_shape, 0.97),
+                _LOOKS,
             ),
         )
         for frames, fps in ((9, 8), (5, 4), (9, 4), (17, 8), (17, 16), (33, 16))
@@ -653,7 +656,7 @@ TRIALS: dict[str, Trial] = {
         (
             _EXACT,
             Figure("all that the text says", scoring.passed, 0.9),
-            Figure("old colour gone", scoring.gone, 0.97),
+            _GONE,
             _KEPT,
             _PLACE,
         ),
@@ -665,7 +668,7 @@ TRIALS: dict[str, Trial] = {
             _EXACT,
             Figure("background as asked", scoring.tone, 0.9),
             _KEPT,
-            Figure("one thing", scoring.alone, 0.97),
+            _ALONE,
             Figure("step over the border, beside the truth's", scoring.border, judges=False),
         ),
     ),
@@ -674,9 +677,9 @@ TRIALS: dict[str, Trial] = {
         outpaintings,
         (
             _EXACT,
-            Figure("colour and shape", scoring.colour_and_shape, 0.97),
+            _LOOKS,
             Figure("camera as asked", scoring.camera, 0.9),
-            Figure("one thing", scoring.alone, 0.97),
+            _ALONE,
             Figure(
                 "step over the border, beside the truth's",
                 scoring.border,
@@ -704,7 +707,7 @@ TRIALS: dict[str, Trial] = {
         lambda n: edits(n, "colour"),
         (
             Figure("all that the text says", scoring.passed, 0.85),
-            Figure("old colour gone", scoring.gone, 0.97),
+            _GONE,
             _KEPT,
             _PLACE,
             _MADE,

@@ -223,7 +223,7 @@ class Config:
                     f"a clip repeats itself after {entry['period']} frames, which is no "
                     f"multiple of the {temporal_stride} frames of a latent"
                 )
-            length = entry["period"] // temporal_stride // patch[0]
+            length = entry["period"] // temporal_stride
             return Condition(stop=length).tokens(shape, patch)
         frames, pictures = tuple(entry.get("pictures") or ()), 0
         if self.has(Pattern.TAIL, Pattern.BOTH, Pattern.KEYFRAMES):
@@ -305,9 +305,9 @@ def draw(
     place = int(np.searchsorted(edges, random.random() * edges[-1], side="right"))
     pattern = Pattern(names[min(place, len(names) - 1)])
     if config.loops(entry):
-        length = entry["period"] // temporal_stride // patch[0]
-        # From the second frame of tokens on: the first latent shows one frame.
-        room = entry["shape"][0] // patch[0] - length
+        length = entry["period"] // temporal_stride  # a token spans one latent frame
+        # From the second one on: the first shows one frame.
+        room = entry["shape"][0] - length
         start = int(random.integers(1, room + 1))
         return Condition(Pattern.LOOP, start, start + length)
     if config.images and random.random() < config.images:
@@ -375,18 +375,18 @@ def reference_time(number: int) -> float:
 
 def related(
     entries: Sequence[Mapping[str, Any]], first: int = 0
-) -> list[Mapping[str, Any]]:
-    """The entries of an index, with the other clips that may be given of each.
+) -> dict[int, dict[str, Any]]:
+    """The other clips that may be given of each, by its place in the data.
 
     Args:
       entries: of the index of one cache of latents.
       first: place of the first of them in the data.
 
     Returns:
-      Those entries, with the places of all clips of the same subject and size as
-      `siblings`, if there are several, and the clip's own number among them as `rank`;
-      and with the place of the clip that this one is an edit of as `source`, if it is
-      there, of the same size and frame rate.
+      More fields of the entries that have any: the places of all clips of the same
+      subject and size as `siblings`, if there are several, and the clip's own number
+      among them as `rank`; and the place of the clip that this one is an edit of as
+      `source`, if it is there, of the same size and frame rate.
     """
     places = {entry["id"]: place for place, entry in enumerate(entries)}
     subjects: dict[tuple, list[int]] = {}
@@ -395,10 +395,9 @@ def related(
         same = subjects.setdefault(_subject(entry), [])
         ranks.append(len(same))
         same.append(first + place)
-    found = []
-    for entry, rank in zip(entries, ranks, strict=True):
-        more = {}
-        siblings = subjects[_subject(entry)]
+    found = {}
+    for place, (entry, rank) in enumerate(zip(entries, ranks, strict=True)):
+        more, siblings = {}, subjects[_subject(entry)]
         if entry.get("subject") and len(siblings) > 1:  # one list, shared by all
             more |= {"siblings": siblings, "rank": rank}
         source = places.get(entry.get("edit_of"))
@@ -406,7 +405,8 @@ def related(
             entries[source].get(name) == entry.get(name) for name in ("shape", "fps")
         ):
             more["source"] = first + source
-        found.append(entry | more if more else entry)
+        if more:
+            found[first + place] = more
     return found
 
 

@@ -273,6 +273,11 @@ class Latents(caches.Cache):
     """A finished cache; `[i]` gives a verified `LatentRecord`."""
 
     @property
+    def parts(self) -> tuple["Latents", ...]:
+        """Itself alone; see `Joined`."""
+        return (self,)
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """(t, h, w, c) of the latents; ShardsError if they differ."""
         return self._common("shape")

@@ -13,6 +13,7 @@ _CLIPS_PER_PART = 250
 KINDS = ("scenes", "groups", "loops", "rates")
 _PERIODS = (8, 12, 16)
 # Length of the scene, and frames a second: 5 to 33 frames in one or two seconds.
+_LONG = 1_000_003  # added to the seed, once and again for each split
 _RATES = (("usual", 4), ("usual", 16), ("long", 4), ("long", 8), ("long", 16))
 
 
@@ -86,7 +87,7 @@ class ToyClips:
             length, fps = _RATES[index % len(_RATES)]
             split, seed = self.split, self.seed
             if length == "long":  # the scenes of no other split or seed
-                seed = f"{self.seed} {self.split} of two seconds"
+                seed += _LONG * (1 + scene.SPLITS.index(split))
                 split = "test_len"
             drawn = families.scene(self.tier, split, index, self.families, seed)
             return variants.at_rate(drawn, fps), fps, {}

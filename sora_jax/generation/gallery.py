@@ -8,7 +8,7 @@ Letters: t frames, h height, w width of a video.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ PROMPTS = ("a red circle moves right slowly", "a blue square moves right slowly"
 _COLUMNS, _SCALE, _GAP, _TEXT = 4, 2, 6, 12
 _PAPER, _INK = "white", "#222222"
 _FPS = 8.0
-Make = Callable[[pipeline.Pipeline, np.ndarray, np.ndarray], tuple[str, Mapping]]
 
 
 @dataclasses.dataclass(frozen=True)

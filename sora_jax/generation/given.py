@@ -37,6 +37,11 @@ class Given:
     is_loop: bool = dataclasses.field(default=False, metadata={"static": True})
     blended: bool = dataclasses.field(default=False, metadata={"static": True})
 
+    @property
+    def is_seen(self) -> bool:
+        """Whether the denoiser sees which tokens are given."""
+        return bool(self.beside) or (self.known_bthw is not None and not self.blended)
+
     def of_clips(self, pick: Callable) -> "Given":
         """This, of fewer clips: `pick` takes and returns arrays whose first axis is clips."""
         known_bthw, latents_bthwc, beside = pick(

@@ -466,12 +466,8 @@ class Pipeline:
             value = arguments.get(name, kind.options.get(name))
             if name in kind.inputs:
                 value = {"sha256": task_files.digest(value, name)}
-            elif isinstance(value, Sequence | np.ndarray) and not isinstance(
-                value, str
-            ):
-                value = np.asarray(value).tolist()
-            elif isinstance(value, np.generic):
-                value = value.item()
+            elif value is not None and not isinstance(value, str):
+                value = np.asarray(value).tolist()  # what JSON can hold
             inputs[name] = value
         if arguments.get("fps") is not None:  # that of a video that was given
             inputs["fps"] = float(arguments["fps"])
@@ -627,17 +623,16 @@ class Pipeline:
                 np.float32(taus[0]),
             )
 
+        # Of each branch of guidance: the text, and the level of what is given in the end
+        # and at the first step.
         known_tau, anchor_tau = self.settings.known_tau, request.anchor_tau
-        start = start_of(text, known_tau)
-        # Beside the row itself, and at the first step: without the text, without anything.
-        kinds = [(null, known_tau, anchor_tau), (null, 1.0, 1.0)]
-        if start.given_bn is None or request.given_scale == 1:
-            del kinds[1]
-        less = [start_of(condition, level) for condition, level, _ in kinds]
-        anchors, until = [], taus[max(1, len(taus) // 10) :][:1]
-        if anchor_tau and start.given_bn is not None and len(until):
-            anchors = [start_of(text, anchor_tau)]
-            anchors += [start_of(condition, level) for condition, _, level in kinds]
+        kinds = [(text, known_tau, anchor_tau), (null, known_tau, anchor_tau)]
+        if given.is_seen and request.given_scale != 1:
+            kinds.append((null, 1.0, 1.0))
+        start, *less = (start_of(condition, level) for condition, level, _ in kinds)
+        anchors, until = (), taus[max(1, len(taus) // 10) :][:1]
+        if given.is_seen and anchor_tau and len(until):
+            anchors = tuple(start_of(condition, level) for condition, _, level in kinds)
         grid, x_bnc = noise_bthwc.shape[1:4], start.tokens_bnc
         path = None
         if given.known_bthw is not None and given.blended:
@@ -648,7 +643,7 @@ class Pipeline:
             branches, weights = _guided(start, less, scale, request.given_scale)
             anchor = None
             if anchors:
-                anchor = compiled.Anchor(tuple(anchors[: len(branches)]), until[0])
+                anchor = compiled.Anchor(anchors[: len(branches)], until[0])
             cache, slots = None, 0
             if record:
                 slots = int(samplers.evaluation_mask(request.sampler, part).sum())

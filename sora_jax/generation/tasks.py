@@ -359,9 +359,7 @@ def vary(make: windows.Windows, video: np.ndarray, strength: float) -> np.ndarra
       strength: the noise level that it is brought to, in (0, 1]; at 1 nothing is left of
         it.
     """
-    return make.decode(
-        make.sample(latents_bthwc=make.encode(video), first=float(strength))
-    )
+    return make.decode(make.sample(latents_bthwc=make.encode(video), first=strength))
 
 
 def blend(
@@ -384,7 +382,7 @@ def blend(
     at = np.linspace(0, len(curve) - 1, first.shape[1])
     share_t = jnp.asarray(np.interp(at, np.arange(len(curve)), curve), jnp.float32)
     mixed = first + share_t[None, :, None, None, None] * (second - first)
-    return make.decode(make.sample(latents_bthwc=mixed, first=float(strength)))
+    return make.decode(make.sample(latents_bthwc=mixed, first=strength))
 
 
 def _blend_size(inputs: Mapping, size: Size, stride: int) -> Size:
@@ -422,9 +420,7 @@ def edit(
     if method == "context":
         return make.decode(make.sample(make.source(video)))
     latents = make.encode(video)
-    return make.decode(
-        make.edit(latents, source, float(source_guidance_scale), float(strength))
-    )
+    return make.decode(make.edit(latents, source, source_guidance_scale, strength))
 
 
 def outpaint(make: windows.Windows, video: np.ndarray) -> np.ndarray:
@@ -561,8 +557,8 @@ def _edit_method(
     return {"method": method, "source": inputs["source"] or None}
 
 
-def _number(inputs: Mapping[str, Any], name: str, default: float = 0.0) -> float:
-    value = inputs.get(name, default)
+def _number(value: Any, name: str) -> float:
+    """A number, whole or not."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise ValueError(f"{name} is a number, not {value!r}")
     return float(value)
@@ -643,21 +639,18 @@ def check(
         named |= _edit_method(named, inputs, trained)
     if not isinstance(named.get("source") or "", str):
         raise ValueError(f"source is text, not {type(named['source']).__name__}")
-    if "strength" in named and not 0 < _number(named, "strength") <= 1:
+    for key in {"strength", "source_guidance_scale"} & named.keys():
+        named[key] = _number(named[key], key)
+    if not 0 < named.get("strength", 1) <= 1:
         raise ValueError(
             f"strength is a noise level in (0, 1], not {named['strength']:g}"
         )
-    if not 0 <= _number(named, "source_guidance_scale", 1.0) <= 100:
-        raise ValueError(
-            "source_guidance_scale is in [0, 100], not "
-            f"{named['source_guidance_scale']:g}"
-        )
+    if not 0 <= (scale := named.get("source_guidance_scale", 1)) <= 100:
+        raise ValueError(f"source_guidance_scale is in [0, 100], not {scale:g}")
     if "curve" in named:
-        curve = named["curve"]
-        if not isinstance(curve, list | tuple | np.ndarray):
-            raise ValueError(f"curve is numbers, not {curve!r}")
-        shares = [_number({"curve": share}, "curve") for share in curve]
-        named["curve"] = shares
+        if not isinstance(named["curve"], list | tuple | np.ndarray):
+            raise ValueError(f"curve is numbers, not {named['curve']!r}")
+        named["curve"] = [_number(share, "curve") for share in named["curve"]]
     if "mask" in named and len(named["mask"]) == 1:
         named["mask"] = np.repeat(named["mask"], len(named["video"]), axis=0)
     found = task.size(named, size, stride)

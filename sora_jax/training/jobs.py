@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from sora_jax.core import config as configs
+from sora_jax.core import digests, sharding, trees
 from sora_jax.core import mesh as meshes
-from sora_jax.core import sharding, trees
 from sora_jax.data import (
     captions,
     conditions,
@@ -58,9 +58,8 @@ from sora_jax.training import state as states
 _CLIPS_TO_BEGIN_WITH = 512  # from which a video VAE's linear path is computed
 _CLIPS_COUNTED = 10_000  # whose captions are counted, to see whether they are cut
 _LPIPS = "lpips.safetensors"  # a run's copy
-_BEGUN = (
-    "begun"  # the config of the video VAE that a run with a fixed encoder began with
-)
+# The scale of the latents of the video VAE that a run with a fixed encoder began with.
+_SCALE, _OF_SCALE = "latent_scale.json", ("latent_mean", "latent_std")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,12 +350,15 @@ class _Rows:
     """
 
     def __init__(self, c, source):
-        self._c, patch = c, tuple(c.model.dit.patch)
+        self._c, self._source, patch = c, source, tuple(c.model.dit.patch)
         self.packed, self.fps = c.packing.shapes > 0, None
-        self._entries = entries = []
-        for part in getattr(source, "parts", [source]):  # clips are related within one
+        entries, self._relations = [], {}
+        for part in source.parts:  # clips are related within one
             own = [part.entry(index) for index in range(len(part))]
-            entries += conditions.related(own, len(entries))
+            self._relations |= conditions.related(own, len(entries))
+            entries += own
+        for place, more in self._relations.items():
+            entries[place] = entries[place] | more
         if self.packed:
             shapes = [entry["shape"] for entry in entries]
             rates = collections.Counter(entry["fps"] for entry in entries)
@@ -411,7 +413,9 @@ class _Rows:
         """
         packing_config, draw = self._c.packing, None
         if self.given.patterns != (conditions.Pattern.NONE,):
-            draw = functools.partial(_condition_of, self._entries, transform)
+            draw = functools.partial(
+                _condition_of, self._source, self._relations, transform
+            )
         planner = packing.Planner(
             np.array(self._lengths),
             self._shapes,
@@ -440,9 +444,11 @@ class _Rows:
         return planner
 
 
-def _condition_of(entries, transform: transforms.LatentsAndText, index: int, random):
+def _condition_of(
+    source, relations, transform: transforms.LatentsAndText, index: int, random
+):
     """Draws the condition of a clip; a function that worker processes can be given."""
-    return transform.draw(entries[index], random)
+    return transform.draw(source.entry(index) | relations.get(index, {}), random)
 
 
 def _begin(c, folder: pathlib.Path, source, sampler) -> initial.Initial:
@@ -533,19 +539,22 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         with contextlib.closing(rows()) as iterator:
             yield iterator
 
-    init, begun, scaled = None, None, None
+    init, scale, scaled = None, None, None
     if c.init and not checkpoint.has_any(folder):
-        begun = trained_vae.component(c.init)
-        found = pretrained.open_component(begun, "vae")
-        init = found.fitted(_scaled(objective.config, found.folder))
+        found = pretrained.open_component(trained_vae.component(c.init), "vae")
+        scale = {name: getattr(found.config, name) for name in _OF_SCALE}
+        init = found.fitted(dataclasses.replace(objective.config, **scale))
     if _encoder_is_fixed(c, objective):  # latents keep their scale
-        kept = folder / _BEGUN if begun is None else found.folder
-        if not (kept / "config.json").is_file():
+        if scale is None and not (folder / _SCALE).is_file():
             raise ValueError(
                 "optim.learning_rate_factors keep the encoder as it is: name a video VAE "
                 "with --init"
             )
-        scaled = _scaled(objective.config, kept)
+        kept = json.loads(digests.read(folder / _SCALE)) if scale is None else scale
+        scaled = dataclasses.replace(
+            objective.config,
+            **{n: kept[n] and tuple(kept[n]) for n in _OF_SCALE},
+        )
 
     def begin():
         if init is not None:
@@ -571,9 +580,8 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
         return {perceptual.NAME: lpips_weights.load()} if weights.lpips else {}
 
     run_folder.keep_data(folder, "data.shards", [clips.manifest["digest"]])
-    if begun is not None and scaled:
-        file = found.folder / "config.json"
-        run_folder.keep(folder, f"{_BEGUN}/{file.name}", file)
+    if scale and scaled and jax.process_index() == 0:
+        digests.store(folder / _SCALE, json.dumps(scale))
     if lpips_weights:
         run_folder.keep(folder, _LPIPS, lpips_weights.file)
     return Job(
@@ -593,6 +601,8 @@ def _encoder_is_fixed(c, objective: reconstruction.Reconstruction) -> bool:
       ValueError: it leaves a part.
     """
     factors = configs.build(optim.Config, c.optim, "optim")
+    if all(value for _, value in factors.learning_rate_factors):
+        return False
     names = trees.flatten(objective.networks.abstract()["vae"])
     rates = {
         factors.factor(f"vae.{name}")
@@ -605,14 +615,6 @@ def _encoder_is_fixed(c, objective: reconstruction.Reconstruction) -> bool:
             "quant_conv and linear, as in (('^vae.(encoder|quant_conv|linear)', 0.0),)"
         )
     return rates == {0}
-
-
-def _scaled(config: video_vae.Config, folder: pathlib.Path) -> video_vae.Config:
-    """A config with the scale of latents of the video VAE in a folder."""
-    stored = json.loads((folder / "config.json").read_text())
-    names = ("latent_mean", "latent_std")
-    scale = {n: stored[n] and tuple(stored[n]) for n in names if n in stored}
-    return dataclasses.replace(config, **scale)
 
 
 def _lpips(c, folder: pathlib.Path, sizes) -> perceptual.Weights:

@@ -284,7 +284,9 @@ INDEX = [
 
 
 def test_other_clips_are_those_of_the_subject_and_the_source_of_the_same_size():
-    found = conditions.related(INDEX, first=10)
+    more = conditions.related(INDEX, first=10)
+    assert {10 + place for place in range(3)} == more.keys()
+    found = [more.get(10 + place, {}) for place in range(len(INDEX))]
     assert [entry.get("siblings") for entry in found] == [
         *[[10, 11, 12]] * 3, None, None, None, None,
     ]  # fmt: skip
@@ -292,11 +294,13 @@ def test_other_clips_are_those_of_the_subject_and_the_source_of_the_same_size():
     assert [entry.get("rank") for entry in found[:3]] == [0, 1, 2]
     assert [entry.get("source") for entry in found] == [None, 10, *[None] * 5]
     slower = [*INDEX[:1], INDEX[1] | {"fps": 4.0}]
+    assert "source" in conditions.related(INDEX[:2])[1]
     assert "source" not in conditions.related(slower)[1]
 
 
 def test_references_and_sources_are_given_where_there_are_any():
-    entries = conditions.related(INDEX)
+    more = conditions.related(INDEX)
+    entries = [entry | more.get(place, {}) for place, entry in enumerate(INDEX)]
     found = drawn("reference", entry=entries[0])
     counts = collections.Counter(one.references for one in found)
     assert set(counts) == {(1,), (2,), (1, 2), (2, 1)}
