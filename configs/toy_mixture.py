@@ -19,15 +19,19 @@ def get_config():
     c.packing.shapes, c.packing.tokens, c.packing.unit, c.packing.clips = 1, 192, 16, 4
 
     shares = c.known.probabilities
-    shares.none, shares.first_frame, shares.head = 0.19, 0.1, 0.08
-    shares.tail, shares.both, shares.keyframes, shares.every = 0.06, 0.06, 0.06, 0.04
-    shares.region, shares.levels = 0.05, 0.05
+    shares.none, shares.first_frame, shares.head = 0.06, 0.08, 0.06
+    shares.tail, shares.both, shares.keyframes, shares.every = 0.06, 0.06, 0.07, 0.05
+    shares.region, shares.levels = 0.06, 0.02
     # Of clips that have other clips; of the rest nothing is given. All loops are loops.
-    shares.reference, shares.edit, shares.loop = 0.15, 0.15, 0.01
-    # Half nearly clean, since a task gives clean latents; noisier ones for what a model
-    # has made itself.
-    c.known.levels = ((0.005, 0.5), (0.1, 0.3), (0.5, 0.2))
+    shares.reference, shares.edit, shares.loop = 0.2, 0.27, 0.01
+    # Most are nearly clean, since a task gives clean latents; noisier ones for what a
+    # model has made itself.
+    c.known.levels = ((0.005, 0.7), (0.1, 0.2), (0.5, 0.1))
     c.known.known_tau, c.known.dropout, c.known.mid_clip = 0.005, 0.05, 0.1
     c.known.images = 0.03
-    c.state_loss.weight = 0.0
+
+    # The run begins with weights that read captions.
+    c.noise.shift, c.noise.std, c.state_loss.focus = 4.0, 1.5, 2.0
+    c.optim.learning_rate, c.optim.muon_learning_rate = 1.5e-3, 0.01
+    c.optim.ema_decay, c.loop.num_steps = 0.999, 12000
     return c

@@ -31,6 +31,7 @@ from sora_jax.data import conditions, loader, records
 _PATIENCE = 20  # windows without a step before planning fails
 # They separate the order of a window's steps, and conditions, from other randomness.
 _STEPS, _CONDITIONS = 0x73746570, 0x636F6E64
+_SHOWN = {"shown_shape", "shown_colour", "shown_motion"}  # [m], of `transforms.Shown`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,7 +369,8 @@ class Batches:
     """Like `loader.Batches`, with several clips in a row.
 
     A batch has `tokens` float32 [r, m, c] (padding is 0), `places` float32 [r, m, 3] in
-    the clip's grid, `slots` int8 [r, m] (see `conditions`), `segments` int32 [r, m], the
+    the clip's grid, `slots` int8 [r, m] (see `conditions`), for the toy world also what
+    tokens show (`transforms.Shown`; -1 for padding and what is given beside), `segments` int32 [r, m], the
     clip's number in the row from 1 on (0: padding), `frames` int32 and `fps` float32
     [r, k], a clip's frames of tokens (0: no clip) and frames a second, and the
     transform's other arrays, [r, k, ...]. What is given beside a clip follows it.
@@ -453,9 +455,13 @@ class Batches:
             "frames": np.zeros((rows, shape.clips), np.int32),
             "fps": np.ones((rows, shape.clips), np.float32),
         }
-        apart = {"latents", "slots", "start", "beside", "times"}
+        apart = {"latents", "start", "beside", "times"}
+        of_tokens = {"slots", *example.keys() & _SHOWN}
+        for name in example.keys() & _SHOWN:
+            size = (rows, shape.tokens, *example[name].shape[1:])
+            batch[name] = np.full(size, -1, example[name].dtype)
         for name, array in example.items():
-            if name not in apart:
+            if name not in apart | of_tokens:
                 size = (rows, shape.clips, *array.shape)
                 batch[name] = np.zeros(size, array.dtype)
         used = [0] * rows
@@ -474,10 +480,11 @@ class Batches:
             used[row] += len(tokens_mc)
             batch["tokens"][here] = tokens_mc
             batch["places"][here] = places_m3
-            batch["slots"][here] = example["slots"]
+            for name in of_tokens:
+                batch[name][here] = example[name]
             batch["segments"][here] = place + 1
             batch["fps"][row, place] = fps
             for name, array in example.items():
-                if name not in apart:
+                if name not in apart | of_tokens:
                     batch[name][row, place] = array
         return batch

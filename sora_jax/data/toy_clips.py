@@ -11,6 +11,7 @@ from sora_jax.toyworld import captions, families, render, scene, variants
 
 _CLIPS_PER_PART = 250
 KINDS = ("scenes", "groups", "loops", "rates")
+_GROUP = 4  # clips: one thing, its edit, and the thing twice more
 _PERIODS = (8, 12, 16)
 # Length of the scene, and frames a second: 5 to 33 frames in one or two seconds.
 _LONG = 1_000_003  # added to the seed, once and again for each split
@@ -44,7 +45,7 @@ class ToyClips:
       families: weight by family; equal by default.
       seed: of the scenes.
       kind: "scenes"; "groups" of a clip of one thing, the same with an edit (`edit_of`),
-        and another clip of its thing (`subject`); "loops", which repeat themselves
+        and two other clips of its thing (`subject`); "loops", which repeat themselves
         (`period`); "rates", clips of 4, 8 and 16 frames a second and up to twice the
         usual seconds.
 
@@ -91,17 +92,16 @@ class ToyClips:
                 split = "test_len"
             drawn = families.scene(self.tier, split, index, self.families, seed)
             return variants.at_rate(drawn, fps), fps, {}
-        group, place = divmod(index, 3)
+        group, place = divmod(index, _GROUP)
+        first = _GROUP * group
         drawn = variants.one_thing(*where, group, self.seed)
-        what = variants.EDITS[group % len(variants.EDITS)]
-        more = {"subject": self._id(3 * group)}
+        if place == 1:  # of no subject: a reference would tell where the thing is
+            what = variants.EDITS[group % len(variants.EDITS)]
+            return variants.edited(drawn, what), fps, {"edit_of": self._id(first)}
+        more = {"subject": self._id(first)}
         if place == 0:
-            return drawn, fps, more | {"edit_of": self._id(3 * group + 1)}
-        if place == 1:
-            more = more if what == "background" else {}
-            more["edit_of"] = self._id(3 * group)
-            return variants.edited(drawn, what), fps, more
-        return variants.sibling(drawn), fps, more
+            return drawn, fps, more | {"edit_of": self._id(first + 1)}
+        return variants.sibling(drawn, place - 2), fps, more
 
     def _id(self, index: int) -> str:
         kind = "" if self.kind == "scenes" else f"{self.kind}/"
@@ -151,7 +151,7 @@ class ToyClips:
             drawn, fps, more = self._clip(index)
             frames_thwc = render.render(drawn)
             texts = captions.captions(drawn)
-            if self.kind == "groups" and index % 3 == 2:
+            if self.kind == "groups":
                 # So that a picture of the thing is needed to know what it looks like.
                 for tier in ("short", "medium"):
                     text, _ = variants.unnamed(drawn, tier)

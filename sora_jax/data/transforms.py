@@ -57,10 +57,16 @@ class CropClips:
     Args:
       crops: the kinds.
       shown: also says what the places of a whole clip's latents show.
+      grid: of these latents along time, height and width.
     """
 
-    def __init__(self, crops: Sequence[Crop] = (Crop(),), shown: "Shown | None" = None):
-        self.crops, self.shown = tuple(crops), shown
+    def __init__(
+        self,
+        crops: Sequence[Crop] = (Crop(),),
+        shown: "Shown | None" = None,
+        grid: tuple[int, int, int] = (1, 1, 1),
+    ):
+        self.crops, self.shown, self.grid = tuple(crops), shown, grid
 
     def __call__(
         self, record: records.ClipRecord, random: np.random.Generator
@@ -71,7 +77,7 @@ class CropClips:
             f"video{place}": self._cut(crop, record.id, frames_thwc, random)
             for place, crop in enumerate(self.crops)
         }
-        shown = {} if self.shown is None else self.shown(record)
+        shown = {} if self.shown is None else self.shown(record, self.grid)
         return windows | {name: array[None] for name, array in shown.items()}
 
     def _cut(self, crop, clip_id, frames_thwc, random) -> np.ndarray:
@@ -182,12 +188,20 @@ class LatentsAndText:
         if self.states is not None:
             ids_l = text.pop("text_ids")
             text["text_states"] = self.states.padded(ids_l, text["text_mask"])
-        more = {} if self.shown is None else self.shown(record)
         is_packed = condition is not None
         if condition is None:
             entry = {"shape": record.latents.shape, "region": record.views.region}
             condition, _ = self.draw(entry, random)
         given = self._given(record, condition, is_packed, others)
+        more = {}
+        if self.shown is not None:
+            pairs = zip(record.latents.shape[:3], self.patch, strict=True)
+            grid = tuple(size // patch for size, patch in pairs)
+            window = slice(condition.start, condition.stop)
+            more = {
+                name: _window(array_n, grid, window, len(given["slots"]))
+                for name, array_n in self.shown(record, grid).items()
+            }
         return given | text | more
 
     def _given(
@@ -263,6 +277,17 @@ def _telling(record, source, has: Callable[[Mapping[str, str]], bool]):
     return dataclasses.replace(record, captions=captions) if has(captions) else record
 
 
+def _window(
+    shown_n: np.ndarray, grid: tuple[int, int, int], window: slice, count: int
+) -> np.ndarray:
+    """What the tokens of a window show, and the `count` tokens with those beside: -1."""
+    own_n = shown_n.reshape(*grid, *shown_n.shape[1:])[window]
+    own_n = own_n.reshape(-1, *shown_n.shape[1:])
+    found_n = np.full((count, *own_n.shape[1:]), -1, own_n.dtype)
+    found_n[: len(own_n)] = own_n
+    return found_n
+
+
 class Shown:
     """What the tokens of a toy-world clip show: `shown_shape`, `_colour`, `_motion`.
 
@@ -270,32 +295,32 @@ class Shown:
     latent frames, every shape and colour is -1.
 
     Args:
-      grid: tokens along time, height and width.
       temporal_stride: video frames per latent frame, except for the first.
       causal: whether tokens of the first latent frame, which is made of one video frame,
         cannot show its motion, which is then nan.
     """
 
-    def __init__(
-        self, grid: tuple[int, int, int], temporal_stride: int, causal: bool = False
-    ):
-        self.grid, self.temporal_stride, self.causal = grid, temporal_stride, causal
+    def __init__(self, temporal_stride: int, causal: bool = False):
+        self.temporal_stride, self.causal = temporal_stride, causal
         self._seen: dict[str, dict[str, np.ndarray]] = {}
 
-    def __call__(self, record) -> dict[str, np.ndarray]:
+    def __call__(self, record, grid: tuple[int, int, int]) -> dict[str, np.ndarray]:
+        """grid: tokens along time, height and width."""
         if record.id not in self._seen:
             if len(self._seen) >= 200_000:  # bounds the cache's memory
                 self._seen.clear()
-            self._seen[record.id] = self._of(record.state_json)
+            self._seen[record.id] = self._of(record.state_json, grid)
         return self._seen[record.id]
 
-    def _of(self, state_json: str | None) -> dict[str, np.ndarray]:
-        count = int(np.prod(self.grid))
+    def _of(
+        self, state_json: str | None, grid: tuple[int, int, int]
+    ) -> dict[str, np.ndarray]:
+        count = int(np.prod(grid))
         shape_n = colour_n = np.full(count, -1, np.int8)
         motion_n2 = np.zeros((count, 2), np.float32)
         with contextlib.suppress(ValueError):
             drawn = scene.Scene.from_json(state_json or "")
-            found = tokens.shown(drawn, self.grid, self.temporal_stride)
+            found = tokens.shown(drawn, grid, self.temporal_stride)
             shape_n, colour_n = found.shape_thw.ravel(), found.colour_thw.ravel()
             if self.causal:
                 found.motion_thw2[0] = np.nan

@@ -254,16 +254,12 @@ def denoiser(c, folder: pathlib.Path, mesh) -> Job:
         tokenizer,
         fps=rows.fps,
         null_states=null_states,
-        state_loss=_state_loss(
-            c, not rows.packed and not c.lora.rank, "packed rows and LoRA"
-        ),
+        state_loss=_state_loss(c, not c.lora.rank, "adapters (LoRA)"),
     )
     dit_config = objective.dit_config
     shown = None
     if objective.state_loss:
-        pairs = zip(source.shape[:3], dit_config.patch, strict=True)
-        grid = [size // patch for size, patch in pairs]
-        shown = transforms.Shown(tuple(grid), dit_config.temporal_stride)
+        shown = transforms.Shown(dit_config.temporal_stride)
     transform = transforms.LatentsAndText(
         transforms.Tokenize(sampler, tokenizer, c.text.length),
         cached,
@@ -518,11 +514,9 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
     )
     for size in sizes:
         _check_window(objective.config, size)
-    shown = None
+    shown, grid = None, objective.config.latent_shape(*sizes[0])[:3]
     if objective.state_loss:
-        grid = objective.config.latent_shape(*sizes[0])[:3]
-        stride = objective.config.temporal_stride
-        shown = transforms.Shown(grid, stride, causal=True)
+        shown = transforms.Shown(objective.config.temporal_stride, causal=True)
 
     @contextlib.contextmanager
     def batches(start):
@@ -531,7 +525,7 @@ def vae(c, folder: pathlib.Path, mesh) -> Job:
                 first = max(start, steps.start)
                 if first >= steps.stop:
                     continue
-                transform = transforms.CropClips(crops, shown)
+                transform = transforms.CropClips(crops, shown, grid)
                 count = steps.stop - first
                 with read_ahead(c, mesh, clips, transform, first, count) as rows:
                     yield from map(transforms.join_crops, rows)

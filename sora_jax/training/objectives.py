@@ -129,7 +129,7 @@ class Denoiser:
       fps: frames a second of clips of one size.
       null_states: the text encoder's states of the null text, [l, d], if batches hold
         cached states; the text encoder is then not one of the networks.
-      state_loss: a second task on the exact state of the toy world, for clips of one size.
+      state_loss: a second task on the exact state of the toy world.
       lora_config: adapters of the denoiser, which are trained in its place.
 
     Batches of clips of one size: `latents` float32 [b, t, h, w, c] normalised to unit
@@ -288,8 +288,7 @@ class Denoiser:
 
         # Products with one-hot rows, which shard where a gather does not. At the highest
         # precision they select rates and losses exactly.
-        segments_bn = batch["segments"]
-        of_clip_bnk = jax.nn.one_hot(segments_bn - 1, k)
+        segments_bn, of_clip_bnk = batch["segments"], _of_clips(batch)
         is_padding_bn = (segments_bn == 0).astype(jnp.float32)
         fps_bn = _exactly("bnk,bk->bn", of_clip_bnk, batch["fps"]) + is_padding_bn
         clip_1k = jnp.arange(1, k + 1)[None]
@@ -366,7 +365,8 @@ class Denoiser:
         total, weight, metrics = self._summed(loss_bk, weight_bk, clips)
         if hidden_bnd:
             logits_bnc = modules[state_losses.NAME](hidden_bnd[0].astype(jnp.float32))
-            of_state, shown = state_losses.loss(logits_bnc, batch)
+            of_clip_bnk = _of_clips(batch) if "segments" in batch else None
+            of_state, shown = state_losses.loss(logits_bnc, batch, of_clip_bnk)
             total, metrics = total + self.state_loss.weight * of_state, metrics | shown
         return total, weight, metrics | more
 
@@ -390,6 +390,11 @@ class Denoiser:
             tier_bk = jnp.where(clips["drop"], none, clips["text_tier"])
             metrics["loss_tier"] = by(tier_bk, len(captions.REALISED))
         return jnp.sum(loss_bk * weight_bk), jnp.sum(weight_bk), metrics
+
+
+def _of_clips(batch) -> jax.Array:
+    """Which clip of its packed row each token belongs to, one-hot [b, n, k]."""
+    return jax.nn.one_hot(batch["segments"] - 1, batch["frames"].shape[1])
 
 
 def _joined(x: jax.Array) -> jax.Array:

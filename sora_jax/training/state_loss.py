@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.core import config as configs
+from sora_jax.core import sharding
 from sora_jax.models import layers
 from sora_jax.toyworld import tokens
 
@@ -56,19 +57,25 @@ def head(dim: int, rngs: nnx.Rngs) -> layers.Linear:
 
 
 def loss(
-    found_bnc: jax.Array, shown: Mapping[str, jax.Array]
+    found_bnc: jax.Array,
+    shown: Mapping[str, jax.Array],
+    of_clip_bnk: jax.Array | None = None,
 ) -> tuple[jax.Array, dict]:
-    """The loss summed over rows, and its metrics as (sum, weight).
+    """The loss summed over clips, and its metrics as (sum, weight).
 
-    Tokens that show an object weigh as much together as those that show none.
+    Tokens of a clip that show an object weigh as much together as those that show none.
 
     Args:
       found_bnc: what the head gives.
       shown: `shown_shape` and `shown_colour` int [b, n], the classes of each token, -1
         where unknown; `shown_motion` float32 [b, n, 2] in pixels per frame, nan where
         features cannot tell it.
+      of_clip_bnk: which clip of its row each token belongs to, one-hot; None where a row
+        is one clip.
     """
     shape_bn, motion_bn2 = shown["shown_shape"], shown["shown_motion"]
+    if of_clip_bnk is None:
+        of_clip_bnk = jnp.ones_like(shape_bn, jnp.float32)[..., None]
     shape_bnk, colour_bnk, found_bn2 = jnp.split(found_bnc, _SPLIT, -1)
     nats_bn = _nats(shape_bnk, shape_bn) + _nats(colour_bnk, shown["shown_colour"])
     told_bn2 = jnp.isfinite(motion_bn2)
@@ -77,17 +84,18 @@ def loss(
     thing_bn = (shape_bn > tokens.NOTHING).astype(jnp.float32)
     none_bn = (shape_bn == tokens.NOTHING).astype(jnp.float32)
     weight_bn = sum(
-        part_bn / jnp.maximum(jnp.sum(part_bn, 1, keepdims=True), 1)
+        part_bn / jnp.maximum(_of_tokens(part_bn, of_clip_bnk), 1)
         for part_bn in (thing_bn, none_bn)
     )
     total = jnp.sum(weight_bn * (nats_bn + error_bn))
     things = jnp.sum(thing_bn)
+    clips = jnp.sum(_by_clip(jnp.ones_like(thing_bn), of_clip_bnk) > 0)
 
     def right(logits_bnk, class_bn):
         return jnp.sum((jnp.argmax(logits_bnk, -1) == class_bn) * thing_bn), things
 
     return total, {
-        "state_loss": (total, jnp.full((), len(weight_bn), jnp.float32)),
+        "state_loss": (total, clips.astype(jnp.float32)),
         "shown_shape_right": right(shape_bnk, shape_bn),
         "shown_colour_right": right(colour_bnk, shown["shown_colour"]),
         "shown_motion_error": (
@@ -95,6 +103,18 @@ def loss(
             jnp.sum(thing_bn * told_bn2[..., 0]),
         ),
     }
+
+
+def _by_clip(x_bn: jax.Array, of_clip_bnk: jax.Array) -> jax.Array:
+    """Sums over the tokens of each clip, [b, k]."""
+    x_bn = sharding.reshard(x_bn, "batch", None)
+    return jnp.einsum("bn,bnk->bk", x_bn, of_clip_bnk, precision="highest")
+
+
+def _of_tokens(x_bn: jax.Array, of_clip_bnk: jax.Array) -> jax.Array:
+    """The sum over the clip of each token, [b, n]."""
+    sum_bk = _by_clip(x_bn, of_clip_bnk)
+    return jnp.einsum("bk,bnk->bn", sum_bk, of_clip_bnk, precision="highest")
 
 
 def _nats(logits_bnk: jax.Array, class_bn: jax.Array) -> jax.Array:

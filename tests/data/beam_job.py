@@ -25,7 +25,9 @@ def main(runner: str, options: str, folder: pathlib.Path) -> None:
         shards.write(folder / "clips", failing, engine=engine)
     except beam.BeamError as error:
         print(error)
-    made = [*(folder / "clips").glob(".partial/*/part.array_record")]
+    # Those that are finished: a worker of the failed run may still write its own.
+    finished = (folder / "clips").glob(".partial/*/part.json")
+    made = [path.with_name("part.array_record") for path in finished]
     print(*sorted(path.stat().st_mtime_ns for path in made))
     shards.write(folder / "clips", source, engine=engine)
 

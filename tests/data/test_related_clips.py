@@ -37,9 +37,16 @@ def test_relations_come_back_and_stand_in_the_index(made):
             assert (clip.num_frames - 1) == 2 * clip.period
             np.testing.assert_array_equal(frames[0], frames[clip.period])
     if kind == "groups":
-        first, edit, sibling = (clips[index] for index in range(3))
+        first, edit, *siblings = (clips[index] for index in range(4))
         assert first.edit_of == edit.id and edit.edit_of == first.id
-        assert first.subject == sibling.subject and not sibling.edit_of
+        for sibling in siblings:
+            assert first.subject == sibling.subject and not sibling.edit_of
+            assert first.video != sibling.video
+        assert not edit.subject  # where its thing is, that of the first is too
+        thing = json.loads(first.state_json)["objects"][0]
+        for clip in clips[0], *siblings:
+            named, unnamed = records.variants(clip.captions["medium"])
+            assert thing["shape"] not in unnamed and thing["colour"] not in unnamed
         same = (first.frames() == edit.frames()).all(-1).mean()
         assert 0.1 < same < 1 or first.frames().std(0).max() == 0
     if kind == "rates":

@@ -1,5 +1,6 @@
 """The second task of the toy world: what it adds, what it leaves alone, what it asks."""
 
+import collections
 import dataclasses
 import functools
 import types
@@ -12,7 +13,7 @@ import pytest
 from configs import toy, toy_vae
 from sora_jax.core import config as configs
 from sora_jax.core import mesh as meshes
-from sora_jax.data import conditions, latent_cache, shards, transforms
+from sora_jax.data import conditions, latent_cache, packing, shards, transforms
 from sora_jax.diffusion import timesteps
 from sora_jax.models import rows, video_vae
 from sora_jax.toyworld import families, scene, tokens
@@ -247,25 +248,86 @@ def test_rows_say_what_their_clips_tokens_show(latents, tmp_path):
 
 @pytest.mark.parametrize("state_json", [None, '{"n": 3}', "another length"])
 def test_a_clip_without_a_state_says_so(state_json):
-    shown = transforms.Shown((2, 2, 2), 4)
+    shown, grid = transforms.Shown(4), (2, 2, 2)
     if state_json == "another length":  # tw16 has two latent frames, and not three
-        shown = transforms.Shown((3, 2, 2), 4)
+        grid = 3, 2, 2
         state_json = families.scene("tw16", "train", 0).to_json()
-    found = shown(types.SimpleNamespace(id="clip", state_json=state_json))
+    found = shown(types.SimpleNamespace(id="clip", state_json=state_json), grid)
     assert {*found["shown_shape"], *found["shown_colour"]} == {-1}
     assert found["shown_motion"].shape == (len(found["shown_shape"]), 2)
 
 
-def test_packed_rows_have_no_second_task_and_say_so(latents, tmp_path, capsys):
+def test_packed_rows_say_what_their_tokens_show(latents, tmp_path):
+    """Of whole clips, and of windows that begin or end in the middle; padding: -1."""
     c = toy.get_config()
     c.update_from_flattened_dict(tiny_job.TINY)
     c.data.latents, c.packing.shapes, c.packing.unit = str(latents), 1, 8
-    c.packing.max_padding = 1.0
+    c.packing.max_padding, c.known.images, c.packing.tokens = 1.0, 0.5, 24
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         task = jobs.denoiser(c, tmp_path, mesh)
-    assert task.objective.state_loss is None
-    assert "state_loss is left out" in capsys.readouterr().err
+        with task.batches(0) as rows:
+            found = jax.device_get(next(rows))
+    assert task.objective.state_loss.weight == 0.1
+    patch = task.objective.dit_config.patch
+    # Of made-up latents, clips with the same first pixel have the same.
+    patch, of_first = task.objective.dit_config.patch, collections.defaultdict(list)
+    for record in latent_cache.open(latents).read(range(16)):
+        first = packing.patches(record.latents[: patch[0]], patch)[0].tobytes()
+        drawn = scene.Scene.from_json(record.state_json)
+        of_first[first].append(tokens.shown(drawn, (2, 2, 2), 4))
+    lengths = set()
+    for row, segments in enumerate(found["segments"]):
+        for number in range(1, segments.max() + 1):
+            here = segments == number
+            count = int(here.sum())
+            lengths.add(count)
+            assert any(
+                np.array_equal(
+                    found["shown_shape"][row][here], x.shape_thw.ravel()[:count]
+                )
+                and np.array_equal(
+                    found["shown_colour"][row][here], x.colour_thw.ravel()[:count]
+                )
+                and np.array_equal(
+                    found["shown_motion"][row][here],
+                    x.motion_thw2.reshape(-1, 2)[:count],
+                )
+                for x in of_first[found["tokens"][row][here][:4].tobytes()]
+            )
+        assert {*found["shown_shape"][row][segments == 0]} <= {-1}
+    assert lengths == {4, 8}
+
+
+def test_clips_of_packed_rows_weigh_what_they_weigh_alone():
+    """Two clips in a row, of which one is half as long, with padding behind them."""
+    random = np.random.default_rng(3)
+    whole = {name: array[2:] for name, array in shown_by(random, 4, 8).items()}
+    found = random.normal(size=(2, 8, state_loss._SPLIT[1] + 2)).astype(np.float32)
+    alone = [
+        state_loss.loss(
+            found[i : i + 1, :end], {k: v[i : i + 1, :end] for k, v in whole.items()}
+        )
+        for i, end in ((0, 8), (1, 4))
+    ]
+
+    def packed(array, empty):
+        row = np.full((1, 14, *array.shape[2:]), empty, array.dtype)
+        row[0, :8], row[0, 8:12] = array[0], array[1, :4]
+        return row
+
+    segments = np.repeat([1, 2, 0], [8, 4, 2])[None]
+    together = state_loss.loss(
+        packed(found, 7.0),
+        {name: packed(array, -1) for name, array in whole.items()},
+        jax.nn.one_hot(segments - 1, 3),
+    )
+    total = sum(float(x[0]) for x in alone)
+    assert float(together[0]) == pytest.approx(total, rel=1e-5)
+    for name, (of_all, weight) in together[1].items():
+        for value, place in ((of_all, 0), (weight, 1)):
+            wanted = sum(float(metrics[name][place]) for _, metrics in alone)
+            assert float(value) == pytest.approx(wanted, rel=1e-5), name
 
 
 def test_others_read_a_run_without_its_head_and_runs_begin_with_it(tmp_path):
