@@ -92,7 +92,7 @@ def train(
 def suites(count: int, seen: frozenset[str], seed: int) -> dict[str, tuple]:
     """Unseen scenes by family: suites of their short prompts and of their dense ones."""
     found = {}
-    for family in families.FAMILIES:
+    for family in families.BASIC:
         short, dense = {}, {}
         for index in range(100 * count):
             scene = families.scene(SIZE_CLASS, "test", index, {family: 1.0}, seed)
@@ -150,7 +150,7 @@ def shares(clips: list[list[int]]) -> statistics.Estimate:
 
 def table(results: Mapping[str, list[dict]]) -> str:
     """A Markdown table: a row for each run, with all its seeds, and kind of prompt."""
-    names = [*families.FAMILIES]
+    names = [*families.BASIC]
     lines = [
         f"| trained on | prompts | all | {' | '.join(names)} |",
         "|---" * (3 + len(names)) + "|",

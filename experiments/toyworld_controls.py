@@ -250,7 +250,11 @@ def print_oracle_table(tier: str, split: str, clips: int) -> int:
     autoencoder = LinearAutoencoder(fitted)
     started = time.perf_counter()
     wrong = 0
-    kinds = {family: (family, lambda scene: True) for family in families.FAMILIES}
+    kinds = {
+        name: (name, lambda scene: True)
+        for name, family in families.FAMILIES.items()
+        if tier in family.tiers
+    }
     kinds["left/right"] = "relation", lambda scene: scene.truth.relation in SIDES
     for number, (label, (family, keep)) in enumerate(kinds.items()):
         row = controls(tier, family, clips, split, autoencoder, keep)

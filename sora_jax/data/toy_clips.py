@@ -42,7 +42,7 @@ class ToyClips:
       tier: "tw16", "tw32" or "tw64".
       num_clips: how many, from index 0.
       split: one of `scene.SPLITS`.
-      families: weight by family; equal by default.
+      families: weight by family; those of `families.BASIC` equally by default.
       seed: of the scenes.
       kind: "scenes"; "groups" of a clip of one thing, the same with an edit (`edit_of`),
         and two other clips of its thing (`subject`); "loops", which repeat themselves
@@ -114,7 +114,7 @@ class ToyClips:
             "source": "toyworld",
             "tier": self.tier,
             "num_clips": self.num_clips,
-            "families": dict(self.families) if self.families else "all",
+            "families": dict(self.families) if self.families else "basic",
             "seed": self.seed,
             "world_version": scene.VERSION,
             "captions_version": captions.VERSION,

@@ -1,7 +1,8 @@
 """The registry of scene families, and everything that is drawn from it.
 
 A family is one entry: which facts it draws (`choose`), which scene shows them (`lay_out`),
-how captions state them (`wording`) and when a video shows them (`rule`).
+how captions state them (`wording`) and when a video shows them (`rule`). Those of `BASIC`
+exist in every tier, and scenes are of them unless others are named.
 """
 
 import dataclasses
@@ -11,12 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
+import numpy as np
+
 from sora_jax.toyworld import generators, rules, wordings
 from sora_jax.toyworld.generators import Layout
 from sora_jax.toyworld.grammar import Wording, compose
 from sora_jax.toyworld.reading import Reading
 from sora_jax.toyworld.scene import (
     SPLITS,
+    TIERS,
     TONES,
     Background,
     Draws,
@@ -29,12 +33,16 @@ from sora_jax.toyworld.scene import (
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One kind of scene; `rule` returns a verdict for each part and for "pass"."""
+    """One kind of scene; `rule` returns a verdict for each part and for "pass".
+
+    `tiers` are those whose frames show it well enough for the rule.
+    """
 
     choose: Callable[[Draws, Tier, str], Slots]
     lay_out: Callable[[Draws, Tier, str, Slots], Layout]
     wording: Wording
     rule: Callable[[Slots, Reading], dict[str, bool]]
+    tiers: tuple[str, ...] = tuple(TIERS)
 
 
 FAMILIES: dict[str, Family] = {
@@ -75,6 +83,8 @@ FAMILIES: dict[str, Family] = {
         rules.camera,
     ),
 }
+
+BASIC = ("attribute", "count", "relation", "motion", "motion_binding", "camera")
 
 BASE, BASE_SPREAD = 128.0, 30.0
 # Of each of three waves; their sum is as strong as one wave of amplitude 20 to 25, which
@@ -145,20 +155,26 @@ def scene(
         `test_comp` always does; `test_ood` exceeds the ranges of speed, number and
         size; `test_len` is twice as long.
       index: any number >= 0.
-      families: weight by family, from which the family is drawn; equal by default.
+      families: weight by family, from which the family is drawn; those of `BASIC`
+        equally by default.
       seed: of the scenes.
 
     Raises:
-      ValueError: an unknown tier, split or family, or weights without a positive sum.
+      ValueError: an unknown tier, split or family, a family that the tier lacks, or
+        weights without a positive sum.
     """
     size_class = find_tier(tier)
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
     draws = Draws(seed, f"scene/{tier}/{split}", index)
-    weights = families or dict.fromkeys(FAMILIES, 1.0)
+    weights = families or dict.fromkeys(BASIC, 1.0)
     at = draws.unit()
     shares = _shares(tuple(sorted(weights.items())))
     name = next((name for name, reached in shares if at < reached), shares[-1][0])
+    if tier not in FAMILIES[name].tiers:
+        raise ValueError(
+            f"tier {tier} has no family {name!r}; {', '.join(FAMILIES[name].tiers)} have"
+        )
     tone, behind = background(draws, size_class)
     slots = FAMILIES[name].choose(draws, size_class, split)
     key = SceneKey(tier, split, index, seed)
@@ -200,6 +216,8 @@ def realised(
         camera=camera,
         background=behind,
         factors=truth,
+        scale=None if layout.scale is None else np.round(layout.scale, 4),
+        later=layout.later,
     )
 
 

@@ -16,6 +16,7 @@ from sora_jax.toyworld.scene import (
     PLACES,
     RELATIONS,
     SPEEDS,
+    Background,
     Draws,
     Object,
     Range,
@@ -32,13 +33,22 @@ ZOOM_RADIUS = (0.35, 0.55)  # Within the radius range, so that zoomed sizes stay
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Objects, their starts and velocities (pixels a frame), and the camera's rates."""
+    """Objects, their starts and velocities (pixels a frame), and the camera's rates.
+
+    `path`, `camera`, `scale` and `later` are for what changes in other ways: `Scene.pos`
+    in place of starts and velocities, `Scene.camera` in place of rates, and those fields
+    of `Scene`. `truth` are more facts, as of `Slots.factors`.
+    """
 
     objects: tuple[Object, ...]
-    start: tuple[tuple[float, float], ...]
-    velocity: tuple[tuple[float, float], ...]
+    start: tuple[tuple[float, float], ...] = ()
+    velocity: tuple[tuple[float, float], ...] = ()
     camera_rate: tuple[float, float, float] = (0.0, 0.0, 0.0)  # x, y, log zoom
     truth: dict[str, object] = dataclasses.field(default_factory=dict)
+    path: np.ndarray | None = None
+    camera: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    later: tuple[Background, ...] = ()
 
 
 # -- What is true ----------------------------------------------------------------------
@@ -301,9 +311,16 @@ def lay_out_camera(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout
 def paths(layout: Layout, num_frames: int, size: int) -> tuple[np.ndarray, ...]:
     """pos[T, K, 2], vel[T, K, 2] and camera[T, 4] of a layout, rounded to 1e-4."""
     t = np.arange(num_frames)[:, None]
-    vel = np.asarray(layout.velocity)
-    pos = np.asarray(layout.start) + t[..., None] * vel
-    vel = np.broadcast_to(vel, pos.shape)
+    if layout.path is None:
+        vel = np.asarray(layout.velocity)
+        pos = np.asarray(layout.start) + t[..., None] * vel
+        vel = np.broadcast_to(vel, pos.shape)
+    else:  # the velocity with which an object has come to where it is
+        pos = np.round(layout.path, 4)
+        vel = np.diff(pos, axis=0)
+        vel = np.concatenate([vel[:1], vel])
+    if layout.camera is not None:
+        return np.round(pos, 4), np.round(vel, 4), np.round(layout.camera, 4)
     camera = np.zeros((num_frames, 4))
     camera[:, :2] = size / 2
     camera[:, :3] += t * np.asarray(layout.camera_rate)

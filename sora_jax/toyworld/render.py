@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from sora_jax.toyworld.scene import PALETTE, Scene
+from sora_jax.toyworld.scene import PALETTE, Background, Scene
 
 # Proportions for radius 1, chosen for similar areas: half side of the square, reach of the
 # triangle's corners, half width of the cross's arms, half width and middle of the ring.
@@ -65,10 +65,12 @@ def _world_axes(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return scene.camera[:, :1] + scaled, scene.camera[:, 1:2] + scaled, zoom
 
 
-def _background(scene: Scene, x_tw: np.ndarray, y_th: np.ndarray) -> np.ndarray:
+def _background(
+    background: Background, x_tw: np.ndarray, y_th: np.ndarray
+) -> np.ndarray:
     """Grey[T, H, W]; sin(a + b) is split so that sines are taken on the axes only."""
-    grey = np.float32(scene.background.base)
-    for kx, ky, phase, amplitude in scene.background.waves:
+    grey = np.float32(background.base)
+    for kx, ky, phase, amplitude in background.waves:
         across, down = kx * x_tw + phase, ky * y_th
         sin_x = (amplitude * np.sin(across)).astype(np.float32)[:, None, :]
         cos_x = (amplitude * np.cos(across)).astype(np.float32)[:, None, :]
@@ -83,14 +85,24 @@ def _frames(scene: Scene, frames: slice, colours: Mapping) -> np.ndarray:
     # Without camera motion, all frames share one row of axes and one background.
     seen = frames if (scene.camera != scene.camera[:1]).any() else slice(0, 1)
     x_tw, y_th, zoom = (axis[seen] for axis in _world_axes(scene))
-    grey = _background(scene, x_tw, y_th)
+    grey = _background(scene.background, x_tw, y_th)
+    for shot, background in enumerate(scene.later, 1):
+        is_shot = scene.camera[seen, 3] == shot
+        if is_shot.any():
+            grey[is_shot] = _background(background, x_tw[is_shot], y_th[is_shot])
     rgb = [grey, grey, grey]
     scale = zoom.astype(np.float32)[:, None, None]
     for k, thing in enumerate(scene.objects):
         dx = (x_tw - scene.pos[frames, k, :1]).astype(np.float32)[:, None, :]
         dy = (y_th - scene.pos[frames, k, 1:]).astype(np.float32)[:, :, None]
-        away = distance(thing.shape, dx, dy, np.float32(thing.radius))
+        radius, here = np.float32(thing.radius), None
+        if scene.scale is not None:
+            size = scene.scale[frames, k].astype(np.float32)[:, None, None]
+            radius, here = radius * size, size > 0
+        away = distance(thing.shape, dx, dy, radius)
         alpha = np.clip(np.float32(0.5) - away * scale, 0.0, 1.0, dtype=np.float32)
+        if here is not None:
+            alpha = np.where(here, alpha, np.float32(0))
         for channel, value in enumerate(colours[thing.colour]):
             below = rgb[channel]
             rgb[channel] = below + alpha * (np.float32(value) - below)
@@ -109,10 +121,10 @@ def render(
       scene: what it shows.
       colours: RGB by name.
     """
-    still = (scene.pos == scene.pos[:1]).all() and (
-        scene.camera == scene.camera[:1]
-    ).all()
-    if still:
+    changing = [scene.pos, scene.camera]
+    if scene.scale is not None:
+        changing.append(scene.scale)
+    if all((array == array[:1]).all() for array in changing):
         frame = _frames(scene, slice(0, 1), colours)
         return np.repeat(frame, scene.num_frames, axis=0)
     return _frames(scene, slice(None), colours)
@@ -125,8 +137,10 @@ def _owner(scene: Scene, t: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The object on top at world points of frame t, -1 for the background."""
     owner = np.full(np.broadcast_shapes(x.shape, y.shape), -1)
     for k, thing in enumerate(scene.objects):
-        dx, dy = x - scene.pos[t, k, 0], y - scene.pos[t, k, 1]
-        owner[distance(thing.shape, dx, dy, thing.radius) < 0] = k
+        size = 1.0 if scene.scale is None else scene.scale[t, k]
+        if size > 0:
+            dx, dy = x - scene.pos[t, k, 0], y - scene.pos[t, k, 1]
+            owner[distance(thing.shape, dx, dy, thing.radius * size) < 0] = k
     return owner
 
 

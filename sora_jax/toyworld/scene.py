@@ -241,11 +241,37 @@ class Subject:
 
 
 @dataclasses.dataclass(frozen=True)
+class Event:
+    """Something that happens once, as stated in words; None means "not stated".
+
+    Attributes:
+      kind: one of `FAMILY_OF_EVENT`.
+      of: which subject it happens to, by its place in `Slots.subjects`.
+      by: which subject causes it.
+      value: what comes of it, such as a colour or a direction.
+      happens: False where a text says that it does not: a near miss.
+      second: when, in seconds from the start of the clip.
+    """
+
+    kind: str
+    of: int = 0
+    by: int | None = None
+    value: str | None = None
+    happens: bool = True
+    second: float | None = None
+
+
+# The family whose rule checks what is stated of an event.
+FAMILY_OF_EVENT: dict[str, str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
 class Slots:
     """Everything that a text can state; None means "not stated".
 
     `relation` is the position of the first subject relative to the second. `count` is
-    the number of equal objects ("three red circles"), `total` of all objects.
+    the number of equal objects ("three red circles"), `total` of all objects. `events`
+    are in the order in which they happen.
     """
 
     subjects: tuple[Subject, ...] = ()
@@ -254,10 +280,13 @@ class Slots:
     camera: str | None = None
     tone: str | None = None
     total: int | None = None
+    events: tuple[Event, ...] = ()
 
     @property
     def family(self) -> str | None:
         """The family whose rule checks what is stated; None if nothing is stated."""
+        if self.events:
+            return FAMILY_OF_EVENT[self.events[0].kind]
         moving = sum(subject.direction is not None for subject in self.subjects)
         if self.relation is not None and len(self.subjects) == 2:
             return "relation"
@@ -300,6 +329,11 @@ class Slots:
         for name in ("count", "relation", "camera", "tone", "total"):
             if (value := getattr(self, name)) is not None:
                 factors[name] = value
+        if self.events:
+            factors["events"] = [
+                {k: v for k, v in dataclasses.asdict(event).items() if v is not None}
+                for event in self.events
+            ]
         return factors
 
     @classmethod
@@ -316,7 +350,8 @@ class Slots:
             for name in ("count", "relation", "camera", "tone", "total")
             if name in factors
         }
-        return cls(subjects, **rest)
+        events = tuple(Event(**event) for event in factors.get("events", ()))
+        return cls(subjects, **rest, events=events)
 
 
 # -- State record ----------------------------------------------------------------------
@@ -343,12 +378,19 @@ class Background:
     waves: tuple[tuple[float, float, float, float], ...]
 
 
+def _background(record: Mapping[str, Any]) -> Background:
+    return Background(record["base"], tuple(tuple(wave) for wave in record["waves"]))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
     """The exact state of one clip, which determines its frames, captions and scores.
 
     `pos` and `vel` are float64[T, K, 2] in the world, `camera` float64[T, 4];
     `factors` is `Slots.factors()` of its facts. Later objects cover earlier ones.
+    `scale` float64[T, K] is each object's size as a multiple of its radius, 0 where it is
+    not there; None: all are there at their own size. `later` are the backgrounds of the
+    shots after the first.
     """
 
     tier: str
@@ -362,6 +404,8 @@ class Scene:
     camera: np.ndarray
     background: Background
     factors: dict[str, Any]
+    scale: np.ndarray | None = None
+    later: tuple[Background, ...] = ()
 
     @property
     def num_frames(self) -> int:
@@ -381,6 +425,11 @@ class Scene:
         record = dataclasses.asdict(self)
         for name in ("pos", "vel", "camera"):
             record[name] = getattr(self, name).tolist()
+        del record["scale"], record["later"]  # most scenes have neither
+        if self.scale is not None:
+            record["scale"] = self.scale.tolist()
+        if self.later:
+            record["later"] = [dataclasses.asdict(back) for back in self.later]
         return json.dumps(record, separators=(",", ":"))
 
     @classmethod
@@ -390,9 +439,11 @@ class Scene:
             record = json.loads(text)
             count = len(record["objects"])
             record["objects"] = tuple(Object(**item) for item in record["objects"])
-            back = record["background"]
-            waves = tuple(tuple(wave) for wave in back["waves"])
-            record["background"] = Background(back["base"], waves)
+            record["background"] = _background(record["background"])
+            record["later"] = tuple(map(_background, record.get("later", ())))
+            if "scale" in record:
+                scale = np.asarray(record["scale"], np.float64)
+                record["scale"] = scale.reshape(-1, count)
             for name, shape in (("pos", (count, 2)), ("vel", (count, 2))):
                 values = np.asarray(record[name], np.float64)
                 record[name] = values.reshape(-1, *shape)

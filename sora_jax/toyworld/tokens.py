@@ -61,6 +61,8 @@ def shown(scene: Scene, grid: tuple[int, int, int], temporal_stride: int) -> Sho
 
     at_TK2 = _on_screen(scene, scene.pos)
     radius_TK = np.exp(scene.camera[:, 2:3]) * [o.radius for o in scene.objects]
+    if scene.scale is not None:
+        radius_TK = radius_TK * scene.scale
     dy_TKhp = y_hp - at_TK2[:, :, 1, None, None]
     dx_TKwp = x_wp - at_TK2[:, :, 0, None, None]
     far = (

@@ -12,20 +12,27 @@ from hypothesis import strategies as st
 from sora_jax.toyworld import captions, families, lexicon
 from sora_jax.toyworld.scene import SPLITS, TIERS, Slots, Subject
 
+KINDS = [(tier, name) for name, f in families.FAMILIES.items() for tier in f.tiers]
+
+
+def usual_tier(family: str) -> str:
+    tiers = families.FAMILIES[family].tiers
+    return "tw32" if "tw32" in tiers else tiers[0]
+
 
 @settings(max_examples=600, deadline=None)
 @given(
-    st.sampled_from(sorted(TIERS)),
+    st.sampled_from(KINDS),
     st.sampled_from(SPLITS),
     st.integers(0, 10**9),
-    st.sampled_from(sorted(families.FAMILIES)),
     st.sampled_from(captions.TIERS),
     st.integers(0, 5),
 )
-@example("tw32", "train", 0, "relation", "dense", 0)
+@example(("tw32", "relation"), "train", 0, "dense", 0)
 def test_parsing_gives_back_what_a_caption_says(
-    tier, split, index, family, caption_tier, variant
+    kind, split, index, caption_tier, variant
 ):
+    tier, family = kind
     scene = families.scene(tier, split, index, {family: 1.0})
     text, stated = captions.stated(scene, caption_tier, variant)
     assert captions.parse(text) == stated, text
@@ -59,7 +66,7 @@ MAIN = {
 }
 
 
-@pytest.mark.parametrize("family", sorted(families.FAMILIES))
+@pytest.mark.parametrize("family", sorted(MAIN))
 def test_main_attributes_are_always_stated(family):
     for index in range(150):
         scene = families.scene("tw32", "train", index, {family: 1.0})
@@ -99,7 +106,7 @@ def test_structured_captions_name_the_object_at_the_left_or_above_first():
 def test_lengths_by_tier(family):
     lengths = {tier: [] for tier in captions.TIERS}
     for index in range(200):
-        scene = families.scene("tw32", "train", index, {family: 1.0})
+        scene = families.scene(usual_tier(family), "train", index, {family: 1.0})
         for tier, text in captions.captions(scene).items():
             lengths[tier].append(len(text.split()))
     two = family in ("relation", "motion_binding")
@@ -252,7 +259,7 @@ def test_too_few_prompts_is_an_error():
     with pytest.raises(ValueError, match="only 0 of 20 distinct prompts"):
         families.prompts("camera", 20, tier="tw16", relations=("left",))
     with pytest.raises(ValueError, match="no toy-world family"):
-        families.prompts("gravity", 1)
+        families.prompts("smoke", 1)
     with pytest.raises(ValueError, match="no caption tier"):
         captions.caption(families.scene("tw32", "train", 0), "long")
 
