@@ -364,7 +364,8 @@ class Denoiser:
         }
         total, weight, metrics = self._summed(loss_bk, weight_bk, clips)
         if hidden_bnd:
-            logits_bnc = modules[state_losses.NAME](hidden_bnd[0].astype(jnp.float32))
+            features_bnd = state_losses.of_hidden(hidden_bnd[0])
+            logits_bnc = modules[state_losses.NAME](features_bnd)
             of_clip_bnk = _of_clips(batch) if "segments" in batch else None
             of_state, shown = state_losses.loss(logits_bnc, batch, of_clip_bnk)
             total, metrics = total + self.state_loss.weight * of_state, metrics | shown

@@ -52,8 +52,22 @@ _SPLIT = (tokens.SHAPE_CLASSES, tokens.SHAPE_CLASSES + tokens.COLOUR_CLASSES)
 
 
 def head(dim: int, rngs: nnx.Rngs) -> layers.Linear:
-    """The layer from features of this width to logits and motion."""
-    return layers.Linear(dim, _SPLIT[1] + 2, rngs=rngs)
+    """The layer from features of this width to logits and motion.
+
+    It begins at zero, and so does its gradient to the features: networks that are
+    trained already are not changed before it has learned something.
+    """
+    return layers.Linear(dim, _SPLIT[1] + 2, init=nnx.initializers.zeros, rngs=rngs)
+
+
+def of_hidden(hidden_bnd: jax.Array) -> jax.Array:
+    """Features of a denoiser's hidden states, float32, with a mean square of 1.
+
+    Hidden states grow while a network is trained, and rates do not follow.
+    """
+    hidden_bnd = hidden_bnd.astype(jnp.float32)
+    square_bn1 = jnp.mean(jnp.square(hidden_bnd), -1, keepdims=True)
+    return hidden_bnd * jax.lax.rsqrt(square_bn1 + 1e-6)
 
 
 def loss(

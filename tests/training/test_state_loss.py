@@ -112,7 +112,9 @@ def test_the_loss_is_the_velocitys_and_a_weighted_sum_of_both_errors():
 
     _, states = hidden(params)
     head = jax.device_get(params[state_loss.NAME])
-    found = np.asarray(states, np.float64) @ head["kernel"] + head["bias"]
+    states = np.asarray(states, np.float64)
+    states /= np.sqrt(np.mean(states**2, -1, keepdims=True))
+    found = states @ head["kernel"] + head["bias"]
     wanted, rights, things = expected(found, jax.device_get(given))
     assert float(weight) == 8
     assert float(total - alone) == pytest.approx(0.5 * float(wanted), rel=1e-4)
