@@ -100,6 +100,7 @@ class Written:
     num_frames: int
     height: int
     width: int
+    period: int
     state_json: str | None
 
 

@@ -654,7 +654,8 @@ class TarClips(FolderClips):
             return None
         fps = written.fps if self.fps is None else self.fps
         clip = self._record_of(video, 0, 0.0, fps, size, shots, encoded, text)
-        return dataclasses.replace(clip, state_json=written.state_json)
+        own = {name: getattr(written, name) for name in ("period", "state_json")}
+        return dataclasses.replace(clip, **own)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,6 +52,7 @@ class _Reader:
         self.places: dict[str, video_io.Region] = {}
         self.texts: dict[str, folders.Text] = {}
         self.written: dict[str, folders.Written] = {}
+        self.ids: dict[str, str] = {}  # videos by the ids of the clips that they were
         self.skipped: list[shards.Skipped] = []
         self.counts = collections.Counter()
 
@@ -121,6 +122,8 @@ class _Reader:
             text = folders.text_of(fields, needs_caption=False)
             if written := _written(fields):
                 self.written[video] = written
+            if isinstance(name := fields.get("id"), str):
+                self.ids[posixpath.normpath(name)] = video
             return [text]
         except texts.BadLine as error:
             self.skip(f"{member.name}:{error.line}", error.reason)
@@ -243,7 +246,12 @@ def _written(fields: Mapping[str, Any]) -> folders.Written | None:
     if not all(isinstance(fields.get(name), kind) for name, kind in kinds.items()):
         return None
     state = json.dumps(fields["state"]) if fields.get("state") else None
-    return folders.Written(**{name: fields[name] for name in kinds}, state_json=state)
+    period = fields.get("period")
+    return folders.Written(
+        **{name: fields[name] for name in kinds},
+        period=period if isinstance(period, int) else 0,
+        state_json=state,
+    )
 
 
 def _partner(name: str, ours: str, theirs: str) -> str | None:
@@ -282,11 +290,17 @@ def scan(
         for key, members in samples.items():
             reader.add(key, members)
     counts = {kind: reader.counts[kind] for kind in ("videos", "captions", "others")}
+    texts_by_video = {  # `write` names clips by their ids, which are others here
+        video: dataclasses.replace(
+            text, edit_of=reader.ids.get(text.edit_of, text.edit_of)
+        )
+        for video, text in reader.texts.items()
+    }
     return folders.Listing(
         reader.videos,
         {},
         None,
-        reader.texts,
+        texts_by_video,
         tuple(reader.skipped),
         counts,
         counted="members",
@@ -396,6 +410,7 @@ def _members_of(clip: records.ClipRecord) -> Mapping[str, bytes]:
         "licence": clip.licence,
         "source": clip.source,
         "sha256": clip.sha256,
+        **records.relations(clip),
         **state,
     }
     text = json.dumps(fields, ensure_ascii=False, indent=1, sort_keys=True)

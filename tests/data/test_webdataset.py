@@ -288,6 +288,34 @@ def test_shards_become_archives_and_shards_again(tmp_path, capsys):
         assert json.loads(one.state_json) == json.loads(other.state_json)
 
 
+@pytest.mark.parametrize("kind", ["groups", "loops"])
+def test_relations_of_clips_come_back(kind, tmp_path):
+    """Across archives: an edit may name a clip of a later one. The longest clips alone."""
+    shards.write(tmp_path / "toys", toy_clips.ToyClips("tw32", 8, kind=kind))
+    opened = shards.open(tmp_path / "toys")
+    clips_of = {opened[index].id: opened[index] for index in range(len(opened))}
+    webdataset.write(tmp_path / "tars", opened, 1 << 14)
+    archives = sorted(path.name for path in (tmp_path / "tars").glob("*.tar"))
+    assert len(archives) > 1
+    frames = {clip.num_frames for clip in clips_of.values()}
+    source = video_clips.TarClips(
+        tmp_path / "tars", (32, 32), max(frames), 8.0, archives=tuple(archives)
+    )
+    again = made(source, tmp_path / "again")
+    by_video = {one.video: one for one in again}
+    name_of = {
+        clip.id: by_video[clip.video].id
+        for clip in clips_of.values()
+        if clip.video in by_video
+    }
+    assert len(name_of) == sum(c.num_frames == max(frames) for c in clips_of.values())
+    for clip in clips_of.values():
+        if clip.id in name_of:
+            one = by_video[clip.video]
+            assert (one.subject, one.period) == (clip.subject, clip.period)
+            assert one.edit_of == name_of.get(clip.edit_of, "")
+
+
 def test_a_clip_is_encoded_again_only_where_it_must_be(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.mp4", film(11))

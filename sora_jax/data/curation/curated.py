@@ -258,6 +258,7 @@ def _score_clip(
     if isinstance(record, records.CorruptRecord):
         return decisions.Scored(**known, damage=record.reason)
     fields = ("licence", "source", "num_frames", "height", "width")
+    fields += ("subject", "edit_of")
     known |= {name: getattr(record, name) for name in fields}
     names = source.policy.stages
     earlier = _earlier(folder, names).get((record.id, record.sha256))

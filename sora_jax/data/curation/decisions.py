@@ -27,6 +27,7 @@ class Scored:
 
     Attributes:
       id, sha256, licence, source, num_frames, height, width: as in the record.
+      subject, edit_of: as in the record; see `_groups`.
       scores: by the stages.
       print: its fingerprint; None for a damaged clip.
       damage: why it cannot be read, or "".
@@ -39,6 +40,8 @@ class Scored:
     num_frames: int = 0
     height: int = 0
     width: int = 0
+    subject: str = ""
+    edit_of: str = ""
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     print: fingerprint.Fingerprint | None = None
     damage: str = ""
@@ -147,13 +150,36 @@ def _copies(
 
     order = sorted(left, key=rank)
     prints = [clips[index].print for index in order]
-    videos = [clips[index].id.rpartition("#")[0] for index in order]
-    found = duplicates.find(prints, distance, videos)
+    found = duplicates.find(prints, distance, _groups([clips[i] for i in order]))
     return {
         order[place]: order[best]
         for place, best in enumerate(found)
         if best is not None
     }
+
+
+def _groups(clips: Sequence[Scored]) -> list[str]:
+    """Which clips are no copies of one another, however alike they look: a name each.
+
+    Those of one video, of one subject, and of an edit, and all that these join.
+    """
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while (above := parent.setdefault(name, name)) != name:
+            parent[name] = name = parent[above]
+        return name
+
+    for clip in clips:
+        video, subject = clip.id.rpartition("#")[0], clip.subject
+        for other in (
+            video and f"video {video}",
+            subject and f"subject {subject}",
+            clip.edit_of and f"clip {clip.edit_of}",
+        ):
+            if other:
+                parent[root(f"clip {clip.id}")] = root(other)
+    return [root(f"clip {clip.id}") for clip in clips]
 
 
 def unused(entries: lists.Entries, clips: Sequence[Scored]) -> list[str]:

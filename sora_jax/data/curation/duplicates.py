@@ -25,7 +25,7 @@ _ROWS, _COLUMNS = 256, 1 << 15  # of the table of distances that is held at a ti
 def find(
     prints: Sequence[fingerprint.Fingerprint],
     distance: float = DISTANCE,
-    videos: Sequence[str] = (),
+    groups: Sequence[str] = (),
 ) -> list[int | None]:
     """Returns the clip that each clip is a copy of, None for those to keep.
 
@@ -35,8 +35,9 @@ def find(
     Args:
       prints: of the clips, the best first.
       distance: of thumbnails that are copies, at most.
-      videos: that the clips are of; those of one video are not compared, since one shot
-        often looks the same from window to window. "" or none: each is of its own.
+      groups: that the clips are of; those of one group are not compared: windows of one
+        video, since a shot often looks the same from one to the next, or related clips.
+        "" or none: each is of its own.
     """
     copies: list[int | None] = [None] * len(prints)
     if not prints:
@@ -54,8 +55,8 @@ def find(
         new: list[int] = []
         for row, clip in enumerate(block):
             others = [*near[row], *(i for i in new if inside[row, i - start])]
-            if videos and videos[clip]:
-                others = [i for i in others if videos[i] != videos[clip]]
+            if groups and groups[clip]:
+                others = [i for i in others if groups[i] != groups[clip]]
             copies[clip] = _first_copy(prints, clip, np.array(others, int), distance)
             if copies[clip] is None:
                 new.append(clip)

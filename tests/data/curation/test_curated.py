@@ -93,6 +93,23 @@ def contents(folder):
     }
 
 
+def test_related_clips_are_no_copies_of_one_another(tmp_path):
+    """The same pixels as an edit, its source, two clips of a subject, and a stranger."""
+    film = toy(0, family="motion")
+    related = [
+        record("a.mp4#00000", film, edit_of="b.mp4#00000", **FREE),
+        record("b.mp4#00000", film, **FREE),
+        record("c.mp4#00000", film, subject="cat", edit_of="b.mp4#00000", **FREE),
+        record("d.mp4#00000", film, subject="cat", **FREE),
+        record("e.mp4#00000", film, **FREE),
+    ]
+    given = write(tmp_path / "in", related)
+    curate(given, tmp_path / "out")
+    decided = decisions(tmp_path / "out")
+    assert {id[0] for id, line in decided.items() if line["kept"]} == {*"abcd"}
+    assert "duplicates" in decided["e.mp4#00000"]["why"]
+
+
 def test_every_clip_is_kept_or_has_a_reason(given, tmp_path):
     kept = curate(given, tmp_path / "out")
     decided = decisions(tmp_path / "out")
