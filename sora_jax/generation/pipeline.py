@@ -442,7 +442,11 @@ class Pipeline:
                 f"num_frames is {asked['num_frames']}, but what task {task!r} is given "
                 f"makes windows of {size.num_frames}: leave it out"
             )
-        request = self.check_inputs(prompt=prompt, **rest | dataclasses.asdict(size))
+        trained = self.settings.trained_patterns
+        is_given = bool(kind.needs(found, count)) or kind.may_give in trained
+        request = self.check_inputs(
+            prompt=prompt, is_given=is_given, **rest | dataclasses.asdict(size)
+        )
         if request.step_cache:
             raise ValueError(
                 "step_cache is for videos from text or an image, not tasks"

@@ -362,11 +362,14 @@ def check(
     latents: np.ndarray | None = None,
     batch_size: int | None = None,
     output_type: str = "np",
+    is_given: bool | None = None,
     **shared: int | float | str | None,
 ) -> Request:
     """Resolves and checks the arguments of a call; see `Pipeline.__call__`.
 
     Args:
+      is_given: whether the denoiser is given something besides text; None: if there is
+        an image.
       shared: by the names of `SHARED`; None is the model's setting.
 
     Raises:
@@ -424,6 +427,13 @@ def check(
             raise ValueError(
                 f"{name} is given, but guidance_scale is 1, where it does nothing: "
                 "give another guidance_scale, such as 3.5, or leave it out"
+            )
+    if not (images is not None if is_given is None else is_given):
+        neutral = {"given_scale": 1, "anchor_tau": 0}
+        for name in (n for n, x in neutral.items() if named.get(n, x) != x):
+            raise ValueError(
+                f"{name} is for what the denoiser is given besides the prompt, and here "
+                "that is nothing: leave it out"
             )
     if request.step_cache and request.given_scale != 1:
         raise ValueError(

@@ -43,6 +43,7 @@ class Task:
       options: other inputs and their defaults; None: must be given.
       needs: of (inputs, number of windows), what the denoiser must have been trained
         with; see `Settings.trained_patterns`.
+      may_give: what it gives a denoiser that was trained with it, and others not.
       size: of (inputs, the size that was asked for, stride), that of its windows.
       windows: of (inputs, size), how many it makes.
       fits: whether videos are scaled to the size of the windows.
@@ -54,6 +55,7 @@ class Task:
     inputs: tuple[str, ...] = ("video",)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     needs: Callable[[Mapping, int], tuple[str, ...]] = lambda inputs, windows: ()
+    may_give: str = ""
     size: Callable[[Mapping, Size, int], Size] = lambda inputs, size, stride: size
     windows: Callable[[Mapping, Size, int], int] = lambda inputs, size, stride: 1
     fits: bool = True
@@ -477,12 +479,12 @@ TASKS: dict[str, Task] = {
         needs=lambda *_: ("every",), size=_fill_size, windows=_fill_windows,
     ),
     "inpaint": Task(
-        inpaint, "a new part of every frame", ("video", "mask"), size=_of_video,
-        fixed=True,
+        inpaint, "a new part of every frame", ("video", "mask"), may_give="region",
+        size=_of_video, fixed=True,
     ),
     "outpaint": Task(
-        outpaint, "a larger frame around a video", size=_outpaint_size, fits=False,
-        fixed=True,
+        outpaint, "a larger frame around a video", may_give="region",
+        size=_outpaint_size, fits=False, fixed=True,
     ),
     "vary": Task(
         vary, "variations, or another style", options={"strength": 0.8}, size=_of_video,

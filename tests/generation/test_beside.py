@@ -183,3 +183,22 @@ def test_a_blend_is_a_variation_of_mixed_latents(pipe):
     mixed = decoded(pipe, latents[0] + shares * (latents[1] - latents[0]))
     np.testing.assert_allclose(low, mixed, atol=4 / 255)
     assert np.abs(one[0] - low).max() > 4 / 255
+
+
+@pytest.mark.parametrize("option", [{"given_scale": 2.0}, {"anchor_tau": 0.5}])
+def test_options_of_what_is_given_are_refused_where_that_is_nothing(pipe, option):
+    (name,) = option
+    message = f"{name} is for what the denoiser is given .* leave it out"
+    with pytest.raises(ValueError, match=message):
+        pipe("a cat", **option)
+    video, flow = film(9), {"method": "flowedit", "source": "a cat"}
+    for task, inputs in (
+        ("vary", {"video": video}),
+        ("edit", {"video": video} | flow),
+        ("loop", {}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe.check_task(task, "a dog", **inputs, **option)
+    pipe.check_task("edit", "a dog", video=video, **option)
+    mask = np.ones((1, *video.shape[1:3]), bool)
+    pipe.check_task("inpaint", "a dog", video=video, mask=mask, **option)
