@@ -337,7 +337,10 @@ def open_gallery() -> pipeline.Pipeline:
     others += ("size", "calibrate_step_cache", "upsample", *_OF_TASKS, *requests.SHARED)
     if given := [name for name in others if FLAGS[name].value]:
         raise ValueError(f"--gallery makes its own videos: leave out --{given[0]}")
-    job.check_writable(pathlib.Path(FLAGS.gallery) / "gallery.gif")
+    file = pathlib.Path(FLAGS.gallery) / "gallery.gif"
+    if file.exists() and not FLAGS.overwrite:
+        raise ValueError(f"{file} exists: give --overwrite, or another folder")
+    job.check_writable(file)
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
     loras = {"lora": FLAGS.lora, "lora_2": FLAGS.lora_2}
     return pipeline.Pipeline.from_pretrained(

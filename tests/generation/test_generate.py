@@ -645,6 +645,15 @@ def test_exit_codes_of_the_command(files, flags, code, said):
     )
 
 
+def test_a_gallery_is_not_written_over(generate, files):
+    page = files / "new" / "gallery.gif"
+    page.parent.mkdir()
+    page.write_bytes(b"mine")
+    with pytest.raises(job.BadInput, match="gallery.gif exists: give --overwrite"):
+        generate(gallery=str(page.parent))
+    assert page.read_bytes() == b"mine" and [*page.parent.iterdir()] == [page]
+
+
 def test_a_loop_from_the_command_line(generate, files):
     generate(prompt="a cat", task="loop", out="loop.mp4", num_frames=13)
     assert video_io.decode(files / "loop.mp4").frames.shape == (12, 16, 16, 3)
