@@ -376,6 +376,15 @@ class _Rows:
             ) from None
         self.given = configs.build(conditions.Config, c.known, "known")
         self.given.check_source(entries, self.packed, patch)
+        edits = [entry for entry in entries if entry.get("edit_of")]
+        lost = sum("source" not in entry for entry in edits)
+        is_asked = self.given.has(conditions.Pattern.EDIT)
+        if lost and is_asked and jax.process_index() == 0:
+            print(
+                f"known: {lost} of {len(edits)} edits are trained without what they are "
+                "edits of: no clip of the same latents has that id, size and frame rate",
+                file=sys.stderr,
+            )
         of_others = self.given.has(
             conditions.Pattern.REFERENCE, conditions.Pattern.EDIT
         )

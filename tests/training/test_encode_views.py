@@ -1,10 +1,13 @@
 """Frames and regions that are encoded beside a clip, and a run that is given them."""
 
+import types
+
 import numpy as np
 import pytest
 
+from configs import toy_mixture
 from sora_jax.data import array_files, latent_cache, regions, shards, toy_clips
-from sora_jax.training import encode_latents, metrics, trained_vae
+from sora_jax.training import encode_latents, jobs, metrics, trained_vae
 from tests.training import test_train_job, tiny_job
 
 PICTURES = 9
@@ -117,3 +120,27 @@ def test_a_mixture_that_rows_cannot_hold_is_refused(encoded, changes, message):
     command = test_train_job.command(folder, folder / "no", **given | shares | changes)
     code, output = test_train_job.run_job(command)
     assert code and message in output and not (folder / "no" / "checkpoints").exists()
+
+
+def test_edits_whose_source_is_not_there_are_counted(capsys):
+    """One is of another length, and one names a clip that is gone."""
+    short, long = [3, 2, 2, 24], [5, 2, 2, 24]
+    entries = [
+        {"id": "a", "shape": short, "fps": 8.0},
+        {"id": "b", "shape": short, "fps": 8.0, "edit_of": "a"},
+        {"id": "c", "shape": long, "fps": 8.0, "edit_of": "a"},
+        {"id": "d", "shape": short, "fps": 8.0, "edit_of": "gone"},
+    ]
+
+    class Part:
+        entry = staticmethod(entries.__getitem__)
+
+        def __len__(self):
+            return len(entries)
+
+    c = toy_mixture.get_config()
+    c.known.probabilities = {"none": 0.5, "edit": 0.5}
+    c.known.images = c.known.mid_clip = 0.0
+    jobs._Rows(c, types.SimpleNamespace(parts=[Part()]))
+    said = capsys.readouterr().err
+    assert said.startswith("known: 2 of 3 edits are trained without what they are")
