@@ -10,7 +10,7 @@ The model is the toy that is shipped, a run, or a folder of Wan 2.1 or 2.2 in di
 layout; Wan's own flag names work too. Each video gets a recipe file (clip.json), from
 which --from makes it again. --sheet shows all of a list in one picture. The same
 command resumes an interrupted list. --task makes a video of others: see
-sora_jax/generation/README.md. --upsample rewrites short prompts. Several devices
+sora_jax/generation/README.md. --storyboard makes a video of several shots. --upsample rewrites short prompts. Several devices
 share the clips of a batch; with several processes, each runs the same command.
 --step_cache needs to be calibrated first, by --calibrate_step_cache in place of
 --step_cache and --out.
@@ -34,6 +34,7 @@ from sora_jax.generation import (
     prompt_file,
     prompt_upsampler,
     recipes,
+    storyboard,
     task_files,
     tasks,
 )
@@ -78,6 +79,11 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string(
     "gallery", None, "Folder: write an example of each way of making a video instead."
+)
+flags.DEFINE_string(
+    "storyboard",
+    None,
+    "File (.yaml, .json) of several shots. Again: only those that changed are made.",
 )
 flags.DEFINE_bool("overwrite", False, "Replace existing files.")
 flags.DEFINE_enum(
@@ -334,7 +340,8 @@ def task_inputs(task: str | None, recipe: dict | None) -> dict:
 def open_gallery() -> pipeline.Pipeline:
     """Opens the model of a gallery, whose prompts and inputs are its own."""
     others = ("prompt", "prompts", "from", "task", "out", "sheet", "image", "dry_run")
-    others += ("size", "calibrate_step_cache", "upsample", *_OF_TASKS, *requests.SHARED)
+    others += ("size", "calibrate_step_cache", "upsample", "storyboard", *_OF_TASKS)
+    others += (*requests.SHARED,)
     if given := [name for name in others if FLAGS[name].value]:
         raise ValueError(f"--gallery makes its own videos: leave out --{given[0]}")
     file = pathlib.Path(FLAGS.gallery) / "gallery.gif"
@@ -342,9 +349,18 @@ def open_gallery() -> pipeline.Pipeline:
         raise ValueError(f"{file} exists: give --overwrite, or another folder")
     job.check_writable(file)
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
-    loras = {"lora": FLAGS.lora, "lora_2": FLAGS.lora_2}
+    return open_pipeline()
+
+
+def open_pipeline() -> pipeline.Pipeline:
+    """The model that the flags name."""
     return pipeline.Pipeline.from_pretrained(
-        FLAGS.model, FLAGS.dtype, strict=FLAGS.strict, **loras
+        FLAGS.model,
+        FLAGS.dtype,
+        not FLAGS.free_text_encoder,
+        lora=FLAGS.lora,
+        lora_2=FLAGS.lora_2,
+        strict=FLAGS.strict,
     )
 
 
@@ -362,6 +378,53 @@ def make_gallery(pipe: pipeline.Pipeline) -> str:
         files = gallery.write(folder, found)
         lines.append(f"{len(found)} examples written: {files[-1]}")
     return "\n".join(lines)
+
+
+def make_storyboard() -> str:
+    """Makes the shots of a storyboard that are not there yet, and joins all of them."""
+    others = (
+        "prompt",
+        "prompts",
+        "from",
+        "task",
+        "sheet",
+        "image",
+        "dry_run",
+        "format",
+    )
+    others += ("calibrate_step_cache", "upsample", "negative_prompt", "batch_size")
+    others += ("size", "seed", *_OF_TASKS, *requests.SHARED)
+    given = [name for name in others if FLAGS[name].value]
+    if given or FLAGS["seed"].present:
+        name = (given or ["seed"])[0]
+        raise ValueError(f"--storyboard says all of a video: leave out --{name}")
+    if not FLAGS.out or not FLAGS.out.lower().endswith(".mp4"):
+        raise ValueError("--storyboard needs --out, a file that ends in .mp4")
+    if jax.process_count() > 1:
+        raise ValueError("--storyboard is for one process")
+    out, board = pathlib.Path(FLAGS.out), storyboard.read(FLAGS.storyboard)
+    job.check_writable(out, recipes.sidecar_of(out))
+    jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
+    pipe = open_pipeline()
+    folder = out.with_name(f"{out.stem}_shots")
+    maker = storyboard.Maker(pipe, board, folder)
+    first = maker.first_to_make()
+    if out.exists() and not FLAGS.overwrite:
+        if first is not None:
+            raise ValueError(
+                f"{out} exists, and shot {first} is not in {folder} as it is described: add "
+                "--overwrite, or choose another --out"
+            )
+        return f"{out} exists already"
+    job.lock_folder(folder)
+    with progress.Progress(maker.steps, "generate", "clip steps", compiles=True) as bar:
+        made = [*maker.shots(bar.update)]
+    film = storyboard.write(out, made, board, maker.fps)
+    new = [str(number) for number, shot in enumerate(made, 1) if shot.is_new]
+    return (
+        f"{len(new)} of {len(made)} shots made{': ' * bool(new)}{', '.join(new)}\n"
+        f"1 clip of {film['num_frames']} frames written: {out}"
+    )
 
 
 def make_task(pipe: pipeline.Pipeline, task: str, clip: dict, inputs: dict) -> str:
@@ -398,6 +461,8 @@ def main() -> None:
     source = FLAGS["from"].value
     if FLAGS.gallery:
         return print(make_gallery(open_gallery()))
+    if FLAGS.storyboard:
+        return print(make_storyboard())
     recipe = recipes.read(source) if source else None
     task = task_of(recipe)
     wanted = clips(recipe)
@@ -418,14 +483,7 @@ def main() -> None:
         job.lock_folder(FLAGS.out)
     resume = bool(FLAGS.prompts) and not FLAGS.overwrite
     batches.draw_seeds(wanted, resume)
-    pipe = pipeline.Pipeline.from_pretrained(
-        FLAGS.model,
-        FLAGS.dtype,
-        not FLAGS.free_text_encoder,
-        lora=FLAGS.lora,
-        lora_2=FLAGS.lora_2,
-        strict=FLAGS.strict,
-    )
+    pipe = open_pipeline()
     if recipe is not None:
         recipes.check_weights(recipe, pipe.source)
     if task:

@@ -151,6 +151,12 @@ def write_atomically(path: str | os.PathLike, content: bytes | str) -> None:
         os.fsync(file.fileno())
 
 
+def sync(path: str | os.PathLike) -> None:
+    """Returns when a file's content is on the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def check_writable(path: str | os.PathLike) -> None:
     """Checks that `write_atomically` can write a file, before hours of work.
 

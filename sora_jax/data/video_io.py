@@ -447,6 +447,62 @@ def encode_mp4(
         return path.read_bytes()
 
 
+_DELAY = 2  # frames by which x264's preset "medium" decodes before it shows
+
+
+def join_mp4(
+    parts: Iterable[bytes],
+    path: str | os.PathLike,
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes videos one after the other into one .mp4, as they are encoded.
+
+    Each keeps its bytes, so its frames do not depend on those around it.
+
+    Args:
+      parts: of `encode_mp4`, of one size and frame rate; taken one at a time.
+      path: of the file.
+      metadata: as of `encode_mp4`.
+
+    Raises:
+      ValueError: they differ in size or frame rate, or there are none.
+    """
+    settings = {"movflags": "+faststart+use_metadata_tags"}
+    with av.open(
+        os.fspath(path), "w", format="mp4", container_options=settings
+    ) as container:
+        container.metadata.update(metadata or {})
+        stream, frames, count, first = None, 0, 0, None
+        for part in parts:
+            with av.open(io.BytesIO(part)) as source:
+                video = source.streams.video[0]
+                rate, base = video.average_rate, video.time_base
+                form = (video.width, video.height, rate, base)
+                if stream is None:
+                    stream = container.add_stream_from_template(video)
+                    first = form
+                if form != first:
+                    raise ValueError(
+                        f"videos of {form[0]}x{form[1]} at {float(rate):g} frames a "
+                        f"second and {first[0]}x{first[1]} at {float(first[2]):g} cannot "
+                        "be joined"
+                    )
+                step = round(1 / rate / base)
+                for packet in source.demux(video):
+                    if packet.dts is None:  # the end of the stream
+                        continue
+                    packet.pts += frames * step
+                    # One packet a frame, as late as any video needs: short ones have
+                    # less delay, and their times would overlap.
+                    packet.dts = (count - _DELAY) * step
+                    packet.stream, count = stream, count + 1
+                    container.mux(packet)
+                frames += video.frames
+        if stream is None:
+            raise ValueError("there are no videos to join")
+
+
 def encode_webm(
     frames_thwc: np.ndarray, fps: float, *, metadata: Mapping[str, str] | None = None
 ) -> bytes:

@@ -8,7 +8,7 @@ clip.gif.json and clip.png.json.
 import contextlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -93,8 +93,20 @@ def save(frames_thwc: np.ndarray, path: str | pathlib.Path, recipe: Mapping) -> 
     else:
         encode = video_io.encode_mp4 if kind == "mp4" else video_io.encode_webm
         video = encode(frames_u8, recipe["fps"], metadata={"comment": text})
+    store(path, recipe, lambda temporary: temporary.write_bytes(video))
+
+
+def store(
+    path: pathlib.Path, recipe: Mapping, write: Callable[[pathlib.Path], object]
+) -> None:
+    """Writes a video and, at last, its recipe beside it.
+
+    write: writes the video to the path that it is given.
+    """
     sidecar_of(path).unlink(missing_ok=True)
-    paths.write_atomically(path, video)
+    with paths.replacing(path) as temporary:
+        write(temporary)
+        paths.sync(temporary)
     sidecar = dict(recipe) | {"video_sha256": paths.sha256_file(path)}
     text = json.dumps(sidecar, indent=2, sort_keys=True) + "\n"
     paths.write_atomically(sidecar_of(path), text)

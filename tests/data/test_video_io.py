@@ -1,7 +1,9 @@
 """Exact frames back, real containers in, and nothing but UnreadableVideo out of junk."""
 
 import io
+import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -320,3 +322,47 @@ def test_a_clip_late_in_a_file_opens_it_once_if_its_header_is_known(
     assert len(calls) == 1
     np.testing.assert_array_equal(known, alone)
     assert abs(float(known[0].mean()) - 3 * 48) < 3
+
+
+def test_joined_videos_keep_their_frames_and_times(tmp_path):
+    """Of lengths with and without B-frames; packets are in order, and ffprobe agrees."""
+    films = [film(count, fps=count) for count in (9, 1, 2, 17)]
+    parts = [video_io.encode_mp4(frames, 7.5) for frames in films]
+    path = tmp_path / "all.mp4"
+    video_io.join_mp4(iter(parts), path, metadata={"comment": "four"})
+    joined = video_io.decode(path)
+    alone = [video_io.decode(part).frames for part in parts]
+    np.testing.assert_array_equal(joined.frames, np.concatenate(alone))
+    assert joined.fps == 7.5 and video_io.read_comment(path) == "four"
+    with av.open(str(path)) as container:
+        (stream,) = container.streams
+        packets = [p for p in container.demux(stream) if p.dts is not None]
+        assert (np.diff([p.dts for p in packets]) > 0).all()
+        shown = sorted(p.pts for p in packets)
+        step = 1 / 7.5 / float(stream.time_base)
+        np.testing.assert_allclose(np.diff(shown), step, atol=1e-6)
+        keys = [p.pts for p in packets if p.is_keyframe]
+        starts = np.array([0, 9, 10, 12]) * step
+        assert {*starts.round().tolist()} <= {round(k - shown[0]) for k in keys}
+    if probe := shutil.which("ffprobe"):
+        told = subprocess.run(
+            [probe, "-v", "error", "-count_frames", "-show_entries",
+             "stream=nb_read_frames,avg_frame_rate,duration", "-of", "json", path],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert not told.stderr
+        (found,) = json.loads(told.stdout)["streams"]
+        assert int(found["nb_read_frames"]) == 29
+        assert float(found["duration"]) == pytest.approx(29 / 7.5, abs=1e-3)
+
+
+def test_videos_that_differ_cannot_be_joined(tmp_path):
+    small = video_io.encode_mp4(film(3), 8.0)
+    for other in (
+        video_io.encode_mp4(film(3), 9.0),
+        video_io.encode_mp4(film(3).repeat(2, axis=1), 8.0),
+    ):
+        with pytest.raises(ValueError, match="cannot be joined"):
+            video_io.join_mp4([small, other], tmp_path / "no.mp4")
+    with pytest.raises(ValueError, match="no videos"):
+        video_io.join_mp4([], tmp_path / "no.mp4")

@@ -645,6 +645,63 @@ def test_exit_codes_of_the_command(files, flags, code, said):
     )
 
 
+BOARD = """\
+size: 16x16
+fps: 6
+shots:
+  - {prompt: a cat, frames: 4}
+  - {prompt: a dog, frames: 5, seed: 9}
+  - {video: nine.mp4}
+"""
+
+
+def test_a_storyboard_from_the_command_line(generate, files, capsys):
+    """Made, made again after a change, and left alone without one."""
+    board = files / "board.yaml"
+    board.write_text(BOARD)
+    generate(storyboard="board.yaml", out="film.mp4")
+    assert "3 of 3 shots made: 1, 2, 3" in capsys.readouterr().out
+    assert video_io.decode(files / "film.mp4").frames.shape == (4 + 5 + 9, 16, 16, 3)
+    first = (files / "film_shots" / "001.mp4").read_bytes()
+    generate(storyboard="board.yaml", out="film.mp4")
+    assert "film.mp4 exists already" in capsys.readouterr().out
+    board.write_text(BOARD.replace("seed: 9", "seed: 8"))
+    film = (files / "film.mp4").read_bytes()
+    with pytest.raises(job.BadInput, match="film.mp4 exists, and shot 2 is not in"):
+        generate(storyboard="board.yaml", out="film.mp4")
+    assert (files / "film.mp4").read_bytes() == film
+    generate(storyboard="board.yaml", out="film.mp4", overwrite=True)
+    assert "1 of 3 shots made: 2" in capsys.readouterr().out
+    assert (files / "film.mp4").read_bytes() != film
+    assert (files / "film_shots" / "001.mp4").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"prompt": "a"}, "leave out --prompt"),
+        ({"task": "loop"}, "leave out --task"),
+        ({"num_frames": 9}, "leave out --num_frames"),
+        ({"seed": 3}, "leave out --seed"),
+        ({"out": "film.webm"}, "a file that ends in .mp4"),
+        ({"out": None}, "a file that ends in .mp4"),
+        ({"storyboard": "no.yaml"}, "no.yaml: .*No such file"),
+        ({"storyboard": "a.png"}, "a.png"),
+        ({"storyboard": "bad.yaml"}, "bad.yaml, line 2: shot 1 has no prompt"),
+    ],
+)
+def test_a_storyboard_that_is_wrong_leaves_nothing_behind(
+    generate, files, flags, message
+):
+    (files / "board.yaml").write_text(BOARD)
+    (files / "bad.yaml").write_text("shots:\n  - {frames: 5}\n")
+    before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
+    with pytest.raises(job.BadInput, match=message) as error:
+        generate(**{"storyboard": "board.yaml", "out": "film.mp4"} | flags)
+    assert "\n" not in str(error.value)
+    assert {path: path.stat().st_mtime_ns for path in files.rglob("*")} == before
+
+
 def test_a_gallery_is_not_written_over(generate, files):
     page = files / "new" / "gallery.gif"
     page.parent.mkdir()
