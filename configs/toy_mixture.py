@@ -33,5 +33,6 @@ def get_config():
     # The run begins with weights that read captions.
     c.noise.shift, c.noise.std, c.state_loss.focus = 4.0, 1.5, 2.0
     c.optim.learning_rate, c.optim.muon_learning_rate = 1.5e-3, 0.01
-    c.optim.ema_decay, c.loop.num_steps = 0.999, 12000
+    c.optim.ema_decay, c.loop.num_steps = 0.999, 6000
+    c.sample.guidance_scale = 3.0
     return c
