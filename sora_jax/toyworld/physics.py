@@ -97,7 +97,7 @@ def choose_gravity(draws: Draws, tier: Tier, split: str) -> Slots:
 
 
 def below(shape: str) -> float:
-    """How far a shape of radius 1 reaches downwards."""
+    """How far a shape of radius 1 reaches downwards, and `_above` upwards."""
     return {"triangle": 0.5 * TRIANGLE, "square": SQUARE}.get(shape, 1.0)
 
 
@@ -158,8 +158,7 @@ def lay_out_gravity(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layou
     return Layout((thing,), path=path[:, None])
 
 
-# -- Sizes -----------------------------------------------------------------------------
-
+# -- Sizes and places ------------------------------------------------------------------
 
 EDGE = 2.5  # Pixels beyond an edge in which blur may leave some of the colour.
 
@@ -555,7 +554,8 @@ VELOCITY_ERROR = 0.2  # Of a velocity after contact, as a share of the closing s
 class _Contact:
     """Two tracks as two straight paths each, before and after a contact.
 
-    Velocities are [2 things, 2]; `gap` is the offset of the second at the contact.
+    Velocities are [2 things, 2]; `gap` is the offset of the second at the contact, `stray`
+    the RMS distance from the paths.
     """
 
     before: np.ndarray
@@ -698,10 +698,10 @@ COLLISION = Wording(
             "they touch only once and part again",
             "neither passes through the other",
             "after that they go apart",
-            "the larger one is also the heavier one",
+            "their touch is short and clean",
             "no motion is lost when they touch",
             "both stay inside the frame",
-            "once they touch, both change their pace",
+            "their touch changes how both move",
         ),
         *_AROUND,
     ),
