@@ -16,6 +16,7 @@ from sora_jax.toyworld.grammar import parse
 from sora_jax.toyworld.scene import (
     CAMERAS,
     CONVERSE,
+    DIRECTIONS,
     SPEEDS,
     Draws,
     Scene,
@@ -134,6 +135,9 @@ def _others(scene: Scene, attribute: str) -> list[Slots]:
         taken = {getattr(subject, attribute)}
         if None in taken:
             continue
+        if attribute == "direction" and slots.events:  # along the same axis
+            ux, uy = DIRECTIONS[subject.direction]
+            values = [name for name, way in DIRECTIONS.items() if way == (-ux, -uy)]
         if attribute == "colour":  # which also tells subjects apart
             taken |= {other.colour for other in slots.subjects}
         for value in values:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sora_jax.toyworld import generators, rules, wordings
+from sora_jax.toyworld import generators, physics, rules, wordings
 from sora_jax.toyworld.generators import Layout
 from sora_jax.toyworld.grammar import Wording, compose
 from sora_jax.toyworld.reading import Reading
@@ -81,6 +81,20 @@ FAMILIES: dict[str, Family] = {
         generators.lay_out_camera,
         wordings.CAMERA,
         rules.camera,
+    ),
+    "gravity": Family(
+        physics.choose_gravity,
+        physics.lay_out_gravity,
+        physics.GRAVITY,
+        physics.gravity,
+        tiers=("tw32", "tw64"),
+    ),
+    "collision": Family(
+        physics.choose_collision,
+        physics.lay_out_collision,
+        physics.COLLISION,
+        physics.collision,
+        tiers=("tw32", "tw64"),
     ),
 }
 

@@ -16,6 +16,7 @@ from sora_jax.toyworld.scene import (
     DIRECTIONS,
     SPEEDS,
     Draws,
+    Event,
     Slots,
     Subject,
 )
@@ -60,7 +61,8 @@ class Writer:
     Fields: `a0 n0 the0` noun phrase of subject 0 with the indefinite, no, or the definite
     article; `s0` its plural; `dir0 way0` direction (`way` in one or two words); `speed0`,
     `place0`; `verb ing rest` fillers; `rel` relation of 0 to 1, `conv` of 1 to 0;
-    `num`, `total`, `camera`, `tone`. Brief texts have colours without adjectives.
+    `num`, `total`, `camera`, `tone`; `fall0` and where it is thrown, `bounce0`, and `hit1`
+    with the noun phrase of 1. Brief texts have colours without adjectives.
     """
 
     def __init__(self, slots: Slots, draws: Draws, brief: bool = False):
@@ -168,6 +170,35 @@ class Writer:
     def _tone(self) -> str:
         return self._say("tone", lexicon.TONES)
 
+    def _event(self, kind: str) -> Event | None:
+        """The event of that kind, which counts as said from now on."""
+        event = next((e for e in self.slots.events if e.kind == kind), None)
+        said = self.said.get("events", ())
+        if event is not None and event not in said:
+            self.said["events"] = (*said, event)
+        return event
+
+    def _fall(self, k: int) -> str:
+        event = self._event("fall")
+        phrase = self._pick(lexicon.FALLS[event.value if event else None])
+        way = self._way(k) if self.brief else self._dir(k)
+        return f"{phrase} {way}".strip()
+
+    def _bounce(self, k: int) -> str:
+        event = self._event("bounce")
+        return self._pick(lexicon.BOUNCES[event.happens]) if event else lexicon.LANDS
+
+    def _hit(self, k: int) -> str:
+        """What the other subject does to subject k, which is named."""
+        event = self._event("collide")
+        phrase = self._pick(lexicon.HITS[event.value if event else None])
+        if event is not None and event.value == "resting":
+            return f"{phrase} {self._n(k)}"
+        if self.slots.subjects[k].direction is None:
+            return f"{phrase} {self._a(k)}"
+        way = self._way(k) if self.brief else self._dir(k)
+        return f"{phrase} {self._a(k)} {self._ing()} {way}"
+
     # Values named as in a form, for structured captions.
 
     def _key_dir(self, k: int) -> str:
@@ -223,8 +254,18 @@ def _alt(slots: Slots, wording: Wording, draws: Draws) -> tuple[str, Slots]:
     camera = slots.camera
     if camera is not None and draws.chance(_WRONG):
         camera = draws.choice([name for name in CAMERAS if name != camera])
+    events = tuple(
+        dataclasses.replace(event, happens=not event.happens)
+        if event.kind == "bounce" and draws.chance(_WRONG)
+        else event
+        for event in slots.events
+    )
     spoilt = dataclasses.replace(
-        slots, subjects=tuple(subjects), relation=relation, camera=camera
+        slots,
+        subjects=tuple(subjects),
+        relation=relation,
+        camera=camera,
+        events=events,
     )
     writer = Writer(spoilt, draws, brief=True)
     return writer.fill(draws.choice(wording.alt)), writer.stated()
@@ -282,6 +323,9 @@ def _vocabulary() -> dict[str, tuple[str, object]]:
     add("camera", lexicon.CAMERA_PHRASES)
     add("tone", lexicon.TONES)
     add("place", lexicon.PLACE_PHRASES)
+    add("fall", lexicon.FALLS)
+    add("bounce", lexicon.BOUNCES)
+    add("hit", lexicon.HITS)
     return result
 
 
@@ -304,6 +348,7 @@ class _Reader:
         self.number: int | None = None
         self.current: dict[str, str] | None = None
         self.inverted = False
+        self.events: list[Event] = []
 
     def colour_(self, value: str) -> None:
         self.colour = value
@@ -366,6 +411,29 @@ class _Reader:
     def tone_(self, value: str) -> None:
         self.values.setdefault("tone", value)
 
+    def _happens(self, event: Event) -> None:
+        """Adds what is stated of an event to what is known of it."""
+        for k, known in enumerate(self.events):
+            if (known.kind, known.of) == (event.kind, event.of):
+                self.events[k] = known if event.value is None else event
+                return
+        self.events.append(event)
+
+    def _current(self) -> int:
+        """The place of the subject that was named last."""
+        found = (k for k, s in enumerate(self.subjects) if s is self.current)
+        return next(found, 0)
+
+    def fall_(self, value: str | None) -> None:
+        self._happens(Event("fall", of=self._current(), value=value))
+
+    def bounce_(self, value: bool) -> None:
+        self._happens(Event("bounce", of=self._current(), happens=value))
+
+    def hit_(self, value: str | None) -> None:
+        by = self._current()
+        self._happens(Event("collide", of=1 - min(by, 1), by=by, value=value))
+
     def slots(self) -> Slots:
         if self.colour is not None:  # A colour without a noun: "something red".
             if self.current is None or {"colour", "shape"} & self.current.keys():
@@ -375,7 +443,7 @@ class _Reader:
         subjects = [Subject(**subject) for subject in self.subjects]
         if self.inverted:  # "to the left of a yellow cross is a blue square"
             subjects = subjects[1::-1] + subjects[2:]
-        return Slots(tuple(subjects), **self.values)
+        return Slots(tuple(subjects), **self.values, events=tuple(self.events))
 
 
 def parse(text: str) -> Slots:

@@ -343,6 +343,87 @@ def _places() -> Phrases:
 
 PLACE_PHRASES = _places()
 
+# How something comes to fall; a direction may follow.
+FALLS: dict[str | None, tuple[str, ...]] = {
+    None: (
+        "falls",
+        "is falling",
+        "falling",
+        "falls to the ground",
+        "falls to the floor",
+        "falls through the air",
+        "goes to the ground",
+        "tumbles",
+    ),
+    "dropped": (
+        "drops",
+        "is dropped",
+        "is let go",
+        "is released",
+        "falls straight",
+        "drops freely",
+        "falls freely",
+        "drops from rest",
+    ),
+    "thrown": (
+        "is thrown",
+        "is tossed",
+        "is flung",
+        "is hurled",
+        "is pitched",
+        "is lobbed",
+        "is launched",
+        "flies off",
+    ),
+}
+# Whether it bounces where it lands.
+BOUNCES: dict[bool, tuple[str, ...]] = {
+    True: (
+        "bounces",
+        "bounces back",
+        "bounces off",
+        "bounces again",
+        "rebounds",
+        "springs back",
+        "jumps back",
+        "hops back",
+    ),
+    False: (
+        "stays on the ground",
+        "does not bounce",
+        "comes to rest",
+        "lands and stays",
+        "stops on the ground",
+        "rests on the ground",
+        "remains on the ground",
+        "lands without a bounce",
+    ),
+}
+LANDS = "lands"  # states neither
+# A collision with something that is at rest, or of which nothing is stated.
+HITS: dict[str | None, tuple[str, ...]] = {
+    None: (
+        "hits",
+        "strikes",
+        "meets",
+        "bumps into",
+        "runs into",
+        "crashes into",
+        "knocks into",
+        "collides with",
+    ),
+    "resting": (
+        "hits the resting",
+        "hits the waiting",
+        "strikes the resting",
+        "strikes the waiting",
+        "bumps into the resting",
+        "runs into the resting",
+        "runs into the waiting",
+        "collides with the resting",
+    ),
+}
+
 # Words that fill templates without stating anything.
 VERBS = ("moves", "goes", "travels", "slides", "glides", "heads", "shifts", "runs")
 MOVING = (

@@ -125,7 +125,7 @@ class Reading:
         return sorted(tracks, key=lambda track: -track.area.sum())
 
 
-def _cover(video: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+def cover(video: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     """Coverage of each pixel by each colour of rgb[K, 3], float32[T, H, W, K]."""
     hues = rgb @ _CHROMA
     length = np.linalg.norm(hues, axis=1)[:, None]
@@ -299,7 +299,7 @@ def read(
     `colours` are those to tell apart, RGB by name.
     """
     tier, palette = _check(video), np.array(list(colours.values()), np.float32)
-    coverage = _cover(video, palette)
+    coverage = cover(video, palette)
     kind = np.where(coverage.max(axis=3) >= COVERED, coverage.argmax(axis=3) + 1, 0)
     where, part = _components(kind)
     blobs = _blobs(video, coverage, where, part, tier, palette)

@@ -262,7 +262,11 @@ class Event:
 
 
 # The family whose rule checks what is stated of an event.
-FAMILY_OF_EVENT: dict[str, str] = {}
+FAMILY_OF_EVENT: dict[str, str] = {
+    "fall": "gravity",
+    "bounce": "gravity",
+    "collide": "collision",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,17 @@ PARTS = {
     "motion": {"colour", "shape", "direction", "speed", "pass"},
     "motion_binding": {"colours", "shapes", "directions", "speeds", "pass"},
     "camera": {"camera", "colour", "shape", "pass"},
+    "gravity": {"colour", "shape", "falls", "way", "bounce", "pass"},
+    "collision": {
+        "colours",
+        "shapes",
+        "approach",
+        "meet",
+        "separate",
+        "momentum",
+        "speeds",
+        "pass",
+    },
 }
 
 

@@ -32,10 +32,11 @@ def extent(scene: Scene) -> np.ndarray:
     zoom = np.exp(scene.camera[:, None, 2:3])
     centre = (scene.pos - scene.camera[:, None, :2]) * zoom + scene.size / 2
     radius = np.array([[[thing.radius] for thing in scene.objects]]) * zoom
-    # Only a triangle reaches farther than its radius, and only upwards.
-    tall = [[[1.15 if t.shape == "triangle" else 1.0] for t in scene.objects]]
-    up = np.concatenate([radius, radius * np.array(tall)], axis=2)
-    return np.concatenate([centre - up, scene.size - (centre + radius)], axis=2)
+    # Only a triangle reaches farther than its radius, upwards, and less far downwards.
+    triangle = np.array([[[t.shape == "triangle"] for t in scene.objects]])
+    up = np.concatenate([radius, radius * np.where(triangle, 1.15, 1.0)], axis=2)
+    down = np.concatenate([radius, radius * np.where(triangle, 0.575, 1.0)], axis=2)
+    return np.concatenate([centre - up, scene.size - (centre + down)], axis=2)
 
 
 @settings(max_examples=150, deadline=None)
