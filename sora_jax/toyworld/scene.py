@@ -262,7 +262,13 @@ class Event:
 
 
 # The family whose rule checks what is stated of an event.
-FAMILY_OF_EVENT: dict[str, str] = {}
+FAMILY_OF_EVENT: dict[str, str] = {
+    "shot": "shots",
+    "turn": "to_and_fro",
+    "camera": "camera_path",
+}
+# Events whose value is how their subject moves.
+MOTIONS = frozenset({"shot"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +314,11 @@ class Slots:
             (subject.colour, subject.shape) in HELD_OUT_SHAPES
             or (subject.colour, subject.direction) in HELD_OUT_DIRECTIONS
             for subject in self.subjects
+        ) or any(
+            (subject.colour, event.value) in HELD_OUT_DIRECTIONS
+            for event in self.events
+            if event.kind in MOTIONS
+            for subject in self.subjects[event.of : event.of + 1]
         )
 
     def by_place(self) -> "Slots":
