@@ -296,8 +296,10 @@ def uneven(scene: Scene) -> np.ndarray:
     return render.render(dataclasses.replace(scene, pos=_sampled(scene.pos, at)))
 
 
-def not_home(scene: Scene) -> np.ndarray:
+def not_home(scene: Scene) -> np.ndarray | None:
     """One turn after seven tenths of the time, and the same pace."""
+    if scene.truth.events[0].value == "bounce":  # It need not come back.
+        return None
     steps, way = scene.num_frames - 1, scene.truth.subjects[0].direction
     t = np.arange(steps + 1)[:, None, None] / steps
     reach = np.ptp(scene.pos, axis=0).max() / np.abs(DIRECTIONS[way]).max()
@@ -327,8 +329,8 @@ def moves_exchanged(scene: Scene) -> np.ndarray:
     return render.render(dataclasses.replace(scene, camera=camera))
 
 
-# None of these shows what is stated.
-OWN: dict[str, dict[str, Callable[[Scene], np.ndarray]]] = {
+# None of these shows what is stated; None where a scene has no such clip.
+OWN: dict[str, dict[str, Callable[[Scene], np.ndarray | None]]] = {
     "shots": {
         "no cut": no_cut,
         "other character in later shots": other_character,
@@ -352,7 +354,12 @@ def own_controls(
     scenes = [families.scene(tier, split, i, {family: 1.0}) for i in range(clips)]
     found = {}
     for name, change in OWN.get(family, {}).items():
-        passed = [oracle.score(scene, change(scene))["pass"] for scene in scenes]
+        clips_of = [(scene, change(scene)) for scene in scenes]
+        passed = [
+            oracle.score(scene, video)["pass"]
+            for scene, video in clips_of
+            if video is not None
+        ]
         found[name] = (float(np.mean(passed)), 0.0)
     return found
 

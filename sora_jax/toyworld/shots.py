@@ -74,16 +74,17 @@ def choose(draws: Draws, tier: Tier, split: str) -> Slots:
 def lay_out(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout:
     frames, number = tier.frames(split), len(slots.events)
     stated = [event.second for event in slots.events[1:]]
-    starts = draws.choice(
-        [
-            starts
-            for starts in _starts(frames, number, 1)
-            if all(
-                second in (None, start / tier.fps)
-                for start, second in zip(starts, stated, strict=True)
-            )
-        ]
-    )
+    fitting = [
+        starts
+        for starts in _starts(frames, number, 1)
+        if all(
+            second in (None, start / tier.fps)
+            for start, second in zip(starts, stated, strict=True)
+        )
+    ]
+    if not fitting:
+        raise ValueError(f"no shots of {frames} frames begin at seconds {stated}")
+    starts = draws.choice(fitting)
     subject, (low, high) = slots.subjects[0], tier.radius
     pace = (tier.slow[1], tier.fast[1])
     if split == "test_ood":

@@ -16,6 +16,9 @@ PARTS = {
     "motion": {"colour", "shape", "direction", "speed", "pass"},
     "motion_binding": {"colours", "shapes", "directions", "speeds", "pass"},
     "camera": {"camera", "colour", "shape", "pass"},
+    "shots": {"colour", "shape", "same", "cuts", "backgrounds", "acts", "pass"},
+    "to_and_fro": {"colour", "shape", "direction", "turns", "speeds", "end", "pass"},
+    "camera_path": {"first", "second", "time", "colour", "shape", "pass"},
 }
 
 
