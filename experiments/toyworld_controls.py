@@ -10,7 +10,7 @@ The oracle's table has, for each family, the share of clips that pass: the scene
 video (plain, blurred and noised, or through a linear autoencoder of about 30 dB), and
 tampered videos. A tampered share is followed, in brackets, by its expected value: the
 share of scenes whose statements still hold (a mirrored clip of something that moves up
-still moves up). A share that differs by more than the tolerance is marked with "!".
+still moves up). Below the table are the controls of single families. A share that differs by more than the tolerance is marked with "!".
 
 The temporal tables have each metric of clips and of their spoilt copies, with the orders
 that must hold (`sora_jax/evals/metrics/control_tables.py`), for families in which

