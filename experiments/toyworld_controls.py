@@ -425,7 +425,7 @@ def print_oracle_table(
     """Prints the table, one row per family; returns how many shares are off.
 
     `chosen` are the families; all by default. The autoencoder of a family that is not
-    basic is fitted on clips of its own, as those of others have no cuts or turns.
+    basic is fitted on clips of its own too, as others have no cuts or turns.
     """
     fitted = [render.render(families.scene(tier, "train", i)) for i in range(300)]
     autoencoder = LinearAutoencoder(fitted)
@@ -443,7 +443,7 @@ def print_oracle_table(
         coder = autoencoder
         if family not in families.BASIC:
             own = (families.scene(tier, "train", i, {family: 1.0}) for i in range(300))
-            coder = LinearAutoencoder([render.render(scene) for scene in own])
+            coder = LinearAutoencoder(fitted + [render.render(scene) for scene in own])
         row = controls(tier, family, clips, split, coder, keep)
         if family in OWN:
             own_rows[family] = own_controls(tier, family, clips, split)

@@ -51,7 +51,10 @@ LEAST = 2  # Fewest pairs of frames of one motion of the camera.
 
 def choose_to_and_fro(draws: Draws, tier: Tier, split: str) -> Slots:
     """No thing goes in, or comes back from, a direction that its colour never has."""
-    kinds = ("back", "twice", "bounce") if tier.num_frames > 16 else ("back", "twice")
+    # Legs of two steps would be too short to compare their speeds.
+    kinds = ("back", "twice")[: 1 + (tier.frames(split) > 16)]
+    if len(tier.directions) > 4:  # there are diagonal ones
+        kinds += ("bounce",)
     kind = draws.choice(kinds)
     subject = generators.choose_attribute(draws, tier, split).subjects[0]
     ways = [
