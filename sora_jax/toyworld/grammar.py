@@ -170,6 +170,15 @@ class Writer:
     def _tone(self) -> str:
         return self._say("tone", lexicon.TONES)
 
+    def _parts(self) -> tuple[Event, ...]:
+        """The events, which all are stated; brief texts leave out their times."""
+        self.events = self.slots.events
+        if self.brief:
+            self.events = tuple(
+                dataclasses.replace(event, second=None) for event in self.events
+            )
+        return self.events
+
     def _second(self, event: Event) -> str:
         return (
             ""
@@ -184,21 +193,18 @@ class Writer:
         return f"{self._verb()} {self._pick(ways[:4] if self.brief else ways)}"
 
     def _shots(self) -> str:
-        self.events = self.slots.events
-        first, *later = self.events
+        first, *later = self._parts()
         parts = [self._act(first.value)]
         for event in later:
-            cut = self._pick(lexicon.CUTS[:-1])
+            cut = self._pick(lexicon.CUTS[: 2 if self.brief else -1])
             parts.append(f"{self._second(event)} {cut} {self._act(event.value)}")
         return ", ".join(parts)
 
     def _turn(self) -> str:
-        self.events = self.slots.events
-        return self._pick(lexicon.TURNS[self.events[0].value][:-1])
+        return self._pick(lexicon.TURNS[self._parts()[0].value][:-1])
 
     def _moves(self) -> str:
-        self.events = self.slots.events
-        first, *later = self.events
+        first, *later = self._parts()
         parts = [self._pick(lexicon.CAMERA_PHRASES[first.value][:-1])]
         for event in later:
             move = self._pick(lexicon.NEXT_CAMERA[event.value][:-1])
