@@ -128,16 +128,16 @@ def _elsewhere(
 # -- What frames show ------------------------------------------------------------------
 
 
-def _change(video: np.ndarray) -> np.ndarray:
-    """RMS change of the background's grey from frame to frame, float64[T - 1].
+def _change(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """RMS change of the background's grey between pairs of frames, float64[N].
 
     Pixels that are coloured in either frame are left out; infinite without others.
     """
-    rgb = video.astype(np.float32)
-    neutral = np.ptp(rgb, axis=3) < LOW_CHROMA
-    both = neutral[1:] & neutral[:-1]
-    change = np.diff(rgb.mean(axis=3), axis=0) * both
-    frames, side = len(change), video.shape[1] // BLOCK
+    before, after = before.astype(np.float32), after.astype(np.float32)
+    both = np.ptp(before, axis=3) < LOW_CHROMA
+    both &= np.ptp(after, axis=3) < LOW_CHROMA
+    change = (after.mean(axis=3) - before.mean(axis=3)) * both
+    frames, side = len(change), before.shape[1] // BLOCK
 
     def total(values: np.ndarray) -> np.ndarray:
         return values.reshape(frames, side, BLOCK, side, BLOCK).sum((2, 4))
@@ -154,19 +154,32 @@ def cuts(reading: Reading) -> tuple[np.ndarray, np.ndarray]:
     """The first frames int[S - 1] of later shots, and whether each has a new background.
 
     At a cut the background changes in a way that is no motion of the camera, or the
-    largest thing jumps.
+    largest thing jumps. A cut that a decoder has spread over two steps between frames is
+    one cut, where the thing jumps or the background changes most.
     """
     if reading.num_frames == 1:
         return np.zeros(0, int), np.zeros(0, bool)
-    new = _change(reading.video) > CHANGE
+    video = reading.video
+    change = _change(video[:-1], video[1:])
+    new = change > CHANGE
     if new.any():
         new &= reading.camera.error > UNEXPLAINED
     centre = np.full((reading.num_frames, 2), np.nan)
     largest = reading.rank == 0
     centre[reading.frame[largest]] = reading.centre[largest]
     away = np.linalg.norm(np.diff(centre, axis=0), axis=1)
-    found = np.flatnonzero(new | (away > JUMP * reading.tier.size))
-    return found + 1, new[found]
+    jumps = away > JUMP * reading.tier.size
+    steps: list[list[int]] = []
+    for step in np.flatnonzero(new | jumps).tolist():
+        if steps and steps[-1] == [step - 1]:
+            steps[-1].append(step)
+        else:
+            steps.append([step])
+    starts = [1 + max(cut, key=lambda d: (jumps[d], change[d])) for cut in steps]
+    before, after = [cut[0] for cut in steps], [cut[-1] + 1 for cut in steps]
+    other = _change(video[before], video[after]) > CHANGE
+    moved = np.array([new[cut].any() for cut in steps], bool)
+    return np.array(starts, int), other & moved
 
 
 def _thing(shot: Reading) -> Track | None:
