@@ -39,7 +39,7 @@ LATE = 1  # Most frames between a cut and its stated time.
 @functools.lru_cache(maxsize=64)
 def _starts(frames: int, shots: int, step: int) -> tuple[tuple[int, ...], ...]:
     """All choices of the first frames of the later shots, at multiples of `step`."""
-    least = max(3, frames // 4)
+    least = max(4, frames // 4)
     times = range(-(-least // step) * step, frames - least + 1, step)
     return tuple(
         starts
@@ -89,6 +89,8 @@ def lay_out(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout:
     pace = (tier.slow[1], tier.fast[1])
     if split == "test_ood":
         high, pace = 1.05 * low, (1.3 * tier.fast[1], 2.0 * tier.fast[1])
+    else:  # In the few frames of a shot, only the shape of a larger thing is sure.
+        low = 0.5 * (low + high)
     radius = round(draws.uniform(low, high), 3)
     room = radius + MARGIN
     shot_T = np.searchsorted(starts, np.arange(frames), side="right")

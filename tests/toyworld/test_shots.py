@@ -44,7 +44,7 @@ def test_each_shot_is_as_stated(tier, split):
         for start, event in zip(starts, events[1:], strict=True):
             assert event.second in (None, start / size_class.fps)
         for event, path in zip(events, paths, strict=True):
-            assert len(path) >= 3
+            assert len(path) >= 4
             steps = np.diff(path, axis=0)
             np.testing.assert_allclose(
                 steps, steps[:1].repeat(len(steps), 0), atol=3e-4
