@@ -154,7 +154,7 @@ def _even(speeds: np.ndarray) -> bool:
 
 def _straight(legs: Legs, tier: Tier) -> bool:
     length = np.linalg.norm(legs.velocity, axis=1).max()
-    return legs.stray <= rules.JITTER * tier.size + rules.WANDER * length
+    return bool(legs.stray <= rules.JITTER * tier.size + rules.WANDER * length)
 
 
 def _back(track: Track, kind: str | None, tier: Tier) -> rules.Verdict:
