@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sora_jax.toyworld import generators, physics, rules, wordings
-from sora_jax.toyworld.generators import Layout
+from sora_jax.toyworld import generators, journeys, physics, rules, shots, wordings
+from sora_jax.toyworld.generators import Layout, background
 from sora_jax.toyworld.grammar import Wording, compose
 from sora_jax.toyworld.reading import Reading
 from sora_jax.toyworld.scene import (
     SPLITS,
     TIERS,
-    TONES,
     Background,
     Draws,
     Scene,
@@ -96,14 +95,26 @@ FAMILIES: dict[str, Family] = {
         physics.collision,
         tiers=("tw32", "tw64"),
     ),
+    "shots": Family(
+        shots.choose, shots.lay_out, shots.WORDING, shots.rule, ("tw32", "tw64")
+    ),
+    "to_and_fro": Family(
+        journeys.choose_to_and_fro,
+        journeys.lay_out_to_and_fro,
+        journeys.TO_AND_FRO,
+        journeys.to_and_fro,
+        ("tw32", "tw64"),
+    ),
+    "camera_path": Family(
+        journeys.choose_camera_path,
+        journeys.lay_out_camera_path,
+        journeys.CAMERA_PATH,
+        journeys.camera_path,
+        ("tw32", "tw64"),
+    ),
 }
 
 BASIC = ("attribute", "count", "relation", "motion", "motion_binding", "camera")
-
-BASE, BASE_SPREAD = 128.0, 30.0
-# Of each of three waves; their sum is as strong as one wave of amplitude 20 to 25, which
-# an autoencoder cannot drop and still reach 30 dB.
-AMPLITUDE = (20 / math.sqrt(3), 25 / math.sqrt(3))
 
 
 def find_family(name: str) -> Family:
@@ -132,26 +143,6 @@ def _shares(weights: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], 
             reached += by_name[name] / total
             shares.append((name, reached))
     return tuple(shares)
-
-
-def background(draws: Draws, size_class: Tier) -> tuple[str, Background]:
-    """Draws a background, and its tone."""
-    level = draws.unit()
-    waves = []
-    turn = draws.uniform(0.0, math.pi)
-    for k in range(3):
-        # Three directions across the plane, so that every camera motion is visible.
-        angle = turn + (k + draws.uniform(-0.25, 0.25)) * math.pi / 3
-        number = 2 * math.pi / draws.uniform(*size_class.wavelength)
-        wave = (
-            number * math.cos(angle),
-            number * math.sin(angle),
-            draws.uniform(0.0, 2 * math.pi),
-            draws.uniform(*AMPLITUDE),
-        )
-        waves.append(tuple(round(value, 4) for value in wave))
-    base = round(BASE + BASE_SPREAD * (2 * level - 1), 2)
-    return TONES[int(level * 3)], Background(base, tuple(waves))
 
 
 def scene(

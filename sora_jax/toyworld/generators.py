@@ -16,6 +16,7 @@ from sora_jax.toyworld.scene import (
     PLACES,
     RELATIONS,
     SPEEDS,
+    TONES,
     Background,
     Draws,
     Object,
@@ -29,6 +30,10 @@ MARGIN = 0.5  # Pixels between an object and the frame's edge.
 GAP = 2.0  # Least distance between two objects that share a frame.
 TRIES = 300  # To find two paths that keep their distance.
 ZOOM_RADIUS = (0.35, 0.55)  # Within the radius range, so that zoomed sizes stay in it.
+BASE, BASE_SPREAD = 128.0, 30.0
+# Of each of three waves; their sum is as strong as one wave of amplitude 20 to 25, which
+# an autoencoder cannot drop and still reach 30 dB.
+AMPLITUDE = (20 / math.sqrt(3), 25 / math.sqrt(3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +124,26 @@ def choose_camera(draws: Draws, tier: Tier, split: str) -> Slots:
     return Slots((subject,), camera=draws.choice(CAMERAS), total=1)
 
 
+def background(draws: Draws, size_class: Tier) -> tuple[str, Background]:
+    """Draws a background, and its tone."""
+    level = draws.unit()
+    waves = []
+    turn = draws.uniform(0.0, math.pi)
+    for k in range(3):
+        # Three directions across the plane, so that every camera motion is visible.
+        angle = turn + (k + draws.uniform(-0.25, 0.25)) * math.pi / 3
+        number = 2 * math.pi / draws.uniform(*size_class.wavelength)
+        wave = (
+            number * math.cos(angle),
+            number * math.sin(angle),
+            draws.uniform(0.0, 2 * math.pi),
+            draws.uniform(*AMPLITUDE),
+        )
+        waves.append(tuple(round(value, 4) for value in wave))
+    base = round(BASE + BASE_SPREAD * (2 * level - 1), 2)
+    return TONES[int(level * 3)], Background(base, tuple(waves))
+
+
 # -- How it comes about ----------------------------------------------------------------
 
 
@@ -141,6 +166,15 @@ def _start(
         draw = draws.unit()
         point.append(low + (high - low) * (round(draw) if outermost else draw))
     return point[0], point[1]
+
+
+def placed(draws: Draws, tier: Tier, room: float, moved: np.ndarray) -> np.ndarray:
+    """A path [T, 2] along which a disc of `room` stays in the frame.
+
+    `moved` [T, 2] is how far from its start the disc is.
+    """
+    low, high = room - moved.min(0), tier.size - room - moved.max(0)
+    return moved + [draws.uniform(*ends) for ends in zip(low, high, strict=True)]
 
 
 def lay_out_attribute(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout:
@@ -319,6 +353,9 @@ def paths(layout: Layout, num_frames: int, size: int) -> tuple[np.ndarray, ...]:
         pos = np.round(layout.path, 4)
         vel = np.diff(pos, axis=0)
         vel = np.concatenate([vel[:1], vel])
+        if layout.later:  # it has not come from where it was in the shot before
+            first = 1 + np.flatnonzero(np.diff(layout.camera[:, 3]))
+            vel[first] = vel[first + 1]
     if layout.camera is not None:
         return np.round(pos, 4), np.round(vel, 4), np.round(layout.camera, 4)
     camera = np.zeros((num_frames, 4))

@@ -62,7 +62,8 @@ class Writer:
     article; `s0` its plural; `dir0 way0` direction (`way` in one or two words); `speed0`,
     `place0`; `verb ing rest` fillers; `rel` relation of 0 to 1, `conv` of 1 to 0;
     `num`, `total`, `camera`, `tone`; `fall0` and where it is thrown, `bounce0`, and `hit1`
-    with the noun phrase of 1. Brief texts have colours without adjectives.
+    with the noun phrase of 1; `shots`, `turn`, `moves` of the camera. Brief texts have
+    colours without adjectives.
     """
 
     def __init__(self, slots: Slots, draws: Draws, brief: bool = False):
@@ -72,6 +73,7 @@ class Writer:
         self.said: dict[str, object] = {}
         self.said_of: list[dict[str, str]] = [{} for _ in slots.subjects]
         self.named: set[int] = set()
+        self.events: tuple[Event, ...] = ()
 
     def __getitem__(self, field: str) -> str:
         if field[-1].isdigit():
@@ -84,7 +86,7 @@ class Writer:
     def stated(self) -> Slots:
         """The slots that the filled templates state."""
         subjects = tuple(Subject(**self.said_of[k]) for k in sorted(self.named))
-        return Slots(subjects, **self.said)
+        return Slots(subjects, **self.said, events=self.events)
 
     def _pick(self, phrases: tuple[str, ...]) -> str:
         return phrases[0] if self.draws.chance(0.5) else self.draws.choice(phrases)
@@ -199,6 +201,47 @@ class Writer:
         way = self._way(k) if self.brief else self._dir(k)
         return f"{phrase} {self._a(k)} {self._ing()} {way}"
 
+    def _parts(self) -> tuple[Event, ...]:
+        """The events, which all are stated; brief texts leave out their times."""
+        self.events = self.slots.events
+        if self.brief:
+            self.events = tuple(
+                dataclasses.replace(event, second=None) for event in self.events
+            )
+        return self.events
+
+    def _second(self, event: Event) -> str:
+        return (
+            ""
+            if event.second is None
+            else self._pick(lexicon.SECONDS[event.second][:-1])
+        )
+
+    def _act(self, value: str) -> str:
+        if value == "rest":
+            return self._pick(lexicon.WAITS[:-1])
+        ways = lexicon.DIRECTION_PHRASES[value]
+        return f"{self._verb()} {self._pick(ways[:4] if self.brief else ways)}"
+
+    def _shots(self) -> str:
+        first, *later = self._parts()
+        parts = [self._act(first.value)]
+        for event in later:
+            cut = self._pick(lexicon.CUTS[: 2 if self.brief else -1])
+            parts.append(f"{self._second(event)} {cut} {self._act(event.value)}")
+        return ", ".join(parts)
+
+    def _turn(self) -> str:
+        return self._pick(lexicon.TURNS[self._parts()[0].value][:-1])
+
+    def _moves(self) -> str:
+        first, *later = self._parts()
+        parts = [self._pick(lexicon.CAMERA_PHRASES[first.value][:-1])]
+        for event in later:
+            move = self._pick(lexicon.NEXT_CAMERA[event.value][:-1])
+            parts.append(f"{self._second(event)} {move}")
+        return ", ".join(parts)
+
     # Values named as in a form, for structured captions.
 
     def _key_dir(self, k: int) -> str:
@@ -212,6 +255,33 @@ class Writer:
     def _key_camera(self) -> str:
         self.said["camera"] = self.slots.camera
         return lexicon.CAMERA_PHRASES[self.slots.camera][-1]
+
+    def _key_second(self, event: Event) -> str:
+        return "" if event.second is None else lexicon.SECONDS[event.second][-1] + ", "
+
+    def _key_shots(self) -> str:
+        self.events = self.slots.events
+        parts = []
+        for event in self.events:
+            act = lexicon.WAITS[-1]
+            if event.value != "rest":
+                act = f"motion: {lexicon.DIRECTION_PHRASES[event.value][0]}"
+            cut = f"{self._key_second(event)}{lexicon.CUTS[-1]} " if parts else ""
+            parts.append(cut + act)
+        return ", ".join(parts)
+
+    def _key_turn(self) -> str:
+        self.events = self.slots.events
+        return lexicon.TURNS[self.events[0].value][-1]
+
+    def _key_moves(self) -> str:
+        self.events = self.slots.events
+        first, *later = self.events
+        parts = [lexicon.CAMERA_PHRASES[first.value][-1]]
+        for event in later:
+            move = lexicon.NEXT_CAMERA[event.value][-1]
+            parts.append(self._key_second(event) + move)
+        return ", ".join(parts)
 
 
 # -- Composition -----------------------------------------------------------------------
@@ -267,6 +337,9 @@ def _alt(slots: Slots, wording: Wording, draws: Draws) -> tuple[str, Slots]:
         camera=camera,
         events=events,
     )
+    if spoilt.held_out() and not slots.held_out():  # a wrong colour, and an event
+        subjects = [dataclasses.replace(s, colour=None) for s in subjects]
+        spoilt = dataclasses.replace(spoilt, subjects=tuple(subjects))
     writer = Writer(spoilt, draws, brief=True)
     return writer.fill(draws.choice(wording.alt)), writer.stated()
 
@@ -326,6 +399,11 @@ def _vocabulary() -> dict[str, tuple[str, object]]:
     add("fall", lexicon.FALLS)
     add("bounce", lexicon.BOUNCES)
     add("hit", lexicon.HITS)
+    add("second", lexicon.SECONDS)
+    add("cut", {None: lexicon.CUTS})
+    add("wait", {"rest": lexicon.WAITS})
+    add("turn", lexicon.TURNS)
+    add("camera", lexicon.NEXT_CAMERA)
     return result
 
 
@@ -349,6 +427,11 @@ class _Reader:
         self.current: dict[str, str] | None = None
         self.inverted = False
         self.events: list[Event] = []
+        self.second: float | None = None  # Of the event that follows.
+        self.waits: str | None = None
+        self.shots: list[Event] = []
+        self.turns: list[Event] = []
+        self.moves: list[Event] = []
 
     def colour_(self, value: str) -> None:
         self.colour = value
@@ -393,7 +476,38 @@ class _Reader:
             current[name] = value
 
     def direction_(self, value: str) -> None:
-        self._about("direction", value)
+        if self.shots:
+            self._in_shot(value)
+        else:
+            self._about("direction", value)
+
+    def second_(self, value: float) -> None:
+        self.second = value
+
+    def _event(self, kind: str, value: str | None) -> Event:
+        event = Event(kind, value=value, second=self.second)
+        self.second = None
+        return event
+
+    def cut_(self, value: None) -> None:
+        if not self.shots:  # What has been said is of the first shot.
+            said = self.before if self.current is None else self.current
+            self.shots.append(Event("shot", value=said.pop("direction", self.waits)))
+        self.shots.append(self._event("shot", None))
+
+    def _in_shot(self, value: str) -> None:
+        if self.shots[-1].value is None:
+            self.shots[-1] = dataclasses.replace(self.shots[-1], value=value)
+
+    def wait_(self, value: str) -> None:
+        if self.shots:
+            self._in_shot(value)
+        else:
+            self.waits = value
+
+    def turn_(self, value: str) -> None:
+        if not self.turns:
+            self.turns.append(self._event("turn", value))
 
     def speed_(self, value: str) -> None:
         self._about("speed", value)
@@ -407,6 +521,8 @@ class _Reader:
 
     def camera_(self, value: str) -> None:
         self.values.setdefault("camera", value)
+        if not self.moves or self.moves[-1].value != value:
+            self.moves.append(self._event("camera", value))
 
     def tone_(self, value: str) -> None:
         self.values.setdefault("tone", value)
@@ -443,7 +559,11 @@ class _Reader:
         subjects = [Subject(**subject) for subject in self.subjects]
         if self.inverted:  # "to the left of a yellow cross is a blue square"
             subjects = subjects[1::-1] + subjects[2:]
-        return Slots(tuple(subjects), **self.values, events=tuple(self.events))
+        events = self.events or self.shots or self.turns
+        if len(self.moves) > 1 and not events:
+            events = self.moves
+            del self.values["camera"]
+        return Slots(tuple(subjects), **self.values, events=tuple(events))
 
 
 def parse(text: str) -> Slots:

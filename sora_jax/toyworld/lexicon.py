@@ -424,6 +424,119 @@ HITS: dict[str | None, tuple[str, ...]] = {
     ),
 }
 
+_QUARTERS = ("", "a quarter", "a half", "three quarters")
+_FORMS = (
+    "after {}",
+    "at {}",
+    "after about {}",
+    "at about {}",
+    "{} later",
+    "about {} later",
+    "{} from the start",
+    "about {} from the start",
+)
+
+
+def _seconds() -> Phrases:
+    """Times from the start of a clip, in quarters of a second."""
+    phrases: Phrases = {}
+    for quarters in range(1, 17):
+        whole, part = divmod(quarters, 4)
+        number = NUMBERS[whole][0] if whole else ""
+        span = f"{number} and {_QUARTERS[part]} seconds"
+        if not part:
+            span = f"{number} second{'s' * (whole > 1)}"
+        elif not whole:
+            span = "half a second" if part == 2 else f"{_QUARTERS[part]} of a second"
+        time = quarters / 4
+        phrases[time] = (*(form.format(span) for form in _FORMS), f"time: {time}")
+    return phrases
+
+
+SECONDS = _seconds()
+
+# What begins the next shot.
+CUTS = (
+    "then elsewhere it",
+    "then a cut and it",
+    "cut to a place where it",
+    "cut to a scene where it",
+    "in the next shot it",
+    "in the next scene it",
+    "there is a cut and it",
+    "then in another place it",
+    "next shot:",
+)
+WAITS = (
+    "waits",
+    "only waits",
+    "waits there",
+    "keeps waiting",
+    "keeps still",
+    "waits in its place",
+    "keeps still there",
+    "does nothing",
+    "motion: none",
+)
+
+# How a motion goes on.
+TURNS: Phrases = {
+    "back": (
+        "and comes back",
+        "and back again",
+        "and returns",
+        "and then returns",
+        "and then comes back",
+        "and turns back",
+        "and then turns back",
+        "and comes back again",
+        "then: back",
+    ),
+    "twice": (
+        "and back twice",
+        "and comes back twice",
+        "and returns twice",
+        "and turns back twice",
+        "and then back twice",
+        "and comes back two times",
+        "and returns two times",
+        "and back two times",
+        "then: back twice",
+    ),
+    "bounce": (
+        "and bounces back",
+        "and bounces off the edge",
+        "and bounces at the edge",
+        "and bounces off the frame",
+        "and bounces off an edge",
+        "and then bounces back",
+        "and then bounces off the edge",
+        "and then bounces at the edge",
+        "then: bounce",
+    ),
+}
+
+
+def _next_cameras() -> Phrases:
+    phrases: Phrases = {}
+    for name in CAMERAS[1:]:
+        verb, way = name.split("-")
+        phrases[name] = (
+            f"then it {verb}s {way}",
+            f"then {verb}s {way}",
+            f"it then {verb}s {way}",
+            f"next it {verb}s {way}",
+            f"it starts to {verb} {way}",
+            f"it begins to {verb} {way}",
+            f"then it starts to {verb} {way}",
+            f"then it begins to {verb} {way}",
+            f"then: {verb} {way}",
+        )
+    return phrases
+
+
+NEXT_CAMERA = _next_cameras()  # After another motion of the camera.
+
 # Words that fill templates without stating anything.
 VERBS = ("moves", "goes", "travels", "slides", "glides", "heads", "shifts", "runs")
 MOVING = (

@@ -36,6 +36,9 @@ def score(scene: Scene, video: np.ndarray | Reading) -> dict[str, bool]:
     shape; count colour, count, shape; relation side, colours, shapes; motion colour,
     shape, direction, speed; motion_binding colours, shapes, directions, speeds; camera
     camera, colour, shape; gravity colour, shape, falls, way, bounce; collision colours,
-    shapes, approach, meet, separate, momentum, speeds.
+    shapes, approach, meet, separate, momentum, speeds;
+    shots colour, shape, same, cuts, backgrounds, acts; to_and_fro
+    colour, shape, direction, turns, speeds, end; camera_path first, second, time, colour,
+    shape.
     """
     return score_slots(scene.truth, video, scene.family)

@@ -97,6 +97,17 @@ class Reading:
         """The camera's path, tracked on first use."""
         return camera.track(self.video)
 
+    def part(self, start: int, stop: int) -> "Reading":
+        """The reading of the frames from `start` to before `stop`."""
+        rows = (self.frame >= start) & (self.frame < stop)
+        names = ("colour", "rank", "area", "centre", "overlap")
+        return dataclasses.replace(
+            self,
+            video=self.video[start:stop],
+            frame=self.frame[rows] - start,
+            **{name: getattr(self, name)[rows] for name in names},
+        )
+
     def counts(self, colour: str) -> np.ndarray:
         """Number of blobs of the colour in each frame, int[T]."""
         chosen = self.frame[self.colour == self.colours.index(colour)]

@@ -149,7 +149,7 @@ def flow(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
     Returns displacement float32[T-1, H, W, 2] as (x, y) in pixels from frame t to
     t + 1, and occluded bool[T-1, H, W]: true where the content is covered in the next
-    frame or leaves it.
+    frame or leaves it, and everywhere at a cut.
     """
     x_tw, y_th, zoom = _world_axes(scene)
     size, steps = scene.size, scene.num_frames - 1
@@ -167,5 +167,6 @@ def flow(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         moved[t, ..., 0] = new_x - pixel[None, :]
         moved[t, ..., 1] = new_y - pixel[:, None]
         outside = (new_x < 0) | (new_x > size) | (new_y < 0) | (new_y > size)
-        occluded[t] = outside | (_owner(scene, t + 1, x, y) != owner)
+        cut = scene.camera[t + 1, 3] != scene.camera[t, 3]
+        occluded[t] = cut | outside | (_owner(scene, t + 1, x, y) != owner)
     return moved, occluded

@@ -8,8 +8,9 @@ three quarters of the frames.
 
 import numpy as np
 
+from sora_jax.toyworld.camera import Path
 from sora_jax.toyworld.reading import PRESENT, Reading, Track
-from sora_jax.toyworld.scene import DIRECTIONS, RELATIONS, Slots, Subject
+from sora_jax.toyworld.scene import DIRECTIONS, RELATIONS, Slots, Subject, Tier
 
 MOVING = 0.3  # Pixels a frame.
 WANDER = 0.12  # RMS distance from a straight path, as a share of its length,
@@ -161,20 +162,21 @@ def motion_binding(slots: Slots, reading: Reading) -> Verdict:
 
 
 def camera_class(reading: Reading) -> str | None:
-    """The camera's motion; None if no motion explains the clip's texture.
+    """The camera's motion; None if no motion explains the clip's texture."""
+    return path_class(reading.camera, reading.tier)
 
-    Shifts and zooms are measured in units of the tier's slowest motion.
-    """
-    path = reading.camera
+
+def paces(path: Path, tier: Tier) -> np.ndarray:
+    """Shifts and zooms [D, 3] in units of the tier's slowest motion."""
+    shift, zoom = path.shift / tier.pan[0], path.zoom[:, None] / tier.zoom[0]
+    return np.concatenate([shift, zoom], axis=1)
+
+
+def path_class(path: Path, tier: Tier) -> str | None:
+    """The motion of a camera's path; None if no motion explains the texture."""
     if not len(path.zoom) or np.median(path.error) > UNEXPLAINED:
         return None
-    pace = np.concatenate(
-        [
-            path.shift / reading.tier.pan[0],
-            path.zoom[:, None] / reading.tier.zoom[0],
-        ],
-        axis=1,
-    )
+    pace = paces(path, tier)
     mean = pace.mean(axis=0)
     axis = int(np.argmax(np.abs(mean)))
     # The distance of the path from a uniform one.

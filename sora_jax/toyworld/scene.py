@@ -266,7 +266,12 @@ FAMILY_OF_EVENT: dict[str, str] = {
     "fall": "gravity",
     "bounce": "gravity",
     "collide": "collision",
+    "shot": "shots",
+    "turn": "to_and_fro",
+    "camera": "camera_path",
 }
+# Events whose value is how their subject moves.
+MOTIONS = frozenset({"shot"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,6 +317,11 @@ class Slots:
             (subject.colour, subject.shape) in HELD_OUT_SHAPES
             or (subject.colour, subject.direction) in HELD_OUT_DIRECTIONS
             for subject in self.subjects
+        ) or any(
+            (subject.colour, event.value) in HELD_OUT_DIRECTIONS
+            for event in self.events
+            if event.kind in MOTIONS
+            for subject in self.subjects[event.of : event.of + 1]
         )
 
     def by_place(self) -> "Slots":

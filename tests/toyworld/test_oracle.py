@@ -27,6 +27,9 @@ PARTS = {
         "speeds",
         "pass",
     },
+    "shots": {"colour", "shape", "same", "cuts", "backgrounds", "acts", "pass"},
+    "to_and_fro": {"colour", "shape", "direction", "turns", "speeds", "end", "pass"},
+    "camera_path": {"first", "second", "time", "colour", "shape", "pass"},
 }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 
+from experiments import family_controls
 from experiments import toyworld_controls as tables
 from sora_jax.toyworld import captions, families, oracle, physics, render
 from sora_jax.toyworld.scene import DIRECTIONS, SPLITS, TIERS, Draws, Event
@@ -141,7 +142,7 @@ def test_each_part_of_a_fall_is_judged_on_its_own():
     assert failed(told(fall, turned), video) == {"bounce"}
     assert failed(told(Event("fall")), video) == set()
     # What is stated of neither is not checked, but things must fall.
-    for name, change in tables.BROKEN["gravity"].items():
+    for name, change in family_controls.CONTROLS["gravity"].items():
         if name in ("at constant speed", "gravity x 1.6"):
             spoilt = render.render(change(scene))
             assert "falls" in failed(told(Event("fall")), spoilt), name
@@ -269,7 +270,7 @@ def test_each_part_of_a_collision_is_judged_on_its_own():
 )
 def test_laws_that_are_broken_are_named(name, parts):
     for scene in scenes("tw64", "collision", 6):
-        spoilt = render.render(tables.BROKEN["collision"][name](scene))
+        spoilt = family_controls.CONTROLS["collision"][name](scene)
         assert parts & failed(scene.truth, spoilt), scene.index
 
 
@@ -318,7 +319,7 @@ def test_controls(family):
         assert table.pop(name)[0] >= 0.9, name
     for name, (share, level) in table.items():
         assert share == pytest.approx(level, abs=0.05), name
-    for name, (share, level) in tables.broken("tw32", family, 8).items():
+    for name, (share, level) in family_controls.controls("tw32", family, 8).items():
         assert share == level == 0, name
 
 

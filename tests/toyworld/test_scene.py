@@ -50,7 +50,9 @@ def test_scene_holds_together(where):
     assert scene.pos.shape[1] == len(scene.objects)
     # Half a pixel of margin takes the triangle's tip.
     assert extent(scene).min() >= -0.2 * max(t.radius for t in scene.objects)
-    np.testing.assert_allclose(np.diff(scene.pos, axis=0), scene.vel[1:], atol=2e-4)
+    within = np.diff(scene.camera[:, 3]) == 0  # Across a cut, things jump.
+    steps = np.diff(scene.pos, axis=0)[within]
+    np.testing.assert_allclose(steps, scene.vel[1:][within], atol=2e-4)
     assert scene.truth.held_out() == (split == "test_comp")
     assert Scene.from_json(scene.to_json()) == scene
     assert scene.truth.family == family
