@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sora_jax.toyworld import generators, rules, wordings
+from sora_jax.toyworld import causes, generators, rules, wordings
 from sora_jax.toyworld.generators import Layout
 from sora_jax.toyworld.grammar import Wording, compose
 from sora_jax.toyworld.reading import Reading
@@ -81,6 +81,20 @@ FAMILIES: dict[str, Family] = {
         generators.lay_out_camera,
         wordings.CAMERA,
         rules.camera,
+    ),
+    "cause": Family(
+        causes.choose_cause,
+        causes.lay_out_cause,
+        causes.CAUSE,
+        causes.cause,
+        ("tw32", "tw64"),
+    ),
+    "change": Family(
+        causes.choose_change,
+        causes.lay_out_change,
+        causes.CHANGE,
+        causes.change,
+        ("tw32", "tw64"),
     ),
 }
 
