@@ -11,6 +11,7 @@ video (plain, blurred and noised, or through a linear autoencoder of about 30 dB
 tampered videos. A tampered share is followed, in brackets, by its expected value: the
 share of scenes whose statements still hold (a mirrored clip of something that moves up
 still moves up). A share that differs by more than the tolerance is marked with "!".
+Families with laws of their own have a second table, of scenes that break them.
 
 The temporal tables have each metric of clips and of their spoilt copies, with the orders
 that must hold (`sora_jax/evals/metrics/control_tables.py`), for families in which
@@ -158,12 +159,14 @@ def stays_true(scene: Scene, control: str) -> bool:
     slots = scene.truth
     if control == "mirrored":
         return renamed(slots, _MIRRORED) == slots
+    if control == "reversed" and slots.events:  # what turns red was red before
+        return False
     if control == "reversed":
         relation = slots.relation  # does not depend on time
         return (
             dataclasses.replace(renamed(slots, _REVERSED), relation=relation) == slots
         )
-    moving = any(subject.direction for subject in slots.subjects)
+    moving = slots.events or any(subject.direction for subject in slots.subjects)
     # The other two controls: still, and frames shuffled.
     return not moving and slots.camera in (None, "static")
 
@@ -197,6 +200,35 @@ TAMPERED: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "still": lambda video, seed: np.repeat(video[:1], len(video), axis=0),
     "frames shuffled": shuffled,
 }
+
+
+def half_way_back(scene: Scene) -> Scene:
+    """What has changed changes back in the last quarter of the clip."""
+    scale = scene.scale.copy()
+    quarter = scene.num_frames // 4
+    scale[-quarter:] = scene.scale[:quarter][::-1]
+    return dataclasses.replace(scene, scale=scale)
+
+
+# Scenes that break a family's own laws: no clip of them may pass.
+BROKEN: dict[str, dict[str, Callable[[Scene], Scene]]] = {
+    "change": {"changes back": half_way_back}
+}
+
+
+def broken(
+    tier: str, family: str, clips: int, split: str = "test"
+) -> dict[str, tuple[float, float]]:
+    """Returns pass rates of scenes that break the family's laws, with the level 0."""
+    scenes = [families.scene(tier, split, i, {family: 1.0}) for i in range(clips)]
+    found = {}
+    for name, change in BROKEN[family].items():
+        verdicts = [
+            oracle.score(scene, render.render(change(scene)))["pass"]
+            for scene in scenes
+        ]
+        found[name] = float(np.mean(verdicts)), 0.0
+    return found
 
 
 def controls(
@@ -272,6 +304,14 @@ def print_oracle_table(tier: str, split: str, clips: int) -> int:
             wrong += off
             cells.append(text + " !" * off)
         print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+    laws = [name for name in BROKEN if tier in families.FAMILIES[name].tiers]
+    for number, family in enumerate(laws):
+        if number == 0:
+            print("\n| laws broken | share |\n|---|---|")
+        for name, (share, level) in broken(tier, family, clips, split).items():
+            off = abs(share - level) > TOLERANCE
+            wrong += off
+            print(f"| {family}: {name} | {share:.3f} ({level:.3f}){' !' * off} |")
     psnr = [
         10 * np.log10(255**2 / np.mean((clip - autoencoder(clip).astype(float)) ** 2))
         for clip in fitted[:100]

@@ -82,13 +82,6 @@ FAMILIES: dict[str, Family] = {
         wordings.CAMERA,
         rules.camera,
     ),
-    "cause": Family(
-        causes.choose_cause,
-        causes.lay_out_cause,
-        causes.CAUSE,
-        causes.cause,
-        ("tw32", "tw64"),
-    ),
     "change": Family(
         causes.choose_change,
         causes.lay_out_change,

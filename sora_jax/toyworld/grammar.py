@@ -61,8 +61,7 @@ class Writer:
     Fields: `a0 n0 the0` noun phrase of subject 0 with the indefinite, no, or the definite
     article; `s0` its plural; `dir0 way0` direction (`way` in one or two words); `speed0`,
     `place0`; `verb ing rest` fillers; `rel` relation of 0 to 1, `conv` of 1 to 0;
-    `num`, `total`, `camera`, `tone`; `does` what 0 does to 1, `changes` what happens to 0;
-    `opening link closing` two clauses, the first without its subject. Brief texts have colours without adjectives.
+    `num`, `total`, `camera`, `tone`; `changes` what happens to a subject. Brief texts have colours without adjectives.
     """
 
     def __init__(self, slots: Slots, draws: Draws, brief: bool = False):
@@ -72,7 +71,6 @@ class Writer:
         self.said: dict[str, object] = {}
         self.said_of: list[dict[str, str]] = [{} for _ in slots.subjects]
         self.named: set[int] = set()
-        self.told: dict[int, Event] = {}
 
     def __getitem__(self, field: str) -> str:
         if field[-1].isdigit():
@@ -85,8 +83,7 @@ class Writer:
     def stated(self) -> Slots:
         """The slots that the filled templates state."""
         subjects = tuple(Subject(**self.said_of[k]) for k in sorted(self.named))
-        events = tuple(self.told[i] for i in sorted(self.told))
-        return Slots(subjects, **self.said, events=events)
+        return Slots(subjects, **self.said)
 
     def _pick(self, phrases: tuple[str, ...]) -> str:
         return phrases[0] if self.draws.chance(0.5) else self.draws.choice(phrases)
@@ -172,41 +169,10 @@ class Writer:
     def _tone(self) -> str:
         return self._say("tone", lexicon.TONES)
 
-    # Events.
-
-    def _tell(self, place: int, phrases: dict) -> str:
-        event = self.slots.events[place]
-        self.told[place] = event
-        return self._pick(phrases[event.kind, event.value])
-
-    def _does(self) -> str:
-        event = self.slots.events[0]
-        self.told[0] = event
-        return self._pick(lexicon.ACTS[event.kind, event.happens])
-
     def _changes(self) -> str:
-        return self._tell(0, lexicon.CHANGES)
-
-    def _opening(self) -> str:
-        if self.slots.events[0].link is None:
-            return self._changes()
-        return f"{self._verb()} {self._dir(0)}".strip()
-
-    def _link(self) -> str:
-        event = self.slots.events[-1]
-        if event.second is not None:
-            return self._pick(lexicon.SECONDS[event.second][:-1])
-        return self._pick(lexicon.LINKS[event.link])
-
-    def _closing(self) -> str:
-        place = len(self.slots.events) - 1
-        event = self.slots.events[place]
-        who = "it" if event.of == 0 else self._a(event.of)
-        if event.kind != "go":
-            return f"{who} {self._tell(place, lexicon.CHANGES)}"
-        self.told[place] = event
-        way = self._pick(lexicon.DIRECTION_PHRASES[event.value])
-        return f"{who} {self._verb()} {way}"
+        event = self.slots.events[0]
+        self.said["events"] = (event,)
+        return self._pick(lexicon.CHANGES[event.kind, event.value])
 
     # Values named as in a form, for structured captions.
 
@@ -273,14 +239,13 @@ def _alt(slots: Slots, wording: Wording, draws: Draws) -> tuple[str, Slots]:
 
 
 def _at_odds(slots: Slots) -> bool:
-    """Whether events do not go with the subjects, or make a held-out pair of them."""
-    ends = {
-        (slots.subjects[event.of].colour, slots.subjects[event.of].direction)
-        for event in slots.events
-    }
-    values = {event.value for event in slots.events} - {None}
+    """Whether events leave a subject as it is, or make a held-out pair of it."""
     return bool(slots.events) and (
-        slots.held_out() or any(values & {*pair} for pair in ends)
+        slots.held_out()
+        or any(
+            event.value is not None and event.value == slots.subjects[event.of].colour
+            for event in slots.events
+        )
     )
 
 
@@ -336,10 +301,7 @@ def _vocabulary() -> dict[str, tuple[str, object]]:
     add("camera", lexicon.CAMERA_PHRASES)
     add("tone", lexicon.TONES)
     add("place", lexicon.PLACE_PHRASES)
-    add("act", lexicon.ACTS)
     add("change", lexicon.CHANGES)
-    add("link", lexicon.LINKS)
-    add("second", lexicon.SECONDS)
     return result
 
 
@@ -363,8 +325,6 @@ class _Reader:
         self.current: dict[str, str] | None = None
         self.inverted = False
         self.events: list[Event] = []
-        self.act: Event | None = None  # Whose second subject is not named yet.
-        self.when: dict[str, object] = {}  # Link and second of the next event.
 
     def colour_(self, value: str) -> None:
         self.colour = value
@@ -393,13 +353,6 @@ class _Reader:
         for name, said in self.before.items():
             self.current.setdefault(name, said)
         self.before, self.colour, self.number = {}, None, None
-        if self.act is not None:
-            self.events.append(dataclasses.replace(self.act, of=self._place()))
-            self.act = None
-
-    def _place(self) -> int:
-        """The current subject's number."""
-        return next(k for k, s in enumerate(self.subjects) if s is self.current)
 
     def object_(self, value: None) -> None:
         if self.number is not None and self.colour is None:
@@ -416,29 +369,12 @@ class _Reader:
             current[name] = value
 
     def direction_(self, value: str) -> None:
-        if self.when and self.current is not None:
-            self.change_(("go", value))
-        else:
-            self._about("direction", value)
-
-    def act_(self, value: tuple[str, bool]) -> None:
-        if self.current is not None:
-            kind, happens = value
-            self.act = Event(kind, by=self._place(), happens=happens)
+        self._about("direction", value)
 
     def change_(self, value: tuple[str, str | None]) -> None:
-        if self.current is not None:
-            kind, comes = value
-            event = Event(kind, self._place(), value=comes, **self.when)
-            self.events.append(event)
-            self.when = {}
-
-    def link_(self, value: str) -> None:
-        self.when.setdefault("link", value)
-
-    def second_(self, value: float) -> None:
-        self.link_("then")
-        self.when["second"] = value
+        for k, subject in enumerate(self.subjects):
+            if subject is self.current:
+                self.events.append(Event(value[0], of=k, value=value[1]))
 
     def speed_(self, value: str) -> None:
         self._about("speed", value)

@@ -343,55 +343,6 @@ def _places() -> Phrases:
 
 PLACE_PHRASES = _places()
 
-# What one thing does to another, which is named next; False: it does not come to it.
-ACTS: dict[tuple[str, bool], tuple[str, ...]] = {
-    ("bite", True): (
-        "bites",
-        "takes a bite out of",
-        "takes a bite of",
-        "bites into",
-        "bites a piece off",
-        "eats a piece of",
-        "eats a part of",
-        "has a bite of",
-    ),
-    ("paint", True): (
-        "paints",
-        "gives its colour to",
-        "passes its colour to",
-        "shares its colour with",
-        "puts its colour on",
-        "brings its colour to",
-        "leaves its colour on",
-        "spreads its colour to",
-    ),
-    ("split", True): (
-        "splits",
-        "breaks",
-        "cuts",
-        "splits apart",
-        "breaks apart",
-        "cuts apart",
-        "breaks up",
-        "cuts up",
-    ),
-}
-for _kind, _verb, _doing in (
-    ("bite", "bite", "biting"),
-    ("paint", "paint", "painting"),
-    ("split", "split", "splitting"),
-):
-    ACTS[_kind, False] = (
-        f"misses and does not {_verb}",
-        f"passes and does not {_verb}",
-        f"fails to {_verb}",
-        f"does not {_verb}",
-        f"nearly {_verb}s",
-        f"almost {_verb}s",
-        f"passes without {_doing}",
-        f"misses without {_doing}",
-    )
-
 # What happens to a thing, by kind of event and what comes of it.
 CHANGES: dict[tuple[str, str | None], tuple[str, ...]] = {
     ("grow", None): (
@@ -414,26 +365,6 @@ CHANGES: dict[tuple[str, str | None], tuple[str, ...]] = {
         "loses size",
         "gets tiny",
     ),
-    ("halt", None): (
-        "comes to a stop",
-        "comes to a halt",
-        "stops its motion",
-        "stops moving",
-        "stops there",
-        "halts",
-        "halts there",
-        "moves no more",
-    ),
-    ("vanish", None): (
-        "disappears",
-        "vanishes",
-        "is gone",
-        "is no longer there",
-        "is no longer seen",
-        "goes out of sight",
-        "goes out of view",
-        "is lost from view",
-    ),
 }
 for _colour in PALETTE:
     CHANGES["recolour", _colour] = (
@@ -446,60 +377,6 @@ for _colour in PALETTE:
         f"takes the colour {_colour}",
         f"goes {_colour}",
     )
-
-LINKS: Phrases = {
-    "then": (
-        "then",
-        "and then",
-        "after that",
-        "afterwards",
-        "later on",
-        "and later",
-        "thereafter",
-        "and next",
-    ),
-    "while": (
-        "at the same time",
-        "and at the same time",
-        "at the same moment",
-        "in the same moment",
-        "simultaneously",
-        "while this happens",
-        "as this happens",
-        "in the meantime",
-    ),
-}
-
-_QUARTERS = ("", "a quarter", "a half", "three quarters")
-_FORMS = (
-    "after {}",
-    "at {}",
-    "after about {}",
-    "at about {}",
-    "{} later",
-    "about {} later",
-    "{} from the start",
-    "about {} from the start",
-)
-
-
-def _seconds() -> Phrases:
-    """Times from the start of a clip, in quarters of a second."""
-    phrases: Phrases = {}
-    for quarters in range(1, 17):
-        whole, part = divmod(quarters, 4)
-        number = NUMBERS[whole][0] if whole else ""
-        span = f"{number} and {_QUARTERS[part]} seconds"
-        if not part:
-            span = f"{number} second{'s' * (whole > 1)}"
-        elif not whole:
-            span = "half a second" if part == 2 else f"{_QUARTERS[part]} of a second"
-        time = quarters / 4
-        phrases[time] = (*(form.format(span) for form in _FORMS), f"time: {time}")
-    return phrases
-
-
-SECONDS = _seconds()
 
 # Words that fill templates without stating anything.
 VERBS = ("moves", "goes", "travels", "slides", "glides", "heads", "shifts", "runs")

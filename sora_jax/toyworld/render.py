@@ -9,13 +9,12 @@ the axes; arrays use single float32 IEEE operations (+ - * / sqrt min max), neve
 reordered sums.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from sora_jax.toyworld.scene import DIRECTIONS, PALETTE, Background, Object, Scene
+from sora_jax.toyworld.scene import PALETTE, Background, Scene
 
 # Proportions for radius 1, chosen for similar areas: half side of the square, reach of the
 # triangle's corners, half width of the cross's arms, half width and middle of the ring.
@@ -28,7 +27,6 @@ AREA = {
     "cross": 8 * CROSS - 4 * CROSS**2,
     "ring": 4 * math.pi * RING[0] * RING[1],
 }
-BITE = 0.75  # Radius of the missing piece of a bitten shape.
 
 
 def distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius) -> np.ndarray:
@@ -57,25 +55,6 @@ def distance(shape: str, dx: np.ndarray, dy: np.ndarray, radius) -> np.ndarray:
             np.maximum(ax - radius, ay - thin), np.maximum(ax - thin, ay - radius)
         )
     raise ValueError(f"no shape is called {shape!r}; there are {', '.join(AREA)}")
-
-
-@functools.cache
-def reach(shape: str, side: str) -> float:
-    """How far a shape of radius 1 goes from its centre to a side, straight ahead."""
-    ux, uy = DIRECTIONS[side]
-    along = np.linspace(0.0, 1.5, 15001)
-    return float(along[distance(shape, ux * along, uy * along, 1.0) <= 0].max())
-
-
-def outline(thing: Object, dx: np.ndarray, dy: np.ndarray, radius) -> np.ndarray:
-    """`distance` from an object of that radius, whose bite (if any) is outside of it."""
-    away = distance(thing.shape, dx, dy, radius)
-    if thing.bite is None:
-        return away
-    ux, uy = DIRECTIONS[thing.bite]
-    edge = dx.dtype.type(reach(thing.shape, thing.bite))
-    x, y = dx - dx.dtype.type(ux) * edge * radius, dy - dy.dtype.type(uy) * edge * radius
-    return np.maximum(away, dx.dtype.type(BITE) * radius - np.sqrt(x * x + y * y))
 
 
 def _world_axes(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -120,7 +99,7 @@ def _frames(scene: Scene, frames: slice, colours: Mapping) -> np.ndarray:
         if scene.scale is not None:
             size = scene.scale[frames, k].astype(np.float32)[:, None, None]
             radius, here = radius * size, size > 0
-        away = outline(thing, dx, dy, radius)
+        away = distance(thing.shape, dx, dy, radius)
         alpha = np.clip(np.float32(0.5) - away * scale, 0.0, 1.0, dtype=np.float32)
         if here is not None:
             alpha = np.where(here, alpha, np.float32(0))
@@ -161,7 +140,7 @@ def _owner(scene: Scene, t: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         size = 1.0 if scene.scale is None else scene.scale[t, k]
         if size > 0:
             dx, dy = x - scene.pos[t, k, 0], y - scene.pos[t, k, 1]
-            owner[outline(thing, dx, dy, thing.radius * size) < 0] = k
+            owner[distance(thing.shape, dx, dy, thing.radius * size) < 0] = k
     return owner
 
 

@@ -251,8 +251,6 @@ class Event:
       value: what comes of it, such as a colour or a direction.
       happens: False where a text says that it does not: a near miss.
       second: when, in seconds from the start of the clip.
-      link: "then" if it comes after what is stated before it, "while" if it comes at
-        the same time.
     """
 
     kind: str
@@ -261,20 +259,13 @@ class Event:
     value: str | None = None
     happens: bool = True
     second: float | None = None
-    link: str | None = None
 
 
 # The family whose rule checks what is stated of an event.
 FAMILY_OF_EVENT: dict[str, str] = {
-    "bite": "cause",
-    "paint": "cause",  # the subject takes the colour of the one that causes it
-    "split": "cause",
     "recolour": "change",
     "grow": "change",
     "shrink": "change",
-    "go": "sequence",  # moves on in another direction, or from rest
-    "halt": "sequence",
-    "vanish": "sequence",
 }
 
 
@@ -298,8 +289,6 @@ class Slots:
     @property
     def family(self) -> str | None:
         """The family whose rule checks what is stated; None if nothing is stated."""
-        if any(event.link for event in self.events):
-            return "sequence"
         if self.events:
             return FAMILY_OF_EVENT[self.events[0].kind]
         moving = sum(subject.direction is not None for subject in self.subjects)
@@ -319,24 +308,15 @@ class Slots:
 
     def held_out(self) -> bool:
         """Whether a subject has a combination that training scenes never have."""
-        for k, subject in enumerate(self.subjects):
-            colours, ways = {subject.colour}, {subject.direction}
-            for event in self.events:
-                if event.of == k and event.happens:
-                    if event.kind == "recolour":
-                        colours.add(event.value)
-                    elif event.kind == "paint" and event.by is not None:
-                        colours.add(self.subjects[event.by].colour)
-                    elif event.kind == "go":
-                        ways.add(event.value)
-            if any(
-                (colour, subject.shape) in HELD_OUT_SHAPES
-                or (colour, way) in HELD_OUT_DIRECTIONS
-                for colour in colours
-                for way in ways
-            ):
-                return True
-        return False
+        return any(
+            (subject.colour, subject.shape) in HELD_OUT_SHAPES
+            or (subject.colour, subject.direction) in HELD_OUT_DIRECTIONS
+            for subject in self.subjects
+        ) or any(
+            (event.value, self.subjects[event.of].shape) in HELD_OUT_SHAPES
+            for event in self.events
+            if event.kind == "recolour"
+        )
 
     def by_place(self) -> "Slots":
         """The same facts, with the left or upper subject first."""
@@ -387,16 +367,12 @@ class Slots:
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """An object in the world; its radius is in pixels.
-
-    `bite` is the side (left, right, up, down) on which a piece of it is missing.
-    """
+    """An object in the world; its radius is in pixels."""
 
     id: int
     shape: str
     colour: str
     radius: float
-    bite: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -458,9 +434,6 @@ class Scene:
         for name in ("pos", "vel", "camera"):
             record[name] = getattr(self, name).tolist()
         del record["scale"], record["later"]  # most scenes have neither
-        for thing in record["objects"]:
-            if thing["bite"] is None:
-                del thing["bite"]
         if self.scale is not None:
             record["scale"] = self.scale.tolist()
         if self.later:

@@ -16,7 +16,6 @@ PARTS = {
     "motion": {"colour", "shape", "direction", "speed", "pass"},
     "motion_binding": {"colours", "shapes", "directions", "speeds", "pass"},
     "camera": {"camera", "colour", "shape", "pass"},
-    "cause": {"colours", "shapes", "contact", "effect", "stays", "whole", "pass"},
     "change": {"colour", "shape", "change", "steady", "same", "pass"},
 }
 
