@@ -27,7 +27,7 @@ from sora_jax.toyworld.scene import (
 CHANGES = ("recolour", "grow", "shrink")
 GROWN = 1.2  # Least radius of what has grown, as a multiple of that before.
 PLACE = 0.3  # How far it may be from where it was, as a share of its radius.
-MONOTONE = 0.1  # Most that a share, or a radius as a share of it, may go back.
+MONOTONE = 0.15  # Most that a share, or a radius as a share of it, may go back.
 AS_LARGE = 0.3  # Most change of the area of what does not change its size.
 
 
@@ -175,17 +175,25 @@ def change(slots: Slots, reading: Reading) -> Verdict:
     starts = [seen[0] for seen in own[:few] if seen]
     ends = [seen[0] for seen in new[-few:] if seen]
     others = () if new is own else (*new[:few], *own[-few:])
-    parts["colour"] = len(starts) == few
+    parts["colour"] = len(starts) >= few / 2
     if not parts["colour"]:
         return _passed(parts)
-    shape = _shape_of(starts)
+    # All frames that show it as it was, and as it is: half of them each if it grows.
+    if new is own:
+        shown = [seen[0] for seen in own if seen]
+        was, is_now = shown[: len(shown) // 2 + 1], shown[len(shown) // 2 :]
+    else:
+        pairs = list(zip(own, new, strict=True))
+        was = [old[0] for old, late in pairs if old and not late]
+        is_now = [late[0] for old, late in pairs if late and not old]
+    shape = _shape_of(was or starts)
     parts["shape"] = subject.shape in (None, shape)
-    if len(ends) < few:
+    if not is_now or len(ends) < few / 2:
         return _passed(parts)
     area, last = (float(np.median([b.area for b in seen])) for seen in (starts, ends))
     radius = np.sqrt(area / AREA[shape])
     moved = np.hypot(*(ends[-1].centre - starts[0].centre))
-    parts["same"] = bool(_shape_of(ends) == shape and moved <= PLACE * radius)
+    parts["same"] = bool(_shape_of(is_now) == shape and moved <= PLACE * radius)
     if new is own:
         factor = np.sqrt(last / area) ** (1 if event.kind == "grow" else -1)
         parts["change"] = bool(factor >= GROWN)
