@@ -183,6 +183,14 @@ def no_push(scene: Scene) -> Scene:
     return moved(scene, pos)
 
 
+def half_way_back(scene: Scene) -> Scene:
+    """What has changed changes back in the last quarter of the clip."""
+    scale = scene.scale.copy()
+    quarter = scene.num_frames // 4
+    scale[-quarter:] = scene.scale[:quarter][::-1]
+    return dataclasses.replace(scene, scale=scale)
+
+
 def _rendered(change: Callable[[Scene], Scene]) -> Callable[[Scene], np.ndarray]:
     return lambda scene: render.render(change(scene))
 
@@ -208,6 +216,7 @@ CONTROLS: dict[str, dict[str, Callable[[Scene], np.ndarray | None]]] = {
         "bounces for lies, lies for bounces": _rendered(other_end),
         "bounces higher": _rendered(higher_bounce),
     },
+    "change": {"changes back": _rendered(half_way_back)},
     "collision": {
         "ghosts": _rendered(ghost),
         "both stop": _rendered(both_stop),

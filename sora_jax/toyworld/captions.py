@@ -140,6 +140,7 @@ def _others(scene: Scene, attribute: str) -> list[Slots]:
             values = [name for name, way in DIRECTIONS.items() if way == (-ux, -uy)]
         if attribute == "colour":  # which also tells subjects apart
             taken |= {other.colour for other in slots.subjects}
+            taken |= {event.value for event in slots.events}
         for value in values:
             if value not in taken:
                 subjects = list(slots.subjects)

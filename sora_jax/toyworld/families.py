@@ -14,7 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sora_jax.toyworld import generators, journeys, physics, rules, shots, wordings
+from sora_jax.toyworld import (
+    causes,
+    generators,
+    journeys,
+    physics,
+    rules,
+    shots,
+    wordings,
+)
 from sora_jax.toyworld.generators import Layout, background
 from sora_jax.toyworld.grammar import Wording, compose
 from sora_jax.toyworld.reading import Reading
@@ -110,6 +118,13 @@ FAMILIES: dict[str, Family] = {
         journeys.lay_out_camera_path,
         journeys.CAMERA_PATH,
         journeys.camera_path,
+        ("tw32", "tw64"),
+    ),
+    "change": Family(
+        causes.choose_change,
+        causes.lay_out_change,
+        causes.CHANGE,
+        causes.change,
         ("tw32", "tw64"),
     ),
 }

@@ -62,7 +62,8 @@ class Writer:
     article; `s0` its plural; `dir0 way0` direction (`way` in one or two words); `speed0`,
     `place0`; `verb ing rest` fillers; `rel` relation of 0 to 1, `conv` of 1 to 0;
     `num`, `total`, `camera`, `tone`; `fall0` and where it is thrown, `bounce0`, and `hit1`
-    with the noun phrase of 1; `shots`, `turn`, `moves` of the camera. Brief texts have
+    with the noun phrase of 1; `shots`, `turn`, `moves` of the camera,
+    `changes`. Brief texts have
     colours without adjectives.
     """
 
@@ -175,9 +176,8 @@ class Writer:
     def _event(self, kind: str) -> Event | None:
         """The event of that kind, which counts as said from now on."""
         event = next((e for e in self.slots.events if e.kind == kind), None)
-        said = self.said.get("events", ())
-        if event is not None and event not in said:
-            self.said["events"] = (*said, event)
+        if event is not None and event not in self.events:
+            self.events = (*self.events, event)
         return event
 
     def _fall(self, k: int) -> str:
@@ -241,6 +241,11 @@ class Writer:
             move = self._pick(lexicon.NEXT_CAMERA[event.value][:-1])
             parts.append(f"{self._second(event)} {move}")
         return ", ".join(parts)
+
+    def _changes(self) -> str:
+        event = self.slots.events[0]
+        self.events = (event,)
+        return self._pick(lexicon.CHANGES[event.kind, event.value])
 
     # Values named as in a form, for structured captions.
 
@@ -340,8 +345,21 @@ def _alt(slots: Slots, wording: Wording, draws: Draws) -> tuple[str, Slots]:
     if spoilt.held_out() and not slots.held_out():  # a wrong colour, and an event
         subjects = [dataclasses.replace(s, colour=None) for s in subjects]
         spoilt = dataclasses.replace(spoilt, subjects=tuple(subjects))
+    if _at_odds(spoilt) and not slots.held_out():
+        spoilt = slots
     writer = Writer(spoilt, draws, brief=True)
     return writer.fill(draws.choice(wording.alt)), writer.stated()
+
+
+def _at_odds(slots: Slots) -> bool:
+    """Whether events leave a subject as it is, or make a held-out pair of it."""
+    return bool(slots.events) and (
+        slots.held_out()
+        or any(
+            event.value is not None and event.value == slots.subjects[event.of].colour
+            for event in slots.events
+        )
+    )
 
 
 def _spoil(
@@ -404,6 +422,7 @@ def _vocabulary() -> dict[str, tuple[str, object]]:
     add("wait", {"rest": lexicon.WAITS})
     add("turn", lexicon.TURNS)
     add("camera", lexicon.NEXT_CAMERA)
+    add("change", lexicon.CHANGES)
     return result
 
 
@@ -508,6 +527,11 @@ class _Reader:
     def turn_(self, value: str) -> None:
         if not self.turns:
             self.turns.append(self._event("turn", value))
+
+    def change_(self, value: tuple[str, str | None]) -> None:
+        for k, subject in enumerate(self.subjects):
+            if subject is self.current:
+                self.events.append(Event(value[0], of=k, value=value[1]))
 
     def speed_(self, value: str) -> None:
         self._about("speed", value)

@@ -536,6 +536,40 @@ def _next_cameras() -> Phrases:
 
 
 NEXT_CAMERA = _next_cameras()  # After another motion of the camera.
+# What happens to a thing, by kind of event and what comes of it.
+CHANGES: dict[tuple[str, str | None], tuple[str, ...]] = {
+    ("grow", None): (
+        "grows",
+        "gets larger",
+        "gets bigger",
+        "becomes larger",
+        "becomes bigger",
+        "swells",
+        "grows in size",
+        "gains in size",
+    ),
+    ("shrink", None): (
+        "shrinks",
+        "gets smaller",
+        "becomes smaller",
+        "grows smaller",
+        "contracts",
+        "shrinks in size",
+        "loses size",
+        "gets tiny",
+    ),
+}
+for _colour in PALETTE:
+    CHANGES["recolour", _colour] = (
+        f"turns {_colour}",
+        f"becomes {_colour}",
+        f"changes to {_colour}",
+        f"gets {_colour}",
+        f"turns to {_colour}",
+        f"changes its colour to {_colour}",
+        f"takes the colour {_colour}",
+        f"goes {_colour}",
+    )
 
 # Words that fill templates without stating anything.
 VERBS = ("moves", "goes", "travels", "slides", "glides", "heads", "shifts", "runs")

@@ -269,6 +269,9 @@ FAMILY_OF_EVENT: dict[str, str] = {
     "shot": "shots",
     "turn": "to_and_fro",
     "camera": "camera_path",
+    "recolour": "change",
+    "grow": "change",
+    "shrink": "change",
 }
 # Events whose value is how their subject moves.
 MOTIONS = frozenset({"shot"})
@@ -313,15 +316,23 @@ class Slots:
 
     def held_out(self) -> bool:
         """Whether a subject has a combination that training scenes never have."""
-        return any(
-            (subject.colour, subject.shape) in HELD_OUT_SHAPES
-            or (subject.colour, subject.direction) in HELD_OUT_DIRECTIONS
-            for subject in self.subjects
-        ) or any(
-            (subject.colour, event.value) in HELD_OUT_DIRECTIONS
-            for event in self.events
-            if event.kind in MOTIONS
-            for subject in self.subjects[event.of : event.of + 1]
+        return (
+            any(
+                (subject.colour, subject.shape) in HELD_OUT_SHAPES
+                or (subject.colour, subject.direction) in HELD_OUT_DIRECTIONS
+                for subject in self.subjects
+            )
+            or any(
+                (subject.colour, event.value) in HELD_OUT_DIRECTIONS
+                for event in self.events
+                if event.kind in MOTIONS
+                for subject in self.subjects[event.of : event.of + 1]
+            )
+            or any(
+                (event.value, self.subjects[event.of].shape) in HELD_OUT_SHAPES
+                for event in self.events
+                if event.kind == "recolour"
+            )
         )
 
     def by_place(self) -> "Slots":

@@ -23,7 +23,7 @@ def upsample(text: str, tier: str, seed: int = 0) -> str:
     """Rewrites a prompt; returns it as it is where that would change what it states.
 
     That is where it has words that captions do not have, states nothing of the toy world,
-    or more than a caption of the tier can say.
+    an event, or more than a caption of the tier can say.
 
     Args:
       text: the prompt.
@@ -35,7 +35,8 @@ def upsample(text: str, tier: str, seed: int = 0) -> str:
     """
     stated = grammar.parse(text)
     foreign = set(grammar.unread(text)) - _words_around()
-    if foreign or stated.family is None or len(stated.subjects) > 2:
+    unknown = foreign or stated.family is None
+    if unknown or stated.events or len(stated.subjects) > 2:
         return text
     label = f"upsample/{SIZE_CLASS}/{tier}/{text}"
     first = int(Draws(seed, label, 0).unit() * 2**40)

@@ -144,6 +144,7 @@ def test_everything_has_eight_phrases():
         lexicon.TURNS,
         lexicon.NEXT_CAMERA,
         {"cut": lexicon.CUTS, "wait": lexicon.WAITS},
+        lexicon.CHANGES,
     )
     for table in tables:
         for value, phrases in table.items():

@@ -30,6 +30,7 @@ PARTS = {
     "shots": {"colour", "shape", "same", "cuts", "backgrounds", "acts", "pass"},
     "to_and_fro": {"colour", "shape", "direction", "turns", "speeds", "end", "pass"},
     "camera_path": {"first", "second", "time", "colour", "shape", "pass"},
+    "change": {"colour", "shape", "change", "steady", "same", "pass"},
 }
 
 
