@@ -397,7 +397,7 @@ GRAVITY = Wording(
             "its weight pulls it to the ground",
             "it starts from rest in the air",
             "the ground is the end of the frame",
-            "its pace grows with every frame",
+            "its pace rises with every frame",
             "nothing holds it in the air",
             "it stays inside the frame",
             "the way through the air is short",
@@ -405,7 +405,7 @@ GRAVITY = Wording(
         *_AROUND,
     ),
     structured=(
-        "subject: {n0}; event: {fall0}; then: {bounce0}",
+        "subject: {n0}, event: {fall0}, then: {bounce0}",
         "{key_camera}",
         "background: {tone}",
     ),
@@ -706,7 +706,7 @@ COLLISION = Wording(
         *_AROUND,
     ),
     structured=(
-        "first: {n0}; motion: {key_dir0}; event: {hit1}",
+        "first: {n0}, motion: {key_dir0}, event: {hit1}",
         "{key_camera}",
         "background: {tone}",
     ),

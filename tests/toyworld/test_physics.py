@@ -144,10 +144,10 @@ def test_each_part_of_a_fall_is_judged_on_its_own():
     # What is stated of neither is not checked, but things must fall.
     for name, change in family_controls.CONTROLS["gravity"].items():
         if name in ("at constant speed", "gravity x 1.6"):
-            spoilt = render.render(change(scene))
+            spoilt = change(scene)
             assert "falls" in failed(told(Event("fall")), spoilt), name
         elif name == "bounces higher":
-            spoilt = render.render(change(scene))
+            spoilt = change(scene)
             bounces = dataclasses.replace(bounce, happens=True)
             assert failed(told(fall, bounces), spoilt) == {"bounce"}
 
