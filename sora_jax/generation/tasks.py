@@ -43,11 +43,11 @@ class Task:
       options: other inputs and their defaults; None: must be given.
       needs: of (inputs, number of windows), what the denoiser must have been trained
         with; see `Settings.trained_patterns`.
-      may_give: what it gives a denoiser that was trained with it, and others not.
       size: of (inputs, the size that was asked for, stride), that of its windows.
       windows: of (inputs, size), how many it makes.
       fits: whether videos are scaled to the size of the windows.
       fixed: whether the inputs say how long a window is.
+      may_give: what it gives a denoiser that was trained with it, and others not.
     """
 
     make: Callable[..., np.ndarray]
@@ -55,11 +55,11 @@ class Task:
     inputs: tuple[str, ...] = ("video",)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     needs: Callable[[Mapping, int], tuple[str, ...]] = lambda inputs, windows: ()
-    may_give: str = ""
     size: Callable[[Mapping, Size, int], Size] = lambda inputs, size, stride: size
     windows: Callable[[Mapping, Size, int], int] = lambda inputs, size, stride: 1
     fits: bool = True
     fixed: bool = False
+    may_give: str = ""
 
 
 def _whole(count: int, stride: int) -> int:
