@@ -183,6 +183,24 @@ def no_push(scene: Scene) -> Scene:
     return moved(scene, pos)
 
 
+def sideways_hop(scene: Scene) -> Scene:
+    """What falls is pushed to a side where it lands."""
+    pos = scene.pos.copy()
+    lands = int(np.argmax(pos[:, 0, 1]))
+    room = 0.3 * scene.size * np.sign(scene.size / 2 - pos[lands, 0, 0])
+    share = np.linspace(0, 1, len(pos) - lands)
+    pos[lands:, 0, 0] = pos[lands, 0, 0] + room * share
+    return moved(scene, pos)
+
+
+def there_and_back(scene: Scene) -> Scene:
+    """What changes also leaves its place for a while."""
+    pos, middle = scene.pos.copy(), scene.size / 2
+    away = np.sin(np.linspace(0, np.pi, len(pos)))[:, None]
+    reach = 0.25 * scene.size * np.sign(middle - pos[0, 0])
+    return moved(scene, pos + (away * reach)[:, None])
+
+
 def half_way_back(scene: Scene) -> Scene:
     """What has changed changes back in the last quarter of the clip."""
     scale = scene.scale.copy()
@@ -215,8 +233,12 @@ CONTROLS: dict[str, dict[str, Callable[[Scene], np.ndarray | None]]] = {
         "gravity x 1.6": _rendered(other_gravity),
         "bounces for lies, lies for bounces": _rendered(other_end),
         "bounces higher": _rendered(higher_bounce),
+        "goes aside where it lands": _rendered(sideways_hop),
     },
-    "change": {"changes back": _rendered(half_way_back)},
+    "change": {
+        "changes back": _rendered(half_way_back),
+        "goes there and back": _rendered(there_and_back),
+    },
     "collision": {
         "ghosts": _rendered(ghost),
         "both stop": _rendered(both_stop),

@@ -204,7 +204,7 @@ def stays_true(scene: Scene, control: str) -> bool:
         return (
             dataclasses.replace(renamed(slots, _REVERSED), relation=relation) == slots
         )
-    moving = slots.events or any(subject.direction for subject in slots.subjects)
+    moving = any(subject.direction for subject in slots.subjects)
     # The other two controls: still, and frames shuffled.
     return not moving and slots.camera in (None, "static")
 

@@ -394,7 +394,8 @@ def make_storyboard() -> str:
     )
     others += ("calibrate_step_cache", "upsample", "negative_prompt", "batch_size")
     others += ("size", "seed", *_OF_TASKS, *requests.SHARED)
-    given = [name for name in others if FLAGS[name].value]
+    others += ("upsample_model", "upsample_url", "upsample_tier")
+    given = [n for n in others if FLAGS[n].value not in (FLAGS[n].default, None)]
     if given or FLAGS["seed"].present:
         name = (given or ["seed"])[0]
         raise ValueError(f"--storyboard says all of a video: leave out --{name}")
@@ -403,23 +404,32 @@ def make_storyboard() -> str:
     if jax.process_count() > 1:
         raise ValueError("--storyboard is for one process")
     out, board = pathlib.Path(FLAGS.out), storyboard.read(FLAGS.storyboard)
-    job.check_writable(out, recipes.sidecar_of(out))
+    files = out, recipes.sidecar_of(out)
+    for path in board.files():
+        if path.resolve() in {file.resolve() for file in files}:
+            raise ValueError(
+                f"{path} is an input of the storyboard: choose another --out"
+            )
+    job.check_writable(*files)
     jax.set_mesh(meshes.make_mesh(meshes.parse(FLAGS.mesh)))
     pipe = open_pipeline()
     folder = out.with_name(f"{out.stem}_shots")
-    maker = storyboard.Maker(pipe, board, folder)
+    maker = storyboard.Maker(pipe, board, folder, FLAGS.overwrite)
     first = maker.first_to_make()
-    if out.exists() and not FLAGS.overwrite:
-        if first is not None:
-            raise ValueError(
-                f"{out} exists, and shot {first} is not in {folder} as it is described: add "
-                "--overwrite, or choose another --out"
-            )
-        return f"{out} exists already"
+    if first is None:  # nothing is made by this
+        recipe = storyboard.film_recipe([*maker.shots()], board, maker.fps)
+        if recipes.is_finished(out, recipe, FLAGS.overwrite):
+            return f"{out} exists already"
+    elif any(file.exists() for file in files) and not FLAGS.overwrite:
+        raise ValueError(
+            f"{out} exists, and shot {first} is not in {folder} as it is described: add "
+            "--overwrite, or choose another --out"
+        )
     job.lock_folder(folder)
     with progress.Progress(maker.steps, "generate", "clip steps", compiles=True) as bar:
         made = [*maker.shots(bar.update)]
-    film = storyboard.write(out, made, board, maker.fps)
+    film = storyboard.film_recipe(made, board, maker.fps)
+    storyboard.write(out, made, film, maker.fps)
     new = [str(number) for number, shot in enumerate(made, 1) if shot.is_new]
     return (
         f"{len(new)} of {len(made)} shots made{': ' * bool(new)}{', '.join(new)}\n"

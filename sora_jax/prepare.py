@@ -89,7 +89,7 @@ _KIND = flags.DEFINE_enum(
     "kind",
     "scenes",
     toy_clips.KINDS,
-    "Toy world: scenes; groups of a clip, the same with an edit, and another one of its "
+    "Toy world: scenes; groups of a clip, the same with an edit, and two others of its "
     "thing; loops; or rates, clips of 4, 8 and 16 frames a second.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Toy world: seed.")

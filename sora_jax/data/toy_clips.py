@@ -2,9 +2,12 @@
 losslessly."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from sora_jax.data import records, video_io, workers
 from sora_jax.toyworld import captions, families, render, scene, variants
@@ -32,6 +35,13 @@ def parse_families(text: str | None) -> dict[str, float] | None:
         if not 0 <= families[name] < math.inf:
             raise ValueError(f"--families has {entry!r}; write motion:0.6,count:0.4")
     return families
+
+
+def _shots(drawn: scene.Scene) -> tuple[tuple[int, int], ...]:
+    """The first frame of each shot, and one past its last."""
+    cuts = 1 + np.flatnonzero(np.diff(drawn.camera[:, 3]))
+    ends = [0, *cuts.tolist(), drawn.num_frames]
+    return tuple(itertools.pairwise(ends))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +81,12 @@ class ToyClips:
         if self.kind == "rates" and self.split not in ("train", "val", "test"):
             raise ValueError(
                 f"clips of kind rates are train, val or test, not {self.split}"
+            )
+        others = {*(self.families or ())} - {*families.BASIC}
+        if self.kind == "rates" and others:
+            raise ValueError(
+                f"clips of kind rates are of the families {', '.join(families.BASIC)}, not "
+                f"{min(others)}"
             )
         self._clip(0)
 
@@ -168,7 +184,7 @@ class ToyClips:
                 caption_sources={
                     tier: "original" if tier == "alt" else "oracle" for tier in texts
                 },
-                shots=((0, frames_thwc.shape[0]),),
+                shots=_shots(drawn),
                 licence="CC0-1.0",
                 source=f"toyworld {drawn.family}",
                 state_json=drawn.to_json(),

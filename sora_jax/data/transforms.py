@@ -302,15 +302,16 @@ class Shown:
 
     def __init__(self, temporal_stride: int, causal: bool = False):
         self.temporal_stride, self.causal = temporal_stride, causal
-        self._seen: dict[str, dict[str, np.ndarray]] = {}
+        self._seen: dict[tuple, dict[str, np.ndarray]] = {}
 
     def __call__(self, record, grid: tuple[int, int, int]) -> dict[str, np.ndarray]:
         """grid: tokens along time, height and width."""
-        if record.id not in self._seen:
+        key = record.id, grid
+        if key not in self._seen:
             if len(self._seen) >= 200_000:  # bounds the cache's memory
                 self._seen.clear()
-            self._seen[record.id] = self._of(record.state_json, grid)
-        return self._seen[record.id]
+            self._seen[key] = self._of(record.state_json, grid)
+        return self._seen[key]
 
     def _of(
         self, state_json: str | None, grid: tuple[int, int, int]

@@ -130,6 +130,10 @@ def read(path: str | pathlib.Path) -> dict:
     recipe = _parse(comment or "")
     if recipe is None:
         raise ValueError(f"{path} contains no recipe: generate did not make it")
+    if "storyboard" in recipe:
+        raise ValueError(
+            f"{path} is of a storyboard, which makes it again: --storyboard"
+        )
     try:
         prompt_file.values_of(_arguments(recipe))
         for name in _REWRITTEN:

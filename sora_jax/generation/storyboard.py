@@ -26,12 +26,14 @@ Letters: t frames, h height, w width of a video.
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
+from sora_jax.core import rng
 from sora_jax.data import texts, video_io
 from sora_jax.generation import recipes, task_files, tasks
 from sora_jax.generation import request as requests
@@ -39,7 +41,8 @@ from sora_jax.generation import request as requests
 if TYPE_CHECKING:
     from sora_jax.generation import pipeline
 
-_MOST_BYTES, _MOST_SHOTS = 1 << 20, 1000
+_MOST_BYTES, _MOST_SHOTS, _MOST_DIGITS = 1 << 20, 1000, 40
+_OF_GIVEN = ("given_scale", "anchor_tau")  # mean nothing for a shot from text alone
 # Arguments of a call that a shot, or all of them, may set.
 _OF_CALL = {"negative_prompt": str} | {
     name: argument.kind
@@ -94,6 +97,13 @@ class Storyboard:
     width: int | None = None
     fps: float | None = None
 
+    def files(self) -> list[pathlib.Path]:
+        """The file itself, and all that it names."""
+        found = [self.path, *(m.picture for m in self.cast.values() if m.picture)]
+        for shot in self.shots:
+            found += [*shot.pictures.values(), *([shot.video] if shot.video else [])]
+        return found
+
     def error(self, line: int, reason: object) -> ValueError:
         """What is wrong with a line of the file."""
         return ValueError(f"{self.path}, {texts.BadLine(line, str(reason))}")
@@ -113,7 +123,10 @@ def read(path: str | pathlib.Path) -> Storyboard:
     if path.stat().st_size > _MOST_BYTES:
         raise ValueError(f"{path} is larger than {_MOST_BYTES} bytes: no storyboard")
     try:
-        root = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text("utf-8")
+        if path.suffix.lower() == ".json":  # whose indents may be tabs
+            text = re.sub("^\t+", lambda tabs: " " * len(tabs[0]), text, flags=re.M)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is None:
             raise texts.BadLine(1, "it is empty: give shots")
         return _board(path, root)
@@ -129,6 +142,10 @@ def read(path: str | pathlib.Path) -> Storyboard:
         raise ValueError(f"{path}, {texts.BadLine(line, reason)}") from None
     except texts.BadLine as error:
         raise ValueError(f"{path}, {error}") from None
+    except (ValueError, OverflowError):  # of a character that does not exist
+        raise ValueError(
+            f"{path} is not YAML: it has an escape of no character"
+        ) from None
 
 
 def _line(node: yaml.Node) -> int:
@@ -141,7 +158,9 @@ def _fields(node: yaml.Node, known: Sequence[str], what: str) -> dict[str, yaml.
         raise texts.BadLine(_line(node), f"{what} is keys with values, such as a: b")
     found: dict[str, yaml.Node] = {}
     for key, value in node.value:
-        name = str(key.value)
+        if not isinstance(key, yaml.ScalarNode):
+            raise texts.BadLine(_line(key), f"a key of {what} is a word or a number")
+        name = key.value
         if known and name not in known:
             raise texts.BadLine(
                 _line(key),
@@ -177,23 +196,36 @@ def _value(node: yaml.Node, kind: type, name: str) -> Any:
     if kind is str:
         if is_null:
             raise wrong
-        return node.value
+        try:  # JSON writes some characters as two halves
+            return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            raise wrong from None
     try:
+        if len(node.value) > _MOST_DIGITS:
+            raise wrong
         value = yaml.constructor.SafeConstructor().construct_object(node)
-    except (yaml.YAMLError, ValueError, OverflowError):
-        raise wrong from None
-    if kind is float and type(value) is int:
-        value = float(value)
+        if kind is float and type(value) is not bool:
+            value = float(value)
+    except Exception:  # of a tag that does not fit
+        raise texts.BadLine(
+            _line(node), f"{name} is {wanted}, not {node.value[:80]!r}"
+        ) from None
     if type(value) is not kind or value != value:
         raise texts.BadLine(_line(node), f"{name} is {wanted}, not {node.value[:80]!r}")
     return value
 
 
-def _count(node: yaml.Node, name: str, least: int) -> int:
+def _count(node: yaml.Node, name: str, least: int, most: int = 10**9) -> int:
     value = _value(node, int, name)
-    if not least <= value <= 10**9:
-        raise texts.BadLine(_line(node), f"{name} is {least} or more, not {value}")
+    if not least <= value <= most:
+        raise texts.BadLine(
+            _line(node), f"{name} is from {least} to {most}, not {value}"
+        )
     return value
+
+
+def _seed(node: yaml.Node) -> int:
+    return _count(node, "seed", 0, rng.SEEDS - 1)
 
 
 def _board(path: pathlib.Path, root: yaml.Node) -> Storyboard:
@@ -220,7 +252,7 @@ def _board(path: pathlib.Path, root: yaml.Node) -> Storyboard:
         for name, kind in _OF_CALL.items()
         if name in fields
     }
-    arguments["seed"] = _count(fields["seed"], "seed", 0) if "seed" in fields else 0
+    arguments["seed"] = _seed(fields["seed"]) if "seed" in fields else 0
     about = _value(fields["prompt"], str, "prompt") if "prompt" in fields else ""
     nodes, shots = _items(fields["shots"], "shots"), []
     if not 1 <= len(nodes) <= _MOST_SHOTS:
@@ -229,7 +261,7 @@ def _board(path: pathlib.Path, root: yaml.Node) -> Storyboard:
             f"there are {len(nodes)} shots; a storyboard has 1 to {_MOST_SHOTS}",
         )
     for number, node in enumerate(nodes, 1):
-        own = arguments | {"seed": arguments["seed"] + number - 1}
+        own = arguments | {"seed": (arguments["seed"] + number - 1) % rng.SEEDS}
         shots.append(_shot(node, number, folder, about, fps, own, cast))
     for name, member in cast.items():
         if member.shot and member.shot > len(shots):
@@ -241,10 +273,10 @@ def _board(path: pathlib.Path, root: yaml.Node) -> Storyboard:
 
 
 def _size(node: yaml.Node) -> dict[str, int]:
-    width, times, height = _value(node, str, "size").lower().partition("x")
-    if not (times and width.isdecimal() and height.isdecimal()):
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", _value(node, str, "size").lower())
+    if not found:
         raise texts.BadLine(_line(node), "size is WIDTHxHEIGHT, such as 832x480")
-    return {"height": int(height), "width": int(width)}
+    return {"height": int(found[2]), "width": int(found[1])}
 
 
 def _member(node: yaml.Node, folder: pathlib.Path, what: str) -> Member:
@@ -307,11 +339,13 @@ def _shot(
     pictures: dict[int, pathlib.Path] = {}
     if "pictures" in fields:
         for at, one in _fields(fields["pictures"], (), "pictures").items():
-            if not at.isdecimal() or int(at) >= frames:
+            if not re.fullmatch("[0-9]{1,9}", at) or int(at) >= frames:
                 raise texts.BadLine(
                     _line(one),
                     f"a picture is at frame {at}; the shot has frames 0 to {frames - 1}",
                 )
+            if int(at) in pictures:
+                raise texts.BadLine(_line(one), f"two pictures are at frame {int(at)}")
             pictures[int(at)] = folder / _value(one, str, "a picture")
         if not pictures:
             raise refuse(
@@ -338,8 +372,10 @@ def _shot(
         for name, kind in _OF_CALL.items()
         if name in fields
     }
+    if not kinds:  # what all shots are told of what they are given
+        arguments = {n: x for n, x in arguments.items() if n not in _OF_GIVEN}
     if "seed" in fields:
-        own["seed"] = _count(fields["seed"], "seed", 0)
+        own["seed"] = _seed(fields["seed"])
     return Shot(
         line,
         ", ".join(filter(None, (prompt, about))),
@@ -352,6 +388,10 @@ def _shot(
 
 
 # -- making ---------------------------------------------------------------------------
+
+
+# What tells kinds of shots apart, where a shot has none of it.
+_OTHERS = {"task": None, "inputs": None, "video": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,15 +420,31 @@ class Maker:
       pipe: the model.
       board: the storyboard.
       folder: of the shots' files.
+      overwrite: whether files of other shots there may be replaced.
 
     Raises:
       ValueError: one sentence with the line.
     """
 
     def __init__(
-        self, pipe: "pipeline.Pipeline", board: Storyboard, folder: pathlib.Path
+        self,
+        pipe: "pipeline.Pipeline",
+        board: Storyboard,
+        folder: pathlib.Path,
+        overwrite: bool = False,
     ):
         self.pipe, self.board, self.folder = pipe, board, pathlib.Path(folder)
+        self.overwrite = overwrite
+        written = {
+            path.resolve()
+            for number in range(1, 1 + len(board.shots))
+            for path in self._files_of(number)
+        }
+        if mine := [path for path in board.files() if path.resolve() in written]:
+            raise ValueError(
+                f"{mine[0]} is an input, and a shot would be written there: choose another "
+                "folder"
+            )
         settings = pipe.settings
         self.fps = settings.fps if board.fps is None else board.fps
         height, width = board.height, board.width
@@ -400,6 +456,10 @@ class Maker:
             raise board.error(
                 1, f"size is {self.width}x{self.height}, and a .mp4 needs even ones"
             )
+        try:
+            requests.check_size(1, self.height, self.width, pipe.strides)
+        except ValueError as error:
+            raise board.error(1, error) from None
         self._lengths: list[int] = []
         self.steps = 0  # of the solver, if all shots are made
         for number, shot in enumerate(board.shots, 1):
@@ -420,12 +480,16 @@ class Maker:
                     f"{name!r} is frame {member.frame} of shot {member.shot}, which has "
                     f"{self._lengths[member.shot - 1]} frames"
                 )
-        blank = np.zeros((1, self.height, self.width, 3), np.uint8)
+        size = self.height, self.width, 3
+
+        def blank(*frames: int) -> np.ndarray:  # without memory of its own
+            return np.broadcast_to(np.uint8(0), (*frames, *size))
+
         task, inputs = self._inputs(
             number,
             shot,
-            lambda member: blank[0],
-            lambda: blank.repeat(self._lengths[number - 2], axis=0),
+            lambda member: blank(),
+            lambda: blank(self._lengths[number - 2]),
         )
         if task is None:
             request, windows = self.pipe.check_inputs(**inputs), 1
@@ -450,6 +514,7 @@ class Maker:
             "fps": self.fps,
             "height": self.height,
             "width": self.width,
+            "batch_size": 1,
         }
         if shot.continues:
             return "extend", call | {"video": before(), "frames": shot.frames}
@@ -481,6 +546,9 @@ class Maker:
         """The file of a shot, counted from 1."""
         return self.folder / f"{number:03d}.mp4"
 
+    def _files_of(self, number: int) -> tuple[pathlib.Path, pathlib.Path]:
+        return self.file_of(number), recipes.sidecar_of(self.file_of(number))
+
     def frames_of(self, number: int) -> np.ndarray:
         """The frames of a shot that is made, uint8 [t, h, w, 3]."""
         return video_io.decode(self.file_of(number)).frames
@@ -500,16 +568,20 @@ class Maker:
         """The number of the first shot that is not there as described; None: all are."""
         for number, shot in enumerate(self.board.shots, 1):
             *_, recipe = self._described(number, shot)
-            if not recipes.is_finished(self.file_of(number), recipe, overwrite=True):
+            if not self._is_finished(self.file_of(number), recipe):
                 return number
         return None
+
+    def _is_finished(self, file: pathlib.Path, recipe: Mapping) -> bool:
+        return recipes.is_finished(file, recipe, self.overwrite)
 
     def _described(self, number: int, shot: Shot):
         """The frames of a video, or the task and inputs of a shot to make; its recipe."""
         if shot.video is not None:
             frames = self._video(shot.video)
-            recipe = {"video": {"sha256": task_files.digest(frames, "video")}}
-            return frames, None, {}, recipe | {"prompt": "", "seed": 0, "fps": self.fps}
+            recipe = _OTHERS | {"prompt": "", "seed": 0, "fps": self.fps}
+            recipe["video"] = {"sha256": task_files.digest(frames, "video")}
+            return frames, None, {}, recipe
 
         def picture_of(member: Member) -> np.ndarray:
             if member.picture is not None:
@@ -519,13 +591,14 @@ class Maker:
         task, inputs = self._inputs(
             number, shot, picture_of, lambda: self.frames_of(number - 1)
         )
-        recipe = self._recipe(task, dict(inputs)) | {"shot_frames": shot.frames}
+        recipe = _OTHERS | self._recipe(task, dict(inputs))
+        recipe["shot_frames"] = shot.frames
         return None, task, inputs, recipe
 
     def _shot(self, number: int, shot: Shot, progress) -> Made:
         file = self.file_of(number)
         frames, task, inputs, recipe = self._described(number, shot)
-        if recipes.is_finished(file, recipe, overwrite=True):
+        if self._is_finished(file, recipe):
             return Made(file, self._lengths[number - 1], recipe, False)
         if frames is None:
             frames = self._make(task, dict(inputs), progress)
@@ -547,25 +620,16 @@ class Maker:
         if task is None:
             return self.pipe(**inputs, progress=progress).frames[0]
         prompt = inputs.pop("prompt")
-        inputs["batch_size"] = 1
         return self.pipe.run(task, prompt, progress=progress, **inputs).frames[0]
 
 
-def write(
-    path: str | pathlib.Path, made: Sequence[Made], board: Storyboard, fps: float
-) -> dict[str, Any]:
-    """Joins shots to one .mp4; memory does not grow with their number.
-
-    Each is encoded alone, so that a shot that stays as it was has the same frames in the
-    new file as well.
-
-    Returns:
-      What is stored in and beside the file: the shots, their first frames and how each was
-      made.
-    """
+def film_recipe(made: Sequence[Made], board: Storyboard, fps: float) -> dict[str, Any]:
+    """What is stored in and beside a film: its shots, their first frames, how each was made."""
     starts = np.cumsum([0, *(one.frames for one in made)]).tolist()
     recipe = {
         "storyboard": board.path.name,
+        "prompt": "; ".join(shot.prompt for shot in board.shots if shot.prompt),
+        "seed": board.shots[0].arguments.get("seed", 0),
         "fps": fps,
         "num_frames": starts[-1],
         "shots": [
@@ -578,6 +642,22 @@ def write(
             for number, (start, one) in enumerate(zip(starts, made, strict=False))
         ],
     }
+    return json.loads(json.dumps(recipe))
+
+
+def write(
+    path: str | pathlib.Path,
+    made: Sequence[Made],
+    recipe: Mapping[str, Any],
+    fps: float,
+) -> None:
+    """Joins shots to one .mp4; memory does not grow with their number.
+
+    Each is encoded alone, so that a shot that stays as it was has the same frames in the
+    new file as well.
+
+    recipe: of `film_recipe`.
+    """
     parts = (video_io.encode_mp4(video_io.decode(one.file).frames, fps) for one in made)
     comment = {"comment": json.dumps(recipe, sort_keys=True)}
     recipes.store(
@@ -585,4 +665,3 @@ def write(
         recipe,
         lambda temporary: video_io.join_mp4(parts, temporary, metadata=comment),
     )
-    return recipe

@@ -192,7 +192,8 @@ def change(slots: Slots, reading: Reading) -> Verdict:
         return _passed(parts)
     area, last = (float(np.median([b.area for b in seen])) for seen in (starts, ends))
     radius = np.sqrt(area / AREA[shape])
-    moved = np.hypot(*(ends[-1].centre - starts[0].centre))
+    places = np.stack([blob.centre for blob in (*starts, *was, *is_now, *ends)])
+    moved = np.hypot(*(places - starts[0].centre).T).max()
     parts["same"] = bool(_shape_of(is_now) == shape and moved <= PLACE * radius)
     if new is own:
         factor = np.sqrt(last / area) ** (1 if event.kind == "grow" else -1)

@@ -42,7 +42,8 @@ from sora_jax.toyworld.scene import (
 class Family:
     """One kind of scene; `rule` returns a verdict for each part and for "pass".
 
-    `tiers` are those whose frames show it well enough for the rule.
+    `tiers` are those whose frames show it well enough for the rule, `most_events` are
+    those that the rule reads.
     """
 
     choose: Callable[[Draws, Tier, str], Slots]
@@ -50,6 +51,7 @@ class Family:
     wording: Wording
     rule: Callable[[Slots, Reading], dict[str, bool]]
     tiers: tuple[str, ...] = tuple(TIERS)
+    most_events: int = 0
 
 
 FAMILIES: dict[str, Family] = {
@@ -95,6 +97,7 @@ FAMILIES: dict[str, Family] = {
         physics.GRAVITY,
         physics.gravity,
         tiers=("tw32", "tw64"),
+        most_events=2,
     ),
     "collision": Family(
         physics.choose_collision,
@@ -102,9 +105,10 @@ FAMILIES: dict[str, Family] = {
         physics.COLLISION,
         physics.collision,
         tiers=("tw32", "tw64"),
+        most_events=1,
     ),
     "shots": Family(
-        shots.choose, shots.lay_out, shots.WORDING, shots.rule, ("tw32", "tw64")
+        shots.choose, shots.lay_out, shots.WORDING, shots.rule, ("tw32", "tw64"), 3
     ),
     "to_and_fro": Family(
         journeys.choose_to_and_fro,
@@ -112,6 +116,7 @@ FAMILIES: dict[str, Family] = {
         journeys.TO_AND_FRO,
         journeys.to_and_fro,
         ("tw32", "tw64"),
+        most_events=1,
     ),
     "camera_path": Family(
         journeys.choose_camera_path,
@@ -119,6 +124,7 @@ FAMILIES: dict[str, Family] = {
         journeys.CAMERA_PATH,
         journeys.camera_path,
         ("tw32", "tw64"),
+        most_events=2,
     ),
     "change": Family(
         causes.choose_change,
@@ -126,6 +132,7 @@ FAMILIES: dict[str, Family] = {
         causes.CHANGE,
         causes.change,
         ("tw32", "tw64"),
+        most_events=1,
     ),
 }
 
@@ -139,6 +146,14 @@ def find_family(name: str) -> Family:
     except KeyError:
         known = ", ".join(FAMILIES)
         raise ValueError(f"no toy-world family {name!r}; there are {known}") from None
+
+
+def _check_tier(tier: str, family: str) -> None:
+    tiers = find_family(family).tiers
+    if tier not in tiers:
+        raise ValueError(
+            f"tier {tier} has no family {family!r}; {', '.join(tiers)} have"
+        )
 
 
 @functools.lru_cache(maxsize=64)
@@ -188,13 +203,12 @@ def scene(
         raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
     draws = Draws(seed, f"scene/{tier}/{split}", index)
     weights = families or dict.fromkeys(BASIC, 1.0)
+    for asked, weight in weights.items():
+        if weight > 0:
+            _check_tier(tier, asked)
     at = draws.unit()
     shares = _shares(tuple(sorted(weights.items())))
     name = next((name for name, reached in shares if at < reached), shares[-1][0])
-    if tier not in FAMILIES[name].tiers:
-        raise ValueError(
-            f"tier {tier} has no family {name!r}; {', '.join(FAMILIES[name].tiers)} have"
-        )
     tone, behind = background(draws, size_class)
     slots = FAMILIES[name].choose(draws, size_class, split)
     key = SceneKey(tier, split, index, seed)
@@ -264,6 +278,7 @@ def prompts(
       ValueError: an unknown name, or the grammar has too few texts left.
     """
     size_class, entry = find_tier(tier), find_family(family)
+    _check_tier(tier, family)
     split = "test_comp" if held_out else "train"
     result: dict[str, Slots] = {}
     for index in range(40 * count + 1000):

@@ -583,11 +583,12 @@ class _Reader:
         subjects = [Subject(**subject) for subject in self.subjects]
         if self.inverted:  # "to the left of a yellow cross is a blue square"
             subjects = subjects[1::-1] + subjects[2:]
+            self.events = [event.exchanged() for event in self.events]
         # Something falls before it bounces, whichever is said first.
         events = sorted(self.events, key=lambda event: event.kind == "bounce")
-        events = events or self.shots or self.turns
-        if len(self.moves) > 1 and not events:
-            events = self.moves
+        events += [*self.shots, *self.turns]
+        if len(self.moves) > 1:
+            events += self.moves
             del self.values["camera"]
         return Slots(tuple(subjects), **self.values, events=tuple(events))
 

@@ -1,7 +1,7 @@
 """The toy world's oracle: does a video show what a scene or a text states?
 
 Verdicts come from the frames alone: `reading.py` finds what is there, and the family's rule
-in `rules.py` decides. They are exact on
+decides. They are exact on
 rendered clips, also under mild blur and noise (see the control table of
 `experiments/toyworld_controls.py`). What cannot be parsed counts as not shown.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 from sora_jax.toyworld.families import find_family
 from sora_jax.toyworld.reading import Reading, read
-from sora_jax.toyworld.scene import Scene, Slots
+from sora_jax.toyworld.scene import FAMILY_OF_EVENT, Scene, Slots
 
 __all__ = ["Reading", "read", "score", "score_slots"]
 
@@ -26,7 +26,15 @@ def score_slots(
     if name is None:
         return {"pass": False}
     reading = video if isinstance(video, Reading) else read(video)
-    return find_family(name).rule(slots, reading)
+    family_of, kinds = (
+        find_family(name),
+        {FAMILY_OF_EVENT[e.kind] for e in slots.events},
+    )
+    verdict = family_of.rule(slots, reading)
+    # What is stated besides counts as not shown.
+    if kinds - {name} or len(slots.events) > family_of.most_events:
+        return verdict | {"pass": False}
+    return verdict
 
 
 def score(scene: Scene, video: np.ndarray | Reading) -> dict[str, bool]:
@@ -39,6 +47,6 @@ def score(scene: Scene, video: np.ndarray | Reading) -> dict[str, bool]:
     shapes, approach, meet, separate, momentum, speeds;
     shots colour, shape, same, cuts, backgrounds, acts; to_and_fro
     colour, shape, direction, turns, speeds, end; camera_path first, second, time, colour,
-    shape.
+    shape; change colour, shape, change, steady, same.
     """
     return score_slots(scene.truth, video, scene.family)

@@ -27,6 +27,7 @@ from sora_jax.toyworld.render import AREA, SQUARE, TRIANGLE, distance
 from sora_jax.toyworld.rules import MOVING, Verdict, _passed
 from sora_jax.toyworld.scene import (
     DIRECTIONS,
+    HELD_OUT_DIRECTIONS,
     PALETTE,
     Draws,
     Event,
@@ -90,8 +91,10 @@ def choose_gravity(draws: Draws, tier: Tier, split: str) -> Slots:
     """One thing, dropped or thrown to a side; it bounces or lies where it lands."""
     way = draws.choice(("dropped", "thrown"))
     subject = _one(draws, tier, split, moving=way == "thrown")
-    while way == "thrown" and subject.direction not in ("left", "right"):
-        subject = _one(draws, tier, split, moving=True)
+    while (way == "thrown" and subject.direction not in ("left", "right")) or (
+        split != "test_comp" and (subject.colour, "down") in HELD_OUT_DIRECTIONS
+    ):
+        subject = _one(draws, tier, split, moving=way == "thrown")
     events = Event("fall", value=way), Event("bounce", happens=draws.chance(0.5))
     return Slots((subject,), camera="static", total=1, events=events)
 
@@ -208,6 +211,7 @@ GRAVITY_ERROR = 0.25  # Of the measured acceleration, as a share.
 STARTS = 0.75  # Most of the vertical speed at the start, in units of gravity a frame.
 OFF = 0.6  # Most RMS distance from the path of a free fall, in units of gravity.
 LYING = 1.5  # Most distance of something on the ground from it, pixels,
+BENT = 0.35  # Most RMS distance from a straight path, pixels.
 SLIDES = 0.35  # and most speed of what lies still.
 BOUNCES = (0.25, 1.0)  # Speed after as a share of the speed before; never more energy.
 
@@ -223,6 +227,14 @@ class _Flight:
     side: np.ndarray
     above: np.ndarray
     before: int
+
+    def bent(self, chosen: slice) -> float:
+        """RMS distance sideways from uniform motion in some frames, pixels."""
+        time, side = self.time[chosen], self.side[chosen]
+        if len(time) < 3:
+            return 0.0
+        rest = side - np.polyval(np.polyfit(time, side, 1), time)
+        return math.sqrt((rest * rest).mean())
 
     def speed(self, chosen: slice) -> float:
         """Least-squares speed sideways in some frames."""
@@ -276,7 +288,7 @@ def _falls(flight: _Flight, gravity: float) -> tuple[bool, float]:
 
 def _way(subject: Subject, event: Event | None, flight: _Flight) -> bool:
     """Whether it is thrown to the stated side, or dropped straight."""
-    if flight.before < 3:
+    if flight.before < 3 or flight.bent(slice(0, flight.before)) > BENT:
         return False
     speed = flight.speed(slice(0, flight.before))
     thrown = abs(speed) > MOVING
@@ -300,6 +312,8 @@ def _rebounds(flight: _Flight, gravity: float, meets: float, bounces: bool) -> b
         # In the first of these frames it may still fall.
         speed = flight.speed(slice(n + 1, None))
         return bool(lies[1:].all()) and len(lies) > 1 and abs(speed) <= SLIDES
+    if flight.bent(slice(None)) > BENT:  # nothing pushes it sideways
+        return False
     # The time of contact follows from the fall before it.
     square = 0.5 * flight.time[:n] ** 2
     start = (flight.above[:n] + gravity * square).mean()
@@ -435,8 +449,21 @@ def choose_collision(draws: Draws, tier: Tier, split: str) -> Slots:
             second = dataclasses.replace(second, direction=None)
         slots = Slots((first, second), camera="static", total=2, events=(event,))
         # Held-out combinations of a direction may be gone with it.
-        if slots.held_out() == (split == "test_comp") and _face(first, second):
+        if slots.held_out() != (split == "test_comp") or not _face(first, second):
+            continue
+        if split == "test_comp" or not _may_be_held_out(first, second):
             return slots
+
+
+def _may_be_held_out(first: Subject, second: Subject) -> bool:
+    """Whether one of them, pushed to and fro, could move in a held-out combination."""
+    ux, uy = DIRECTIONS[first.direction]
+    ways = [name for name, way in DIRECTIONS.items() if way in ((ux, uy), (-ux, -uy))]
+    return any(
+        (subject.colour, way) in HELD_OUT_DIRECTIONS
+        for subject in (first, second)
+        for way in ways
+    )
 
 
 def _face(first: Subject, second: Subject) -> bool:
@@ -543,7 +570,6 @@ def _placed(draws: Draws, tier: Tier, pair: tuple, path: np.ndarray) -> list | N
 
 LEAST = 2  # frames before, and after, a contact
 MEETS_STEP = 0.1  # of the times that are tried for a contact, frames
-BENT = 0.35  # Most RMS distance from two straight paths, pixels.
 TOUCH = 0.03  # Most gap or overlap at the contact, as a share of the frame's size,
 TOUCH_PIXELS = 0.9  # plus this.
 MOMENTUM_ERROR = 0.15  # Of the sum of both things' momenta.

@@ -260,6 +260,12 @@ class Event:
     happens: bool = True
     second: float | None = None
 
+    def exchanged(self) -> "Event":
+        """The event after the first two subjects have changed places."""
+        places = {0: 1, 1: 0}
+        of, by = places.get(self.of, self.of), places.get(self.by, self.by)
+        return dataclasses.replace(self, of=of, by=by)
+
 
 # The family whose rule checks what is stated of an event.
 FAMILY_OF_EVENT: dict[str, str] = {
@@ -340,7 +346,10 @@ class Slots:
         if self.relation not in ("right", "below"):
             return self
         return dataclasses.replace(
-            self, subjects=self.subjects[::-1], relation=CONVERSE[self.relation]
+            self,
+            subjects=self.subjects[::-1],
+            relation=CONVERSE[self.relation],
+            events=tuple(event.exchanged() for event in self.events),
         )
 
     def factors(self) -> dict[str, Any]:

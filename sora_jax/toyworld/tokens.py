@@ -25,7 +25,7 @@ class Shown:
 
     shape_thw, colour_thw: int8, `NOTHING` or the class of the shape and of its colour.
     motion_thw2: float32, how what is shown moves on the screen, (x, y) in pixels per
-    frame.
+    frame; nan at a cut.
     """
 
     shape_thw: np.ndarray
@@ -82,7 +82,8 @@ def shown(scene: Scene, grid: tuple[int, int, int], temporal_stride: int) -> Sho
         for classes_K in (shapes_K, colours_K)
     )
 
-    motion_tK2 = _by_latent(at_TK2, of_latent_T)
+    is_cut_S = np.diff(scene.camera[:, 3]) != 0
+    motion_tK2 = _by_latent(at_TK2, of_latent_T, is_cut_S)
     centre_2hw = np.stack(np.meshgrid(x_wp.mean(1), y_hp.mean(1)))
     motion_thw2 = np.zeros((*grid, 2))
     for i in range(t):
@@ -92,7 +93,7 @@ def shown(scene: Scene, grid: tuple[int, int, int], temporal_stride: int) -> Sho
         world_2hw = (centre_2hw - scene.size / 2) / zoom
         world_2hw = world_2hw + scene.camera[first, :2, None, None]
         points_TN2 = np.broadcast_to(world_2hw.reshape(2, -1).T, (frames, h * w, 2))
-        back_tN2 = _by_latent(_on_screen(scene, points_TN2), of_latent_T)
+        back_tN2 = _by_latent(_on_screen(scene, points_TN2), of_latent_T, is_cut_S)
         of_object_hw2 = motion_tK2[i][most_thw[i]]
         motion_thw2[i] = np.where(
             seen_thw[i][..., None], of_object_hw2, back_tN2[i].reshape(h, w, 2)
@@ -106,14 +107,18 @@ def _on_screen(scene: Scene, world_TN2: np.ndarray) -> np.ndarray:
     return (world_TN2 - scene.camera[:, None, :2]) * zoom_T11 + scene.size / 2
 
 
-def _by_latent(at_TN2: np.ndarray, of_latent_T: np.ndarray) -> np.ndarray:
+def _by_latent(
+    at_TN2: np.ndarray, of_latent_T: np.ndarray, is_cut_S: np.ndarray
+) -> np.ndarray:
     """The mean motion of points during each latent frame, in pixels per frame.
 
-    The first latent frame has one video frame, and gets the motion to the next.
+    The first latent frame has one video frame, and gets the motion to the next. Of a
+    latent frame with a cut it is nan.
     """
     if len(at_TN2) == 1:
         return np.zeros_like(at_TN2)
     step_SN2 = np.diff(at_TN2, axis=0)  # step s leads to frame s + 1
+    step_SN2[is_cut_S] = np.nan
     later = [
         step_SN2[of_latent_T[1:] == i].mean(0) for i in range(1, of_latent_T[-1] + 1)
     ]

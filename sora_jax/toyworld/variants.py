@@ -148,6 +148,10 @@ def at_rate(scene: Scene, fps: float) -> Scene:
       scene: at the rate of its tier, of 1 + n frames.
       fps: that rate times or divided by a whole number that divides n.
     """
+    if scene.scale is not None or scene.later or scene.truth.events:
+        raise ValueError(
+            f"scenes of {scene.family} have other paths than straight ones"
+        )
     ratio = fps / find_tier(scene.tier).fps
     steps = (scene.num_frames - 1) * ratio
     if not math.isclose(steps, round(steps)):

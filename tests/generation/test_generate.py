@@ -667,11 +667,21 @@ def test_a_storyboard_from_the_command_line(generate, files, capsys):
     assert "film.mp4 exists already" in capsys.readouterr().out
     board.write_text(BOARD.replace("seed: 9", "seed: 8"))
     film = (files / "film.mp4").read_bytes()
-    with pytest.raises(job.BadInput, match="film.mp4 exists, and shot 2 is not in"):
+    with pytest.raises(
+        job.BadInput,
+        match="002.mp4 exists with another recipe .seed was 9 and is 8.*add --overwrite",
+    ):
         generate(storyboard="board.yaml", out="film.mp4")
     assert (files / "film.mp4").read_bytes() == film
     generate(storyboard="board.yaml", out="film.mp4", overwrite=True)
     assert "1 of 3 shots made: 2" in capsys.readouterr().out
+    with pytest.raises(job.BadInput, match="is of a storyboard, which makes it again"):
+        generate(**{"from": "film.mp4", "out": "other.mp4"})
+    shorter = BOARD.replace("seed: 9", "seed: 8").rsplit("  -", 1)[0]
+    board.write_text(shorter)  # all shots are there, but the film is another
+    with pytest.raises(job.BadInput, match="film.mp4 exists with another recipe"):
+        generate(storyboard="board.yaml", out="film.mp4")
+    board.write_text(BOARD.replace("seed: 9", "seed: 8"))
     assert (files / "film.mp4").read_bytes() != film
     assert (files / "film_shots" / "001.mp4").read_bytes() == first
 
@@ -683,6 +693,9 @@ def test_a_storyboard_from_the_command_line(generate, files, capsys):
         ({"task": "loop"}, "leave out --task"),
         ({"num_frames": 9}, "leave out --num_frames"),
         ({"seed": 3}, "leave out --seed"),
+        ({"guidance_scale": 0.0}, "leave out --guidance_scale"),
+        ({"upsample_tier": "dense"}, "leave out --upsample_tier"),
+        ({"storyboard": "film.json"}, "film.json is an input of the storyboard"),
         ({"out": "film.webm"}, "a file that ends in .mp4"),
         ({"out": None}, "a file that ends in .mp4"),
         ({"storyboard": "no.yaml"}, "no.yaml: .*No such file"),
@@ -694,6 +707,7 @@ def test_a_storyboard_that_is_wrong_leaves_nothing_behind(
     generate, files, flags, message
 ):
     (files / "board.yaml").write_text(BOARD)
+    (files / "film.json").write_text('{"shots": [{"prompt": "a", "frames": 5}]}')
     (files / "bad.yaml").write_text("shots:\n  - {frames: 5}\n")
     before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
     with pytest.raises(job.BadInput, match=message) as error:

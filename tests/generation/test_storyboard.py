@@ -56,12 +56,18 @@ def board_of(folder, text=FIVE, name="board.yaml"):
     return storyboard.read(folder / name)
 
 
-def made(pipe, folder, text=FIVE):
+def made(pipe, folder, text=FIVE, overwrite=True):
     steps, board = [], board_of(folder, text)
-    maker = storyboard.Maker(pipe, board, folder / "shots")
+    maker = storyboard.Maker(pipe, board, folder / "shots", overwrite)
     shots = [*maker.shots(steps.append)]
     frames = [maker.frames_of(number + 1) for number in range(len(shots))]
     return maker, shots, frames, sum(steps)
+
+
+def write(path, shots, maker):
+    recipe = storyboard.film_recipe(shots, maker.board, maker.fps)
+    storyboard.write(path, shots, recipe, maker.fps)
+    return recipe
 
 
 def as_bytes(output):
@@ -105,11 +111,14 @@ def test_each_shot_is_what_its_task_gives(pipe, folder):
         ("at night", "at noon", [1, 2, 3, 4]),
         ("a dog, frames: 3", "a dog, frames: 4", [2]),
         ("a cat", "a cat", []),
+        # What a shot no longer has.
+        (", cast: [ball, hero]", "", [3]),
+        (", pictures: {0: hero.png, 8: last.png}", "", [4]),
     ],
 )
 def test_only_what_changes_is_made_again(pipe, folder, old, new, again):
     maker, shots, *_ = made(pipe, folder)
-    storyboard.write(folder / "film.mp4", shots, maker.board, maker.fps)
+    write(folder / "film.mp4", shots, maker)
     before = video_io.decode(folder / "film.mp4").frames
     files = {shot.file: shot.file.read_bytes() for shot in shots}
     times = {shot.file: shot.file.stat().st_mtime_ns for shot in shots}
@@ -120,7 +129,7 @@ def test_only_what_changes_is_made_again(pipe, folder, old, new, again):
         if number not in again:
             assert shot.file.read_bytes() == files[shot.file]
             assert shot.file.stat().st_mtime_ns == times[shot.file]
-    recipe = storyboard.write(folder / "film.mp4", shots, maker.board, maker.fps)
+    recipe = write(folder / "film.mp4", shots, maker)
     after = video_io.decode(folder / "film.mp4").frames
     old_starts = np.cumsum([0, 7, 3, 6, 9, 11])
     for number, entry in enumerate(recipe["shots"]):
@@ -132,7 +141,7 @@ def test_only_what_changes_is_made_again(pipe, folder, old, new, again):
 
 def test_the_film_is_its_shots_and_says_where_they_begin(pipe, folder):
     maker, shots, frames, _ = made(pipe, folder)
-    recipe = storyboard.write(folder / "film.mp4", shots, maker.board, maker.fps)
+    recipe = write(folder / "film.mp4", shots, maker)
     film_of = video_io.decode(folder / "film.mp4")
     assert film_of.fps == 6 and len(film_of.frames) == 7 + 3 + 6 + 9 + 11
     alone = [video_io.decode(video_io.encode_mp4(shot, 6.0)).frames for shot in frames]
@@ -160,6 +169,8 @@ def test_json_is_read_as_well(folder):
 def test_a_shot_that_was_damaged_is_made_again(pipe, folder):
     _, shots, frames, _ = made(pipe, folder)
     shots[3].file.write_bytes(b"x" * 100)
+    with pytest.raises(ValueError, match="004.mp4 was changed .* add --overwrite"):
+        made(pipe, folder, overwrite=False)
     _, shots, again, _ = made(pipe, folder)
     assert [shot.is_new for shot in shots] == [False, False, False, True, False]
     np.testing.assert_array_equal(again[3], frames[3])
@@ -181,13 +192,13 @@ SHOT = "shots:\n  - "
         ("fps: .nan\n" + SHOT + "{}", 1, "fps is a number, not '.nan'"),
         ("fps: 0\n" + SHOT + "{}", 1, "fps is from 0.01 to 1000, not 0"),
         ("size: big\n" + SHOT + "{}", 1, "size is WIDTHxHEIGHT, such as 832x480"),
-        ("seed: -1\n" + SHOT + "{}", 1, "seed is 0 or more, not -1"),
+        ("seed: -1\n" + SHOT + "{}", 1, "seed is from 0 to 18446744073709551615, not -1"),
         ("seed: true\n" + SHOT + "{}", 1, "seed is a whole number, not 'true'"),
         (SHOT + "a cat", 2, "shot 1 is keys with values, such as a: b"),
         (SHOT + "{}", 2, "shot 1 has no prompt"),
         (SHOT + "{prompt: a}", 2, "shot 1 needs its length: frames, or seconds"),
         (SHOT + "{prompt: a, frames: 5, seconds: 1}", 2, "shot 1 needs its length: "),
-        (SHOT + "{prompt: a, frames: 0}", 2, "frames is 1 or more, not 0"),
+        (SHOT + "{prompt: a, frames: 0}", 2, "frames is from 1 to 1000000000, not 0"),
         (SHOT + "{prompt: a, frames: 2.5}", 2, "frames is a whole number, not '2.5'"),
         (SHOT + "{prompt: a, seconds: 1}", 2, "has seconds, so the storyboard needs fps"),
         ("fps: 8\n" + SHOT + "{prompt: a, seconds: -1}", 3, "seconds is -1, which is no "),
@@ -208,6 +219,14 @@ SHOT = "shots:\n  - "
         ("cast: {x: a.png}\n" + SHOT + "{prompt: a, frames: 5, cast: [x], continues: true}",
          3, "shot 1 has cast and continues: give one of them"),
         (SHOT + "{prompt: a, frames: 5, guidance_scale: high}", 2, "guidance_scale is a "),
+        ("fps: " + "9" * 400 + "\n" + SHOT + "{}", 1, "fps is a number"),
+        (SHOT + "{prompt: a, frames: !!int ''}", 2, "frames is a whole number, not ''"),
+        (SHOT + "{prompt: a, frames: 5, continues: !!bool maybe}", 2, "true or false, not"),
+        (SHOT + "{prompt: a, frames: 0x" + "f" * 5000 + "}", 2, "frames is a whole number"),
+        ("size: 123456x16\n" + SHOT + "{}", 1, "size is WIDTHxHEIGHT, such as 832x480"),
+        (SHOT + "{? [0] : a}", 2, "a key of shot 1 is a word or a number"),
+        (SHOT + "{prompt: a, frames: 5, pictures: {0: a.png, 00: b.png}}", 2,
+         "two pictures are at frame 0"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_file_is_said_with_its_line(folder, text, line, message):
@@ -272,6 +291,35 @@ def test_a_file_that_is_no_text_is_refused(folder):
     (folder / "b.yaml").write_text("!!python/object:os.system {}")
     with pytest.raises(ValueError, match="line 1"):
         storyboard.read(folder / "b.yaml")
+
+
+def test_other_files_are_neither_replaced_nor_read_and_written_at_once(pipe, folder):
+    (folder / "shots").mkdir()
+    (folder / "shots" / "001.mp4").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="001.mp4 exists and has no recipe"):
+        made(pipe, folder, overwrite=False)
+    text = "fps: 6\n" + SHOT + "{prompt: a, frames: 5}\n  - video: shots/001.mp4"
+    with pytest.raises(ValueError, match="001.mp4 is an input, and a shot would be"):
+        storyboard.Maker(pipe, board_of(folder, text), folder / "shots")
+    assert (folder / "shots" / "001.mp4").read_bytes() == b"mine"
+
+
+def test_what_is_given_is_weighed_for_shots_that_are_given_something(pipe, folder):
+    text = "given_scale: 2\nsize: 16x16\nfps: 6\ncast: {x: hero.png}\n"
+    text += SHOT + "{prompt: a, frames: 5}\n  - {prompt: a, frames: 5, cast: [x]}"
+    plain, shown = board_of(folder, text).shots
+    assert "given_scale" not in plain.arguments and shown.arguments["given_scale"] == 2
+    storyboard.Maker(pipe, board_of(folder, text), folder / "shots")
+
+
+def test_json_of_other_writers(folder):
+    shots = [{"prompt": "\U0001f600 a", "frames": 5, "guidance_scale": 1e3}]
+    text = json.dumps({"shots": shots}, indent="\t").replace("1000.0", "1e3")
+    (shot,) = board_of(folder, text, "board.json").shots
+    assert shot.prompt == "\U0001f600 a" and shot.arguments["guidance_scale"] == 1000
+    for escape in ("UFFFFFFFF", "U00999999"):
+        with pytest.raises(ValueError, match="escape of no character"):
+            board_of(folder, 'shots: ["\\' + escape + '"]')
 
 
 def test_recipes_of_shots_are_those_of_their_tasks(pipe, folder):
