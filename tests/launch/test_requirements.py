@@ -30,6 +30,7 @@ DISTRIBUTIONS = {
     "absl": "absl-py",
     "google": "protobuf",
     "orbax": "orbax-checkpoint",
+    "yaml": "pyyaml",
 }
 # Libraries of the peers' environment.
 PEERS = {"torch", "diffusers", "transformers"}
