@@ -237,7 +237,7 @@ def same_claims(one: Scene, other: Scene) -> bool:
             events = tuple(
                 event
                 if event.by is None or event.value == "resting"
-                else dataclasses.replace(event, of=event.by, by=event.of)
+                else event.exchanged()
                 for event in events
             )
         return dataclasses.replace(

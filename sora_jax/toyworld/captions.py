@@ -16,7 +16,7 @@ from sora_jax.toyworld.grammar import parse
 from sora_jax.toyworld.scene import (
     CAMERAS,
     CONVERSE,
-    DIRECTIONS,
+    OPPOSITE,
     SPEEDS,
     Draws,
     Scene,
@@ -136,8 +136,7 @@ def _others(scene: Scene, attribute: str) -> list[Slots]:
         if None in taken:
             continue
         if attribute == "direction" and slots.events:  # along the same axis
-            ux, uy = DIRECTIONS[subject.direction]
-            values = [name for name, way in DIRECTIONS.items() if way == (-ux, -uy)]
+            values = [OPPOSITE[subject.direction]]
         if attribute == "colour":  # which also tells subjects apart
             taken |= {other.colour for other in slots.subjects}
             taken |= {event.value for event in slots.events}

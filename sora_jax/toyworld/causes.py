@@ -8,16 +8,15 @@ import dataclasses
 import numpy as np
 
 from sora_jax.toyworld import wordings
-from sora_jax.toyworld.generators import MARGIN, Layout, _one
+from sora_jax.toyworld.generators import MARGIN, Layout, one_subject, thing_of
 from sora_jax.toyworld.grammar import Wording
 from sora_jax.toyworld.reading import PRESENT, Reading
 from sora_jax.toyworld.render import AREA
-from sora_jax.toyworld.rules import Verdict, _passed
+from sora_jax.toyworld.rules import Verdict, passed
 from sora_jax.toyworld.scene import (
     SHAPES,
     Draws,
     Event,
-    Object,
     Range,
     Slots,
     Subject,
@@ -48,7 +47,7 @@ _SIZES = {
 
 def choose_change(draws: Draws, tier: Tier, split: str) -> Slots:
     while True:  # until the new colour makes no pair that is held out
-        subject, kind = _one(draws, tier, split), draws.choice(CHANGES)
+        subject, kind = one_subject(draws, tier, split), draws.choice(CHANGES)
         value = None
         if kind == "recolour":
             others = [name for name in tier.colours if name != subject.colour]
@@ -70,14 +69,12 @@ def lay_out_change(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout
         if draws.chance(0.5):
             start = end = round(draws.uniform(start, end))
         now, new = _recoloured(frames, start, end)
-        radius = round(draws.uniform(low, high), 3)
-        thing = Object(0, slots.subjects[0].shape, slots.subjects[0].colour, radius)
+        thing = thing_of(0, slots.subjects[0], draws.uniform(low, high))
         things = (thing, dataclasses.replace(thing, id=1, colour=event.value))
         scale = np.stack([now, new], axis=1)
     else:
         radius, factor = _sizes_of(draws, tier, event.kind, beyond)
-        thing = Object(0, slots.subjects[0].shape, slots.subjects[0].colour, radius)
-        things = (thing,)
+        things = (thing_of(0, slots.subjects[0], radius),)
         scale = _ramp(frames, start, end, factor)[:, None]
     room = things[0].radius * scale.max() + MARGIN
     spot = [draws.uniform(room, tier.size - room) for _ in range(2)]
@@ -164,11 +161,11 @@ def change(slots: Slots, reading: Reading) -> Verdict:
     parts = dict.fromkeys(names, False)
     event = slots.events[0]
     if event.of >= len(slots.subjects):
-        return _passed(parts)
+        return passed(parts)
     subject = slots.subjects[event.of]
     colour = _colour(reading, subject, event.value)
     if colour is None or colour == event.value:
-        return _passed(parts)
+        return passed(parts)
     own = _blobs(reading, colour)
     new = own if event.value is None else _blobs(reading, event.value)
     few = max(2, reading.num_frames // 8)
@@ -177,7 +174,7 @@ def change(slots: Slots, reading: Reading) -> Verdict:
     others = () if new is own else (*new[:few], *own[-few:])
     parts["colour"] = len(starts) >= few / 2
     if not parts["colour"]:
-        return _passed(parts)
+        return passed(parts)
     # All frames that show it as it was, and as it is: half of them each if it grows.
     if new is own:
         shown = [seen[0] for seen in own if seen]
@@ -189,7 +186,7 @@ def change(slots: Slots, reading: Reading) -> Verdict:
     shape = _shape_of(was or starts)
     parts["shape"] = subject.shape in (None, shape)
     if not is_now or len(ends) < few / 2:
-        return _passed(parts)
+        return passed(parts)
     area, last = (float(np.median([b.area for b in seen])) for seen in (starts, ends))
     radius = np.sqrt(area / AREA[shape])
     places = np.stack([blob.centre for blob in (*starts, *was, *is_now, *ends)])
@@ -210,7 +207,7 @@ def change(slots: Slots, reading: Reading) -> Verdict:
     back = float((np.maximum.accumulate(course) - course).max())
     enough = len(course) >= PRESENT * reading.num_frames
     parts["steady"] = bool(back <= MONOTONE and enough)
-    return _passed(parts)
+    return passed(parts)
 
 
 # -- Wording --------------------------------------------------------------------------

@@ -54,6 +54,8 @@ class Family:
     most_events: int = 0
 
 
+_LARGE = ("tw32", "tw64")  # frames with room for what takes its course
+
 FAMILIES: dict[str, Family] = {
     "attribute": Family(
         generators.choose_attribute,
@@ -96,7 +98,7 @@ FAMILIES: dict[str, Family] = {
         physics.lay_out_gravity,
         physics.GRAVITY,
         physics.gravity,
-        tiers=("tw32", "tw64"),
+        _LARGE,
         most_events=2,
     ),
     "collision": Family(
@@ -104,18 +106,16 @@ FAMILIES: dict[str, Family] = {
         physics.lay_out_collision,
         physics.COLLISION,
         physics.collision,
-        tiers=("tw32", "tw64"),
+        _LARGE,
         most_events=1,
     ),
-    "shots": Family(
-        shots.choose, shots.lay_out, shots.WORDING, shots.rule, ("tw32", "tw64"), 3
-    ),
+    "shots": Family(shots.choose, shots.lay_out, shots.WORDING, shots.rule, _LARGE, 3),
     "to_and_fro": Family(
         journeys.choose_to_and_fro,
         journeys.lay_out_to_and_fro,
         journeys.TO_AND_FRO,
         journeys.to_and_fro,
-        ("tw32", "tw64"),
+        _LARGE,
         most_events=1,
     ),
     "camera_path": Family(
@@ -123,7 +123,7 @@ FAMILIES: dict[str, Family] = {
         journeys.lay_out_camera_path,
         journeys.CAMERA_PATH,
         journeys.camera_path,
-        ("tw32", "tw64"),
+        _LARGE,
         most_events=2,
     ),
     "change": Family(
@@ -131,7 +131,7 @@ FAMILIES: dict[str, Family] = {
         causes.lay_out_change,
         causes.CHANGE,
         causes.change,
-        ("tw32", "tw64"),
+        _LARGE,
         most_events=1,
     ),
 }

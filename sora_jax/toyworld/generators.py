@@ -71,31 +71,33 @@ def _subjects(tier: Tier, held_out: bool, moving: bool) -> tuple[Subject, ...]:
     return tuple(s for s in every if Slots((s,)).held_out() == held_out)
 
 
-def _one(draws: Draws, tier: Tier, split: str, moving: bool = False) -> Subject:
+def one_subject(draws: Draws, tier: Tier, split: str, moving: bool = False) -> Subject:
     return draws.choice(_subjects(tier, split == "test_comp", moving))
 
 
-def _two(draws: Draws, tier: Tier, split: str, moving: bool = False) -> list[Subject]:
+def two_subjects(
+    draws: Draws, tier: Tier, split: str, moving: bool = False
+) -> list[Subject]:
     """Two subjects of different colours; `test_comp` has a held-out pair in one."""
-    pair = [_one(draws, tier, split, moving)]
+    pair = [one_subject(draws, tier, split, moving)]
     while len(pair) < 2 or pair[0].colour == pair[1].colour:
-        pair[1:] = [_one(draws, tier, "train", moving)]
+        pair[1:] = [one_subject(draws, tier, "train", moving)]
     return draws.shuffled(pair)
 
 
 def choose_attribute(draws: Draws, tier: Tier, split: str) -> Slots:
-    return Slots((_one(draws, tier, split),), total=1)
+    return Slots((one_subject(draws, tier, split),), total=1)
 
 
 def choose_count(draws: Draws, tier: Tier, split: str) -> Slots:
     number = 5 if split == "test_ood" else draws.choice((1, 2, 3, 4))
     return Slots(
-        (_one(draws, tier, split),), count=number, camera="static", total=number
+        (one_subject(draws, tier, split),), count=number, camera="static", total=number
     )
 
 
 def choose_relation(draws: Draws, tier: Tier, split: str) -> Slots:
-    pair = tuple(_two(draws, tier, split))
+    pair = tuple(two_subjects(draws, tier, split))
     relation = draws.choice(tuple(RELATIONS))
     return Slots(pair, relation=relation, camera="static", total=2)
 
@@ -107,12 +109,12 @@ def _with_speed(subject: Subject, draws: Draws, split: str) -> Subject:
 
 
 def choose_motion(draws: Draws, tier: Tier, split: str) -> Slots:
-    subject = _with_speed(_one(draws, tier, split, moving=True), draws, split)
+    subject = _with_speed(one_subject(draws, tier, split, moving=True), draws, split)
     return Slots((subject,), camera="static", total=1)
 
 
 def choose_motion_binding(draws: Draws, tier: Tier, split: str) -> Slots:
-    pair = _two(draws, tier, split, moving=True)
+    pair = two_subjects(draws, tier, split, moving=True)
     pair = [_with_speed(subject, draws, split) for subject in pair]
     if split == "test_ood":  # Two beyond the range would leave each other no room.
         pair[1] = dataclasses.replace(pair[1], speed="slow")
@@ -120,7 +122,7 @@ def choose_motion_binding(draws: Draws, tier: Tier, split: str) -> Slots:
 
 
 def choose_camera(draws: Draws, tier: Tier, split: str) -> Slots:
-    subject = _one(draws, tier, split)
+    subject = one_subject(draws, tier, split)
     return Slots((subject,), camera=draws.choice(CAMERAS), total=1)
 
 
@@ -147,7 +149,7 @@ def background(draws: Draws, size_class: Tier) -> tuple[str, Background]:
 # -- How it comes about ----------------------------------------------------------------
 
 
-def _thing(k: int, subject: Subject, radius: float) -> Object:
+def thing_of(k: int, subject: Subject, radius: float) -> Object:
     # Rounded so that the state record is short; geometry uses the rounded value.
     return Object(k, subject.shape, subject.colour, round(radius, 3))
 
@@ -179,7 +181,7 @@ def placed(draws: Draws, tier: Tier, room: float, moved: np.ndarray) -> np.ndarr
 
 def lay_out_attribute(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout:
     low, high = tier.ood_radius if split == "test_ood" else tier.radius
-    thing = _thing(0, slots.subjects[0], draws.uniform(low, high))
+    thing = thing_of(0, slots.subjects[0], draws.uniform(low, high))
     x, y = _start(draws, tier, thing.radius + MARGIN, (0.0, 0.0))
     third = tier.size / 3
     place = PLACES[int(y / third)][int(x / third)]
@@ -200,7 +202,7 @@ def lay_out_count(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout:
         spots = [(x, y) for x in (near, far) for y in (near, far)] + [(cell, cell)]
     things, start = [], []
     for k, (x, y) in enumerate(spots):
-        thing = _thing(k, slots.subjects[0], draws.uniform(low, high))
+        thing = thing_of(k, slots.subjects[0], draws.uniform(low, high))
         free = 0.0 if number == 5 else cell / 2 - thing.radius - GAP / 2
         things.append(thing)
         start.append((x + draws.uniform(-free, free), y + draws.uniform(-free, free)))
@@ -214,7 +216,7 @@ def lay_out_relation(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layo
         high = min(high, (tier.size - GAP - 2 * MARGIN) / 4)
         low = min(low, high)
     pair = tuple(
-        _thing(k, subject, draws.uniform(low, high))
+        thing_of(k, subject, draws.uniform(low, high))
         for k, subject in enumerate(slots.subjects)
     )
     first, second = pair
@@ -252,7 +254,7 @@ def _motion(
     if split == "test_ood" and subject.speed == "fast":
         low, high = 1.3 * tier.fast[1], 2.0 * tier.fast[1]
         radius = radius[0], radius[0] * 1.05
-    thing = _thing(k, subject, draws.uniform(*radius))
+    thing = thing_of(k, subject, draws.uniform(*radius))
     room = thing.radius + MARGIN
     ux, uy = DIRECTIONS[subject.direction]
     fits = (tier.size - 2 * room) / (steps * max(abs(ux), abs(uy)))
@@ -311,7 +313,7 @@ def lay_out_camera(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout
     steps = tier.frames(split) - 1
     low, high = tier.radius
     base = low + (high - low) * draws.uniform(*ZOOM_RADIUS)
-    thing = _thing(0, slots.subjects[0], base)
+    thing = thing_of(0, slots.subjects[0], base)
     room = thing.radius + MARGIN
     if slots.camera == "static":
         return Layout((thing,), (_start(draws, tier, room, (0.0, 0.0)),), ((0.0, 0.0),))

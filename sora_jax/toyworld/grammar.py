@@ -62,9 +62,8 @@ class Writer:
     article; `s0` its plural; `dir0 way0` direction (`way` in one or two words); `speed0`,
     `place0`; `verb ing rest` fillers; `rel` relation of 0 to 1, `conv` of 1 to 0;
     `num`, `total`, `camera`, `tone`; `fall0` and where it is thrown, `bounce0`, and `hit1`
-    with the noun phrase of 1; `shots`, `turn`, `moves` of the camera,
-    `changes`. Brief texts have
-    colours without adjectives.
+    with the noun phrase of 1; `shots`, `turn`, `moves` of the camera, `changes`. Brief
+    texts have colours without adjectives.
     """
 
     def __init__(self, slots: Slots, draws: Draws, brief: bool = False):
@@ -211,11 +210,9 @@ class Writer:
         return self.events
 
     def _second(self, event: Event) -> str:
-        return (
-            ""
-            if event.second is None
-            else self._pick(lexicon.SECONDS[event.second][:-1])
-        )
+        if event.second is None:
+            return ""
+        return self._pick(lexicon.SECONDS[event.second][:-1])
 
     def _act(self, value: str) -> str:
         if value == "rest":
@@ -243,8 +240,7 @@ class Writer:
         return ", ".join(parts)
 
     def _changes(self) -> str:
-        event = self.slots.events[0]
-        self.events = (event,)
+        (event,) = self._parts()
         return self._pick(lexicon.CHANGES[event.kind, event.value])
 
     # Values named as in a form, for structured captions.

@@ -21,19 +21,15 @@ from sora_jax.toyworld.scene import (
     CAMERAS,
     DIRECTIONS,
     HELD_OUT_DIRECTIONS,
+    OPPOSITE,
     Draws,
     Event,
-    Object,
     Slots,
     Subject,
     Tier,
 )
 
 LEGS = {"back": 2, "twice": 4}
-OPPOSITE = {
-    name: next(other for other, v in DIRECTIONS.items() if np.allclose(np.add(u, v), 0))
-    for name, u in DIRECTIONS.items()
-}
 BOUNCES = (0.3, 0.7)  # When a thing bounces, as a share of the clip.
 
 TURNED = 1.0  # Least way back that makes a turn, pixels.
@@ -75,7 +71,7 @@ def lay_out_to_and_fro(draws: Draws, tier: Tier, split: str, slots: Slots) -> La
     pace = (tier.slow[1], tier.fast[1])
     if split == "test_ood":
         high, pace = 1.05 * low, (1.3 * tier.fast[1], 2.0 * tier.fast[1])
-    thing = Object(0, subject.shape, subject.colour, round(draws.uniform(low, high), 3))
+    thing = generators.thing_of(0, subject, draws.uniform(low, high))
     room, t = thing.radius + MARGIN, np.arange(steps + 1)
     way, speed = np.array(DIRECTIONS[subject.direction]), draws.uniform(*pace)
     if slots.events[0].value == "bounce":
@@ -157,7 +153,10 @@ def _straight(legs: Legs, tier: Tier) -> bool:
     return bool(legs.stray <= rules.JITTER * tier.size + rules.WANDER * length)
 
 
-def _back(track: Track, kind: str | None, tier: Tier) -> rules.Verdict:
+def _back(
+    track: Track, kind: str | None, tier: Tier
+) -> tuple[rules.Verdict, np.ndarray]:
+    """The parts of a way there and back, and the velocity of its first leg."""
     centre = track.centre[track.seen]
     spread = centre - centre.mean(axis=0)
     axis = np.linalg.svd(spread, full_matrices=False)[2][0]
@@ -166,7 +165,7 @@ def _back(track: Track, kind: str | None, tier: Tier) -> rules.Verdict:
     signs = np.sign(legs.velocity @ axis)
     there = np.ptp(spread @ axis)
     wanted = None if kind is None else LEGS[kind] - 1
-    return {
+    parts = {
         "turns": len(legs.turned) > 0
         and wanted in (None, len(legs.turned))
         and bool((signs[1:] == -signs[:-1]).all())
@@ -174,14 +173,15 @@ def _back(track: Track, kind: str | None, tier: Tier) -> rules.Verdict:
         "speeds": _even(speeds),
         "end": bool(np.linalg.norm(centre[-1] - centre[0]) <= NEAR + HOME * there),
     }
+    return parts, legs.velocity[0]
 
 
-def _bounces(track: Track, tier: Tier) -> rules.Verdict:
-    """Every turn is at the edge, and nothing else changes there."""
+def _bounces(track: Track, tier: Tier) -> tuple[rules.Verdict, np.ndarray]:
+    """Every turn is at the edge, and nothing else changes there; and the first velocity."""
     centre = track.centre[track.seen]
     shape = track.shape or "circle"
     extent = np.sqrt(track.area[track.seen].mean() / AREA[shape])
-    number, at_edge, even, straight = 0, True, True, True
+    number, at_edge, even, straight, first = 0, True, True, True, np.zeros(2)
     for axis in range(2):
         legs = _legs(centre[:, axis : axis + 1], turns(centre[:, axis]))
         for t in legs.turned:
@@ -190,7 +190,8 @@ def _bounces(track: Track, tier: Tier) -> rules.Verdict:
         number += len(legs.turned)
         even &= _even(abs(legs.velocity[:, 0]))
         straight &= _straight(legs, tier)
-    return {"turns": number > 0 and straight, "speeds": even, "end": at_edge}
+        first[axis] = legs.velocity[0, 0]
+    return {"turns": number > 0 and straight, "speeds": even, "end": at_edge}, first
 
 
 def to_and_fro(slots: Slots, reading: Reading) -> rules.Verdict:
@@ -204,26 +205,18 @@ def to_and_fro(slots: Slots, reading: Reading) -> rules.Verdict:
         names = ("colour", "shape", "direction", "turns", "speeds", "end", "pass")
         return dict.fromkeys(names, False)
     track, tier, kind = tracks[0], reading.tier, slots.events[0].value
-    centre = track.centre[track.seen]
     if kind == "bounce":
-        parts = _bounces(track, tier)
-        first = [
-            _legs(centre[:, k : k + 1], turns(centre[:, k])).velocity[0, 0]
-            for k in range(2)
-        ]
+        parts, first = _bounces(track, tier)
     else:
-        parts = _back(track, kind, tier)
-        spread = centre - centre.mean(axis=0)
-        axis = np.linalg.svd(spread, full_matrices=False)[2][0]
-        first = _legs(centre, turns(spread @ axis)).velocity[0]
+        parts, first = _back(track, kind, tier)
     speed = float(np.linalg.norm(first))
     parts = {
         "colour": subject.colour in (None, track.colour),
         "shape": subject.shape in (None, track.shape),
         "direction": speed > rules.MOVING
-        and subject.direction in (None, _way(np.array(first), tier)),
+        and subject.direction in (None, _way(first, tier)),
     } | parts
-    return parts | {"pass": all(parts.values())}
+    return rules.passed(parts)
 
 
 # -- Two motions of the camera ---------------------------------------------------------
@@ -271,13 +264,14 @@ def lay_out_camera_path(draws: Draws, tier: Tier, split: str, slots: Slots) -> L
     camera[:, :2] += tier.size / 2
     camera[:, 2] = zoom
     low, high = tier.radius
-    radius = round(low + (high - low) * draws.uniform(*generators.ZOOM_RADIUS), 3)
+    radius = low + (high - low) * draws.uniform(*generators.ZOOM_RADIUS)
+    thing = generators.thing_of(0, subject, radius)
     # Where the thing stays in the picture in every frame.
-    free = (tier.size / 2 - MARGIN) * np.exp(-zoom)[:, None] - radius
+    free = (tier.size / 2 - MARGIN) * np.exp(-zoom)[:, None] - thing.radius
     near, far = (camera[:, :2] - free).max(axis=0), (camera[:, :2] + free).min(axis=0)
     spot = [draws.uniform(*ends) for ends in zip(near, far, strict=True)]
     return Layout(
-        (Object(0, subject.shape, subject.colour, radius),),
+        (thing,),
         path=np.tile(spot, (frames, 1, 1)),
         camera=camera,
     )
@@ -319,7 +313,7 @@ def camera_path(slots: Slots, reading: Reading) -> rules.Verdict:
         "colour": thing["colour"],
         "shape": thing["shape"],
     }
-    return parts | {"pass": all(parts.values())}
+    return rules.passed(parts)
 
 
 # -- Words -----------------------------------------------------------------------------

@@ -17,17 +17,18 @@ from sora_jax.toyworld.generators import (
     MARGIN,
     TRIES,
     Layout,
-    _one,
-    _thing,
-    _two,
+    one_subject,
+    thing_of,
+    two_subjects,
 )
 from sora_jax.toyworld.grammar import Wording
 from sora_jax.toyworld.reading import Reading, Track, cover
 from sora_jax.toyworld.render import AREA, SQUARE, TRIANGLE, distance
-from sora_jax.toyworld.rules import MOVING, Verdict, _passed
+from sora_jax.toyworld.rules import MOVING, Verdict, passed
 from sora_jax.toyworld.scene import (
     DIRECTIONS,
     HELD_OUT_DIRECTIONS,
+    OPPOSITE,
     PALETTE,
     Draws,
     Event,
@@ -90,11 +91,11 @@ SHARES = (0.4, 0.6)  # The first thing's share of the speed at which both come c
 def choose_gravity(draws: Draws, tier: Tier, split: str) -> Slots:
     """One thing, dropped or thrown to a side; it bounces or lies where it lands."""
     way = draws.choice(("dropped", "thrown"))
-    subject = _one(draws, tier, split, moving=way == "thrown")
+    subject = one_subject(draws, tier, split, moving=way == "thrown")
     while (way == "thrown" and subject.direction not in ("left", "right")) or (
         split != "test_comp" and (subject.colour, "down") in HELD_OUT_DIRECTIONS
     ):
-        subject = _one(draws, tier, split, moving=way == "thrown")
+        subject = one_subject(draws, tier, split, moving=way == "thrown")
     events = Event("fall", value=way), Event("bounce", happens=draws.chance(0.5))
     return Slots((subject,), camera="static", total=1, events=events)
 
@@ -133,7 +134,7 @@ def heights(
 def lay_out_gravity(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout:
     subject, fall = slots.subjects[0], FALLS[tier.name]
     frames = tier.frames(split)
-    thing = _thing(0, subject, draws.uniform(*tier.small_radius))
+    thing = thing_of(0, subject, draws.uniform(*tier.small_radius))
     beyond = split == "test_ood"
     low, high = fall.ood_height if beyond else fall.height
     ground = tier.size - GROUND - below(thing.shape) * thing.radius
@@ -210,8 +211,8 @@ def measured(
 GRAVITY_ERROR = 0.25  # Of the measured acceleration, as a share.
 STARTS = 0.75  # Most of the vertical speed at the start, in units of gravity a frame.
 OFF = 0.6  # Most RMS distance from the path of a free fall, in units of gravity.
-LYING = 1.5  # Most distance of something on the ground from it, pixels,
 BENT = 0.35  # Most RMS distance from a straight path, pixels.
+LYING = 1.5  # Most distance of something on the ground from it, pixels,
 SLIDES = 0.35  # and most speed of what lies still.
 BOUNCES = (0.25, 1.0)  # Speed after as a share of the speed before; never more energy.
 
@@ -342,23 +343,23 @@ def gravity(slots: Slots, reading: Reading) -> Verdict:
     """
     subject = slots.subjects[0] if slots.subjects else Subject()
     said = {event.kind: event for event in slots.events}
-    track = rules._find(reading, subject, 1)
+    track = rules.find(reading, subject, 1)
     constants = FALLS.get(reading.tier.name)
     flight = None
     if constants is not None:
         flight = _flight(reading, track, constants.gravity)
     parts = {
         "colour": track is not None,
-        "shape": rules._shape(reading, subject, track),
+        "shape": rules.has_shape(reading, subject, track),
         "falls": False,
         "way": False,
         "bounce": False,
     }
     if flight is None:
-        return _passed(parts)
+        return passed(parts)
     falls, meets = _falls(flight, constants.gravity)
     bounce = said.get("bounce")
-    return _passed(
+    return passed(
         parts
         | {
             "falls": falls,
@@ -444,7 +445,7 @@ def choose_collision(draws: Draws, tier: Tier, split: str) -> Slots:
     resting = draws.chance(0.5)
     event = Event("collide", of=1, by=0, value="resting" if resting else None)
     while True:
-        first, second = _two(draws, tier, split, moving=True)
+        first, second = two_subjects(draws, tier, split, moving=True)
         if resting:
             second = dataclasses.replace(second, direction=None)
         slots = Slots((first, second), camera="static", total=2, events=(event,))
@@ -457,12 +458,10 @@ def choose_collision(draws: Draws, tier: Tier, split: str) -> Slots:
 
 def _may_be_held_out(first: Subject, second: Subject) -> bool:
     """Whether one of them, pushed to and fro, could move in a held-out combination."""
-    ux, uy = DIRECTIONS[first.direction]
-    ways = [name for name, way in DIRECTIONS.items() if way in ((ux, uy), (-ux, -uy))]
     return any(
         (subject.colour, way) in HELD_OUT_DIRECTIONS
         for subject in (first, second)
-        for way in ways
+        for way in (first.direction, OPPOSITE[first.direction])
     )
 
 
@@ -471,7 +470,7 @@ def _face(first: Subject, second: Subject) -> bool:
     ux, uy = DIRECTIONS[first.direction]
     if ux * uy:
         return False
-    return second.direction is None or DIRECTIONS[second.direction] == (-ux, -uy)
+    return second.direction in (None, OPPOSITE[first.direction])
 
 
 _STEP = 0.01
@@ -488,11 +487,6 @@ def _outline(shape: str, way: str) -> np.ndarray:
     return np.maximum(reach, -10.0)  # finite, so that it can be interpolated
 
 
-def _opposite(way: str) -> str:
-    ux, uy = DIRECTIONS[way]
-    return next(name for name, unit in DIRECTIONS.items() if unit == (-ux, -uy))
-
-
 def touching(one: tuple[str, float], other: tuple[str, float], way: str) -> float:
     """The distance at which two shapes (with their radii) touch, the second `way` of it.
 
@@ -501,7 +495,7 @@ def touching(one: tuple[str, float], other: tuple[str, float], way: str) -> floa
     across = np.linspace(-1.2, 1.2, 241) * max(one[1], other[1])
     # Offsets across are mirrored for the other way, and so is its outline.
     near = np.interp(across / one[1], _OFFSETS, _outline(one[0], way))
-    outline = _outline(other[0], _opposite(way))[::-1]
+    outline = _outline(other[0], OPPOSITE[way])[::-1]
     far = np.interp(across / other[1], _OFFSETS, outline)
     both = one[1] * near + other[1] * far
     return float(both[(near > -1) & (far > -1)].max())
@@ -529,7 +523,7 @@ def lay_out_collision(draws: Draws, tier: Tier, split: str, slots: Slots) -> Lay
     time = np.arange(frames, dtype=np.float64)[:, None]
     for _ in range(TRIES):
         pair = tuple(
-            _thing(k, subject, draws.uniform(*tier.small_radius))
+            thing_of(k, subject, draws.uniform(*tier.small_radius))
             for k, subject in enumerate(slots.subjects)
         )
         closing = pace * draws.uniform(*speeds)
@@ -637,13 +631,13 @@ def collision(slots: Slots, reading: Reading) -> Verdict:
     names = ("colours", "shapes", "approach", "meet", "separate", "momentum", "speeds")
     parts = dict.fromkeys(names, False)
     if len(slots.subjects) != 2:
-        return _passed(parts)
+        return passed(parts)
     tracks = rules._pair(slots, reading)
     parts["colours"] = all(track is not None for track in tracks)
     pairs = zip(slots.subjects, tracks, strict=True)
-    parts["shapes"] = all(rules._shape(reading, *pair) for pair in pairs)
+    parts["shapes"] = all(rules.has_shape(reading, *pair) for pair in pairs)
     if not parts["colours"] or any(track.shape is None for track in tracks):
-        return _passed(parts)
+        return passed(parts)
     found = [
         measured(reading, track, other)
         for track, other in zip(tracks, tracks[::-1], strict=True)
@@ -654,7 +648,7 @@ def collision(slots: Slots, reading: Reading) -> Verdict:
     axis = np.array(DIRECTIONS[way])
     contact = _contact(tracks)
     if contact is None:
-        return _passed(parts)
+        return passed(parts)
     parts["approach"] = all(_approach(slots, contact))
     closing, leaving = (
         float((v[1] - v[0]) @ axis) for v in (contact.before, contact.after)
@@ -674,7 +668,7 @@ def collision(slots: Slots, reading: Reading) -> Verdict:
     parts["separate"] = apart > 0 and leaving > MOVING
     parts["momentum"] = bool(moved <= MOMENTUM_ERROR * total)
     parts["speeds"] = bool(np.hypot(*lost.T).max() <= VELOCITY_ERROR * abs(closing))
-    return _passed(parts)
+    return passed(parts)
 
 
 def _side(tracks: list[Track]) -> str:

@@ -29,11 +29,11 @@ _CAMERA_ENDS = (
 Verdict = dict[str, bool]
 
 
-def _passed(parts: Verdict) -> Verdict:
+def passed(parts: Verdict) -> Verdict:
     return parts | {"pass": all(parts.values())}
 
 
-def _find(reading: Reading, subject: Subject, among: int) -> Track | None:
+def find(reading: Reading, subject: Subject, among: int) -> Track | None:
     """The track that matches the subject: by colour, else by shape, else the largest."""
     if subject.colour is not None:
         track = reading.track(subject.colour, among)
@@ -44,7 +44,7 @@ def _find(reading: Reading, subject: Subject, among: int) -> Track | None:
     return tracks[0] if tracks else None
 
 
-def _shape(reading: Reading, subject: Subject, track: Track | None) -> bool:
+def has_shape(reading: Reading, subject: Subject, track: Track | None) -> bool:
     if track is None:
         return False
     if subject.shape is None or not reading.tier.shape_readable:
@@ -81,9 +81,9 @@ def _speed(reading: Reading, subject: Subject, track: Track | None) -> bool:
 def attribute(slots: Slots, reading: Reading) -> Verdict:
     """The stated colour and shape."""
     subject = slots.subjects[0]
-    track = _find(reading, subject, 1)
-    return _passed(
-        {"colour": track is not None, "shape": _shape(reading, subject, track)}
+    track = find(reading, subject, 1)
+    return passed(
+        {"colour": track is not None, "shape": has_shape(reading, subject, track)}
     )
 
 
@@ -91,22 +91,22 @@ def count(slots: Slots, reading: Reading) -> Verdict:
     """The stated number and shape of a colour, in three quarters of the frames."""
     subject = slots.subjects[0] if slots.subjects else Subject()
     wanted = slots.count
-    track = _find(reading, subject, max(wanted, 1))
+    track = find(reading, subject, max(wanted, 1))
     if track is None:
         return {"colour": False, "count": False, "shape": False, "pass": False}
     matches = reading.counts(track.colour) == wanted
-    return _passed(
+    return passed(
         {
             "colour": True,
             "count": bool(matches.mean() >= PRESENT),
-            "shape": _shape(reading, subject, track),
+            "shape": has_shape(reading, subject, track),
         }
     )
 
 
 def _pair(slots: Slots, reading: Reading) -> list[Track | None]:
     """Two tracks; None for both if both subjects match the same track."""
-    tracks = [_find(reading, subject, 2) for subject in slots.subjects[:2]]
+    tracks = [find(reading, subject, 2) for subject in slots.subjects[:2]]
     if all(tracks) and tracks[0].colour == tracks[1].colour:
         return [None, None]
     return tracks
@@ -128,20 +128,20 @@ def relation(slots: Slots, reading: Reading) -> Verdict:
             seen = max(along, key=along.get)
             side = seen == slots.relation and along[seen] >= APART
     shapes = all(
-        _shape(reading, subject, track)
+        has_shape(reading, subject, track)
         for subject, track in zip(slots.subjects, (first, second), strict=True)
     )
-    return _passed({"side": side, "colours": shown, "shapes": shapes})
+    return passed({"side": side, "colours": shown, "shapes": shapes})
 
 
 def motion(slots: Slots, reading: Reading) -> Verdict:
     """The stated colour, shape, direction and speed of one object."""
     subject = slots.subjects[0]
-    track = _find(reading, subject, 1)
-    return _passed(
+    track = find(reading, subject, 1)
+    return passed(
         {
             "colour": track is not None,
-            "shape": _shape(reading, subject, track),
+            "shape": has_shape(reading, subject, track),
             "direction": _direction(reading, subject, track),
             "speed": _speed(reading, subject, track),
         }
@@ -151,10 +151,10 @@ def motion(slots: Slots, reading: Reading) -> Verdict:
 def motion_binding(slots: Slots, reading: Reading) -> Verdict:
     """Each of two objects has its own stated direction (and speed)."""
     pairs = list(zip(slots.subjects, _pair(slots, reading), strict=True))
-    return _passed(
+    return passed(
         {
             "colours": all(track is not None for _, track in pairs),
-            "shapes": all(_shape(reading, *pair) for pair in pairs),
+            "shapes": all(has_shape(reading, *pair) for pair in pairs),
             "directions": all(_direction(reading, *pair) for pair in pairs),
             "speeds": all(_speed(reading, *pair) for pair in pairs),
         }
@@ -195,7 +195,7 @@ def camera(slots: Slots, reading: Reading) -> Verdict:
     parts = {"camera": camera_class(reading) == slots.camera}
     if slots.subjects:
         subject = slots.subjects[0]
-        track = _find(reading, subject, 1)
+        track = find(reading, subject, 1)
         parts["colour"] = track is not None
-        parts["shape"] = _shape(reading, subject, track)
-    return _passed(parts)
+        parts["shape"] = has_shape(reading, subject, track)
+    return passed(parts)

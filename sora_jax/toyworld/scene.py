@@ -39,6 +39,10 @@ DIRECTIONS: dict[str, tuple[float, float]] = {
     "down-left": (-_HALF, _HALF),
     "down-right": (_HALF, _HALF),
 }
+OPPOSITE = {
+    name: next(other for other, way in DIRECTIONS.items() if way == (-ux, -uy))
+    for name, (ux, uy) in DIRECTIONS.items()
+}
 # The unit vector from the second object to the first.
 RELATIONS: dict[str, tuple[float, float]] = {
     "left": (-1.0, 0.0),

@@ -19,7 +19,6 @@ from sora_jax.toyworld.scene import (
     HELD_OUT_DIRECTIONS,
     Draws,
     Event,
-    Object,
     Slots,
     Subject,
     Tier,
@@ -91,8 +90,8 @@ def lay_out(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout:
         high, pace = 1.05 * low, (1.3 * tier.fast[1], 2.0 * tier.fast[1])
     else:  # In the few frames of a shot, only the shape of a larger thing is sure.
         low = 0.5 * (low + high)
-    radius = round(draws.uniform(low, high), 3)
-    room = radius + MARGIN
+    thing = generators.thing_of(0, subject, draws.uniform(low, high))
+    room = thing.radius + MARGIN
     shot_T = np.searchsorted(starts, np.arange(frames), side="right")
     path = np.zeros((frames, 1, 2))
     last = None
@@ -109,7 +108,7 @@ def lay_out(draws: Draws, tier: Tier, split: str, slots: Slots) -> Layout:
     camera[:, :2] = tier.size / 2
     camera[:, 3] = shot_T
     return Layout(
-        (Object(0, subject.shape, subject.colour, radius),),
+        (thing,),
         path=path,
         camera=camera,
         later=tuple(generators.background(draws, tier)[1] for _ in starts),
@@ -232,7 +231,7 @@ def rule(slots: Slots, reading: Reading) -> rules.Verdict:
             for shot, track, event in zip(shots, tracks, slots.events, strict=True)
         ),
     }
-    return parts | {"pass": all(parts.values())}
+    return rules.passed(parts)
 
 
 # -- Words -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from scipy import integrate
 from experiments import family_controls
 from experiments import toyworld_controls as tables
 from sora_jax.toyworld import captions, families, oracle, physics, render
-from sora_jax.toyworld.scene import DIRECTIONS, SPLITS, TIERS, Draws, Event
+from sora_jax.toyworld.scene import DIRECTIONS, OPPOSITE, SPLITS, TIERS, Draws, Event
 
 FAMILIES = ("gravity", "collision")
 
@@ -253,7 +253,7 @@ def test_each_part_of_a_collision_is_judged_on_its_own():
     for way in DIRECTIONS:
         if way != one.direction:
             assert failed(with_subject(scene, 0, direction=way), video) == {"approach"}
-    opposite = physics._opposite(one.direction)
+    opposite = OPPOSITE[one.direction]
     assert failed(with_subject(scene, 1, direction=opposite), video) == {"approach"}
     # It is the first that moves.
     turned = dataclasses.replace(scene.truth, subjects=scene.truth.subjects[::-1])
@@ -299,7 +299,7 @@ def test_texts_of_collisions():
     wrong = (
         f"a {b} moves {way} and hits a {a}",
         f"a {b} hits the resting {a}",
-        f"a {a} moves {physics._opposite(way)} and hits a {b}",
+        f"a {a} moves {OPPOSITE[way]} and hits a {b}",
     )
     for text in right:
         assert oracle.score_slots(captions.parse(text), video)["pass"], text
