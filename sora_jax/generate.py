@@ -10,8 +10,9 @@ The model is the toy that is shipped, a run, or a folder of Wan 2.1 or 2.2 in di
 layout; Wan's own flag names work too. Each video gets a recipe file (clip.json), from
 which --from makes it again. --sheet shows all of a list in one picture. The same
 command resumes an interrupted list. --task makes a video of others: see
-sora_jax/generation/README.md. --storyboard makes a video of several shots. --upsample rewrites short prompts. Several devices
-share the clips of a batch; with several processes, each runs the same command.
+sora_jax/generation/README.md. --storyboard makes a video of several shots. --upsample
+rewrites short prompts. Several devices share the clips of a batch; with several
+processes, each runs the same command.
 --step_cache needs to be calibrated first, by --calibrate_step_cache in place of
 --step_cache and --out.
 """
@@ -337,13 +338,21 @@ def task_inputs(task: str | None, recipe: dict | None) -> dict:
     return found
 
 
+def leave_out(why: str, *names: tuple[str, ...]) -> None:
+    """Raises ValueError if one of these flags is set."""
+    for flag in (FLAGS[name] for some in names for name in some):
+        if flag.present or flag.value != flag.default:
+            raise ValueError(f"{why}: leave out --{flag.name}")
+
+
 def open_gallery() -> pipeline.Pipeline:
     """Opens the model of a gallery, whose prompts and inputs are its own."""
-    others = ("prompt", "prompts", "from", "task", "out", "sheet", "image", "dry_run")
-    others += ("size", "calibrate_step_cache", "upsample", "storyboard", *_OF_TASKS)
-    others += (*requests.SHARED,)
-    if given := [name for name in others if FLAGS[name].value]:
-        raise ValueError(f"--gallery makes its own videos: leave out --{given[0]}")
+    leave_out(
+        "--gallery makes its own videos",
+        ("prompt", "prompts", "from", "task", "out", "sheet", "image", "dry_run"),
+        ("size", "calibrate_step_cache", "upsample", "storyboard"),
+        (*_OF_TASKS, *requests.SHARED),
+    )
     file = pathlib.Path(FLAGS.gallery) / "gallery.gif"
     if file.exists() and not FLAGS.overwrite:
         raise ValueError(f"{file} exists: give --overwrite, or another folder")
@@ -382,23 +391,13 @@ def make_gallery(pipe: pipeline.Pipeline) -> str:
 
 def make_storyboard() -> str:
     """Makes the shots of a storyboard that are not there yet, and joins all of them."""
-    others = (
-        "prompt",
-        "prompts",
-        "from",
-        "task",
-        "sheet",
-        "image",
-        "dry_run",
-        "format",
+    leave_out(
+        "--storyboard says all of a video",
+        ("prompt", "prompts", "from", "task", "sheet", "image", "dry_run", "format"),
+        ("calibrate_step_cache", "negative_prompt", "batch_size", "size", "seed"),
+        ("upsample", "upsample_model", "upsample_url", "upsample_tier"),
+        (*_OF_TASKS, *requests.SHARED),
     )
-    others += ("calibrate_step_cache", "upsample", "negative_prompt", "batch_size")
-    others += ("size", "seed", *_OF_TASKS, *requests.SHARED)
-    others += ("upsample_model", "upsample_url", "upsample_tier")
-    given = [n for n in others if FLAGS[n].value not in (FLAGS[n].default, None)]
-    if given or FLAGS["seed"].present:
-        name = (given or ["seed"])[0]
-        raise ValueError(f"--storyboard says all of a video: leave out --{name}")
     if not FLAGS.out or not FLAGS.out.lower().endswith(".mp4"):
         raise ValueError("--storyboard needs --out, a file that ends in .mp4")
     if jax.process_count() > 1:
@@ -415,19 +414,20 @@ def make_storyboard() -> str:
     pipe = open_pipeline()
     folder = out.with_name(f"{out.stem}_shots")
     maker = storyboard.Maker(pipe, board, folder, FLAGS.overwrite)
-    first = maker.first_to_make()
-    if first is None:  # nothing is made by this
-        recipe = storyboard.film_recipe([*maker.shots()], board, maker.fps)
-        if recipes.is_finished(out, recipe, FLAGS.overwrite):
+    made = [*maker.there()]
+    if len(made) == len(board.shots):
+        film = storyboard.film_recipe(made, board, maker.fps)
+        if recipes.is_finished(out, film, FLAGS.overwrite):
             return f"{out} exists already"
     elif any(file.exists() for file in files) and not FLAGS.overwrite:
         raise ValueError(
-            f"{out} exists, and shot {first} is not in {folder} as it is described: add "
-            "--overwrite, or choose another --out"
+            f"{out} exists, and shot {len(made) + 1} is not in {folder} as it is "
+            "described: add --overwrite, or choose another --out"
         )
     job.lock_folder(folder)
-    with progress.Progress(maker.steps, "generate", "clip steps", compiles=True) as bar:
-        made = [*maker.shots(bar.update)]
+    steps = sum(maker.steps[len(made) :])
+    with progress.Progress(steps, "generate", "clip steps", compiles=True) as bar:
+        made += maker.shots(bar.update, skip=len(made))
     film = storyboard.film_recipe(made, board, maker.fps)
     storyboard.write(out, made, film, maker.fps)
     new = [str(number) for number, shot in enumerate(made, 1) if shot.is_new]

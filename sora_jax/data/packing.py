@@ -370,7 +370,8 @@ class Batches:
 
     A batch has `tokens` float32 [r, m, c] (padding is 0), `places` float32 [r, m, 3] in
     the clip's grid, `slots` int8 [r, m] (see `conditions`), for the toy world also what
-    tokens show (`transforms.Shown`; -1 for padding and what is given beside), `segments` int32 [r, m], the
+    tokens show (`transforms.Shown`; -1 for padding and what is given beside),
+    `segments` int32 [r, m], the
     clip's number in the row from 1 on (0: padding), `frames` int32 and `fps` float32
     [r, k], a clip's frames of tokens (0: no clip) and frames a second, and the
     transform's other arrays, [r, k, ...]. What is given beside a clip follows it.

@@ -23,7 +23,9 @@ bit for bit.
 Letters: t frames, h height, w width of a video.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -178,40 +180,28 @@ def _items(node: yaml.Node, what: str) -> list[yaml.Node]:
     return node.value
 
 
-_KINDS = {
-    "str": (str, "text"),
-    "int": (int, "a whole number"),
-    "float": (float, "a number"),
-    "bool": (bool, "true or false"),
-}
+_SAID = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def _value(node: yaml.Node, kind: type, name: str) -> Any:
     """A scalar of a type; a number may stand for text, and a whole one for a number."""
-    wanted = next(said for of, said in _KINDS.values() if of is kind)
-    wrong = texts.BadLine(_line(node), f"{name} is {wanted}")
-    if not isinstance(node, yaml.ScalarNode):
-        raise wrong
+    what = f"{name} is {_SAID[kind]}"
     is_null = node.tag == "tag:yaml.org,2002:null"
+    if not isinstance(node, yaml.ScalarNode) or (kind is str and is_null):
+        raise texts.BadLine(_line(node), what)
     if kind is str:
-        if is_null:
-            raise wrong
         try:  # JSON writes some characters as two halves
             return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
         except UnicodeDecodeError:
-            raise wrong from None
-    try:
-        if len(node.value) > _MOST_DIGITS:
-            raise wrong
-        value = yaml.constructor.SafeConstructor().construct_object(node)
-        if kind is float and type(value) is not bool:
-            value = float(value)
-    except Exception:  # of a tag that does not fit
-        raise texts.BadLine(
-            _line(node), f"{name} is {wanted}, not {node.value[:80]!r}"
-        ) from None
+            raise texts.BadLine(_line(node), what) from None
+    value = None
+    if len(node.value) <= _MOST_DIGITS:
+        with contextlib.suppress(Exception):  # of a tag that does not fit
+            value = yaml.constructor.SafeConstructor().construct_object(node)
+            if kind is float and type(value) is not bool:
+                value = float(value)
     if type(value) is not kind or value != value:
-        raise texts.BadLine(_line(node), f"{name} is {wanted}, not {node.value[:80]!r}")
+        raise texts.BadLine(_line(node), f"{what}, not {node.value[:80]!r}")
     return value
 
 
@@ -461,7 +451,7 @@ class Maker:
         except ValueError as error:
             raise board.error(1, error) from None
         self._lengths: list[int] = []
-        self.steps = 0  # of the solver, if all shots are made
+        self.steps: list[int] = []  # of the solver, for each shot
         for number, shot in enumerate(board.shots, 1):
             try:
                 self._check(number, shot)
@@ -471,6 +461,7 @@ class Maker:
     def _check(self, number: int, shot: Shot) -> None:
         if shot.video is not None:
             self._lengths.append(len(self._video(shot.video)))
+            self.steps.append(0)
             return
         self._lengths.append(shot.frames)
         for name in shot.cast:  # pictures of earlier shots do not exist yet
@@ -491,12 +482,17 @@ class Maker:
             lambda member: blank(),
             lambda: blank(self._lengths[number - 2]),
         )
+        request, windows = self._checked(task, inputs)
+        self.steps.append(windows * request.num_inference_steps)
+
+    def _checked(
+        self, task: str | None, inputs: Mapping[str, Any]
+    ) -> tuple[requests.Request, int]:
+        """The request of a task, or of a plain call, and how many windows it makes."""
         if task is None:
-            request, windows = self.pipe.check_inputs(**inputs), 1
-        else:
-            prompt = inputs.pop("prompt")
-            request, _, windows = self.pipe.check_task(task, prompt, **inputs)
-        self.steps += windows * request.num_inference_steps
+            return self.pipe.check_inputs(**inputs), 1
+        request, _, windows = self.pipe.check_task(task, **inputs)
+        return request, windows
 
     def _inputs(
         self,
@@ -520,16 +516,15 @@ class Maker:
             return "extend", call | {"video": before(), "frames": shot.frames}
         call["num_frames"] = whole
         if shot.pictures:
-            images = [self._fitted(self._picture(p)) for p in shot.pictures.values()]
+            images = [
+                self._fitted(video_io.read_image(p)) for p in shot.pictures.values()
+            ]
             return "keyframes", call | {"images": images, "at": [*shot.pictures]}
         if shot.cast:
             members = [self.board.cast[name] for name in shot.cast]
             images = [self._fitted(picture_of(member)) for member in members]
             return "reference", call | {"references": images}
         return None, call
-
-    def _picture(self, path: pathlib.Path) -> np.ndarray:
-        return video_io.read_image(path)
 
     def _fitted(self, image_hwc: np.ndarray) -> np.ndarray:
         return tasks.fitted(image_hwc[None], self.height, self.width)[0]
@@ -553,27 +548,27 @@ class Maker:
         """The frames of a shot that is made, uint8 [t, h, w, 3]."""
         return video_io.decode(self.file_of(number)).frames
 
+    def there(self) -> Iterator[Made]:
+        """The shots from the first on that are there as described, up to one that is not."""
+        for number, shot in enumerate(self.board.shots, 1):
+            *_, recipe = self._described(number, shot)
+            file = self.file_of(number)
+            if not recipes.is_finished(file, recipe, self.overwrite):
+                return
+            yield Made(file, self._lengths[number - 1], recipe, False)
+
     def shots(
-        self, progress: Callable[[int], None] = lambda steps: None
+        self, progress: Callable[[int], None] = lambda steps: None, skip: int = 0
     ) -> Iterator[Made]:
         """Makes the shots that are not there yet, one after the other.
 
-        progress: called with the number of solver steps since its last call.
+        Args:
+          progress: called with the number of solver steps since its last call.
+          skip: the first shots that are left out, since they are known to be there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for number, shot in enumerate(self.board.shots, 1):
+        for number, shot in enumerate(self.board.shots[skip:], 1 + skip):
             yield self._shot(number, shot, progress)
-
-    def first_to_make(self) -> int | None:
-        """The number of the first shot that is not there as described; None: all are."""
-        for number, shot in enumerate(self.board.shots, 1):
-            *_, recipe = self._described(number, shot)
-            if not self._is_finished(self.file_of(number), recipe):
-                return number
-        return None
-
-    def _is_finished(self, file: pathlib.Path, recipe: Mapping) -> bool:
-        return recipes.is_finished(file, recipe, self.overwrite)
 
     def _described(self, number: int, shot: Shot):
         """The frames of a video, or the task and inputs of a shot to make; its recipe."""
@@ -585,42 +580,32 @@ class Maker:
 
         def picture_of(member: Member) -> np.ndarray:
             if member.picture is not None:
-                return self._picture(member.picture)
+                return video_io.read_image(member.picture)
             return self.frames_of(member.shot)[member.frame]
 
         task, inputs = self._inputs(
             number, shot, picture_of, lambda: self.frames_of(number - 1)
         )
-        recipe = _OTHERS | self._recipe(task, dict(inputs))
+        recipe = _OTHERS | self.pipe.recipe(self._checked(task, inputs)[0], 0)
+        if task is not None:
+            recipe |= self.pipe.task_recipe(task, **inputs)
         recipe["shot_frames"] = shot.frames
         return None, task, inputs, recipe
 
     def _shot(self, number: int, shot: Shot, progress) -> Made:
         file = self.file_of(number)
         frames, task, inputs, recipe = self._described(number, shot)
-        if self._is_finished(file, recipe):
+        if recipes.is_finished(file, recipe, self.overwrite):
             return Made(file, self._lengths[number - 1], recipe, False)
         if frames is None:
-            frames = self._make(task, dict(inputs), progress)
+            call = self.pipe if task is None else functools.partial(self.pipe.run, task)
+            frames = call(**inputs, progress=progress).frames[0]
             # A shot has as many frames as it was given, and a window whole latents.
             new = frames[-shot.frames :] if shot.continues else frames[: shot.frames]
             frames = np.round(255 * new).astype(np.uint8)
         video = video_io.encode_lossless(frames, self.fps)
         recipes.store(file, recipe, lambda temporary: temporary.write_bytes(video))
         return Made(file, len(frames), recipe, True)
-
-    def _recipe(self, task: str | None, inputs: dict[str, Any]) -> dict[str, Any]:
-        if task is None:
-            return self.pipe.recipe(self.pipe.check_inputs(**inputs), 0)
-        prompt = inputs.pop("prompt")
-        request, _, _ = self.pipe.check_task(task, prompt, **inputs)
-        return self.pipe.recipe(request, 0) | self.pipe.task_recipe(task, **inputs)
-
-    def _make(self, task: str | None, inputs: dict[str, Any], progress) -> np.ndarray:
-        if task is None:
-            return self.pipe(**inputs, progress=progress).frames[0]
-        prompt = inputs.pop("prompt")
-        return self.pipe.run(task, prompt, progress=progress, **inputs).frames[0]
 
 
 def film_recipe(made: Sequence[Made], board: Storyboard, fps: float) -> dict[str, Any]:

@@ -291,3 +291,19 @@ def seconds(
         raise ValueError("positions are in seconds (time_scale) and need fps")
     video_frames_bn = frames_bn * config.patch[0] * config.temporal_stride
     return video_frames_bn / fps * config.time_scale
+
+
+def of_clips(segments_bn: jax.Array, clips: int) -> jax.Array:
+    """Which clip of its packed row each token belongs to, one-hot [b, n, k]."""
+    return jax.nn.one_hot(segments_bn - 1, clips)
+
+
+def by_clip(x_bn: jax.Array, of_clip_bnk: jax.Array | None) -> jax.Array:
+    """Sums over the tokens of each clip, [b, k]; None: a row is one clip.
+
+    A product at the highest precision, which shards where a gather does not.
+    """
+    if of_clip_bnk is None:
+        return jnp.sum(x_bn, 1, keepdims=True)
+    x_bn = sharding.reshard(x_bn, "batch", None)
+    return jnp.einsum("bn,bnk->bk", x_bn, of_clip_bnk, precision="highest")

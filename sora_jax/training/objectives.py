@@ -334,13 +334,8 @@ class Denoiser:
             is_thing_bn = (batch["shown_shape"] > tokens.NOTHING).astype(jnp.float32)
             weight_bn = weight_bn * (1 + (self.state_loss.focus - 1) * is_thing_bn)
 
-        def by_clip(x_bn):
-            if of_clip_bnk is None:
-                return jnp.sum(x_bn, 1, keepdims=True)
-            x_bn = sharding.reshard(x_bn, "batch", None)
-            return _exactly("bn,bnk->bk", x_bn, of_clip_bnk)
-
-        loss_bk = by_clip(error_bn * weight_bn) / jnp.maximum(by_clip(weight_bn), 1)
+        weight_bk = jnp.maximum(rows.by_clip(weight_bn, of_clip_bnk), 1)
+        loss_bk = rows.by_clip(error_bn * weight_bn, of_clip_bnk) / weight_bk
         return (loss_bk, *hidden_bnd) if hidden_after else loss_bk
 
     def loss(self, modules, batch):
@@ -366,8 +361,7 @@ class Denoiser:
         if hidden_bnd:
             features_bnd = state_losses.of_hidden(hidden_bnd[0])
             logits_bnc = modules[state_losses.NAME](features_bnd)
-            of_clip_bnk = _of_clips(batch) if "segments" in batch else None
-            of_state, shown = state_losses.loss(logits_bnc, batch, of_clip_bnk)
+            of_state, shown = state_losses.loss(logits_bnc, batch, _of_clips(batch))
             total, metrics = total + self.state_loss.weight * of_state, metrics | shown
         return total, weight, metrics | more
 
@@ -393,9 +387,11 @@ class Denoiser:
         return jnp.sum(loss_bk * weight_bk), jnp.sum(weight_bk), metrics
 
 
-def _of_clips(batch) -> jax.Array:
-    """Which clip of its packed row each token belongs to, one-hot [b, n, k]."""
-    return jax.nn.one_hot(batch["segments"] - 1, batch["frames"].shape[1])
+def _of_clips(batch) -> jax.Array | None:
+    """See `rows.of_clips`; None for a batch of clips of one size."""
+    if "segments" not in batch:
+        return None
+    return rows.of_clips(batch["segments"], batch["frames"].shape[1])
 
 
 def _joined(x: jax.Array) -> jax.Array:

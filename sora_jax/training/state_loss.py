@@ -25,8 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sora_jax.core import config as configs
-from sora_jax.core import sharding
-from sora_jax.models import layers
+from sora_jax.models import layers, rows
 from sora_jax.toyworld import tokens
 
 NAME = "state_head"  # the linear layer among a run's networks
@@ -88,8 +87,6 @@ def loss(
         is one clip.
     """
     shape_bn, motion_bn2 = shown["shown_shape"], shown["shown_motion"]
-    if of_clip_bnk is None:
-        of_clip_bnk = jnp.ones_like(shape_bn, jnp.float32)[..., None]
     shape_bnk, colour_bnk, found_bn2 = jnp.split(found_bnc, _SPLIT, -1)
     nats_bn = _nats(shape_bnk, shape_bn) + _nats(colour_bnk, shown["shown_colour"])
     told_bn2 = jnp.isfinite(motion_bn2)
@@ -103,7 +100,7 @@ def loss(
     )
     total = jnp.sum(weight_bn * (nats_bn + error_bn))
     things = jnp.sum(thing_bn)
-    clips = jnp.sum(_by_clip(jnp.ones_like(thing_bn), of_clip_bnk) > 0)
+    clips = jnp.sum(rows.by_clip(jnp.ones_like(thing_bn), of_clip_bnk) > 0)
 
     def right(logits_bnk, class_bn):
         return jnp.sum((jnp.argmax(logits_bnk, -1) == class_bn) * thing_bn), things
@@ -119,15 +116,11 @@ def loss(
     }
 
 
-def _by_clip(x_bn: jax.Array, of_clip_bnk: jax.Array) -> jax.Array:
-    """Sums over the tokens of each clip, [b, k]."""
-    x_bn = sharding.reshard(x_bn, "batch", None)
-    return jnp.einsum("bn,bnk->bk", x_bn, of_clip_bnk, precision="highest")
-
-
-def _of_tokens(x_bn: jax.Array, of_clip_bnk: jax.Array) -> jax.Array:
-    """The sum over the clip of each token, [b, n]."""
-    sum_bk = _by_clip(x_bn, of_clip_bnk)
+def _of_tokens(x_bn: jax.Array, of_clip_bnk: jax.Array | None) -> jax.Array:
+    """The sum over the clip of each token, [b, n]; None: over the row, [b, 1]."""
+    sum_bk = rows.by_clip(x_bn, of_clip_bnk)
+    if of_clip_bnk is None:
+        return sum_bk
     return jnp.einsum("bk,bnk->bn", sum_bk, of_clip_bnk, precision="highest")
 
 
